@@ -1,0 +1,34 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = next(line.split('"')[1] for line in (here / "minidiff" / "__init__.py").read_text().splitlines()
+               if line.startswith("__version__"))
+
+setup(
+    name="minidiff",
+    version=version,
+    description="Text-to-image diffusion from scratch on NumPy and CuPy: readable, proved, fast.",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["minidiff", "minidiff.*"]) + ["minidiff.data.packed", "minidiff.weights"],
+    package_data={"minidiff.data.packed": ["*.gz", "*.txt"], "minidiff.weights": ["*.safetensors", "*.md"]},
+    install_requires=[
+        "numpy>=2.0",
+        "scipy>=1.11",
+        "pillow>=10.1",
+        "safetensors>=0.4",
+        "tqdm>=4.60",
+        "threadpoolctl>=3.1",       # holds BLAS to one thread while ours share the work
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100"],
+        "lint": ["ruff>=0.6"],
+        "cuda12": ["cupy-cuda12x>=13"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
+    },
+    entry_points={"console_scripts": ["minidiff=minidiff.cli:main"]},
+)
