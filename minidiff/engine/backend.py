@@ -1,0 +1,113 @@
+"""Where arrays live: NumPy on the CPU, CuPy on the GPU, and one stream of random numbers per sample.
+
+Every op asks `xp_of(x)` for the library that owns x, so the same line runs on either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+
+from minidiff.errors import UserError
+
+DEVICES = ("cpu", "cuda")
+
+
+def xp_of(*arrays) -> ModuleType:
+    """The library (numpy or cupy) that owns the arrays; TypeError where they live on two devices."""
+    cupy = sys.modules.get("cupy")                          # an array of cupy's exists only if cupy was imported
+    if cupy is None:
+        return np
+    on_gpu = [isinstance(a, cupy.ndarray) for a in arrays if hasattr(a, "dtype")]
+    if any(on_gpu) and not all(on_gpu):
+        raise TypeError("arrays on two devices in one op: move them to one with backend.to_device")
+    return cupy if any(on_gpu) else np
+
+
+def to_numpy(a) -> np.ndarray:
+    """The array on the CPU (a copy only if it was on a GPU)."""
+    return a if isinstance(a, np.ndarray) else a.get() if hasattr(a, "get") else np.asarray(a)
+
+
+def to_device(a, device: str):
+    """The array on "cpu" or "cuda".  UserError where that device is not to be had."""
+    if device == "cpu":
+        return to_numpy(a)
+    check_device(device)
+    import cupy
+    return cupy.asarray(a)
+
+
+def check_device(device: str) -> None:
+    """UserError, in a sentence that says what is missing, unless arrays can live on `device`."""
+    if device not in DEVICES:
+        raise UserError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
+    if device == "cpu":
+        return
+    try:
+        import cupy
+    except ImportError:
+        raise UserError("device 'cuda' needs CuPy, which is not installed: "
+                        "pip install 'minidiff[cuda12]' or 'minidiff[cuda13]', or use --device cpu") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise UserError(f"device 'cuda' needs an NVIDIA GPU and its driver ({error}): use --device cpu") from None
+    if count == 0:
+        raise UserError("device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu")
+
+
+def keep_freed_memory() -> bool:
+    """Asks the C library to keep freed memory for reuse; returns whether it could (glibc only).
+
+    A fresh large array costs a page fault for every 4 KiB that it touches; a training step frees and
+    asks again for the same sizes, and with this it gets the same pages back.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, FOREVER = -1, -3, 2**31 - 1
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):                       # not glibc
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, FOREVER) and mallopt(M_TRIM_THRESHOLD, FOREVER))
+
+
+class Streams:
+    """One random stream per sample, so that an image does not depend on the batch it was made in.
+
+    Row i of `normal(shape)` depends on sample i's seed and on how often it was called, on nothing else.
+    """
+
+    def __init__(self, seed: int, count: int):
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
+        self._rngs = [np.random.default_rng([int(seed), i]) for i in range(count)]
+
+    @classmethod
+    def of(cls, generators: Sequence[np.random.Generator]) -> Streams:
+        """The streams of given generators, which are shared and not copied."""
+        streams = cls.__new__(cls)
+        streams._rngs = list(generators)
+        return streams
+
+    @classmethod
+    def from_seeds(cls, seeds: Sequence[int]) -> Streams:
+        """One stream for each of the seeds, in their order; sample (seed, 0) of `Streams(seed, n)` is its equal."""
+        return cls.of([np.random.default_rng([int(seed), 0]) for seed in seeds])
+
+    def normal(self, shape: tuple[int, ...], dtype=np.float32) -> np.ndarray:
+        """Standard normal numbers, (len(self), *shape)."""
+        dtype = np.dtype(dtype)
+        drawn = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float32)
+        return np.stack([rng.standard_normal(shape, dtype=drawn) for rng in self._rngs]).astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        return len(self._rngs)
+
+    def __getitem__(self, part: slice) -> Streams:
+        return Streams.of(self._rngs[part])

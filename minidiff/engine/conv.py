@@ -1,0 +1,240 @@
+"""Convolution, channels last, and changes of resolution.
+
+    y[b, i, j, d] = sum_{m, n, c}  x[b, i s + m - p, j s + n - p, c]  w[m, n, c, d]  + bias[d]
+
+with stride s, padding p of zeros, images (B, H, W, C) and weights (kh, kw, C_in, C_out).  (The field's
+convolution: a mathematician's correlation.)  It is linear in x and in w, so three sums are enough for
+everything, and each one's derivatives are the other two:
+
+    correlate(x, w)     y  from x and w
+    correlate_dx(dy, w) dx from dy and w         what a transposed convolution computes
+    correlate_dw(x, dy) dw from x and dy
+
+The plain form stands here: it unrolls all patches into the rows of one matrix (im2col), for one matrix product
+and a buffer kh kw times as large as the image.  Two faster ones, for stride 1, have files of their own:
+
+    conv_shift.py       the same multiplications without that buffer
+    conv_winograd.py    a quarter of the multiplications, for 3 x 3 kernels
+
+`_fastest` chooses by shape; a test holds all three equal.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from minidiff.engine import conv_shift, conv_winograd
+from minidiff.engine.backend import xp_of
+from minidiff.engine.ops import _same_dtype
+from minidiff.engine.tensor import Tensor, record
+
+
+def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
+    """x (B, H, W, C), w (kh, kw, C, D), bias (D,) -> (B, (H+2p-kh)//s + 1, (W+2p-kw)//s + 1, D)."""
+    _check_conv(x, w, bias, 3, stride, padding)
+    if x.shape[3] != w.shape[2]:
+        raise ValueError(f"conv2d: x has {x.shape[3]} channels and w (kh, kw, C_in, C_out) {w.shape} takes {w.shape[2]}")
+    if min(x.shape[1] + 2 * padding - w.shape[0], x.shape[2] + 2 * padding - w.shape[1]) < 0:
+        raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
+    y = correlate(x.data, w.data, stride, padding)
+    if bias is not None:
+        y += bias.data
+
+    def pullback(dy):
+        return (correlate_dx(dy, w.data, x.shape, stride, padding) if x.requires_grad else None,
+                correlate_dw(x.data, dy, w.shape, stride, padding) if w.requires_grad else None,
+                *(() if bias is None else (_sum_rows(dy),)))
+    return record(y, (x, w) if bias is None else (x, w, bias), pullback)
+
+
+def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
+    """The transpose of conv2d, which takes its result's shape back to its input's.
+
+    x (B, H, W, D), w (kh, kw, C, D), bias (C,) -> (B, (H-1)s + kh - 2p, (W-1)s + kw - 2p, C).
+    """
+    _check_conv(x, w, bias, 2, stride, padding)
+    if x.shape[3] != w.shape[3]:
+        raise ValueError(f"conv_transpose2d: x has {x.shape[3]} channels and w (kh, kw, C_out, C_in) {w.shape} "
+                         f"takes {w.shape[3]}")
+    B, H, W, _ = x.shape
+    shape = (B, (H - 1) * stride + w.shape[0] - 2 * padding, (W - 1) * stride + w.shape[1] - 2 * padding, w.shape[2])
+    if min(shape[1:3]) < 1:
+        raise ValueError(f"conv_transpose2d: padding {padding} leaves no pixel of x {x.shape}")
+    y = correlate_dx(x.data, w.data, shape, stride, padding)
+    if bias is not None:
+        y += bias.data
+
+    def pullback(dy):
+        return (correlate(dy, w.data, stride, padding) if x.requires_grad else None,
+                correlate_dw(dy, x.data, w.shape, stride, padding) if w.requires_grad else None,
+                *(() if bias is None else (_sum_rows(dy),)))
+    return record(y, (x, w) if bias is None else (x, w, bias), pullback)
+
+
+# --- the three sums, on arrays ----------------------------------------------------------------------------
+
+def correlate(x, w, stride: int, padding: int):
+    """y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d]."""
+    if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        return (_rows(x) @ w[0, 0]).reshape(*x.shape[:3], -1)
+    form = _fastest(x.shape, w.shape, stride, padding, x)
+    return form.correlate(x, w, padding) if form else plain_correlate(x, w, stride, padding)
+
+
+def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
+    """dx[b,i,j,c] = sum over (m,n,d) and the pixels of y that x[b,i,j] had part in."""
+    if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        return (_rows(dy) @ w[0, 0].T).reshape(x_shape)
+    form = _fastest(x_shape, w.shape, stride, padding, dy)
+    if form:
+        # at stride 1 it is a convolution of dy with the kernel turned by 180 degrees, its channels swapped
+        turned = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))                 # (kh, kw, D, C)
+        return form.correlate(dy, turned, w.shape[0] - 1 - padding)
+    return plain_correlate_dx(dy, w, x_shape, stride, padding)
+
+
+def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
+    """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]."""
+    if w_shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        return (_rows(x).T @ _rows(dy)).reshape(w_shape)
+    form = _fastest(x.shape, w_shape, stride, padding, x)
+    return form.correlate_dw(x, dy, w_shape, padding) if form else plain_correlate_dw(x, dy, w_shape, stride, padding)
+
+
+def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int,
+             like) -> ModuleType | None:
+    """The form that is fastest for a shape, None for the plain one.  Measured by benchmarks/ops.py."""
+    (kh, kw, C, D), pixels = w_shape, x_shape[1] * x_shape[2]
+    if xp_of(like) is not np or like.dtype == np.float16 or stride != 1 or kh != kw or padding >= kh:
+        return None
+    if kh == 3 and min(C, D) >= 32 and (pixels < 100 or C + D > 128):
+        return conv_winograd
+    # small images have many pixels at an edge, whose share of the work conv_shift does in vain
+    return conv_shift if pixels >= 100 else None
+
+
+# --- the plain form: patches as rows ----------------------------------------------------------------------
+
+def plain_correlate(x, w, stride: int, padding: int):
+    kh, kw, C, D = w.shape
+    patches = _patches(_pad(x, padding), kh, kw, stride)                            # (B, Ho, Wo, kh, kw, C)
+    return (patches.reshape(-1, kh * kw * C) @ w.reshape(-1, D)).reshape(*patches.shape[:3], D)
+
+
+def plain_correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
+    xp = xp_of(dy, w)
+    (kh, kw, C, D), (B, H, W, _), (_, Ho, Wo, _) = w.shape, x_shape, dy.shape
+    dpatches = (_rows(dy) @ w.reshape(-1, D).T).reshape(B, Ho, Wo, kh, kw, C)
+    dx = xp.zeros((B, H + 2 * padding, W + 2 * padding, C), dtype=dy.dtype)         # with its padding
+    for m in range(kh):
+        for n in range(kw):
+            dx[:, m:m + Ho * stride:stride, n:n + Wo * stride:stride] += dpatches[:, :, :, m, n]
+    return xp.ascontiguousarray(dx[:, padding:padding + H, padding:padding + W])
+
+
+def plain_correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
+    kh, kw, C, D = w_shape
+    patches = _patches(_pad(x, padding), kh, kw, stride)[:, :dy.shape[1], :dy.shape[2]]
+    return (patches.reshape(-1, kh * kw * C).T @ _rows(dy)).reshape(w_shape)
+
+
+def _pad(x, padding: int):
+    return xp_of(x).pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
+
+
+def _patches(x, kh: int, kw: int, stride: int):
+    """A view of every patch: (B, H, W, C) -> (B, Ho, Wo, kh, kw, C)."""
+    B, H, W, C = x.shape
+    b, h, w, c = x.strides
+    shape = B, (H - kh) // stride + 1, (W - kw) // stride + 1, kh, kw, C
+    return xp_of(x).lib.stride_tricks.as_strided(x, shape, (b, h * stride, w * stride, h, w, c))
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _sum_rows(x):
+    """The sum over all axes but the last, as a product with ones: BLAS reads x once, in order."""
+    rows = _rows(x)
+    return xp_of(x).ones(len(rows), dtype=x.dtype) @ rows
+
+
+def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride: int, padding: int) -> None:
+    if x.ndim != 4 or w.ndim != 4:
+        raise ValueError(f"convolution takes x (B, H, W, C) and w (kh, kw, C_in, C_out), not {x.shape} and {w.shape}")
+    if not (_is_whole(stride) and _is_whole(padding) and stride >= 1 and padding >= 0):
+        raise ValueError(f"convolution takes whole numbers stride >= 1 and padding >= 0, not {stride} and {padding}")
+    if bias is not None and bias.shape != (w.shape[axis_out],):
+        raise ValueError(f"convolution: bias must have shape {(w.shape[axis_out],)}, not {bias.shape}")
+    _same_dtype(x, w, *(() if bias is None else (bias,)))
+
+
+# --- resolution -------------------------------------------------------------------------------------------
+
+def upsample_nearest(x: Tensor, factor: int = 2) -> Tensor:
+    """Each pixel becomes factor x factor equal ones: (B, H, W, C) -> (B, fH, fW, C)."""
+    _check_images("upsample_nearest", x, factor)
+    B, H, W, C = x.shape
+    xp, f = xp_of(x.data), factor
+    y = xp.broadcast_to(x.data[:, :, None, :, None], (B, H, f, W, f, C)).reshape(B, H * f, W * f, C)
+    return record(y, (x,), lambda dy: (dy.reshape(B, H, f, W, f, C).sum(axis=(2, 4)),))
+
+
+def average_pool(x: Tensor, factor: int = 2) -> Tensor:
+    """The mean of each factor x factor square: (B, H, W, C) -> (B, H/f, W/f, C)."""
+    _check_divisible("average_pool", x, factor)
+    B, H, W, C = x.shape
+    xp, f = xp_of(x.data), factor
+    y = x.data.reshape(B, H // f, f, W // f, f, C).mean(axis=(2, 4))
+
+    def pullback(dy):
+        dx = xp.broadcast_to((dy / (f * f))[:, :, None, :, None], (B, H // f, f, W // f, f, C))
+        return (dx.reshape(x.shape),)
+    return record(y, (x,), pullback)
+
+
+def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
+    """Squares of pixels into channels, nothing lost: (B, H, W, C) -> (B, H/f, W/f, f f C)."""
+    _check_divisible("space_to_depth", x, factor)
+    B, H, W, C = x.shape
+    f = factor
+    y = x.data.reshape(B, H // f, f, W // f, f, C).swapaxes(2, 3).reshape(B, H // f, W // f, f * f * C)
+    return record(y, (x,), lambda dy: (_depth_to_space(dy, f),))
+
+
+def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
+    """The inverse of space_to_depth: (B, H, W, f f C) -> (B, fH, fW, C)."""
+    _check_images("depth_to_space", x, factor)
+    B, H, W, C = x.shape
+    f = factor
+    if C % (f * f):
+        raise ValueError(f"depth_to_space: {C} channels are no multiple of {f} x {f}")
+
+    def pullback(dy):
+        return (dy.reshape(B, H, f, W, f, C // (f * f)).swapaxes(2, 3).reshape(x.shape),)
+    return record(_depth_to_space(x.data, f), (x,), pullback)
+
+
+def _depth_to_space(x, f: int):
+    B, H, W, C = x.shape
+    return x.reshape(B, H, W, f, f, C // (f * f)).swapaxes(2, 3).reshape(B, H * f, W * f, C // (f * f))
+
+
+def _check_images(op: str, x: Tensor, factor: int) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"{op} takes x (B, H, W, C), not {x.shape}")
+    if not (_is_whole(factor) and factor >= 1):
+        raise ValueError(f"{op} takes a whole number of at least 1 as factor, not {factor}")
+
+
+def _check_divisible(op: str, x: Tensor, factor: int) -> None:
+    _check_images(op, x, factor)
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"{op} takes x (B, H, W, C) with H and W multiples of {factor}, not {x.shape}")
+
+
+def _is_whole(number) -> bool:
+    return isinstance(number, (int, np.integer))

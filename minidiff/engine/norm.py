@@ -1,0 +1,111 @@
+"""Normalisation over groups of channels, and over a token's channels.
+
+    x_hat = (x - mean) / sqrt(var + eps)            mean, var over the group
+    y     = gamma x_hat + beta
+
+Group norm (Wu & He 2018): over all pixels of an image and the channels of one of G groups.  Layer norm (Ba
+et al. 2016): over the channels of one token.  gamma and beta are (C,), or (B, C) where each sample brings
+its own: then it is the adaptive norm by which a UNet hears of the time and the caption.
+
+For an image both directions are one affine function for each channel, y = a x + b and dx = a dy + p x + q,
+whose coefficients (B, C) come from a few sums.  So no x_hat is kept for the way back: only x, mean and rstd.
+"""
+
+from __future__ import annotations
+
+from minidiff.engine.backend import xp_of
+from minidiff.engine.ops import _same_dtype
+from minidiff.engine.tensor import Tensor, record
+
+
+def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+    """x (B, ..., C), gamma and beta (C,) or (B, C) -> (B, ..., C).  C must be a multiple of groups."""
+    B, C = x.shape[0], x.shape[-1]
+    if groups < 1 or C % groups:
+        raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
+    if gamma.shape not in ((C,), (B, C)) or beta.shape != gamma.shape:
+        raise ValueError(f"group_norm: gamma and beta must both be {(C,)} or {(B, C)}, not {gamma.shape}, {beta.shape}")
+    _same_dtype(x, gamma, beta)
+    xp = xp_of(x.data)
+    rows, g, b = _wide(x.data).reshape(B, -1, C), _wide(gamma.data), _wide(beta.data)    # (B, N, C)
+    N = rows.shape[1]
+    n = N * C // groups                                     # elements of a group
+
+    def per_group(sums):
+        """(B, C) sums over pixels -> the sums of each channel's whole group, (B, C)."""
+        sums = sums.reshape(B, groups, C // groups).sum(axis=2, keepdims=True)
+        return xp.broadcast_to(sums, (B, groups, C // groups)).reshape(B, C)
+
+    # mean = sum x / n,   var = sum (x - mean)^2 / n  (in two passes: a large mean must not swallow the variance)
+    mean = per_group(_sum_pixels(rows)) / n                                         # (B, C)
+    y = rows - mean[:, None]
+    var = per_group(_sum_products(y, y)) / n                                        # (B, C)
+    rstd = 1 / xp.sqrt(var + eps)
+    # y = gamma (x - mean) rstd + beta
+    y *= (g * rstd)[:, None]
+    y += b[:, None] if b.ndim == 2 else b
+
+    def pullback(dy):
+        dy = _wide(dy).reshape(B, N, C)
+        sum_dy = _sum_pixels(dy)                                                    # (B, C)
+        # sum dy x_hat = (sum dy x - mean sum dy) rstd
+        sum_dy_xhat = (_sum_products(dy, rows) - mean * sum_dy) * rstd              # (B, C)
+        dgamma, dbeta = sum_dy_xhat, sum_dy
+        if gamma.ndim == 1:
+            dgamma, dbeta = dgamma.sum(axis=0), dbeta.sum(axis=0)
+        dx = None
+        if x.requires_grad:
+            # dx_hat = gamma dy,   dx = rstd (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat))
+            m0 = per_group(g * sum_dy) / n                                 # mean(dx_hat)
+            m1 = per_group(g * sum_dy_xhat) / n                            # mean(dx_hat x_hat)
+            a, p = g * rstd, -rstd * rstd * m1
+            q = -rstd * m0 - p * mean
+            # dx = a dy + p x + q
+            dx = rows * p[:, None]
+            dx += q[:, None]
+            dx += dy * a[:, None]
+            dx = _narrow(dx.reshape(x.shape), x)
+        return dx, _narrow(dgamma, x), _narrow(dbeta, x)
+    return record(_narrow(y.reshape(x.shape), x), (x, gamma, beta), pullback)
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+    """x (..., C), gamma and beta (C,) -> (..., C)."""
+    C = x.shape[-1]
+    if gamma.shape != (C,) or beta.shape != (C,):
+        raise ValueError(f"layer_norm: gamma and beta must be {(C,)}, not {gamma.shape} and {beta.shape}")
+    _same_dtype(x, gamma, beta)
+    xp = xp_of(x.data)
+    x_hat, g = _wide(x.data), _wide(gamma.data)
+    x_hat = x_hat - x_hat.mean(axis=-1, keepdims=True)
+    rstd = 1 / xp.sqrt((x_hat * x_hat).mean(axis=-1, keepdims=True) + eps)
+    x_hat *= rstd
+
+    def pullback(dy):
+        dy = _wide(dy)
+        dx_hat = dy * g
+        dx = rstd * (dx_hat - dx_hat.mean(axis=-1, keepdims=True)
+                     - x_hat * (dx_hat * x_hat).mean(axis=-1, keepdims=True))
+        dgamma, dbeta = (dy * x_hat).reshape(-1, C).sum(axis=0), dy.reshape(-1, C).sum(axis=0)
+        return _narrow(dx, x), _narrow(dgamma, x), _narrow(dbeta, x)
+    return record(_narrow(x_hat * g + _wide(beta.data), x), (x, gamma, beta), pullback)
+
+
+def _wide(a):
+    """float16 as float32, in which sums and squares do not overflow."""
+    return a.astype("float32") if a.dtype == "float16" else a
+
+
+def _narrow(a, x: Tensor):
+    return a.astype(x.dtype, copy=False)
+
+
+def _sum_pixels(x):
+    """(B, N, C) -> (B, C), as a product with ones: BLAS reads x once, in order."""
+    ones = xp_of(x).ones((1, x.shape[1]), dtype=x.dtype)
+    return (ones @ x)[:, 0]
+
+
+def _sum_products(x, y):
+    """sum_n x[b, n, c] y[b, n, c], (B, C)."""
+    return xp_of(x).einsum("bnc,bnc->bc", x, y)

@@ -1,0 +1,370 @@
+"""The elementary ops: each computes y and, beside it, the pullback dy -> dx.
+
+    y = f(x)                    dx = dy f'(x)
+    z = x + y                   dx = dy = dz,  summed over the axes that broadcasting repeated
+    y = sum(x)                  dx = dy, repeated along the summed axes
+    z = x @ y                   dx = dz y^T,  dy = x^T dz
+    y = softmax(x)              dx = y (dy - sum(y dy))
+
+Arrays of two floating dtypes do not meet in an op: nothing is upcast silently.  Python numbers take the
+dtype of the Tensor that they meet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidiff.engine.backend import xp_of
+from minidiff.engine.tensor import Tensor, record
+
+Axes = int | tuple[int, ...] | None
+
+
+# --- arithmetic, with broadcasting ------------------------------------------------------------------------
+
+def add(x, y) -> Tensor:
+    x, y = _pair(x, y)
+    return record(x.data + y.data, (x, y), lambda dz: (_unbroadcast(dz, x), _unbroadcast(dz, y)))
+
+
+def sub(x, y) -> Tensor:
+    x, y = _pair(x, y)
+    return record(x.data - y.data, (x, y), lambda dz: (_unbroadcast(dz, x), _unbroadcast(-dz, y)))
+
+
+def mul(x, y) -> Tensor:
+    x, y = _pair(x, y)
+
+    def pullback(dz):
+        return (_unbroadcast(dz * y.data, x) if x.requires_grad else None,
+                _unbroadcast(dz * x.data, y) if y.requires_grad else None)
+    return record(x.data * y.data, (x, y), pullback)
+
+
+def div(x, y) -> Tensor:
+    x, y = _pair(x, y)
+
+    def pullback(dz):
+        return (_unbroadcast(dz / y.data, x) if x.requires_grad else None,
+                _unbroadcast(-dz * x.data / (y.data * y.data), y) if y.requires_grad else None)
+    return record(x.data / y.data, (x, y), pullback)
+
+
+def power(x: Tensor, n: float) -> Tensor:
+    """x**n for a constant n."""
+    if isinstance(n, Tensor):
+        raise TypeError("power takes a constant exponent; write exp(y * log(x)) for a Tensor y")
+    n = float(n)                                            # NumPy's own float64 would upcast x
+    return record(x.data ** n, (x,), lambda dy: (dy * (n * x.data ** (n - 1)) if n else 0 * dy,))
+
+
+def matmul(x, y) -> Tensor:
+    """x (..., M, K) @ y (..., K, N) -> (..., M, N); leading axes broadcast."""
+    x, y = _pair(x, y)
+    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
+        raise ValueError(f"matmul takes x (..., M, K) and y (..., K, N), not {x.shape} and {y.shape}")
+    if y.ndim == 2:                                         # one product for all the rows of x, not one each
+        K, N = y.shape
+        rows = x.data.reshape(-1, K)                        # (M', K)
+
+        def pullback(dz):
+            dz = dz.reshape(-1, N)                          # (M', N)
+            return (dz @ y.data.T).reshape(x.shape) if x.requires_grad else None, \
+                rows.T @ dz if y.requires_grad else None
+        return record((rows @ y.data).reshape(*x.shape[:-1], N), (x, y), pullback)
+
+    def pullback(dz):
+        return (_unbroadcast(dz @ y.data.swapaxes(-1, -2), x) if x.requires_grad else None,
+                _unbroadcast(x.data.swapaxes(-1, -2) @ dz, y) if y.requires_grad else None)
+    return record(x.data @ y.data, (x, y), pullback)
+
+
+# --- functions of one element -----------------------------------------------------------------------------
+
+def exp(x: Tensor) -> Tensor:
+    y = xp_of(x.data).exp(x.data)
+    return record(y, (x,), lambda dy: (dy * y,))
+
+
+def log(x: Tensor) -> Tensor:
+    return record(xp_of(x.data).log(x.data), (x,), lambda dy: (dy / x.data,))
+
+
+def sqrt(x: Tensor) -> Tensor:
+    y = xp_of(x.data).sqrt(x.data)
+    return record(y, (x,), lambda dy: (dy / (2 * y),))
+
+
+def tanh(x: Tensor) -> Tensor:
+    y = xp_of(x.data).tanh(x.data)
+    return record(y, (x,), lambda dy: (dy * (1 - y * y),))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    y = _sigmoid(x.data)
+    return record(y, (x,), lambda dy: (dy * y * (1 - y),))
+
+
+def relu(x: Tensor) -> Tensor:
+    return record(xp_of(x.data).maximum(x.data, 0), (x,), lambda dy: (dy * (x.data > 0),))
+
+
+def silu(x: Tensor) -> Tensor:
+    """y = x sigmoid(x)  (Elfwing et al. 2018)."""
+    # sigmoid(x) = (1 + t)/2  with  h = x/2, t = tanh(h):     y = h (1 + t)
+    xp = xp_of(x.data)
+    h = x.data * 0.5
+    y = xp.tanh(h)
+    y *= h
+    y += h
+
+    def pullback(dy):
+        # dy/dx = (1 + t)/2 (1 + h (1 - t))
+        h = x.data * 0.5
+        t = xp.tanh(h)
+        h -= h * t
+        h += 1
+        t += 1
+        h *= t
+        h *= 0.5
+        h *= dy
+        return (h,)
+    return record(y, (x,), pullback)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """y = x Phi(x), in the tanh form (Hendrycks & Gimpel 2016, section 2)."""
+    # u = sqrt(2/pi) (x + 0.044715 x^3),     y = x (1 + tanh u)/2
+    c, k = math.sqrt(2 / math.pi), 0.044715
+    xp = xp_of(x.data)
+    z = x.data.clip(-10, 10)                                # beyond it tanh u is 1, and x^3 might overflow
+    t = xp.tanh(c * z * (1 + k * z * z))
+
+    def pullback(dy):
+        du = c * (1 + 3 * k * z * z)
+        return (dy * 0.5 * (1 + t + x.data * (1 - t * t) * du),)
+    return record(0.5 * x.data * (1 + t), (x,), pullback)
+
+
+def absolute(x: Tensor) -> Tensor:
+    xp = xp_of(x.data)
+    return record(xp.abs(x.data), (x,), lambda dy: (dy * xp.sign(x.data),))
+
+
+def clip(x: Tensor, low: float, high: float) -> Tensor:
+    """x within [low, high]; no gradient passes where it was clipped."""
+    low, high = float(low), float(high)                     # NumPy's own float64 would upcast x
+    return record(x.data.clip(low, high), (x,), lambda dy: (dy * ((x.data >= low) & (x.data <= high)),))
+
+
+def where(condition, x, y) -> Tensor:
+    """x where condition (a boolean array), else y."""
+    x, y = _pair(x, y)
+    xp = xp_of(condition, x.data)
+
+    def pullback(dz):
+        return _unbroadcast(xp.where(condition, dz, 0), x), _unbroadcast(xp.where(condition, 0, dz), y)
+    return record(xp.where(condition, x.data, y.data), (x, y), pullback)
+
+
+# --- reductions -------------------------------------------------------------------------------------------
+
+def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noqa: A001  (the field's name)
+    xp = xp_of(x.data)
+
+    def pullback(dy):
+        return (xp.broadcast_to(_restore(dy, x, axis, keepdims), x.shape),)
+    return record(xp.asarray(x.data.sum(axis=axis, keepdims=keepdims)), (x,), pullback)
+
+
+def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    xp = xp_of(x.data)
+    y = xp.asarray(x.data.mean(axis=axis, keepdims=keepdims))
+    n = x.size // max(y.size, 1)                            # elements averaged for each result
+
+    def pullback(dy):
+        return (xp.broadcast_to(_restore(dy, x, axis, keepdims) / n, x.shape),)
+    return record(y, (x,), pullback)
+
+
+def maximum_of(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
+    """The largest element along an axis; ties share the gradient equally."""
+    xp = xp_of(x.data)
+    y = x.data.max(axis=axis, keepdims=True)
+
+    def pullback(dy):
+        chosen = x.data == y
+        return (_restore(dy, x, axis, keepdims) * chosen / chosen.sum(axis=axis, keepdims=True).astype(x.dtype),)
+    return record(xp.asarray(y if keepdims else y.squeeze(axis)), (x,), pullback)
+
+
+# --- shapes -----------------------------------------------------------------------------------------------
+
+def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return record(x.data.reshape(shape), (x,), lambda dy: (dy.reshape(x.shape),))
+
+
+def transpose(x: Tensor, axes: Sequence[int]) -> Tensor:
+    back = np.argsort([a % x.ndim for a in axes])
+    return record(x.data.transpose(axes), (x,), lambda dy: (dy.transpose(back),))
+
+
+def concat(xs: Sequence[Tensor], axis: int = -1) -> Tensor:
+    xp = xp_of(*(x.data for x in xs))
+    ends = np.cumsum([x.shape[axis] for x in xs])[:-1].tolist()
+    _same_dtype(*xs)
+    return record(xp.concatenate([x.data for x in xs], axis=axis), xs, lambda dy: xp.split(dy, ends, axis=axis))
+
+
+def getitem(x: Tensor, index) -> Tensor:
+    """x[index] for ints, slices, None, boolean masks and integer arrays (a repeated index adds up)."""
+    xp = xp_of(x.data)
+
+    def pullback(dy):
+        dx = xp.zeros_like(x.data)
+        if _is_basic(index):
+            dx[index] = dy
+        elif xp is np:
+            np.add.at(dx, index, dy)
+        else:
+            xp.add.at(dx, index, dy)
+        return (dx,)
+    return record(xp.asarray(x.data[index]), (x,), pullback)
+
+
+def embedding(table: Tensor, ids) -> Tensor:
+    """table (V, C), ids (...) int -> (..., C): row ids[...] of the table."""
+    _check_ids("embedding takes ids", ids, table.shape[0])
+    xp = xp_of(table.data)
+
+    def pullback(dy):
+        dtable = xp.zeros_like(table.data)                  # (V, C)
+        xp.add.at(dtable, ids.reshape(-1), dy.reshape(-1, table.shape[1]))
+        return (dtable,)
+    return record(table.data[ids], (table,), pullback)
+
+
+# --- softmax and what is made of it -----------------------------------------------------------------------
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    y = _softmax(x.data, axis)
+    return record(y, (x,), lambda dy: (y * (dy - (y * dy).sum(axis=axis, keepdims=True)),))
+
+
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    xp = xp_of(x.data)
+    y = x.data - x.data.max(axis=axis, keepdims=True)       # so that no exponential overflows
+    y = y - xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
+
+    def pullback(dy):
+        return (dy - xp.exp(y) * dy.sum(axis=axis, keepdims=True),)
+    return record(y, (x,), pullback)
+
+
+def cross_entropy(logits: Tensor, labels) -> Tensor:
+    """Mean of -log softmax(logits)[label], in nats.  logits (B, K), labels (B,) int of 0..K-1 -> ()."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"cross_entropy takes logits (B, K) and labels (B,), not {logits.shape} and {labels.shape}")
+    _check_ids("cross_entropy takes labels", labels, logits.shape[1])
+    xp = xp_of(logits.data)
+    rows = xp.arange(len(labels))
+    return -mean(getitem(log_softmax(logits), (rows, labels)))
+
+
+def dropout(x: Tensor, p: float, rng: np.random.Generator | None) -> Tensor:
+    """Each element is 0 with probability p, else x/(1-p).  rng None (evaluation) or p = 0: x itself."""
+    if not 0 <= p < 1:
+        raise ValueError(f"p must be in [0, 1), not {p}")
+    if rng is None or p == 0:
+        return x
+    xp = xp_of(x.data)
+    scale = xp.asarray((rng.random(x.shape, dtype=np.float32) >= p) / np.float32(1 - p)).astype(x.dtype)
+    return record(x.data * scale, (x,), lambda dy: (dy * scale,))
+
+
+# --- the pieces that ops share ----------------------------------------------------------------------------
+
+def _pair(x, y) -> tuple[Tensor, Tensor]:
+    """Both as Tensors of one dtype; a bare number or array takes the Tensor's."""
+    if not isinstance(x, Tensor):
+        x = _like(x, y)
+    if not isinstance(y, Tensor):
+        y = _like(y, x)
+    _same_dtype(x, y)
+    return x, y
+
+
+def _like(number, x: Tensor) -> Tensor:
+    if hasattr(number, "dtype") and number.ndim:            # an array keeps its dtype, and must match
+        return Tensor(number)
+    return Tensor(xp_of(x.data).asarray(number, dtype=x.dtype))
+
+
+def _same_dtype(*xs: Tensor) -> None:
+    if any(x.dtype != xs[0].dtype for x in xs):
+        raise TypeError(f"an op takes one dtype, not {' and '.join(str(x.dtype) for x in xs)}: convert one of them")
+
+
+def _check_ids(takes: str, ids, count: int) -> None:
+    """Python would read -1 as the last of them, in silence."""
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{takes} that are whole numbers, not {ids.dtype}")
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= count):
+        raise IndexError(f"{takes} of 0..{count - 1}, not {int(ids.min())}..{int(ids.max())}")
+
+
+def _unbroadcast(dz, x: Tensor):
+    """Sums dz over the axes along which broadcasting had repeated x."""
+    if dz.shape == x.shape:
+        return dz
+    extra = dz.ndim - x.ndim
+    repeated = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and dz.shape[i + extra] != 1)
+    return dz.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(x.shape)
+
+
+def _restore(dy, x: Tensor, axis: Axes, keepdims: bool):
+    """Gives a reduction's cotangent its reduced axes back, with length 1."""
+    if keepdims:
+        return dy
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = {a % x.ndim for a in axes}
+    return dy.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
+
+
+def _is_basic(index) -> bool:
+    """Whether an index selects each element at most once, by slices and ints alone."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(part, (int, slice, type(None), type(Ellipsis))) for part in parts)
+
+
+def _sigmoid(x):
+    # sigmoid(x) = (1 + tanh(x/2))/2, which overflows nowhere
+    return 0.5 * xp_of(x).tanh(0.5 * x) + 0.5
+
+
+def _softmax(x, axis: int):
+    xp = xp_of(x)
+    y = xp.exp(x - x.max(axis=axis, keepdims=True))
+    y /= y.sum(axis=axis, keepdims=True)
+    return y
+
+
+def _install_operators() -> None:
+    """x + y, x @ y, x[i] ... on Tensors."""
+    Tensor.__add__, Tensor.__radd__ = add, lambda x, y: add(y, x)
+    Tensor.__sub__, Tensor.__rsub__ = sub, lambda x, y: sub(y, x)
+    Tensor.__mul__, Tensor.__rmul__ = mul, lambda x, y: mul(y, x)
+    Tensor.__truediv__, Tensor.__rtruediv__ = div, lambda x, y: div(y, x)
+    Tensor.__matmul__, Tensor.__rmatmul__ = matmul, lambda x, y: matmul(y, x)
+    Tensor.__neg__ = lambda x: mul(x, -1)
+    Tensor.__pow__ = power
+    Tensor.__getitem__ = getitem
+    Tensor.sum, Tensor.mean = sum, mean
+    Tensor.reshape = lambda x, *shape: reshape(x, shape[0] if isinstance(shape[0], tuple) else shape)
+    Tensor.transpose = lambda x, *axes: transpose(x, axes)
+
+
+_install_operators()
