@@ -1,0 +1,114 @@
+"""The layers that networks are made of.  Each takes the generator that its first weights are drawn from.
+
+Weights start as N(0, 1/fan_in), which keeps the size of what flows through; biases at 0.  `zero=True` starts
+a layer at 0: the last layer of a residual branch, so that a block begins as the identity.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minidiff.engine import conv, norm, ops
+from minidiff.engine.backend import xp_of
+from minidiff.engine.tensor import Tensor
+from minidiff.nn.module import Module
+
+
+def parameter(shape: tuple[int, ...], std: float, rng: np.random.Generator) -> Tensor:
+    values = rng.standard_normal(shape, dtype=np.float32) * np.float32(std) if std else np.zeros(shape, np.float32)
+    return Tensor(values, requires_grad=True)
+
+
+class Linear(Module):
+    """y = x w + b on the last axis: (..., C) -> (..., D)."""
+
+    def __init__(self, C: int, D: int, rng: np.random.Generator, *, zero: bool = False):
+        self.w = parameter((C, D), 0 if zero else 1 / math.sqrt(C), rng)
+        self.b = parameter((D,), 0, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w + self.b
+
+
+class Conv2d(Module):
+    """(B, H, W, C) -> (B, H', W', D); the default padding keeps H and W at stride 1."""
+
+    def __init__(self, C: int, D: int, rng: np.random.Generator, *, kernel: int = 3, stride: int = 1,
+                 padding: int | None = None, zero: bool = False):
+        self.w = parameter((kernel, kernel, C, D), 0 if zero else 1 / (kernel * math.sqrt(C)), rng)
+        self.b = parameter((D,), 0, rng)
+        self.stride, self.padding = stride, kernel // 2 if padding is None else padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv.conv2d(x, self.w, self.b, self.stride, self.padding)
+
+
+class GroupNorm(Module):
+    """(B, ..., C) -> (B, ..., C), each group of channels to mean 0 and variance 1, then gamma and beta."""
+
+    def __init__(self, C: int, groups: int):
+        if C % groups:
+            raise ValueError(f"GroupNorm: {C} channels do not divide into {groups} groups")
+        self.groups = groups
+        self.gamma, self.beta = _ones(C), _zeros(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm.group_norm(x, self.groups, self.gamma, self.beta)
+
+
+class LayerNorm(Module):
+    """(..., C) -> (..., C), each token to mean 0 and variance 1, then gamma and beta."""
+
+    def __init__(self, C: int):
+        self.gamma, self.beta = _ones(C), _zeros(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm.layer_norm(x, self.gamma, self.beta)
+
+
+class Embedding(Module):
+    """Row ids[...] of a table: (...) int -> (..., C)."""
+
+    def __init__(self, count: int, C: int, rng: np.random.Generator, *, std: float = 1.0):
+        self.table = parameter((count, C), std, rng)
+
+    def forward(self, ids) -> Tensor:
+        return ops.embedding(self.table, ids)
+
+
+class Dropout(Module):
+    """While training, each element is zeroed with probability p and the others grow by 1/(1-p)."""
+
+    def __init__(self, p: float):
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be in [0, 1), not {p}")
+        self.p = p
+
+    def forward(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        if self.training and self.p and rng is None:
+            raise ValueError("Dropout: training needs the generator rng to draw from; call eval() otherwise")
+        return ops.dropout(x, self.p, rng if self.training else None)
+
+
+def sinusoidal_embedding(t, dim: int, max_period: float = 10_000.0, dtype=np.float32):
+    """The position t as cosines and sines of geometrically falling frequencies (Vaswani et al. 2017, 3.5).
+
+    t (B,) numbers -> (B, dim) of dtype, dim even.  A function of t alone, not of the place in the batch.
+    """
+    if dim % 2:
+        raise ValueError(f"sinusoidal_embedding: dim must be even, not {dim}")
+    xp = xp_of(t)
+    # freq_k = max_period^(-k / (dim/2)),   (cos(t freq_k), sin(t freq_k))
+    freq = max_period ** -(xp.arange(dim // 2, dtype=xp.float64) / (dim // 2))      # (dim/2,)
+    angle = t.astype(xp.float64)[:, None] * freq                                    # (B, dim/2)
+    return xp.concatenate([xp.cos(angle), xp.sin(angle)], axis=1).astype(dtype)     # (B, dim)
+
+
+def _ones(C: int) -> Tensor:
+    return Tensor(np.ones(C, np.float32), requires_grad=True)
+
+
+def _zeros(C: int) -> Tensor:
+    return Tensor(np.zeros(C, np.float32), requires_grad=True)

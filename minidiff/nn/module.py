@@ -1,0 +1,83 @@
+"""Module: a function with named parameters.
+
+A module's attributes that are Tensors are its parameters, those that are Modules (or lists of them) its
+parts; a parameter's name is the path to it, "down.0.conv1.w".  Nothing is registered and nothing is hidden:
+`parameters()` looks at the attributes when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minidiff.engine.backend import to_device, to_numpy
+from minidiff.engine.tensor import Tensor
+
+
+class Module:
+    """A part of a network.  Subclasses set attributes in __init__ and compute in `forward`."""
+
+    training = False                                        # only dropout asks
+
+    def __call__(self, *args):
+        return self.forward(*args)
+
+    def forward(self, *args):
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all its parts, with their names, in the order of definition."""
+        yield prefix, self
+        for name, value in vars(self).items():
+            parts = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
+            for i, part in parts:
+                if isinstance(part, Module):
+                    yield from part.modules(f"{prefix}{name}." if i is None else f"{prefix}{name}.{i}.")
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter by its name, in the order of definition."""
+        return {prefix + name: value for prefix, module in self.modules()
+                for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+    def parameter_count(self) -> int:
+        return sum(p.size for p in self.parameters().values())
+
+    def train(self, mode: bool = True) -> Module:
+        for _, module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters, on the CPU."""
+        return {name: to_numpy(p.data).copy() for name, p in self.parameters().items()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Sets all parameters, converted to this module's dtypes; ValueError, and nothing set, where names or
+        shapes do not match."""
+        parameters = self.parameters()
+        for name in [*parameters, *state]:
+            if name not in state or name not in parameters:
+                where = "is missing from" if name in parameters else "is unknown, and in"
+                raise ValueError(f"state: parameter {name!r} {where} the state given to {type(self).__name__}")
+            if state[name].shape != parameters[name].shape:
+                raise ValueError(f"state: {name!r} has shape {state[name].shape}, and "
+                                 f"{type(self).__name__} takes {parameters[name].shape}")
+        for name, p in parameters.items():
+            like = p.data
+            p.data = to_device(np.array(state[name], dtype=like.dtype), "cpu" if isinstance(like, np.ndarray) else "cuda")
+
+    def astype(self, dtype) -> Module:
+        """Converts all parameters in place (float64 for gradient checks)."""
+        for p in self.parameters().values():
+            p.data, p.grad = p.data.astype(dtype), None
+        return self
+
+    def to(self, device: str) -> Module:
+        """Moves all parameters to "cpu" or "cuda" in place."""
+        for p in self.parameters().values():
+            p.data, p.grad = to_device(p.data, device), None
+        return self

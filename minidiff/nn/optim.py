@@ -1,0 +1,132 @@
+"""AdamW, clipping, the learning rate's course, and the moving average of the weights.
+
+    m <- b1 m + (1 - b1) g              v <- b2 v + (1 - b2) g^2
+    w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w ),   m^ = m / (1 - b1^n),  v^ = v / (1 - b2^n)
+
+(Kingma & Ba 2015, algorithm 1; decoupled decay: Loshchilov & Hutter 2019, algorithm 2.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.engine.backend import to_device, to_numpy, xp_of
+from minidiff.engine.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    decay: float = 0.01                     # of matrices and kernels; vectors (biases, norms) do not decay
+
+
+class AdamW:
+    """Updates parameters (name -> Tensor) in place from a list of gradients in the same order."""
+
+    def __init__(self, parameters: dict[str, Tensor], config: AdamWConfig = AdamWConfig()):  # noqa: B008 (frozen)
+        self.parameters, self.config, self.n = parameters, config, 0
+        self.m = {name: xp_of(p.data).zeros_like(p.data) for name, p in parameters.items()}
+        self.v = {name: xp_of(p.data).zeros_like(p.data) for name, p in parameters.items()}
+
+    def step(self, grads: Sequence, lr: float) -> None:
+        c = self.config
+        self.n += 1
+        m_scale = 1 / (1 - c.b1**self.n)
+        v_scale = 1 / (1 - c.b2**self.n)
+        for (name, p), g in zip(self.parameters.items(), grads, strict=True):
+            m, v, w = self.m[name], self.v[name], p.data
+            # m <- b1 m + (1 - b1) g
+            m *= c.b1
+            m += (1 - c.b1) * g
+            # v <- b2 v + (1 - b2) g^2
+            v *= c.b2
+            v += (1 - c.b2) * (g * g)
+            # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
+            update = v * v_scale
+            xp_of(w).sqrt(update, out=update)
+            update += c.eps
+            xp_of(w).divide(m, update, out=update)
+            update *= lr * m_scale
+            if w.ndim > 1:
+                w *= 1 - lr * c.decay
+            w -= update
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {f"{kind}.{name}": to_numpy(a).copy() for kind, held in (("m", self.m), ("v", self.v))
+                for name, a in held.items()} | {"n": np.array(self.n, dtype=np.int64)}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        self.n = int(state["n"])
+        for kind, held in (("m", self.m), ("v", self.v)):
+            for name, a in held.items():
+                held[name] = to_device(np.array(state[f"{kind}.{name}"]), "cpu" if isinstance(a, np.ndarray) else "cuda")
+
+
+def clip_by_norm(grads: Sequence, max_norm: float) -> float:
+    """Scales all gradients in place by one factor so that their common 2-norm is at most max_norm.
+
+    Returns the norm before; where it is not finite the gradients are left as they are.
+    """
+    norm = math.sqrt(sum(float(xp_of(g).vdot(g, g)) for g in grads))
+    if math.isfinite(norm) and norm > max_norm:
+        for g in grads:
+            g *= max_norm / norm
+    return norm
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """lr rises in a straight line over `warmup` steps to `peak`, then falls along half a cosine to 0 at `steps`."""
+
+    peak: float
+    steps: int
+    warmup: int = 50
+
+    def __call__(self, step: int) -> float:
+        """The rate of step 0, 1, ..., steps - 1; beyond the last it stays at the last step's."""
+        step = min(step, self.steps - 1)
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        progress = (step - self.warmup + 1) / (self.steps - self.warmup + 1)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class EMA:
+    """The exponential moving average of the weights: what is sampled from.
+
+        ema <- d_n ema + (1 - d_n) w,    d_n = min(decay, (1 + n) / (10 + n))
+
+    The warm-up of d_n lets it forget the first, random weights.  It holds parameters only: no table or
+    schedule is ever averaged.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], decay: float = 0.999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        self.parameters, self.decay, self.n = parameters, decay, 0
+        self.average = {name: p.data.copy() for name, p in parameters.items()}
+
+    def step(self) -> None:
+        d = self.decay_at(self.n)
+        self.n += 1
+        for name, p in self.parameters.items():
+            # ema <- ema + (1 - d)(w - ema)
+            average = self.average[name]
+            average += (1 - d) * (p.data - average)
+
+    def decay_at(self, n: int) -> float:
+        return min(self.decay, (1 + n) / (10 + n))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: to_numpy(a).copy() for name, a in self.average.items()} | {"n": np.array(self.n, dtype=np.int64)}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        self.n = int(state["n"])
+        for name, a in self.average.items():
+            self.average[name] = to_device(np.array(state[name]), "cpu" if isinstance(a, np.ndarray) else "cuda")

@@ -1,0 +1,179 @@
+"""The UNet (Ronneberger et al. 2015; as a denoiser: Ho et al. 2020, Dhariwal & Nichol 2021).
+
+    x_t --patch--> conv --> [block] --+--------- skip ---------+--> [block] --> norm, conv --unpatch--> output
+                              | down                           | up
+                            [block] --+-- skip --+--> [block]
+                                      |          |
+                                      [  middle  ]
+
+A block hears of the time t and of the pooled caption through its norm, y = (1 + scale) x_hat + shift with
+scale and shift computed from them, and at low resolution of each word through cross-attention.  The first
+step folds squares of pixels into channels (`patch`), so that the work is done at 14 x 14 and 7 x 7 rather
+than at 28 x 28.  Residual branches and the output start at 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.engine import conv, norm, ops
+from minidiff.engine.backend import xp_of
+from minidiff.engine.tensor import Tensor
+from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
+from minidiff.nn.module import Module
+from minidiff.nn.transformer import Attention
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What a UNet is made of.  An image's height and width must be multiples of patch * 2**(levels - 1)."""
+
+    channels: int = 1                       # of the image, in and out
+    patch: int = 2                          # squares of patch x patch pixels become channels
+    widths: tuple[int, ...] = (64, 128)     # channels of each level; each next one has half the resolution
+    blocks: int = 1                         # residual blocks of a level, on the way down and on the way up
+    attention: tuple[bool, ...] = (False, False)    # which levels attend; the middle always does
+    heads: int = 4
+    groups: int = 8                         # of the group norms
+    embedding: int = 256                    # channels of the time's embedding
+    text: int = 0                           # channels of a caption's token states; 0 for a UNet without captions
+
+    def __post_init__(self):
+        if len(self.attention) != len(self.widths):
+            raise ValueError(f"UNetConfig: attention takes one entry for each of the {len(self.widths)} widths, "
+                             f"not {self.attention}")
+        if not self.widths or min(self.channels, self.patch, self.blocks, self.heads, self.groups, *self.widths) < 1:
+            raise ValueError("UNetConfig: channels, patch, widths, blocks, heads and groups must be at least 1")
+
+    @property
+    def multiple(self) -> int:
+        """What an image's height and width must be multiples of."""
+        return self.patch * 2 ** (len(self.widths) - 1)
+
+
+class UNet(Module):
+    """(x_t, t, text) -> output, of x_t's shape; what the output means (eps, x0, v) is the trainer's choice."""
+
+    def __init__(self, config: UNetConfig, rng: np.random.Generator):
+        c = self.config = config
+        folded = c.channels * c.patch**2
+        self.time1, self.time2 = Linear(c.embedding, c.embedding, rng), Linear(c.embedding, c.embedding, rng)
+        self.pooled = Linear(c.text, c.embedding, rng) if c.text else None
+        self.conv_in = Conv2d(folded, c.widths[0], rng)
+
+        self.down, self.shrink, skips, width = [], [], [], c.widths[0]
+        for level, out in enumerate(c.widths):
+            if level:
+                self.shrink.append(Linear(4 * width, out, rng))
+                width = out
+            for _ in range(c.blocks):
+                self.down.append(Stage(c, width, out, c.attention[level], rng))
+                skips.append(out)
+        self.middle = Stage(c, width, width, True, rng)
+        self.up, self.grow = [], []
+        for level, out in reversed(list(enumerate(c.widths))):
+            for _ in range(c.blocks):
+                self.up.append(Stage(c, width + skips.pop(), out, c.attention[level], rng))
+                width = out
+            if level:
+                self.grow.append(Linear(width, 4 * c.widths[level - 1], rng))
+                width = c.widths[level - 1]
+        self.norm_out = GroupNorm(width, c.groups)
+        self.conv_out = Conv2d(width, folded, rng, zero=True)
+
+    def forward(self, x: Tensor, t, text: TextStates | None = None) -> Tensor:
+        """x (B, H, W, C), t (B,) training times, text the captions' states -> (B, H, W, C)."""
+        c = self.config
+        self._check(x, t, text)
+        emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
+        emb = self.time2(ops.silu(self.time1(emb)))
+        if text is not None:
+            emb = emb + self.pooled(text.pooled)
+        emb = ops.silu(emb)
+
+        h = conv.space_to_depth(x, c.patch)                                         # (B, H/p, W/p, p p C)
+        h = self.conv_in(h)
+        skips = []
+        for i, stage in enumerate(self.down):
+            if i and i % c.blocks == 0:                     # the next level: half the resolution
+                h = self.shrink[i // c.blocks - 1](conv.space_to_depth(h))
+            h = stage(h, emb, text)
+            skips.append(h)
+        h = self.middle(h, emb, text)
+        for i, stage in enumerate(self.up):
+            if i and i % c.blocks == 0:                     # back to twice the resolution
+                h = conv.depth_to_space(self.grow[i // c.blocks - 1](h))
+            h = stage(ops.concat([h, skips.pop()]), emb, text)
+        h = self.conv_out(ops.silu(self.norm_out(h)))
+        return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
+
+    def _check(self, x: Tensor, t, text) -> None:
+        c, m = self.config, self.config.multiple
+        if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % m or x.shape[2] % m:
+            raise ValueError(f"UNet: x must be (B, H, W, {c.channels}) with H and W multiples of {m} "
+                             f"(patch {c.patch}, {len(c.widths)} levels), not {x.shape}")
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"UNet: t must have one time for each image, shape {x.shape[:1]}, not {t.shape}")
+        if (text is None) != (c.text == 0):
+            raise ValueError(f"UNet: this one was made {'without' if c.text == 0 else 'with'} captions "
+                             f"(text={c.text}), and was called {'without' if text is None else 'with'} them")
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What a text encoder makes of captions."""
+
+    tokens: Tensor                          # (B, M, D) one state a token
+    pooled: Tensor                          # (B, D)    one state a caption
+    mask: np.ndarray                        # (B, M)    True where there is a token, False where padding
+
+
+class Stage(Module):
+    """A residual block, then, where it attends, self-attention and cross-attention to the caption."""
+
+    def __init__(self, config: UNetConfig, C: int, D: int, attends: bool, rng: np.random.Generator):
+        self.block = ResidualBlock(C, D, config.embedding, config.groups, rng)
+        self.attention = SpatialAttention(D, config, rng) if attends else None
+
+    def forward(self, x: Tensor, emb: Tensor, text: TextStates | None) -> Tensor:
+        x = self.block(x, emb)
+        return x if self.attention is None else self.attention(x, text)
+
+
+class ResidualBlock(Module):
+    """y = x + conv(silu(adaptive_norm(conv(silu(norm(x))), emb))):  (B, H, W, C), (B, E) -> (B, H, W, D)."""
+
+    def __init__(self, C: int, D: int, E: int, groups: int, rng: np.random.Generator):
+        self.norm1, self.conv1 = GroupNorm(C, groups), Conv2d(C, D, rng)
+        self.groups, self.modulation = groups, Linear(E, 2 * D, rng, zero=True)
+        self.conv2 = Conv2d(D, D, rng, zero=True)
+        self.skip = Linear(C, D, rng) if C != D else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(ops.silu(self.norm1(x)))
+        scale_shift = self.modulation(emb)                                          # (B, 2 D)
+        D = h.shape[3]
+        h = norm.group_norm(h, self.groups, 1 + scale_shift[:, :D], scale_shift[:, D:])
+        h = self.conv2(ops.silu(h))
+        return (x if self.skip is None else self.skip(x)) + h
+
+
+class SpatialAttention(Module):
+    """Pixels as tokens: each attends to all pixels, then to the words of the caption."""
+
+    def __init__(self, C: int, config: UNetConfig, rng: np.random.Generator):
+        self.norm1, self.self_attention = GroupNorm(C, config.groups), Attention(C, config.heads, rng)
+        self.norm2 = GroupNorm(C, config.groups) if config.text else None
+        self.norm_text = LayerNorm(config.text) if config.text else None
+        self.cross_attention = Attention(C, config.heads, rng, context=config.text) if config.text else None
+
+    def forward(self, x: Tensor, text: TextStates | None) -> Tensor:
+        B, H, W, C = x.shape
+        h = x.reshape(B, H * W, C)                                                  # (B, N, C)
+        h = h + self.self_attention(self.norm1(h))
+        if text is not None:
+            mask = text.mask[:, None, None]                                         # (B, 1, 1, M)
+            h = h + self.cross_attention(self.norm2(h), self.norm_text(text.tokens), mask)
+        return h.reshape(B, H, W, C)
