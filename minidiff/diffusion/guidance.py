@@ -1,0 +1,132 @@
+"""Guidance: wraps a denoiser and returns one that leans further toward the condition.
+
+    classifier-free   eps = eps_uncond + scale (eps_cond - eps_uncond)     Ho & Salimans, arXiv 2207.12598
+    classifier        score = score + scale grad log p(y | x_t)            Dhariwal & Nichol, arXiv 2105.05233
+
+scale: 0 is unconditional, 1 conditional, more than 1 guided. The first paper writes
+(1 + w) eps_cond - w eps_uncond (eq. 6): its w is scale - 1. Samplers see only the denoiser, so that each of
+them works with either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.gaussian import per_sample
+from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.backend import xp_of
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierFree:
+    """Classifier-free guidance of a denoiser that was trained with and without its condition.
+
+    Conditions are tuples of arrays whose axis 0 is the batch. uncond is the null condition: such a tuple,
+    each array with B rows, or one row that stands for all. Both branches are one call on the doubled batch,
+    unconditional half first; at scale 0 and 1 the branch that does not count is not computed.
+    clip: thresholds the guided x0_hat. The denoiser itself must not clip: its two answers are extrapolated.
+    """
+
+    denoiser: Denoiser
+    scale: float
+    uncond: tuple
+    clip: Callable[[Any], Any] | None = None
+
+    def __post_init__(self):
+        _check(self.denoiser, self.scale)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def predicts(self) -> str:
+        return self.denoiser.predicts
+
+    def __call__(self, x_t, t, cond=None):
+        x0_hat = self._guided(x_t, t, cond)
+        return x0_hat if self.clip is None else self.clip(x0_hat)
+
+    def _guided(self, x_t, t, cond):
+        B, scale = len(x_t), float(self.scale)
+        uncond = tuple(_rows(a, B) for a in self.uncond)
+        if scale == 0:
+            return self.denoiser(x_t, t, uncond)
+        if cond is None:
+            raise ValueError("cond must be a tuple of arrays where scale is not 0, not None: "
+                             "there is nothing to guide toward")
+        if scale == 1:
+            return self.denoiser(x_t, t, cond)
+        x_twice, t_twice = xp_of(x_t).concatenate([x_t, x_t]), np.concatenate([t, t])
+        both = self.denoiser(x_twice, t_twice, stack_conditions(uncond, cond))
+        x0_uncond, x0_cond = both[:B], both[B:]                                       # (B, ...) twice
+        # eps = eps_uncond + scale (eps_cond - eps_uncond), where eps = (x_t - alpha x0_hat) / sigma:
+        # x_t is the same in all three, so that the same line holds of x0_hat, and also where alpha = 0
+        return x0_uncond + scale * (x0_cond - x0_uncond)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierGuidance:
+    """Classifier guidance of an unconditional denoiser.
+
+    grad_log_prob: `(x_t, t, y) -> grad log p(y | x_t)`, of x_t's shape, of a classifier of *noised* data.
+    It is taken at x_t and applied to the score at x_t, not at the mean of the step. y is what comes as cond.
+    At scale 1, with the exact classifier, the result is E[x_0 | x_t, y]. clip: thresholds it; the denoiser
+    itself must not, or its answer and the score part.
+    """
+
+    denoiser: Denoiser
+    grad_log_prob: Callable[[Any, Any, Any], Any]
+    scale: float = 1.0
+    clip: Callable[[Any], Any] | None = None
+
+    def __post_init__(self):
+        _check(self.denoiser, self.scale)
+        if self.schedule.alpha_bar[-1] == 0:
+            raise ValueError("denoiser must not have zero terminal SNR, where the classifier's share of x_0 "
+                             "is 0/0: use a schedule with alpha_bar[-1] > 0")
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def predicts(self) -> str:
+        return self.denoiser.predicts
+
+    def __call__(self, x_t, t, cond=None):
+        x0_hat = self.denoiser(x_t, t)
+        # score' = score + scale grad log p(y | x_t), and x0_hat = (x_t + sigma^2 score) / alpha:
+        # x0_hat' = x0_hat + sigma^2 / alpha  scale grad log p(y | x_t)
+        coefficient = self.scale * self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)     # (B,)
+        x0_hat = x0_hat + per_sample(coefficient, x_t) * self.grad_log_prob(x_t, t, cond)
+        return x0_hat if self.clip is None else self.clip(x0_hat)
+
+
+def stack_conditions(first: tuple, second: tuple) -> tuple:
+    """One condition for the samples of both: array by array, the first's rows and then the second's."""
+    shapes = [[a.shape[1:] for a in condition] for condition in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("conditions must be tuples of as many arrays that differ along axis 0 only, "
+                         f"got samples of shapes {shapes[0]} and {shapes[1]}")
+    return tuple(xp_of(a, b).concatenate([a, b]) for a, b in zip(first, second, strict=True))
+
+
+def _rows(a, B: int):
+    """a with B rows; a single row is repeated."""
+    if len(a) not in (1, B):
+        raise ValueError(f"uncond must have 1 row or {B}, one for each sample, got {len(a)}")
+    return a if len(a) == B else xp_of(a).broadcast_to(a, (B, *a.shape[1:]))
+
+
+def _check(denoiser: Denoiser, scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, such as 3.0, got {scale!r}")
+    if getattr(denoiser, "clip", None) is not None:
+        raise ValueError("denoiser must not clip before guidance: build it with clip=None and pass clip here")

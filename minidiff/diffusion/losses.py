@@ -1,0 +1,87 @@
+"""What an error at time t is worth: weights for the squared error of a network's answer.
+
+    loss_t = weight_t ||target - out||^2          the norm over all pixels, target from gaussian.target
+
+An error in the answer is an error in x_0, by x_0 = (x_t - sigma_t eps)/alpha_t = alpha_t x_t - sigma_t v:
+
+    ||x_0 - x0_hat||^2 = unit_t ||target - out||^2
+        unit_t = 1                        x0
+                 sigma_t^2 / alpha_t^2    eps
+                 sigma_t^2                v
+
+so a weight is said once, for x_0, and carried over to the other units:
+
+    simple     weight_t = 1                              in each prediction's own units    DDPM eq. 14
+    bound      weight_t = (SNR_{t-1} - SNR_t)/2 unit_t   nats of the variational bound     VDM section 4
+    min-SNR    weight_t = min(SNR_t, gamma) unit_t       for eps min(1, gamma/SNR_t)       arXiv 2303.09556
+
+So three networks that stand for the same x0_hat, one of each kind, have the same bound and the same min-SNR
+loss; only L_simple tells them apart.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minidiff.diffusion.gaussian import Times, check_predicts
+from minidiff.diffusion.schedules import Schedule
+
+
+def simple_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
+    """1 for every time: L_simple, in eps, x0 or v alike. Float64 of t's shape, as are all weights here."""
+    check_predicts(predicts)
+    return np.ones_like(_abar(schedule, t, first=0))
+
+
+def bound_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
+    """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in nats, both of variance beta~_t, for t >= 1.
+
+    Raises ValueError at t = 0: that term of the bound is -log p(x_0 | x_{t=0}), the decoder's, and no squared
+    error (SNR_{-1} is infinite). Raises ValueError for "eps" at SNR 0.
+    """
+    abar = _abar(schedule, t, first=1)
+    unit = _unit(abar, predicts)
+    # L_{t-1} = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2                                    VDM section 4
+    return 0.5 * (schedule.snr(np.asarray(t) - 1) - schedule.snr(t)) * unit
+
+
+def min_snr_weight(schedule: Schedule, t: Times, predicts: str, gamma: float = 5.0) -> np.ndarray:
+    """SNR_t in x_0's units, but at most gamma, where images are clean. ValueError for "eps" at SNR 0."""
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}")
+    abar = _abar(schedule, t, first=0)
+    # weight = min(SNR_t, gamma)                                               arXiv 2303.09556, section 3.4
+    return np.minimum(schedule.snr(t), gamma) * _unit(abar, predicts)
+
+
+WEIGHTS: dict[str, Callable[[Schedule, Times, str], np.ndarray]] = {
+    "simple": simple_weight,
+    "bound": bound_weight,
+    "min_snr": min_snr_weight,
+}
+
+
+def weight(schedule: Schedule, t: Times, predicts: str, kind: str) -> np.ndarray:
+    """The weight called `kind`, a name in WEIGHTS, for t an integer or (B,); float64 of t's shape."""
+    if kind not in WEIGHTS:
+        raise ValueError(f"kind must be one of {', '.join(WEIGHTS)}, got {kind!r}")
+    return WEIGHTS[kind](schedule, t, predicts)
+
+
+def _unit(abar: np.ndarray, predicts: str) -> np.ndarray:
+    """||x_0 - x0_hat||^2 / ||target - out||^2."""
+    check_predicts(predicts)
+    if predicts == "x0":
+        return np.ones_like(abar)
+    if predicts == "v":
+        return 1.0 - abar
+    if np.any(abar == 0.0):
+        raise ValueError("eps says nothing of x_0 at SNR 0: predict v or x0 there")
+    return (1.0 - abar) / abar
+
+
+def _abar(schedule: Schedule, t: Times, first: int) -> np.ndarray:
+    abar = schedule.abar(t)
+    if np.any(abar > schedule.abar(first)):  # alpha_bar strictly falls, so this is t < first
+        raise ValueError(f"t must be at least {first} for a loss of this kind, got {t}")
+    return abar

@@ -1,0 +1,265 @@
+"""Samplers: from noise x_T to an image x_0, seeing nothing but a denoiser.
+
+Each goes down a list of times, T-1 = t_1 > t_2 > ... > t_N, and ends at -1, where alpha = 1 and sigma = 0.
+A step takes x_t to x_s, where s is the next entry of that list, from what the denoiser says at t:
+
+    x_t     = alpha_t x_0 + sigma_t eps,   alpha = sqrt(alpha_bar),   sigma = sqrt(1 - alpha_bar)
+    x0_hat  = denoiser(x_t, t)                     the clean image, as far as it can be seen at t
+    eps_hat = (x_t - alpha_t x0_hat) / sigma_t     the noise that this leaves
+
+    ddpm                draws x_s from q(x_s | x_t, x0_hat)             Ho et al. 2020       arXiv 2006.11239
+    ddim                mixes x0_hat and eps_hat again, as at s         Song et al. 2021     arXiv 2010.02502
+    heun                averages the slopes at t and at s               Karras et al. 2022   arXiv 2206.00364
+    dpm_solver_pp_2m    extrapolates x0_hat along log(alpha / sigma)    Lu et al. 2022       arXiv 2211.01095
+
+Each is a generator of `State`s, so that the caller may count, draw or stop:
+
+    for state in ddim(denoiser, x_T, times(schedule, 20)): show(state.x0_hat)
+    x_0 = sample(heun(denoiser, x_T, times(schedule, 20)))
+
+The last state is x0_hat itself: no noise is left in it. All are finite where alpha_T = 0.
+Arithmetic is done in x_T's dtype with coefficients computed in float64. Randomness comes from `streams` only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance, q_step, v_from_x0
+from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.backend import Streams, xp_of
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a sampler stands after a step."""
+
+    step: int       # 1 ... N
+    t: int          # the time that x_t has reached; -1 at the end
+    x_t: Any        # (B, ...)
+    x0_hat: Any     # (B, ...), the denoiser's answer that led here
+
+
+def sample(states: Iterable[State]):
+    """Runs a sampler to its end and returns x_0."""
+    return deque(states, maxlen=1).pop().x_t
+
+
+# ---- the four samplers -------------------------------------------------------------------------------------
+
+def beta_tilde(schedule: Schedule, t: int, s: int) -> float:
+    """The variance of q(x_s | x_t, x_0): that of the reverse step if x_0 is one point (DDPM section 3.2)."""
+    # beta~ = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta                                    (DDPM eq. 7)
+    return float((1 - schedule.abar(s)) / (1 - schedule.abar(t))) * beta(schedule, t, s)
+
+
+def beta(schedule: Schedule, t: int, s: int) -> float:
+    """The variance of q(x_t | x_s): the reverse step's own if x_0 ~ N(0, I) (DDPM section 3.2)."""
+    # beta = 1 - alpha_bar_t / alpha_bar_s, of the step from s to t, however long, not the chain's beta_t
+    return float(q_step(schedule, s, t)[1])
+
+
+def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: Streams,
+         variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
+    """Ancestral sampling, DDPM algorithm 2, on the whole chain or on any part of it.
+
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    streams: one for each sample. variance: `beta_tilde` or `beta`.
+    """
+    schedule, x_t = denoiser.schedule, x_T
+    for step, t, s in _steps(schedule, times):
+        x0_hat = _denoise(denoiser, x_t, t, cond)
+        # mu~ = sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x0_hat
+        #     + sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t   (DDPM eq. 7)
+        x_s, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t, s)
+        if s >= 0:                                          # the last step adds no noise: z = 0
+            # x_s = mu~ + sqrt(variance) z,   z ~ N(0, I)                                   (DDPM algorithm 2)
+            x_s = x_s + math.sqrt(variance(schedule, t, s)) * _normal(streams, x_t)
+        x_t = x_s
+        yield State(step, s, x_t, x0_hat)
+
+
+def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float = 0.0,
+         streams: Streams | None = None) -> Iterator[State]:
+    """DDIM, eq. 12: deterministic at eta = 0; at eta = 1 the ancestral sampler with variance beta_tilde.
+
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    eta: within 0..1. streams: one for each sample, needed if eta > 0.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie within 0 (deterministic) and 1 (ancestral), got {eta!r}")
+    schedule, x_t = denoiser.schedule, x_T
+    for step, t, s in _steps(schedule, times):
+        alpha_s, sigma_s = _alpha_sigma(schedule, s)
+        x0_hat = _denoise(denoiser, x_t, t, cond)
+        eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
+        # sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s) (eq. 16)
+        sigma = eta * math.sqrt(beta_tilde(schedule, t, s))
+        # x_s = alpha_s x0_hat  +  sqrt(1 - alpha_bar_s - sigma^2) eps_hat  +  sigma z      (eq. 12)
+        x_t = alpha_s * x0_hat + math.sqrt(max(sigma_s**2 - sigma**2, 0)) * eps_hat
+        if sigma > 0:
+            x_t = x_t + sigma * _normal(streams, x_t)
+        yield State(step, s, x_t, x0_hat)
+
+
+def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
+    """Heun's second-order method, Karras et al. algorithm 1; two denoiser calls a step, one in the last.
+
+    Time is the angle phi of alpha = cos(phi), sigma = sin(phi), which is the paper's s(t) = cos t and
+    sigma(t) = tan t. The slope of its ODE is then v, which is finite at alpha = 0, too.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    """
+    schedule, x_t = denoiser.schedule, x_T
+    for step, t, s in _steps(schedule, times):
+        # dx/dphi = v = (alpha x - x0_hat) / sigma                                          (Karras eq. 4)
+        x0_hat = _denoise(denoiser, x_t, t, cond)
+        v_t = v_from_x0(schedule, x_t, t, x0_hat)
+        if s >= 0:
+            h = _angle(schedule, s) - _angle(schedule, t)
+            # Euler:  x_s = x_t + h v_t
+            x_s = x_t + h * v_t
+            # Heun:   x_s = x_t + h (v_t + v_s) / 2
+            v_s = v_from_x0(schedule, x_s, s, _denoise(denoiser, x_s, s, cond))
+            x_t = x_t + h * (v_t + v_s) / 2
+        else:
+            # v needs sigma > 0, so the last step is of first order, as in the paper; turned by phi instead of
+            # straight, it ends at the clean image:  x_s = cos(phi) x_t - sin(phi) v_t = x0_hat
+            x_t = x0_hat
+        yield State(step, s, x_t, x0_hat)
+
+
+def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
+    """DPM-Solver++(2M), Lu et al. algorithm 2: second order at one denoiser call a step.
+
+    The first step has nothing to extrapolate from and the last ends at lambda = infinity: both are of first
+    order, which is DDIM, and cost no order in the whole.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    """
+    schedule, x_t = denoiser.schedule, x_T
+    x0_before, h_before = None, None
+    for step, t, s in _steps(schedule, times):
+        alpha_t, sigma_t = _alpha_sigma(schedule, t)
+        alpha_s, sigma_s = _alpha_sigma(schedule, s)
+        # h = lambda_s - lambda_t,  lambda = log(alpha / sigma);  e^{-h} = sigma_s alpha_t / (alpha_s sigma_t)
+        e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
+        h = -math.log(e_h) if e_h > 0 else math.inf         # infinite in the last step, and from alpha_t = 0
+        x0_hat = _denoise(denoiser, x_t, t, cond)
+        if step == 1 or s == -1:
+            D = x0_hat
+        else:
+            # D = (1 + 1/(2r)) x0_hat - 1/(2r) x0_before,   r = h_before / h
+            r = h_before / h
+            D = (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * x0_before
+        # x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D
+        x_t = sigma_s / sigma_t * x_t - alpha_s * (e_h - 1) * D
+        x0_before, h_before = x0_hat, h
+        yield State(step, s, x_t, x0_hat)
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++2m": dpm_solver_pp_2m}
+
+
+def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> Iterator[State]:
+    """DDIM run upwards: the noise x_T from which `ddim` on the same times comes back near x_0.
+
+    Near, since each step takes eps_hat from its lower end; the difference vanishes as 1 / len(times).
+    x_0: (B, ...). times: as for `ddim`, strictly falling. The last state is at times[0].
+    """
+    schedule, x_s = denoiser.schedule, x_0
+    for step, (_, t, s) in enumerate(reversed(list(_steps(schedule, times))), start=1):
+        alpha_t, sigma_t = _alpha_sigma(schedule, t)
+        alpha_s, sigma_s = _alpha_sigma(schedule, s)
+        r = s if s >= 0 else t                              # no denoiser knows sigma = 0: ask at the lowest t
+        x0_hat = _denoise(denoiser, x_s, r, cond)
+        eps_hat = eps_from_x0(schedule, x_s, r, x0_hat)
+        # x_t / alpha_t = x_s / alpha_s + (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat   (DDIM eq. 13)
+        x_s = alpha_t / alpha_s * x_s + (sigma_t - alpha_t * sigma_s / alpha_s) * eps_hat
+        yield State(step, t, x_s, x0_hat)
+
+
+# ---- lists of times ----------------------------------------------------------------------------------------
+# A spacing says which times are wanted, in fractions if need be; `times` makes a valid list of them.
+
+def trailing(schedule: Schedule, steps: int):
+    """Equal strides counted down from T-1 (arXiv 2305.08891, section 3.3)."""
+    return np.round(schedule.T * np.arange(steps, 0, -1) / steps) - 1
+
+
+def leading(schedule: Schedule, steps: int):
+    """Equal strides counted up from 0, with the top entry moved to T-1.
+
+    Unmoved it is 980 for 50 steps of T = 1000: the network would be shown more noise than it is told of.
+    """
+    t = schedule.T // steps * np.arange(steps - 1, -1, -1)
+    t[0] = schedule.T - 1
+    return t
+
+
+def linspace(schedule: Schedule, steps: int):
+    """Equal strides with both ends, T-1 and 0."""
+    return np.linspace(schedule.T - 1, 0, steps)
+
+
+def log_snr(schedule: Schedule, steps: int):
+    """Equal strides of log(alpha^2 / sigma^2) with both ends; below -10 (alpha < .007) all is noise."""
+    t = np.arange(schedule.T)
+    level = np.maximum(schedule.log_snr(t), -10)                                      # (T,), falling
+    wanted = np.linspace(level[-1], level[0], steps)
+    return np.concatenate([[schedule.T - 1], np.interp(wanted[1:], level[::-1], t[::-1])])
+
+
+SPACINGS = {"trailing": trailing, "leading": leading, "linspace": linspace, "log_snr": log_snr}
+
+
+def times(schedule: Schedule, steps: int, spacing: str = "trailing"):
+    """The times of a sampler: `steps` integers, strictly falling, the first T-1 and none below 0."""
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= schedule.T:
+        raise ValueError(f"steps must be an integer within 1..{schedule.T}, the schedule's T, got {steps!r}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    k = np.arange(steps)
+    t = np.round(SPACINGS[spacing](schedule, steps)).astype(int)
+    # where rounding made two equal, the later one moves down; those that would fall below 0 stack up from it
+    t = np.minimum.accumulate(t + k) - k
+    return np.maximum(t, k[::-1])                                                     # (steps,)
+
+
+# ---- what the samplers share -------------------------------------------------------------------------------
+
+def _steps(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(step, t, s) for step = 1 ... N: s is the next entry of this list, whatever its strides; at last -1."""
+    times = [int(t) for t in times]
+    if not times or times[0] >= schedule.T or times[-1] < 0 or any(t <= s for t, s in pairwise(times)):
+        raise ValueError(f"times must be integers that fall strictly within {schedule.T - 1}..0, got {times}")
+    for step, (t, s) in enumerate(pairwise([*times, -1]), start=1):
+        yield step, t, s
+
+
+def _denoise(denoiser: Denoiser, x_t, t: int, cond):
+    return denoiser(x_t, np.full(len(x_t), t), cond)                                  # (B, ...)
+
+
+def _alpha_sigma(schedule: Schedule, t: int) -> tuple[float, float]:
+    """As Python floats, which leave the dtype of an array that they multiply as it is."""
+    return float(schedule.alpha(t)), float(schedule.sigma(t))
+
+
+def _angle(schedule: Schedule, t: int) -> float:
+    alpha, sigma = _alpha_sigma(schedule, t)
+    return math.atan2(sigma, alpha)
+
+
+def _normal(streams: Streams | None, x_t):
+    """Standard normal numbers of x_t's shape and dtype, each sample's from its own stream."""
+    if streams is None or len(streams) != len(x_t):
+        got = "None" if streams is None else f"{len(streams)} streams"
+        raise ValueError(f"streams must be Streams, one for each of the {len(x_t)} samples, got {got}")
+    return xp_of(x_t).asarray(streams.normal(x_t.shape[1:], x_t.dtype))

@@ -1,0 +1,292 @@
+"""How fast the image drowns: a schedule is one table, alpha_bar, and everything is read from it.
+
+    alpha_bar_t = prod_{i <= t} (1 - beta_i)            signal power left at time t       DDPM eq. 4
+    alpha_t     = sqrt(alpha_bar_t)                     x_t = alpha_t x_0 + sigma_t eps
+    sigma_t     = sqrt(1 - alpha_bar_t)                 variance preserving: alpha^2 + sigma^2 = 1
+    SNR_t       = alpha_t^2 / sigma_t^2                 strictly falling in t              VDM eq. 2
+    beta_t      = 1 - alpha_bar_t / alpha_bar_{t-1}     noise power added by step t        DDPM eq. 2
+
+Time t counts 0 .. T-1, and t = -1 is the clean image: alpha_bar_{-1} reads 1. (The papers count 1 .. T, and
+0 is the clean image.) alpha_t is sqrt(alpha_bar_t), as in VDM; DDPM writes alpha_t for 1 - beta_t, which
+has no name here. Tables are float64 in host memory, and read-only.
+
+    DDPM           Ho et al. 2020, arXiv 2006.11239          linear
+    LDM            Rombach et al. 2022, arXiv 2112.10752     scaled_linear (the table of Stable Diffusion)
+    Improved DDPM  Nichol & Dhariwal 2021, arXiv 2102.09672  cosine, respaced
+    VDM            Kingma et al. 2021, arXiv 2107.00630      from_log_snr, log_snr_linear
+    Score SDE      Song et al. 2021, arXiv 2011.13456        vp_sde
+    Flow matching  Lipman et al. 2023, arXiv 2210.02747      flow_matching
+    Zero SNR       Lin et al. 2024, arXiv 2305.08891         zero_terminal_snr
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.engine.backend import to_numpy
+
+# Sampling starts from N(0, I). With alpha_bar_T <= 0.02 that start costs at most 0.0102 nats a pixel for
+# images in [-1, 1] (gaussian.prior_kl); above, the sampler starts where the network never was.
+MOST_SIGNAL_AT_THE_END = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The table alpha_bar, checked once, copied and made read-only.
+
+    alpha_bar: (T,) strictly decreasing in [0, 1); only the last may be 0 (zero terminal SNR).
+    Every method takes t as an integer or an integer array, -1 <= t <= T-1, and returns float64 of t's shape;
+    other values raise IndexError, other dtypes TypeError. A table that breaks its contract raises ValueError.
+    """
+
+    alpha_bar: np.ndarray  # (T,)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        alpha_bar = np.array(self.alpha_bar, dtype=np.float64)  # a copy: the caller keeps his own
+        _check_table(alpha_bar)
+        from_clean = np.concatenate(([1.0], alpha_bar))  # entry t + 1 is time t, so that t = -1 reads 1
+        from_clean.setflags(write=False)
+        object.__setattr__(self, "_from_clean", from_clean)
+        object.__setattr__(self, "alpha_bar", from_clean[1:])
+
+    @property
+    def T(self) -> int:
+        """The number of times: t = 0 .. T-1."""
+        return len(self.alpha_bar)
+
+    @property
+    def betas(self) -> np.ndarray:  # (T,)
+        # beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}
+        return 1.0 - self.alpha_bar / self._from_clean[:-1]
+
+    @property
+    def reaches_noise(self) -> bool:
+        """Whether x_T is close enough to N(0, I) to start sampling from it: alpha_bar_T <= 0.02."""
+        return bool(self.alpha_bar[-1] <= MOST_SIGNAL_AT_THE_END)
+
+    def abar(self, t: int | np.ndarray) -> np.ndarray:
+        return self._from_clean[_checked_times(t, -1, self.T - 1) + 1]
+
+    def alpha(self, t: int | np.ndarray) -> np.ndarray:
+        return np.sqrt(self.abar(t))
+
+    def sigma(self, t: int | np.ndarray) -> np.ndarray:
+        return np.sqrt(1.0 - self.abar(t))
+
+    def snr(self, t: int | np.ndarray) -> np.ndarray:
+        """alpha^2 / sigma^2: inf at t = -1, 0 where alpha_bar is 0."""
+        abar = self.abar(t)
+        with np.errstate(divide="ignore"):
+            return abar / (1.0 - abar)
+
+    def log_snr(self, t: int | np.ndarray) -> np.ndarray:
+        """log(alpha^2 / sigma^2): inf at t = -1, -inf where alpha_bar is 0."""
+        abar = self.abar(t)
+        with np.errstate(divide="ignore"):
+            return np.log(abar) - np.log1p(-abar)
+
+    def half_log_snr(self, t: int | np.ndarray) -> np.ndarray:
+        """lambda = log(alpha / sigma), the clock of the DPM-Solvers (arXiv 2206.00927)."""
+        return 0.5 * self.log_snr(t)
+
+
+# ---- from betas ------------------------------------------------------------------------------------------
+
+
+def from_betas(betas: np.ndarray, name: str = "custom", *, allow_signal: bool = False) -> Schedule:
+    """The schedule whose step t adds noise of power betas[t].
+
+    betas: (T,) in (0, 1], and 1 at the last step only. Raises ValueError where that does not hold, and where
+    alpha_bar_T stays above 0.02, unless allow_signal says that this is meant.
+    """
+    betas = np.asarray(betas, dtype=np.float64)
+    if betas.ndim != 1 or betas.size == 0 or not np.all((0.0 < betas) & (betas <= 1.0)):
+        raise ValueError(f"betas must be a non-empty (T,) array with 0 < beta <= 1, got {_brief(betas)}")
+    # alpha_bar_t = prod_{i <= t} (1 - beta_i)                                                     DDPM eq. 4
+    return _reaching_noise(Schedule(np.cumprod(1.0 - betas), name), allow_signal)
+
+
+def linear(
+    T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02, *, allow_signal: bool = False
+) -> Schedule:
+    """beta rises linearly (DDPM section 4). The range is made for T = 1000; fewer steps need a larger one."""
+    _check_count("T", T, 1)
+    return from_betas(np.linspace(beta_min, beta_max, T), "linear", allow_signal=allow_signal)
+
+
+def scaled_linear(
+    T: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012, *, allow_signal: bool = False
+) -> Schedule:
+    """sqrt(beta) rises linearly (LDM; the defaults are those of Stable Diffusion)."""
+    _check_count("T", T, 1)
+    # beta_t = (sqrt(beta_min) + t/(T-1) (sqrt(beta_max) - sqrt(beta_min)))^2
+    betas = np.linspace(beta_min**0.5, beta_max**0.5, T) ** 2
+    return from_betas(betas, "scaled_linear", allow_signal=allow_signal)
+
+
+def cosine(
+    T: int = 1000, s: float = 0.008, beta_max: float = 0.999, *, allow_signal: bool = False
+) -> Schedule:
+    """alpha_bar falls as a squared cosine (Improved DDPM eq. 17).
+
+    The offset s keeps the first steps from vanishing; clipping beta at beta_max keeps alpha_bar_T above 0.
+    """
+    _check_count("T", T, 1)
+    u = np.arange(T + 1) / T  # u = 0 is the clean image, so time t stands at u = (t + 1) / T
+    # f(u) = cos((u + s)/(1 + s) pi/2)^2,   alpha_bar = f(u) / f(0)
+    f = np.cos((u + s) / (1.0 + s) * np.pi / 2) ** 2
+    # beta_t = min(1 - alpha_bar_t / alpha_bar_{t-1}, beta_max)
+    betas = np.minimum(1.0 - f[1:] / f[:-1], beta_max)
+    return from_betas(betas, "cosine", allow_signal=allow_signal)
+
+
+# ---- from a continuous log-SNR ---------------------------------------------------------------------------
+
+
+def from_log_snr(
+    log_snr: Callable[[np.ndarray], np.ndarray], T: int, name: str = "log_snr", *, allow_signal: bool = False
+) -> Schedule:
+    """The table of a continuous-time schedule, read at u = (t + 1)/T.
+
+    log_snr maps an array of u in (0, 1] to log(alpha^2/sigma^2), strictly falling. It is never asked about
+    u = 0, the clean image, where it may be infinite; -inf at u = 1 is zero terminal SNR.
+    """
+    _check_count("T", T, 1)
+    table = np.asarray(log_snr((np.arange(T) + 1) / T), dtype=np.float64)
+    if table.shape != (T,):
+        raise ValueError(f"log_snr must map an array ({T},) to an array ({T},), got shape {table.shape}")
+    return _reaching_noise(Schedule(_sigmoid(table), name), allow_signal)
+
+
+def log_snr_linear(
+    T: int = 1000, log_snr_max: float = 10.0, log_snr_min: float = -10.0, *, allow_signal: bool = False
+) -> Schedule:
+    """log-SNR falls linearly, from log_snr_max at t = 0 to log_snr_min at t = T-1 (VDM, a linear gamma)."""
+    _check_count("T", T, 2)
+    # alpha_bar = sigmoid(log-SNR),   sigma^2 = sigmoid(-log-SNR)                                   VDM eq. 3
+    table = _sigmoid(np.linspace(log_snr_max, log_snr_min, T))
+    return _reaching_noise(Schedule(table, "log_snr_linear"), allow_signal)
+
+
+def vp_sde(
+    T: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0, *, allow_signal: bool = False
+) -> Schedule:
+    """The limit of `linear` for many small steps (Score SDE eq. 33); the betas are per unit of time u."""
+
+    def log_snr(u: np.ndarray) -> np.ndarray:
+        # log alpha^2 = -u^2 (beta_max - beta_min)/2 - u beta_min,   sigma^2 = 1 - alpha^2
+        log_abar = -(u**2) * (beta_max - beta_min) / 2 - u * beta_min
+        return log_abar - np.log(-np.expm1(log_abar))
+
+    return from_log_snr(log_snr, T, "vp_sde", allow_signal=allow_signal)
+
+
+def flow_matching(T: int = 1000) -> Schedule:
+    """The straight path (1-u) x_0 + u eps, divided by sqrt((1-u)^2 + u^2) (Flow matching eq. 20, reversed).
+
+    Scaling x_t changes no SNR, so the path is this table: 1 - u = alpha/(alpha + sigma). It ends at SNR 0,
+    where only x0- and v-prediction are possible.
+    """
+
+    def log_snr(u: np.ndarray) -> np.ndarray:
+        # SNR = (1 - u)^2 / u^2
+        with np.errstate(divide="ignore"):
+            return 2.0 * (np.log(1.0 - u) - np.log(u))
+
+    return from_log_snr(log_snr, T, "flow_matching")
+
+
+# ---- schedules from schedules ----------------------------------------------------------------------------
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """Shift and scale alpha_t so that the last is 0 and the first is kept (Zero SNR, algorithm 1).
+
+    The last time is then pure noise, and eps says nothing about x_0 there: predict v or x0. Needs T >= 2.
+    """
+    _check_count("schedule.T", schedule.T, 2)
+    alpha = np.sqrt(schedule.alpha_bar)  # (T,)
+    # alpha_t <- (alpha_t - alpha_{T-1}) alpha_0 / (alpha_0 - alpha_{T-1})
+    alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    alpha_bar[0] = schedule.alpha_bar[0]  # to the last bit
+    return Schedule(alpha_bar, f"{schedule.name}, zero terminal SNR")
+
+
+def respaced(schedule: Schedule, times: np.ndarray) -> Schedule:
+    """The same process seen at fewer times: its betas are those of the long jumps (Improved DDPM eq. 19).
+
+    times: distinct integers in 0..T-1, in any order; row i of the new table is the i-th smallest. A network
+    trained on `schedule` still wants the old times, times[i], not i.
+    """
+    times = np.sort(np.atleast_1d(_checked_times(times, 0, schedule.T - 1)))
+    if times.ndim != 1 or times.size == 0 or np.any(np.diff(times) == 0):
+        raise ValueError(f"times must be a non-empty list of distinct integers, got {_brief(times)}")
+    return Schedule(schedule.abar(times), f"{schedule.name}, {len(times)} of {schedule.T} times")
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "log_snr_linear": log_snr_linear,
+    "vp_sde": vp_sde,
+    "flow_matching": flow_matching,
+}
+
+
+# ---- checks ----------------------------------------------------------------------------------------------
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -x))  # 1 / (1 + e^-x), without overflow
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_table(alpha_bar: np.ndarray) -> None:
+    if alpha_bar.ndim != 1 or alpha_bar.size == 0:
+        raise ValueError(f"alpha_bar must be a non-empty (T,) array, got shape {alpha_bar.shape}")
+    outside = np.flatnonzero(~((alpha_bar >= 0.0) & (alpha_bar < 1.0)))  # NaN is outside, too
+    if outside.size:
+        t = outside[0]
+        raise ValueError(f"alpha_bar must lie in [0, 1), got alpha_bar[{t}] = {alpha_bar[t]}")
+    rising = np.flatnonzero(np.diff(alpha_bar) >= 0.0)
+    if rising.size:
+        t = rising[0]
+        raise ValueError(
+            f"alpha_bar must strictly decrease, got alpha_bar[{t}] = {alpha_bar[t]} "
+            f"and alpha_bar[{t + 1}] = {alpha_bar[t + 1]}"
+        )
+
+
+def _reaching_noise(schedule: Schedule, allow_signal: bool) -> Schedule:
+    if not (schedule.reaches_noise or allow_signal):
+        raise ValueError(
+            f"the {schedule.name} schedule with T = {schedule.T} must end in noise, at an alpha_bar of at "
+            f"most {MOST_SIGNAL_AT_THE_END}, and ends at {schedule.alpha_bar[-1]:.3g}: take more steps, or a "
+            f"range with more noise (betas that grow as 1000/T), or allow_signal=True"
+        )
+    return schedule
+
+
+def _checked_times(t: int | np.ndarray, first: int, last: int) -> np.ndarray:
+    """t as int64 on the host, or an error that says what was wrong with it."""
+    t = np.asarray(to_numpy(t))
+    if t.size and not np.issubdtype(t.dtype, np.integer):
+        raise TypeError(f"t must be an integer or an integer array, got dtype {t.dtype}")
+    t = t.astype(np.int64)  # a small dtype would overflow in t + 1
+    if t.size and not (first <= t.min() and t.max() <= last):
+        wrong = t[(t < first) | (t > last)].flat[0]
+        raise IndexError(f"t must lie in {first}..{last}, got {wrong}")
+    return t
+
+
+def _brief(a: np.ndarray) -> str:
+    return np.array2string(a, threshold=8, edgeitems=3)

@@ -1,0 +1,1 @@
+"""Floor V: whole systems, each a page composed of the floors below."""

@@ -1,0 +1,1 @@
+"""Floor IV, language: `tokenizer` turns captions into ids, `encoder` gives ids meaning."""

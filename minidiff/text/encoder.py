@@ -1,0 +1,66 @@
+"""The text encoder: from a caption's tokens to what a UNet listens to.
+
+    h        = embedding[ids] + position                            (B, N, D)
+    h        = transformer blocks, each token looking at all tokens of its caption
+    tokens   = layer_norm(h)                                        one state a token, for cross-attention
+    pooled   = layer_norm(mean of tokens over the caption)          one state a caption, for the norms
+
+It is small and trained together with the UNet, from the diffusion loss alone.  The null caption '' is an
+ordinary caption of no words (BOS, EOS): nothing else stands for "unconditional".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.engine import ops
+from minidiff.engine.backend import xp_of
+from minidiff.engine.tensor import Tensor
+from minidiff.nn.layers import Embedding, LayerNorm, parameter
+from minidiff.nn.module import Module
+from minidiff.nn.transformer import TransformerBlock
+from minidiff.nn.unet import TextStates
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    vocab: int = 512  # ids that the embedding has rows for
+    length: int = 24  # tokens of a caption, its BOS and EOS included
+    width: int = 64  # channels D
+    layers: int = 2
+    heads: int = 4
+
+
+class TextEncoder(Module):
+    """ids (B, N) int, mask (B, N) bool -> TextStates."""
+
+    def __init__(self, config: TextEncoderConfig, rng: np.random.Generator):
+        self.config, D = config, config.width
+        self.embedding = Embedding(config.vocab, D, rng, std=1.0)
+        self.position = parameter(
+            (config.length, D), 0.1, rng
+        )  # small: at first, what is said counts, not where
+        self.blocks = [TransformerBlock(D, config.heads, rng) for _ in range(config.layers)]
+        self.norm, self.norm_pooled = LayerNorm(D), LayerNorm(D)
+
+    def forward(self, ids, mask) -> TextStates:
+        if ids.shape != mask.shape or ids.ndim != 2 or ids.shape[1] > self.config.length:
+            raise ValueError(
+                f"TextEncoder: ids and mask must both be (B, N), N at most {self.config.length}, "
+                f"not {ids.shape} and {mask.shape}"
+            )
+        if not mask.any(axis=1).all():
+            raise ValueError("TextEncoder: mask must show at least one token of each caption")
+        xp = xp_of(self.position.data)
+        N = ids.shape[1]
+        h = self.embedding(xp.asarray(ids)) + self.position[:N]  # (B, N, D)
+        mask = xp.asarray(mask)
+        for block in self.blocks:
+            h = block(h, mask[:, None, None])  # (B, 1, 1, N): keys to look at
+        tokens = self.norm(h)
+        # pooled = sum_n mask_n tokens_n / sum_n mask_n
+        share = (mask / mask.sum(axis=1, keepdims=True)).astype(tokens.dtype)  # (B, N)
+        pooled = self.norm_pooled(ops.sum(tokens * Tensor(share[:, :, None]), axis=1))  # (B, D)
+        return TextStates(tokens, pooled, mask)
