@@ -33,6 +33,11 @@ def to_numpy(a) -> np.ndarray:
     return a if isinstance(a, np.ndarray) else a.get() if hasattr(a, "get") else np.asarray(a)
 
 
+def device_of(a) -> str:
+    """"cpu" or "cuda": where the array lives."""
+    return "cpu" if isinstance(a, np.ndarray) else "cuda"
+
+
 def to_device(a, device: str):
     """The array on "cpu" or "cuda".  UserError where that device is not to be had."""
     if device == "cpu":

@@ -35,7 +35,8 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     """x (B, H, W, C), w (kh, kw, C, D), bias (D,) -> (B, (H+2p-kh)//s + 1, (W+2p-kw)//s + 1, D)."""
     _check_conv(x, w, bias, 3, stride, padding)
     if x.shape[3] != w.shape[2]:
-        raise ValueError(f"conv2d: x has {x.shape[3]} channels and w (kh, kw, C_in, C_out) {w.shape} takes {w.shape[2]}")
+        raise ValueError(f"conv2d: x has {x.shape[3]} channels and w {w.shape}, (kh, kw, C_in, C_out), takes "
+                         f"{w.shape[2]}")
     if min(x.shape[1] + 2 * padding - w.shape[0], x.shape[2] + 2 * padding - w.shape[1]) < 0:
         raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
     y = correlate(x.data, w.data, stride, padding)

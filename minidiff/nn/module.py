@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minidiff.engine.backend import to_device, to_numpy
+from minidiff.engine.backend import device_of, to_device, to_numpy
 from minidiff.engine.tensor import Tensor
 
 
@@ -67,8 +67,7 @@ class Module:
                 raise ValueError(f"state: {name!r} has shape {state[name].shape}, and "
                                  f"{type(self).__name__} takes {parameters[name].shape}")
         for name, p in parameters.items():
-            like = p.data
-            p.data = to_device(np.array(state[name], dtype=like.dtype), "cpu" if isinstance(like, np.ndarray) else "cuda")
+            p.data = to_device(np.array(state[name], dtype=p.dtype), device_of(p.data))
 
     def astype(self, dtype) -> Module:
         """Converts all parameters in place (float64 for gradient checks)."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidiff.engine.backend import to_device, to_numpy, xp_of
+from minidiff.engine.backend import device_of, to_device, to_numpy, xp_of
 from minidiff.engine.tensor import Tensor
 
 
@@ -65,7 +65,7 @@ class AdamW:
         self.n = int(state["n"])
         for kind, held in (("m", self.m), ("v", self.v)):
             for name, a in held.items():
-                held[name] = to_device(np.array(state[f"{kind}.{name}"]), "cpu" if isinstance(a, np.ndarray) else "cuda")
+                held[name] = to_device(np.array(state[f"{kind}.{name}"]), device_of(a))
 
 
 def clip_by_norm(grads: Sequence, max_norm: float) -> float:
@@ -129,4 +129,4 @@ class EMA:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         self.n = int(state["n"])
         for name, a in self.average.items():
-            self.average[name] = to_device(np.array(state[name]), "cpu" if isinstance(a, np.ndarray) else "cuda")
+            self.average[name] = to_device(np.array(state[name]), device_of(a))

@@ -1,0 +1,123 @@
+"""Scaled dot-product attention against a loop over queries, masks of every kind, and its gradients."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+from gradcheck import check_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
+from minidiff.engine.tensor import Tensor, gradients
+
+few = settings(deadline=None, max_examples=30)
+small = st.integers(1, 4)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def by_loops(q, k, v, mask):
+    """One query at a time, over the keys that it may look at; zeros where there are none."""
+    y = np.zeros((*q.shape[:3], v.shape[3]))
+    for b, h, n in np.ndindex(q.shape[:3]):
+        at = mask[b, h, n]
+        if at.any():
+            P = scipy.special.softmax(k[b, h, at] @ q[b, h, n] / math.sqrt(q.shape[3]))
+            y[b, h, n] = P @ v[b, h, at]
+    return y
+
+
+@st.composite
+def attentions(draw):
+    B, h, N, M, d, e = (draw(st.integers(1, 3)) for _ in range(6))
+    M = draw(st.sampled_from([M, 5, 7]))
+    shape = [n if draw(st.booleans()) else 1 for n in (B, h, N, M)]         # a mask that broadcasts
+    share = draw(st.sampled_from([0, 0.3, 0.7, 1]))
+    mask = np.random.default_rng(3).random(shape) < share
+    return 2 * normal(B, h, N, d), normal(B, h, M, d, seed=1), normal(B, h, M, e, seed=2), mask
+
+
+@few
+@given(attentions())
+@pytest.mark.filterwarnings("error")
+def test_attention_with_any_mask(drawn):
+    """A query that may look nowhere gets zeros, without a warning or a NaN on the way there or back."""
+    q, k, v, mask = drawn
+    everywhere = np.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
+    y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), mask)
+    np.testing.assert_allclose(y.data, by_loops(q, k, v, everywhere), rtol=1e-11, atol=1e-13)
+    check_gradients(lambda *qkv: scaled_dot_product_attention(*qkv, mask), q, k, v)
+
+
+@few
+@given(attentions())
+def test_attention_without_a_mask(drawn):
+    q, k, v, _ = drawn
+    y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v))
+    np.testing.assert_allclose(y.data, by_loops(q, k, v, np.ones((*q.shape[:3], k.shape[2]), bool)), rtol=1e-11)
+    check_gradients(scaled_dot_product_attention, q, k, v)
+
+
+def test_what_is_masked_has_no_influence():
+    """Whatever stands at masked keys, the result is the same to the last bit, and they get no gradient."""
+    q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4, seed=1), normal(2, 2, 5, 4, seed=2)
+    mask = np.array([True, True, False, True, False])
+    y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), mask).data
+    k[:, :, ~mask], v[:, :, ~mask] = 1e6, -1e6
+    leaves = [Tensor(a, requires_grad=True) for a in (q, k, v)]
+    again = scaled_dot_product_attention(*leaves, mask)
+    assert np.array_equal(again.data, y)
+    _, dk, dv = gradients(again, leaves, normal(*y.shape, seed=3))
+    assert not dk[:, :, ~mask].any() and not dv[:, :, ~mask].any()
+
+
+def test_the_order_of_keys_does_not_matter():
+    q, k, v, order = normal(1, 2, 3, 4), normal(1, 2, 7, 4, seed=1), normal(1, 2, 7, 4, seed=2), [3, 1, 6, 0, 5, 2, 4]
+    y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v))
+    permuted = scaled_dot_product_attention(Tensor(q), Tensor(k[:, :, order]), Tensor(v[:, :, order]))
+    np.testing.assert_allclose(permuted.data, y.data, rtol=1e-12, atol=1e-14)
+
+
+def test_causal_mask():
+    """Token i is unmoved by the tokens after it."""
+    mask = causal_mask(4, np)
+    assert mask.tolist() == [[j <= i for j in range(4)] for i in range(4)]
+    x = normal(1, 1, 4, 3)
+    before = scaled_dot_product_attention(*[Tensor(x)] * 3, mask).data
+    x[:, :, 2:] += 1
+    after = scaled_dot_product_attention(*[Tensor(x)] * 3, mask).data
+    assert np.array_equal(before[:, :, :2], after[:, :, :2]) and not np.array_equal(before[:, :, 2:], after[:, :, 2:])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("mask", [None, np.array([True, False, True])])
+@pytest.mark.filterwarnings("error")
+def test_finite_at_extreme_scores(dtype, mask):
+    """Law 38: scores of +-10,000; the largest takes all."""
+    q, k = (np.array(a, dtype)[None, None] for a in ([[100.0, 0], [-100, 0]], [[140.0, 1], [0, 1], [-140, 1]]))
+    v = np.array([[[[1.0], [2], [3]]]], dtype)
+    leaves = [Tensor(a, requires_grad=True) for a in (q, k, v)]
+    y = scaled_dot_product_attention(*leaves, mask)
+    assert y.data[0, 0, :, 0].tolist() == [1.0, 3.0]
+    assert all(np.isfinite(dx).all() for dx in gradients(y, leaves, np.ones(y.shape, dtype)))
+
+
+@pytest.mark.parametrize("shapes", [
+    [(2, 2, 3, 4), (2, 2, 5, 3), (2, 2, 5, 4)], [(2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 4, 4)],
+    [(2, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 4)], [(2, 3, 4), (2, 5, 4), (2, 5, 4)],
+    [(2, 2, 3, 4), (2, 2, 5), (2, 2, 5, 4)],
+])
+def test_shapes_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(ValueError, match=r"attention takes q \(B, h, N, d\)"):
+        scaled_dot_product_attention(*(Tensor(np.zeros(shape)) for shape in shapes))
+
+
+def test_a_mask_of_numbers_is_refused():
+    """An additive mask, 0 and -inf, would be read the wrong way round."""
+    qkv = [Tensor(np.zeros((1, 1, 2, 3)))] * 3
+    with pytest.raises(TypeError, match="mask must be boolean, True where a query may look, not float64"):
+        scaled_dot_product_attention(*qkv, np.zeros((2, 2)))

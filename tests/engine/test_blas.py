@@ -1,0 +1,73 @@
+"""y += x w through BLAS, against NumPy, on matrices that are parts of larger ones; what it must not touch."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidiff.engine.blas import add_product
+
+side = st.integers(1, 9)
+
+
+def part_of(rng, rows, columns, more, dtype):
+    """A matrix whose rows lie `more` elements further apart than they are long."""
+    return rng.standard_normal((rows + 1, columns + more)).astype(dtype)[1:, :columns]
+
+
+@settings(deadline=None, max_examples=100)
+@given(side, side, side, st.tuples(*[st.integers(0, 3)] * 3), st.sampled_from([np.float32, np.float64]), st.booleans())
+def test_adds_the_product(M, K, N, more, dtype, first):
+    rng = np.random.default_rng(0)
+    x, w, y = (part_of(rng, *shape, m, dtype) for shape, m in zip([(M, K), (K, N), (M, N)], more, strict=True))
+    expected = x.astype(float) @ w.astype(float) + (0 if first else y)
+    around = y.base.copy()
+    add_product(y, x, w, first=first)
+    np.testing.assert_allclose(y, expected, atol=20 * np.finfo(dtype).eps)
+    y[...] = around[1:, :N]
+    assert np.array_equal(y.base, around), "it wrote beside y"
+
+
+def test_first_does_not_read_what_was_there():
+    y = np.full((2, 2), np.nan)
+    add_product(y, np.eye(2), np.eye(2), first=True)
+    assert np.array_equal(y, np.eye(2))
+
+
+def test_threads_do_not_disturb_each_other():
+    rng = np.random.default_rng(0)
+    pairs = [(rng.standard_normal((50, 30)), rng.standard_normal((30, 20))) for _ in range(40)]
+
+    def product(pair):
+        y = np.zeros((50, 20))
+        add_product(y, *pair)
+        return y
+    with ThreadPoolExecutor(4) as pool:
+        for y, (x, w) in zip(pool.map(product, pairs), pairs, strict=True):
+            np.testing.assert_allclose(y, x @ w, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("odd", [
+    lambda a: np.asfortranarray(a), lambda a: np.repeat(a, 2, axis=1)[:, ::2], lambda a: a[:, ::-1],
+    lambda a: a[::-1], lambda a: np.broadcast_to(a[:1], a.shape),
+])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_rows_that_blas_cannot_follow_are_refused(which, odd):
+    """Reading them as if they could be followed would read beyond the array's memory."""
+    matrices = [np.ones((4, 3)), np.ones((4, 5)), np.ones((5, 3))]
+    matrices[which] = odd(matrices[which])
+    with pytest.raises(ValueError, match="unbroken in memory"):
+        add_product(*matrices)
+
+
+def test_refuses_what_does_not_fit():
+    y, x, w = np.ones((4, 3)), np.ones((4, 5)), np.ones((5, 3))
+    for wrong in [(y[:3], x, w), (y, x[:, :4], w), (y, x, w[:, :2])]:
+        with pytest.raises(ValueError, match="does not fit y"):
+            add_product(*wrong)
+    with pytest.raises(TypeError, match="float32 or float64, not float64, float32, float64"):
+        add_product(y, x, w.astype(np.float32))
+    with pytest.raises(TypeError, match="float32 or float64, not float16"):
+        add_product(*(a.astype(np.float16) for a in (y, x, w)))

@@ -1,0 +1,277 @@
+"""Convolution against SciPy and against loops, the fast forms against the plain one, and changes of resolution."""
+
+import numpy as np
+import pytest
+import scipy.signal
+from gradcheck import check_gradients
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from minidiff.engine import conv, conv_shift, conv_winograd
+from minidiff.engine.tensor import Tensor, gradients, no_grad
+
+few = settings(deadline=None, max_examples=25)
+small = st.integers(1, 3)
+kernels = st.sampled_from([1, 2, 3, 5])
+
+
+def normal(*shape, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def close(found, expected, rtol=1e-12):
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    assert np.abs(found - expected).max() <= rtol * max(np.abs(expected).max(), 1e-3)
+
+
+def by_scipy(x, w, stride, padding):
+    """One image and one pair of channels at a time: every shift, then every stride-th row and column."""
+    p = padding
+    x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+    return np.array([[sum(scipy.signal.correlate(image[..., c], w[..., c, d], mode="valid", method="direct")
+                          for c in range(w.shape[2]))[::stride, ::stride] for d in range(w.shape[3])]
+                     for image in x]).transpose(0, 2, 3, 1)
+
+
+def transposed_by_loops(x, w, stride, padding, shape):
+    """Each pixel stamps the whole kernel, times itself, into the result; the padding is cut off again."""
+    (B, H, W, _), (kh, kw, _, _), p = x.shape, w.shape, padding
+    y = np.zeros((B, (H - 1) * stride + kh, (W - 1) * stride + kw, w.shape[2]))
+    for b, i, j in np.ndindex(B, H, W):
+        y[b, i * stride:i * stride + kh, j * stride:j * stride + kw] += w @ x[b, i, j]
+    return y[:, p:p + shape[1], p:p + shape[2]]
+
+
+@st.composite
+def convolutions(draw, most=7):
+    """x, w, stride, padding that fit together, on images of all shapes, square and not."""
+    kh, kw, stride, padding = draw(kernels), draw(kernels), draw(small), draw(st.integers(0, 3))
+    H, W = (draw(st.integers(max(1, k - 2 * padding), max(most, k))) for k in (kh, kw))
+    C, D = draw(small), draw(small)
+    return normal(draw(st.integers(1, 2)), H, W, C), normal(kh, kw, C, D, seed=1), stride, padding
+
+
+# ---- against independent calculations --------------------------------------------------------------------
+
+
+@settings(few, max_examples=60)
+@given(convolutions(most=13))
+def test_conv2d_is_scipys_correlation(drawn):
+    x, w, stride, padding = drawn
+    bias = normal(w.shape[3], seed=2)
+    y = conv.conv2d(Tensor(x), Tensor(w), Tensor(bias), stride, padding)
+    close(y.data, by_scipy(x, w, stride, padding) + bias)
+
+
+@settings(few, max_examples=40)
+@given(convolutions())
+def test_conv_transpose2d_stamps_the_kernel(drawn):
+    x, w, stride, padding = drawn
+    w, bias = np.ascontiguousarray(w.swapaxes(2, 3)), normal(w.shape[3], seed=2)        # (kh, kw, C_out, C_in)
+    size = [(n - 1) * stride + k - 2 * padding for n, k in zip(x.shape[1:3], w.shape[:2], strict=True)]
+    assume(min(size) >= 1)
+    y = conv.conv_transpose2d(Tensor(x), Tensor(w), Tensor(bias), stride, padding)
+    close(y.data, transposed_by_loops(x, w, stride, padding, y.shape) + bias)
+    assert y.shape[1:3] == tuple(size)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------
+
+
+@settings(few, max_examples=20)
+@given(convolutions(most=5))
+def test_gradients_of_conv2d(drawn):
+    x, w, stride, padding = drawn
+    check_gradients(lambda x, w, b: conv.conv2d(x, w, b, stride, padding), x[:1], w, normal(w.shape[3], seed=2))
+
+
+@settings(few, max_examples=20)
+@given(convolutions(most=4))
+def test_gradients_of_conv_transpose2d(drawn):
+    x, w, stride, padding = drawn
+    size = [(n - 1) * stride + k - 2 * padding for n, k in zip(x.shape[1:3], w.shape[:2], strict=True)]
+    assume(min(size) >= 1)
+    check_gradients(lambda x, w, b: conv.conv_transpose2d(x, w, b, stride, padding),
+                    x[:1], w.swapaxes(2, 3).copy(), normal(w.shape[3], seed=2))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(7, 7), (9, 11), (10, 10), (12, 9), (1, 100), (101, 1), (13, 8)])
+def test_gradients_where_one_form_takes_over_from_another(size, k):
+    """Just below and above the sizes at which conv changes its form, at every padding that keeps a result."""
+    for padding in range(k + 1):
+        if min(size) + 2 * padding >= k:
+            check_gradients(lambda x, w, b, p=padding: conv.conv2d(x, w, b, 1, p),
+                            normal(2, *size, 3), normal(k, k, 3, 2, seed=1), normal(2, seed=2), directions=2)
+
+
+@pytest.mark.parametrize("size, C, D", [((7, 7), 32, 33), ((9, 11), 33, 32), ((10, 10), 64, 65), ((12, 9), 100, 32)])
+def test_gradients_with_many_channels(size, C, D):
+    check_gradients(lambda x, w, b: conv.conv2d(x, w, b, padding=1),
+                    normal(1, *size, C), normal(3, 3, C, D, seed=1), normal(D, seed=2), directions=2)
+
+
+# ---- the fast forms against the plain one ----------------------------------------------------------------
+
+
+@st.composite
+def stride_1(draw, k=None):
+    k = k or draw(st.sampled_from([2, 3, 4, 5]))
+    padding = draw(st.integers(0, k - 1))
+    H, W = (draw(st.integers(max(1, k - 2 * padding), 14)) for _ in range(2))
+    C, D, B = draw(small), draw(small), draw(small)
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    x, w = normal(B, H, W, C, dtype=dtype), normal(k, k, C, D, seed=1, dtype=dtype)
+    dy = normal(B, H + 2 * padding - k + 1, W + 2 * padding - k + 1, D, seed=2, dtype=dtype)
+    return x, w, dy, padding
+
+
+@settings(few, max_examples=60)
+@given(stride_1())
+def test_shifts_are_the_plain_form(drawn):
+    x, w, dy, padding = drawn
+    rtol = 1e-5 if x.dtype == np.float32 else 1e-13
+    close(conv_shift.correlate(x, w, padding), conv.plain_correlate(x, w, 1, padding), rtol)
+    close(conv_shift.correlate_dw(x, dy, w.shape, padding), conv.plain_correlate_dw(x, dy, w.shape, 1, padding), rtol)
+
+
+@settings(few, max_examples=60)
+@given(stride_1(k=3))
+def test_winograd_is_the_plain_form(drawn):
+    """To 1e-4 in float32, of which its transforms cost a digit."""
+    x, w, dy, padding = drawn
+    rtol = 1e-4 if x.dtype == np.float32 else 1e-12
+    close(conv_winograd.correlate(x, w, padding), conv.plain_correlate(x, w, 1, padding), rtol)
+    close(conv_winograd.correlate_dw(x, dy, w.shape, padding),
+          conv.plain_correlate_dw(x, dy, w.shape, 1, padding), rtol)
+
+
+@settings(few, max_examples=40)
+@given(stride_1(), st.sampled_from([conv_shift, conv_winograd, None]))
+def test_the_three_sums_agree_whichever_form_computes_them(drawn, form):
+    x, w, dy, padding = drawn
+    assume(form is not conv_winograd or w.shape[0] == 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "_fastest", lambda *_: form)
+        y, dx = conv.correlate(x, w, 1, padding), conv.correlate_dx(dy, w, x.shape, 1, padding)
+        dw = conv.correlate_dw(x, dy, w.shape, 1, padding)
+    # each is the transpose of the others:  <y, dy> = <x, dx> = <w, dw>
+    products = [np.vdot(a.astype(float), b.astype(float)) for a, b in [(y, dy), (x, dx), (w, dw)]]
+    scale = np.linalg.norm(y.astype(float)) * np.linalg.norm(dy.astype(float))
+    assert np.ptp(products) <= (1e-4 if x.dtype == np.float32 else 1e-12) * scale
+
+
+def test_every_form_is_chosen_for_some_shape():
+    """So that what the tests above compare is what users get: each form is used, and only where it is right."""
+    def chosen(size, k, C, D, stride=1, padding=1, dtype=np.float32):
+        return conv._fastest((1, *size, C), (k, k, C, D), stride, padding, np.zeros(1, dtype))
+    assert {chosen((H, H), k, C, C) for H in (7, 14, 28) for k in (2, 3, 5) for C in (1, 32, 128)} \
+        >= {None, conv_shift, conv_winograd}
+    assert chosen((28, 28), 3, 64, 64, stride=2) is None
+    assert chosen((28, 28), 3, 64, 64, padding=3) is None
+    assert chosen((28, 28), 3, 64, 64, dtype=np.float16) is None
+    assert chosen((28, 28), 5, 128, 128) is not conv_winograd
+
+
+@pytest.mark.parametrize("size", [(7, 7), (9, 11), (10, 10), (14, 14)])
+@pytest.mark.parametrize("C, D", [(3, 5), (64, 96)])
+def test_float32_is_near_float64(size, C, D):
+    """All outputs and all gradients within 2e-5 of float64, relative to the largest element."""
+    inputs = normal(2, *size, C), normal(3, 3, C, D, seed=1), normal(D, seed=2)
+    inputs = [a.astype(np.float32) for a in inputs]
+    results = []
+    for dtype in (np.float64, np.float32):
+        leaves = [Tensor(a.astype(dtype), requires_grad=True) for a in inputs]
+        y = conv.conv2d(*leaves, padding=1)
+        results.append([y.data, *gradients(y, leaves, normal(*y.shape, seed=3, dtype=np.float32))])
+    for exact, found in zip(*results, strict=True):
+        close(found.astype(float), exact, 2e-5)
+
+
+@pytest.mark.parametrize("form", [conv_shift, conv_winograd])
+def test_a_fast_form_takes_any_layout_in_memory(form):
+    x, w, dy = normal(2, 9, 7, 4), normal(3, 3, 4, 5, seed=1), normal(2, 9, 7, 5, seed=2)
+    y, dw = form.correlate(x, w, 1), form.correlate_dw(x, dy, w.shape, 1)
+    for odd in (lambda a: np.asfortranarray(a), lambda a: np.repeat(a, 2, axis=3)[..., ::2],
+                lambda a: a[:, :, ::-1].copy()[:, :, ::-1], lambda a: a[..., ::-1].copy()[..., ::-1]):
+        close(form.correlate(odd(x), odd(w), 1), y)
+        close(form.correlate_dw(odd(x), odd(dy), w.shape, 1), dw)
+
+
+def test_one_kernel_of_one_pixel_is_a_matrix_product():
+    x, w = normal(2, 3, 4, 5), normal(1, 1, 5, 6, seed=1)
+    close(conv.conv2d(Tensor(x), Tensor(w)).data, np.einsum("bhwc,cd->bhwd", x, w[0, 0]))
+
+
+def test_images_do_not_meet():
+    """A batch gives what each image gives alone, to rounding: the long list of pixels leaks nothing across."""
+    x, w = normal(5, 12, 11, 3), normal(5, 5, 3, 2, seed=1)
+    with no_grad():
+        together = conv.conv2d(Tensor(x), Tensor(w), padding=2).data
+        x[[0, 1, 3, 4]] = np.nan
+        alone = conv.conv2d(Tensor(x[2:3]), Tensor(w), padding=2).data
+    close(together[2:3], alone)
+
+
+# ---- resolution ------------------------------------------------------------------------------------------
+
+
+@few
+@given(st.integers(1, 3), small, small, small, st.integers(1, 3))
+def test_changes_of_resolution(f, H, W, C, B):
+    x, big = normal(B, H, W, C), normal(B, H * f, W * f, C)
+    deep = normal(B, H, W, C * f * f)
+    close(conv.upsample_nearest(Tensor(x), f).data, x.repeat(f, axis=1).repeat(f, axis=2))
+    pooled, folded = conv.average_pool(Tensor(big), f).data, conv.space_to_depth(Tensor(big), f).data
+    unfolded = conv.depth_to_space(Tensor(deep), f).data
+    for b, i, j in np.ndindex(B, H, W):
+        square = np.s_[b, i * f:(i + 1) * f, j * f:(j + 1) * f]
+        np.testing.assert_allclose(pooled[b, i, j], big[square].mean(axis=(0, 1)), rtol=1e-12, atol=1e-14)
+        assert np.array_equal(folded[b, i, j], big[square].ravel())             # row by row, then the channels
+        assert np.array_equal(unfolded[square].ravel(), deep[b, i, j])
+    check_gradients(lambda x: conv.upsample_nearest(x, f), x)
+    check_gradients(lambda x: conv.depth_to_space(x, f), deep)
+    check_gradients(lambda x: conv.average_pool(x, f), big)
+    check_gradients(lambda x: conv.space_to_depth(x, f), big)
+    assert np.array_equal(conv.depth_to_space(conv.space_to_depth(Tensor(big), f), f).data, big)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------
+
+
+def zeros(*shape, dtype=np.float32):
+    return Tensor(np.zeros(shape, dtype))
+
+
+IMAGE, KERNEL = zeros(1, 5, 5, 2), zeros(3, 3, 2, 4)
+
+
+@pytest.mark.parametrize("refused, message", [
+    (lambda: conv.conv2d(zeros(5, 5, 2), KERNEL), r"x \(B, H, W, C\).*not \(5, 5, 2\)"),
+    (lambda: conv.conv2d(IMAGE, zeros(2, 4)), r"w \(kh, kw, C_in, C_out\).*\(2, 4\)"),
+    (lambda: conv.conv_transpose2d(IMAGE, zeros(2, 4)), r"w \(kh, kw, C_in, C_out\).*\(2, 4\)"),
+    (lambda: conv.conv2d(zeros(1, 5, 5, 3), KERNEL), "x has 3 channels and w .* takes 2"),
+    (lambda: conv.conv_transpose2d(IMAGE, KERNEL), "x has 2 channels and w .* takes 4"),
+    (lambda: conv.conv2d(IMAGE, KERNEL, zeros(2)), r"bias must have shape \(4,\), not \(2,\)"),
+    (lambda: conv.conv_transpose2d(zeros(1, 5, 5, 4), KERNEL, zeros(4)), r"bias must have shape \(2,\), not \(4,\)"),
+    (lambda: conv.conv2d(IMAGE, KERNEL, stride=0), "stride >= 1 and padding >= 0, not 0 and 0"),
+    (lambda: conv.conv2d(IMAGE, KERNEL, stride=1.5), "whole numbers stride >= 1 and padding >= 0, not 1.5 and 0"),
+    (lambda: conv.conv2d(IMAGE, KERNEL, padding=-1), "stride >= 1 and padding >= 0, not 1 and -1"),
+    (lambda: conv.conv2d(zeros(1, 2, 5, 2), KERNEL), r"kernel \(3, 3\) is larger than the padded image"),
+    (lambda: conv.conv_transpose2d(zeros(1, 1, 1, 4), KERNEL, padding=2), "padding 2 leaves no pixel"),
+    (lambda: conv.average_pool(IMAGE, 2), r"average_pool takes .* multiples of 2, not \(1, 5, 5, 2\)"),
+    (lambda: conv.space_to_depth(IMAGE, 2), r"space_to_depth takes .* multiples of 2, not \(1, 5, 5, 2\)"),
+    (lambda: conv.depth_to_space(IMAGE, 2), "2 channels are no multiple of 2 x 2"),
+    (lambda: conv.upsample_nearest(zeros(5, 5, 2)), r"upsample_nearest takes x \(B, H, W, C\), not \(5, 5, 2\)"),
+    (lambda: conv.upsample_nearest(IMAGE, 0), "whole number of at least 1 as factor, not 0"),
+    (lambda: conv.space_to_depth(IMAGE, 0.5), "whole number of at least 1 as factor, not 0.5"),
+])
+def test_refused_in_a_sentence(refused, message):
+    with pytest.raises(ValueError, match=message) as error:
+        refused()
+    assert "\n" not in str(error.value)
+
+
+def test_two_dtypes_are_refused():
+    with pytest.raises(TypeError, match="one dtype, not float32 and float64"):
+        conv.conv2d(IMAGE, zeros(3, 3, 2, 4, dtype=np.float64))

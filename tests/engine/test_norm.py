@@ -1,0 +1,110 @@
+"""Group and layer norm against a loop over groups, their gradients, and extreme inputs."""
+
+import numpy as np
+import pytest
+from gradcheck import check_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidiff.engine import norm
+from minidiff.engine.tensor import Tensor, gradients
+
+few = settings(deadline=None, max_examples=25)
+small = st.integers(1, 4)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def by_loops(x, groups, gamma, beta, eps=1e-5):
+    """One group of one image at a time, with NumPy's own mean and variance."""
+    y, size = np.empty(x.shape), x.shape[-1] // groups
+    for b in range(len(x)):
+        for g in range(groups):
+            part = np.s_[b, ..., g * size:(g + 1) * size]
+            y[part] = (x[part].astype(float) - x[part].mean(dtype=float)) / np.sqrt(x[part].var(dtype=float) + eps)
+    extra = (1,) * (x.ndim - 2)
+    return y * gamma.reshape(-1, *extra, x.shape[-1]) + beta.reshape(-1, *extra, x.shape[-1])
+
+
+@st.composite
+def norms(draw):
+    groups, pixels, B = draw(small), draw(st.lists(small, min_size=0, max_size=2)), draw(small)
+    C = groups * draw(small)
+    shape = (B, C) if draw(st.booleans()) else (C,)
+    return 2 * normal(B, *pixels, C) + 1, groups, normal(*shape, seed=1), normal(*shape, seed=2)
+
+
+@few
+@given(norms())
+def test_group_norm(drawn):
+    x, groups, gamma, beta = drawn
+    y = norm.group_norm(Tensor(x), groups, Tensor(gamma), Tensor(beta))
+    np.testing.assert_allclose(y.data, by_loops(x, groups, gamma, beta), rtol=1e-9, atol=1e-11)
+    if x[0].size > groups:                                  # a group of one element has no derivative to speak of
+        check_gradients(lambda x, g, b: norm.group_norm(x, groups, g, b, eps=0.1), x, gamma, beta)
+
+
+@few
+@given(st.lists(small, min_size=1, max_size=3), st.integers(2, 5))
+def test_layer_norm(leading, C):
+    """The norm of each token is the group norm of one group, each token its own sample."""
+    x, gamma, beta = 2 * normal(*leading, C) + 1, normal(C, seed=1), normal(C, seed=2)
+    y = norm.layer_norm(Tensor(x), Tensor(gamma), Tensor(beta))
+    np.testing.assert_allclose(y.data.reshape(-1, C), by_loops(x.reshape(-1, C), 1, gamma, beta), rtol=1e-9, atol=1e-11)
+    check_gradients(lambda x, g, b: norm.layer_norm(x, g, b, eps=0.1), x, gamma, beta)
+
+
+def test_shifting_and_scaling_the_input_changes_nothing():
+    x, ones, zeros = normal(2, 5, 5, 6), np.ones(6), np.zeros(6)
+    for f in (lambda x: norm.group_norm(Tensor(x), 3, Tensor(ones), Tensor(zeros), eps=0),
+              lambda x: norm.layer_norm(Tensor(x), Tensor(ones), Tensor(zeros), eps=0)):
+        np.testing.assert_allclose(f(5 * x - 3).data, f(x).data, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0, 3000.0])
+def test_a_large_mean_does_not_swallow_the_variance(mean):
+    """In float32, the error stays that of rounding x itself: mean eps, for a variance of 1 (times 20)."""
+    x = (normal(2, 14, 14, 8) + mean).astype(np.float32)
+    gamma, beta, dy = (a.astype(np.float32) for a in (normal(8, seed=1), normal(8, seed=2), normal(*x.shape, seed=3)))
+    for f in (lambda x, g, b: norm.group_norm(x, 2, g, b), norm.layer_norm):
+        results = []
+        for dtype in (np.float64, np.float32):
+            leaves = [Tensor(a.astype(dtype), requires_grad=True) for a in (x, gamma, beta)]
+            y = f(*leaves)
+            results.append([y.data, *gradients(y, leaves, dy)])
+        for exact, found in zip(*results, strict=True):
+            allowed = 20 * np.finfo(np.float32).eps * (mean + 3) * np.abs(exact).max()
+            assert np.abs(found - exact).max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.filterwarnings("error")
+def test_extreme_inputs(dtype):
+    """Law 38: +-10,000 in half precision, whose squares and sums it cannot hold, a constant, and zeros."""
+    signs = np.sign(normal(2, 7, 7, 8))
+    for x in (1e4 * signs, np.full((2, 7, 7, 8), 1e4), np.zeros((2, 7, 7, 8)), 1e-4 * signs):
+        x = x.astype(dtype)
+        leaves = [Tensor(a.astype(dtype), requires_grad=True) for a in (x, np.ones(8), np.zeros(8))]
+        for y in (norm.group_norm(leaves[0], 2, *leaves[1:]), norm.layer_norm(*leaves)):
+            assert np.isfinite(y.data).all() and y.dtype == dtype
+            assert all(np.isfinite(dx).all() for dx in gradients(y, leaves, np.ones(y.shape, dtype)))
+        group_norm = norm.group_norm(leaves[0], 2, *leaves[1:]).data
+        np.testing.assert_allclose(group_norm, by_loops(x, 2, np.ones(8), np.zeros(8)), atol=2e-3)
+
+
+def vector(*shape):
+    return Tensor(np.ones(shape))
+
+
+@pytest.mark.parametrize("refused, message", [
+    (lambda: norm.group_norm(vector(2, 3, 4), 3, vector(4), vector(4)), "4 channels do not divide into 3 groups"),
+    (lambda: norm.group_norm(vector(2, 3, 4), 0, vector(4), vector(4)), "4 channels do not divide into 0 groups"),
+    (lambda: norm.group_norm(vector(2, 3, 4), 2, vector(3), vector(4)), r"gamma and beta must both be .* \(3,\)"),
+    (lambda: norm.group_norm(vector(2, 3, 4), 2, vector(2, 4), vector(4)), r"gamma and beta must both be"),
+    (lambda: norm.layer_norm(vector(2, 4), vector(4), vector(3)), r"must be \(4,\), not \(4,\) and \(3,\)"),
+])
+def test_shapes_that_do_not_fit_are_refused(refused, message):
+    with pytest.raises(ValueError, match=message):
+        refused()

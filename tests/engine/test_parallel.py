@@ -1,0 +1,105 @@
+"""Work on all cores: the same results in the same order, whatever the number of cores."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidiff.engine import ops, parallel
+from minidiff.engine.parallel import parallel_gradients, parallel_map, shards
+from minidiff.engine.tensor import Tensor, gradients
+
+
+@pytest.fixture(params=[1, 3])
+def cores(request, monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: request.param)
+    parallel._pool.cache_clear()
+    yield request.param
+    parallel._pool.cache_clear()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_shards_cut_everything_once_into_equal_parts(count, size):
+    parts = shards(count, size)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(count))
+    lengths = [part.stop - part.start for part in parts]
+    assert max(lengths) <= size and max(lengths) - min(lengths) <= 1
+    assert len(parts) == max(-(-count // size), min(2, count)), "no more than needed, and two where there can be"
+
+
+def test_results_come_in_order(cores):
+    release = threading.Event()
+
+    def f(i):
+        if i == 0 and cores > 1:                            # the first waits for a later one
+            assert release.wait(timeout=20)
+        if i == 1:
+            release.set()
+        return i * i
+    assert list(parallel_map(f, range(10))) == [i * i for i in range(10)]
+
+
+def test_it_is_in_parallel(monkeypatch):
+    """Two calls meet at a barrier, which neither could pass alone."""
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    parallel._pool.cache_clear()
+    barrier = threading.Barrier(2)
+    assert sorted(parallel_map(lambda _: barrier.wait(timeout=20), range(2))) == [0, 1]
+    parallel._pool.cache_clear()
+
+
+def test_an_exception_comes_through(cores):
+    def f(i):
+        if i == 3:
+            raise KeyError("three")
+        return i
+    with pytest.raises(KeyError, match="three"):
+        list(parallel_map(f, range(5)))
+    assert list(parallel_map(f, range(3))) == [0, 1, 2], "and it works again afterwards"
+    assert list(parallel_map(f, [])) == []
+
+
+def test_blas_is_held_to_one_thread_meanwhile(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+
+    def threads(_):
+        return [pool["num_threads"] for pool in parallel._blas().info() if pool["user_api"] == "blas"]
+    with parallel._blas().limit(limits=2, user_api="blas"):
+        assert set(threads(None)) == {2}
+        assert set(sum(parallel_map(threads, range(4)), [])) == {1}
+        assert set(threads(None)) == {2}
+
+
+def loss_of(x, w):
+    """Shards' losses over a batch x with shared weights w, as in training."""
+    return lambda part: ops.mean(ops.tanh(ops.tanh(Tensor(x[part]) @ w) @ w))
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 100])
+def test_gradients_by_shards_are_the_whole_batchs(cores, count):
+    rng = np.random.default_rng(0)
+    w, x = Tensor(rng.standard_normal((7, 7)), requires_grad=True), rng.standard_normal((count, 7))
+    unused = Tensor(np.ones(2), requires_grad=True)
+    loss, grads = parallel_gradients(loss_of(x, w), [w, unused], count)
+    whole = loss_of(x, w)(slice(None))
+    assert loss == pytest.approx(whole.item(), rel=1e-12)
+    np.testing.assert_allclose(grads[0], gradients(whole, [w])[0], rtol=1e-11, atol=1e-14)
+    assert grads[1].tolist() == [0, 0] and w.grad is None and not isinstance(loss, np.ndarray)
+
+
+def test_the_sum_does_not_depend_on_the_number_of_cores(monkeypatch):
+    """Bit for bit, in float32, where the order of a sum matters."""
+    rng = np.random.default_rng(0)
+    w = Tensor(rng.standard_normal((16, 16), dtype=np.float32), requires_grad=True)
+    x, results = rng.standard_normal((130, 16), dtype=np.float32), []
+    for n in (1, 2, 5):
+        monkeypatch.setattr(parallel, "cores", lambda n=n: n)
+        parallel._pool.cache_clear()
+        loss, grads = parallel_gradients(loss_of(x, w), [w], len(x))
+        assert grads[0].dtype == np.float32
+        results.append((loss, grads[0].tobytes()))
+    parallel._pool.cache_clear()
+    assert len(set(results)) == 1

@@ -1,0 +1,349 @@
+"""The autograd itself: gradients of whole graphs, what is accumulated, what is freed, and what is refused."""
+
+import gc
+import sys
+import threading
+import tracemalloc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from gradcheck import check_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidiff.engine import ops
+from minidiff.engine.tensor import Tensor, gradients, no_grad, record
+
+
+def leaf(*values, dtype=np.float64) -> Tensor:
+    return Tensor(np.array(values, dtype=dtype), requires_grad=True)
+
+
+# ---- the checker itself ----------------------------------------------------------------------------------
+
+
+def faulty(name: str):
+    """An op whose forward is right and whose pullback is not."""
+    def wrong_sign(x):
+        return record(np.sin(x.data), (x,), lambda dy: (-dy * np.cos(x.data),))
+
+    def a_little_off(x):
+        return record(np.sin(x.data), (x,), lambda dy: (dy * np.cos(x.data) * (1 + 1e-4),))
+
+    def softmax_of_zero(x):                                 # right for a cotangent of ones, and for no other
+        return record(ops.softmax(x).data, (x,), lambda dy: (0 * dy,))
+
+    def not_summed(x):                                      # broadcast, and the repeats not added up
+        return record(np.repeat(x.data, 2, axis=0), (x,), lambda dy: (dy[::2],))
+
+    def overwrites(x):                                      # a repeated index keeps its last cotangent only
+        def pullback(dy):
+            dx = np.zeros_like(x.data)
+            dx[[0, 1, 0]] = dy
+            return (dx,)
+        return record(x.data[[0, 1, 0]], (x,), pullback)
+
+    def transposed(x):
+        return record(x.data @ np.arange(9.0).reshape(3, 3), (x,), lambda dy: (dy @ np.arange(9.0).reshape(3, 3),))
+
+    def one_element(x):                                     # a single element of many is wrong
+        def pullback(dy):
+            dx = 2 * x.data * dy
+            dx[-1, -1] *= 1.001
+            return (dx,)
+        return record(x.data**2, (x,), pullback)
+    return locals()[name]
+
+
+@pytest.mark.parametrize("directions", [0, 3])
+@pytest.mark.parametrize("name", ["wrong_sign", "a_little_off", "softmax_of_zero", "not_summed", "overwrites",
+                                  "transposed", "one_element"])
+def test_the_checker_sees_a_planted_error(name, directions):
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    with pytest.raises(AssertionError, match="gradient of input 0"):
+        check_gradients(faulty(name), x, directions=directions)
+
+
+def test_the_checker_sees_an_op_that_writes_where_it_must_not():
+    def writes_into_dy(x):
+        def pullback(dy):
+            dy *= 2
+            return (dy / 2,)
+        return record(x.data.copy(), (x,), pullback)
+
+    def writes_into_x(x):
+        def pullback(dy):
+            x.data *= 0.5
+            return (dy,)
+        return record(x.data.copy(), (x,), pullback)
+
+    with pytest.raises(AssertionError, match="cotangent"):
+        check_gradients(writes_into_dy, np.ones((2, 3)))
+    with pytest.raises(AssertionError, match="input 0 was written into"):
+        check_gradients(writes_into_x, np.ones((2, 3)))
+
+
+# ---- gradients of graphs ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_gradient_of_any_graph(steps):
+    """Each step applies an op to two earlier results, so tensors are shared in every way, or not used at all."""
+    table = [ops.add, ops.mul, ops.sub, lambda x, y: ops.tanh(x @ y)]
+
+    def f(x, w):
+        made = [x, w]
+        for op, i, j in steps:
+            made.append(ops.tanh(table[op](made[i % len(made)], made[j % len(made)])))
+        return made[-1]
+    check_gradients(f, *np.random.default_rng(0).standard_normal((2, 2, 2)))
+
+
+def test_a_shared_result_is_walked_once_and_every_use_counted():
+    x, calls = leaf(3.0), []
+
+    def square(x):
+        def pullback(dy):
+            calls.append(dy)
+            return (2 * x.data * dy,)
+        return record(x.data**2, (x,), pullback)
+    y = square(x)
+    (y * y + y).sum().backward()                            # d(x^4 + x^2)/dx = 4 x^3 + 2 x
+    assert len(calls) == 1
+    assert x.grad.item() == 4 * 27 + 6
+
+
+def test_backward_accumulates_until_grad_is_cleared():
+    x = leaf(1.0, 2.0)
+    for _ in range(3):
+        (x * x).sum().backward()
+    assert x.grad.tolist() == [6.0, 12.0]
+    x.grad = None
+    (x * x).sum().backward()
+    assert x.grad.tolist() == [2.0, 4.0]
+
+
+def test_grad_is_its_own_array():
+    """Neither the cotangent given, nor another leaf's gradient, changes with it."""
+    x, w, dy = leaf(1.0, 2.0), leaf(3.0, 4.0), np.ones(2)
+    (x + w).backward(dy)
+    x.grad *= 5
+    assert w.grad.tolist() == [1.0, 1.0] and dy.tolist() == [1.0, 1.0]
+
+
+def test_only_leaves_that_ask_get_grad():
+    x, w = leaf(1.0), Tensor(np.array([2.0]))
+    y = x * w
+    (y * 3).backward()
+    assert x.grad is not None and w.grad is None and y.grad is None
+
+
+def test_a_leaf_may_be_the_result_itself():
+    x = leaf(1.0, 2.0)
+    x.backward(np.array([3.0, 4.0]))
+    assert x.grad.tolist() == [3.0, 4.0]
+
+
+def test_detach_cuts_the_history():
+    x = leaf(2.0)
+    y = x * x
+    (y.detach() * x).sum().backward()
+    assert x.grad.item() == 4.0 and y.detach().data is y.data
+
+
+def test_dy_may_be_left_out_for_one_element_only():
+    x = leaf(1.0, 2.0)
+    with pytest.raises(ValueError, match=r"dy must be given.*\(2,\)"):
+        (x * x).backward()
+    with pytest.raises(ValueError, match=r"dy must have y's shape \(2,\), not \(3,\)"):
+        (x * x).backward(np.ones(3))
+    with pytest.raises(RuntimeError, match="requires a gradient"):
+        Tensor(np.ones(1)).backward()
+    with no_grad():
+        y = (x * x).sum()
+    with pytest.raises(RuntimeError, match="no_grad"):
+        y.backward()
+
+
+# ---- walking twice ---------------------------------------------------------------------------------------
+
+
+def test_keep_graph_lets_backward_be_called_again():
+    x = leaf(3.0)
+    y = (x * x).sum()
+    y.backward(keep_graph=True)
+    y.backward(keep_graph=True)
+    y.backward()
+    assert x.grad.item() == 3 * 6.0
+    with pytest.raises(RuntimeError, match="keep_graph=True"):
+        y.backward()
+
+
+def test_a_graph_that_was_freed_in_part_is_refused_whole():
+    """The second result shares a freed piece with the first: it raises, and adds nothing to any leaf."""
+    x, w = leaf(3.0), leaf(5.0)
+    shared = x * x
+    first, second = shared * 2, (shared + w) * w
+    first.backward()
+    x.grad = None
+    with pytest.raises(RuntimeError, match="freed by an earlier backward"):
+        second.backward()
+    assert x.grad is None and w.grad is None
+
+
+# ---- gradients() -----------------------------------------------------------------------------------------
+
+
+def test_gradients_touches_no_grad():
+    x, w, unused = leaf(2.0), leaf(3.0), leaf(1.0, 1.0)
+    w.grad = np.array([7.0])
+    dx, dw, none = gradients((x * x * w).sum(), [x, w, unused])
+    assert (dx.item(), dw.item()) == (12.0, 4.0) and none.tolist() == [0.0, 0.0]
+    assert x.grad is None and w.grad.item() == 7.0 and unused.grad is None
+
+
+def test_threads_may_share_leaves():
+    rng = np.random.default_rng(0)
+    w, xs = Tensor(rng.standard_normal((8, 8)), requires_grad=True), rng.standard_normal((40, 5, 8))
+
+    def gradient(x):
+        return gradients(ops.tanh(ops.tanh(Tensor(x) @ w) @ w).sum(), [w])[0]
+    one_by_one = [gradient(x) for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(gradient, xs))
+    assert all(np.array_equal(a, b) for a, b in zip(one_by_one, together, strict=True))
+    assert w.grad is None
+
+
+def test_no_grad_is_for_this_thread_only():
+    x, seen = leaf(1.0), []
+    with no_grad():
+        thread = threading.Thread(target=lambda: seen.append((x * x).requires_grad))
+        thread.start()
+        thread.join()
+        assert not (x * x).requires_grad
+        with no_grad():
+            pass
+        assert not (x * x).requires_grad, "leaving an inner no_grad must not end the outer one"
+    assert seen == [True] and (x * x).requires_grad
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert (x * x).requires_grad, "an exception within must not leave it off"
+
+
+# ---- depth and memory ------------------------------------------------------------------------------------
+
+
+def test_a_graph_of_10_000_ops():
+    """Ten times deeper than Python recurses; built, walked, and a second one thrown away unwalked."""
+    depth = 10_000
+    assert depth > 5 * sys.getrecursionlimit()
+    x = leaf(1.0)
+    for _ in range(2):
+        y = x
+        for _ in range(depth):
+            y = y * 0.9999 + 0.0
+    y.backward()
+    assert x.grad.item() == pytest.approx(0.9999**depth)
+
+
+def test_backward_frees_the_graph_as_it_goes():
+    """When the walk reaches the first of 30 ops, the 29 later ones have let go of their arrays."""
+    x, results, alive_at_the_end = leaf(1.0, 2.0), [], []
+
+    def first(x):
+        def pullback(dy):
+            alive_at_the_end.append(sum(ref() is not None for ref in results))
+            return (dy,)
+        return record(x.data.copy(), (x,), pullback)
+
+    def graph():
+        y = first(x)
+        for _ in range(30):
+            y = ops.exp(y * 0.1)                            # exp's pullback holds the array of its result
+            results.append(weakref.ref(y.data))
+        return y.sum()
+    y = graph()
+    assert sum(ref() is not None for ref in results) == 30
+    y.backward()
+    results.clear()
+    graph().backward(keep_graph=True)
+    assert alive_at_the_end[0] <= 1 and alive_at_the_end[1] == 30
+
+
+def test_peak_memory_of_backward_is_a_few_arrays():
+    """A chain of 40 ops holds 40 arrays forward; walking back must need only a few more, not 40 cotangents."""
+    n, size = 40, 100_000
+    x = Tensor(np.ones(size, np.float32), requires_grad=True)
+    y = x
+    for _ in range(n):
+        y = ops.tanh(y)
+    y = y.sum()
+    tracemalloc.start()
+    try:
+        y.backward()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 4 * size
+
+
+def test_no_garbage_is_left_without_the_collector():
+    """50 graphs are built and walked, 50 built and dropped, garbage collector off: memory stays as it was."""
+    rng = np.random.default_rng(0)
+    w = Tensor(rng.standard_normal((64, 64), dtype=np.float32), requires_grad=True)
+    x = Tensor(rng.standard_normal((256, 64), dtype=np.float32))
+
+    def graph():
+        h = ops.softmax(ops.gelu(x @ w) @ w)
+        return ops.concat([h[:, :32], ops.silu(h)[:, 32:]]).mean()
+
+    def one_round():
+        gradients(graph(), [w])
+        graph()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        one_round()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(50):
+            one_round()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert grown < x.data.nbytes, f"{grown} bytes after 50 rounds"
+
+
+# ---- what a Tensor is, and what it refuses ---------------------------------------------------------------
+
+
+def test_lists_become_float32_and_arrays_keep_their_dtype():
+    assert Tensor([1, 2]).dtype == np.float32
+    assert Tensor(1.5).shape == ()
+    for dtype in (np.float16, np.float64, np.int64, bool):
+        assert Tensor(np.zeros(2, dtype)).dtype == dtype
+    a = np.zeros(3)
+    assert Tensor(a).data is a
+
+
+@pytest.mark.parametrize("refused, message", [
+    (lambda: Tensor(Tensor([1.0])), "Tensor already"),
+    (lambda: Tensor(np.arange(3), requires_grad=True), "floating dtype, and data is int64"),
+    (lambda: np.asarray(Tensor([1.0])), r"use \.data"),
+    (lambda: float(np.array(Tensor([1.0]))), r"use \.data"),
+    (lambda: bool(Tensor([1.0])), "truth value"),
+    (lambda: np.exp(Tensor([1.0])), "ufunc"),
+])
+def test_what_would_lose_the_history_is_refused(refused, message):
+    with pytest.raises(TypeError, match=message):
+        refused()
+
+
+def test_shape_and_item():
+    x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    assert (x.shape, x.ndim, x.size, len(x), x.dtype) == ((2, 3), 2, 6, 2, np.float64)
+    assert x[1, 2].item() == 5.0 and "requires_grad=True" in repr(x)

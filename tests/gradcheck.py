@@ -1,0 +1,77 @@
+"""The gradient checker: what backward says, against central differences, in float64.
+
+    L(x) = sum(f(x) dy)                                     dy random: a cotangent of ones hides errors
+    dL/dx_i = (L(x + h e_i) - L(x - h e_i)) / 2h + O(h^2)
+
+The derivative along every element of every input, or, where there are many, along a few random directions
+(a wrong gradient is orthogonal to a random direction with probability 0).
+"""
+
+import numpy as np
+
+from minidiff.engine.tensor import Tensor, gradients, no_grad
+
+STEP = 1e-5
+
+
+def check_gradients(f, *inputs, directions: int = 0, rtol: float = 1e-6, seed: int = 0) -> None:
+    """AssertionError, naming the input, unless f's gradients are right.
+
+    f           takes the inputs as Tensors and returns a Tensor
+    inputs      float64 arrays (of any layout in memory), or Tensors such as a module's parameters, which f
+                may then also reach in its own way; they are moved in place and put back
+    directions  0: every element of every input; n: n random directions in each input
+    rtol        allowed error, relative to the largest derivative of that input
+    """
+    rng = np.random.default_rng(seed)
+    leaves = [x if isinstance(x, Tensor) else Tensor(x, requires_grad=True) for x in inputs]
+    before = [leaf.data.copy() for leaf in leaves]
+    y = f(*leaves)
+    assert y.dtype == np.float64, f"the checker needs float64, and f gave {y.dtype}"
+    dy = rng.standard_normal(y.shape)
+    dy_before = dy.copy()
+    dxs = gradients(y, leaves, dy)
+
+    assert np.array_equal(dy, dy_before), "backward wrote into the cotangent it was given"
+    for i, (leaf, dx, x) in enumerate(zip(leaves, dxs, before, strict=True)):
+        assert dx.shape == x.shape and dx.dtype == x.dtype, f"gradient of input {i}: {dx.shape} {dx.dtype}"
+        assert np.array_equal(leaf.data, x), f"input {i} was written into"
+
+    def loss() -> float:
+        with no_grad():
+            return float(np.sum(f(*leaves).data * dy))
+
+    for i, (leaf, dx) in enumerate(zip(leaves, dxs, strict=True)):
+        if directions:
+            along = [rng.standard_normal(leaf.shape) for _ in range(directions)]
+            along = [u / np.linalg.norm(u) for u in along]
+            expected = np.array([_directional(loss, leaf.data, u) for u in along])
+            found = np.array([np.sum(dx * u) for u in along])
+        else:
+            expected, found = _elementwise(loss, leaf.data), dx
+        error = np.abs(found - expected).max(initial=0)
+        allowed = rtol * max(np.abs(expected).max(initial=0), 1e-2)
+        assert error <= allowed, f"gradient of input {i}, {leaf.shape}: off by {error:.2e}, allowed {allowed:.2e}"
+
+
+def _elementwise(loss, x: np.ndarray) -> np.ndarray:
+    dx = np.empty(x.shape)
+    for i in np.ndindex(x.shape):
+        kept = x[i]
+        x[i] = kept + STEP
+        above = loss()
+        x[i] = kept - STEP
+        below = loss()
+        x[i] = kept
+        dx[i] = (above - below) / (2 * STEP)
+    return dx
+
+
+def _directional(loss, x: np.ndarray, u: np.ndarray) -> float:
+    kept = x.copy()
+    x[...] = kept + STEP * u
+    above = loss()
+    x[...] = kept - STEP * u
+    below = loss()
+    x[...] = kept
+    return (above - below) / (2 * STEP)
