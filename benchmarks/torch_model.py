@@ -1,0 +1,245 @@
+"""The rival: minidiff's text-to-image model in PyTorch, as a good PyTorch user would write it.
+
+The same layers under the same names, made from the same configurations, channels first as PyTorch counts
+them (the memory may lie channels last: `model.to(memory_format=torch.channels_last)`).  Where PyTorch has a
+fused form, it is used: scaled_dot_product_attention, group_norm, addcmul, pixel_shuffle, a 2x2 convolution of
+stride 2 where minidiff folds squares into channels and multiplies.
+
+`in_minidiff_layout` is the door between the two: it shows every parameter (or its gradient) under minidiff's
+name with minidiff's axes, so weights go in and gradients come out through the same transposes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minidiff.diffusion.schedules import SCHEDULES
+from minidiff.nn.unet import UNetConfig
+from minidiff.systems.text_to_image import TextToImageConfig
+from minidiff.text.encoder import TextEncoderConfig
+
+
+class TextToImage(nn.Module):
+    """(x_0, ids, mask, t, eps) -> the v-prediction loss; images (B, C, H, W)."""
+
+    def __init__(self, config: TextToImageConfig):
+        super().__init__()
+        if config.predicts != "v":
+            raise ValueError(f"config: this rival predicts v only, not {config.predicts!r}")
+        schedule, times = SCHEDULES[config.schedule](config.T), np.arange(config.T)
+        self.config = config
+        self.register_buffer("alpha", torch.from_numpy(schedule.alpha(times)))      # float64, as minidiff's
+        self.register_buffer("sigma", torch.from_numpy(schedule.sigma(times)))
+        self.text = TextEncoder(config.text)
+        self.unet = UNet(config.unet)
+
+    def forward(self, x_0, ids, mask, t, eps):
+        alpha, sigma = (a[t, None, None, None].to(x_0.dtype) for a in (self.alpha, self.sigma))
+        # x_t = alpha_t x_0 + sigma_t eps,   v = alpha_t eps - sigma_t x_0
+        x_t = alpha * x_0 + sigma * eps
+        v = alpha * eps - sigma * x_0
+        return F.mse_loss(self.unet(x_t, t, self.text(ids, mask)), v)
+
+
+# --- the networks -----------------------------------------------------------------------------------------
+
+class UNet(nn.Module):
+    """x (B, C, H, W), t (B,), text (tokens, pooled, mask) or None -> (B, C, H, W)."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        c = self.config = config
+        folded = c.channels * c.patch**2
+        self.time1, self.time2 = nn.Linear(c.embedding, c.embedding), nn.Linear(c.embedding, c.embedding)
+        self.pooled = nn.Linear(c.text, c.embedding) if c.text else None
+        self.conv_in = nn.Conv2d(folded, c.widths[0], 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        skips, width = [], c.widths[0]
+        for level, out in enumerate(c.widths):
+            if level:
+                self.shrink.append(nn.Conv2d(width, out, 2, stride=2))
+                width = out
+            for _ in range(c.blocks):
+                self.down.append(Stage(c, width, out, c.attention[level]))
+                skips.append(out)
+        self.middle = Stage(c, width, width, True)
+        for level, out in reversed(list(enumerate(c.widths))):
+            for _ in range(c.blocks):
+                self.up.append(Stage(c, width + skips.pop(), out, c.attention[level]))
+                width = out
+            if level:
+                self.grow.append(nn.Conv2d(width, 4 * c.widths[level - 1], 1))
+                width = c.widths[level - 1]
+        self.norm_out = nn.GroupNorm(c.groups, width)
+        self.conv_out = nn.Conv2d(width, folded, 3, padding=1)
+
+    def forward(self, x, t, text=None):
+        c = self.config
+        emb = self.time2(F.silu(self.time1(sinusoidal_embedding(t, c.embedding, x.dtype))))
+        if text is not None:
+            emb = emb + self.pooled(text[1])
+        emb = F.silu(emb)                                                           # (B, E)
+        h = self.conv_in(F.pixel_unshuffle(x, c.patch))                             # (B, D, H/p, W/p)
+        skips = []
+        for i, stage in enumerate(self.down):
+            if i and i % c.blocks == 0:
+                h = self.shrink[i // c.blocks - 1](h)
+            h = stage(h, emb, text)
+            skips.append(h)
+        h = self.middle(h, emb, text)
+        for i, stage in enumerate(self.up):
+            if i and i % c.blocks == 0:
+                h = F.pixel_shuffle(self.grow[i // c.blocks - 1](h), 2)
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb, text)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), c.patch)
+
+
+class Stage(nn.Module):
+    def __init__(self, config: UNetConfig, C: int, D: int, attends: bool):
+        super().__init__()
+        self.block = ResidualBlock(C, D, config.embedding, config.groups)
+        self.attention = SpatialAttention(D, config) if attends else None
+
+    def forward(self, x, emb, text):
+        x = self.block(x, emb)
+        return x if self.attention is None else self.attention(x, text)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, C: int, D: int, E: int, groups: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(groups, C), nn.Conv2d(C, D, 3, padding=1)
+        self.modulation, self.groups = nn.Linear(E, 2 * D), groups
+        self.conv2 = nn.Conv2d(D, D, 3, padding=1)
+        self.skip = nn.Conv2d(C, D, 1) if C != D else None
+
+    def forward(self, x, emb):
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, dim=1)       # (B, D, 1, 1)
+        h = torch.addcmul(shift, F.group_norm(h, self.groups), 1 + scale)
+        h = self.conv2(F.silu(h))
+        return (x if self.skip is None else self.skip(x)) + h
+
+
+class SpatialAttention(nn.Module):
+    def __init__(self, C: int, config: UNetConfig):
+        super().__init__()
+        self.norm1, self.self_attention = nn.GroupNorm(config.groups, C), Attention(C, config.heads)
+        self.norm2 = nn.GroupNorm(config.groups, C) if config.text else None
+        self.norm_text = nn.LayerNorm(config.text) if config.text else None
+        self.cross_attention = Attention(C, config.heads, config.text) if config.text else None
+
+    def forward(self, x, text):
+        x = x + self._on_tokens(self.norm1(x), self.self_attention)
+        if text is not None:
+            tokens, _, mask = text
+            x = x + self._on_tokens(self.norm2(x), self.cross_attention, self.norm_text(tokens), mask)
+        return x
+
+    @staticmethod
+    def _on_tokens(x, attention, *context):
+        """(B, C, H, W) -> tokens (B, N, C) -> (B, C, H, W), each a view where channels lie last."""
+        y = attention(x.flatten(2).transpose(1, 2), *context)
+        return y.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Attention(nn.Module):
+    def __init__(self, C: int, heads: int, context: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv, self.out = nn.Linear(C, C), nn.Linear(context or C, 2 * C), nn.Linear(C, C)
+
+    def forward(self, x, context=None, mask=None):
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)                # (B, h, N, d)
+        kv = self.kv(x if context is None else context).unflatten(2, (2, self.heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)                                  # (B, h, M, d)
+        mask = None if mask is None else mask[:, None, None]                        # (B, 1, 1, M)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(y.transpose(1, 2).flatten(2))                               # (B, N, C)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, C: int, heads: int, expand: int = 4):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(C), Attention(C, heads)
+        self.norm2, self.mlp_in = nn.LayerNorm(C), nn.Linear(C, expand * C)
+        self.mlp_out = nn.Linear(expand * C, C)
+
+    def forward(self, x, mask):
+        x = x + self.attention(self.norm1(x), None, mask)
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x)), approximate="tanh"))
+
+
+class TextEncoder(nn.Module):
+    """ids (B, N), mask (B, N) bool -> tokens (B, N, D), pooled (B, D), mask."""
+
+    def __init__(self, config: TextEncoderConfig):
+        super().__init__()
+        D = config.width
+        self.embedding = nn.Embedding(config.vocab, D)
+        self.position = nn.Parameter(torch.zeros(config.length, D))
+        self.blocks = nn.ModuleList(TransformerBlock(D, config.heads) for _ in range(config.layers))
+        self.norm, self.norm_pooled = nn.LayerNorm(D), nn.LayerNorm(D)
+
+    def forward(self, ids, mask):
+        h = self.embedding(ids) + self.position[:ids.shape[1]]
+        for block in self.blocks:
+            h = block(h, mask)
+        tokens = self.norm(h)
+        share = mask.to(tokens.dtype) / mask.sum(dim=1, keepdim=True)               # (B, N)
+        return tokens, self.norm_pooled((tokens * share[:, :, None]).sum(dim=1)), mask
+
+
+def sinusoidal_embedding(t, dim: int, dtype, max_period: float = 10_000.0):
+    freq = torch.exp(torch.arange(dim // 2, dtype=torch.float64, device=t.device)
+                     * (-math.log(max_period) / (dim // 2)))
+    angle = t[:, None].double() * freq
+    return torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)                   # (B, dim)
+
+
+# --- the door ---------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def load(model: TextToImage, state: Mapping[str, np.ndarray]) -> None:
+    """Sets the parameters from a minidiff state_dict; ValueError where names or sizes do not match."""
+    views = in_minidiff_layout(model)
+    if views.keys() != state.keys():
+        raise ValueError(f"state: its names differ from the model's in {sorted(views.keys() ^ state.keys())}")
+    for name, view in views.items():
+        if view.numel() != state[name].size:
+            raise ValueError(f"state: {name!r} has shape {state[name].shape}, not {tuple(view.shape)}")
+        view.copy_(torch.from_numpy(state[name]).reshape(view.shape))
+
+
+@torch.no_grad()
+def in_minidiff_layout(model: TextToImage, of: Callable = lambda p: p) -> dict[str, torch.Tensor]:
+    """minidiff's name -> a view of `of(parameter)`: the weights, or with of=lambda p: p.grad their gradients.
+
+    A view's axes are minidiff's, some of them still split in two or more: reshape it to minidiff's shape.
+    """
+    c, views = model.config.unet, {}
+    folded_in = {"unet.conv_in": c.patch}
+    folded_out = {"unet.conv_out": c.patch} | {f"unet.grow.{i}": 2 for i in range(len(c.widths) - 1)}
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Linear):
+            views |= {f"{name}.w": of(m.weight).T, f"{name}.b": of(m.bias)}
+        elif isinstance(m, nn.Conv2d):
+            f, g = folded_in.get(name, 1), folded_out.get(name, 1)
+            # PyTorch folds a square of f x f pixels into channels as (C, f, f), minidiff as (f, f, C)
+            w = of(m.weight).unflatten(1, (-1, f, f)).unflatten(0, (-1, g, g))  # (D, g, g, C, f, f, kh, kw)
+            b = of(m.bias).unflatten(0, (-1, g, g))                             # (D, g, g)
+            views |= {f"{name}.w": w.permute(6, 7, 4, 5, 3, 1, 2, 0), f"{name}.b": b.permute(1, 2, 0)}
+        elif isinstance(m, (nn.GroupNorm, nn.LayerNorm)):
+            views |= {f"{name}.gamma": of(m.weight), f"{name}.beta": of(m.bias)}
+        elif isinstance(m, nn.Embedding):
+            views[f"{name}.table"] = of(m.weight)
+        elif isinstance(m, TextEncoder):
+            views[f"{name}.position"] = of(m.position)
+    return views

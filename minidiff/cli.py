@@ -1,0 +1,307 @@
+"""The command line: minidiff train, sample, evaluate, info.
+
+What the user can put right (an argument, a file, a missing device) is said in one sentence, with exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from minidiff import __version__
+from minidiff.errors import UserError
+
+LONGEST_PROMPT = 2_000                                      # characters; what a caption keeps is far shorter
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 interrupted and saved, 2 a mistake to put right."""
+    args = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: print(f"minidiff: {message}", file=sys.stderr)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        from minidiff.engine.backend import check_device, keep_freed_memory
+        if getattr(args, "device", None):
+            check_device(args.device)
+        keep_freed_memory()
+        return args.command(args) or 0
+    except UserError as error:
+        print(f"minidiff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nminidiff: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:                                 # the reader of our output has gone
+        return 1
+    except MemoryError:
+        print("minidiff: out of memory: ask for fewer images at a time (--count, --images, --batch)", file=sys.stderr)
+        return 2
+
+
+# --- the commands -----------------------------------------------------------------------------------------
+
+def train(args: argparse.Namespace) -> int:
+    from minidiff import pictures
+    from minidiff import train as training
+    from minidiff.data import mnist
+    from minidiff.train import TrainConfig
+
+    started = time.monotonic()
+    config = TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
+    data = mnist.load(args.data)
+    print(f"training on {data.source} ({len(data)} images); the run is in {args.out}, "
+          f"its pictures in {args.out / 'samples.png'}")
+    try:
+        trainer = training.run(args.out, data, config, resume=args.resume, device=args.device)
+    except training.Interrupted as stop:
+        data_option = f" --data {args.data}" if args.data else ""
+        print(f"minidiff: {stop}; go on with: minidiff train --out {args.out}{data_option} --resume", file=sys.stderr)
+        return 1
+    model = trainer.averaged()
+    trained = time.monotonic() - started
+    sheet = args.out / "sheet.png"
+    pictures.save(_sheet_of(model, training.PROMPTS, args.scale), sheet)
+    results = {"steps": trainer.n, "loss": sum(trainer.losses[-100:]) / len(trainer.losses[-100:]),
+               "train_seconds": trained}
+    if args.images:
+        report = _report(model, args)
+        in_all = time.monotonic() - started
+        _print_table([*report.rows(), ("training", _minutes(trained)), ("in all", _minutes(in_all))])
+        results["evaluation"] = report.as_dict()
+    results["seconds"] = time.monotonic() - started
+    training.write_json(args.out / "results.json", results)
+    print(f"weights  {args.out / 'model.safetensors'}\nsamples  {sheet}\nloss     {args.out / 'loss.png'}\n"
+          f'try      minidiff sample "a bold seven leaning left" --model {args.out / "model.safetensors"}')
+    return 0
+
+
+def sample(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from minidiff import pictures
+    from minidiff.engine.backend import to_numpy
+    from minidiff.systems.text_to_image import TextToImage
+
+    if len(args.prompt) > LONGEST_PROMPT:
+        print(f"minidiff: the prompt has {len(args.prompt)} characters: the first {LONGEST_PROMPT} were read",
+              file=sys.stderr)
+    prompt = args.prompt[:LONGEST_PROMPT]
+    pictures.check_writable(args.out)
+    if args.trajectory:
+        pictures.check_writable(args.trajectory)
+    model = TextToImage.load(args.model).to(args.device)
+
+    from tqdm import tqdm
+    title = prompt.strip() or "(no caption)"
+    states, started = [], time.monotonic()
+    steps = model.trajectory([prompt] * args.count, scale=args.scale, steps=args.steps, seed=args.seed,
+                             sampler=args.sampler)
+    with tqdm(total=args.steps, unit="step", desc="sampling", dynamic_ncols=True) as bar:
+        for state in steps:
+            states.append(state)
+            bar.update(bool(state.step))
+    images = to_numpy(states[-1].x_t)
+    pictures.save(pictures.sheet(images, title=title), args.out)
+    print(f"{args.count} x {title!r} in {time.monotonic() - started:.1f} s: {args.out}")
+    if args.trajectory:
+        path = np.stack([to_numpy(s.x_t) for s in states])                      # (S, B, H, W, C)
+        if args.trajectory.suffix.lower() == ".gif":
+            pictures.gif(path, args.trajectory, title=title)
+        else:
+            pictures.save(pictures.strip(path[:, :8], labels=[f"x_{s.t}" if s.t >= 0 else "x_0 clean" for s in states]),
+                          args.trajectory)
+        print(f"trajectory: {args.trajectory}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    import json
+
+    from minidiff.files import check_writable, write_whole
+    from minidiff.systems.text_to_image import TextToImage
+
+    if args.json:
+        check_writable(args.json, (".json",))
+    model = TextToImage.load(args.model).to(args.device)
+    report = _report(model, args)
+    _print_table(report.rows())
+    if args.json:
+        write_whole(args.json, (json.dumps(report.as_dict(), indent=2) + "\n").encode())
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    import numpy
+    import scipy
+
+    from minidiff.data import mnist
+    from minidiff.engine.backend import check_device
+    from minidiff.engine.parallel import cores
+    from minidiff.systems.text_to_image import SHIPPED, TextToImage
+
+    model = TextToImage.load(args.model)
+    c = model.config
+    try:
+        check_device("cuda")
+        gpu = "yes"
+    except UserError as error:
+        gpu = f"no ({str(error).split(':')[0]})"
+    trained = model.notes.get("train", {})
+    _print_table([
+        ("minidiff", f"{__version__} in {Path(__file__).parent}"),
+        ("numpy, scipy", f"{numpy.__version__}, {scipy.__version__}"),
+        ("cores, GPU", f"{cores()}, {gpu}"),
+        ("data cache", str(mnist.cache_dir())),
+        ("model", str(args.model or SHIPPED)),
+        ("parameters", f"{model.unet.parameter_count():,} UNet, {model.text.parameter_count():,} text encoder"),
+        ("images", f"{c.image_size} x {c.image_size}, {c.unet.channels} channel(s), work at widths {c.unet.widths}"),
+        ("schedule", f"{c.schedule}, T = {c.T}, predicts {c.predicts}"),
+        ("text", f"{model.tokenizer.vocab_size} tokens, captions of at most {c.text.length - 2}"),
+        ("trained", f"{trained['steps']} steps of {trained['batch']} images, seed {trained['seed']}"
+                    if trained else "not recorded"),
+    ])
+    return 0
+
+
+# --- what they share --------------------------------------------------------------------------------------
+
+def _report(model, args: argparse.Namespace):
+    from tqdm import tqdm
+
+    from minidiff.evaluate import cached_judge
+    from minidiff.evaluate import evaluate as judge_model
+
+    judge = cached_judge(args.data, train=getattr(args, "train_judge", False))
+    return judge_model(model, count=args.images, scale=args.scale, steps=args.sample_steps, seed=args.seed, judge=judge,
+                       progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True))
+
+
+def _sheet_of(model, prompts: Sequence[str], scale: float):
+    """Four samples of each prompt, each with its caption."""
+    from minidiff import pictures
+    captions = [prompt for prompt in prompts for _ in range(4)]
+    images = model.sample(captions, scale=scale, seed=0)
+    return pictures.sheet(images, [caption or "(no caption)" for caption in captions], columns=8)
+
+
+def _print_table(rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+# --- the arguments ----------------------------------------------------------------------------------------
+
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one sentence."""
+
+    def error(self, message: str):
+        self.exit(2, f"minidiff: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
+    parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, function, help: str, epilog: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=help, description=help, epilog=epilog,
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        p.set_defaults(command=function)
+        return p
+
+    p = command("train", train, "Train a model on MNIST and its captions, and evaluate it.",
+                "Ctrl-C saves; --resume goes on, and gives the same result as a run that was never stopped.")
+    p.add_argument("--out", type=Path, default=Path("runs/mnist"), metavar="DIR", help="folder of the run")
+    p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    p.add_argument("--steps", type=_count, default=1200, help="training steps")
+    p.add_argument("--batch", type=_count, default=64, help="images in a step")
+    p.add_argument("--lr", type=_positive, default=2e-3, help="peak learning rate")
+    p.add_argument("--images", type=_natural, default=1000, help="images to evaluate at the end; 0 for no evaluation")
+    _common(p, scale=2.0)
+
+    p = command("sample", sample, "Draw pictures for a caption.",
+                'Example: minidiff sample "a bold seven leaning left" --scale 3 --seed 1 --count 16 -o seven.png')
+    p.add_argument("prompt", help='a caption, such as "a thin, upright three"; "" for no caption')
+    p.add_argument("-o", "--out", type=Path, default=Path("sample.png"), metavar="FILE",
+                   help="the picture (.png, .jpg)")
+    p.add_argument("--count", type=_count, default=16, help="how many pictures")
+    p.add_argument("--steps", type=_steps, default=20, help="sampling steps, 1 to 1000: more are finer and slower")
+    p.add_argument("--sampler", choices=("dpm++2m", "ddim", "heun", "ddpm"), default="dpm++2m", help="the sampler")
+    p.add_argument("--trajectory", type=Path, metavar="FILE",
+                   help="also write the way from noise to picture: an animation (.gif) or a strip (.png)")
+    _common(p, scale=3.0, data=False)
+    _model(p)
+
+    p = command("evaluate", evaluate, "Measure how well a model's pictures follow their captions.",
+                "A frozen classifier reads the digits; the attributes are measured as for the training captions.")
+    p.add_argument("--images", type=_two_or_more, default=1000, help="how many pictures; FID wants many")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file, too")
+    p.add_argument("--train-judge", action="store_true",
+                   help="train the classifier anew from MNIST (once; kept in the cache) in place of the shipped one")
+    _common(p, scale=2.0)
+    _model(p)
+
+    p = command("info", info, "Say what is installed, and what a model file holds.", "It changes nothing.")
+    _model(p)
+    return parser
+
+
+def _common(p: argparse.ArgumentParser, scale: float, data: bool = True) -> None:
+    p.add_argument("--scale", type=_number, default=scale,
+                   help="guidance: 0 ignores the caption, 1 follows it, more follows it more strictly")
+    p.add_argument("--seed", type=_natural, default=0, help="for other random numbers")
+    p.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
+    if data:
+        p.add_argument("--sample-steps", type=_steps, default=20, help="sampling steps in evaluation")
+        p.add_argument("--data", type=Path, metavar="DIR",
+                       help="folder with MNIST's four files (else $MINIDIFF_DATA, the cache, a download, or the "
+                            "10,000 images that come with minidiff)")
+
+
+def _model(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", type=Path, metavar="FILE", help="a model.safetensors (else the one shipped)")
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"takes a finite number, not {text!r}")
+    return value
+
+
+def _positive(text: str) -> float:
+    if (value := _number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"takes a number above 0, not {text!r}")
+    return value
+
+
+def _whole(low: int, high: int):
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"takes a whole number from {low} to {high}, not {text!r}")
+        return value
+    return convert
+
+
+_natural, _count, _two_or_more, _steps = _whole(0, 2**31), _whole(1, 100_000), _whole(2, 100_000), _whole(1, 1000)

@@ -1,0 +1,264 @@
+"""How good are the pictures?  Judged by a frozen classifier and by the measurements that the captions use.
+
+    prompt accuracy     the share of pictures that the classifier reads as the digit that was asked for
+    agreement           the share of the asked-for attributes (thin, leaning left, ...) that measure as asked
+    FID                 ||mu_1 - mu_2||^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))           (Heusel et al. 2017, eq. 6)
+
+FID compares the mean and covariance of the classifier's 64 features over generated pictures with those over
+MNIST's 10,000 test images.  Beside it stand a floor, as many real training images in the pictures' place,
+and a ceiling, as many draws from one Gaussian fitted to the pixels: FID depends on the number of images and on
+the classifier, and means nothing without them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minidiff import checkpoint
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.attributes import Words
+from minidiff.data.pixels import to_float
+from minidiff.engine import conv, ops
+from minidiff.engine.parallel import parallel_gradients, parallel_map, shards
+from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import UserError
+from minidiff.nn.layers import Conv2d, GroupNorm, Linear
+from minidiff.nn.module import Module
+from minidiff.nn.optim import AdamW, WarmupCosine
+
+SHIPPED = Path(__file__).parent / "weights" / "judge.safetensors"
+BATCH = 256                                                 # images sampled at a time
+
+
+class Classifier(Module):
+    """A small convolutional network that reads digits: (B, 28, 28, 1) in [-1, 1] -> logits (B, 10)."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.conv1, self.norm1 = Conv2d(4, 32, rng), GroupNorm(32, 8)
+        self.conv2, self.norm2 = Conv2d(32, 32, rng), GroupNorm(32, 8)
+        self.shrink = Linear(128, 64, rng)
+        self.conv3, self.norm3 = Conv2d(64, 64, rng), GroupNorm(64, 8)
+        self.conv4, self.norm4 = Conv2d(64, 64, rng), GroupNorm(64, 8)
+        self.features_in, self.logits = Linear(7 * 7 * 64, 64, rng), Linear(64, 10, rng)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What FID compares: (B, 64)."""
+        h = conv.space_to_depth(x)                                                  # (B, 14, 14, 4)
+        h = ops.silu(self.norm1(self.conv1(h)))
+        h = h + ops.silu(self.norm2(self.conv2(h)))
+        h = self.shrink(conv.space_to_depth(h))                                     # (B, 7, 7, 64)
+        h = h + ops.silu(self.norm3(self.conv3(h)))
+        h = h + ops.silu(self.norm4(self.conv4(h)))
+        return ops.silu(self.features_in(h.reshape(h.shape[0], 7 * 7 * 64)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.features(x))
+
+    def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images (N, 28, 28, 1) in [-1, 1] -> features (N, 64) and digits (N,)."""
+        def one(part: slice):
+            with no_grad():
+                f = self.features(Tensor(images[part]))
+                return f.data, self.logits(f).data.argmax(axis=1)
+        features, digits = zip(*parallel_map(one, shards(len(images), 256)), strict=True)
+        return np.concatenate(features), np.concatenate(digits)
+
+
+def train_classifier(images: np.ndarray, labels: np.ndarray, *, epochs: int = 6, batch: int = 128, seed: int = 0,
+                     progress: Callable = lambda steps: steps) -> Classifier:
+    """Learns from uint8 images (N, 28, 28), each shifted by up to two pixels at every sight of it."""
+    rng = np.random.default_rng(seed)
+    model = Classifier(rng)
+    parameters = model.parameters()
+    optimiser, leaves = AdamW(parameters), list(parameters.values())
+    steps = epochs * (len(images) // batch)
+    lr = WarmupCosine(2e-3, steps)
+    x = np.pad(to_float(images)[..., None], ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-1)
+    order = np.concatenate([rng.permutation(len(x))[:len(x) // batch * batch] for _ in range(epochs)])
+    for step in progress(range(steps)):
+        chosen = order[step * batch:(step + 1) * batch]
+        shifts = rng.integers(0, 5, (batch, 2))
+        seen = np.stack([x[n, i:i + 28, j:j + 28] for n, (i, j) in zip(chosen, shifts, strict=True)])
+        asked = labels[chosen].astype(np.int64)
+        _, grads = parallel_gradients(lambda p: ops.cross_entropy(model(Tensor(seen[p])), asked[p]),  # noqa: B023
+                                      leaves, batch)
+        optimiser.step(grads, lr(step))
+    return model
+
+
+# --- the judge --------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A frozen classifier, its accuracy on MNIST's test set, and what FID compares with."""
+
+    classifier: Classifier
+    accuracy: float                         # on the 10,000 test images
+    mean: np.ndarray                        # (64,) of the test images' features
+    cov: np.ndarray                         # (64, 64)
+
+    @classmethod
+    def train(cls, train: mnist.Images, test: mnist.Images, *, seed: int = 0, epochs: int = 6,
+              progress: Callable = lambda steps: steps) -> Judge:
+        """Learns from the one and measures itself on the other, with weights rounded to float16 as in its file."""
+        classifier = train_classifier(train.images, train.labels, epochs=epochs, seed=seed, progress=progress)
+        classifier.astype(np.float16).astype(np.float32)
+        features, digits = classifier.read(to_float(test.images)[..., None])
+        return cls(classifier, float((digits == test.labels).mean()), *_mean_cov(features))
+
+    def save(self, path: str | Path) -> None:
+        tensors = {f"classifier.{name}": w.astype(np.float16) for name, w in self.classifier.state_dict().items()}
+        checkpoint.save(path, tensors | {"test.mean": self.mean, "test.cov": self.cov},
+                        {"system": "judge", "accuracy": self.accuracy})
+
+    @classmethod
+    def load(cls, path: str | Path = SHIPPED) -> Judge:
+        """The judge that comes with minidiff, or another's file; UserError if it is none."""
+        saved = checkpoint.load(path)
+        if saved.meta.get("system") != "judge" or not isinstance(saved.meta.get("accuracy"), float):
+            raise UserError(f"{path} holds {str(saved.meta.get('system'))[:40]!r}, and a judge was asked for.")
+        classifier = Classifier(np.random.default_rng(0))
+        expected = {f"classifier.{name}": p.shape for name, p in classifier.parameters().items()}
+        checkpoint.check_shapes(expected | {"test.mean": (64,), "test.cov": (64, 64)}, saved.tensors, path)
+        mean, cov = saved.tensors.pop("test.mean"), saved.tensors.pop("test.cov")
+        classifier.load_state_dict({name.removeprefix("classifier."): w for name, w in saved.tensors.items()})
+        return cls(classifier, saved.meta["accuracy"], mean, cov)
+
+    def fid(self, features: np.ndarray) -> float:
+        """FID between features (N, 64) and those of the test images."""
+        return frechet_distance(*_mean_cov(features), self.mean, self.cov)
+
+
+def cached_judge(data_dir: str | Path | None = None, *, train: bool = False) -> Judge:
+    """The shipped judge; with train=True one trained on this machine from all of MNIST, once, and then cached."""
+    if not train:
+        return Judge.load()
+    path = mnist.cache_dir().parent / "judge.safetensors"
+    if path.exists():
+        return Judge.load(path)
+    from tqdm import tqdm
+    path.parent.mkdir(parents=True, exist_ok=True)
+    judge = Judge.train(mnist.load(data_dir), mnist.load(data_dir, "test"),
+                        progress=lambda steps: tqdm(steps, desc="training the judge", dynamic_ncols=True))
+    judge.save(path)
+    return judge
+
+
+def frechet_distance(mu1, S1, mu2, S2) -> float:
+    """||mu1 - mu2||^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)), between Gaussians; means (D,), covariances (D, D)."""
+    # (S1 S2)^(1/2) has the eigenvalues of (S1^(1/2) S2 S1^(1/2))^(1/2), which is symmetric
+    values, vectors = np.linalg.eigh(S1)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T                            # S1^(1/2)
+    trace = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
+    return float(((mu1 - mu2) ** 2).sum() + np.trace(S1) + np.trace(S2) - 2 * trace)
+
+
+def _mean_cov(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    features = features.astype(np.float64)
+    return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+# --- the report -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` measured; rates are shares of 1."""
+
+    images: int                             # over which all but the held_out rates are taken
+    digit_accuracy: float
+    agreement: float                        # over all attributes asked for
+    agreement_thickness: float
+    agreement_slant: float
+    agreement_width: float
+    held_out_images: int
+    held_out_digit_accuracy: float
+    held_out_agreement: float
+    held_out_all_right: float               # the digit and every attribute asked for
+    fid: float
+    fid_floor: float                        # as many real training images
+    fid_ceiling: float                      # as many draws from a Gaussian fitted to the pixels
+    judge_accuracy: float
+    seconds_per_image: float
+    scale: float
+    steps: int
+    seed: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The table for people: (what, value), rates with their standard error."""
+        def rate(p: float, n: int) -> str:
+            return f"{100 * p:.1f} % +- {100 * (max(p * (1 - p), 0) / max(n, 1)) ** 0.5:.1f}"
+        return [
+            ("prompt accuracy (digit)", rate(self.digit_accuracy, self.images)),
+            ("attribute agreement", f"{100 * self.agreement:.1f} %  (thickness {100 * self.agreement_thickness:.1f}, "
+                                    f"slant {100 * self.agreement_slant:.1f}, width {100 * self.agreement_width:.1f})"),
+            ("held-out: digit", rate(self.held_out_digit_accuracy, self.held_out_images)),
+            ("held-out: attributes", f"{100 * self.held_out_agreement:.1f} %"),
+            ("held-out: all right", rate(self.held_out_all_right, self.held_out_images)),
+            ("FID", f"{self.fid:.2f}  (floor {self.fid_floor:.2f}, ceiling {self.fid_ceiling:.1f})"),
+            ("images", f"{self.images} + {self.held_out_images} held-out, scale {self.scale:g}, {self.steps} steps, "
+                       f"seed {self.seed}"),
+            ("seconds per image", f"{self.seconds_per_image:.3f}"),
+            ("judge's own accuracy", f"{100 * self.judge_accuracy:.2f} % of MNIST's test set"),
+        ]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def evaluate(model, *, count: int = 1000, scale: float = 2.0, steps: int = 20, seed: int = 0,
+             judge: Judge | None = None, progress: Callable = lambda batches: batches) -> Report:
+    """Samples `count` captions of real images, and a fifth as many of held-out combinations, and judges them.
+
+    model: a TextToImage.  The captions are drawn for the first 10,000 training images, so that the digits and
+    words asked for are as frequent as in the data.
+    """
+    judge = judge or Judge.load()
+    real = mnist.packed()
+    rng = np.random.default_rng([seed, 3])
+    words = attributes.name(attributes.measure(real.images))
+    chosen = rng.permutation(len(real.labels))[:count] if count <= len(real.labels) \
+        else rng.integers(0, len(real.labels), count)
+    prompts = [captions.caption(rng, int(real.labels[i]), words[i]) for i in chosen]
+    combinations = sorted(attributes.HELD_OUT)
+    unseen = [combinations[i % len(combinations)] for i in range(max(count // 5, len(combinations)))]
+    prompts += [captions.caption(rng, digit, Words(thickness, slant), keep=1.0) for digit, thickness, slant in unseen]
+
+    started = time.perf_counter()
+    batches = [range(i, min(i + BATCH, len(prompts))) for i in range(0, len(prompts), BATCH)]
+    images = np.concatenate([model.sample([prompts[i] for i in batch], scale=scale, steps=steps, seed=seed + 1 + k)
+                             for k, batch in enumerate(progress(batches))])
+    seconds = (time.perf_counter() - started) / len(prompts)
+
+    features, digits = judge.classifier.read(images)
+    found = attributes.name(attributes.measure(images[..., 0]))
+    asked = [captions.parse(prompt) for prompt in prompts]
+    right = np.array([digit == a for digit, (a, _) in zip(digits, asked, strict=True)])
+    matches = np.array([[a and a == f for a, f in zip(wanted, words, strict=True)]
+                        for (_, wanted), words in zip(asked, found, strict=True)], dtype=bool)      # (N, 3)
+    wanted = np.array([[bool(a) for a in wanted] for _, wanted in asked])                           # (N, 3)
+    thickness, slant, width = matches[:count].sum(axis=0) / np.maximum(wanted[:count].sum(axis=0), 1)
+    floor, _ = judge.classifier.read(to_float(real.images[:count])[..., None])
+    ceiling, _ = judge.classifier.read(gaussian_pixels(real.images, count, rng))
+    return Report(
+        images=count, digit_accuracy=float(right[:count].mean()),
+        agreement=float(matches[:count].sum() / max(wanted[:count].sum(), 1)),
+        agreement_thickness=float(thickness), agreement_slant=float(slant), agreement_width=float(width),
+        held_out_images=len(unseen), held_out_digit_accuracy=float(right[count:].mean()),
+        held_out_agreement=float(matches[count:].sum() / wanted[count:].sum()),
+        held_out_all_right=float((right & (matches == wanted).all(axis=1))[count:].mean()),
+        fid=judge.fid(features[:count]), fid_floor=judge.fid(floor), fid_ceiling=judge.fid(ceiling),
+        judge_accuracy=judge.accuracy, seconds_per_image=seconds, scale=scale, steps=steps, seed=seed)
+
+
+def gaussian_pixels(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The naive generator: (count, 28, 28, 1) draws from the Gaussian with the pixels' mean and covariance."""
+    x = to_float(images).reshape(len(images), -1).astype(np.float64)
+    mean, cov = _mean_cov(x)
+    values, vectors = np.linalg.eigh(cov)
+    draws = mean + rng.standard_normal((count, len(mean))) * np.sqrt(values.clip(0)) @ vectors.T
+    return draws.clip(-1, 1).reshape(count, *images.shape[1:], 1).astype(np.float32)

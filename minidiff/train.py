@@ -1,0 +1,278 @@
+"""The training loop, and a run on disk that loses nothing.
+
+    repeat  x_0, caption ~ data,  t ~ uniform,  eps ~ N(0, I)
+            loss = || v - v_theta(alpha_t x_0 + sigma_t eps, t, caption) ||^2
+            AdamW step on its gradient, clipped; EMA of the weights
+
+Everything random in step n is drawn from the generator seeded with (seed, n).  So a run's state is its
+weights, the optimiser's and the average's numbers, and n: N steps, saved and loaded, and M more give the
+same bits as N + M steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minidiff import checkpoint, pictures
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.attributes import Words
+from minidiff.data.pixels import to_float
+from minidiff.engine.backend import to_numpy
+from minidiff.engine.parallel import parallel_gradients
+from minidiff.errors import UserError
+from minidiff.files import write_whole
+from minidiff.nn.optim import EMA, AdamW, WarmupCosine, clip_by_norm
+from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
+from minidiff.text.tokenizer import Tokenizer
+
+PROMPTS = ("a bold seven leaning left", "the digit seven", "a thin, upright three", "3", "a wide zero", "0",
+           "a narrow, right-leaning 5", "a heavy four", "one", "a fine 8 leaning right", "nine, bold", "")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; with the data and the model's configuration it determines every bit of the result."""
+
+    steps: int = 1200
+    batch: int = 64
+    lr: float = 2e-3                        # peak of the learning rate
+    warmup: int = 50                        # steps to the peak
+    ema: float = 0.998                      # decay of the average of the weights
+    clip: float = 1.0                       # largest norm of the gradient
+    drop_caption: float = 0.1               # share of captions replaced by '' (for classifier-free guidance)
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not (0 < self.lr < math.inf and 0 <= self.drop_caption <= 1):
+            raise UserError(f"lr must be positive and drop_caption in 0..1, not {self.lr} and {self.drop_caption}")
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionedDigits:
+    """Images with what captions are made from."""
+
+    x_0: np.ndarray                         # (N, 28, 28, 1) float32 in [-1, 1]
+    digits: np.ndarray                      # (N,)
+    words: list[Words]                      # N
+
+    @classmethod
+    def of(cls, images: mnist.Images) -> CaptionedDigits:
+        """Measures the images' attributes, and leaves out the combinations that training must not see."""
+        words = attributes.name(attributes.measure(images.images))
+        seen = np.flatnonzero(~attributes.held_out(images.labels, words))
+        return cls(to_float(images.images[seen])[..., None], images.labels[seen], [words[i] for i in seen])
+
+    def caption(self, i: int, rng: np.random.Generator) -> str:
+        return captions.caption(rng, int(self.digits[i]), self.words[i])
+
+
+def new_model(data: CaptionedDigits, config: TextToImageConfig, seed: int) -> TextToImage:
+    """An untrained model, its tokenizer learned from captions of the data."""
+    rng = np.random.default_rng([seed, 1])
+    corpus = [f" {data.caption(int(i), rng)}" for i in rng.integers(0, len(data.digits), 20_000)]
+    return TextToImage(config, Tokenizer.train(corpus, config.text.vocab), rng)
+
+
+class Trainer:
+    """A model in training: `step()` makes one step, `state()` and `restore()` save and load all there is."""
+
+    def __init__(self, model: TextToImage, data: CaptionedDigits, config: TrainConfig):
+        self.model, self.data, self.config = model, data, config
+        self.parameters = model.parameters()
+        self.optimiser = AdamW(self.parameters)
+        self.ema = EMA(self.parameters, config.ema)
+        self.lr = WarmupCosine(config.lr, config.steps, config.warmup)
+        self.n = 0                                          # steps made
+        self.losses: list[float] = []
+
+    def step(self) -> float:
+        """One step; returns its loss.  FloatingPointError, with the weights as they were, if it is not finite."""
+        c, model = self.config, self.model
+        x_0, ids, mask, t, eps = self.batch()
+        loss, grads = parallel_gradients(lambda part: model.loss(x_0[part], ids[part], mask[part], t[part], eps[part]),
+                                         list(self.parameters.values()), c.batch)
+        norm = clip_by_norm(grads, c.clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(f"the loss of step {self.n} is {loss} and its gradient's norm {norm}")
+        self.optimiser.step(grads, self.lr(self.n))
+        self.ema.step()
+        self.n += 1
+        self.losses.append(loss)
+        return loss
+
+    def batch(self) -> tuple:
+        """The data and the noise of step n."""
+        c, data = self.config, self.data
+        rng = np.random.default_rng([c.seed, 2, self.n])
+        chosen = rng.integers(0, len(data.digits), c.batch)
+        drop = rng.random(c.batch) < c.drop_caption
+        texts = ["" if dropped else data.caption(i, rng) for i, dropped in zip(chosen, drop, strict=True)]
+        ids, mask = self.model.tokens(texts)
+        longest = int(mask.sum(axis=1).max())               # columns of nothing but padding are left out
+        # t = T (u + i/B mod 1): each uniform on 0..T-1, together spread evenly (Kingma et al. 2021, I.1)
+        T = self.model.schedule.T
+        t = (T * ((rng.random() + np.arange(c.batch) / c.batch) % 1)).astype(np.int64)
+        eps = rng.standard_normal((c.batch, *data.x_0.shape[1:]), dtype=np.float32)
+        return data.x_0[chosen], ids[:, :longest], mask[:, :longest], np.minimum(t, T - 1), eps
+
+    def averaged(self) -> TextToImage:
+        """A copy of the model with the averaged weights: what is sampled from."""
+        c = self.model
+        copy = TextToImage(c.config, c.tokenizer, np.random.default_rng(0))
+        copy.load_state_dict({name: to_numpy(a) for name, a in self.ema.average.items()})
+        return copy.to(c.device)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict]:
+        """(tensors, meta): everything that the next step depends on."""
+        tensors = {f"model.{name}": w for name, w in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": a for name, a in self.ema.state_dict().items()}
+        tensors |= {f"optimiser.{name}": a for name, a in self.optimiser.state_dict().items()}
+        tensors["losses"] = np.array(self.losses, dtype=np.float64)
+        return tensors, self.model.describe() | {"train": asdict(self.config), "images": len(self.data.digits)}
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Goes back to a saved state; UserError if it is of another model."""
+        expected = {name: a.shape for name, a in self.state()[0].items() if name != "losses"}
+        losses = saved.tensors.get("losses", np.empty(0))
+        checkpoint.check_shapes(expected, {k: v for k, v in saved.tensors.items() if k != "losses"}, saved.path)
+
+        def part(prefix: str) -> dict[str, np.ndarray]:
+            return {name[len(prefix):]: a for name, a in saved.tensors.items() if name.startswith(prefix)}
+        self.model.load_state_dict(part("model."))
+        self.ema.load_state_dict(part("ema."))
+        self.optimiser.load_state_dict(part("optimiser."))
+        self.losses = losses.tolist()
+        self.n = self.optimiser.n
+
+
+# --- a run on disk ----------------------------------------------------------------------------------------
+
+SAVE_EVERY, DRAW_EVERY = 120.0, 60.0                        # seconds
+
+
+def run(folder: str | Path, data: mnist.Images, config: TrainConfig, *, resume: bool = False, quiet: bool = False,
+        model_config: TextToImageConfig | None = None, keep: int = 3, device: str = "cpu") -> Trainer:
+    """Trains in `folder` to the last step of `config`, and returns the trainer.
+
+    While it runs the folder holds step-*.safetensors (the last `keep` states), samples.png and loss.png, and at the
+    end model.safetensors, the averaged weights.  Ctrl-C ends the step, saves, and raises Interrupted; with
+    resume=True it goes on from the newest whole state.  A loss that is not finite raises UserError.
+    """
+    folder, keeper = Path(folder), checkpoint.Keeper(folder, keep)
+    saved = keeper.latest()
+    if saved and not resume:
+        raise UserError(f"{folder} holds a run of {saved.meta['step']} steps: add --resume to go on with it, "
+                        "or choose another --out.")
+    if resume and not saved:
+        raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
+    digits = CaptionedDigits.of(data)
+    if saved:
+        model = TextToImage.from_description(saved.meta, saved.path).to(device)
+        trainer = Trainer(model, digits, _config_of(saved))
+        trainer.restore(saved)
+        if saved.meta.get("images") != len(digits.digits):
+            raise UserError(f"{saved.path} was trained on {saved.meta.get('images')} images, and {data.source} "
+                            f"gives {len(digits.digits)}: resume with the same --data.")
+    else:
+        model = new_model(digits, model_config or TextToImageConfig(), config.seed).to(device)
+        trainer = Trainer(model, digits, config)
+    keeper.prepare(trainer.n)
+    _train(trainer, keeper, quiet)
+    trainer.averaged().save(folder / "model.safetensors", notes={"train": asdict(trainer.config), "data": data.source})
+    return trainer
+
+
+class Interrupted(Exception):
+    """Ctrl-C came, and the run is saved."""
+
+
+def _train(trainer: Trainer, keeper: checkpoint.Keeper, quiet: bool) -> None:
+    """The loop: steps, a progress bar, a picture now and then, a saved state now and then."""
+    from tqdm import tqdm
+
+    config, folder = trainer.config, keeper.folder
+    last_good, drawn, saved_at = None, time.monotonic(), time.monotonic()
+
+    def save() -> Path:
+        return keeper.save(trainer.n, *trainer.state())
+
+    bar = tqdm(total=config.steps, initial=trainer.n, unit="step", disable=quiet, dynamic_ncols=True,
+               desc="training", mininterval=0.5, smoothing=0.05)
+    with bar, _ctrl_c() as interrupted:
+        while trainer.n < config.steps:
+            started = time.monotonic()
+            try:
+                trainer.step()
+            except FloatingPointError as error:
+                back = f"the last good state is {last_good}" if last_good else "no state was saved before it"
+                raise UserError(f"training stopped: {error}; {back}; try a lower --lr than {config.lr:g}.") from error
+            now = time.monotonic()
+            recent = sum(trainer.losses[-50:]) / len(trainer.losses[-50:])
+            bar.set_postfix_str(f"loss {recent:.4f}, {config.batch / (now - started):.0f} images/s", refresh=False)
+            bar.update()
+            if interrupted():
+                path = save()
+                raise Interrupted(f"stopped after step {trainer.n} of {config.steps}, saved as {path}")
+            if now - saved_at > SAVE_EVERY:
+                last_good, saved_at = save(), now
+            if now - drawn > DRAW_EVERY:
+                draw(trainer, folder)
+                drawn = time.monotonic()
+    save()
+    draw(trainer, folder)
+
+
+def draw(trainer: Trainer, folder: Path) -> None:
+    """Rewrites samples.png, the same prompts and noise each time, and loss.png."""
+    images = trainer.averaged().sample(PROMPTS, scale=2.0, steps=15, seed=0)
+    title = f"step {trainer.n} of {trainer.config.steps}"
+    pictures.save(pictures.sheet(images, [p or "(no caption)" for p in PROMPTS], columns=6, title=title),
+                  folder / "samples.png")
+    pictures.save(pictures.loss_curve(range(1, trainer.n + 1), trainer.losses, "training loss"), folder / "loss.png")
+
+
+@contextmanager
+def _ctrl_c() -> Iterator:
+    """Within it Ctrl-C only raises a flag, which the returned function tells; a second one interrupts at once."""
+    hits = []
+
+    def on_signal(number, frame):
+        hits.append(number)
+        if len(hits) > 1:
+            raise KeyboardInterrupt
+        print("\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)", file=sys.stderr)
+    try:
+        before = signal.signal(signal.SIGINT, on_signal)
+    except ValueError:                                      # not in the main thread: nobody can press Ctrl-C here
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(hits)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _config_of(saved: checkpoint.Checkpoint) -> TrainConfig:
+    """The saved run's own configuration; a resumed run may not change it."""
+    try:
+        config = TrainConfig(**saved.meta["train"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{saved.path} does not say how it was trained ({error}).") from error
+    return config
+
+
+def write_json(path: Path, values: dict) -> None:
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,0 +1,171 @@
+"""The whole system: what it predicts, how it is guided, and what its files may hold."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidiff import checkpoint
+from minidiff.diffusion.samplers import SAMPLERS
+from minidiff.engine.backend import Streams
+from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.systems.text_to_image import TextToImage
+
+
+@pytest.fixture(scope="module")
+def model() -> TextToImage:
+    return tiny.trained_a_little()
+
+
+def test_an_untrained_model_answers_zero_and_its_loss_is_the_target_itself():
+    t = tiny.trainer()
+    x_0, ids, mask, times, eps = t.batch()
+    alpha, sigma = t.model.schedule.alpha(times), t.model.schedule.sigma(times)
+    alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (alpha, sigma))
+    v = alpha * eps - sigma * x_0
+    assert t.model.loss(x_0, ids, mask, times, eps).item() == pytest.approx((v**2).mean(), rel=1e-5)
+
+
+def test_the_gradient_of_the_loss_in_random_directions():
+    """Central differences in float64 of the whole system, caption encoder included."""
+    t = tiny.trainer(batch=3)
+    model = tiny.trained_a_little().astype(np.float64)
+    x_0, ids, mask, times, eps = t.batch()
+    x_0, eps = x_0.astype(np.float64), eps.astype(np.float64)
+    parameters = list(model.parameters().values())
+    grads = gradients(model.loss(x_0, ids, mask, times, eps), parameters)
+    rng, h = np.random.default_rng(0), 1e-6
+    start = [p.data for p in parameters]
+    for _ in range(5):
+        directions = [rng.standard_normal(p.shape) for p in parameters]
+        values = []
+        for sign in (1, -1):
+            for p, x, d in zip(parameters, start, directions, strict=True):
+                p.data = x + sign * h * d
+            with no_grad():
+                values.append(model.loss(x_0, ids, mask, times, eps).item())
+        expected = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
+        assert (values[0] - values[1]) / (2 * h) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sample_depends_on_its_own_seed_only(model):
+    """Law 28: sample i of a batch is the sample made alone, and the batch's size changes nothing but rounding."""
+    prompts = ["3", "a bold seven", "", "a thin 1", "8"]
+    together = model.sample(prompts, steps=4, seed=5)
+    for i, prompt in enumerate(prompts):
+        alone = model.sample([prompt], steps=4, streams=Streams(5, 5)[i:i + 1])
+        np.testing.assert_allclose(alone[0], together[i], atol=2e-4)
+    assert np.abs(model.sample(prompts, steps=4, seed=6) - together).max() > 0.01
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_ends_in_an_image(model, sampler):
+    states = list(model.trajectory(["3", "4"], steps=5, sampler=sampler))
+    assert len(states) == 6 and states[0].t == 49 and states[-1].t == -1
+    x_0 = states[-1].x_t
+    assert x_0.shape == (2, 28, 28, 1) and x_0.dtype == np.float32 and np.abs(x_0).max() <= 1
+
+
+@settings(max_examples=10)
+@given(scale=st.floats(-3, 8), seed=st.integers(0, 100))
+def test_guidance_is_the_line_through_the_two_predictions(model, scale, seed):
+    """x0_hat(scale), before clipping, = x0_hat(0) + scale (x0_hat(1) - x0_hat(0)): law 30."""
+    from dataclasses import replace
+    x_t = np.random.default_rng(seed).standard_normal((2, 28, 28, 1), dtype=np.float32)
+    t, cond = np.array([20, 40]), model.encode(["a bold seven", "3"])
+    null = model.encode(["", ""])
+
+    s = model.schedule
+
+    def x0_hat(v):
+        alpha, sigma = (f(t).reshape(-1, 1, 1, 1).astype(np.float32) for f in (s.alpha, s.sigma))
+        return alpha * x_t - sigma * v
+    u, c = x0_hat(model.predict(x_t, t, null)), x0_hat(model.predict(x_t, t, cond))
+    guided = replace(model.denoiser(scale), clip=None)(x_t, t, cond)
+    np.testing.assert_allclose(guided, u + scale * (c - u), atol=1e-4 * (1 + abs(scale)))
+
+
+def test_the_empty_prompt_is_the_null_caption(model):
+    guided = model.denoiser(3.0)
+    x_t, t = np.random.default_rng(0).standard_normal((2, 28, 28, 1), dtype=np.float32), np.array([10, 30])
+    null = model.encode(["", ""])
+    np.testing.assert_allclose(guided(x_t, t, null), model.denoiser(0.0)(x_t, t, null), atol=1e-4)
+
+
+def test_the_caption_matters(model):
+    x_t, t = np.random.default_rng(0).standard_normal((1, 28, 28, 1), dtype=np.float32), np.array([30])
+    a, b = (model.predict(x_t, t, model.encode([c])) for c in ("a bold seven", "a thin three"))
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_padding_changes_nothing(model):
+    """The loss of a caption does not depend on how many columns of padding stand behind it."""
+    t = tiny.trainer(batch=4)
+    x_0, ids, mask, times, eps = t.batch()
+    wide = np.pad(ids, ((0, 0), (0, 3))), np.pad(mask, ((0, 0), (0, 3)))
+    with no_grad():
+        a, b = model.loss(x_0, ids, mask, times, eps).item(), model.loss(x_0, *wide, times, eps).item()
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_permuting_a_batch_permutes_the_predictions(model):
+    x_t = np.random.default_rng(0).standard_normal((4, 28, 28, 1), dtype=np.float32)
+    t, order = np.array([5, 10, 20, 30]), np.array([2, 0, 3, 1])
+    cond = model.encode(["1", "2", "", "a bold 4"])
+    y = model.predict(x_t, t, cond)
+    permuted = model.predict(x_t[order], t[order], tuple(a[order] for a in cond))
+    np.testing.assert_allclose(permuted, y[order], atol=1e-4)
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype, atol", [(np.float32, 0), (np.float16, 1e-3)])
+def test_save_and_load(model, tmp_path, dtype, atol):
+    model.save(tmp_path / "m.safetensors", dtype=dtype, notes={"by": "a test"})
+    loaded = TextToImage.load(tmp_path / "m.safetensors")
+    assert loaded.config == model.config and loaded.notes == {"by": "a test"}
+    for name, w in model.state_dict().items():
+        np.testing.assert_allclose(loaded.state_dict()[name], w, atol=atol, rtol=atol)
+        assert loaded.state_dict()[name].dtype == np.float32
+    assert loaded.tokenizer.state() == model.tokenizer.state()
+    if not atol:
+        assert np.array_equal(model.sample(["3"], steps=2), loaded.sample(["3"], steps=2))
+
+
+HOSTILE = {
+    "another system": lambda m: m.update(system="imagen"),
+    "no system": lambda m: m.pop("system"),
+    "no configuration": lambda m: m.pop("config"),
+    "a number of another type": lambda m: m["config"].update(T="1000"),
+    "a true for a number": lambda m: m["config"].update(T=True),
+    "a huge number": lambda m: m["config"]["unet"].update(embedding=10**9),
+    "a missing field": lambda m: m["config"]["unet"].pop("widths"),
+    "an unknown schedule": lambda m: m["config"].update(schedule="quartic"),
+    "widths that the groups do not divide": lambda m: m["config"]["unet"].update(widths=[9, 16]),
+    "an image size that the levels cannot hold": lambda m: m["config"].update(image_size=30),
+    "no image at all": lambda m: m["config"].update(image_size=0),
+    "an unknown prediction": lambda m: m["config"].update(predicts="noise"),
+    "no tokenizer": lambda m: m.pop("tokenizer"),
+    "merges that are no pairs": lambda m: m["tokenizer"].update(merges=[[1, 2, 3]]),
+    "a width that fits no weights": lambda m: m["config"]["unet"].update(widths=[16, 16]),
+}
+
+
+@pytest.mark.parametrize("plant", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_or_foreign_file_is_refused_in_a_sentence(model, tmp_path, plant):
+    meta = json.loads(json.dumps(model.describe()))
+    plant(meta)
+    checkpoint.save(tmp_path / "bad.safetensors", model.state_dict(), meta)
+    with pytest.raises(ValueError, match=r"bad\.safetensors") as error:
+        TextToImage.load(tmp_path / "bad.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_no_input_requires_a_gradient_in_sampling(model):
+    with no_grad():
+        y = model.unet(Tensor(np.zeros((1, 28, 28, 1), np.float32)), np.array([3]),
+                       model.text(*model.tokens(["3"])))
+    assert not y.requires_grad

@@ -1,0 +1,26 @@
+"""The examples run, tiny."""
+
+import importlib.util
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_train_mnist_text(tmp_path, monkeypatch):
+    import tiny
+
+    from minidiff.data import mnist
+    monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())
+    load("train_mnist_text").main(steps=2, batch=4, out=str(tmp_path / "s.png"))
+    assert (tmp_path / "s.png").stat().st_size > 1000
+
+
+def test_it_is_short_enough_to_read():
+    assert len((EXAMPLES / "train_mnist_text.py").read_text().splitlines()) <= 150
