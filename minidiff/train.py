@@ -1,12 +1,14 @@
 """The training loop, and a run on disk that loses nothing.
 
-    repeat  x_0, caption ~ data,  t ~ uniform,  eps ~ N(0, I)
+    repeat  x_0, caption ~ data,  t = T u^(1/3) with u ~ uniform(0, 1),  eps ~ N(0, I)
             loss = || v - v_theta(alpha_t x_0 + sigma_t eps, t, caption) ||^2
             AdamW step on its gradient, clipped; EMA of the weights
 
 Everything random in step n is drawn from the generator seeded with (seed, n).  So a run's state is its
 weights, the optimiser's and the average's numbers, and n: N steps, saved and loaded, and M more give the
 same bits as N + M steps.
+
+Why the root: which digit it will be is decided at the noisy times, and the clean ones are easy.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ PROMPTS = ("a bold seven leaning left", "the digit seven", "a thin, upright thre
 class TrainConfig:
     """How to train; with the data and the model's configuration it determines every bit of the result."""
 
-    steps: int = 1200
-    batch: int = 64
+    steps: int = 2400
+    batch: int = 32
     lr: float = 2e-3                        # peak of the learning rate
     warmup: int = 50                        # steps to the peak
     ema: float = 0.998                      # decay of the average of the weights
@@ -122,9 +124,10 @@ class Trainer:
         texts = ["" if dropped else data.caption(i, rng) for i, dropped in zip(chosen, drop, strict=True)]
         ids, mask = self.model.tokens(texts)
         longest = int(mask.sum(axis=1).max())               # columns of nothing but padding are left out
-        # t = T (u + i/B mod 1): each uniform on 0..T-1, together spread evenly (Kingma et al. 2021, I.1)
-        T = self.model.schedule.T
-        t = (T * ((rng.random() + np.arange(c.batch) / c.batch) % 1)).astype(np.int64)
+        # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
+        T, u = self.model.schedule.T, (rng.random() + np.arange(c.batch) / c.batch) % 1
+        # t = T u^(1/3): a density of 3 t^2 / T^3, which grows with t
+        t = (T * np.cbrt(u)).astype(np.int64)
         eps = rng.standard_normal((c.batch, *data.x_0.shape[1:]), dtype=np.float32)
         return data.x_0[chosen], ids[:, :longest], mask[:, :longest], np.minimum(t, T - 1), eps
 
@@ -181,7 +184,7 @@ def run(folder: str | Path, data: mnist.Images, config: TrainConfig, *, resume: 
     digits = CaptionedDigits.of(data)
     if saved:
         model = TextToImage.from_description(saved.meta, saved.path).to(device)
-        trainer = Trainer(model, digits, _config_of(saved))
+        trainer = Trainer(model, digits, _config_of(saved, config))
         trainer.restore(saved)
         if saved.meta.get("images") != len(digits.digits):
             raise UserError(f"{saved.path} was trained on {saved.meta.get('images')} images, and {data.source} "
@@ -265,12 +268,16 @@ def _ctrl_c() -> Iterator:
         signal.signal(signal.SIGINT, before)
 
 
-def _config_of(saved: checkpoint.Checkpoint) -> TrainConfig:
-    """The saved run's own configuration; a resumed run may not change it."""
+def _config_of(saved: checkpoint.Checkpoint, asked: TrainConfig) -> TrainConfig:
+    """The saved run's own configuration; UserError where a setting was asked for that is not the run's."""
     try:
         config = TrainConfig(**saved.meta["train"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{saved.path} does not say how it was trained ({error}).") from error
+    for name, default in asdict(TrainConfig()).items():
+        if getattr(asked, name) not in (default, getattr(config, name)):
+            raise UserError(f"{saved.path} is of a run with {name}={getattr(config, name)}, which resuming cannot change: "
+                            f"leave out --{name}, or start a new run with another --out.")
     return config
 
 

@@ -68,10 +68,9 @@ def _transformed_patches(x, padding: int, H_out: int, W_out: int):
     th, tw = _tiles(H_out, W_out)
     padded = np.zeros((B, TILE * th + 2, TILE * tw + 2, C), dtype=x.dtype)
     padded[:, padding:padding + H, padding:padding + W] = x[:, :TILE * th + 2 - padding, :TILE * tw + 2 - padding]
-    patches = np.empty((PATCH, PATCH, B, th, tw, C), dtype=x.dtype)
-    for i in range(PATCH):
-        for j in range(PATCH):
-            patches[i, j] = padded[:, i:i + TILE * th - 3:TILE, j:j + TILE * tw - 3:TILE]
+    b, h, w, c = padded.strides
+    patches = np.lib.stride_tricks.as_strided(                      # a view: pixel (i, j) of every tile's patch
+        padded, (PATCH, PATCH, B, th, tw, C), (h, w, b, TILE * h, TILE * w, c))
     return (_OF_PATCH[x.dtype] @ patches.reshape(PATCH**2, -1)).reshape(PATCH**2, -1, C)
 
 

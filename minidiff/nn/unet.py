@@ -34,7 +34,7 @@ class UNetConfig:
     patch: int = 2                          # squares of patch x patch pixels become channels
     widths: tuple[int, ...] = (64, 128)     # channels of each level; each next one has half the resolution
     blocks: int = 1                         # residual blocks of a level, on the way down and on the way up
-    attention: tuple[bool, ...] = (False, False)    # which levels attend; the middle always does
+    attention: tuple[bool, ...] = (False, True)     # which levels attend; the middle always does
     heads: int = 4
     groups: int = 8                         # of the group norms
     embedding: int = 256                    # channels of the time's embedding
