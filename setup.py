@@ -3,14 +3,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = next(line.split('"')[1] for line in (here / "minidiff" / "__init__.py").read_text().splitlines()
-               if line.startswith("__version__"))
+init = (here / "minidiff" / "__init__.py").read_text(encoding="utf-8")
+version = next(line.split('"')[1] for line in init.splitlines() if line.startswith("__version__"))
 
 setup(
     name="minidiff",
     version=version,
     description="Text-to-image diffusion from scratch on NumPy and CuPy: readable, proved, fast.",
-    long_description=(here / "README.md").read_text(),
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
@@ -18,7 +18,7 @@ setup(
     package_data={"minidiff.data.packed": ["*.gz", "*.txt"], "minidiff.weights": ["*.safetensors", "*.md"]},
     install_requires=[
         "numpy>=2.0",
-        "scipy>=1.11",
+        "scipy>=1.13",
         "pillow>=10.1",
         "safetensors>=0.4",
         "tqdm>=4.60",

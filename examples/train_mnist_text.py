@@ -2,7 +2,8 @@
 
     python examples/train_mnist_text.py            trains for some minutes, writes samples.png
 
-This is the job of `minidiff train` with nothing hidden: no checkpoints, no resuming, only the idea.
+The idea of `minidiff train` with nothing hidden. What that does besides: it saves and resumes, spreads the times of a
+batch evenly, reads captions in any case, samples with DPM-Solver++ in place of DDIM, and evaluates.
 
     1  noise an image     x_t = alpha_t x_0 + sigma_t eps
     2  ask the network    v_theta(x_t, t, caption)  for  v = alpha_t eps - sigma_t x_0
@@ -38,6 +39,7 @@ LENGTH = 24                                                 # tokens of a captio
 
 def main(steps: int = 2400, batch: int = 32, data: str | None = None, out: str = "samples.png", seed: int = 0) -> None:
     keep_freed_memory()
+    pictures.check_writable(out)                            # before the work, not after
     rng = np.random.default_rng(seed)
 
     # --- data: images in [-1, 1], and what can be said of each ---

@@ -24,7 +24,7 @@ import numpy as np
 from minidiff.errors import UserError
 from minidiff.files import check_writable, is_temporary, write_whole
 
-__all__ = ["Checkpoint", "Keeper", "check_shapes", "load", "rng_from_state", "rng_state", "save"]
+__all__ = ["Checkpoint", "Keeper", "check_shapes", "load", "save"]
 
 VERSION = 1
 KEY = "minidiff"
@@ -179,36 +179,6 @@ class Keeper:
             return []
         named = ((re.fullmatch(r"step-([0-9]{6,})\.safetensors", p.name), p) for p in self.folder.iterdir())
         return sorted(((int(match[1]), p) for match, p in named if match), reverse=True)
-
-
-def rng_state(rng: np.random.Generator) -> dict:
-    """The generator's state as JSON values, for `meta`. TypeError unless a PCG64, as default_rng's are."""
-    state = rng.bit_generator.state
-    if state["bit_generator"] != "PCG64":
-        raise TypeError(f"rng is a {state['bit_generator']}; it takes the PCG64 of np.random.default_rng.")
-    return {**state["state"], "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
-
-
-def rng_from_state(state: Any) -> np.random.Generator:
-    """A generator that goes on where `rng_state` was taken. Raises UserError for a malformed state."""
-    below = {"state": 2**128, "inc": 2**128, "has_uint32": 2, "uinteger": 2**32}
-    if not isinstance(state, dict) or set(state) != set(below):
-        raise UserError(f"The random generator's state is malformed: it takes a dict of {', '.join(below)}.")
-    for key, limit in below.items():
-        if type(state[key]) is not int or not 0 <= state[key] < limit:
-            raise UserError(
-                f"The random generator's state is malformed: {key} takes a whole number below {limit}."
-            )
-    if state["inc"] % 2 == 0:  # an even increment shortens PCG64's period
-        raise UserError("The random generator's state is malformed: inc takes an odd number.")
-    generator = np.random.PCG64()
-    generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": state["state"], "inc": state["inc"]},
-        "has_uint32": state["has_uint32"],
-        "uinteger": state["uinteger"],
-    }
-    return np.random.Generator(generator)
 
 
 def _read_header(path: Path, file: BinaryIO) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import time
 import warnings
@@ -17,6 +18,7 @@ from minidiff import __version__
 from minidiff.errors import UserError
 
 LONGEST_PROMPT = 2_000                                      # characters; what a caption keeps is far shorter
+SHOWN = 64                                                  # samples of a trajectory, at most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +45,9 @@ def _run(args: argparse.Namespace) -> int:
         return 130
     except BrokenPipeError:                                 # the reader of our output has gone
         return 1
+    except OSError as error:
+        print(f"minidiff: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
+        return 2
     except MemoryError:
         print("minidiff: out of memory: ask for fewer images at a time (--count, --images, --batch)", file=sys.stderr)
         return 2
@@ -58,25 +63,26 @@ def train(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     config = TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
+    training.open_run(args.out, args.resume)                # what cannot be written is said before the work
     data = mnist.load(args.data)
     print(f"training on {data.source} ({len(data)} images); the run is in {args.out}, "
           f"its pictures in {args.out / 'samples.png'}")
     try:
         trainer = training.run(args.out, data, config, resume=args.resume, device=args.device)
     except training.Interrupted as stop:
-        data_option = f" --data {args.data}" if args.data else ""
-        print(f"minidiff: {stop}; go on with: minidiff train --out {args.out}{data_option} --resume", file=sys.stderr)
+        print(f"minidiff: {stop}; go on with: {_resume_command(args)}", file=sys.stderr)
         return 1
     model = trainer.averaged()
-    trained = time.monotonic() - started
+    print(f"trained in {_minutes(trainer.seconds)}: {args.out / 'model.safetensors'}")
     sheet = args.out / "sheet.png"
     pictures.save(_sheet_of(model, training.PROMPTS, args.scale), sheet)
     results = {"steps": trainer.n, "loss": sum(trainer.losses[-100:]) / len(trainer.losses[-100:]),
-               "train_seconds": trained}
+               "train_seconds": trainer.seconds}
     if args.images:
         report = _report(model, args)
         in_all = time.monotonic() - started
-        _print_table([*report.rows(), ("training", _minutes(trained)), ("in all", _minutes(in_all))])
+        times = [("training", _minutes(trainer.seconds)), ("this command in all", _minutes(in_all))]
+        _print_table([*report.rows(), *times])
         results["evaluation"] = report.as_dict()
     results["seconds"] = time.monotonic() - started
     training.write_json(args.out / "results.json", results)
@@ -85,12 +91,19 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _resume_command(args: argparse.Namespace) -> str:
+    """The command that goes on with an interrupted run, with the options that it was given."""
+    words = ["minidiff", "train", "--resume", "--out", str(args.out), "--images", str(args.images)]
+    words += ["--data", str(args.data)] if args.data else []
+    words += ["--device", args.device] if args.device != "cpu" else []
+    return shlex.join(words)
+
+
 def sample(args: argparse.Namespace) -> int:
     import numpy as np
 
     from minidiff import pictures
     from minidiff.engine.backend import to_numpy
-    from minidiff.systems.text_to_image import TextToImage
 
     if len(args.prompt) > LONGEST_PROMPT:
         print(f"minidiff: the prompt has {len(args.prompt)} characters: the first {LONGEST_PROMPT} were read",
@@ -99,27 +112,28 @@ def sample(args: argparse.Namespace) -> int:
     pictures.check_writable(args.out)
     if args.trajectory:
         pictures.check_writable(args.trajectory)
-    model = TextToImage.load(args.model).to(args.device)
+    model = _load(args, args.steps)
 
     from tqdm import tqdm
     title = prompt.strip() or "(no caption)"
-    states, started = [], time.monotonic()
+    way, started = [], time.monotonic()
     steps = model.trajectory([prompt] * args.count, scale=args.scale, steps=args.steps, seed=args.seed,
                              sampler=args.sampler)
     with tqdm(total=args.steps, unit="step", desc="sampling", dynamic_ncols=True) as bar:
         for state in steps:
-            states.append(state)
+            if args.trajectory:
+                way.append((state.t, to_numpy(state.x_t[:SHOWN])))                  # (S, B, H, W, C)
             bar.update(bool(state.step))
-    images = to_numpy(states[-1].x_t)
+    images = to_numpy(state.x_t)
     pictures.save(pictures.sheet(images, title=title), args.out)
     print(f"{args.count} x {title!r} in {time.monotonic() - started:.1f} s: {args.out}")
     if args.trajectory:
-        path = np.stack([to_numpy(s.x_t) for s in states])                      # (S, B, H, W, C)
+        states = np.stack([x_t for _, x_t in way])
         if args.trajectory.suffix.lower() == ".gif":
-            pictures.gif(path, args.trajectory, title=title)
+            pictures.gif(states, args.trajectory, title=title)
         else:
-            pictures.save(pictures.strip(path[:, :8], labels=[f"x_{s.t}" if s.t >= 0 else "x_0 clean" for s in states]),
-                          args.trajectory)
+            labels = [f"t = {t}" if t >= 0 else "clean" for t, _ in way]
+            pictures.save(pictures.strip(states[:, :8], labels=labels), args.trajectory)
         print(f"trajectory: {args.trajectory}")
     return 0
 
@@ -128,11 +142,10 @@ def evaluate(args: argparse.Namespace) -> int:
     import json
 
     from minidiff.files import check_writable, write_whole
-    from minidiff.systems.text_to_image import TextToImage
 
     if args.json:
         check_writable(args.json, (".json",))
-    model = TextToImage.load(args.model).to(args.device)
+    model = _load(args, args.sample_steps)
     report = _report(model, args)
     _print_table(report.rows())
     if args.json:
@@ -167,13 +180,22 @@ def info(args: argparse.Namespace) -> int:
         ("images", f"{c.image_size} x {c.image_size}, {c.unet.channels} channel(s), work at widths {c.unet.widths}"),
         ("schedule", f"{c.schedule}, T = {c.T}, predicts {c.predicts}"),
         ("text", f"{model.tokenizer.vocab_size} tokens, captions of at most {c.text.length - 2}"),
-        ("trained", f"{trained['steps']} steps of {trained['batch']} images, seed {trained['seed']}"
-                    if trained else "not recorded"),
+        ("trained", ", ".join(f"{k} {v}" for k, v in trained.items()) if isinstance(trained, dict) and trained
+                    else "not recorded"),
     ])
     return 0
 
 
 # --- what they share --------------------------------------------------------------------------------------
+
+def _load(args: argparse.Namespace, steps: int):
+    """The model of --model; UserError where it cannot do what is asked of it."""
+    from minidiff.systems.text_to_image import TextToImage
+    model = TextToImage.load(args.model)
+    if steps > model.schedule.T:
+        raise UserError(f"--steps must be at most {model.schedule.T}, the times that this model knows, not {steps}")
+    return model.to(args.device)
+
 
 def _report(model, args: argparse.Namespace):
     from tqdm import tqdm
@@ -205,6 +227,13 @@ def _minutes(seconds: float) -> str:
 
 # --- the arguments ----------------------------------------------------------------------------------------
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says a mistake in one sentence."""
 
@@ -213,13 +242,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from minidiff.train import TrainConfig
     parser = _Parser(prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
     parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, function, help: str, epilog: str) -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=help, description=help, epilog=epilog,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                formatter_class=_Help)
         p.set_defaults(command=function)
         return p
 
@@ -227,10 +257,11 @@ def _parser() -> argparse.ArgumentParser:
                 "Ctrl-C saves; --resume goes on, and gives the same result as a run that was never stopped.")
     p.add_argument("--out", type=Path, default=Path("runs/mnist"), metavar="DIR", help="folder of the run")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    p.add_argument("--steps", type=_count, default=2400, help="training steps")
-    p.add_argument("--batch", type=_count, default=32, help="images in a step")
-    p.add_argument("--lr", type=_positive, default=2e-3, help="peak learning rate")
-    p.add_argument("--images", type=_natural, default=1000, help="images to evaluate at the end; 0 for no evaluation")
+    p.add_argument("--steps", type=_count, default=TrainConfig.steps, help="training steps")
+    p.add_argument("--batch", type=_count, default=TrainConfig.batch, help="images in a step")
+    p.add_argument("--lr", type=_positive, default=TrainConfig.lr, help="peak learning rate")
+    p.add_argument("--images", type=_whole(0, 10_000), default=1000,
+                   help="images to evaluate at the end; 0 for no evaluation")
     _common(p, scale=2.0)
 
     p = command("sample", sample, "Draw pictures for a caption.",
@@ -263,10 +294,10 @@ def _parser() -> argparse.ArgumentParser:
 def _common(p: argparse.ArgumentParser, scale: float, data: bool = True) -> None:
     p.add_argument("--scale", type=_number, default=scale,
                    help="guidance: 0 ignores the caption, 1 follows it, more follows it more strictly")
-    p.add_argument("--seed", type=_natural, default=0, help="for other random numbers")
+    p.add_argument("--seed", type=_natural, default=0, help="another seed, other pictures")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
     if data:
-        p.add_argument("--sample-steps", type=_steps, default=20, help="sampling steps in evaluation")
+        p.add_argument("--sample-steps", type=_steps, default=20, help="sampling steps of the pictures that are evaluated")
         p.add_argument("--data", type=Path, metavar="DIR",
                        help="folder with MNIST's four files (else $MINIDIFF_DATA, the cache, a download, or the "
                             "10,000 images that come with minidiff)")
@@ -281,8 +312,8 @@ def _number(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"takes a finite number, not {text!r}")
+    if not math.isfinite(value) or abs(value) > 1000:
+        raise argparse.ArgumentTypeError(f"takes a number from -1000 to 1000, not {text!r}")
     return value
 
 
@@ -304,4 +335,5 @@ def _whole(low: int, high: int):
     return convert
 
 
-_natural, _count, _two_or_more, _steps = _whole(0, 2**31), _whole(1, 100_000), _whole(2, 100_000), _whole(1, 1000)
+_natural, _count = _whole(0, 2**31), _whole(1, 10**6)
+_two_or_more, _steps = _whole(2, 10_000), _whole(1, 1000)

@@ -24,9 +24,11 @@ from minidiff.data import attributes, captions, mnist
 from minidiff.data.attributes import Words
 from minidiff.data.pixels import to_float
 from minidiff.engine import conv, ops
+from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_gradients, parallel_map, shards
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
+from minidiff.files import check_writable
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
 from minidiff.nn.optim import AdamW, WarmupCosine
@@ -143,7 +145,12 @@ def cached_judge(data_dir: str | Path | None = None, *, train: bool = False) -> 
         return Judge.load(path)
     from tqdm import tqdm
     path.parent.mkdir(parents=True, exist_ok=True)
-    judge = Judge.train(mnist.load(data_dir), mnist.load(data_dir, "test"),
+    check_writable(path)
+    images = mnist.load(data_dir)
+    if len(images) < 60_000:
+        raise UserError(f"a judge is trained on all 60,000 images of MNIST, and {images.source} has {len(images)}: "
+                        "name their folder with --data, or leave out --train-judge")
+    judge = Judge.train(images, mnist.load(data_dir, "test"),
                         progress=lambda steps: tqdm(steps, desc="training the judge", dynamic_ncols=True))
     judge.save(path)
     return judge
@@ -214,24 +221,27 @@ def evaluate(model, *, count: int = 1000, scale: float = 2.0, steps: int = 20, s
              judge: Judge | None = None, progress: Callable = lambda batches: batches) -> Report:
     """Samples `count` captions of real images, and a fifth as many of held-out combinations, and judges them.
 
-    model: a TextToImage.  The captions are drawn for the first 10,000 training images, so that the digits and
-    words asked for are as frequent as in the data.
+    model: a TextToImage.  The captions are drawn for images among the first 10,000 training images, so that the
+    digits and words asked for are as frequent as in the data; 4.9 % of them are of held-out combinations, too.
     """
     judge = judge or Judge.load()
     real = mnist.packed()
     rng = np.random.default_rng([seed, 3])
-    words = attributes.name(attributes.measure(real.images))
-    chosen = rng.permutation(len(real.labels))[:count] if count <= len(real.labels) \
-        else rng.integers(0, len(real.labels), count)
-    prompts = [captions.caption(rng, int(real.labels[i]), words[i]) for i in chosen]
+    if not 2 <= count <= len(real.labels):
+        raise UserError(f"images must be 2 to {len(real.labels)}, the number of real ones beside them, not {count}")
+    chosen = rng.permutation(len(real.labels))[:count]
+    words = attributes.name(attributes.measure(real.images[chosen]))
+    prompts = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
     combinations = sorted(attributes.HELD_OUT)
     unseen = [combinations[i % len(combinations)] for i in range(max(count // 5, len(combinations)))]
     prompts += [captions.caption(rng, digit, Words(thickness, slant), keep=1.0) for digit, thickness, slant in unseen]
 
     started = time.perf_counter()
     batches = [range(i, min(i + BATCH, len(prompts))) for i in range(0, len(prompts), BATCH)]
-    images = np.concatenate([model.sample([prompts[i] for i in batch], scale=scale, steps=steps, seed=seed + 1 + k)
-                             for k, batch in enumerate(progress(batches))])
+    streams = Streams(seed, len(prompts))
+    images = np.concatenate([
+        model.sample(prompts[batch.start:batch.stop], scale=scale, steps=steps, streams=streams[batch.start:batch.stop])
+        for batch in progress(batches)])
     seconds = (time.perf_counter() - started) / len(prompts)
 
     features, digits = judge.classifier.read(images)

@@ -4,20 +4,22 @@
             loss = || v - v_theta(alpha_t x_0 + sigma_t eps, t, caption) ||^2
             AdamW step on its gradient, clipped; EMA of the weights
 
-Everything random in step n is drawn from the generator seeded with (seed, n).  So a run's state is its
-weights, the optimiser's and the average's numbers, and n: N steps, saved and loaded, and M more give the
-same bits as N + M steps.
+Everything random in step n is drawn from a generator seeded with (seed, 2, n), and the first weights from one
+seeded with (seed, 1).  So a run's state is its weights, the optimiser's and the average's numbers, and n: N steps,
+saved and loaded, and M more give the same bits as N + M steps, on the same machine.
 
 Why the root: which digit it will be is decided at the noisy times, and the clean ones are easy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import signal
-import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -43,7 +45,7 @@ PROMPTS = ("a bold seven leaning left", "the digit seven", "a thin, upright thre
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; with the data and the model's configuration it determines every bit of the result."""
+    """How to train; with the data and the model's configuration it determines the result."""
 
     steps: int = 2400
     batch: int = 32
@@ -55,11 +57,13 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (0 < self.lr < math.inf and 0 <= self.drop_caption <= 1):
-            raise UserError(f"lr must be positive and drop_caption in 0..1, not {self.lr} and {self.drop_caption}")
+        for name, low, high in (("steps", 1, 10**9), ("batch", 1, 10**6), ("warmup", 0, 10**9), ("seed", 0, 2**63)):
+            if type(getattr(self, name)) is not int or not low <= getattr(self, name) <= high:
+                raise UserError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
+        reals = (("lr", 1e-12, 10.0), ("ema", 0.0, 1 - 1e-9), ("clip", 1e-12, 1e12), ("drop_caption", 0.0, 1.0))
+        for name, low, high in reals:
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name} must be within {low:g} and {high:g}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +73,15 @@ class CaptionedDigits:
     x_0: np.ndarray                         # (N, 28, 28, 1) float32 in [-1, 1]
     digits: np.ndarray                      # (N,)
     words: list[Words]                      # N
+    fingerprint: str                        # SHA-256 of all images and labels, so that a run goes on with the same
 
     @classmethod
     def of(cls, images: mnist.Images) -> CaptionedDigits:
         """Measures the images' attributes, and leaves out the combinations that training must not see."""
         words = attributes.name(attributes.measure(images.images))
         seen = np.flatnonzero(~attributes.held_out(images.labels, words))
-        return cls(to_float(images.images[seen])[..., None], images.labels[seen], [words[i] for i in seen])
+        fingerprint = hashlib.sha256(images.images.tobytes() + images.labels.tobytes()).hexdigest()
+        return cls(to_float(images.images[seen])[..., None], images.labels[seen], [words[i] for i in seen], fingerprint)
 
     def caption(self, i: int, rng: np.random.Generator) -> str:
         return captions.caption(rng, int(self.digits[i]), self.words[i])
@@ -99,6 +105,7 @@ class Trainer:
         self.lr = WarmupCosine(config.lr, config.steps, config.warmup)
         self.n = 0                                          # steps made
         self.losses: list[float] = []
+        self.seconds = 0.0                                  # spent training, over all sittings
 
     def step(self) -> float:
         """One step; returns its loss.  FloatingPointError, with the weights as they were, if it is not finite."""
@@ -108,7 +115,7 @@ class Trainer:
                                          list(self.parameters.values()), c.batch)
         norm = clip_by_norm(grads, c.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(f"the loss of step {self.n} is {loss} and its gradient's norm {norm}")
+            raise FloatingPointError(f"the loss of step {self.n + 1} is {loss} and its gradient's norm {norm}")
         self.optimiser.step(grads, self.lr(self.n))
         self.ema.step()
         self.n += 1
@@ -144,21 +151,29 @@ class Trainer:
         tensors |= {f"ema.{name}": a for name, a in self.ema.state_dict().items()}
         tensors |= {f"optimiser.{name}": a for name, a in self.optimiser.state_dict().items()}
         tensors["losses"] = np.array(self.losses, dtype=np.float64)
-        return tensors, self.model.describe() | {"train": asdict(self.config), "images": len(self.data.digits)}
+        return tensors, self.model.describe() | {"train": asdict(self.config), "data": self.data.fingerprint,
+                                                 "seconds": self.seconds}
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Goes back to a saved state; UserError if it is of another model."""
-        expected = {name: a.shape for name, a in self.state()[0].items() if name != "losses"}
-        losses = saved.tensors.get("losses", np.empty(0))
-        checkpoint.check_shapes(expected, {k: v for k, v in saved.tensors.items() if k != "losses"}, saved.path)
+        """Goes back to a saved state; UserError if it is of another model or of other data."""
+        expected = {name: (a.shape, a.dtype) for name, a in self.state()[0].items()}
+        n = int(saved.tensors["optimiser.n"]) if saved.tensors.get("optimiser.n", np.empty(0)).shape == () else -1
+        expected["losses"] = ((n,), np.dtype(np.float64))
+        checkpoint.check_shapes({name: shape for name, (shape, _) in expected.items()}, saved.tensors, saved.path)
+        if any(saved.tensors[name].dtype != dtype for name, (_, dtype) in expected.items()) or n < 0 \
+                or int(saved.tensors["ema.n"]) != n:
+            raise UserError(f"{saved.path} is no training state of this version: start a new run with another --out.")
+        if saved.meta.get("data") != self.data.fingerprint:
+            raise UserError(f"{saved.path} was trained on other images: resume with the same --data.")
 
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {name[len(prefix):]: a for name, a in saved.tensors.items() if name.startswith(prefix)}
         self.model.load_state_dict(part("model."))
         self.ema.load_state_dict(part("ema."))
         self.optimiser.load_state_dict(part("optimiser."))
-        self.losses = losses.tolist()
-        self.n = self.optimiser.n
+        self.losses, self.n = saved.tensors["losses"].tolist(), n
+        seconds = saved.meta.get("seconds")
+        self.seconds = seconds if isinstance(seconds, float) else 0.0
 
 
 # --- a run on disk ----------------------------------------------------------------------------------------
@@ -174,40 +189,44 @@ def run(folder: str | Path, data: mnist.Images, config: TrainConfig, *, resume: 
     end model.safetensors, the averaged weights.  Ctrl-C ends the step, saves, and raises Interrupted; with
     resume=True it goes on from the newest whole state.  A loss that is not finite raises UserError.
     """
-    folder, keeper = Path(folder), checkpoint.Keeper(folder, keep)
-    saved = keeper.latest()
-    if saved and not resume:
-        raise UserError(f"{folder} holds a run of {saved.meta['step']} steps: add --resume to go on with it, "
-                        "or choose another --out.")
-    if resume and not saved:
-        raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
+    folder = Path(folder)
+    keeper, saved = open_run(folder, resume, keep)
     digits = CaptionedDigits.of(data)
     if saved:
-        model = TextToImage.from_description(saved.meta, saved.path).to(device)
+        model = TextToImage.from_checkpoint(saved).to(device)
         trainer = Trainer(model, digits, _config_of(saved, config))
         trainer.restore(saved)
-        if saved.meta.get("images") != len(digits.digits):
-            raise UserError(f"{saved.path} was trained on {saved.meta.get('images')} images, and {data.source} "
-                            f"gives {len(digits.digits)}: resume with the same --data.")
     else:
         model = new_model(digits, model_config or TextToImageConfig(), config.seed).to(device)
         trainer = Trainer(model, digits, config)
-    keeper.prepare(trainer.n)
-    _train(trainer, keeper, quiet)
+    _train(trainer, keeper, quiet, saved.path if saved else None)
     trainer.averaged().save(folder / "model.safetensors", notes={"train": asdict(trainer.config), "data": data.source})
     return trainer
+
+
+def open_run(folder: Path, resume: bool, keep: int = 3) -> tuple[checkpoint.Keeper, checkpoint.Checkpoint | None]:
+    """The folder's keeper and the state to go on from; UserError, before any work, where that cannot be."""
+    keeper = checkpoint.Keeper(folder, keep)
+    saved = keeper.latest()
+    if saved and not resume:
+        raise UserError(f"{folder} holds a run of {saved.meta.get('step')} steps: add --resume to go on with it, "
+                        "or choose another --out.")
+    if resume and not saved:
+        raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
+    keeper.prepare(saved.meta["step"] if saved and type(saved.meta.get("step")) is int else 0)
+    return keeper, saved
 
 
 class Interrupted(Exception):
     """Ctrl-C came, and the run is saved."""
 
 
-def _train(trainer: Trainer, keeper: checkpoint.Keeper, quiet: bool) -> None:
+def _train(trainer: Trainer, keeper: checkpoint.Keeper, quiet: bool, last_good: Path | None) -> None:
     """The loop: steps, a progress bar, a picture now and then, a saved state now and then."""
     from tqdm import tqdm
 
     config, folder = trainer.config, keeper.folder
-    last_good, drawn, saved_at = None, time.monotonic(), time.monotonic()
+    drawn = saved_at = time.monotonic()
 
     def save() -> Path:
         return keeper.save(trainer.n, *trainer.state())
@@ -221,20 +240,25 @@ def _train(trainer: Trainer, keeper: checkpoint.Keeper, quiet: bool) -> None:
                 trainer.step()
             except FloatingPointError as error:
                 back = f"the last good state is {last_good}" if last_good else "no state was saved before it"
-                raise UserError(f"training stopped: {error}; {back}; try a lower --lr than {config.lr:g}.") from error
+                raise UserError(f"training stopped: {error}; {back}; start anew in another --out with a lower --lr "
+                                f"than {config.lr:g}.") from error
             now = time.monotonic()
+            trainer.seconds += now - started
             recent = sum(trainer.losses[-50:]) / len(trainer.losses[-50:])
             bar.set_postfix_str(f"loss {recent:.4f}, {config.batch / (now - started):.0f} images/s", refresh=False)
             bar.update()
             if interrupted():
                 path = save()
                 raise Interrupted(f"stopped after step {trainer.n} of {config.steps}, saved as {path}")
-            if now - saved_at > SAVE_EVERY:
-                last_good, saved_at = save(), now
-            if now - drawn > DRAW_EVERY:
-                draw(trainer, folder)
-                drawn = time.monotonic()
-    save()
+            try:                                            # a disk that is full now need not be so at the end
+                if now - saved_at > SAVE_EVERY:
+                    saved_at, last_good = now, save()
+                if now - drawn > DRAW_EVERY:
+                    drawn = now
+                    draw(trainer, folder)
+            except UserError as error:
+                warnings.warn(f"{error} Training goes on, and tries again later.", stacklevel=2)
+        save()
     draw(trainer, folder)
 
 
@@ -256,7 +280,7 @@ def _ctrl_c() -> Iterator:
         hits.append(number)
         if len(hits) > 1:
             raise KeyboardInterrupt
-        print("\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)", file=sys.stderr)
+        os.write(2, b"\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)\n")
     try:
         before = signal.signal(signal.SIGINT, on_signal)
     except ValueError:                                      # not in the main thread: nobody can press Ctrl-C here
@@ -272,12 +296,12 @@ def _config_of(saved: checkpoint.Checkpoint, asked: TrainConfig) -> TrainConfig:
     """The saved run's own configuration; UserError where a setting was asked for that is not the run's."""
     try:
         config = TrainConfig(**saved.meta["train"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{saved.path} does not say how it was trained ({error}).") from error
     for name, default in asdict(TrainConfig()).items():
         if getattr(asked, name) not in (default, getattr(config, name)):
-            raise UserError(f"{saved.path} is of a run with {name}={getattr(config, name)}, which resuming cannot change: "
-                            f"leave out --{name}, or start a new run with another --out.")
+            raise UserError(f"{saved.path} is of a run with {name}={getattr(config, name)}, which resuming cannot "
+                            f"change: ask for no other {name}, or start a new run with another --out.")
     return config
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minidiff.checkpoint import Keeper, check_shapes, load, rng_from_state, rng_state, save
+from minidiff.checkpoint import Keeper, check_shapes, load, save
 from minidiff.errors import UserError
 from minidiff.files import check_writable, write_whole
 
@@ -497,35 +497,3 @@ def test_killed_at_any_instant_the_newest_checkpoint_is_whole(tmp_path):
     assert step > 0 and cut > 0  # it did get on, and some kills did fall inside a save
     Keeper(tmp_path).save(step + 1, tensors(), {})  # sweeps up what the kills left
     assert len(names(tmp_path)) <= 3 and not any(name.endswith(".tmp") for name in names(tmp_path))
-
-
-# --- random generators ------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**64), st.integers(0, 5))
-def test_a_generator_goes_on_where_it_was(seed, drawn):
-    rng = np.random.default_rng(seed)
-    rng.standard_normal(drawn)
-    for _ in range(drawn):
-        rng.integers(0, 10, dtype=np.uint32)  # leaves half a word behind
-    again = rng_from_state(json.loads(json.dumps(rng_state(rng))))
-    for draw in (
-        lambda g: g.integers(0, 2**32, 5, np.uint32),
-        lambda g: g.standard_normal(9),
-        lambda g: g.permutation(50),
-    ):
-        assert np.array_equal(draw(again), draw(rng))
-
-
-def test_a_malformed_generator_is_refused():
-    good = rng_state(np.random.default_rng(0))
-    for bad in (
-        None, [], {}, {**good, "more": 1}, {k: good[k] for k in ("state", "inc")},
-        {**good, "state": -1}, {**good, "state": 2**128}, {**good, "state": "1"}, {**good, "state": 1.0},
-        {**good, "inc": 2}, {**good, "inc": True}, {**good, "has_uint32": 2}, {**good, "uinteger": 2**32},
-    ):  # fmt: skip
-        with pytest.raises(UserError, match="random generator's state is malformed"):
-            rng_from_state(bad)
-    with pytest.raises(TypeError, match="rng is a MT19937"):
-        rng_state(np.random.Generator(np.random.MT19937(0)))

@@ -126,6 +126,8 @@ BAD = {
     "nothing to resume": ["train", "--resume", "--out", "empty"],
     "json that cannot be written": ["evaluate", "--json", "nowhere/r.json"],
     "one image to evaluate": ["evaluate", "--images", "1"],
+    "a scale beyond reason": ["sample", "3", "--scale", "1e300"],
+    "a file where the run's folder should be": ["train", "--out", __file__],
 }
 
 
@@ -181,9 +183,12 @@ def test_importing_minidiff_loads_no_heavy_package():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_python_api_of_the_readme(tmp_path):
-    import minidiff
-    model = minidiff.TextToImage.load()
-    images = model.sample(["a bold seven leaning left"] * 2, scale=3.0, seed=1, steps=4)
-    assert images.shape == (2, 28, 28, 1) and np.abs(images).max() <= 1
-    assert Path(minidiff.__file__).exists()
+def test_the_python_api_of_the_readme(tmp_path, monkeypatch):
+    """The README's own lines, run."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["images"].shape == (4, 28, 28, 1) and np.abs(names["images"]).max() <= 1
+    assert (tmp_path / "seven.png").stat().st_size > 1000

@@ -35,7 +35,8 @@ def test_against_a_general_matrix_square_root(D, seed):
 
 
 def test_the_gaussian_of_the_pixels_has_their_mean():
-    """Mean of 2,000 draws against that of the images: 6 sigmas a pixel, false alarm 784 x 2e-9."""
+    """Mean of 2,000 draws against that of the images: 6 sigmas a pixel (false alarm 784 x 2e-9), and 0.1 for the
+    clipping to [-1, 1], which moves the mean of a pixel that is black or white often."""
     images = mnist.packed().images[:500]
     x = to_float(images)
     draws = gaussian_pixels(images, 2000, np.random.default_rng(0))
@@ -51,11 +52,11 @@ class Cheat:
 
     def __init__(self, start: int):
         real = mnist.packed()
-        self.images, self.labels = real.images[start:], real.labels[start:]
+        self.images, self.labels = real.images[start:start + 3000], real.labels[start:start + 3000]
         self.words = attributes.name(attributes.measure(self.images))
 
-    def sample(self, prompts, *, scale, steps, seed):
-        rng, chosen = np.random.default_rng(seed), []
+    def sample(self, prompts, *, scale, steps, streams):
+        rng, chosen = np.random.default_rng(len(prompts)), []
         for prompt in prompts:
             digit, wanted = captions.parse(prompt)
             fits = [i for i in range(len(self.labels)) if self.labels[i] == digit
@@ -67,8 +68,8 @@ class Cheat:
 class Blind(Cheat):
     """Answers every caption with any real image."""
 
-    def sample(self, prompts, *, scale, steps, seed):
-        chosen = np.random.default_rng(seed).integers(0, len(self.labels), len(prompts))
+    def sample(self, prompts, *, scale, steps, streams):
+        chosen = np.random.default_rng(len(prompts)).integers(0, len(self.labels), len(prompts))
         return to_float(self.images[chosen])[..., None]
 
 
@@ -103,7 +104,7 @@ def test_the_report_is_reproducible():
 
 def test_the_shipped_judge_reads_what_it_was_not_trained_for():
     judge = Judge.load()
-    assert judge.accuracy >= 0.99                           # as written in the file; the slow test measures it
+    assert judge.accuracy >= 0.99                           # as its maker measured it: see the README for the command
     assert np.allclose(judge.cov, judge.cov.T) and np.linalg.eigvalsh(judge.cov).min() > -1e-9
     _, digits = judge.classifier.read(to_float(tiny.images(500).images)[..., None])
     assert (digits == tiny.images(500).labels).mean() > 0.985

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 
 from minidiff import checkpoint, train
 from minidiff.data import attributes, captions
+from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW, WarmupCosine
 from minidiff.systems.text_to_image import TextToImage
 
@@ -127,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_changes_nothing():
     before = t.state()[0]
     before = {k: v.copy() for k, v in before.items()}
     t.data.x_0[:] = np.nan
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match="step 2"):
         t.step()
     assert equal(before, t.state()[0]) and t.n == 1
 
@@ -178,7 +177,7 @@ def test_a_run_is_not_overwritten_and_not_mixed(tmp_path):
     train.run(tmp_path / "run", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
     with pytest.raises(ValueError, match="--resume"):
         train.run(tmp_path / "run", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
-    with pytest.raises(ValueError, match="batch=2.*leave out --batch"):
+    with pytest.raises(ValueError, match="batch=2.*no other batch"):
         train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=1, batch=3), resume=True, quiet=True)
     with pytest.raises(ValueError, match="same --data"):
         train.run(tmp_path / "run", tiny.images(150), config, resume=True, quiet=True)
@@ -221,13 +220,15 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     for file in mnist.PACKED.glob("*.gz"):
         (data / file.name).write_bytes(file.read_bytes())
     command += ["--data", str(data)]
-    process = subprocess.Popen([*command, "--steps", "100000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen([*command, "--steps", "100000"], cwd=tmp_path, stderr=subprocess.PIPE,
                                env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    time.sleep(20)
+    said = b""
+    while b"loss" not in said:                              # the progress bar shows one after the first steps
+        said += process.stderr.read1()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    said = (said + process.communicate(timeout=300)[1]).decode()
     assert process.returncode == 1
-    assert "go on with: minidiff train --out run" in said and "--resume" in said
+    assert "go on with: minidiff train --resume --out run" in said
     saved = checkpoint.Keeper(tmp_path / "run").latest()
     assert saved.meta["step"] > 0
     # shorten the saved run, so that it ends; then go on as the message says
@@ -239,7 +240,53 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_replacing_the_seed_changes_the_model():
-    a, b = tiny.trainer(0).model.state_dict(), tiny.trainer(1).model.state_dict()
-    assert not equal(a, b)
-    assert replace(train.TrainConfig(), seed=3).seed == 3
+def test_another_seed_makes_another_model():
+    a, b, c = (tiny.trainer(seed).model.state_dict() for seed in (0, 1, 0))
+    assert not equal(a, b) and equal(a, c)
+
+
+@pytest.mark.parametrize("break_it", [
+    lambda tensors, meta: tensors.update({"optimiser.n": np.array(-1)}),
+    lambda tensors, meta: tensors.update({"optimiser.n": np.array([1, 2])}),
+    lambda tensors, meta: tensors.update({"ema.n": np.array(7)}),
+    lambda tensors, meta: tensors.update(losses=np.zeros((1, 1))),
+    lambda tensors, meta: tensors.update(losses=np.zeros(5)),
+    lambda tensors, meta: tensors.update({k: v.astype(np.int64) for k, v in tensors.items() if k.startswith("ema.")}),
+    lambda tensors, meta: meta.update(data="of other images"),
+], ids=["negative step", "two steps", "two counts", "losses of two axes", "too many losses", "whole numbers",
+        "other data"])
+def test_a_state_that_is_not_one_is_refused(tmp_path, break_it):
+    t = tiny.trainer()
+    t.step()
+    tensors, meta = t.state()
+    break_it(tensors, meta)
+    checkpoint.save(tmp_path / "state.safetensors", tensors, meta)
+    with pytest.raises(ValueError, match="state.safetensors") as error:
+        tiny.trainer().restore(checkpoint.load(tmp_path / "state.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_training_state_can_be_sampled_from(tmp_path):
+    t = tiny.trainer()
+    for _ in range(3):
+        t.step()
+    checkpoint.save(tmp_path / "step-000003.safetensors", *t.state())
+    assert equal(TextToImage.load(tmp_path / "step-000003.safetensors").state_dict(), t.averaged().state_dict())
+
+
+def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch):
+    """While the disk is full, saving warns; once there is room again, all is saved."""
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    save, calls = checkpoint.Keeper.save, []
+
+    def full_at_first(self, step, *state):
+        calls.append(step)
+        if step < 3:
+            raise UserError("runs/x could not be written (No space left on device).")
+        return save(self, step, *state)
+    monkeypatch.setattr(checkpoint.Keeper, "save", full_at_first)
+    with pytest.warns(UserWarning, match="No space left.*goes on"):
+        train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=4, batch=2), model_config=tiny.CONFIG,
+                  quiet=True)
+    assert calls == [1, 2, 3, 4, 4]
+    assert checkpoint.Keeper(tmp_path / "run").latest().meta["step"] == 4

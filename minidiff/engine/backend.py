@@ -77,7 +77,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):                       # not glibc
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, FOREVER) and mallopt(M_TRIM_THRESHOLD, FOREVER))
+    kept = mallopt(M_TRIM_THRESHOLD, FOREVER)
+    OLD_MOST = 32 << 20                                     # glibc before 2.35 refuses more
+    return bool(kept and (mallopt(M_MMAP_THRESHOLD, FOREVER) or mallopt(M_MMAP_THRESHOLD, OLD_MOST)))
 
 
 class Streams:

@@ -55,6 +55,8 @@ def _gemm(dtype):
     api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    if b"int *" not in api.PyCapsule_GetName(capsule):
+        raise ImportError("SciPy's BLAS counts in other than C ints; minidiff needs a SciPy from PyPI or conda")
     address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
     P, text, array = ctypes.POINTER, ctypes.c_char_p, ctypes.c_void_p
     return ctypes.CFUNCTYPE(None, text, text, P(_INT), P(_INT), P(_INT), P(real), array, P(_INT), array,

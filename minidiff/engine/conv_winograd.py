@@ -1,6 +1,6 @@
 """Convolution with 3 x 3 kernels in a quarter of the multiplications: Winograd's F(4 x 4, 3 x 3).
 
-A tile of 4 x 4 results needs a patch of 6 x 6 pixels.  In one dimension (Lavin & Gray 2016, eq. 8, 9), with
+A tile of 4 x 4 results needs a patch of 6 x 6 pixels.  In one dimension (Lavin & Gray 2016, section 4), with
 d the 6 pixels, g the 3 weights and y the 4 results,
 
     y = A^T [ (G g) * (B^T d) ]             * element by element: 6 multiplications in place of 12

@@ -7,8 +7,9 @@ Group norm (Wu & He 2018): over all pixels of an image and the channels of one o
 et al. 2016): over the channels of one token.  gamma and beta are (C,), or (B, C) where each sample brings
 its own: then it is the adaptive norm by which a UNet hears of the time and the caption.
 
-For an image both directions are one affine function for each channel, y = a x + b and dx = a dy + p x + q,
-whose coefficients (B, C) come from a few sums.  So no x_hat is kept for the way back: only x, mean and rstd.
+For an image both directions are one affine function for each channel, y = a (x - mean) + b and
+dx = a dy + p (x - mean) + q, whose coefficients (B, C) come from a few sums.  So no x_hat is kept for the way
+back: only x, mean and rstd.
 """
 
 from __future__ import annotations
@@ -47,21 +48,21 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
 
     def pullback(dy):
         dy = _wide(dy).reshape(B, N, C)
+        centred = rows - mean[:, None]                                              # (B, N, C)
         sum_dy = _sum_pixels(dy)                                                    # (B, C)
-        # sum dy x_hat = (sum dy x - mean sum dy) rstd
-        sum_dy_xhat = (_sum_products(dy, rows) - mean * sum_dy) * rstd              # (B, C)
+        sum_dy_xhat = _sum_products(dy, centred) * rstd                             # (B, C)
         dgamma, dbeta = sum_dy_xhat, sum_dy
         if gamma.ndim == 1:
             dgamma, dbeta = dgamma.sum(axis=0), dbeta.sum(axis=0)
         dx = None
         if x.requires_grad:
             # dx_hat = gamma dy,   dx = rstd (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat))
-            m0 = per_group(g * sum_dy) / n                                 # mean(dx_hat)
-            m1 = per_group(g * sum_dy_xhat) / n                            # mean(dx_hat x_hat)
-            a, p = g * rstd, -rstd * rstd * m1
-            q = -rstd * m0 - p * mean
-            # dx = a dy + p x + q
-            dx = rows * p[:, None]
+            m0 = per_group(g * sum_dy) / n                                          # mean(dx_hat)
+            m1 = per_group(g * sum_dy_xhat) / n                                     # mean(dx_hat x_hat)
+            a, p, q = g * rstd, -rstd * rstd * m1, -rstd * m0
+            # dx = a dy + p (x - mean) + q
+            dx = centred
+            dx *= p[:, None]
             dx += q[:, None]
             dx += dy * a[:, None]
             dx = _narrow(dx.reshape(x.shape), x)

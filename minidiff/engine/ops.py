@@ -300,6 +300,8 @@ def _pair(x, y) -> tuple[Tensor, Tensor]:
 def _like(number, x: Tensor) -> Tensor:
     if hasattr(number, "dtype") and number.ndim:            # an array keeps its dtype, and must match
         return Tensor(number)
+    if x.dtype.kind != "f" and not isinstance(number, (int, np.integer)):
+        raise TypeError(f"a Tensor of {x.dtype} does not take the number {number!r}: convert it to a floating dtype")
     return Tensor(xp_of(x.data).asarray(number, dtype=x.dtype))
 
 

@@ -8,12 +8,15 @@ BLAS is held to one thread meanwhile, or its threads and ours would fight for th
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 from minidiff.engine.tensor import Tensor, gradients
 
+_NAME = "minidiff"
+_one_at_a_time = threading.Lock()                           # BLAS has one limit for the whole process
 SHARD = 32                                                  # samples: 32 x 14 x 14 x 64 floats are 1.6 MB
 
 
@@ -23,15 +26,16 @@ def cores() -> int:
 
 
 def parallel_map(f: Callable, items: Iterable) -> Iterator:
-    """f of each item, in order, computed on all cores.  The results do not depend on how many there are.
+    """f of each item, in order, computed on all cores; it uses as many as there are items, at most.
 
-    f must not write to anything shared.
+    The results do not depend on the number of cores.  f must not write to anything shared.  One such map runs at
+    a time, and one that is called within another's f runs in that thread.
     """
     items = list(items)
-    if len(items) == 1 or cores() == 1:
+    if len(items) == 1 or cores() == 1 or threading.current_thread().name.startswith(_NAME):
         yield from map(f, items)
         return
-    with _blas().limit(limits=1, user_api="blas"):
+    with _one_at_a_time, _blas().limit(limits=1, user_api="blas"):
         yield from _pool().map(f, items)
 
 
@@ -69,7 +73,7 @@ def shards(count: int, size: int = SHARD) -> list[slice]:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), thread_name_prefix="minidiff")
+    return ThreadPoolExecutor(cores(), thread_name_prefix=_NAME)
 
 
 @cache

@@ -142,14 +142,14 @@ def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]
         if node._pullback is None:
             yield node, dy
             continue
-        dxs = node._pullback(dy)
+        dxs, x, dx, held = node._pullback(dy), None, None, None
         for x, dx in zip(node._parents, dxs, strict=True):
             if dx is not None and x.requires_grad:
                 held = cotangents.get(id(x))
                 cotangents[id(x)] = dx if held is None else held + dx     # += would write into a shared array
         if not keep_graph:
             node._parents, node._pullback = (), _released
-        del node, dy, dxs
+        del node, dy, dxs, x, dx, held                      # each would keep an array alive through the next pullback
 
 
 def _topological_order(y: Tensor) -> list[Tensor]:

@@ -28,7 +28,11 @@ from minidiff.nn.transformer import Attention
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a UNet is made of.  An image's height and width must be multiples of patch * 2**(levels - 1)."""
+    """What a UNet is made of.
+
+    An image's height and width must be multiples of patch * 2**(levels - 1); the widths, alone and where a skip
+    joins them, multiples of groups, and of heads where a level attends.
+    """
 
     channels: int = 1                       # of the image, in and out
     patch: int = 2                          # squares of patch x patch pixels become channels
@@ -46,6 +50,9 @@ class UNetConfig:
                              f"not {self.attention}")
         if not self.widths or min(self.channels, self.patch, self.blocks, self.heads, self.groups, *self.widths) < 1:
             raise ValueError("UNetConfig: channels, patch, widths, blocks, heads and groups must be at least 1")
+        if self.embedding < 2 or self.embedding % 2 or self.text < 0:
+            raise ValueError(f"UNetConfig: embedding must be even and at least 2, and text at least 0, "
+                             f"not {self.embedding} and {self.text}")
 
     @property
     def multiple(self) -> int:
@@ -94,19 +101,19 @@ class UNet(Module):
         emb = ops.silu(emb)
 
         h = conv.space_to_depth(x, c.patch)                                         # (B, H/p, W/p, p p C)
-        h = self.conv_in(h)
+        h = self.conv_in(h)                                                         # (B, 14, 14, 64) by default
         skips = []
-        for i, stage in enumerate(self.down):
+        for i, stage in enumerate(self.down):               # c.blocks stages to a level
             if i and i % c.blocks == 0:                     # the next level: half the resolution
-                h = self.shrink[i // c.blocks - 1](conv.space_to_depth(h))
+                h = self.shrink[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 128)
             h = stage(h, emb, text)
             skips.append(h)
-        h = self.middle(h, emb, text)
+        h = self.middle(h, emb, text)                                               # (B, 7, 7, 128)
         for i, stage in enumerate(self.up):
             if i and i % c.blocks == 0:                     # back to twice the resolution
-                h = conv.depth_to_space(self.grow[i // c.blocks - 1](h))
+                h = conv.depth_to_space(self.grow[i // c.blocks - 1](h))            # (B, 14, 14, 64)
             h = stage(ops.concat([h, skips.pop()]), emb, text)
-        h = self.conv_out(ops.silu(self.norm_out(h)))
+        h = self.conv_out(ops.silu(self.norm_out(h)))                               # (B, 14, 14, p p C)
         return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
 
     def _check(self, x: Tensor, t, text) -> None:

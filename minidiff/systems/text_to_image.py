@@ -12,6 +12,7 @@ through its norms, and word by word, through cross-attention (as GLIDE, Imagen a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ class TextToImage(Module):
         if tokenizer.vocab_size > config.text.vocab:
             raise ValueError(f"config: text.vocab ({config.text.vocab}) must be at least the tokenizer's "
                              f"{tokenizer.vocab_size}")
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.notes = config, tokenizer, {}
         self.schedule = SCHEDULES[config.schedule](config.T)
         self.text = TextEncoder(config.text, rng)
         self.unet = UNet(config.unet, rng)
@@ -123,6 +124,10 @@ class TextToImage(Module):
         The last state's x_t is (B, H, W, C) in [-1, 1]; the first is the noise, of which no x0_hat is known yet.
         captions: '' is the null caption.  sampler: a name in samplers.SAMPLERS.
         """
+        if isinstance(captions, str):
+            raise TypeError("captions is a single str; it takes a list of them, one for each picture")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
         streams = streams or Streams(seed, len(captions))
         size = self.config.image_size
         x_T = to_device(streams.normal((size, size, self.config.unet.channels)), self.device)   # (B, H, W, C)
@@ -148,24 +153,33 @@ class TextToImage(Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> TextToImage:
-        """The model in a file, or without a path the weights that come with minidiff.  UserError names the file
-        and what is wrong with it."""
+        """The model in a file, or without a path the weights that come with minidiff.
+
+        Of a training state (step-*.safetensors) it takes the averaged weights.  UserError names the file and what is
+        wrong with it.
+        """
         saved = checkpoint.load(path or SHIPPED)
-        model = cls.from_description(saved.meta, saved.path)
-        checkpoint.check_shapes({name: p.shape for name, p in model.parameters().items()}, saved.tensors, saved.path)
-        model.load_state_dict(saved.tensors)
-        model.notes = saved.meta.get("notes", {})
+        model, weights = cls.from_checkpoint(saved), saved.tensors
+        if "train" in saved.meta:
+            weights = {name.removeprefix("ema."): w for name, w in weights.items() if name.startswith("ema.")}
+            weights.pop("n", None)                          # how many steps went into the average
+        checkpoint.check_shapes({name: p.shape for name, p in model.parameters().items()}, weights, saved.path)
+        model.load_state_dict(weights)
+        notes = saved.meta.get("notes")
+        model.notes = notes if isinstance(notes, dict) else {}
         return model
 
     @classmethod
-    def from_description(cls, meta: dict, path: str | Path) -> TextToImage:
-        """The model of `describe()`, with random weights; UserError, naming the file at `path`, if it is not one."""
-        if meta.get("system") != SYSTEM:
-            raise UserError(f"{path} holds {meta.get('system', 'no system')!r}, and {SYSTEM!r} was asked for.")
+    def from_checkpoint(cls, saved: checkpoint.Checkpoint) -> TextToImage:
+        """The model that a file describes, its weights still to be set; UserError, naming the file, if it is none."""
+        system, path = saved.meta.get("system"), saved.path
+        if system != SYSTEM:
+            raise UserError(f"{path} holds {str(system)[:40]!r}, and {SYSTEM!r} was asked for.")
         try:
-            config = _config_from(TextToImageConfig, meta.get("config"))
-            return cls(config, Tokenizer.from_state(meta.get("tokenizer")), np.random.default_rng(0))
-        except (ValueError, TypeError, KeyError) as error:
+            config = _config_from(TextToImageConfig, saved.meta.get("config"))
+            room = sum(w.size for w in saved.tensors.values())
+            return cls(config, Tokenizer.from_state(saved.meta.get("tokenizer")), _Blank(room))
+        except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
 
 
@@ -177,6 +191,19 @@ def _as_read(caption: str) -> str:
 SYSTEM = "text-to-image"
 SHIPPED = Path(__file__).parents[1] / "weights" / "mnist.safetensors"
 LARGEST = 4096                                              # no whole number in a configuration is larger
+
+
+class _Blank:
+    """Stands for the generator where a file will set the weights: zeros, and no more of them than the file holds."""
+
+    def __init__(self, room: int):
+        self.room = room
+
+    def standard_normal(self, shape: tuple[int, ...], dtype) -> np.ndarray:
+        self.room -= math.prod(shape)
+        if self.room < 0:
+            raise ValueError("it asks for more weights than the file holds")
+        return np.zeros(shape, dtype)
 
 
 def _config_from(kind: type, values):

@@ -26,11 +26,15 @@ from minidiff.nn.unet import TextStates
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    vocab: int = 512  # ids that the embedding has rows for
-    length: int = 24  # tokens of a caption, its BOS and EOS included
-    width: int = 64  # channels D
+    vocab: int = 512                        # ids that the embedding has rows for
+    length: int = 24                        # tokens of a caption, its BOS and EOS included
+    width: int = 64                         # channels D, a multiple of heads
     layers: int = 2
     heads: int = 4
+
+    def __post_init__(self):
+        if min(self.vocab, self.width, self.layers, self.heads) < 1 or self.length < 2:
+            raise ValueError("TextEncoderConfig: vocab, width, layers and heads must be at least 1, and length 2")
 
 
 class TextEncoder(Module):
@@ -39,28 +43,25 @@ class TextEncoder(Module):
     def __init__(self, config: TextEncoderConfig, rng: np.random.Generator):
         self.config, D = config, config.width
         self.embedding = Embedding(config.vocab, D, rng, std=1.0)
-        self.position = parameter(
-            (config.length, D), 0.1, rng
-        )  # small: at first, what is said counts, not where
+        # small: at first, what is said counts, not where
+        self.position = parameter((config.length, D), 0.1, rng)
         self.blocks = [TransformerBlock(D, config.heads, rng) for _ in range(config.layers)]
         self.norm, self.norm_pooled = LayerNorm(D), LayerNorm(D)
 
     def forward(self, ids, mask) -> TextStates:
         if ids.shape != mask.shape or ids.ndim != 2 or ids.shape[1] > self.config.length:
-            raise ValueError(
-                f"TextEncoder: ids and mask must both be (B, N), N at most {self.config.length}, "
-                f"not {ids.shape} and {mask.shape}"
-            )
+            raise ValueError(f"TextEncoder: ids and mask must both be (B, N), N at most {self.config.length}, "
+                             f"not {ids.shape} and {mask.shape}")
         if not mask.any(axis=1).all():
             raise ValueError("TextEncoder: mask must show at least one token of each caption")
         xp = xp_of(self.position.data)
         N = ids.shape[1]
-        h = self.embedding(xp.asarray(ids)) + self.position[:N]  # (B, N, D)
+        h = self.embedding(xp.asarray(ids)) + self.position[:N]                     # (B, N, D)
         mask = xp.asarray(mask)
         for block in self.blocks:
-            h = block(h, mask[:, None, None])  # (B, 1, 1, N): keys to look at
+            h = block(h, mask[:, None, None])                                       # mask of keys (B, 1, 1, N)
         tokens = self.norm(h)
         # pooled = sum_n mask_n tokens_n / sum_n mask_n
-        share = (mask / mask.sum(axis=1, keepdims=True)).astype(tokens.dtype)  # (B, N)
-        pooled = self.norm_pooled(ops.sum(tokens * Tensor(share[:, :, None]), axis=1))  # (B, D)
+        share = (mask / mask.sum(axis=1, keepdims=True)).astype(tokens.dtype)       # (B, N)
+        pooled = self.norm_pooled(ops.sum(tokens * Tensor(share[:, :, None]), axis=1))      # (B, D)
         return TextStates(tokens, pooled, mask)

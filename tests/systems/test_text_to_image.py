@@ -150,6 +150,10 @@ HOSTILE = {
     "an unknown prediction": lambda m: m["config"].update(predicts="noise"),
     "no tokenizer": lambda m: m.pop("tokenizer"),
     "merges that are no pairs": lambda m: m["tokenizer"].update(merges=[[1, 2, 3]]),
+    "no channels of time": lambda m: m["config"]["unet"].update(embedding=0),
+    "no heads": lambda m: m["config"]["text"].update(heads=0),
+    "more weights than the file holds": lambda m: m["config"]["unet"].update(widths=[4096] * 2, blocks=4096,
+                                                                              attention=[True] * 2),
     "a width that fits no weights": lambda m: m["config"]["unet"].update(widths=[16, 16]),
 }
 
