@@ -37,7 +37,7 @@ PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", 
 LENGTH = 24                                                 # tokens of a caption
 
 
-def main(steps: int = 2400, batch: int = 32, data: str | None = None, out: str = "samples.png", seed: int = 0) -> None:
+def main(steps: int = 2200, batch: int = 32, data: str | None = None, out: str = "samples.png", seed: int = 0) -> None:
     keep_freed_memory()
     pictures.check_writable(out)                            # before the work, not after
     rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def main(steps: int = 2400, batch: int = 32, data: str | None = None, out: str =
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--data", help="folder with MNIST's four files")
     parser.add_argument("--out", default="samples.png")

@@ -297,7 +297,8 @@ def _common(p: argparse.ArgumentParser, scale: float, data: bool = True) -> None
     p.add_argument("--seed", type=_natural, default=0, help="another seed, other pictures")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
     if data:
-        p.add_argument("--sample-steps", type=_steps, default=20, help="sampling steps of the pictures that are evaluated")
+        p.add_argument("--sample-steps", type=_steps, default=15,
+                       help="sampling steps of the pictures that are evaluated")
         p.add_argument("--data", type=Path, metavar="DIR",
                        help="folder with MNIST's four files (else $MINIDIFF_DATA, the cache, a download, or the "
                             "10,000 images that come with minidiff)")

@@ -47,7 +47,7 @@ PROMPTS = ("a bold seven leaning left", "the digit seven", "a thin, upright thre
 class TrainConfig:
     """How to train; with the data and the model's configuration it determines the result."""
 
-    steps: int = 2400
+    steps: int = 2200
     batch: int = 32
     lr: float = 2e-3                        # peak of the learning rate
     warmup: int = 50                        # steps to the peak
