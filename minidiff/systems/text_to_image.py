@@ -136,9 +136,11 @@ class TextToImage(Module):
         yield State(0, int(path[0]), x_T, None)
         yield from SAMPLERS[sampler](self.denoiser(scale), x_T, path, self.encode(captions), **noise)
 
-    def sample(self, captions: Sequence[str], **options) -> np.ndarray:
-        """Images (B, H, W, C) in [-1, 1], one for each caption; options as for `trajectory`."""
-        return to_numpy(last(self.trajectory(captions, **options)))
+    def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
+               sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
+        """Images (B, H, W, C) in [-1, 1], one for each caption: the end of `trajectory`."""
+        return to_numpy(last(self.trajectory(captions, scale=scale, steps=steps, seed=seed, sampler=sampler,
+                                             streams=streams)))
 
     # --- files --------------------------------------------------------------------------------------------
 
