@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)     # of overflows; what they lead to is checked
         warnings.showwarning = lambda message, *_: print(f"minidiff: {message}", file=sys.stderr)
         return _run(args)
 
@@ -61,6 +62,8 @@ def train(args: argparse.Namespace) -> int:
     from minidiff.data import mnist
     from minidiff.train import TrainConfig
 
+    if args.images == 1:
+        raise UserError("--images must be 0, for no evaluation, or at least 2, not 1")
     started = time.monotonic()
     config = TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
     training.open_run(args.out, args.resume)                # what cannot be written is said before the work
@@ -93,7 +96,9 @@ def train(args: argparse.Namespace) -> int:
 
 def _resume_command(args: argparse.Namespace) -> str:
     """The command that goes on with an interrupted run, with the options that it was given."""
-    words = ["minidiff", "train", "--resume", "--out", str(args.out), "--images", str(args.images)]
+    words = ["minidiff", "train", "--resume", "--out", str(args.out)]
+    for name in ("images", "scale", "sample_steps", "seed"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     words += ["--data", str(args.data)] if args.data else []
     words += ["--device", args.device] if args.device != "cpu" else []
     return shlex.join(words)
@@ -112,6 +117,8 @@ def sample(args: argparse.Namespace) -> int:
     pictures.check_writable(args.out)
     if args.trajectory:
         pictures.check_writable(args.trajectory)
+        if args.trajectory.resolve() == args.out.resolve():
+            raise UserError(f"--out and --trajectory are both {args.out}: name two files")
     model = _load(args, args.steps)
 
     from tqdm import tqdm
@@ -125,8 +132,10 @@ def sample(args: argparse.Namespace) -> int:
                 way.append((state.t, to_numpy(state.x_t[:SHOWN])))                  # (S, B, H, W, C)
             bar.update(bool(state.step))
     images = to_numpy(state.x_t)
+    if not np.isfinite(images).all():
+        raise UserError("the pictures are not finite: the model's weights are damaged, or --scale is too large")
     pictures.save(pictures.sheet(images, title=title), args.out)
-    print(f"{args.count} x {title!r} in {time.monotonic() - started:.1f} s: {args.out}")
+    print(f"{args.count} x {title[:60]!r} in {time.monotonic() - started:.1f} s: {args.out}")
     if args.trajectory:
         states = np.stack([x_t for _, x_t in way])
         if args.trajectory.suffix.lower() == ".gif":
@@ -143,6 +152,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from minidiff.files import check_writable, write_whole
 
+    if args.data and not args.train_judge:
+        raise UserError("--data is read only with --train-judge: the shipped judge brings all that it compares with")
     if args.json:
         check_writable(args.json, (".json",))
     model = _load(args, args.sample_steps)
@@ -180,8 +191,8 @@ def info(args: argparse.Namespace) -> int:
         ("images", f"{c.image_size} x {c.image_size}, {c.unet.channels} channel(s), work at widths {c.unet.widths}"),
         ("schedule", f"{c.schedule}, T = {c.T}, predicts {c.predicts}"),
         ("text", f"{model.tokenizer.vocab_size} tokens, captions of at most {c.text.length - 2}"),
-        ("trained", ", ".join(f"{k} {v}" for k, v in trained.items()) if isinstance(trained, dict) and trained
-                    else "not recorded"),
+        ("trained", ascii(", ".join(f"{k} {v}" for k, v in trained.items()))[1:-1][:200]   # a stranger's file may say
+                    if isinstance(trained, dict) and trained else "not recorded"),          # anything to a terminal
     ])
     return 0
 

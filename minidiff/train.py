@@ -201,6 +201,7 @@ def run(folder: str | Path, data: mnist.Images, config: TrainConfig, *, resume: 
         trainer = Trainer(model, digits, config)
     _train(trainer, keeper, quiet, saved.path if saved else None)
     trainer.averaged().save(folder / "model.safetensors", notes={"train": asdict(trainer.config), "data": data.source})
+    draw(trainer, folder)
     return trainer
 
 
@@ -259,7 +260,6 @@ def _train(trainer: Trainer, keeper: checkpoint.Keeper, quiet: bool, last_good: 
             except UserError as error:
                 warnings.warn(f"{error} Training goes on, and tries again later.", stacklevel=2)
         save()
-    draw(trainer, folder)
 
 
 def draw(trainer: Trainer, folder: Path) -> None:

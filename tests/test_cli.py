@@ -126,6 +126,9 @@ BAD = {
     "nothing to resume": ["train", "--resume", "--out", "empty"],
     "json that cannot be written": ["evaluate", "--json", "nowhere/r.json"],
     "one image to evaluate": ["evaluate", "--images", "1"],
+    "one image after training": ["train", "--images", "1"],
+    "one file for two pictures": ["sample", "3", "-o", "s.png", "--trajectory", "s.png"],
+    "data that the shipped judge does not read": ["evaluate", "--data", "."],
     "a scale beyond reason": ["sample", "3", "--scale", "1e300"],
     "a file where the run's folder should be": ["train", "--out", __file__],
 }
@@ -150,6 +153,16 @@ def test_odd_prompts_are_drawn_all_the_same(model, tmp_path, prompt):
     out = tmp_path / "s.png"
     assert call("sample", prompt, "--model", model, "--count", 1, "--steps", 2, "-o", out) == 0
     assert out.exists()
+
+
+def test_a_model_with_damaged_weights_is_a_sentence(tmp_path, capsys):
+    damaged = tiny.trained_a_little()
+    for p in damaged.parameters().values():
+        p.data = p.data * 0 + np.float32(3e38)
+    damaged.save(tmp_path / "m.safetensors")
+    assert call("sample", "3", "--model", tmp_path / "m.safetensors", "--count", 1, "--steps", 1,
+                "-o", tmp_path / "s.png") == 2
+    assert "weights are damaged" in capsys.readouterr().err and not (tmp_path / "s.png").exists()
 
 
 def test_a_long_prompt_is_cut_aloud(model, tmp_path, capsys):

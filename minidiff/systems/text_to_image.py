@@ -124,8 +124,8 @@ class TextToImage(Module):
         The last state's x_t is (B, H, W, C) in [-1, 1]; the first is the noise, of which no x0_hat is known yet.
         captions: '' is the null caption.  sampler: a name in samplers.SAMPLERS.
         """
-        if isinstance(captions, str):
-            raise TypeError("captions is a single str; it takes a list of them, one for each picture")
+        if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
+            raise TypeError(f"captions must be a list of str, one for each picture, not {str(captions)[:40]!r}")
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
         streams = streams or Streams(seed, len(captions))
@@ -139,13 +139,18 @@ class TextToImage(Module):
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
                sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption: the end of `trajectory`."""
-        return to_numpy(last(self.trajectory(captions, scale=scale, steps=steps, seed=seed, sampler=sampler,
-                                             streams=streams)))
+        images = to_numpy(last(self.trajectory(captions, scale=scale, steps=steps, seed=seed, sampler=sampler,
+                                               streams=streams)))
+        if not np.isfinite(images).all():
+            raise UserError("the model's pictures are not finite: its weights are damaged, or the scale is too large")
+        return images
 
     # --- files --------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, dtype=np.float32, notes: dict | None = None) -> None:
         """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size."""
+        if np.dtype(dtype).kind != "f":
+            raise TypeError(f"dtype must be a floating dtype, such as float16, not {np.dtype(dtype)}")
         weights = {name: w.astype(dtype) for name, w in self.state_dict().items()}
         checkpoint.save(path, weights, self.describe() | {"notes": notes or {}})
 
@@ -160,7 +165,7 @@ class TextToImage(Module):
         Of a training state (step-*.safetensors) it takes the averaged weights.  UserError names the file and what is
         wrong with it.
         """
-        saved = checkpoint.load(path or SHIPPED)
+        saved = checkpoint.load(SHIPPED if path is None else path)
         model, weights = cls.from_checkpoint(saved), saved.tensors
         if "train" in saved.meta:
             weights = {name.removeprefix("ema."): w for name, w in weights.items() if name.startswith("ema.")}
