@@ -60,6 +60,7 @@ def train(args: argparse.Namespace) -> int:
     from minidiff import pictures
     from minidiff import train as training
     from minidiff.data import mnist
+    from minidiff.files import write_json
     from minidiff.train import TrainConfig
 
     if args.images == 1:
@@ -88,7 +89,7 @@ def train(args: argparse.Namespace) -> int:
         _print_table([*report.rows(), *times])
         results["evaluation"] = report.as_dict()
     results["seconds"] = time.monotonic() - started
-    training.write_json(args.out / "results.json", results)
+    write_json(args.out / "results.json", results)
     print(f"weights  {args.out / 'model.safetensors'}\nsamples  {sheet}\nloss     {args.out / 'loss.png'}\n"
           f'try      minidiff sample "a bold seven leaning left" --model {args.out / "model.safetensors"}')
     return 0
@@ -132,8 +133,6 @@ def sample(args: argparse.Namespace) -> int:
                 way.append((state.t, to_numpy(state.x_t[:SHOWN])))                  # (S, B, H, W, C)
             bar.update(bool(state.step))
     images = to_numpy(state.x_t)
-    if not np.isfinite(images).all():
-        raise UserError("the pictures are not finite: the model's weights are damaged, or --scale is too large")
     pictures.save(pictures.sheet(images, title=title), args.out)
     print(f"{args.count} x {title[:60]!r} in {time.monotonic() - started:.1f} s: {args.out}")
     if args.trajectory:
@@ -148,9 +147,7 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    import json
-
-    from minidiff.files import check_writable, write_whole
+    from minidiff.files import check_writable, write_json
 
     if args.data and not args.train_judge:
         raise UserError("--data is read only with --train-judge: the shipped judge brings all that it compares with")
@@ -160,7 +157,7 @@ def evaluate(args: argparse.Namespace) -> int:
     report = _report(model, args)
     _print_table(report.rows())
     if args.json:
-        write_whole(args.json, (json.dumps(report.as_dict(), indent=2) + "\n").encode())
+        write_json(args.json, report.as_dict())
     return 0
 
 

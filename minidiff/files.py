@@ -6,6 +6,7 @@ the new one, never half of either.
 """
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Collection
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from minidiff.errors import UserError
 
-__all__ = ["check_writable", "write_whole"]
+__all__ = ["check_writable", "write_json", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
@@ -35,6 +36,11 @@ def write_whole(path: str | os.PathLike, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # after the rename it is gone already
             temporary.unlink()
+
+
+def write_json(path: str | os.PathLike, values: dict) -> None:
+    """Puts `values` at `path` as JSON, as `write_whole` does."""
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def check_writable(path: str | os.PathLike, suffixes: Collection[str] = ()) -> Path:

@@ -14,7 +14,6 @@ Why the root: which digit it will be is decided at the noisy times, and the clea
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import signal
@@ -34,7 +33,6 @@ from minidiff.data.pixels import to_float
 from minidiff.engine.backend import to_numpy
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.errors import UserError
-from minidiff.files import write_whole
 from minidiff.nn.optim import EMA, AdamW, WarmupCosine, clip_by_norm
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.tokenizer import Tokenizer
@@ -303,7 +301,3 @@ def _config_of(saved: checkpoint.Checkpoint, asked: TrainConfig) -> TrainConfig:
             raise UserError(f"{saved.path} is of a run with {name}={getattr(config, name)}, which resuming cannot "
                             f"change: ask for no other {name}, or start a new run with another --out.")
     return config
-
-
-def write_json(path: Path, values: dict) -> None:
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -137,7 +137,7 @@ def plain_correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: in
 
 def plain_correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
     kh, kw, C, D = w_shape
-    patches = _patches(_pad(x, padding), kh, kw, stride)[:, :dy.shape[1], :dy.shape[2]]
+    patches = _patches(_pad(x, padding), kh, kw, stride)                            # (B, Ho, Wo, kh, kw, C)
     return (patches.reshape(-1, kh * kw * C).T @ _rows(dy)).reshape(w_shape)
 
 

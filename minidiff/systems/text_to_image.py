@@ -134,16 +134,16 @@ class TextToImage(Module):
         path = times(self.schedule, steps)                                          # T-1 ... 0
         noise = {"streams": streams} if sampler == "ddpm" else {}
         yield State(0, int(path[0]), x_T, None)
-        yield from SAMPLERS[sampler](self.denoiser(scale), x_T, path, self.encode(captions), **noise)
+        for state in SAMPLERS[sampler](self.denoiser(scale), x_T, path, self.encode(captions), **noise):
+            yield state
+        if not xp_of(state.x_t).isfinite(state.x_t).all():
+            raise UserError("the pictures are not finite: the model's weights are damaged, or the scale is too large")
 
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
                sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption: the end of `trajectory`."""
-        images = to_numpy(last(self.trajectory(captions, scale=scale, steps=steps, seed=seed, sampler=sampler,
-                                               streams=streams)))
-        if not np.isfinite(images).all():
-            raise UserError("the model's pictures are not finite: its weights are damaged, or the scale is too large")
-        return images
+        return to_numpy(last(self.trajectory(captions, scale=scale, steps=steps, seed=seed, sampler=sampler,
+                                             streams=streams)))
 
     # --- files --------------------------------------------------------------------------------------------
 
