@@ -236,7 +236,7 @@ def test_adamw_and_clipping():
 MODELS = {
     "the default": (TextToImageConfig(), 28, 28),
     # colours and an oblong image show every confusion of axes; two blocks a level
-    "colour, three levels": (TextToImageConfig(
+    "colour, three levels": (TextToImageConfig(image_size=24,
         unet=UNetConfig(channels=3, patch=2, widths=(8, 12, 16), blocks=2, attention=(False, True, True),
                         heads=2, groups=4, embedding=20, text=8),
         text=TextEncoderConfig(vocab=270, length=9, width=8, layers=2, heads=2)), 24, 32),
