@@ -1,4 +1,4 @@
-"""The command line: minidiff train, sample, evaluate, info.
+"""The command line: minidiff train, sample, evaluate, verify, info.
 
 What the user can put right (an argument, a file, a missing device) is said in one sentence, with exit status 2.
 """
@@ -22,7 +22,10 @@ SHOWN = 64                                                  # samples of a traje
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 interrupted and saved, 2 a mistake to put right."""
+    """Runs one command; returns the exit status.
+
+    0 done, 1 interrupted and saved, or a law broken, 2 a mistake to put right.
+    """
     args = _parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -149,16 +152,107 @@ def sample(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from minidiff.files import check_writable, write_json
 
-    if args.data and not args.train_judge:
-        raise UserError("--data is read only with --train-judge: the shipped judge brings all that it compares with")
+    if args.likelihood and args.train_judge:
+        raise UserError("--likelihood asks no judge: leave out --train-judge")
+    if args.data and not (args.train_judge or args.likelihood):
+        raise UserError("--data is read only with --train-judge or --likelihood: the shipped judge brings all that it "
+                        "compares with")
     if args.json:
         check_writable(args.json, (".json",))
     model = _load(args, args.sample_steps)
-    report = _report(model, args)
+    report = _likelihood(model, args) if args.likelihood else _report(model, args)
     _print_table(report.rows())
     if args.json:
         write_json(args.json, report.as_dict())
     return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    from minidiff import pictures
+    from minidiff import verify as laws
+    from minidiff.files import check_writable, write_json
+    from minidiff.verify import own, watch
+
+    if args.scheduler:
+        return _verify_scheduler(args)
+    if args.scheduler_config or args.steps:
+        raise UserError("--scheduler-config and --steps are read only with --scheduler")
+    if args.out and not args.watch:
+        raise UserError("-o is read only with --watch, whose picture it names")
+    out = args.out or Path("watch.png")
+    pictures_at = ([args.plot] if args.plot else []) + ([out] if args.watch else [])
+    for path in pictures_at:
+        pictures.check_writable(path)
+    if len({path.resolve() for path in pictures_at}) < len(pictures_at):
+        raise UserError(f"--plot and --out are both {out}: name two files")
+    if args.json:
+        check_writable(args.json, (".json",))
+    schedule, said = _schedule(args)
+    image = watch.load_image(args.watch) if args.watch else None
+
+    print(f"{said}; T = {schedule.T}, alpha_bar from {schedule.alpha_bar[0]:.6g} to {schedule.alpha_bar[-1]:.3g}")
+    for note in own.notes(schedule):
+        print(f"note: {note}")
+    rows = laws.report(schedule, seed=args.seed)
+    if image is not None:
+        frames = watch.watch(schedule, image, 37 if out.suffix.lower() == ".gif" else 10, seed=args.seed)
+        states = frames if len(frames) <= 10 else frames[::4]
+        print(f"\n{watch.table(states)}")
+        rows += watch.rows(states, args.seed)
+    print(f"\n{laws.table(rows)}")
+    if args.plot:
+        pictures.save(watch.plot(schedule, seed=args.seed), args.plot)
+        print(f"plot     {args.plot}")
+    if image is not None:
+        watch.save(schedule, frames, out)
+        print(f"watch    {out}")
+    if args.json:
+        write_json(args.json, laws.as_dict(schedule, rows))
+    return int(any(row.verdict == laws.BROKEN for row in rows))
+
+
+def _verify_scheduler(args: argparse.Namespace) -> int:
+    """The laws that apply to a scheduler, ours or another library's."""
+    from minidiff import schedulers
+    from minidiff import verify as laws
+    from minidiff.files import check_writable, write_json
+
+    for option in ("T", "plot", "watch", "out"):
+        if getattr(args, option) is not None:
+            raise UserError(f"{'-T' if option == 'T' else '--' + option} is not read with --scheduler, "
+                            f"which brings its own times")
+    if args.json:
+        check_writable(args.json, (".json",))
+    config = dict(args.scheduler_config or [])
+    scheduler = schedulers.load(args.scheduler, config)
+    print(f"{args.scheduler}{''.join(f', {key} {value}' for key, value in config.items())}; "
+          f"T = {len(scheduler.alpha_bar)}, predicts {scheduler.predicts}\n")
+    rows = schedulers.report(scheduler, [args.steps]) if args.steps else schedulers.report(scheduler)
+    print(laws.table(rows))
+    if args.json:
+        write_json(args.json, {"scheduler": args.scheduler, "config": config, "rows": schedulers.as_dicts(rows)})
+    return int(any(row.verdict == laws.BROKEN for row in rows))
+
+
+def _schedule(args: argparse.Namespace):
+    """The schedule that the options ask for, and a sentence that says which; it need not reach noise."""
+    from minidiff.diffusion.schedules import SCHEDULES
+    from minidiff.verify import own
+
+    if args.betas or args.alpha_bar or args.python:
+        if args.T is not None:
+            raise UserError("-T is read only with --schedule: a table has as many times as it has numbers")
+        if args.python:
+            return own.from_function(args.python)
+        return own.from_file(args.betas, "betas") if args.betas else own.from_file(args.alpha_bar, "alpha_bar")
+    name, T = args.schedule or "cosine", 1000 if args.T is None else args.T
+    try:
+        try:
+            return SCHEDULES[name](T), f"the {name} schedule"
+        except ValueError:                                  # it keeps signal: `report` says so among the other laws
+            return SCHEDULES[name](T, allow_signal=True), f"the {name} schedule"
+    except ValueError as error:
+        raise UserError(f"--schedule {name} -T {T}: {error}") from error
 
 
 def info(args: argparse.Namespace) -> int:
@@ -216,6 +310,16 @@ def _report(model, args: argparse.Namespace):
                        progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True))
 
 
+def _likelihood(model, args: argparse.Namespace):
+    from tqdm import tqdm
+
+    from minidiff.bits import likelihood
+    from minidiff.data import mnist
+
+    return likelihood(model, mnist.load(args.data, "test"), count=args.images, seed=args.seed,
+                      progress=lambda items, what: tqdm(items, desc=what, dynamic_ncols=True))
+
+
 def _sheet_of(model, prompts: Sequence[str], scale: float):
     """Four samples of each prompt, each with its caption."""
     from minidiff import pictures
@@ -250,6 +354,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from minidiff.diffusion.schedules import SCHEDULES
     from minidiff.train import TrainConfig
     parser = _Parser(prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
     parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
@@ -287,12 +392,41 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("evaluate", evaluate, "Measure how well a model's pictures follow their captions.",
                 "A frozen classifier reads the digits; the attributes are measured as for the training captions.")
-    p.add_argument("--images", type=_two_or_more, default=1000, help="how many pictures; FID wants many")
+    p.add_argument("--images", type=_two_or_more, default=1000,
+                   help="how many pictures; FID wants many. With --likelihood, how many test images")
+    p.add_argument("--likelihood", action="store_true",
+                   help="measure bits/dim on MNIST's test images instead, of the model without a caption: the "
+                        "variational bound over --images of them, the flow's over a tenth (--scale and --sample-steps "
+                        "have no part in it)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file, too")
     p.add_argument("--train-judge", action="store_true",
                    help="train the classifier anew from MNIST (once; kept in the cache) in place of the shipped one")
     _common(p, scale=2.0)
     _model(p)
+
+    p = command("verify", verify, "Check the closed-form laws of q(x_t | x_0) on a noise schedule, ours or your own.",
+                "Exit status 1 where a law is broken. Example: minidiff verify --betas betas.csv --plot marginals.png")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--schedule", choices=tuple(SCHEDULES), help="one of minidiff's schedules (else cosine)")
+    which.add_argument("--betas", type=Path, metavar="FILE", help="your own betas: .npy, .csv or .json")
+    which.add_argument("--alpha-bar", type=Path, metavar="FILE", help="your own alpha_bar, in the same kinds of file")
+    which.add_argument("--python", metavar="MODULE:FUNCTION",
+                       help="your own function, which returns betas or a minidiff Schedule; it is run")
+    which.add_argument("--scheduler", metavar="LIBRARY:NAME",
+                       help="another library's scheduler, such as diffusers:DDIMScheduler; one of our samplers, such "
+                            "as minidiff:heun; or your own MODULE:FACTORY; it is run")
+    p.add_argument("--scheduler-config", type=_setting, action="append", metavar="KEY=VALUE",
+                   help="an option of --scheduler, such as timestep_spacing=trailing; once for each")
+    p.add_argument("--steps", type=_whole(2, 1000), metavar="N",
+                   help="the length of --scheduler's runs (else 3, 7, 10, 20 and 50)")
+    p.add_argument("-T", type=_whole(1, 100_000), metavar="T", help="the number of times of --schedule (else 1000)")
+    p.add_argument("--seed", type=_natural, default=0, help="of the random numbers that some laws draw")
+    p.add_argument("--plot", type=Path, metavar="FILE",
+                   help="draw mean and variance over t, simulated and in closed form, and the SNR (.png, .jpg)")
+    p.add_argument("--watch", type=Path, metavar="IMAGE", help="also drown this picture in noise, and measure it")
+    p.add_argument("-o", "--out", type=Path, metavar="FILE",
+                   help="where --watch draws (.png, .jpg, .gif; else watch.png)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, too")
 
     p = command("info", info, "Say what is installed, and what a model file holds.", "It changes nothing.")
     _model(p)
@@ -324,6 +458,18 @@ def _number(text: str) -> float:
     if not math.isfinite(value) or abs(value) > 1000:
         raise argparse.ArgumentTypeError(f"takes a number from -1000 to 1000, not {text!r}")
     return value
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """KEY=VALUE; the value as JSON where it is that (0.1, true, null), else as a string."""
+    import json
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"takes KEY=VALUE, such as timestep_spacing=trailing, not {text!r}")
+    try:
+        return key, json.loads(value.lower() if value in ("True", "False") else value)
+    except ValueError:
+        return key, value
 
 
 def _positive(text: str) -> float:

@@ -1,9 +1,11 @@
-"""What all tests share: hypothesis without a clock, and no data, cache or network of the machine's own."""
+"""What all tests share: hypothesis without a clock, no data, cache or network of the machine's own, and laws that fail
+with their formula, their numbers and their seed."""
 
 import pytest
 from hypothesis import HealthCheck, settings
+from law_table import laws_of
 
-settings.register_profile("minidiff", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("minidiff", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("minidiff")
 
 
@@ -12,3 +14,25 @@ def _a_machine_of_its_own(monkeypatch, tmp_path_factory):
     """Each test has an empty cache folder and no MINIDIFF_DATA."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("MINIDIFF_DATA", raising=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failing law says what it claims and how to see it fail again; the numbers stand in its traceback."""
+    report = yield
+    if report.failed:
+        for law in laws_of(item):
+            report.sections.append((f"law {law.number}", "\n".join([
+                f"formula    {law.formula}",
+                f"source     {law.source}",
+                f"tolerance  {law.tolerance}",
+                f"again      python -m pytest '{item.nodeid}'{_seed_of(item)}",
+            ])))
+    return report
+
+
+def _seed_of(item) -> str:
+    """The option that gives a hypothesis test its examples again; other tests carry their seed in their parameters."""
+    seed = getattr(item.obj, "_hypothesis_internal_use_generated_seed", None)
+    seed = item.config.getoption("--hypothesis-seed", None) if seed is None else seed
+    return "" if seed is None else f" --hypothesis-seed={seed}"

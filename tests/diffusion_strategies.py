@@ -1,4 +1,4 @@
-"""Random schedules and times for the property tests of floor III."""
+"""Random schedules, times, shapes and seeds for the property tests of floor III."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -6,25 +6,31 @@ from hypothesis import strategies as st
 from minidiff.diffusion import schedules
 from minidiff.diffusion.schedules import Schedule
 
+seeds = st.integers(0, 2**32 - 1)
+shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)        # of one sample: a number, a row, ... an image
+
 
 @st.composite
 def any_schedule(draw, min_T: int = 1, max_T: int = 40, ends_at_zero: bool | None = False) -> Schedule:
-    """One of ours with a random T and range, or any strictly falling alpha_bar at all.
+    """Any of ours with a random T and range, a part of one, or any strictly falling alpha_bar at all.
 
-    The last alpha_bar is 0 if ends_at_zero is True, above 0 if False, and either if None.
+    The last alpha_bar is 0 if ends_at_zero is True, above 0 if False, and either if None. Above 0 it is at least
+    1e-7, and the first at most 1 - 6e-6: a test that divides by alpha_bar or 1 - alpha_bar has 9 digits left.
     """
     if ends_at_zero is None:
         ends_at_zero = draw(st.booleans())
     least = 2 if ends_at_zero else 1
     T = draw(st.integers(max(min_T, least), max_T))
-    factories = [linear_like(T), cosine_like(T), arbitrary(T)]
+    factories = [linear_like(T), cosine_like(T), arbitrary(T), flow_matching_like(T), part_of_one(T)]
     if T >= 2:
         factories.append(log_snr_like(T))
+    if ends_at_zero and draw(st.integers(0, 4)) == 0:
+        return schedules.flow_matching(T)
     schedule = draw(st.one_of(factories))
     return schedules.zero_terminal_snr(schedule) if ends_at_zero else schedule
 
 
-def linear_like(T: int) -> st.SearchStrategy[Schedule]:
+def linear_like(T: int, steepest: float = 0.5) -> st.SearchStrategy[Schedule]:
     """linear, scaled_linear or vp_sde, with a random range of betas."""
 
     def make(factory, beta_min, beta_max):
@@ -35,7 +41,7 @@ def linear_like(T: int) -> st.SearchStrategy[Schedule]:
         make,
         st.sampled_from([schedules.linear, schedules.scaled_linear, schedules.vp_sde]),
         st.floats(1e-4, 1e-2),
-        st.floats(1.1e-2, 0.5),
+        st.floats(1.1e-2, steepest),
     )
 
 
@@ -49,6 +55,22 @@ def log_snr_like(T: int) -> st.SearchStrategy[Schedule]:
         st.floats(-2.0, 12.0),
         st.floats(-12.0, -3.0),
     )
+
+
+def flow_matching_like(T: int) -> st.SearchStrategy[Schedule]:
+    """flow_matching without its last time, where alpha_bar is 0."""
+    return st.just(schedules.respaced(schedules.flow_matching(T + 1), np.arange(T)))
+
+
+@st.composite
+def part_of_one(draw, T: int) -> Schedule:
+    """T times, of no regular stride, of a schedule that has up to twice as many."""
+    strides = draw(st.lists(st.integers(1, 2), min_size=T, max_size=T))
+    long = sum(strides)
+    factories = [linear_like(long, steepest=0.25), cosine_like(long), arbitrary(long)]
+    if long >= 2:
+        factories.append(log_snr_like(long))
+    return schedules.respaced(draw(st.one_of(factories)), np.cumsum(strides) - 1)
 
 
 def arbitrary(T: int) -> st.SearchStrategy[Schedule]:

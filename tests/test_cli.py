@@ -89,7 +89,7 @@ def test_train_ends_with_everything_promised(tmp_path, monkeypatch, capsys):
     assert call("train", "--out", out, "--steps", 3) == 2 and "--resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["verify"], ["info"]])
 def test_help(command, capsys):
     assert call(*command, "--help") == 0
     assert "usage: minidiff" in capsys.readouterr().out
@@ -199,9 +199,11 @@ def test_importing_minidiff_loads_no_heavy_package():
 def test_the_python_api_of_the_readme(tmp_path, monkeypatch):
     """The README's own lines, run."""
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code = readme.split("```python\n")[1].split("```")[0]
+    draw, check = (block.split("```")[0] for block in readme.split("```python\n")[1:])
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(code, names)
+    exec(draw, names)
+    exec(check, names)
+    assert {row.verdict for row in names["rows"]} == {"kept", "skipped"}
     assert names["images"].shape == (4, 28, 28, 1) and np.abs(names["images"]).max() <= 1
     assert (tmp_path / "seven.png").stat().st_size > 1000

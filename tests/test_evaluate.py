@@ -15,6 +15,10 @@ from minidiff.data.pixels import to_float
 from minidiff.evaluate import Judge, evaluate, frechet_distance, gaussian_pixels, train_classifier
 
 
+@pytest.mark.law(
+    34, "FID in one dimension is (m1 - m2)^2 + (s1 - s2)^2",
+    source="Heusel et al. 2017, eq. 6; commuting roots",
+    tolerance="1e-7: the square root of s1^2 s2^2, rounded at 1e-16, where s is 0")
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 4), st.floats(0, 4))
 def test_in_one_dimension_the_distance_is_that_of_means_and_deviations(m1, m2, s1, s2):
     """Law 34: (m1 - m2)^2 + (s1 - s2)^2."""
@@ -22,6 +26,11 @@ def test_in_one_dimension_the_distance_is_that_of_means_and_deviations(m1, m2, s
     assert found == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, abs=1e-7)
 
 
+@pytest.mark.law(
+    34, "FID between Gaussians is ||mu1 - mu2||^2 + Tr(S1 + S2 - 2 (S1 S2)^{1/2}); it is 0 between equals, and "
+        "symmetric",
+    source="Heusel et al. 2017, eq. 6; scipy's matrix square root",
+    tolerance="1e-7: a root of a matrix that is not symmetric, of condition up to 1e4")
 @given(st.integers(1, 6), st.integers(0, 10_000))
 def test_against_a_general_matrix_square_root(D, seed):
     rng = np.random.default_rng(seed)

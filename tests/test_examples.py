@@ -22,5 +22,12 @@ def test_train_mnist_text(tmp_path, monkeypatch):
     assert (tmp_path / "s.png").stat().st_size > 1000
 
 
+def test_convergence(tmp_path):
+    orders = load("convergence").main(steps=(16, 32, 64, 128), out=str(tmp_path / "c.png"))
+    for (_, name), p in orders.items():
+        assert abs(p - (1 if "DDIM" in name else 2)) < 0.15, name       # shorter lists than tests/laws/ has: order .1
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
 def test_it_is_short_enough_to_read():
     assert len((EXAMPLES / "train_mnist_text.py").read_text().splitlines()) <= 150

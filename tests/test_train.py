@@ -11,6 +11,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from minidiff import checkpoint, train
 from minidiff.data import attributes, captions
@@ -33,6 +34,10 @@ def test_it_learns():
     assert np.mean(t.losses[-10:]) < 0.75 * np.mean(t.losses[:3])
 
 
+@pytest.mark.law(
+    37, "N + M steps are N steps, save, load, M steps: weights, EMA, optimiser, random streams and losses of a "
+        "training run",
+    source="the same run without the break", tolerance="exact, to the last bit")
 @settings(max_examples=6)
 @given(n=st.integers(1, 4), m=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_n_plus_m_steps_equal_n_steps_saved_loaded_and_m_more(tmp_path_factory, n, m, seed):
@@ -108,6 +113,37 @@ def test_the_share_of_dropped_captions():
     assert abs(dropped - 640) < 6 * math.sqrt(2560 * 0.25 * 0.75)
 
 
+def test_every_image_comes_with_its_own_caption():
+    t = tiny.trainer(batch=64, drop_caption=0.0)
+    digit_of = {x_0.tobytes(): int(d) for x_0, d in zip(t.data.x_0, t.data.digits, strict=True)}
+    x_0, ids, _, _, _ = t.batch()
+    said = [captions.parse(t.model.tokenizer.decode(row))[0] for row in ids]
+    assert said == [digit_of[x.tobytes()] for x in x_0]
+
+
+def test_the_noise_is_standard_normal_and_each_images_own():
+    """The distribution by Dvoretzky, Kiefer and Wolfowitz's bound, and the correlation between two images of a batch,
+    which is 1/sqrt(784) = .036 by chance: 150 pairs, each beyond 7 sigmas with probability 3e-12. False alarm 1e-7."""
+    t, drawn = tiny.trainer(batch=6), []
+    for t.n in range(10):
+        eps = t.batch()[4].reshape(6, -1)
+        correlation = np.corrcoef(eps) - np.eye(6)
+        assert np.abs(correlation).max() < 7 / math.sqrt(784)
+        drawn.append(eps)
+    x = np.sort(np.concatenate(drawn), axis=None)
+    # P(sup |F_n - F| > d) <= 2 e^{-2 n d^2}
+    assert np.abs(np.arange(1, x.size + 1) / x.size - special.ndtr(x)).max() < math.sqrt(math.log(2e7) / (2 * x.size))
+
+
+def test_gradients_are_clipped_to_a_common_norm(monkeypatch):
+    norms = []
+    monkeypatch.setattr(AdamW, "step", lambda self, grads, lr: norms.append(
+        math.sqrt(sum(float((g * g).sum()) for g in grads))))
+    for clip in (1e-3, 1e3):
+        tiny.trainer(clip=clip).step()
+    assert norms[0] == pytest.approx(1e-3, rel=1e-4) and 1e-2 < norms[1] < 1e3      # float32, and never lengthened
+
+
 def test_held_out_combinations_are_never_trained_on():
     images = tiny.images(2000)
     data = train.CaptionedDigits.of(images)
@@ -167,7 +203,7 @@ def test_a_run_writes_what_it_promises_and_can_be_resumed(tmp_path, monkeypatch)
     resumed = train.run(tmp_path / "b", tiny.images(), config, resume=True, quiet=True)
     assert equal(straight.state()[0], resumed.state()[0])
     a, b = (TextToImage.load(tmp_path / x / "model.safetensors").state_dict() for x in "ab")
-    assert equal(a, b)
+    assert equal(a, b) and equal(a, straight.averaged().state_dict())
 
 
 def test_a_run_is_not_overwritten_and_not_mixed(tmp_path):
@@ -189,6 +225,9 @@ def test_a_configuration_out_of_range_is_refused(wrong):
         train.TrainConfig(**wrong)
 
 
+@pytest.mark.law(
+    36, "training leaves the schedule alone, and samples come from the average",
+    source="a copy taken before", tolerance="exact")
 def test_the_average_is_sampled_from_and_the_schedule_is_left_alone():
     t = tiny.trainer()
     table = t.model.schedule.alpha_bar.copy()

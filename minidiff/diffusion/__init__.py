@@ -8,4 +8,5 @@ Read in this order:
     losses.py       what an error at time t is worth
     samplers.py     from noise to image: DDPM, DDIM, Heun, DPM-Solver++
     guidance.py     a denoiser that listens harder to its condition
+    likelihood.py   how many bits an image costs: the variational bound, and the flow's own density
 """

@@ -42,6 +42,16 @@ class Denoiser(Protocol):
     def __call__(self, x_t, t, cond: Any = None): ...
 
 
+class Differentiable(Denoiser, Protocol):
+    """A denoiser that can also say how x0_hat moves with x_t, which likelihood.py needs: J = d x0_hat / d x_t.
+
+    vjp returns (x0_hat, dx_t), dx_t = dy^T J sample by sample; dy and dx_t have the shape and dtype of x_t. For exact
+    denoisers J = alpha/sigma^2 Cov[x_0 | x_t], symmetric: Tweedie's formula, differentiated.
+    """
+
+    def vjp(self, x_t, t, dy, cond: Any = None): ...
+
+
 # ---- thresholding: x0_hat is kept where images live --------------------------------------------------------
 
 def static_threshold(x0_hat):
@@ -73,12 +83,14 @@ class NetworkDenoiser:
     clip: applied to x0_hat, such as `static_threshold`; None for latents, and where guidance follows (which
     clips its own result). An eps-network on a schedule with alpha_bar[-1] = 0 is refused: there x_t = eps,
     and the prediction says nothing about x_0.
+    network_vjp: `(x_t, t, dy, cond) -> (network(x_t, t, cond), dx_t)`; needed by `vjp` only.
     """
 
     schedule: Schedule
     predicts: str
     network: Callable[[Any, Any, Any], Any]
     clip: Callable[[Any], Any] | None = None
+    network_vjp: Callable[[Any, Any, Any, Any], tuple[Any, Any]] | None = None
 
     def __post_init__(self):
         check_predicts(self.predicts)
@@ -89,6 +101,17 @@ class NetworkDenoiser:
     def __call__(self, x_t, t, cond=None):
         x0_hat = to_x0(self.schedule, self.predicts, x_t, t, self.network(x_t, t, cond))
         return x0_hat if self.clip is None else self.clip(x0_hat)
+
+    def vjp(self, x_t, t, dy, cond=None):
+        """(x0_hat, dy^T J), as `Differentiable` says. Raises TypeError without network_vjp, or with clip."""
+        if self.network_vjp is None or self.clip is not None:
+            raise TypeError("denoiser must have a network_vjp and no clip, which has a kink, to be differentiated")
+        zero = xp_of(x_t).zeros_like(x_t)
+        # x0_hat = a x_t + b out(x_t) is linear in both, so that `to_x0` is its own derivative:
+        # dy^T J = a dy + (b dy)^T d out / d x_t
+        out, dx_t = self.network_vjp(x_t, t, to_x0(self.schedule, self.predicts, zero, t, dy), cond)
+        dx_t = dx_t + to_x0(self.schedule, self.predicts, dy, t, zero)
+        return to_x0(self.schedule, self.predicts, x_t, t, out), dx_t
 
 
 # ---- exact denoisers ---------------------------------------------------------------------------------------
@@ -121,15 +144,25 @@ class GaussianDenoiser:
             raise ValueError(f"cov must have no negative variance, got {self.variance.min():g}")
 
     def __call__(self, x_t, t, cond=None):
-        xp = xp_of(x_t)
         x, alpha, sigma = _rows(self.schedule, x_t, t, self.shape)                    # (B, D), (B, 1) twice
-        mean, variance = xp.asarray(self.mean), xp.asarray(self.variance)
-        d = x - alpha * mean
-        d = d if self.basis is None else d @ xp.asarray(self.basis)
+        mean = xp_of(x_t).asarray(self.mean)
         # x0_hat = mu + alpha S V^-1 (x_t - alpha mu),  V = alpha^2 S + sigma^2 I
+        return (mean + self._gain(x - alpha * mean, alpha, sigma)).reshape(x_t.shape).astype(x_t.dtype)
+
+    def vjp(self, x_t, t, dy, cond=None):
+        """(x0_hat, J dy), as `Differentiable` says."""
+        xp_of(x_t, dy)                                      # the two never meet: refuses two devices
+        # J = alpha S V^-1, the same at every x_t
+        J_dy = self._gain(*_rows(self.schedule, dy, t, self.shape))
+        return self(x_t, t), J_dy.reshape(x_t.shape).astype(x_t.dtype)
+
+    def _gain(self, d, alpha, sigma):
+        """alpha S V^-1 d, for rows d (B, D)."""
+        xp = xp_of(d)
+        variance = xp.asarray(self.variance)
+        d = d if self.basis is None else d @ xp.asarray(self.basis)
         d = alpha * variance / (alpha**2 * variance + sigma**2) * d
-        d = d if self.basis is None else d @ xp.asarray(self.basis).T
-        return (mean + d).reshape(x_t.shape).astype(x_t.dtype)
+        return d if self.basis is None else d @ xp.asarray(self.basis).T
 
 
 class MixtureDenoiser:
@@ -158,12 +191,29 @@ class MixtureDenoiser:
         self.variances = variances.reshape(K, -1) + np.zeros_like(self.means)         # (K, D)
 
     def __call__(self, x_t, t, cond=None):
+        x0_hat_k, _, r = self._means(x_t, t, cond)
+        # x0_hat = sum_k r_k x0_hat_k
+        return (r * x0_hat_k).sum(1).reshape(x_t.shape).astype(x_t.dtype)
+
+    def vjp(self, x_t, t, dy, cond=None):
+        """(x0_hat, J dy), as `Differentiable` says."""
+        x0_hat_k, gain_k, r = self._means(x_t, t, cond)                               # (B, K, D) twice, (B, K, 1)
+        dy, alpha, sigma = _rows(self.schedule, dy, t, self.shape)                    # (B, D), (B, 1) twice
+        x0_hat = (r * x0_hat_k).sum(1)                                                # (B, D)
+        # J dy = sum_k r_k (J_k dy + alpha/sigma^2 (m_k - m) (m_k - m)^T dy),   m_k = x0_hat_k,  m = x0_hat:
+        # the covariance within components and the one between them
+        d_k = x0_hat_k - x0_hat[:, None]                                              # (B, K, D)
+        between = (r * d_k * (d_k * dy[:, None]).sum(-1, keepdims=True)).sum(1)       # (B, D)
+        J_dy = (r * gain_k).sum(1) * dy + alpha / sigma**2 * between
+        return x0_hat.reshape(x_t.shape).astype(x_t.dtype), J_dy.reshape(x_t.shape).astype(x_t.dtype)
+
+    def _means(self, x_t, t, cond):
+        """x0_hat_k (B, K, D), J_k = alpha S_k V_k^-1 (B, K, D) and r_k (B, K, 1)."""
+        xp = xp_of(x_t)
         d, V, alpha, r = self._components(x_t, t, cond)
         # x0_hat_k = mu_k + alpha S_k V_k^-1 (x_t - alpha mu_k)
-        xp = xp_of(x_t)
-        x0_hat_k = xp.asarray(self.means) + alpha * xp.asarray(self.variances) / V * d      # (B, K, D)
-        # x0_hat = sum_k r_k x0_hat_k
-        return (r[..., None] * x0_hat_k).sum(1).reshape(x_t.shape).astype(x_t.dtype)
+        gain = alpha * xp.asarray(self.variances) / V
+        return xp.asarray(self.means) + gain * d, gain, r[..., None]
 
     def score(self, x_t, t, cond=None):
         """grad log p_t(x_t), of x_t's shape."""
@@ -231,15 +281,28 @@ class DatasetDenoiser:
         self.half_norm2 = (self.data**2).sum(1) / 2                                   # (N,)
 
     def __call__(self, x_t, t, cond=None):
+        # x0_hat = softmax(Q K^T + b) V
+        return (self._weights(x_t, t) @ xp_of(x_t).asarray(self.data)).reshape(x_t.shape).astype(x_t.dtype)
+
+    def vjp(self, x_t, t, dy, cond=None):
+        """(x0_hat, J dy), as `Differentiable` says."""
+        data, w = xp_of(x_t).asarray(self.data), self._weights(x_t, t)                # (N, D), (B, N)
+        dy, alpha, sigma = _rows(self.schedule, dy, t, self.shape)                    # (B, D), (B, 1) twice
+        x0_hat = w @ data                                                             # (B, D)
+        # J dy = alpha/sigma^2 sum_i w_i x_i (x_i - x0_hat)^T dy
+        along = dy @ data.T - (x0_hat * dy).sum(1, keepdims=True)                     # (B, N)
+        J_dy = alpha / sigma**2 * ((w * along) @ data)
+        return x0_hat.reshape(x_t.shape).astype(x_t.dtype), J_dy.reshape(x_t.shape).astype(x_t.dtype)
+
+    def _weights(self, x_t, t):
+        """softmax(Q K^T + b): how likely x_t came from each row of data, (B, N)."""
         xp = xp_of(x_t)
         x, alpha, sigma = _rows(self.schedule, x_t, t, self.shape)                    # (B, D), (B, 1) twice
-        K = V = xp.asarray(self.data)
+        K = xp.asarray(self.data)
         # Q = alpha x_t / sigma^2,  b_i = -alpha^2 ||x_i||^2 / 2 sigma^2
         Q, b = alpha / sigma**2 * x, -(alpha / sigma) ** 2 * xp.asarray(self.half_norm2)    # (B, D), (B, N)
         logits = Q @ K.T + b                                                          # (B, N)
-        # x0_hat = softmax(Q K^T + b) V
-        weights = xp.exp(logits - _logsumexp(xp, logits)[:, None])
-        return (weights @ V).reshape(x_t.shape).astype(x_t.dtype)
+        return xp.exp(logits - _logsumexp(xp, logits)[:, None])
 
 
 def _rows(schedule: Schedule, x_t, t, shape: tuple[int, ...]):

@@ -26,7 +26,7 @@ or an array (B,). Coefficients are computed in float64 and rounded once, to x's 
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import to_numpy, xp_of
+from minidiff.engine.backend import device_of, to_numpy, xp_of
 
 Array = np.ndarray  # or cupy.ndarray
 Times = int | np.ndarray
@@ -230,6 +230,8 @@ def _alpha_sigma(schedule: Schedule, t: Times, x: Array) -> tuple[Array, Array]:
 
 
 def _check_alike(name: str, a: Array, like: str, x: Array) -> None:
+    if device_of(a) != device_of(x):
+        raise TypeError(f"{name} must be on {device_of(x)!r} like {like}, got one on {device_of(a)!r}")
     if a.shape != x.shape or a.dtype != x.dtype:
         raise ValueError(f"{name} must be {x.dtype} {x.shape} like {like}, got {a.dtype} {a.shape}")
 

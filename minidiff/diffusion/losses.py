@@ -42,7 +42,7 @@ def bound_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
     abar = _abar(schedule, t, first=1)
     unit = _unit(abar, predicts)
     # L_{t-1} = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2                                    VDM section 4
-    return 0.5 * (schedule.snr(np.asarray(t) - 1) - schedule.snr(t)) * unit
+    return 0.5 * (schedule.snr(t - 1) - schedule.snr(t)) * unit
 
 
 def min_snr_weight(schedule: Schedule, t: Times, predicts: str, gamma: float = 5.0) -> np.ndarray:

@@ -140,7 +140,8 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
     """DPM-Solver++(2M), Lu et al. algorithm 2: second order at one denoiser call a step.
 
     The first step has nothing to extrapolate from and the last ends at lambda = infinity: both are of first
-    order, which is DDIM, and cost no order in the whole.
+    order, which is DDIM. They cost no order in the whole if the strides of lambda all shrink with 1/N, as with
+    log_snr spacing; with equal strides of t the last ones do not (docs/convergence.md).
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T

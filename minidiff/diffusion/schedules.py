@@ -102,8 +102,7 @@ def from_betas(betas: np.ndarray, name: str = "custom", *, allow_signal: bool = 
     alpha_bar_T stays above 0.02, unless allow_signal says that this is meant.
     """
     betas = np.asarray(betas, dtype=np.float64)
-    if betas.ndim != 1 or betas.size == 0 or not np.all((0.0 < betas) & (betas <= 1.0)):
-        raise ValueError(f"betas must be a non-empty (T,) array with 0 < beta <= 1, got {_brief(betas)}")
+    _check_betas(betas)
     # alpha_bar_t = prod_{i <= t} (1 - beta_i)                                                     DDPM eq. 4
     return _reaching_noise(Schedule(np.cumprod(1.0 - betas), name), allow_signal)
 
@@ -248,6 +247,20 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_betas(betas: np.ndarray) -> None:
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"betas must be a non-empty (T,) array, got shape {betas.shape}")
+    inside = (0.0 < betas) & (betas < 1.0)  # NaN is outside, too
+    inside[-1] |= betas[-1] == 1.0  # zero terminal SNR
+    if not inside.all():
+        t = np.flatnonzero(~inside)[0]
+        raise ValueError(f"betas must lie in (0, 1), where only the last may be 1, got betas[{t}] = {betas[t]}")
+    lost = np.flatnonzero(1.0 - betas == 1.0)
+    if lost.size:
+        t = lost[0]
+        raise ValueError(f"betas must change alpha_bar: betas[{t}] = {betas[t]} is lost in rounding, 1 - beta being 1")
 
 
 def _check_table(alpha_bar: np.ndarray) -> None:

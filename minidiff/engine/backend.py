@@ -18,11 +18,14 @@ DEVICES = ("cpu", "cuda")
 
 
 def xp_of(*arrays) -> ModuleType:
-    """The library (numpy or cupy) that owns the arrays; TypeError where they live on two devices."""
+    """The library (numpy or cupy) that owns the arrays; TypeError where they live on two devices.
+
+    Numbers, Python's and NumPy's, live nowhere.
+    """
     cupy = sys.modules.get("cupy")                          # an array of cupy's exists only if cupy was imported
     if cupy is None:
         return np
-    on_gpu = [isinstance(a, cupy.ndarray) for a in arrays if hasattr(a, "dtype")]
+    on_gpu = [isinstance(a, cupy.ndarray) for a in arrays if hasattr(a, "dtype") and not isinstance(a, np.generic)]
     if any(on_gpu) and not all(on_gpu):
         raise TypeError("arrays on two devices in one op: move them to one with backend.to_device")
     return cupy if any(on_gpu) else np
@@ -35,7 +38,7 @@ def to_numpy(a) -> np.ndarray:
 
 def device_of(a) -> str:
     """"cpu" or "cuda": where the array lives."""
-    return "cpu" if isinstance(a, np.ndarray) else "cuda"
+    return "cpu" if isinstance(a, (np.ndarray, np.generic)) else "cuda"
 
 
 def to_device(a, device: str):

@@ -48,7 +48,7 @@ class AdamW:
             v *= c.b2
             v += (1 - c.b2) * (g * g)
             # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
-            update = v * v_scale
+            update = xp_of(w).asarray(v * v_scale)          # of a parameter of shape () NumPy makes a number
             xp_of(w).sqrt(update, out=update)
             update += c.eps
             xp_of(w).divide(m, update, out=update)

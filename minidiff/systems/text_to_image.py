@@ -29,7 +29,7 @@ from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams, device_of, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_map, shards
-from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
@@ -112,10 +112,23 @@ class TextToImage(Module):
                 return self.unet(Tensor(x_t[part]), t[part], TextStates(Tensor(tokens), Tensor(pooled), mask)).data
         return xp_of(x_t).concatenate(list(parallel_map(one, shards(len(x_t)))))
 
+    def predict_vjp(self, x_t, t, dy, cond: tuple) -> tuple:
+        """What `predict` gives, and dy^T d predict / d x_t, of x_t's shape."""
+        def one(part: slice):
+            tokens, pooled, mask = (a[part] for a in cond)
+            x = Tensor(x_t[part], requires_grad=True)
+            y = self.unet(x, t[part], TextStates(Tensor(tokens), Tensor(pooled), mask))
+            return y.data, gradients(y, [x], dy[part])[0]
+        ys, dxs = zip(*parallel_map(one, shards(len(x_t))), strict=True)
+        return xp_of(x_t).concatenate(ys), xp_of(x_t).concatenate(dxs)
+
+    def unguided(self) -> NetworkDenoiser:
+        """(x_t, t, cond) -> x0_hat as the network says it, unclipped, with its derivative."""
+        return NetworkDenoiser(self.schedule, self.config.predicts, self.predict, network_vjp=self.predict_vjp)
+
     def denoiser(self, scale: float = 2.0) -> ClassifierFree:
         """(x_t, t, cond) -> x0_hat with classifier-free guidance: scale 0 ignores the caption, 1 follows it."""
-        network = NetworkDenoiser(self.schedule, self.config.predicts, self.predict)
-        return ClassifierFree(network, scale, self.encode([""]), clip=static_threshold)
+        return ClassifierFree(self.unguided(), scale, self.encode([""]), clip=static_threshold)
 
     def trajectory(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
                    sampler: str = "dpm++2m", streams: Streams | None = None) -> Iterator[State]:

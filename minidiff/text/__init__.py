@@ -1,1 +1,1 @@
-"""Floor IV, language: `tokenizer` turns captions into ids, `encoder` gives ids meaning."""
+"""Floor IV, language: `tokenizer` makes captions ids, `encoder` gives ids meaning, `clip` compares them to pictures."""

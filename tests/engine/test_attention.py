@@ -62,6 +62,9 @@ def test_attention_without_a_mask(drawn):
     check_gradients(scaled_dot_product_attention, q, k, v)
 
 
+@pytest.mark.law(
+    39, "what stands at masked keys does not count, and gets no gradient",
+    source="other numbers at masked keys", tolerance="exact, to the last bit")
 def test_what_is_masked_has_no_influence():
     """Whatever stands at masked keys, the result is the same to the last bit, and they get no gradient."""
     q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4, seed=1), normal(2, 2, 5, 4, seed=2)
@@ -93,6 +96,9 @@ def test_causal_mask():
     assert np.array_equal(before[:, :, :2], after[:, :, :2]) and not np.array_equal(before[:, :, 2:], after[:, :, 2:])
 
 
+@pytest.mark.law(
+    38, "attention at scores of +-10,000: the largest takes all",
+    source="softmax at its limit", tolerance="exact")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("mask", [None, np.array([True, False, True])])
 @pytest.mark.filterwarnings("error")

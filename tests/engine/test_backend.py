@@ -15,6 +15,9 @@ from minidiff.errors import UserError
 few = settings(deadline=None, max_examples=25)
 
 
+@pytest.mark.law(
+    28, "the numbers of a stream depend on its seed and place only, not on how many there are nor on how they are cut",
+    source="the same streams alone", tolerance="exact, to the last bit")
 @few
 @given(st.integers(0, 2**40), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
 def test_a_sample_depends_on_its_own_seed_only(seed, count, more, calls):

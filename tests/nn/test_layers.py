@@ -99,6 +99,10 @@ def test_dropout_is_for_training_only():
 # ---- the embedding of time -------------------------------------------------------------------------------
 
 
+@pytest.mark.law(
+    35, "the sinusoidal embedding over t = 0..999 has full rank; t + freq in place of t freq has rank 2",
+    source="Vaswani et al. 2017, section 3.5; singular values",
+    tolerance="1e-9 of the largest singular value: 1e-16 times 1000")
 @pytest.mark.parametrize("dim", [2, 8, 16])
 def test_embedding_of_time_has_full_rank(dim):
     """Law 35: over t = 0..999, by its singular values.  With t + freq in place of t freq the rank is 2."""
@@ -118,6 +122,10 @@ def test_embedding_of_time_tells_all_times_apart():
     assert distance.min() > 0.5
 
 
+@pytest.mark.law(
+    "35a", "from t to t + s the embedding turns, by one linear map whatever t",
+    source="Vaswani et al. 2017, section 3.5; the addition theorems",
+    tolerance="1e-9: angles of up to 5000, rounded at 1e-12")
 @few
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=8), st.integers(0, 500), st.integers(1, 12))
 def test_a_shift_of_time_is_a_rotation(times, shift, half):
@@ -129,6 +137,9 @@ def test_a_shift_of_time_is_a_rotation(times, shift, half):
     np.testing.assert_allclose(later, np.concatenate([c * cos - s * sin, s * cos + c * sin], axis=1), atol=1e-9)
 
 
+@pytest.mark.law(
+    35, "the embedding of t does not depend on its place in the batch",
+    source="the same times in another order", tolerance="exact")
 @few
 @given(st.permutations(range(6)), st.integers(1, 6))
 def test_embedding_of_time_does_not_depend_on_the_place_in_the_batch(order, count):

@@ -69,6 +69,9 @@ def test_adamw_keeps_float32_and_leaves_the_gradients_alone():
         optimiser.step(gs[:1], 0.1)
 
 
+@pytest.mark.law(
+    37, "N + M steps are N steps, save, load, M steps: the optimiser and the average",
+    source="the same steps without the break", tolerance="exact, to the last bit")
 @pytest.mark.parametrize("make", [lambda held: AdamW(held), lambda held: EMA(held, 0.9)])
 def test_saved_and_loaded_it_goes_on_bitwise(make):
     """Law 37, for the optimiser and the average: N + M steps are N steps, save, load, M steps."""
@@ -164,6 +167,9 @@ def test_warm_up_and_cosine(steps, warmup, peak):
 # ---- the moving average ----------------------------------------------------------------------------------
 
 
+@pytest.mark.law(
+    36, "ema_N = (d_1 ... d_N) w_0 + sum_n (1 - d_n)(d_{n+1} ... d_N) w_n, d_n = min(decay, n/(n + 9))",
+    source="the recursion written out", tolerance="1e-10: 30 sums of numbers below 30, rounded at 1e-16")
 @few
 @given(st.floats(0, 0.999), st.integers(0, 30))
 def test_ema_is_its_closed_form_sum(decay, steps):
@@ -181,6 +187,7 @@ def test_ema_is_its_closed_form_sum(decay, steps):
     np.testing.assert_allclose(ema.average["w"], np.tensordot(weights, ws, axes=1), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.law(36, "EMA never touches the weights, nor a table", source="a copy taken before", tolerance="exact")
 def test_ema_touches_neither_the_weights_nor_anything_that_is_not_one():
     """Law 36: a module's tables (here an array, as a schedule has) are no parameters, and stay as they are."""
     layer = Linear(2, 2, np.random.default_rng(0))
@@ -201,3 +208,10 @@ def test_decay_must_be_below_1():
     for decay in (1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
             EMA(parameters(), decay)
+
+
+def test_a_single_number_is_a_parameter_like_any_other():
+    """Such as CLIP's log-temperature: its first step is lr against the gradient's sign (Adam, section 2.1)."""
+    w = Tensor(np.array(0.5), requires_grad=True)
+    AdamW({"w": w}).step([np.array(-3.0)], lr=0.01)
+    assert w.data.shape == () and abs(w.data - 0.51) < 1e-9

@@ -54,6 +54,9 @@ def test_gradients_of_the_block():
     check_gradients(lambda *_: block(x), x, *block.parameters().values(), directions=3)
 
 
+@pytest.mark.law(
+    39, "a transformer block begins as the identity: its branches end in zeros",
+    source="its input", tolerance="exact")
 def test_the_block_begins_as_the_identity():
     """Law 39: its branches end in zeros."""
     x = normal(2, 3, 8).astype(np.float32)
@@ -61,6 +64,9 @@ def test_the_block_begins_as_the_identity():
     assert not Attention(8, 2, np.random.default_rng(0))(Tensor(x)).data.any()
 
 
+@pytest.mark.law(
+    39, "without positions, permuting the tokens or the batch permutes the results",
+    source="the same tokens in another order", tolerance="1e-10: sums in another order")
 def test_tokens_have_no_place_of_their_own():
     """Without positions, permuting the tokens, or the batch, permutes the results."""
     block, x = moved(TransformerBlock(8, 2, np.random.default_rng(0))), normal(3, 5, 8)
@@ -70,6 +76,9 @@ def test_tokens_have_no_place_of_their_own():
     np.testing.assert_allclose(block(Tensor(x[batch])).data, y[batch], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.law(
+    39, "masked tokens do not count in a transformer block",
+    source="other numbers at masked places", tolerance="exact, to the last bit")
 def test_masked_tokens_have_no_influence():
     block, x = moved(TransformerBlock(8, 2, np.random.default_rng(0))), normal(2, 5, 8)
     mask = np.array([[True, True, True, False, False], [True, False, True, True, False]])

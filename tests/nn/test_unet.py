@@ -63,6 +63,24 @@ def test_every_parameter_is_used():
         assert p.grad is not None and p.grad.any(), name
 
 
+def test_a_residual_block_is_its_equation():
+    """y = x + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)), on one pixel: a kernel is its middle there."""
+    block, x, emb = moved(ResidualBlock(4, 4, 6, 2, np.random.default_rng(0))), normal(3, 4), normal(3, 6, seed=1)
+    p = {name: parameter.data for name, parameter in block.parameters().items()}
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    def x_hat(x):                                           # two groups of two channels
+        x = x.reshape(3, 2, 2)
+        return ((x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-5)).reshape(3, 4)
+    h = silu(p["norm1.gamma"] * x_hat(x) + p["norm1.beta"]) @ p["conv1.w"][1, 1] + p["conv1.b"]
+    scale, shift = np.split(emb @ p["modulation.w"] + p["modulation.b"], 2, axis=1)
+    expected = x + silu((1 + scale) * x_hat(h) + shift) @ p["conv2.w"][1, 1] + p["conv2.b"]
+    y = block(Tensor(x.reshape(3, 1, 1, 4)), Tensor(emb)).data.reshape(3, 4)
+    np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-11)      # the norm magnifies rounding, by 1/eps at most
+
+
 def test_skips_carry_the_image_past_the_low_resolutions():
     """With what comes up from below cut off, the output still depends on the image."""
     net, t = unet(), np.array([7])
@@ -116,11 +134,15 @@ def test_sizes_of_the_default_shape_in_float32(H, W):
 # ---- law 39 ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.law(39, "an untrained UNet answers 0", source="its last layer begins at 0", tolerance="exact")
 def test_the_untrained_output_is_zero():
     net = UNet(replace(TINY, text=3), np.random.default_rng(0)).astype(np.float64)
     assert not net(Tensor(normal(2, 8, 8, 1)), np.array([1, 2]), text_states(2)).data.any()
 
 
+@pytest.mark.law(
+    39, "residual blocks, and attention to pixels and words, begin as the identity",
+    source="their input", tolerance="exact")
 def test_blocks_begin_as_the_identity():
     """Law 39: a residual block, attention to pixels and words, and the two of them together."""
     config, rng = replace(TINY, text=3), np.random.default_rng(0)
@@ -133,6 +155,9 @@ def test_blocks_begin_as_the_identity():
                                                                     Tensor(emb.data.astype(float))).data, x)
 
 
+@pytest.mark.law(
+    39, "permuting a batch permutes the UNet's outputs",
+    source="each image alone, in another order, or among others", tolerance="1e-10: sums in another order")
 def test_permuting_the_batch_permutes_the_outputs():
     """Law 39, and law 28: each image alone, in another order, or among others."""
     net, x, t, text = unet(text=3), normal(4, 8, 12, 1), np.array([0, 999, 3, 500]), text_states(4)
@@ -146,6 +171,10 @@ def test_permuting_the_batch_permutes_the_outputs():
         np.testing.assert_allclose(run(rows), together[rows], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.law(
+    39, "a picture depends on its caption, and not on the caption's padding",
+    source="other padding, more of it, other words",
+    tolerance="exact; 1e-10 with more padding, for sums of another length")
 def test_what_is_masked_in_a_caption_has_no_influence_and_what_is_not_has():
     """Law 39: other padding, or more of it, gives the same picture; another word, time or pooled state does not."""
     net, x, t, text = unet(text=3), Tensor(normal(2, 8, 8, 1)), np.array([10, 700]), text_states(2)

@@ -29,6 +29,30 @@ def test_an_untrained_model_answers_zero_and_its_loss_is_the_target_itself():
     assert t.model.loss(x_0, ids, mask, times, eps).item() == pytest.approx((v**2).mean(), rel=1e-5)
 
 
+def test_the_loss_is_the_squared_error_of_what_is_predicted_at_x_t(model):
+    x_0, ids, mask, times, eps = tiny.trainer().batch()
+    alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (model.schedule.alpha(times), model.schedule.sigma(times)))
+    x_t, v = (alpha * x_0 + sigma * eps).astype(np.float32), alpha * eps - sigma * x_0
+    with no_grad():
+        text = model.text(ids, mask)
+    predicted = model.predict(x_t, times, (text.tokens.data, text.pooled.data, text.mask))
+    # x_t is rounded otherwise here, by 1e-7; the network magnifies that
+    assert model.loss(x_0, ids, mask, times, eps).item() == pytest.approx(((predicted - v) ** 2).mean(), rel=1e-4)
+
+
+def test_each_sample_is_differentiated_at_its_own_time_and_caption(model):
+    """`predict_vjp` of a batch, which goes shard by shard, is that of each sample alone, and its y is `predict`'s."""
+    rng, t = np.random.default_rng(0), np.array([3, 20, 45, 31])
+    x_t, dy = rng.standard_normal((2, 4, 28, 28, 1), dtype=np.float32)
+    cond = model.encode(["3", "a bold seven", "", "a thin 1"])
+    y, dx = model.predict_vjp(x_t, t, dy, cond)
+    np.testing.assert_allclose(y, model.predict(x_t, t, cond), rtol=1e-4, atol=1e-5)    # float32 through a UNet
+    for i in range(4):
+        i = slice(i, i + 1)
+        _, alone = model.predict_vjp(x_t[i], t[i], dy[i], tuple(a[i] for a in cond))
+        np.testing.assert_allclose(dx[i], alone, rtol=1e-3, atol=1e-4 * np.abs(alone).max())
+
+
 def test_the_gradient_of_the_loss_in_random_directions():
     """Central differences in float64 of the whole system, caption encoder included."""
     t = tiny.trainer(batch=3)
@@ -51,6 +75,9 @@ def test_the_gradient_of_the_loss_in_random_directions():
         assert (values[0] - values[1]) / (2 * h) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.law(
+    28, "a picture depends on its own seed and caption only, through the whole system",
+    source="the same picture made alone", tolerance="2e-4: float32 through a UNet, four times")
 def test_a_sample_depends_on_its_own_seed_only(model):
     """Law 28: sample i of a batch is the sample made alone, and the batch's size changes nothing but rounding."""
     prompts = ["3", "a bold seven", "", "a thin 1", "8"]
@@ -69,6 +96,9 @@ def test_every_sampler_ends_in_an_image(model, sampler):
     assert x_0.shape == (2, 28, 28, 1) and x_0.dtype == np.float32 and np.abs(x_0).max() <= 1
 
 
+@pytest.mark.law(
+    30, "the system's guided x0_hat is x0_hat(0) + scale (x0_hat(1) - x0_hat(0))",
+    source="two calls of the network, by hand", tolerance="1e-4 (1 + scale): float32 through a UNet")
 @settings(max_examples=10)
 @given(scale=st.floats(-3, 8), seed=st.integers(0, 100))
 def test_guidance_is_the_line_through_the_two_predictions(model, scale, seed):
@@ -93,6 +123,12 @@ def test_the_empty_prompt_is_the_null_caption(model):
     x_t, t = np.random.default_rng(0).standard_normal((2, 28, 28, 1), dtype=np.float32), np.array([10, 30])
     null = model.encode(["", ""])
     np.testing.assert_allclose(guided(x_t, t, null), model.denoiser(0.0)(x_t, t, null), atol=1e-4)
+
+
+def test_a_word_is_the_same_token_wherever_and_however_it_stands(model):
+    ids, mask = model.tokens(["Seven", "a seven", "  SEVEN "])
+    alone, within, loud = (row[seen].tolist() for row, seen in zip(ids, mask, strict=True))
+    assert alone[1:] == within[-len(alone) + 1:] and loud == alone
 
 
 def test_the_caption_matters(model):

@@ -41,6 +41,14 @@ def test_shapes_and_dtype():
     assert text.tokens.dtype == text.pooled.dtype == np.float32
 
 
+def test_every_token_state_is_normalised(encoder):
+    """Apart from gamma and beta, each has mean 0, and variance 1 but for the eps of 1e-5 beside a variance above .1."""
+    tokens, _ = states(encoder)
+    x_hat = (tokens - encoder.norm.beta.data) / encoder.norm.gamma.data
+    np.testing.assert_allclose(x_hat.mean(axis=2), 0, atol=1e-12)
+    np.testing.assert_allclose(x_hat.var(axis=2), 1, atol=1e-4)
+
+
 def test_pooled_is_the_normalised_mean_over_the_caption(encoder):
     tokens, pooled = states(encoder)
     gamma, beta = encoder.norm_pooled.gamma.data, encoder.norm_pooled.beta.data
@@ -50,6 +58,9 @@ def test_pooled_is_the_normalised_mean_over_the_caption(encoder):
         np.testing.assert_allclose(pooled[i], expected, rtol=1e-10)
 
 
+@pytest.mark.law(
+    39, "a caption's states do not depend on its padding",
+    source="other padding, and more of it", tolerance="exact; 1e-10 with more padding, for sums of another length")
 def test_padding_has_no_influence(encoder):
     """Law 39: what stands at masked places, and how many of them there are."""
     tokens, pooled = states(encoder)
@@ -60,6 +71,9 @@ def test_padding_has_no_influence(encoder):
     np.testing.assert_allclose(longer_pooled, pooled, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.law(
+    39, "permuting captions permutes their states",
+    source="each caption alone, in another order, or twice", tolerance="1e-10: sums in another order")
 def test_a_caption_depends_on_its_own_words_only(encoder):
     """Law 39: permuting the batch permutes the states; another caption beside it changes nothing."""
     tokens, pooled = states(encoder)

@@ -1,0 +1,320 @@
+"""Likelihood: the nats that a model needs for x_0, through the variational bound and through the probability-flow ODE.
+
+The bound, term by term (`variational_bound`). The reverse chain p is a Gaussian a step, around the posterior's mean:
+
+    -log p(x_0) <= E_q[ L_T + sum_{t=1}^{T-1} L_{t-1} - log p(x_0 | x_{t=0}) ]                         DDPM eq. 5
+        L_T     = KL( q(x_{T-1} | x_0) || N(0, I) )
+        L_{t-1} = KL( q(x_{t-1} | x_t, x_0) || N(mu~(x_t, x0_hat), variance_t I) )
+        -log p(x_0 | x_{t=0})    the decoder's part                                                    DDPM eq. 13
+
+It is tight for Gaussian data, where the reverse chain is Gaussian, with variance_t = beta~_t + c_0^2 Var[x_0 | x_t].
+The flow (`log_prob`), in the angle phi of alpha = cos phi, sigma = sin phi, carries its density along:
+
+    dx/dphi     = v = (alpha x - x0_hat) / sigma                                                       samplers.heun
+    log p_t(x)  = log N(x_{T-1}; 0, I) + int_{phi_t}^{phi_{T-1}} div v dphi                            Score SDE eq. 39
+    div v       = (alpha D - tr J) / sigma,   J = d x0_hat / d x
+    tr J        = sum_i e_i^T J e_i  =  E z^T J z  over random signs z                 Hutchinson; Score SDE eq. 40
+
+8-bit images have probabilities, and p_t is a density. Two ways join them. The usual one adds uniform noise of one
+level's width, and calls -log p / (D log 2) + log2(127.5) bits/dim: the offset, 6.9944 and not 7, makes a density over
+[-1, 1] one over 0..255. But the flow ends at sigma_0 > 0, not at 0, and that difference goes unpaid. `flow_bound` pays
+it: its noise is the chain's own, and the decoder takes it away again:
+
+    -log P(x_0) <= E_q[ log q(x_t | x_0) - log p_t(x_t) - log P(x_0 | x_t) ],   x_t ~ q(x_t | x_0)     Jensen
+
+This is a bound on the same probability as the variational one, and neither has an offset.
+
+x_0 has any shape (B, ...), D numbers a sample. Results are float64 (B,) on the host, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.gaussian import kl_gaussian, prior_kl, q_posterior_mean_variance, q_sample, v_from_x0
+from minidiff.diffusion.losses import bound_weight
+from minidiff.diffusion.samplers import beta_tilde
+from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.backend import Streams, to_numpy, xp_of
+
+Decoder = Callable[[Any, Any], np.ndarray]      # (x_0, x0_hat) -> log p(x_0 | x_{t=0}) of every pixel, (B, ...)
+Variance = Callable[[Schedule, int, int], Any]  # (schedule, t, t-1) -> variance_t: a number, or one for each pixel
+OFFSET = math.log2(127.5)                       # bits/dim: a density per unit of [-1, 1] is 127.5 times that per level
+
+
+def bits_per_dim(nats, D: int):
+    """Bits/dim of a probability: of 8-bit values, as both bounds with `DiscretisedGaussian` give it. No offset."""
+    return nats / (D * math.log(2))
+
+
+def density_bits_per_dim(nats, D: int):
+    """Bits/dim of -log density over [-1, 1], which pays log2(127.5) = 6.9944 for each pixel's 8 bits of precision."""
+    return bits_per_dim(nats, D) + OFFSET
+
+
+# ---- decoders: what x_{t=0} says of x_0 ----------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class DiscretisedGaussian:
+    """P of an 8-bit value: N(x0_hat, sigma^2) integrated over its bin of width 2/255, the outer bins open. DDPM eq. 13.
+
+    x_0 must lie on the levels u / 127.5 - 1, u = 0..255; ValueError where it does not.
+    """
+
+    sigma: float
+
+    def __post_init__(self):
+        _check_positive("sigma", self.sigma)
+
+    def __call__(self, x_0, x0_hat) -> np.ndarray:
+        u, mean = _levels(x_0), to_numpy(x0_hat).astype(np.float64)
+        # P(u) = Phi(b) - Phi(a),   a, b = ((u -+ 1/2) / 127.5 - 1 - x0_hat) / sigma,  infinite at u = 0 and u = 255
+        a = np.where(u == 0, -np.inf, ((u - 0.5) / 127.5 - 1 - mean) / self.sigma)
+        b = np.where(u == 255, np.inf, ((u + 0.5) / 127.5 - 1 - mean) / self.sigma)
+        # = Phi(-a) - Phi(-b): of the two, the one in the lower tail, where Phi has digits to lose none
+        a, b = np.where(a + b > 0, -b, a), np.where(a + b > 0, -a, b)
+        # log P = log Phi(b) + log(1 - Phi(a) / Phi(b))
+        log_a, log_b = special.log_ndtr(a), special.log_ndtr(b)
+        return log_b + np.log(-np.expm1(log_a - log_b))
+
+
+@dataclass(frozen=True)
+class GaussianDensity:
+    """log N(x_0; x0_hat, variance), for data that are no 8-bit values. variance: a number, or one for each pixel."""
+
+    variance: Any
+
+    def __post_init__(self):
+        _check_positive("variance", self.variance)
+
+    def __call__(self, x_0, x0_hat) -> np.ndarray:
+        d = to_numpy(x_0).astype(np.float64) - to_numpy(x0_hat)
+        return -0.5 * (d * d / self.variance + np.log(2 * np.pi * self.variance))
+
+
+# ---- the variational bound -----------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """The three parts of the variational bound, apart: nats, (B,) each."""
+
+    prior: np.ndarray       # L_T
+    steps: np.ndarray       # the sum of all L_{t-1}
+    decoder: np.ndarray     # -log p(x_0 | x_{t=0})
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.prior + self.steps + self.decoder
+
+
+def variational_bound(denoiser: Denoiser, x_0, cond=None, *, streams: Streams, decoder: Decoder,
+                      variance: Variance = beta_tilde, terms: int | None = None) -> Bound:
+    """An unbiased estimate of the bound for each sample: one eps for the decoder and for every L_{t-1}.
+
+    streams: one for each sample. terms: how many of the T-1 L_{t-1} are computed, at times drawn for each sample by
+    itself (so that samples are independent, and their spread tells the standard error); None for all.
+    """
+    schedule, B = denoiser.schedule, len(x_0)
+    _check_streams(streams, B)
+    if terms is not None and terms < 1:
+        raise ValueError(f"terms must be None, for all, or at least 1, got {terms}")
+
+    def normal():
+        return xp_of(x_0).asarray(streams.normal(x_0.shape[1:], x_0.dtype))
+
+    if terms is None or schedule.T == 1:
+        draws = [(np.full(B, t), 1.0) for t in range(1, schedule.T)]
+    else:
+        draws = draw_times(schedule, terms, special.ndtr(streams.normal((), np.float64)))
+    steps = sum((w * reverse_kl(denoiser, x_0, t, normal(), cond, variance) for t, w in draws), np.zeros(B))
+    t = np.zeros(B, int)
+    x0_hat = denoiser(q_sample(schedule, x_0, t, normal()), t, cond)
+    return Bound(_per_sample_sum(prior_kl(schedule, _wide(x_0))), steps, -_per_sample_sum(decoder(x_0, x0_hat)))
+
+
+def reverse_kl(denoiser: Denoiser, x_0, t: np.ndarray, eps, cond=None, variance: Variance = beta_tilde) -> np.ndarray:
+    """L_{t-1} at x_t = alpha_t x_0 + sigma_t eps, for times t (B,) of at least 1."""
+    schedule = denoiser.schedule
+    if np.min(t) < 1:
+        raise ValueError(f"t must be at least 1, got {t}: at 0 there is no posterior left, but the decoder")
+    x_t = q_sample(schedule, x_0, t, eps)
+    x0_hat = denoiser(x_t, t, cond)
+    # float64 from here: at small t the two means differ by less than the network's float32 can tell
+    x_0, x_t, x0_hat = _wide(x_0), _wide(x_t), _wide(x0_hat)
+    mean_q, var_q = q_posterior_mean_variance(schedule, x_0, x_t, t)
+    mean_p, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t)
+    var_p = np.stack([np.broadcast_to(variance(schedule, int(i), int(i) - 1), x_0.shape[1:]) for i in t])   # (B, ...)
+    return _per_sample_sum(kl_gaussian(mean_q, var_q, mean_p, xp_of(x_0).asarray(var_p)))
+
+
+def draw_times(schedule: Schedule, terms: int, u: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`terms` pairs of times t (B,) and weights w (B,), with E[sum w f(t)] = sum_{t=1}^{T-1} f(t) over u ~ U(0, 1).
+
+    A time is as likely as L_{t-1} is large if v is wrong by the same everywhere, and each sample's times are spread
+    evenly, from one u: few terms then tell the sum well.
+    """
+    p = bound_weight(schedule, np.arange(1, schedule.T), "v")
+    p = p / p.sum()                                                                   # (T-1,) of t = 1 ... T-1
+    cdf = np.cumsum(p)
+    draws = []
+    for k in range(terms):
+        i = np.minimum(np.searchsorted(cdf, (k + u) / terms, side="right"), len(p) - 1)
+        draws.append((1 + i, 1 / (terms * p[i])))
+    return draws
+
+
+# ---- the probability-flow ODE --------------------------------------------------------------------------------
+
+def exact_trace(denoiser: Denoiser, x_t, t: np.ndarray, cond=None):
+    """x0_hat (B, ...) and tr J (B,), from D products with unit vectors: for few dimensions."""
+    vjp, xp = _vjp(denoiser), xp_of(x_t)
+    trace = np.zeros(len(x_t))
+    for i in np.ndindex(x_t.shape[1:]):
+        e_i = xp.zeros_like(x_t)
+        e_i[(slice(None), *i)] = 1
+        x0_hat, row = vjp(x_t, t, e_i, cond)
+        trace += to_numpy(row[(slice(None), *i)])
+    return x0_hat, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Hutchinson:
+    """Estimates tr J as the mean of z^T J z over probes z (K, B, ...) of signs, the same ones all along the flow.
+
+    Its variance is sum_{i<j} (J_ij + J_ji)^2 / K: none if J is diagonal.
+    """
+
+    probes: Any
+
+    @classmethod
+    def draw(cls, streams: Streams, like, count: int = 1) -> Hutchinson:
+        """`count` probes for each sample of `like` (B, ...), which is also their dtype and device."""
+        _check_streams(streams, len(like))
+        z = np.stack([streams.normal(like.shape[1:], like.dtype) for _ in range(count)])
+        return cls(xp_of(like).asarray(np.where(z < 0, -1, 1).astype(like.dtype)))
+
+    def __call__(self, denoiser: Denoiser, x_t, t: np.ndarray, cond=None):
+        vjp, trace = _vjp(denoiser), np.zeros(len(x_t))
+        for z in self.probes:
+            x0_hat, zJ = vjp(x_t, t, z, cond)
+            # tr J = E z^T J z
+            trace += _per_sample_sum(_wide(zJ) * z) / len(self.probes)
+        return x0_hat, trace
+
+
+Divergence = Callable[[Denoiser, Any, np.ndarray, Any], tuple[Any, np.ndarray]]  # exact_trace, or a Hutchinson
+
+
+def log_prob(denoiser: Denoiser, x, times: Sequence[int], cond=None, *, divergence: Divergence = exact_trace):
+    """log p_t(x) (B,) at t = times[-1], the density that the flow gives x, by Heun's method; its error is O(1/N^2).
+
+    x: (B, ...). times: as for a sampler, integers that fall strictly from T-1. denoiser: one with a `vjp`.
+    """
+    schedule, D = denoiser.schedule, math.prod(x.shape[1:])
+    up = _upward(schedule, times)
+
+    def velocity(x, t: int):
+        return v_from_x0(schedule, x, t, denoiser(x, np.full(len(x), t), cond))
+
+    def velocity_and_divergence(x, t: int):
+        x0_hat, trace = divergence(denoiser, x, np.full(len(x), t), cond)
+        # div v = (alpha D - tr J) / sigma
+        return v_from_x0(schedule, x, t, x0_hat), (schedule.alpha(t) * D - trace) / schedule.sigma(t)
+
+    total = np.zeros(len(x))
+    v_s, div_s = velocity_and_divergence(x, up[0])
+    for s, t in pairwise(up):
+        h = _angle(schedule, t) - _angle(schedule, s)
+        # x_t = x_s + h (v_s + v_t) / 2,   v_t at the Euler step x_s + h v_s                           samplers.heun
+        x = x + h * (v_s + velocity(x + h * v_s, t)) / 2
+        # int div v dphi, by trapezoids along the way
+        v_t, div_t = velocity_and_divergence(x, t)
+        total += h * (div_s + div_t) / 2
+        v_s, div_s = v_t, div_t
+    # log N(x_{T-1}; 0, I) = -(||x||^2 + D log 2 pi) / 2
+    return total - 0.5 * (_per_sample_sum(_wide(x) ** 2) + D * math.log(2 * math.pi))
+
+
+@dataclass(frozen=True, eq=False)
+class FlowBound:
+    """The two parts of `flow_bound`, apart: nats, (B,) each."""
+
+    flow: np.ndarray        # log q(x_t | x_0) - log p_t(x_t)
+    decoder: np.ndarray     # -log p(x_0 | x_t)
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.flow + self.decoder
+
+
+def flow_bound(denoiser: Denoiser, x_0, times: Sequence[int], cond=None, *, eps, decoder: Decoder,
+               divergence: Divergence = exact_trace) -> FlowBound:
+    """A bound on -log p(x_0) through the flow, with the chain's own noise at t = times[-1] as dequantisation.
+
+    eps: standard normal, of x_0's shape and dtype. It holds in the mean over eps, up to the error of `log_prob`.
+    """
+    schedule, D = denoiser.schedule, math.prod(x_0.shape[1:])
+    t = np.full(len(x_0), _upward(schedule, times)[0])
+    x_t = q_sample(schedule, x_0, t, eps)
+    # log q(x_t | x_0) = -(||eps||^2 + D log(2 pi sigma_t^2)) / 2
+    log_q = -0.5 * (_per_sample_sum(_wide(eps) ** 2) + D * np.log(2 * np.pi * schedule.sigma(t) ** 2))
+    log_p = log_prob(denoiser, x_t, times, cond, divergence=divergence)
+    return FlowBound(log_q - log_p, -_per_sample_sum(decoder(x_0, denoiser(x_t, t, cond))))
+
+
+# ---- what they share -----------------------------------------------------------------------------------------
+
+def _wide(a):
+    return a.astype(np.float64)
+
+
+def _per_sample_sum(a) -> np.ndarray:
+    """(B, ...) -> (B,), float64 on the host."""
+    return to_numpy(a.reshape(len(a), -1).sum(1, dtype=np.float64))
+
+
+def _angle(schedule: Schedule, t: int) -> float:
+    return math.atan2(schedule.sigma(t), schedule.alpha(t))
+
+
+def _levels(x_0) -> np.ndarray:
+    """u = 0..255 of x_0 = u / 127.5 - 1, float64."""
+    x_0 = to_numpy(x_0)
+    u = np.rint(127.5 * (x_0.astype(np.float64) + 1))
+    if x_0.dtype.kind != "f" or not (np.abs(x_0 - (u / 127.5 - 1)) < 1e-5).all() or u.min() < 0 or u.max() > 255:
+        raise ValueError("x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got "
+                         f"{x_0.dtype} from {x_0.min():g} to {x_0.max():g}")
+    return u
+
+
+def _upward(schedule: Schedule, times: Sequence[int]) -> list[int]:
+    up = [int(t) for t in times][::-1]
+    if not up or up[0] < 0 or up[-1] != schedule.T - 1 or any(s >= t for s, t in pairwise(up)):
+        raise ValueError(f"times must be integers that fall strictly from {schedule.T - 1}, where all is noise, to 0 "
+                         f"or more, got {list(times)}")
+    return up
+
+
+def _vjp(denoiser: Denoiser):
+    if not hasattr(denoiser, "vjp"):
+        raise TypeError("denoiser must have a method vjp(x_t, t, dy, cond), the derivative that the flow's density "
+                        f"is made of, and {type(denoiser).__name__} has none")
+    return denoiser.vjp
+
+
+def _check_streams(streams: Streams, B: int) -> None:
+    if len(streams) != B:
+        raise ValueError(f"streams must be Streams, one for each of the {B} samples, got {len(streams)}")
+
+
+def _check_positive(name: str, value) -> None:
+    if not (np.asarray(value) > 0).all() or not np.isfinite(value).all():
+        raise ValueError(f"{name} must be positive and finite, got {value}")

@@ -1,0 +1,44 @@
+"""CLIP: pictures and captions in one space, where a pair's cosine says how well they match.
+
+    logits_ij = e^tau  I_i . T_j / (|I_i| |T_j|)            tau = log_temperature, learned; e^tau is 1/temperature
+    L         = (CE(logits, rows) + CE(logits^T, rows)) / 2    Radford et al. 2021, arXiv 2103.00020, fig. 3
+
+Picture i's own caption is T_i, so that the right class of row i is i, and of column j is j: two classifications
+among the N of the batch. What the loss estimates is the pointwise mutual information log p(I, T) / p(I) p(T): the
+logits that make it least, over all batches, are that plus any constant, and log N - L is at most the mutual
+information (van den Oord et al. 2018, arXiv 1807.03748).
+"""
+
+from minidiff.engine import ops
+from minidiff.engine.backend import xp_of
+from minidiff.engine.tensor import Tensor
+
+
+def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_temperature: Tensor) -> Tensor:
+    """The symmetric InfoNCE loss in nats, () of the embeddings' dtype: log N where nothing is known, 0 at best.
+
+    image_embeddings, text_embeddings (N, D): row i of the one belongs to row i of the other; any lengths but 0.
+    log_temperature (): tau. The paper begins at tau = log(1/.07) and keeps e^tau at most 100, which is the caller's.
+    Raises ValueError where shapes do not fit, or an embedding is 0 and has no direction.
+    """
+    if image_embeddings.ndim != 2 or image_embeddings.shape != text_embeddings.shape:
+        raise ValueError("clip_loss takes image_embeddings and text_embeddings (N, D), row for row, "
+                         f"not {image_embeddings.shape} and {text_embeddings.shape}")
+    if log_temperature.shape != ():
+        raise ValueError(f"log_temperature must be one number, of shape (), not {log_temperature.shape}")
+    image, text = _unit("image_embeddings", image_embeddings), _unit("text_embeddings", text_embeddings)    # (N, D)
+    # logits_ij = e^tau I_i . T_j
+    logits = ops.exp(log_temperature) * (image @ text.transpose(1, 0))                # (N, N)
+    rows = xp_of(logits.data).arange(len(logits.data))
+    # L = (CE(logits, rows) + CE(logits^T, rows)) / 2
+    return (ops.cross_entropy(logits, rows) + ops.cross_entropy(logits.transpose(1, 0), rows)) / 2
+
+
+def _unit(name: str, x: Tensor) -> Tensor:
+    """Rows of length 1, of the same direction: (N, D)."""
+    xp = xp_of(x.data)
+    largest = xp.abs(x.data).max(axis=1, keepdims=True)                               # (N, 1)
+    if not (largest > 0).all():
+        raise ValueError(f"{name} must have a direction, and row {int(largest.argmin())} is 0 or not a number")
+    x = x / largest                                         # a constant: the length drops out, and x^2 stays finite
+    return x / ops.sqrt((x * x).sum(axis=1, keepdims=True))

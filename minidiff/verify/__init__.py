@@ -1,0 +1,52 @@
+"""Does a noise schedule keep the laws of q(x_t | x_0)?  For whoever wants to check, on any table of betas.
+
+    from minidiff import verify
+    rows = verify.report(schedules.cosine())
+    print(verify.table(rows))
+
+A law is an equation. What minidiff's own functions give on the schedule's table stands on one side, `measured`;
+what the definition of the chain gives by another way stands on the other, `expected`:
+
+    x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z,   z ~ N(0, I)                                   DDPM eq. 2
+
+The error may be as large as the rounding of float64 makes it (or chance, where numbers are drawn), and each row
+says how large that is. Read in this order:
+
+    forward.py    single steps compose to q(x_t | x_0); the SNR falls, to noise
+    reverse.py    Bayes, the posterior, the four names of a prediction, the best denoiser, the bound
+    sampling.py   what one step of a sampler does to the marginals, and that no noise is left at the end
+    rows.py       a row, how two sides are compared, and the table
+    own.py        the reader's own schedule, from a file or a function
+    watch.py      pictures: the marginals over t, and one image as it drowns
+"""
+
+import numpy as np
+
+from minidiff.diffusion.schedules import Schedule
+from minidiff.verify.forward import FORWARD
+from minidiff.verify.reverse import REVERSE
+from minidiff.verify.rows import BROKEN, KEPT, SKIPPED, Row, as_dict, skipped, table
+from minidiff.verify.sampling import SAMPLING
+
+__all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "report", "skipped", "table"]
+
+LAWS = (*FORWARD, *REVERSE, *SAMPLING)                      # each: (schedule, rng) -> rows
+
+
+def report(schedule: Schedule, *, seed: int = 0) -> list[Row]:
+    """One row for each equation that a schedule must satisfy; `table` prints them.
+
+    A row passes, fails, or says why it does not apply. The drawn numbers come from `seed`; with any seed, a
+    schedule that keeps every law is called broken by chance at most once in a million reports.
+    """
+    rows: list[Row] = []
+    for i, law in enumerate(LAWS):
+        rng = np.random.default_rng([seed, i])              # a law's numbers do not depend on the other laws
+        # a wrong formula may divide by zero: the NaN that follows fails its row
+        with np.errstate(all="ignore"):
+            try:
+                rows += [row.drawn_from(seed) for row in law(schedule, rng)]
+            except Exception as error:                      # nor may one wrong formula hide what the others do
+                rows.append(Row(law.__doc__.split(":")[0], "the law could not be computed", np.nan, np.nan, np.inf,
+                                0.0, where=f"{type(error).__name__}: {error}"))
+    return rows

@@ -1,0 +1,201 @@
+"""The forward chain: x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z, one step after another.
+
+    1  T single steps are one jump            q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)    DDPM eq. 4
+    2  any two times compose                  x_t = alpha_ts x_s + sqrt(sigma2_ts) z                          VDM app. A
+    3  the SNR falls, every table is finite   SNR_t = alpha_bar_t / (1 - alpha_bar_t)                         VDM eq. 2
+    4  the end is noise                       KL(q(x_T | x_0) || N(0, I)) is small                            DDPM eq. 5
+    5  at SNR 0 eps says nothing of x_0       and is refused, where v still tells it               arXiv 2305.08891
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from minidiff.diffusion import gaussian
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.schedules import MOST_SIGNAL_AT_THE_END, Schedule
+from minidiff.verify.rows import ATOMS, EPS, Row, compare, count, skipped
+
+# 8 means at 2.1e-8 each and 8 variances at 5.6e-8 cry wolf in 6e-7 of all runs
+MEAN_SIGMAS = 5.6                                           # P(|z| > 5.6) = 2.1e-8
+VARIANCE_LOG = 17.4                                         # P(beyond variance_bound) <= 2 e^-17.4 = 5.6e-8
+
+
+def single_steps(betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The powers of signal and noise after each step of the chain, (T,) twice; nothing but DDPM eq. 2 is used."""
+    signal, noise, powers = 1.0, 0.0, []
+    for beta in betas.tolist():
+        # x_t = sqrt(1 - beta) x_{t-1} + sqrt(beta) z, and z is independent of x_{t-1}: powers add
+        signal, noise = (1 - beta) * signal, (1 - beta) * noise + beta
+        powers.append((signal, noise))
+    signal, noise = np.array(powers).T
+    return signal, noise
+
+
+def variance_bound(signal: float, noise: float, n: int) -> float:
+    """How far the sample variance (over n - 1) of alpha x_i + sigma z_i may stray from signal + noise by chance.
+
+    signal: the part alpha^2 var(x_i) that is not random. (n - 1)/noise times the sample variance is chi squared,
+    noncentral; Birge's bound (2001, lemma 8.1) holds for every n, where a normal approximation would not.
+    """
+    k, shift, x = n - 1, (n - 1) * signal / noise, VARIANCE_LOG
+    # P(X > k + shift + 2 sqrt((k + 2 shift) x) + 2x) <= e^-x, and below the mean it strays less
+    return noise / k * (2 * math.sqrt((k + 2 * shift) * x) + 2 * x)
+
+
+def simulate(schedule: Schedule, x_0: float, count: int, times, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance, (len(times),) each, over so many chains that start at x_0 and walk every single step."""
+    x = np.full(count, x_0)
+    wanted, mean, variance = set(map(int, times)), [], []
+    for t, beta in enumerate(schedule.betas.tolist()):
+        # x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z                                            DDPM eq. 2
+        x = math.sqrt(1 - beta) * x + math.sqrt(beta) * rng.standard_normal(count)
+        if t in wanted:
+            mean.append(x.mean())
+            variance.append(x.var(ddof=1))
+    return np.array(mean), np.array(variance)
+
+
+def chains(T: int) -> int:
+    """How many chains to simulate, so that the whole takes about a second."""
+    return max(500, min(20_000, 20_000_000 // T))
+
+
+# ---- the laws ----------------------------------------------------------------------------------------------
+
+
+def composition(schedule: Schedule, rng) -> Iterator[Row]:
+    """1 composition: single steps against the closed form, at every t."""
+    T = schedule.T
+    t, one, zero = np.arange(T), np.ones(T), np.zeros(T)
+    signal, noise = single_steps(schedule.betas)
+    mean, variance = gaussian.q_mean_variance(schedule, one, t)
+    of_x0 = gaussian.q_sample(schedule, one, t, zero)
+    of_eps = gaussian.q_sample(schedule, zero, t, one)
+    # beta_t, read off the table, is off by eps, and a step of the recursion rounds three times
+    tolerance = 4 * EPS * (t + 2)
+    at = "t = {}".format
+    law = "1 composition"
+    # a |a| is a squared, but tells the sign
+    yield compare(law, "mean of q(x_t | x_0), squared, x_0 = 1", signal, mean * abs(mean), tolerance,
+                  "mean_t^2 = prod_{i <= t} (1 - beta_i) = alpha_bar_t", at)
+    yield compare(law, "variance of q(x_t | x_0)", noise, variance, tolerance,
+                  "var_t = (1 - beta_t) var_{t-1} + beta_t = 1 - alpha_bar_t", at)
+    yield compare(law, "q_sample: power of the signal", signal, of_x0 * abs(of_x0), tolerance,
+                  "x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: coefficient of x_0, squared", at)
+    yield compare(law, "q_sample: power of the noise", noise, of_eps * abs(of_eps), tolerance,
+                  "x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: coefficient of eps, squared", at)
+
+
+def simulation(schedule: Schedule, rng) -> Iterator[Row]:
+    """1 simulation: chains of single steps, with drawn noise, against the closed form."""
+    x_0, n = 0.7, chains(schedule.T)
+    t = np.unique(np.linspace(0, schedule.T - 1, 8).round().astype(int))
+    mean, variance = gaussian.q_mean_variance(schedule, np.full(len(t), x_0), t)
+    measured_mean, measured_variance = simulate(schedule, x_0, n, t, rng)
+    law, at = "1 simulation", lambda i: f"t = {t[i]}, x_0 = {x_0}, {n} chains"
+    yield compare(law, f"mean of {n:,} chains, x_0 = {x_0}", mean, measured_mean,
+                  MEAN_SIGMAS * np.sqrt(variance / n), "E[x_t] = sqrt(alpha_bar_t) x_0", at, random=True)
+    yield compare(law, f"variance of {n:,} chains", variance, measured_variance,
+                  [variance_bound(0.0, v, n) for v in variance], "Var[x_t] = 1 - alpha_bar_t", at, random=True)
+
+
+def two_times(schedule: Schedule, rng) -> Iterator[Row]:
+    """2 any two times: a jump from s to t against the single steps between them."""
+    s, t = pairs(rng, schedule.T, 24, first=-1)
+    alpha_ts, sigma2_ts = gaussian.q_step(schedule, s, t)
+    between = [single_steps(schedule.betas[a + 1 : b + 1]) for a, b in zip(s, t, strict=True)]
+    signal, noise = np.array([(p[-1], q[-1]) for p, q in between]).T
+    tolerance = 4 * EPS * (t - s + 2)
+    law, at = "2 any two times", lambda i: f"s = {s[i]}, t = {t[i]}"
+    yield compare(law, "alpha_ts squared, single steps from s to t", signal, alpha_ts * abs(alpha_ts), tolerance,
+                  "alpha_ts^2 = prod_{s < i <= t} (1 - beta_i) = alpha_bar_t / alpha_bar_s", at, random=True)
+    yield compare(law, "sigma2_ts, single steps from s to t", noise, sigma2_ts, tolerance,
+                  "sigma2_ts = sigma_t^2 - alpha_ts^2 sigma_s^2", at, random=True)
+
+
+def snr_falls(schedule: Schedule, rng) -> Iterator[Row]:
+    """3 SNR falls: strictly, and every table is finite."""
+    t, law = np.arange(schedule.T), "3 SNR falls"
+    snr, log_snr, has_signal = schedule.snr(t), schedule.log_snr(t), schedule.alpha_bar > 0
+    if schedule.T >= 2:
+        yield count(law, "times at which SNR does not fall", ~(np.diff(snr) < 0), "SNR_t < SNR_{t-1}",
+                    lambda i: f"SNR[{i}] = {snr[i]:.17g}, SNR[{i + 1}] = {snr[i + 1]:.17g}")
+    else:
+        yield skipped(law, "times at which SNR does not fall", "needs T >= 2")
+    tables = {"alpha_bar": schedule.alpha_bar, "beta": schedule.betas, "alpha": schedule.alpha(t),
+              "sigma": schedule.sigma(t), "SNR": snr, "log-SNR": np.where(has_signal, log_snr, 0.0)}
+    yield count(law, "entries of tables that are not finite", ~np.isfinite(list(tables.values())),
+                "alpha_bar, beta, alpha, sigma, SNR and log-SNR are finite (log-SNR where alpha_bar > 0)",
+                lambda i: f"{list(tables)[i // schedule.T]} at t = {i % schedule.T}")
+    signal, noise = single_steps(schedule.betas)
+    clear = signal > 1e-9                                   # below, the recursion has lost its digits
+    if clear.any():
+        # the errors of both powers, relative
+        tolerance = 4 * EPS * (t + 2) * (1 / signal + 1 / noise)
+        yield compare(law, "log-SNR against single steps", np.log(signal[clear] / noise[clear]), log_snr[clear],
+                      tolerance[clear], "log-SNR_t = log(alpha_bar_t / (1 - alpha_bar_t))",
+                      lambda i: f"t = {t[clear][i]}")
+
+
+def ends_in_noise(schedule: Schedule, rng) -> Iterator[Row]:
+    """4 ends in noise: the price of starting from N(0, I), and whether it is small."""
+    last, abar = schedule.T - 1, float(schedule.alpha_bar[-1])
+    x_0 = np.array([-1.0, 0.0, 0.5, 1.0])
+    # KL = E[log q(x) - log p(x)] under q; Gauss and Hermite's nodes are exact for a quadratic
+    z, weight = np.polynomial.hermite_e.hermegauss(4)
+    x = math.sqrt(abar) * x_0[:, None] + math.sqrt(1 - abar) * z                      # (4, nodes)
+    gap = (-(z**2) - math.log(1 - abar) + x**2) / 2
+    yield compare("4 prior KL", f"KL(q(x_{last} | x_0) || N(0, 1)), quadrature", gap @ weight / weight.sum(),
+                  gaussian.prior_kl(schedule, x_0), ATOMS * (4 + abs(math.log(1 - abar))),
+                  "KL = (abar x_0^2 - abar - log(1 - abar)) / 2, abar = alpha_bar_T", lambda i: f"x_0 = {x_0[i]}")
+    excess = max(0.0, abar - MOST_SIGNAL_AT_THE_END)
+    remedy = (f"alpha_bar[{last}] = {abar:.4g}: the last step still shows the image, and a sampler that starts from "
+              "pure noise starts where no network was trained: take more steps, or larger betas") if excess else ""
+    yield Row("4 ends in noise", f"alpha_bar[{last}], at most {MOST_SIGNAL_AT_THE_END}", MOST_SIGNAL_AT_THE_END, abar,
+              excess, 0.0, f"alpha_bar_T <= {MOST_SIGNAL_AT_THE_END}, so that N(0, I) is where x_T is", remedy)
+
+
+def zero_snr(schedule: Schedule, rng) -> Iterator[Row]:
+    """5 zero terminal SNR: eps is refused at alpha_bar = 0, and v answers."""
+    law, t = "5 zero terminal SNR", schedule.T - 1
+    if schedule.alpha_bar[-1] > 0:
+        yield skipped(law, "eps-prediction is refused at SNR 0", f"this schedule ends at an SNR of "
+                      f"{float(schedule.snr(t)):.3g}, above 0")
+        return
+    x_0, eps = rng.standard_normal((2, 5))
+    x_t = gaussian.q_sample(schedule, x_0, t, eps)
+    asked = {
+        "target": lambda: gaussian.target(schedule, "eps", x_0, eps, t),
+        "to_x0": lambda: gaussian.to_x0(schedule, "eps", x_t, t, eps),
+        "x0_from_score": lambda: gaussian.x0_from_score(schedule, x_t, t, -eps),
+        "NetworkDenoiser": lambda: NetworkDenoiser(schedule, "eps", lambda x_t, t, cond: eps),
+    }
+    yield count(law, "functions that accept eps at SNR 0", [not _refuses(ask) for ask in asked.values()],
+                "x_T = eps: x_0 = (x_T - sigma eps) / alpha is 0/0", lambda i: list(asked)[i])
+    v = gaussian.target(schedule, "v", x_0, eps, t)
+    yield compare(law, "x_0 from v at SNR 0", x_0, gaussian.to_x0(schedule, "v", x_t, t, v), ATOMS * (1 + abs(x_0)),
+                  "x_0 = alpha x_t - sigma v", f"t = {t}", random=True)
+
+
+FORWARD = (composition, simulation, two_times, snr_falls, ends_in_noise, zero_snr)
+
+
+# ---- what the laws share -----------------------------------------------------------------------------------
+
+
+def pairs(rng, T: int, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times s < t, (n,) each, none below `first`: the outermost, the innermost at both ends, and random ones."""
+    drawn = np.sort(rng.integers(first, T, (count, 2)), axis=1)
+    ends = [(first, T - 1), (first, first + 1), (T - 2, T - 1)]
+    s, t = np.unique([p for p in [*ends, *drawn.tolist()] if p[0] < p[1]], axis=0).T
+    return s, t
+
+
+def _refuses(call) -> bool:
+    try:
+        call()
+    except ValueError:
+        return True
+    return False

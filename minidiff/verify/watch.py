@@ -1,0 +1,203 @@
+"""Pictures: the marginals of a schedule over t, and one image as it drowns in noise.
+
+    E[x_t | x_0]     = alpha_t x_0                  the simulated chain's mean lies on this line
+    Var[x_t | x_0]   = sigma_t^2 = 1 - alpha_t^2    and its variance on this one
+
+Over the pixels of one image of mean m_0 and variance v_0,
+
+    mean(x_t)        is alpha_t m_0 on average, and strays by sigma_t / sqrt(n)
+    var(x_t)         is alpha_t^2 v_0 + sigma_t^2 on average, and strays by
+                     sqrt((2 sigma_t^4 + 4 sigma_t^2 alpha_t^2 v_0) / (n - 1))       a noncentral chi squared's
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minidiff import pictures, plots
+from minidiff.data.pixels import to_float
+from minidiff.diffusion import gaussian
+from minidiff.diffusion.schedules import Schedule
+from minidiff.errors import UserError
+from minidiff.pictures import GAP, INK, LINE, MARGIN, SOFT, TEXT, TITLE, _Canvas, _wrapped
+from minidiff.verify.forward import MEAN_SIGMAS, chains, simulate, variance_bound
+from minidiff.verify.rows import Row, compare
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST_FILE = 64 << 20                                     # bytes
+MOST_PIXELS = 50_000_000
+SIDE = 128                                                  # pixels, of the image that is watched
+CELL = 156                                                  # pixels of paper for each state and its numbers
+
+
+def plot(schedule: Schedule, *, seed: int = 0) -> "Image":
+    """Mean and variance of x_t over t, simulated single steps on the closed form, and log-SNR."""
+    x_0, t = 1.0, np.arange(schedule.T)
+    n = chains(schedule.T)
+    some = np.unique(np.linspace(0, schedule.T - 1, 25).round().astype(int))
+    measured = simulate(schedule, x_0, n, some, np.random.default_rng(seed))
+    closed = gaussian.q_mean_variance(schedule, np.full(schedule.T, x_0), t)
+    few = t[:: max(1, schedule.T // 2000)]                  # more points than pixels show nothing
+    panels = [
+        plots.panel([("closed form", few, line[few], "line"), (f"{n:,} chains", some, dots, "dots")],
+                    title=title, x_label="t", y_label=label)
+        for line, dots, title, label in zip(closed, measured, ("Mean of x_t, from x_0 = 1", "Variance of x_t"),
+                                            ("sqrt(alpha_bar)", "1 - alpha_bar"), strict=True)
+    ]
+    snr = schedule.log_snr(few)
+    if np.isfinite(snr).any():                              # not for T = 1 at SNR 0, where the whole of it is -inf
+        below = " (-inf at the end)" if schedule.alpha_bar[-1] == 0 else ""
+        panels.append(plots.panel([("", few[[0, -1]], [0, 0], "dashes"), ("log-SNR", few, snr, "line")],
+                                  title="Signal to noise" + below, x_label="t",
+                                  y_label="log(alpha^2 / sigma^2); 0 is as much of each"))
+    return plots.side_by_side(panels)
+
+
+# ---- one image ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """One image at one time: what its pixels measure, and what the closed form says of them."""
+
+    t: int                                                  # -1 is the image itself
+    x_t: np.ndarray                                         # (H, W, C)
+    mean: float
+    variance: float                                         # over n - 1, as is v_0
+    expected_mean: float
+    expected_variance: float
+    mean_error: float                                       # standard errors
+    variance_error: float
+    variance_bound: float                                   # which chance passes in 5.6e-8 of all runs
+
+
+def load_image(path: Path) -> np.ndarray:
+    """A picture of any kind that Pillow knows, as (H, W, 1 or 3) in [-1, 1], at most SIDE on a side. UserError."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    shown = ascii(str(path))
+    if path.exists() and not path.is_file():
+        raise UserError(f"{shown} is a folder or device: --watch takes a picture")
+    if path.exists() and path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{shown} is larger than {LARGEST_FILE >> 20} MB: --watch takes a smaller picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                 # of odd metadata; of size, the next lines judge
+            with Image.open(path) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise UserError(f"{shown} has {image.width} x {image.height} pixels: --watch takes at most "
+                                    f"{MOST_PIXELS // 10**6} million")
+                if image.mode.startswith("I;16"):           # 16 bits of grey, of which Pillow would keep the lower 8
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                elif image.mode in ("I", "F"):
+                    raise UserError(f"{shown} has 32-bit pixels (mode {image.mode}): --watch takes 8 or 16 bits")
+                image = ImageOps.exif_transpose(image)
+                image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+                image.thumbnail((SIDE, SIDE))
+                pixels = np.asarray(image)
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"{shown} is no picture that can be read") from error
+    except Image.DecompressionBombError as error:           # raised before a pixel is unpacked
+        raise UserError(f"{shown} has too many pixels: --watch takes at most {MOST_PIXELS // 10**6} million") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{shown} is not there") from error
+    except Exception as error:                              # whatever a damaged file makes of its decoder
+        raise UserError(f"{shown} cannot be read as a picture ({type(error).__name__})") from error
+    pixels = pixels.reshape(*pixels.shape[:2], -1)                                    # (H, W, C)
+    if pixels.size < 2:
+        raise UserError(f"{shown} has a single grey pixel: --watch takes two or more, to measure a variance")
+    return to_float(pixels)
+
+
+def watch(schedule: Schedule, x_0: np.ndarray, count: int = 10, *, seed: int = 0) -> list[Watched]:
+    """The image x_0 (H, W, C) at `count` times from clean to the last, each state made from the one before it."""
+    rng, x, s = np.random.default_rng(seed), x_0.astype(np.float64), -1
+    n, m_0, v_0 = x.size, float(x.mean()), float(x.var(ddof=1))
+    states = []
+    for t in np.unique(np.linspace(-1, schedule.T - 1, count).round().astype(int)).tolist():
+        if t > s:
+            # x_t = alpha_ts x_s + sqrt(sigma2_ts) z
+            alpha_ts, sigma2_ts = gaussian.q_step(schedule, s, t)
+            x, s = alpha_ts * x + math.sqrt(sigma2_ts) * rng.standard_normal(x.shape), t
+        abar = float(schedule.abar(t))
+        signal, noise = abar * v_0, 1 - abar
+        states.append(Watched(
+            t, x, float(x.mean()), float(x.var(ddof=1)),
+            expected_mean=math.sqrt(abar) * m_0,
+            expected_variance=signal + noise,
+            mean_error=math.sqrt(noise / n),
+            variance_error=math.sqrt((2 * noise**2 + 4 * noise * signal) / (n - 1)),
+            variance_bound=variance_bound(signal, noise, n) if noise else 0.0))
+    return states
+
+
+def rows(states: list[Watched], seed: int) -> list[Row]:
+    """Two rows, of the worst of the means and of the variances; chance breaks one of ten states' in 1e6 runs."""
+    noisy = [w for w in states if w.t >= 0]
+    mean, variance = (
+        compare("watch", f"{what} over the pixels at {len(noisy)} times", expected, measured, allowed, formula,
+                lambda i: f"t = {noisy[i].t}", random=True).drawn_from(seed)
+        for what, expected, measured, allowed, formula in (
+            ("mean", [w.expected_mean for w in noisy], [w.mean for w in noisy],
+             [MEAN_SIGMAS * w.mean_error for w in noisy], "mean(x_t) = alpha_t mean(x_0)"),
+            ("variance", [w.expected_variance for w in noisy], [w.variance for w in noisy],
+             [w.variance_bound for w in noisy], "var(x_t) = alpha_t^2 var(x_0) + sigma_t^2")))
+    return [mean, variance]
+
+
+def picture(schedule: Schedule, states: list[Watched]) -> "Image":
+    """The states in rows of five, each over its measured and predicted mean and variance."""
+    columns = min(5, len(states))
+    height, width, _ = states[0].x_t.shape
+    scale = max(1, SIDE // max(height, width))
+    height, width, row = height * scale, width * scale, round(TEXT * LINE)
+    cell_height = height + 10 + 6 * row + GAP
+    top = MARGIN + round(TITLE * LINE) + row + GAP
+    rows_of = math.ceil(len(states) / columns)
+    paper_width = max(2 * MARGIN + columns * CELL + (columns - 1) * GAP, 420)
+    canvas = _Canvas(paper_width, top + rows_of * cell_height + MARGIN - GAP)
+    canvas.lines(_wrapped(f"q(x_t | x_0) on the {schedule.name} schedule, T = {schedule.T}", TITLE,
+                          paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN - 4, TITLE, INK)
+    canvas.lines(_wrapped("measured over the pixels; below it the closed form, with one standard error",
+                          TEXT, paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN + TITLE * LINE, TEXT, SOFT)
+    for i, w in enumerate(states):
+        x = MARGIN + i % columns * (CELL + GAP)
+        y = top + i // columns * cell_height
+        canvas.picture(pictures._enlarged(w.x_t[None], scale, "states")[0], x, y)
+        y += height + 10
+        canvas.lines([f"t = {w.t}" if w.t >= 0 else "x_0, clean"], x, y, TEXT, INK)
+        for k, (name, measured, expected, error) in enumerate((
+                ("mean", w.mean, w.expected_mean, w.mean_error),
+                ("variance", w.variance, w.expected_variance, w.variance_error))):
+            v = y + (1 + 2 * k) * row + 3 * (1 + k)
+            canvas.lines([f"{name} {measured:.4f}"], x, v, TEXT, INK)
+            canvas.lines([f"{expected:.4f} \u00b1 {error:.4f}" if w.t >= 0 else "of the image itself"], x, v + row,
+                         TEXT, SOFT)
+    return canvas.image
+
+
+def table(states: list[Watched]) -> str:
+    """The same numbers as aligned text, one line for each state."""
+    lines = [f"{'t':>6}  {'mean':>9}  {'closed form':>20}  {'variance':>9}  {'closed form':>20}"]
+    for w in states:
+        lines.append(f"{w.t:>6}  {w.mean:>9.5f}  {f'{w.expected_mean:.5f} +- {w.mean_error:.5f}':>20}  "
+                     f"{w.variance:>9.5f}  {f'{w.expected_variance:.5f} +- {w.variance_error:.5f}':>20}")
+    return "\n".join(lines)
+
+
+def save(schedule: Schedule, states: list[Watched], path: Path) -> None:
+    """The picture, or an animation where the path ends in .gif; whole or not at all. UserError."""
+    if path.suffix.lower() == ".gif":
+        side = max(states[0].x_t.shape[:2])
+        pictures.gif(np.stack([w.x_t for w in states])[:, None], path, scale=max(1, 2 * SIDE // side),
+                     title=f"{schedule.name}, T = {schedule.T}")
+    else:
+        pictures.save(picture(schedule, states), path)

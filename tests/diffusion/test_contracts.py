@@ -1,0 +1,110 @@
+"""What floor III promises beside its formulas: dtypes, names, states, defaults, and what is asked of a denoiser."""
+
+import numpy as np
+import pytest
+
+from minidiff.diffusion import gaussian, guidance, samplers, schedules
+from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.backend import Streams
+
+SCHEDULE = schedules.linear(10, beta_max=0.9)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_kl_is_as_wide_as_its_widest_array_wherever_that_stands(at):
+    """One float64 among float32, one float32 among plain numbers, and integers alone: no digit lost, none invented."""
+    narrow, plain = [np.ones(3, np.float32)] * 4, [1.0] * 4
+    wide = [*narrow[:at], np.ones(3), *narrow[at + 1:]]
+    assert gaussian.kl_gaussian(*wide).dtype == np.float64
+    assert gaussian.kl_gaussian(*plain[:at], narrow[at], *plain[at + 1:]).dtype == np.float32
+    assert gaussian.kl_gaussian(*[1] * 4).dtype == np.float64
+
+
+@pytest.mark.parametrize("schedule, name", [
+    (Schedule([0.5, 0.01]), "custom"),
+    (schedules.from_betas([0.5, 0.99]), "custom"),
+    (schedules.from_betas([0.5, 0.99], "mine"), "mine"),
+    (schedules.from_log_snr(lambda u: 5 - 10 * u, 5), "log_snr"),
+    (schedules.from_log_snr(lambda u: 5 - 10 * u, 5, "mine"), "mine"),
+    *((factory(1000), name) for name, factory in schedules.SCHEDULES.items()),
+    (schedules.zero_terminal_snr(SCHEDULE), "linear, zero terminal SNR"),
+    (schedules.respaced(SCHEDULE, [1, 4, 9]), "linear, 3 of 10 times"),
+])
+def test_a_schedule_says_what_it_is(schedule, name):
+    assert schedule.name == name
+
+
+def test_percentile_may_be_anything_up_to_the_maximum():
+    x = np.array([[0.0, -4.0, 2.0]])
+    assert np.abs(dynamic_threshold(x, 1)).max() == 1 and dynamic_threshold(x, 1)[0, 2] == 0.5
+    assert dynamic_threshold(x, 1e-9)[0].tolist() == [0.0, -1.0, 1.0]
+
+
+# ---- guidance ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("clip", [None, static_threshold])
+def test_classifier_guidance_clips_its_own_result_and_hands_the_label_on(clip):
+    seen = []
+    x_t, t = np.full((2, 3), 5.0), np.array([3, 7])
+
+    def pull(x, times, y):
+        seen.append((x, times, y))
+        return np.full_like(x, 2.0)
+
+    plain = NetworkDenoiser(SCHEDULE, "x0", lambda x, t, cond: np.zeros_like(x))
+    guided = guidance.ClassifierGuidance(plain, pull, 3.0, clip)(x_t, t, "seven")
+    # x0_hat' = x0_hat + sigma^2 / alpha scale grad
+    expected = 6.0 * SCHEDULE.sigma(t) ** 2 / SCHEDULE.alpha(t)
+    assert np.allclose(guided, np.clip(expected, -1, 1)[:, None] if clip else expected[:, None], rtol=1e-14)
+    assert seen[0][0] is x_t and seen[0][1] is t and seen[0][2] == "seven"
+
+
+# ---- samplers ------------------------------------------------------------------------------------------------
+
+class Recorder:
+    """A denoiser that writes down what it is asked, and answers with numbers that tell when."""
+
+    predicts, schedule = "x0", SCHEDULE
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, x_t, t, cond=None):
+        self.asked.append((t.tolist(), cond))
+        return np.full_like(x_t, len(self.asked))
+
+
+def test_inverse_ddim_says_where_it_stands_and_asks_at_the_lower_end_of_each_step():
+    """From the clean image, which no denoiser knows, it asks at the lowest time of the list; then where it stands."""
+    recorder, x_0 = Recorder(), np.ones((3, 2))
+    states = list(samplers.ddim_inverse(recorder, x_0, [8, 5, 0], "a seven"))
+    assert [(s.step, s.t) for s in states] == [(1, 0), (2, 5), (3, 8)]
+    assert recorder.asked == [([t] * len(x_0), "a seven") for t in (0, 0, 5)]
+    assert [np.unique(s.x0_hat).tolist() for s in states] == [[1.0], [2.0], [3.0]]
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_a_sampler_says_where_it_stands_and_what_it_was_told(name):
+    recorder, x_T = Recorder(), np.ones((3, 2))
+    streams = {"streams": Streams(0, len(x_T))} if name == "ddpm" else {}
+    states = list(samplers.SAMPLERS[name](recorder, x_T, [8, 5, 0], "a seven", **streams))
+    assert [(s.step, s.t) for s in states] == [(1, 5), (2, 0), (3, -1)]
+    asked = (8, 5, 5, 0, 0) if name == "heun" else (8, 5, 0)
+    assert recorder.asked == [([t] * len(x_T), "a seven") for t in asked]
+    told = (1, 3, 5) if name == "heun" else (1, 2, 3)
+    assert [np.unique(s.x0_hat).tolist() for s in states] == [[k] for k in told]
+
+
+def test_leading_strides_are_whole_where_the_steps_do_not_divide_T():
+    """Improved DDPM's floor: 10 // 4 = 2, from 0, and the top moved to T-1."""
+    assert samplers.times(SCHEDULE, 4, "leading").tolist() == [9, 4, 2, 0]
+    assert samplers.times(schedules.linear(), 600, "leading").tolist() == [999, *range(598, -1, -1)]
+
+
+def test_log_snr_spacing_takes_everything_below_minus_10_in_one_stride():
+    """log SNR of t is 10 - 5 t: from 10 at t = 0 to -10 at t = 4, and what lies beyond counts as that."""
+    schedule = schedules.from_log_snr(lambda u: 15 - 50 * u, 10)
+    assert np.allclose(schedule.log_snr(np.arange(10)), 10 - 5.0 * np.arange(10), atol=1e-9)
+    assert samplers.times(schedule, 5, "log_snr").tolist() == [9, 3, 2, 1, 0]
+    assert samplers.times(schedule, 3, "log_snr").tolist() == [9, 2, 0]

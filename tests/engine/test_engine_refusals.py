@@ -1,0 +1,216 @@
+"""Every refusal of floor I, whole, and the corners of its ops: kinks, zeros, and what is not computed."""
+
+import re
+
+import numpy as np
+import pytest
+
+from minidiff.engine import attention, blas, conv, norm, ops
+from minidiff.engine.backend import Streams, check_device, device_of, to_numpy
+from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.errors import UserError
+
+
+def T(*shape, dtype=np.float32):
+    return Tensor(np.zeros(shape, dtype), requires_grad=True)
+
+
+def f32(*shape):
+    return np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize("error, sentence, call", [
+    # tensors
+    (TypeError, "data is a Tensor already: use it, or its .data, or .detach()", lambda: Tensor(T(2))),
+    (TypeError, "requires_grad needs a floating dtype, and data is int64",
+     lambda: Tensor(np.zeros(2, np.int64), requires_grad=True)),
+    (TypeError, "a Tensor has no truth value: compare its .data", lambda: bool(T(1))),
+    (TypeError, "a Tensor does not turn into an array by itself, which would lose its history: use .data",
+     lambda: np.asarray(T(1))),
+    (RuntimeError, "backward: nothing that y was made from requires a gradient (or it was made in no_grad)",
+     lambda: Tensor(f32(1)).backward()),
+    (ValueError, "backward: dy must be given where y has more than one element; y is (2,)",
+     lambda: ops.exp(T(2)).backward()),
+    (ValueError, "backward: dy must have y's shape (2,), not (3,)", lambda: ops.exp(T(2)).backward(f32(3))),
+    # ops
+    (TypeError, "power takes a constant exponent; write exp(y * log(x)) for a Tensor y", lambda: T(2) ** T(2)),
+    (ValueError, "matmul takes x (..., M, K) and y (..., K, N), not (2, 3) and (2, 3)", lambda: T(2, 3) @ T(2, 3)),
+    (ValueError, "matmul takes x (..., M, K) and y (..., K, N), not (3,) and (3, 2)", lambda: T(3) @ T(3, 2)),
+    (ValueError, "matmul takes x (..., M, K) and y (..., K, N), not (2, 3) and (3,)", lambda: T(2, 3) @ T(3)),
+    (TypeError, "an op takes one dtype, not float32 and float64: convert one of them",
+     lambda: T(2) + T(2, dtype=np.float64)),
+    (TypeError, "a Tensor of int64 does not take the number 0.5: convert it to a floating dtype",
+     lambda: Tensor(np.zeros(2, np.int64)) * 0.5),
+    (ValueError, "cross_entropy takes logits (B, K) and labels (B,), not (2, 3) and (3,)",
+     lambda: ops.cross_entropy(T(2, 3), np.zeros(3, int))),
+    (ValueError, "cross_entropy takes logits (B, K) and labels (B,), not (2, 3, 1) and (2,)",
+     lambda: ops.cross_entropy(T(2, 3, 1), np.zeros(2, int))),
+    (TypeError, "cross_entropy takes labels that are whole numbers, not float64",
+     lambda: ops.cross_entropy(T(2, 3), np.zeros(2))),
+    (IndexError, "cross_entropy takes labels of 0..2, not 0..3", lambda: ops.cross_entropy(T(2, 3), np.array([0, 3]))),
+    (IndexError, "cross_entropy takes labels of 0..2, not -1..2",
+     lambda: ops.cross_entropy(T(2, 3), np.array([-1, 2]))),
+    (ValueError, "p must be in [0, 1), not 1", lambda: ops.dropout(T(2), 1, np.random.default_rng(0))),
+    (ValueError, "p must be in [0, 1), not -0.1", lambda: ops.dropout(T(2), -0.1, np.random.default_rng(0))),
+    # convolution
+    (ValueError, "convolution takes x (B, H, W, C) and w (kh, kw, C_in, C_out), not (1, 4, 4) and (3, 3, 2, 2)",
+     lambda: conv.conv2d(T(1, 4, 4), T(3, 3, 2, 2))),
+    (ValueError, "convolution takes x (B, H, W, C) and w (kh, kw, C_in, C_out), not (1, 4, 4, 2) and (3, 3, 2)",
+     lambda: conv.conv_transpose2d(T(1, 4, 4, 2), T(3, 3, 2))),
+    (ValueError, "convolution takes whole numbers stride >= 1 and padding >= 0, not 0 and 1",
+     lambda: conv.conv2d(T(1, 4, 4, 2), T(3, 3, 2, 2), stride=0, padding=1)),
+    (ValueError, "convolution takes whole numbers stride >= 1 and padding >= 0, not 1 and -1",
+     lambda: conv.conv2d(T(1, 4, 4, 2), T(3, 3, 2, 2), padding=-1)),
+    (ValueError, "convolution takes whole numbers stride >= 1 and padding >= 0, not 1.5 and 0",
+     lambda: conv.conv2d(T(1, 4, 4, 2), T(3, 3, 2, 2), stride=1.5)),
+    (ValueError, "convolution takes whole numbers stride >= 1 and padding >= 0, not 1 and 0.5",
+     lambda: conv.conv2d(T(1, 4, 4, 2), T(3, 3, 2, 2), padding=0.5)),
+    (ValueError, "convolution: bias must have shape (5,), not (2,)",
+     lambda: conv.conv2d(T(1, 4, 4, 2), T(3, 3, 2, 5), T(2))),
+    (ValueError, "convolution: bias must have shape (5,), not (2,)",
+     lambda: conv.conv_transpose2d(T(1, 4, 4, 2), T(3, 3, 5, 2), T(2))),
+    (TypeError, "an op takes one dtype, not float32 and float32 and float64: convert one of them",
+     lambda: conv.conv2d(T(1, 4, 4, 2), T(3, 3, 2, 5), T(5, dtype=np.float64))),
+    (ValueError, "conv2d: x has 2 channels and w (3, 3, 3, 2), (kh, kw, C_in, C_out), takes 3",
+     lambda: conv.conv2d(T(1, 4, 4, 2), T(3, 3, 3, 2))),
+    (ValueError, "conv2d: the kernel (3, 1) is larger than the padded image of x (1, 2, 4, 2)",
+     lambda: conv.conv2d(T(1, 2, 4, 2), T(3, 1, 2, 2))),
+    (ValueError, "conv2d: the kernel (1, 5) is larger than the padded image of x (1, 2, 4, 2)",
+     lambda: conv.conv2d(T(1, 2, 4, 2), T(1, 5, 2, 2))),
+    (ValueError, "conv_transpose2d: x has 2 channels and w (kh, kw, C_out, C_in) (3, 3, 2, 3) takes 3",
+     lambda: conv.conv_transpose2d(T(1, 4, 4, 2), T(3, 3, 2, 3))),
+    (ValueError, "conv_transpose2d: padding 2 leaves no pixel of x (1, 2, 5, 1)",
+     lambda: conv.conv_transpose2d(T(1, 2, 5, 1), T(3, 3, 1, 1), padding=2)),
+    (ValueError, "conv_transpose2d: padding 2 leaves no pixel of x (1, 5, 2, 1)",
+     lambda: conv.conv_transpose2d(T(1, 5, 2, 1), T(3, 3, 1, 1), padding=2)),
+    (ValueError, "depth_to_space: 6 channels are no multiple of 2 x 2", lambda: conv.depth_to_space(T(1, 2, 2, 6), 2)),
+    (ValueError, "space_to_depth takes x (B, H, W, C) with H and W multiples of 2, not (1, 3, 4, 1)",
+     lambda: conv.space_to_depth(T(1, 3, 4, 1), 2)),
+    (ValueError, "average_pool takes x (B, H, W, C) with H and W multiples of 2, not (1, 4, 3, 1)",
+     lambda: conv.average_pool(T(1, 4, 3, 1), 2)),
+    (ValueError, "upsample_nearest takes x (B, H, W, C), not (4, 4)", lambda: conv.upsample_nearest(T(4, 4), 2)),
+    (ValueError, "upsample_nearest takes a whole number of at least 1 as factor, not 0",
+     lambda: conv.upsample_nearest(T(1, 4, 4, 1), 0)),
+    (ValueError, "upsample_nearest takes a whole number of at least 1 as factor, not 1.5",
+     lambda: conv.upsample_nearest(T(1, 4, 4, 1), 1.5)),
+    # norms, attention
+    (ValueError, "group_norm: 6 channels do not divide into 4 groups",
+     lambda: norm.group_norm(T(1, 2, 2, 6), 4, T(6), T(6))),
+    (ValueError, "group_norm: gamma and beta must both be (6,) or (2, 6), not (6,), (2, 6)",
+     lambda: norm.group_norm(T(2, 2, 2, 6), 3, T(6), T(2, 6))),
+    (ValueError, "group_norm: gamma and beta must both be (6,) or (2, 6), not (5,), (5,)",
+     lambda: norm.group_norm(T(2, 2, 2, 6), 3, T(5), T(5))),
+    (ValueError, "layer_norm: gamma and beta must be (6,), not (6,) and (5,)",
+     lambda: norm.layer_norm(T(2, 6), T(6), T(5))),
+    (ValueError, "layer_norm: gamma and beta must be (6,), not (5,) and (6,)",
+     lambda: norm.layer_norm(T(2, 6), T(5), T(6))),
+    *((TypeError, f"an op takes one dtype, not {' and '.join(dtypes)}: convert one of them",
+       lambda f=f, dtypes=dtypes: f(T(1, 2, 2, 4, dtype=dtypes[0]), *(T(4, dtype=d) for d in dtypes[1:])))
+      for f in (lambda x, g, b: norm.group_norm(x, 2, g, b), norm.layer_norm)
+      for dtypes in (["float64", "float32", "float32"], ["float32", "float64", "float32"],
+                     ["float32", "float32", "float64"])),
+    (ValueError, "attention takes q (B, h, N, d), k (B, h, M, d) and v (B, h, M, e), not (1, 1, 2, 3), (1, 1, 2, 4) "
+                 "and (1, 1, 2, 3)",
+     lambda: attention.scaled_dot_product_attention(T(1, 1, 2, 3), T(1, 1, 2, 4), T(1, 1, 2, 3))),
+    (TypeError, "attention: mask must be boolean, True where a query may look, not float32",
+     lambda: attention.scaled_dot_product_attention(T(1, 1, 2, 3), T(1, 1, 2, 3), T(1, 1, 2, 3), f32(1, 1, 1, 2))),
+    # arrays and devices
+    (UserError, "device must be one of cpu, cuda, not 'gpu'", lambda: check_device("gpu")),
+    (ValueError, "seed must be a whole number of at least 0, not -1", lambda: Streams(-1, 2)),
+    (ValueError, "seed must be a whole number of at least 0, not 0.5", lambda: Streams(0.5, 2)),
+    (ValueError, "count must be a whole number of at least 1, not 0", lambda: Streams(0, 0)),
+    (ValueError, "count must be a whole number of at least 1, not 1.5", lambda: Streams(0, 1.5)),
+    (TypeError, "add_product: x, w and y must all be float32 or float64, not float32, float64, float32",
+     lambda: blas.add_product(f32(2, 4), f32(2, 3), np.zeros((3, 4)), first=True)),
+    (ValueError, "add_product: x (2, 3) @ w (2, 4) does not fit y (2, 4)",
+     lambda: blas.add_product(f32(2, 4), f32(2, 3), f32(2, 4), first=True)),
+    (ValueError, "add_product: x (2, 3) @ w (3, 4) does not fit y (2, 3)",
+     lambda: blas.add_product(f32(2, 3), f32(2, 3), f32(3, 4), first=True)),
+    *((ValueError, "add_product: the rows of x, w and y must be unbroken in memory, one after another",
+       lambda x=x: blas.add_product(f32(len(x), 4), x, f32(x.shape[1], 4), first=True))
+      for x in (f32(2, 6)[:, ::2], f32(2, 4)[:, ::2], f32(6, 2).T[:, :2], f32(2, 3)[::-1], f32(2, 2)[:, ::-1],
+                np.broadcast_to(f32(1, 3), (2, 3)), np.broadcast_to(f32(1, 2), (2, 2)))),
+])
+def test_sentence(error, sentence, call):
+    with pytest.raises(error, match=f"^{re.escape(sentence)}$"):
+        call()
+
+
+def test_a_graph_is_walked_once_unless_it_is_kept():
+    y = ops.exp(T(1))
+    y.backward()
+    with pytest.raises(RuntimeError, match=re.escape("backward: this graph was freed by an earlier backward; pass "
+                                                     "keep_graph=True to the first") + "$"):
+        y.backward()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_add_product_takes_rows_of_any_distance(rows, columns):
+    """Also of length 1, of which strides say nothing, and rows that are cut from longer ones."""
+    rng = np.random.default_rng([rows, columns])
+    wide = rng.normal(size=(rows, columns + 2)).astype(np.float32)
+    for x in (wide[:, :columns], wide[:, :columns].copy(), wide[::2, :columns], wide[:1, :columns]):
+        w, y = rng.normal(size=(columns, 4)).astype(np.float32), np.ones((len(x), 4), np.float32)
+        blas.add_product(y, x, w, first=False)
+        np.testing.assert_allclose(y, 1 + x.astype(float) @ w, rtol=1e-5, atol=1e-5)
+
+
+def test_the_kinks():
+    """At 0 relu and |x| take the slope 0, and x**0 has none, whatever comes back."""
+    zero = T(3)
+    for f in (ops.relu, ops.absolute, lambda x: x ** 0):
+        assert gradients(f(zero), [zero], np.array([0, 1, -2], np.float32))[0].tolist() == [0, 0, 0]
+
+
+def test_what_needs_no_gradient_is_not_computed():
+    """Only the parents that ask for one are handed a cotangent."""
+    x, w, b = T(1, 4, 4, 2), T(3, 3, 2, 5), T(5)
+    for i, frozen in enumerate((x, w)):
+        frozen.requires_grad = False
+        for y in (conv.conv2d(x, w, b), conv.conv_transpose2d(x, Tensor(w.data.swapaxes(2, 3), i == 0), T(5))):
+            assert [dx is None for dx in y._pullback(np.ones_like(y.data))] == [i == 0, i == 1, False]
+        frozen.requires_grad = True
+    for f in (ops.mul, ops.div, ops.matmul):
+        for i in range(2):
+            pair = [Tensor(np.ones((2, 2), np.float32), requires_grad=i == j) for j in range(2)]
+            y = f(*pair)
+            assert [dx is None for dx in y._pullback(y.data)] == [i == 1, i == 0]
+
+
+def test_streams_are_numpys_own_generators():
+    """Row i is default_rng([seed, i]) drawn in the asked-for dtype; half precision is rounded from single."""
+    rows = {dtype: np.stack([np.random.default_rng([7, i]).standard_normal((5,), dtype=dtype) for i in range(3)])
+            for dtype in (np.float32, np.float64)}
+    assert (Streams(7, 3).normal((5,)) == rows[np.float32]).all()
+    assert (Streams(7, 3).normal((5,), np.float64) == rows[np.float64]).all()
+    half = Streams(7, 3).normal((5,), np.float16)
+    assert half.dtype == np.float16 and (half == rows[np.float32].astype(np.float16)).all()
+
+
+def test_dropout_draws_single_precision():
+    x, p = Tensor(np.ones((4, 5))), 0.4
+    kept = np.random.default_rng(3).random((4, 5), dtype=np.float32) >= p
+    assert np.allclose(ops.dropout(x, p, np.random.default_rng(3)).data, kept / 0.6)
+    assert ops.dropout(x, 0, np.random.default_rng(3)) is x and ops.dropout(x, p, None) is x
+
+
+def test_what_is_no_array_yet():
+    assert to_numpy([1, 2]).tolist() == [1, 2] and device_of(np.zeros(1)) == "cpu"
+    a = np.zeros(2)
+    assert to_numpy(a) is a
+
+
+def test_a_tensor_shows_what_it_is():
+    assert repr(Tensor([1.0])) == "Tensor(array([1.], dtype=float32))"
+    assert repr(Tensor([1.0], requires_grad=True)) == "Tensor(array([1.], dtype=float32), requires_grad=True)"
+    assert len(T(3, 2)) == 3 and T(3, 2).ndim == 2 and T(3, 2).size == 6
+
+
+def test_no_grad_ends_with_its_block():
+    x = T(1)
+    with no_grad():
+        with no_grad():
+            pass
+        assert not ops.exp(x).requires_grad
+    assert ops.exp(x).requires_grad

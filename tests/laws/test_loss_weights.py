@@ -1,0 +1,120 @@
+"""Loss weights (law 18): what an error at time t is worth, in nats and otherwise.
+
+Against the KL of posteriors, DDPM eq. 12 in exact fractions, and the limits of min-SNR.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from diffusion_strategies import any_schedule, seeds, shapes
+from hypothesis import given
+from hypothesis import strategies as st
+from law_tools import few
+
+from minidiff.diffusion import gaussian, losses, schedules
+from minidiff.diffusion.gaussian import PREDICTIONS
+
+
+@pytest.mark.law(
+    18, "L_{t-1} = KL(q(x_{t-1}|x_t,x_0) || q(x_{t-1}|x_t,x0_hat)) = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2, "
+        "whatever is predicted",
+    source="VDM section 4; x0_hat from the answer, posteriors from x_0 and x0_hat, and their KL pixel by pixel",
+    tolerance="1e-7: the posterior means differ by c_0 of the error, and are rounded at 1e-16/alpha, over deviations")
+@few
+@given(any_schedule(min_T=2, ends_at_zero=None), st.sampled_from(PREDICTIONS), st.data(), shapes, seeds)
+def test_bound_weight_is_the_kl_between_posteriors(schedule, predicts, data, shape, seed):
+    last = schedule.T - 1
+    if predicts == "eps" and schedule.alpha_bar[-1] == 0:
+        predicts = "v"                                             # at SNR 0 eps has no weight
+    t = data.draw(st.integers(1, last))
+    x_0, eps, error = np.random.default_rng(seed).standard_normal((3, 1, *shape))
+    x_t = gaussian.q_sample(schedule, x_0, t, eps)
+    out = gaussian.target(schedule, predicts, x_0, eps, t) + error
+    x0_hat = gaussian.to_x0(schedule, predicts, x_t, t, out)
+    q = gaussian.q_posterior_mean_variance(schedule, x_0, x_t, t)
+    p = gaussian.q_posterior_mean_variance(schedule, x0_hat, x_t, t)
+    weight = losses.bound_weight(schedule, t, predicts)
+    kl = gaussian.kl_gaussian(*q, *p).sum()
+    assert weight * np.sum(error**2) == pytest.approx(kl, rel=1e-7, abs=1e-13)
+
+
+@pytest.mark.law(
+    18, "for eps the weight is beta^2 / (2 beta~ (1 - beta)(1 - abar)), the variance being beta~",
+    source="DDPM eq. 12; exact fractions", tolerance="1e-9: a difference of SNRs, rounded at 1e-16 over powers of 6e-6")
+@few
+@given(any_schedule(min_T=2, max_T=20))
+def test_bound_weight_of_eps_is_ddpm_eq_12(schedule):
+    weights = losses.bound_weight(schedule, np.arange(1, schedule.T), "eps")
+    for t in range(1, schedule.T):
+        abar, previous = Fraction(float(schedule.alpha_bar[t])), Fraction(float(schedule.alpha_bar[t - 1]))
+        beta = 1 - abar / previous
+        beta_tilde = (1 - previous) / (1 - abar) * beta
+        expected = beta**2 / (2 * beta_tilde * (1 - beta) * (1 - abar))
+        assert weights[t - 1] == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.law(
+    18, "weighted, the losses of eps, x_0 and v agree where the three stand for one x0_hat",
+    source="law 10", tolerance="1e-7: eps and v divide by sigma > .002, eps by alpha")
+@few
+@given(any_schedule(min_T=2), st.sampled_from(["bound", "min_snr"]), seeds)
+def test_three_predictions_of_one_x0_hat_have_one_loss(schedule, kind, seed):
+    t = np.arange(1, schedule.T)
+    x_0, eps, x0_hat = np.random.default_rng(seed).standard_normal((3, schedule.T - 1, 7))
+    x_t = gaussian.q_sample(schedule, x_0, t, eps)
+    answers = {
+        "x0": x0_hat,
+        "eps": gaussian.eps_from_x0(schedule, x_t, t, x0_hat),
+        "v": gaussian.v_from_x0(schedule, x_t, t, x0_hat),
+    }
+    loss = {
+        predicts: losses.weight(schedule, t, predicts, kind)
+        * np.sum((gaussian.target(schedule, predicts, x_0, eps, t) - out) ** 2, axis=1)
+        for predicts, out in answers.items()
+    }
+    np.testing.assert_allclose(loss["eps"], loss["x0"], rtol=1e-7)
+    np.testing.assert_allclose(loss["v"], loss["x0"], rtol=1e-7)
+
+
+@pytest.mark.law(
+    18, "the bound's weights of x_0 add up to half the SNR lost from first to last",
+    source="a telescoping sum: nothing is counted twice, and no step is missed",
+    tolerance="1e-9: up to 40 differences of SNRs below 2e5")
+@few
+@given(any_schedule(min_T=2, ends_at_zero=None))
+def test_bound_weights_of_x0_telescope(schedule):
+    total = losses.bound_weight(schedule, np.arange(1, schedule.T), "x0").sum()
+    assert total == pytest.approx((schedule.snr(0) - schedule.snr(schedule.T - 1)) / 2, rel=1e-9)
+
+
+@pytest.mark.law(
+    "18a", "min-SNR: the weight is min(SNR, gamma) for x_0, that over SNR for eps, and over SNR + 1 for v",
+    source="Hang et al., arXiv 2303.09556, section 3.4; exact fractions",
+    tolerance="1e-9: SNR of up to 2e5, rounded at 1e-16/6e-6")
+@few
+@given(any_schedule(min_T=2, ends_at_zero=None), st.floats(0.5, 20))
+def test_min_snr_is_the_smaller_of_snr_and_gamma(schedule, gamma):
+    """Bugs: the clamp the wrong way round; the wrong v-weight."""
+    for t in range(schedule.T):
+        abar = Fraction(float(schedule.alpha_bar[t]))
+        snr = abar / (1 - abar)
+        least = min(snr, Fraction(gamma))
+        weights = {"x0": least, "v": least / (snr + 1)} | ({"eps": least / snr} if snr else {})
+        for predicts, expected in weights.items():
+            weight = losses.min_snr_weight(schedule, t, predicts, gamma)
+            assert weight == pytest.approx(float(expected), rel=1e-9, abs=0)
+
+
+@pytest.mark.law(
+    "18a", "min-SNR on eps: 1 where SNR <= gamma, and ever less as images clear up",
+    source="its purpose", tolerance="1e-12: SNR over SNR")
+def test_min_snr_shuns_the_clean_end_and_leaves_the_noisy_end_alone():
+    schedule = schedules.linear()
+    t = np.arange(schedule.T)
+    weight = losses.min_snr_weight(schedule, t, "eps")
+    noisy = schedule.snr(t) <= 5
+    np.testing.assert_allclose(weight[noisy], 1, rtol=1e-12)
+    assert np.all(weight[~noisy] < 1) and np.all(np.diff(weight[~noisy]) > 0)
+    assert weight[0] < 1e-3
+    assert losses.min_snr_weight(schedule, t, "x0").max() == 5

@@ -1,0 +1,25 @@
+"""What a planted bug is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A wrong text for a right one: `before` stands in minidiff/`file` exactly once, and becomes `after`."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    source: str = ""                        # where it was shipped, "" for a slip of our own making
+
+    def planted(self, root: Path) -> str:
+        """The file's text with the bug in it; ValueError unless `before` stands there exactly once."""
+        text = (root / "minidiff" / self.file).read_text(encoding="utf-8")
+        if text.count(self.before) != 1:
+            raise ValueError(f"the bug {self.name!r} must find its text once in minidiff/{self.file}, "
+                             f"and found it {text.count(self.before)} times: {self.before!r}")
+        return text.replace(self.before, self.after)

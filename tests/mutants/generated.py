@@ -1,0 +1,247 @@
+"""Changes every operator, number, argument and word of the mathematics, one at a time, and asks the tests.
+
+    python -m tests.mutants.generated                       floors I and III, about an hour on 2 cores
+    python -m tests.mutants.generated --floor diffusion     one of them
+
+The changes are mutmut's (pip install 'mutmut>=3.8'), which also picks the tests that run through a line.  What its
+tests let pass is asked again: argued.py lists changes that are none (the same numbers by another way, or only
+other memory, speed or wording), with the reason; any other is planted in a copy in earnest, where the floor's tests
+run in a new process (mutmut's has imported the code before the change) and with all their examples.  What remains
+has survived.  docs/mutation.md is the report; the exit status is 1 if anything survived.
+
+mutmut leaves decorated functions (our properties) and the bodies of classes and modules alone: what stands there is
+planted by hand, in the other files of this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from .argued import reason
+from .run import PARTS, ROOT, machine
+
+REPORT = ROOT / "docs" / "mutation.md"
+LIMIT = 600                                                 # seconds for the tests of one change, in earnest
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Where the code is that is changed, and the tests that should notice."""
+
+    code: str
+    tests: tuple[str, ...]
+    skip: tuple[str, ...] = ()              # tests that look at the source itself, which mutmut rewrites
+
+
+FLOORS = {
+    "diffusion": Floor("minidiff/diffusion/",
+                       ("tests/diffusion", "tests/laws", "tests/test_second_device_diffusion.py")),
+    "engine": Floor("minidiff/engine/", ("tests/engine", "tests/nn", "tests/test_second_device.py"),
+                    ("tests/engine/test_every_op.py::test_the_table_is_complete",)),
+}
+# what mutmut's status of a change means; a crash or a loop without an end is noticed, too
+NOTICED = {1: "killed", 3: "killed", 36: "timed out", 24: "timed out", -24: "timed out", 152: "timed out",
+           255: "timed out", -11: "crashed", -9: "crashed", -6: "crashed", -7: "crashed", -8: "crashed"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change: its name with mutmut, its file, and what became of it."""
+
+    name: str
+    file: str
+    verdict: str                            # killed, timed out, crashed, argued, survived
+    diff: str = ""                          # the lines before (-) and after (+)
+    why: str = ""                           # the argument, or the test that noticed
+
+    @property
+    def function(self) -> str:
+        """As one reads it: `Streams.normal` for mutmut's `xǁStreamsǁnormal`."""
+        mangled = self.name.rsplit(".", 1)[1].rsplit("__mutmut_", 1)[0]
+        return mangled[2:] if mangled.startswith("x_") else ".".join(mangled.split("ǁ")[1:])
+
+
+class Workshop:
+    """A copy of the project in which mutmut works."""
+
+    def __init__(self, folder: Path, floor: Floor):
+        self.root, self.floor, self.lock = folder, floor, Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in PARTS:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            elif source.exists():
+                shutil.copy(source, folder / part)
+        shutil.copy(Path(__file__).with_name("same_examples.py"), folder)
+        args = ["-p", "same_examples", "-p", "no:cacheprovider"]
+        args += [a for test in floor.skip for a in ("--deselect", test)]
+        tests = [t for t in floor.tests if (ROOT / t).exists()]
+        copied = [p for p in PARTS if p != "pyproject.toml" and (folder / p).exists()]
+        config = {"source_paths": [floor.code], "pytest_add_cli_args_test_selection": tests,
+                  "pytest_add_cli_args": args, "also_copy": [*copied, "same_examples.py"], "timeout_constant": 20}
+        with (folder / "pyproject.toml").open("a", encoding="utf-8") as f:
+            f.write("\n[tool.mutmut]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+
+    def mutmut(self, *args: str, quiet: bool = True) -> str:
+        """Runs mutmut here; its progress goes to the terminal unless quiet."""
+        done = subprocess.run([sys.executable, "-m", "mutmut", *args], cwd=self.root, text=True, env=_environment(),
+                              stdout=subprocess.PIPE if quiet else None, stderr=subprocess.PIPE if quiet else None)
+        if done.returncode:
+            raise RuntimeError(f"mutmut {args[0]} ended with status {done.returncode}: {(done.stderr or '')[-500:]}")
+        return done.stdout or ""
+
+    def changes(self) -> list[Change]:
+        """All that mutmut made, with what its own run says."""
+        found = []
+        for meta in sorted((self.root / "mutants" / self.floor.code).rglob("*.py.meta")):
+            file = str(meta.relative_to(self.root / "mutants"))[:-len(".meta")]
+            status = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
+            found += [Change(name, file, NOTICED.get(code, "survived")) for name, code in status.items()]
+        return found
+
+    def planted(self, change: Change) -> str:
+        """The file's text with the change in it."""
+        file = self.root / change.file
+        with self.lock:
+            right = file.read_text(encoding="utf-8")
+            try:
+                self.mutmut("apply", change.name)
+                return file.read_text(encoding="utf-8")
+            finally:
+                file.write_text(right, encoding="utf-8")
+
+    def look_again(self, change: Change) -> Change:
+        """A change that mutmut's run let pass: argued, or noticed in earnest, or survived."""
+        shown = self.mutmut("show", change.name).splitlines()
+        lines = [line[0] + " " + line[1:].strip() for line in shown
+                 if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+        diff = "\n".join(lines)
+        if why := reason(change.file, change.function, diff):
+            return Change(change.name, change.file, "argued", diff, why)
+        with tempfile.TemporaryDirectory(prefix="change-") as folder:
+            here = Path(folder) / "copy"
+            shutil.copytree(self.root, here, ignore=shutil.ignore_patterns("__pycache__", "mutants"))
+            (here / change.file).write_text(self.planted(change), encoding="utf-8")
+            tests = [t for t in self.floor.tests if (here / t).exists()]
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+            try:
+                done = subprocess.run(command, cwd=here, text=True, capture_output=True, timeout=LIMIT,
+                                      env=_environment() | {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1"})
+            except subprocess.TimeoutExpired:
+                return Change(change.name, change.file, "timed out", diff)
+        failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return Change(change.name, change.file, "killed" if done.returncode else "survived", diff, "".join(failed[:1]))
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OPENBLAS_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def examine(name: str, folder: Path, jobs: int) -> list[Change]:
+    """Every change of a floor, with its verdict."""
+    from tqdm import tqdm
+
+    shop = Workshop(folder, FLOORS[name])
+    print(f"{name}: mutmut changes {FLOORS[name].code} and runs the tests that pass through each change", flush=True)
+    shop.mutmut("run", "--max-children", str(jobs), quiet=False)
+    changes = shop.changes()
+    passed = [change for change in changes if change.verdict == "survived"]
+    again = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for change in tqdm(pool.map(shop.look_again, passed), total=len(passed), unit="change", dynamic_ncols=True,
+                           desc=f"{name}: what passed, in earnest"):
+            again[change.name] = change
+            if change.verdict == "survived":
+                tqdm.write(f"SURVIVED {change.file} {change.function}\n{change.diff}")
+    return [again.get(change.name, change) for change in changes]
+
+
+# --- the report -------------------------------------------------------------------------------------------
+
+def report(floors: dict[str, list[Change]], seconds: float) -> str:
+    """The run as Markdown."""
+    every = [change for changes in floors.values() for change in changes]
+    of = Counter(change.verdict for change in every)
+    caught = len(every) - of["argued"] - of["survived"]
+    lines = [
+        "# Every operator, number and argument, changed and caught", "",
+        "A mutation tester changed the mathematics (`minidiff/diffusion/`) and the engine with its derivatives",
+        "(`minidiff/engine/`) in every place where it knows how: operators, numbers, arguments, conditions, words.",
+        "Written by `python -m tests.mutants.generated`, whose docstring says how. *Caught*: a test failed (or it",
+        "crashed the process or never ended). *Argued*: it makes no difference that a test should see, for the reason",
+        "given below. *Survived*: a test is missing.", "",
+        f"{datetime.date.today()}, {machine()}, mutmut {_version()}: **{len(every)} changes, {caught} caught "
+        f"({caught / len(every):.1%}), {of['argued']} argued, {of['survived']} survived**, "
+        f"in {seconds / 60:.0f} minutes.", "",
+        "| file | changes | caught | of these timed out or crashed | argued | survived | caught, of those not argued |",
+        "|---|--:|--:|--:|--:|--:|--:|"]
+    for file in sorted({change.file for change in every}):
+        here = Counter(change.verdict for change in every if change.file == file)
+        total, odd = sum(here.values()), here["timed out"] + here["crashed"]
+        found = here["killed"] + odd
+        share = f"{found / (total - here['argued']):.1%}" if total > here["argued"] else "-"
+        lines.append(f"| {file.removeprefix('minidiff/')} | {total} | {found} | {odd} | {here['argued']} | "
+                     f"{here['survived']} | {share} |")
+    lines += ["", "## Survived", ""]
+    lines += [row for change in every if change.verdict == "survived" for row in _entry(change)] or ["None."]
+    lines += ["", "## Argued to make no difference", ""]
+    for why in sorted({change.why for change in every if change.verdict == "argued"}):
+        lines += [f"**{why}**", ""]
+        lines += [row for change in every if change.verdict == "argued" and change.why == why for row in _entry(change)]
+        lines += [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _entry(change: Change) -> list[str]:
+    before = [line[2:] for line in change.diff.splitlines() if line[:1] == "-"]
+    after = [line[2:] for line in change.diff.splitlines() if line[:1] == "+"]
+    return [f"- `{change.file.removeprefix('minidiff/')}` {change.function}: "
+            f"`` {' '.join(before)} `` → `` {' '.join(after)} ``"]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+    return version("mutmut")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants.generated", description=__doc__.splitlines()[0])
+    parser.add_argument("--floor", choices=FLOORS, help="one floor only (default both)")
+    parser.add_argument("--jobs", type=int, default=2, help="changes at a time (default 2)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and go on with what is there")
+    parser.add_argument("--out", type=Path, help="the report (default docs/mutation.md; with --floor none)")
+    args = parser.parse_args(argv)
+    try:
+        _version()
+    except ImportError:
+        print("this needs mutmut: pip install 'mutmut>=3.8'", file=sys.stderr)
+        return 2
+    started, floors = time.monotonic(), {}
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        for name in [args.floor] if args.floor else FLOORS:
+            floors[name] = examine(name, (args.keep or Path(folder)) / name, args.jobs)
+    text = report(floors, time.monotonic() - started)
+    if out := args.out or (None if args.floor else REPORT):
+        out.write_text(text, encoding="utf-8")
+    print(text)
+    survived = sum(change.verdict == "survived" for changes in floors.values() for change in changes)
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

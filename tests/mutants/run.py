@@ -1,0 +1,313 @@
+"""Plants each bug in a copy of the code, one at a time, and asks the tests.
+
+A bug counts as caught when a test fails in its own body, on the wrong result.  Not so where the code no longer
+loads (a syntax error), where the plant is nonsense (a NameError), or where the tests do not end: those are said,
+and are failures of this list.  The test that caught the bug the last time runs first, then the tests of the bug's file,
+of its floor, and all others; only a bug that passes them all has survived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
+
+from . import diffusion, engine, known, likelihood, networks, verifier
+from .bug import Bug
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORT = ROOT / "docs" / "mutants.md"
+PARTS = ("minidiff", "tests", "kernels", "examples", "docs", "benchmarks", "pyproject.toml", "setup.py", "README.md",
+         "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")          # what the tests may read
+NEVER = ("tests/parity", "tests/test_mutants.py")           # other libraries; the test of this very program
+LIMIT = 900.0                                               # seconds for one round of tests
+NONSENSE = {"NameError", "ImportError", "AttributeError", "SyntaxError"}
+
+GROUPS: dict[str, list[Bug]] = {
+    "Bugs that others shipped": known.BUGS,
+    "The mathematics of diffusion": diffusion.BUGS + likelihood.BUGS,
+    "Networks, text, training, evaluation": networks.BUGS,
+    "The engine and its derivatives": engine.BUGS,
+    "The verifier": verifier.BUGS,
+}
+
+# laws that say most of a file; tests named after it come next
+LAWS = {
+    "diffusion/schedules.py": ("forward_process",),
+    "diffusion/gaussian.py": ("posterior", "parametrisations", "forward_process"),
+    "diffusion/denoiser.py": ("parametrisations",),
+    "diffusion/losses.py": ("loss_weights",),
+    "diffusion/samplers.py": ("sampler_laws", "convergence"),
+    "diffusion/guidance.py": ("guidance_laws",),
+    "diffusion/likelihood.py": ("bound_and_likelihood",),
+    "text/clip.py": ("text_and_latents",),
+}
+# where a floor's tests are, for bugs that the file's own tests pass
+FLOORS = {"engine": ("tests/engine",), "nn": ("tests/nn",), "diffusion": ("tests/laws", "tests/diffusion"),
+          "text": ("tests/text", "tests/laws"), "systems": ("tests/systems",), "data": ("tests/data",),
+          "verify": ("tests/test_verify.py",)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """verdict: "caught", "survived", "timed out" or "broken"; test: who caught it, or what went wrong."""
+
+    bug: Bug
+    verdict: str
+    test: str
+    seconds: float
+
+
+class NotGreen(Exception):
+    """The tests fail without any bug."""
+
+
+def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
+    """Test paths, likeliest first, that hold all tests together: those of the file, of its floor, all."""
+    path = Path(bug.file)
+    laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
+    own = [p for p in laws if (root / p).exists()]
+    own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{path.stem}*.py"))
+    floor = [p for p in FLOORS.get(path.parts[0], ()) if (root / p).exists()]
+    return [tuple(stage) for stage in (own, floor, ["tests"]) if stage]
+
+
+@dataclass
+class Copy:
+    """A copy of the project in a folder of its own, in which bugs are planted and tests run."""
+
+    root: Path
+    original: Path = ROOT
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self):
+        for part in PARTS:
+            source = self.original / part
+            if source.is_dir():
+                shutil.copytree(source, self.root / part, ignore=shutil.ignore_patterns("__pycache__"))
+            elif source.exists():
+                shutil.copy(source, self.root / part)
+        shutil.copy(Path(__file__).with_name("witness.py"), self.root / "witness.py")
+        # bytecode is told from its source by seconds and length, which a planted bug need not change
+        self.environment = os.environ | {
+            "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1",
+            "MUTANTS_WITNESS": str(self.root / "witness.json")}
+        self.environment.pop("PYTEST_ADDOPTS", None)
+
+    def test(self, paths: Sequence[str], skip: Sequence[str], seconds: float) -> tuple[int | None, dict, str]:
+        """pytest's exit status (None if the time ran out), what the witness saw, and the end of the output."""
+        witness = Path(self.environment["MUTANTS_WITNESS"])
+        witness.unlink(missing_ok=True)
+        ignored = [f"--ignore={p}" for p in (*NEVER, *skip)]
+        command = [sys.executable, "-m", "pytest", "-p", "witness", "-p", "no:cacheprovider", "-x", "-q", "--tb=line",
+                   *ignored, *paths]
+        with subprocess.Popen(command, cwd=self.root, env=self.environment, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, start_new_session=True) as process:
+            try:
+                output, _ = process.communicate(timeout=max(seconds, 0.1))
+                status = process.returncode
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                output, status = process.communicate()[0], None
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        seen = json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else {}
+        return status, seen, output[-2000:]
+
+    def judge(self, bug: Bug, limit: float = LIMIT, green=lambda paths: None, likeliest: str | None = None) -> Result:
+        """Plants the bug, runs the stages until a test fails, and takes the bug out again.
+
+        green(paths) is called before each stage, and raises NotGreen where these tests fail without a bug.
+        likeliest: a test to ask before all others; if there is none of that name any more, no matter.
+        """
+        started, file = time.monotonic(), self.root / "minidiff" / bug.file
+        right, wrong, skip = file.read_text(encoding="utf-8"), bug.planted(self.root), []
+
+        def result(verdict: str, test: str) -> Result:
+            return Result(bug, verdict, test, time.monotonic() - started)
+
+        file.write_text(wrong, encoding="utf-8")
+        try:
+            if likeliest:
+                green((likeliest.split("::")[0],))
+                _, seen, _ = self.test((likeliest,), (), limit)
+                if _caught(seen):
+                    return result("caught", seen["test"])
+            for paths in stages(bug, self.root):
+                green(paths)
+                status, seen, output = self.test(paths, skip, limit)
+                if status is None:
+                    return result("timed out", f"{' '.join(paths)} did not end within {limit:.0f} s")
+                if _caught(seen):
+                    return result("caught", seen["test"])
+                if seen:
+                    return result("broken", f"{(*seen['error'], 'an error')[0]} at {seen['when']} of {seen['test']}")
+                if status not in (0, 5):                    # 5: nothing to run in these paths
+                    return result("broken", f"pytest ended with status {status}: {output[-300:]}")
+                skip += paths
+            return result("survived", "")
+        finally:
+            file.write_text(right, encoding="utf-8")
+
+
+def _caught(seen: dict) -> bool:
+    return bool(seen) and seen["when"] == "call" and not NONSENSE & set(seen["error"])
+
+
+class Green:
+    """Runs test paths once without any bug, in a copy of its own, before anything is concluded from them."""
+
+    def __init__(self, copy: Copy):
+        self.copy, self.lock, self.known = copy, Lock(), []
+
+    def __call__(self, paths: Sequence[str]) -> None:
+        with self.lock:
+            new = [p for p in paths if (self.copy.root / p).exists()
+                   and not any(Path(p).is_relative_to(known) for known in self.known)]
+            if not new:
+                return
+            status, seen, output = self.copy.test(new, self.known, 2 * LIMIT)
+            if status not in (0, 5):
+                raise NotGreen(f"without any bug, {' '.join(new)} fails: {seen.get('test', output)}")
+            self.known += new
+
+
+def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: Path = ROOT,
+        last: Mapping[str, str] = MappingProxyType({})) -> list[Result]:
+    """The results in the order of the bugs.
+
+    show wraps the iterator of results as they come, for a progress bar; last names a likely test for a bug's name.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copies: queue.Queue[Copy] = queue.Queue()
+        for i in range(jobs):
+            copies.put(Copy(Path(folder) / f"copy{i}", original))
+        green = Green(Copy(Path(folder) / "untouched", original))
+
+        def judge(bug: Bug) -> Result:
+            copy = copies.get()
+            try:
+                return copy.judge(bug, green=green, likeliest=last.get(bug.name))
+            finally:
+                copies.put(copy)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(judge, bug) for bug in bugs]
+            try:
+                by_name = {r.bug.name: r for r in show(f.result() for f in as_completed(futures))}
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return [by_name[bug.name] for bug in bugs]
+
+
+# --- the report -------------------------------------------------------------------------------------------
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):                        # not Linux, or not a PC
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {model}, Python {platform.python_version()}, {platform.system()}"
+
+
+def report(results: Sequence[Result], seconds: float, jobs: int) -> str:
+    """The run as Markdown."""
+    of = {verdict: sum(r.verdict == verdict for r in results) for verdict in ("caught", "survived")}
+    lines = [
+        "# Every known bug, planted and caught", "",
+        "Bugs that others shipped, and every slip that we could think of, planted in our code one at a time; beside",
+        "each the first test that failed. Written by `python -m tests.mutants`, which runs the default tests on a copy",
+        "of the code, the likeliest first (not `tests/parity`, which needs other libraries).", "",
+        f"{datetime.date.today()}, {machine()}, {jobs} at a time: **{len(results)} planted, {of['caught']} caught, "
+        f"{of['survived']} survived**"
+        + (f", {len(results) - sum(of.values())} without a verdict" if len(results) != sum(of.values()) else "")
+        + f", in {seconds / 60:.1f} minutes."]
+    number, found = 0, {r.bug.name: r for r in results}
+    for group, bugs in GROUPS.items():
+        rows = [found[bug.name] for bug in bugs if bug.name in found]
+        if not rows:
+            continue
+        lines += ["", f"## {group}", "", "| | bug | in | caught by |", "|--:|---|---|---|"]
+        for r in rows:
+            number += 1
+            caught = f"`{r.test.removeprefix('tests/')}`" if r.verdict == "caught" else f"**{r.verdict}** {r.test}"
+            lines.append("| " + " | ".join(_cell(c) for c in (str(number), _title(r.bug), r.bug.file, caught)) + " |")
+    lines += ["", "## Not planted, since the code for them is not here", "",
+              *(f"- {what}: {why}." for what, why in known.NOT_PLANTED), ""]
+    return "\n".join(lines)
+
+
+def last_report(path: Path = REPORT) -> dict[str, str]:
+    """The name of each bug in the last report -> the test that caught it then."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = re.findall(r"^\| \d+ \| (.+) \| \S+ \| `(.+)` \|$", text, re.MULTILINE)
+    tests = {title: "tests/" + test.replace("\\|", "|") for title, test in rows}
+    return {bug.name: tests[title] for group in GROUPS.values() for bug in group
+            if (title := _cell(_title(bug))) in tests}
+
+
+def _title(bug: Bug) -> str:
+    return bug.name + (f" ({bug.source})" if bug.source else "")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="TEXT", help="bugs with TEXT in their name, file or source")
+    parser.add_argument("--list", action="store_true", help="name the bugs and run nothing")
+    parser.add_argument("--jobs", type=int, default=2, help="bugs at a time (default 2)")
+    parser.add_argument("--out", type=Path, help="the report (default docs/mutants.md; with --only none)")
+    args = parser.parse_args(argv)
+    bugs = [bug for group in GROUPS.values() for bug in group]
+    if args.only:
+        bugs = [bug for bug in bugs if args.only.lower() in f"{bug.name} {bug.file} {bug.source}".lower()]
+    if args.list or not bugs:
+        for bug in bugs:
+            print(f"{bug.file:28} {bug.name}" + (f" ({bug.source})" if bug.source else ""))
+        print(f"{len(bugs)} bugs")
+        return 0 if bugs else 2
+
+    def show(results):
+        for r in tqdm(results, total=len(bugs), unit="bug", dynamic_ncols=True):
+            if r.verdict != "caught":
+                tqdm.write(f"{r.verdict.upper()}: {r.bug.name} ({r.bug.file}) {r.test}, {r.seconds:.0f} s")
+            yield r
+
+    started = time.monotonic()
+    try:
+        results = run(bugs, args.jobs, show, last=last_report())
+    except NotGreen as error:
+        print(error, file=sys.stderr)
+        return 2
+    text = report(results, time.monotonic() - started, args.jobs)
+    print(text)
+    out = args.out or (None if args.only else REPORT)
+    if out:
+        out.write_text(text, encoding="utf-8")
+    return 0 if all(r.verdict == "caught" for r in results) else 1

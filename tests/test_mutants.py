@@ -1,0 +1,123 @@
+"""The list of planted bugs does not rot, and the runner tells a caught bug from one that only looks caught."""
+
+import ast
+
+import pytest
+from mutants import run
+from mutants.bug import Bug
+
+ALL = [bug for group in run.GROUPS.values() for bug in group]
+
+
+def test_every_bug_finds_its_text_once_and_leaves_python_behind():
+    """Where this fails the code has changed under a bug: give the bug its new text in tests/mutants."""
+    lost = []
+    for bug in ALL:
+        try:
+            ast.parse(bug.planted(run.ROOT))
+        except (ValueError, SyntaxError, OSError) as error:
+            lost.append(str(error))
+    assert not lost, "\n".join(lost)
+
+
+def test_every_bug_has_a_name_of_its_own_and_changes_something():
+    assert len({bug.name for bug in ALL}) == len(ALL)
+    assert all(bug.before != bug.after for bug in ALL)
+
+
+def test_there_are_enough():
+    """60 in the mathematics and what stands on it, 40 in the engine, lest a group be lost unseen."""
+    assert len(run.GROUPS["The engine and its derivatives"]) >= 40
+    assert len(ALL) - len(run.GROUPS["The engine and its derivatives"]) >= 60
+
+
+PLUS = """
+from minidiff.sums import plus
+
+def test_zero():
+    assert plus(0, 0) == 0
+
+def test_plus():
+    assert plus(1, 2) == 3
+"""
+MINUS = """
+from minidiff.sums import plus
+
+def test_minus():
+    assert plus(3, -3) == 0
+"""
+SETTINGS = """
+[tool.pytest.ini_options]
+addopts = "-p no:hypothesispytest"
+"""                                                         # these have no use for it, and it is slow to load
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of two lines, whose tests take no time."""
+    root = tmp_path / "project"
+    for path, text in {"minidiff/__init__.py": "", "minidiff/sums.py": "def plus(a, b):\n    return a + b\n",
+                       "tests/test_sums.py": PLUS, "tests/test_others.py": MINUS, "pyproject.toml": SETTINGS}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+    return root
+
+
+def judge(project, tmp_path, after, limit=100.0, before="a + b"):
+    copy = run.Copy(tmp_path / "copy", project)
+    result = copy.judge(Bug("a bug", "sums.py", before, after), limit)
+    assert (copy.root / "minidiff/sums.py").read_text() == (project / "minidiff/sums.py").read_text()
+    return result
+
+
+def test_a_bug_is_caught_by_the_first_test_that_fails(project, tmp_path):
+    result = judge(project, tmp_path, "a - b")
+    assert (result.verdict, result.test) == ("caught", "tests/test_sums.py::test_plus")
+
+
+def test_what_the_files_own_tests_pass_another_may_catch(project, tmp_path):
+    result = judge(project, tmp_path, "abs(a) + abs(b)")
+    assert (result.verdict, result.test) == ("caught", "tests/test_others.py::test_minus")
+
+
+def test_the_likeliest_test_is_asked_first_and_need_not_be_there(project, tmp_path):
+    copy, bug = run.Copy(tmp_path / "copy", project), Bug("a bug", "sums.py", "a + b", "2 * a + b")
+    assert copy.judge(bug, likeliest="tests/test_others.py::test_minus").test == "tests/test_others.py::test_minus"
+    assert copy.judge(bug, likeliest="tests/test_gone.py::test_gone").test == "tests/test_sums.py::test_plus"
+
+
+def test_a_harmless_change_survives(project, tmp_path):
+    (project / "tests/test_others.py").unlink()
+    assert judge(project, tmp_path, "b + a").verdict == "survived"
+
+
+@pytest.mark.parametrize("after", ["a +", "a + no_such_name"])
+def test_code_that_is_nonsense_is_not_caught(project, tmp_path, after):
+    assert judge(project, tmp_path, after).verdict == "broken"
+
+
+def test_tests_that_do_not_end_catch_nothing(project, tmp_path):
+    loop = "def plus(a, b):\n    while True:\n        pass\n"
+    assert judge(project, tmp_path, loop, limit=2.0, before="def plus(a, b):\n").verdict == "timed out"
+
+
+def test_nothing_is_concluded_from_tests_that_fail_without_a_bug(project):
+    (project / "tests/test_sums.py").write_text("def test_red():\n    assert False\n", encoding="utf-8")
+    with pytest.raises(run.NotGreen, match="test_red"):
+        run.run([Bug("harmless", "sums.py", "a + b", "b + a")], jobs=1, original=project)
+
+
+def test_one_bug_of_the_list(tmp_path):
+    bug = next(bug for bug in ALL if bug.name == "attention over 1/d, not 1/sqrt(d)")
+    result, = run.run([bug], jobs=1)
+    assert result.verdict == "caught" and result.test.startswith("tests/engine/test_attention.py::")
+    page = run.report([result], 60.0, 1)
+    assert "1 planted, 1 caught, 0 survived" in page
+    (tmp_path / "page.md").write_text(page, encoding="utf-8")
+    assert run.last_report(tmp_path / "page.md") == {bug.name: result.test}
+
+
+def test_a_text_that_is_not_there_or_there_twice_is_an_error(project):
+    for before in ("a * b", "a"):
+        with pytest.raises(ValueError, match="must find its text once"):
+            Bug("a bug", "sums.py", before, "").planted(project)

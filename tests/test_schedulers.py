@@ -1,0 +1,391 @@
+"""The laws on schedulers whose faults are known: a right one keeps them all, each planted bug breaks its own law."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from minidiff.cli import main
+from minidiff.errors import UserError
+from minidiff.schedulers import load, report
+from minidiff.schedulers.adapters import ours
+from minidiff.schedulers.laws import spreads
+from minidiff.schedulers.protocol import NEEDED
+
+
+class Toy:
+    """DDIM (eq. 12), written from the paper alone, in the form of the protocol and no more."""
+
+    predicts = "eps"
+    eta = 0.0
+
+    def __init__(self, T=1000):
+        self.alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, T))
+        self.timesteps = np.arange(T)[::-1]
+
+    def set_steps(self, n):
+        T = len(self.alpha_bar)
+        self.n, self.timesteps = n, np.array([T * (n - i) // n - 1 for i in range(n)])
+
+    def add_noise(self, x_0, eps, t):
+        abar = self.alpha_bar[t].reshape(-1, 1, 1, 1)
+        return abar**0.5 * x_0 + (1 - abar) ** 0.5 * eps
+
+    def abar(self, t):
+        return 1.0 if t < 0 else self.alpha_bar[t]
+
+    def previous(self, t):
+        later = self.timesteps[self.timesteps < t]
+        return later[0] if len(later) else -1
+
+    def x0_hat(self, eps, abar, x_t):
+        return (x_t - (1 - abar) ** 0.5 * eps) / abar**0.5
+
+    def spread(self, t, s):
+        abar_t, abar_s = self.abar(t), self.abar(s)
+        return self.eta * math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
+
+    def direction(self, abar_s, sigma):
+        return math.sqrt(1 - abar_s - sigma**2)
+
+    def step(self, prediction, t, x_t, z):
+        s = self.previous(t)
+        abar_t, abar_s, sigma = self.abar(t), self.abar(s), self.spread(t, s)
+        x0_hat = self.x0_hat(prediction, abar_t, x_t)
+        return abar_s**0.5 * x0_hat + self.direction(abar_s, sigma) * prediction + sigma * z
+
+
+class Ancestral(Toy):
+    eta = 1.0
+
+
+class Velocity(Toy):
+    """In the scale x_0 + (sigma / alpha) eps, told v."""
+
+    predicts = "v"
+
+    def scale_input(self, x_t, t):
+        return self.abar(t) ** 0.5 * x_t
+
+    def add_noise(self, x_0, eps, t):
+        return x_0 + (1 / self.alpha_bar[t].reshape(-1, 1, 1, 1) - 1) ** 0.5 * eps
+
+    def step(self, prediction, t, x_t, z):
+        a, u, s = self.abar(t), self.scale_input(x_t, t), self.previous(t)
+        eps = a**0.5 * prediction + (1 - a) ** 0.5 * u
+        return x_t + ((1 / self.abar(s) - 1) ** 0.5 - (1 / a - 1) ** 0.5) * eps
+
+
+def broken(scheduler, **options):
+    return {row.law for row in report(scheduler, **options) if row.verdict == "BROKEN"}
+
+
+@pytest.mark.parametrize("right", [Toy, Ancestral, Velocity])
+def test_a_right_scheduler_keeps_all(right):
+    rows = report(right())
+    assert not [row for row in rows if row.verdict == "BROKEN"]
+    # what does not apply says why, and is not called kept
+    about = {row.law: row.reason for row in rows if row.verdict == "skipped"}
+    assert about.keys() == {"5 no eps at SNR 0"} | ({"24 one step", "25 order"} if right is Ancestral else set())
+    assert all(about.values())
+
+
+# ---- planted bugs: the law that each breaks ----------------------------------------------------------------
+
+class FixedStride(Toy):
+    def previous(self, t):
+        return t - len(self.alpha_bar) // self.n
+
+
+class StartsAt980(Toy):
+    def set_steps(self, n):
+        self.n, self.timesteps = n, len(self.alpha_bar) // n * np.arange(n)[::-1]
+
+
+class StepsBeyondTheTable(Toy):
+    """A float stride: for N = 61 and T = 1000 the list gets one time more, -1."""
+
+    def set_steps(self, n):
+        T = len(self.alpha_bar)
+        self.n, self.timesteps = n, np.round(np.arange(T, 0, -T / n)).astype(int) - 1
+
+
+class EndsAtTheFirstTime(Toy):
+    def abar(self, t):
+        return self.alpha_bar[max(t, 0)]
+
+
+class NoiseAtTheLastStep(Ancestral):
+    def spread(self, t, s):
+        return super().spread(t, s) if s >= 0 else 0.0
+
+    def step(self, prediction, t, x_t, z):
+        return super().step(prediction, t, x_t, z) + (0.01 * z if self.previous(t) < 0 else 0)
+
+
+class NoRoot(Toy):
+    def add_noise(self, x_0, eps, t):
+        abar = self.alpha_bar[t].reshape(-1, 1, 1, 1)
+        return abar**0.5 * x_0 + (1 - abar) * eps
+
+
+class TableUpsideDown(Toy):
+    def __init__(self):
+        super().__init__()
+        self.of_training = True
+
+    def set_steps(self, n):
+        super().set_steps(n)
+        self.of_training = False
+
+    def add_noise(self, x_0, eps, t):
+        return super().add_noise(x_0, eps, len(self.alpha_bar) - 1 - t if self.of_training else t)
+
+
+class NoisePowerForgotten(Ancestral):
+    def direction(self, abar_s, sigma):
+        return math.sqrt(1 - abar_s)
+
+
+class SignReversed(Toy):
+    def direction(self, abar_s, sigma):
+        return -super().direction(abar_s, sigma)
+
+
+class BetaOfTheFullChain(Ancestral):
+    """The draw has the variance of a single step of training, and the direction that of the jump."""
+
+    def step(self, prediction, t, x_t, z):
+        beta = 1 - self.abar(t) / self.abar(t - 1)
+        return super().step(prediction, t, x_t, 0 * z) + (math.sqrt(beta) * z if self.previous(t) >= 0 else 0)
+
+
+class SignalInTheEnd(Toy):
+    def __init__(self):
+        super().__init__(200)
+
+
+class SnrRises(Toy):
+    def __init__(self):
+        super().__init__()
+        self.alpha_bar[500] = self.alpha_bar[498]
+
+
+class EpsAtSnrZero(Toy):
+    def __init__(self):
+        super().__init__()
+        self.alpha_bar[-1] = 0.0
+
+
+class ClaimsOrderTwo(Toy):
+    order = 2
+
+
+class ToldAnotherTime(Toy):
+    """The network hears of less noise than it is shown."""
+
+    def set_steps(self, n):
+        super().set_steps(n)
+        self.true = self.timesteps
+        abar = self.alpha_bar[self.true]
+        self.levels = np.stack([abar**0.5, (1 - abar) ** 0.5], axis=-1)
+        self.timesteps = np.maximum(self.true - 3, np.arange(n)[::-1])
+
+    def add_noise(self, x_0, eps, t):
+        return super().add_noise(x_0, eps, t if len(t) == len(self.alpha_bar) else self.true)
+
+    def step(self, prediction, t, x_t, z):
+        i = int(np.flatnonzero(self.timesteps == t)[0])
+        a, b = self.abar(self.true[i]), self.abar([*self.true, -1][i + 1])
+        return b**0.5 * self.x0_hat(prediction, a, x_t) + (1 - b) ** 0.5 * prediction
+
+
+class BatchMean(Toy):
+    def x0_hat(self, eps, abar, x_t):
+        x_0 = super().x0_hat(eps, abar, x_t)
+        return x_0 - 1e-3 * x_0.mean() + 1e-3 * x_0.mean((1, 2, 3), keepdims=True)
+
+
+class Stretches(Toy):
+    """Dynamic thresholding whose threshold may fall below 1."""
+
+    def x0_hat(self, eps, abar, x_t):
+        x_0 = super().x0_hat(eps, abar, x_t)
+        s = np.quantile(abs(x_0), 0.5, axis=(1, 2, 3), keepdims=True)
+        return np.clip(x_0, -s, s) / np.maximum(s, 1e-9)
+
+
+BUGS = {
+    FixedStride: {"23 the marginals", "24 one step", "25 order"},
+    StartsAt980: {"26 starts at T-1"},
+    StepsBeyondTheTable: {"26 N falling times"},
+    EndsAtTheFirstTime: {"26 no noise is left", "24 a point is reached"},
+    NoiseAtTheLastStep: {"26 no noise is left"},
+    NoRoot: {"1 q(x_t | x_0)"},
+    TableUpsideDown: {"1 q(x_t | x_0)"},
+    NoisePowerForgotten: {"23 the marginals"},
+    SignReversed: {"24 one step", "25 order"},             # the marginals of -eps are those of eps
+    BetaOfTheFullChain: {"23 the marginals"},
+    SignalInTheEnd: {"4 the end is noise"},
+    SnrRises: {"3 the SNR falls"},
+    EpsAtSnrZero: {"5 no eps at SNR 0"},
+    ClaimsOrderTwo: {"25 order"},
+    ToldAnotherTime: {"26 told what is shown"},
+    BatchMean: {"28 batches"},
+    Stretches: {"32 thresholding"},
+}
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_a_planted_bug_breaks_its_law(bug):
+    assert BUGS[bug] <= broken(bug(), steps=[7])
+
+
+def test_a_law_that_cannot_be_computed_is_broken():
+    class Fails(Toy):
+        def step(self, *args):
+            raise IndexError("index 5 is out of bounds")
+
+    rows = report(Fails(), steps=[7])
+    failed = [row for row in rows if "IndexError: index 5" in row.where]
+    assert len(failed) == 7 and all(row.verdict == "BROKEN" for row in failed)
+
+
+def test_nothing_but_numbers_is_kept():
+    class Nans(Toy):
+        def x0_hat(self, *args):
+            return super().x0_hat(*args) * np.nan
+
+    kept = {row.law for row in report(Nans(), steps=[7]) if row.verdict == "kept"}
+    assert kept == {"1 q(x_t | x_0)", "3 the SNR falls", "4 the end is noise", "26 starts at T-1", "26 N falling times",
+                    "26 told what is shown"}
+
+
+def test_the_variance_of_a_draw_may_be_that_of_normal_data():
+    """DDPM section 3.2: beta keeps the marginals of N(0, I), beta~ those of a point; a law that knew one would call
+    the other broken."""
+    class Beta(Toy):
+        def step(self, prediction, t, x_t, z):
+            s = self.previous(t)
+            a, b = self.abar(t), self.abar(s)
+            beta, x_0 = 1 - a / b, self.x0_hat(prediction, a, x_t)
+            mean = (b**0.5 * beta * x_0 + (a / b) ** 0.5 * (1 - b) * x_t) / (1 - a)
+            return mean + math.sqrt(beta) * z * (s >= 0)
+
+    assert "23 the marginals" not in broken(Beta(), steps=[7])
+    spread = [row[3] for row in spreads(Beta(), 7, s2=1.0)]
+    np.testing.assert_allclose(spread[:-1], 1, rtol=1e-12)
+
+
+# ---- our own samplers --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, config", [
+    ("ddim", {}), ("ddim", {"eta": 0.7}), ("ddpm", {}), ("dpm++2m", {"spacing": "linspace"}), ("heun", {}),
+    ("ddim", {"schedule": "flow_matching", "predicts": "v"}), ("dpm++2m", {"schedule": "cosine", "predicts": "x0"}),
+], ids=str)
+def test_our_samplers_keep_all(name, config):
+    rows = report(load(f"minidiff:{name}", config), steps=[7])
+    assert not [row for row in rows if row.verdict == "BROKEN"]
+    assert sum(row.verdict == "kept" for row in rows) >= 13
+
+
+def test_our_samplers_refuse_eps_at_snr_0():
+    rows = report(load("minidiff:ddim", {"schedule": "flow_matching"}), steps=[7])
+    assert rows[0].verdict == "kept" and "zero SNR" in rows[0].where
+    assert all(row.verdict == "skipped" for row in rows if row.computed.startswith(("its factor", "spread at the end")))
+
+
+# ---- what users get wrong ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_missing_method_is_said_in_a_sentence(name):
+    class Lacks:
+        def __getattribute__(self, wanted):
+            if wanted == name:
+                raise AttributeError(wanted)
+            return getattr(toy, wanted) if wanted in NEEDED else object.__getattribute__(self, wanted)
+
+    toy = Toy()
+    with pytest.raises(UserError, match=f"the scheduler Lacks has no {name}, which (is|takes) "):
+        report(Lacks())
+
+
+@pytest.mark.parametrize("name, config, sentence", [
+    ("ddim", {}, "LIBRARY:NAME"),
+    ("minidiff:euler", {}, "only ddpm, ddim, heun"),
+    ("minidiff:ddim", {"schedule": "sine"}, "one of linear"),
+    ("minidiff:heun", {"eta": 1.0}, "eta is an option of ddim"),
+    ("minidiff:ddim", {"size": 3}, "refuses its configuration.*size"),
+    ("no_such_library:Scheduler", {}, "pip install no_such_library"),
+    ("math:Scheduler", {}, "math has no Scheduler"),
+    ("diffusers:Scheduler", {}, "DDIMScheduler"),
+    ("math:sqrt", {}, "refuses its configuration"),
+])
+def test_a_wrong_name_is_said_in_a_sentence(name, config, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load(name, config)
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"predicts": "noise"}, "predicts must be one of eps, x0, v"),
+    ({"alpha_bar": np.zeros(1)}, r"alpha_bar must be an array \(T,\)"),
+])
+def test_wrong_values_are_said_in_a_sentence(wrong, sentence):
+    toy = Toy()
+    vars(toy).update(wrong)
+    with pytest.raises(UserError, match=sentence):
+        report(toy)
+
+
+def test_runs_must_fit_in_the_table():
+    with pytest.raises(UserError, match="runs of 2 to 1000 steps"):
+        report(Toy(), steps=[1, 1001])
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+def test_the_command_takes_a_scheduler(capsys, tmp_path):
+    out = tmp_path / "rows.json"
+    assert main(["verify", "--scheduler", "minidiff:ddim", "--scheduler-config", "eta=0.5", "--scheduler-config",
+                 "spacing=linspace", "--steps", "7", "--json", str(out)]) == 0
+    assert "0 broken" in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert written["config"] == {"eta": 0.5, "spacing": "linspace"} and written["rows"][0]["verdict"] == "skipped"
+
+
+def test_the_command_takes_a_file_of_the_users(capsys, tmp_path, monkeypatch):
+    (tmp_path / "my_scheduler.py").write_text(
+        "import sys\nfrom test_schedulers import FixedStride, Toy\n\n\ndef make(stride=False):\n"
+        "    return FixedStride() if stride else Toy()\n\n\ndef half():\n    return object()\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", "--scheduler", "my_scheduler:make", "--steps", "7"]) == 0
+    assert main(["verify", "--scheduler", "my_scheduler:make", "--scheduler-config", "stride=true"]) == 1
+    assert "BROKEN  23 the marginals" in capsys.readouterr().out
+    assert main(["verify", "--scheduler", "my_scheduler:half"]) == 2
+    assert "has no predicts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--steps", "7"], ["--scheduler", "minidiff:ddim", "-T", "10"],
+                                     ["--scheduler", "minidiff:ddim", "--plot", "x.png"]])
+def test_options_that_would_be_ignored_are_refused(options, capsys):
+    assert main(["verify", *options]) == 2
+    assert "--scheduler" in capsys.readouterr().err
+
+
+def test_a_replayed_sampler_takes_no_other_way():
+    """Asked step by step, our DDIM gives what it gives in one go."""
+    from minidiff.diffusion.denoiser import NetworkDenoiser
+    from minidiff.diffusion.samplers import ddim, sample, times
+    from minidiff.diffusion.schedules import linear
+
+    scheduler, schedule, x = ours("ddim"), linear(), np.random.default_rng(0).normal(size=(2, 3))
+
+    def network(x_t, t, cond=None):
+        return np.tanh(x_t) + t[:, None] / 1000
+
+    whole = sample(ddim(NetworkDenoiser(schedule, "eps", network), x, times(schedule, 9)))
+    scheduler.set_steps(9)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, np.full(2, t)), t, x, np.zeros_like(x))
+    np.testing.assert_array_equal(x, whole)
