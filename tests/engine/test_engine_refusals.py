@@ -1,11 +1,14 @@
 """Every refusal of floor I, whole, and the corners of its ops: kinks, zeros, and what is not computed."""
 
+import os
 import re
+import sys
 
+import fake_cupy
 import numpy as np
 import pytest
 
-from minidiff.engine import attention, blas, conv, norm, ops
+from minidiff.engine import attention, backend, blas, conv, norm, ops, parallel
 from minidiff.engine.backend import Streams, check_device, device_of, to_numpy
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
@@ -214,3 +217,61 @@ def test_no_grad_ends_with_its_block():
             pass
         assert not ops.exp(x).requires_grad
     assert ops.exp(x).requires_grad
+
+
+# ---- the machine -------------------------------------------------------------------------------------------
+
+def test_a_gpu_that_is_not_to_be_had(monkeypatch):
+    def sentence():
+        with pytest.raises(UserError) as raised:
+            check_device("cuda")
+        return str(raised.value)
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert sentence() == ("device 'cuda' needs CuPy, which is not installed: pip install 'minidiff[cuda12]' or "
+                          "'minidiff[cuda13]', or use --device cpu")
+    cupy = fake_cupy.install(monkeypatch, gpus=0)
+    assert sentence() == "device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu"
+
+    def no_driver():
+        raise cupy.cuda.runtime.CUDARuntimeError("no driver")
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", no_driver)
+    assert sentence() == "device 'cuda' needs an NVIDIA GPU and its driver (no driver): use --device cpu"
+    fake_cupy.install(monkeypatch, gpus=1)
+    check_device("cuda")
+
+
+class Libc:
+    """A C library that grants so many of the calls to mallopt, and writes down all of them."""
+
+    def __init__(self, *grants):
+        self.grants, self.calls = list(grants), []
+
+    def mallopt(self, *call):
+        self.calls.append(call)
+        return self.grants.pop(0)
+
+
+@pytest.mark.parametrize("grants, kept", [((1, 1), True), ((1, 0, 1), True), ((1, 0, 0), False), ((0,), False)])
+def test_keep_freed_memory_asks_glibc(monkeypatch, grants, kept):
+    """M_TRIM_THRESHOLD is -1 and M_MMAP_THRESHOLD -3 in malloc.h; before 2.35 glibc takes 32 MiB at most for that."""
+    libc, opened = Libc(*grants), []
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: opened.append(name) or libc)
+    assert backend.keep_freed_memory() is kept and opened == [None]
+    assert libc.calls == [(-1, 2**31 - 1), (-3, 2**31 - 1), (-3, 32 * 2**20)][:len(grants)]
+
+
+def test_keep_freed_memory_where_there_is_no_mallopt(monkeypatch):
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: object())
+    assert backend.keep_freed_memory() is False
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7} if process == 0 else {1}, raising=False)
+    assert parallel.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert parallel.cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert parallel.cores() == 1
