@@ -67,7 +67,7 @@ def _transformed_patches(x, padding: int, H_out: int, W_out: int):
     B, H, W, C = x.shape
     th, tw = _tiles(H_out, W_out)
     padded = np.zeros((B, TILE * th + 2, TILE * tw + 2, C), dtype=x.dtype)
-    padded[:, padding:padding + H, padding:padding + W] = x[:, :TILE * th + 2 - padding, :TILE * tw + 2 - padding]
+    padded[:, padding:padding + H, padding:padding + W] = x
     b, h, w, c = padded.strides
     patches = np.lib.stride_tricks.as_strided(                      # a view: pixel (i, j) of every tile's patch
         padded, (PATCH, PATCH, B, th, tw, C), (h, w, b, TILE * h, TILE * w, c))

@@ -91,7 +91,8 @@ def f32(*shape):
      lambda: conv.space_to_depth(T(1, 3, 4, 1), 2)),
     (ValueError, "average_pool takes x (B, H, W, C) with H and W multiples of 2, not (1, 4, 3, 1)",
      lambda: conv.average_pool(T(1, 4, 3, 1), 2)),
-    (ValueError, "upsample_nearest takes x (B, H, W, C), not (4, 4)", lambda: conv.upsample_nearest(T(4, 4), 2)),
+    *((ValueError, f"{f.__name__} takes x (B, H, W, C), not (4, 4)", lambda f=f: f(T(4, 4), 2))
+      for f in (conv.upsample_nearest, conv.average_pool, conv.space_to_depth, conv.depth_to_space)),
     (ValueError, "upsample_nearest takes a whole number of at least 1 as factor, not 0",
      lambda: conv.upsample_nearest(T(1, 4, 4, 1), 0)),
     (ValueError, "upsample_nearest takes a whole number of at least 1 as factor, not 1.5",
@@ -132,7 +133,8 @@ def f32(*shape):
     *((ValueError, "add_product: the rows of x, w and y must be unbroken in memory, one after another",
        lambda x=x: blas.add_product(f32(len(x), 4), x, f32(x.shape[1], 4), first=True))
       for x in (f32(2, 6)[:, ::2], f32(2, 4)[:, ::2], f32(6, 2).T[:, :2], f32(2, 3)[::-1], f32(2, 2)[:, ::-1],
-                np.broadcast_to(f32(1, 3), (2, 3)), np.broadcast_to(f32(1, 2), (2, 2)))),
+                np.broadcast_to(f32(1, 3), (2, 3)), np.broadcast_to(f32(1, 2), (2, 2)),
+                np.lib.stride_tricks.sliding_window_view(f32(6), 4))),
 ])
 def test_sentence(error, sentence, call):
     with pytest.raises(error, match=f"^{re.escape(sentence)}$"):
@@ -153,7 +155,8 @@ def test_add_product_takes_rows_of_any_distance(rows, columns):
     """Also of length 1, of which strides say nothing, and rows that are cut from longer ones."""
     rng = np.random.default_rng([rows, columns])
     wide = rng.normal(size=(rows, columns + 2)).astype(np.float32)
-    for x in (wide[:, :columns], wide[:, :columns].copy(), wide[::2, :columns], wide[:1, :columns]):
+    one = np.broadcast_to(wide[0, :columns], (1, columns))          # whose row has a stride of 0
+    for x in (wide[:, :columns], wide[:, :columns].copy(), wide[::2, :columns], wide[:1, :columns], one):
         w, y = rng.normal(size=(columns, 4)).astype(np.float32), np.ones((len(x), 4), np.float32)
         blas.add_product(y, x, w, first=False)
         np.testing.assert_allclose(y, 1 + x.astype(float) @ w, rtol=1e-5, atol=1e-5)
@@ -179,6 +182,38 @@ def test_what_needs_no_gradient_is_not_computed():
             pair = [Tensor(np.ones((2, 2), np.float32), requires_grad=i == j) for j in range(2)]
             y = f(*pair)
             assert [dx is None for dx in y._pullback(y.data)] == [i == 1, i == 0]
+
+
+def test_defaults_are_the_plainest():
+    """Stride 1, no padding, no bias, a factor of 2, sums without the axis: as said where they are left out."""
+    rng = np.random.default_rng(5)
+    x, w = (Tensor(rng.normal(size=shape), requires_grad=True) for shape in ((1, 4, 4, 2), (3, 3, 2, 2)))
+    for f in (conv.conv2d, conv.conv_transpose2d):
+        plain, said = f(x, w), f(x, w, None, 1, 0)
+        assert (plain.data == said.data).all() and plain.shape[1] == (2 if f is conv.conv2d else 6)
+        for a, b in zip(gradients(plain, [x, w], said.data), gradients(said, [x, w], said.data), strict=True):
+            assert (a == b).all() and a.any()
+    assert conv.upsample_nearest(x).shape == (1, 8, 8, 2) and conv.average_pool(x).shape == (1, 2, 2, 2)
+    assert conv.space_to_depth(x).shape == (1, 2, 2, 8)
+    for f in (ops.sum, ops.mean):
+        assert f(x).shape == () and f(x, 3).shape == (1, 4, 4) and f(x, 3, True).shape == (1, 4, 4, 1)
+
+
+def test_a_transposed_convolution_of_single_pixels_changes_the_channels():
+    x, w = T(1, 2, 3, 5), T(1, 1, 4, 5)
+    assert conv.conv_transpose2d(x, w).shape == (1, 2, 3, 4)
+
+
+def test_every_sample_is_in_one_shard(monkeypatch):
+    """parallel_gradients hands out slices that cover the batch once: a mean alone would not tell."""
+    asked, leaf = [], T(3)
+
+    def loss(part):
+        asked.append((part.start, part.stop))
+        return ops.sum(leaf)
+
+    parallel.parallel_gradients(loss, [leaf], 70)
+    assert sorted(asked) == [(s.start, s.stop) for s in parallel.shards(70)]
 
 
 def test_streams_are_numpys_own_generators():

@@ -262,8 +262,8 @@ BUGS = [
         "y, inner = np.zeros((B, TILE * th, TILE * tw, D), dtype=y.dtype), y",
         "y, inner = np.ones((B, TILE * th, TILE * tw, D), dtype=y.dtype), y"),
     Bug("Winograd: tiles off by one pixel", WINOGRAD,
-        "padded[:, padding:padding + H, padding:padding + W] = x[",
-        "padded[:, padding:padding + H, padding:padding + W] = np.roll(x, 1, axis=2)["),
+        "padded[:, padding:padding + H, padding:padding + W] = x",
+        "padded[:, padding:padding + H, padding:padding + W] = np.roll(x, 1, axis=2)"),
 
     # --- norms and attention ------------------------------------------------------------------------------
     Bug("group norm over the batch", NORM,
