@@ -15,7 +15,50 @@ class Rule:
     why: str
 
 
-RULES: list[Rule] = []
+ANYWHERE = ""
+
+RULES = [
+    # ---- the same by NumPy's own rules
+    Rule(ANYWHERE, r"reshape\(.*-1.*\n\+ .*reshape\(.*-2",
+         "NumPy's reshape finds the length of any negative axis, -2 as well as -1."),
+    Rule(ANYWHERE, r"astype\(.*copy=False.*\n\+ .*(copy=(None|True)|, \))",
+         "A copy, or none, of the same numbers: memory and speed only."),
+    Rule(ANYWHERE, r"zip\(.*strict=(True|False).*\n\+ .*(strict=(None|True|False)|, \))",
+         "Both lists have one length by construction; strict= guards against an edit to come."),
+    Rule("_sum_products", r"einsum\(\"BNC,BNC->BC\"", "einsum's letters are only names."),
+    Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and none is called X."),
+    Rule("add_product", r'no.*b"n"', "BLAS reads N and n alike."),
+
+    # ---- the same numbers, with more work
+    Rule("minidiff/engine/", r"requires_grad\) or True else None",
+         "A cotangent is computed that `record` drops: speed only (tests hold it for the ops where it costs most)."),
+    Rule("parallel_map", r"cores\(\) == 1",
+         "Whether one thread or a pool computes it, the results are the same: speed only."),
+    Rule("parallel_map", r"user_api", "OpenMP, where there is any, is held to one thread as well: speed only."),
+    Rule("conv_shift.py correlate_dw|_sum_pixels", r"(zeros|ones)\(.*\n\+ .*(dtype=None|\), \))",
+         "An operand in float64 in place of the input's dtype; the result is rounded to it: more exact, and slower."),
+    Rule("norm.py _wide", r"astype\(None\)",
+         "Half precision is widened to float64 in place of float32: more exact, and slower."),
+    Rule("_sum_pixels", r"ones\(\(2,", "A second row of the product, which is not read."),
+    Rule("_pixel_list", r"np\.zeros\(\(R \+", "More zeros behind the last pixel than any shift reads: memory only."),
+    Rule("_transformed_patches", r"np\.zeros\(\(B, TILE \* t[hw] \+ [23]",
+         "More zeros at the edge than any patch reads: memory only."),
+    Rule("_cut_tiles", r"\(TILE / th|TILE / tw\)", "An image that fits its tiles is copied, too: memory only."),
+
+    # ---- the same for every value that can occur
+    Rule("gelu", r"clip\(-1[01], 1[01]\)",
+         "At 10 tanh's argument is beyond 40, where it is 1 to the last bit of float64."),
+    Rule("sum|mean|maximum_of", r"_restore\(dy, x, axis, None\)",
+         "With keepdims the cotangent has the restored shape already, and reshaping it to that shape changes nothing."),
+    Rule("group_norm|mean", r"n = .*//.*\n\+ n = .* / ",
+         "The quotient is whole, and dividing by 4.0 is dividing by 4."),
+    Rule("group_norm", r'dx = None\n\+ dx = ""', "What stands for a cotangent that is not asked for is not looked at."),
+    Rule("dropout", r">= p\).*\n\+ .*> p\)",
+         "They differ where a draw is p to the last bit, which happens once in 16 million."),
+    Rule("conv_transpose2d", r"min\(shape\[1:3\]\) < 1:\n\+ if min\(shape\[1:4\]\)",
+         "There is no convolution of no channels."),
+    Rule("cross_entropy", r"xp_of\(None\)", "An index may be a host array on CuPy, too."),
+]
 
 
 def reason(file: str, function: str, diff: str) -> str:
