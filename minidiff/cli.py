@@ -187,13 +187,13 @@ def verify(args: argparse.Namespace) -> int:
         raise UserError(f"--plot and --out are both {out}: name two files")
     if args.json:
         check_writable(args.json, (".json",))
-    schedule, said = _schedule(args)
+    schedule, said, betas = _schedule(args)
     image = watch.load_image(args.watch) if args.watch else None
 
     print(f"{said}; T = {schedule.T}, alpha_bar from {schedule.alpha_bar[0]:.6g} to {schedule.alpha_bar[-1]:.3g}")
     for note in own.notes(schedule):
         print(f"note: {note}")
-    rows = laws.report(schedule, seed=args.seed)
+    rows = laws.report(schedule, betas=betas, seed=args.seed)
     if image is not None:
         frames = watch.watch(schedule, image, 37 if out.suffix.lower() == ".gif" else 10, seed=args.seed)
         states = frames if len(frames) <= 10 else frames[::4]
@@ -235,7 +235,7 @@ def _verify_scheduler(args: argparse.Namespace) -> int:
 
 
 def _schedule(args: argparse.Namespace):
-    """The schedule that the options ask for, and a sentence that says which; it need not reach noise."""
+    """The schedule that the options ask for, as an `own.Own`; it need not reach noise."""
     from minidiff.diffusion.schedules import SCHEDULES
     from minidiff.verify import own
 
@@ -248,9 +248,9 @@ def _schedule(args: argparse.Namespace):
     name, T = args.schedule or "cosine", 1000 if args.T is None else args.T
     try:
         try:
-            return SCHEDULES[name](T), f"the {name} schedule"
+            return own.Own(SCHEDULES[name](T), f"the {name} schedule")
         except ValueError:                                  # it keeps signal: `report` says so among the other laws
-            return SCHEDULES[name](T, allow_signal=True), f"the {name} schedule"
+            return own.Own(SCHEDULES[name](T, allow_signal=True), f"the {name} schedule")
     except ValueError as error:
         raise UserError(f"--schedule {name} -T {T}: {error}") from error
 

@@ -1,38 +1,46 @@
 """Pictures for people: sample sheets, trajectories as strips and animations, and the loss curve.
 
 Arrays come in as the model has them, channels last in [-1, 1], and leave as Pillow images; `save` writes one,
-whole or not at all. Text is set in the font that Pillow carries, so every machine draws the same picture.
+whole or not at all. The paper, its colours and its text are canvas.py's.
 """
 
 import io
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidiff.data.pixels import to_uint8
+from minidiff.canvas import (
+    BLUE,
+    GAP,
+    INK,
+    LINE,
+    MARGIN,
+    PALE_BLUE,
+    RULE,
+    SOFT,
+    TEXT,
+    TITLE,
+    Canvas,
+    enlarged,
+    log_ticks,
+    ticks,
+    wrapped,
+)
 from minidiff.errors import UserError
 from minidiff.files import check_writable as _check_writable
 from minidiff.files import write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
 
 __all__ = ["check_writable", "gif", "loss_curve", "save", "sheet", "strip"]
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF"}
 
-PAPER, INK, SOFT, RULE = (252, 252, 250), (34, 36, 40), (110, 114, 120), (226, 227, 226)
-BLUE, PALE_BLUE = (36, 99, 179), (190, 210, 232)
-
-MARGIN, GAP = 24, 14  # pixels around the sheet; between its pictures
-TEXT, TITLE = 12, 18  # font sizes, pixels
-LINE = 1.3  # line height, in font sizes
 MIN_CELL = 84  # narrower pictures are centred in a cell that still holds a word
 
 
@@ -50,7 +58,7 @@ def sheet(
     wrapped under its picture in at most 4 lines. columns: pictures in a row; None is about as many as rows.
     scale: screen pixels per pixel, a whole number. Raises ValueError for shapes and numbers out of range.
     """
-    pictures = _enlarged(images, scale, "images")  # (N, h, w, 3) uint8
+    pictures = enlarged(images, scale, "images")  # (N, h, w, 3) uint8
     count, height, width, _ = pictures.shape
     captions = [""] * count if captions is None else list(captions)
     if len(captions) != count:
@@ -61,14 +69,14 @@ def sheet(
     columns = min(columns, count)
 
     cell = max(width, MIN_CELL) if any(captions) else width
-    below = [_wrapped(caption, TEXT, cell, lines=4) for caption in captions]
+    below = [wrapped(caption, TEXT, cell, lines=4) for caption in captions]
     rows = [range(a, min(a + columns, count)) for a in range(0, count, columns)]
     heights = [height + _text_height(max(len(below[i]) for i in row), TEXT) for row in rows]
     inner = columns * cell + (columns - 1) * GAP
-    head = _wrapped(title or "", TITLE, max(inner, 240), lines=3)
+    head = wrapped(title or "", TITLE, max(inner, 240), lines=3)
     top = MARGIN + (len(head) * round(TITLE * LINE) + GAP if head else 0)
 
-    canvas = _Canvas(
+    canvas = Canvas(
         2 * MARGIN + max(inner, 240 if head else 0), top + sum(heights) + GAP * (len(rows) - 1) + MARGIN
     )
     canvas.lines(head, MARGIN, MARGIN, TITLE, INK)
@@ -103,16 +111,16 @@ def strip(
         raise ValueError(
             f"captions has {len(captions)} entries for {states.shape[1]} samples; it takes one for each."
         )
-    pictures = [_enlarged(states[s], scale, "states") for s in shown]  # S of (N, h, w, 3)
+    pictures = [enlarged(states[s], scale, "states") for s in shown]  # S of (N, h, w, 3)
     count, height, width, _ = pictures[0].shape
 
     gap = GAP // 2
     left = [
-        _wrapped(caption, TEXT, 110, lines=max(1, int(height / (TEXT * LINE)))) for caption in captions or ()
+        wrapped(caption, TEXT, 110, lines=max(1, int(height / (TEXT * LINE)))) for caption in captions or ()
     ]
     beside = 110 + GAP if any(left) else 0
     top = MARGIN + (round(TEXT * LINE) + 4 if labels is not None else 0)
-    canvas = _Canvas(
+    canvas = Canvas(
         2 * MARGIN + beside + len(shown) * width + (len(shown) - 1) * gap,
         top + count * height + (count - 1) * gap + MARGIN,
     )
@@ -120,7 +128,7 @@ def strip(
         x = MARGIN + beside + column * (width + gap)
         if labels is not None:
             canvas.lines(
-                _wrapped(labels[s], TEXT, width, lines=1), x + width // 2, MARGIN, TEXT, SOFT, anchor="ma"
+                wrapped(labels[s], TEXT, width, lines=1), x + width // 2, MARGIN, TEXT, SOFT, anchor="ma"
             )
         for i in range(count):
             canvas.picture(pictures[column][i], x, top + i * (height + gap))
@@ -192,7 +200,7 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str = "Tr
 
     width, height = 900, 520
     left, right, top, bottom = 76, width - 28, 68, height - 58
-    canvas = _Canvas(
+    canvas = Canvas(
         width, height, finer=3
     )  # drawn three times as large and reduced, which smooths the lines
 
@@ -201,18 +209,18 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str = "Tr
         v = bottom - (np.clip(log_loss, low, high) - low) / (high - low) * (bottom - top)
         return list(zip(u.tolist(), v.tolist(), strict=True))
 
-    for value in _log_ticks(low, high):
+    for value in log_ticks(low, high):
         ((_, v),) = at(np.array([first]), np.array([math.log10(value)]))
         canvas.path([(left, v), (right, v)], RULE, 1)
         canvas.lines([f"{value:.4g}"], left - 10, v, TEXT, SOFT, anchor="rm")
-    for value in _ticks(first, last):
+    for value in ticks(first, last):
         ((u, _),) = at(np.array([value]), np.array([low]))
         canvas.path([(u, bottom), (u, bottom + 5)], SOFT, 1)
         canvas.lines([f"{value:,.10g}"], u, bottom + 10, TEXT, SOFT, anchor="ma")
     canvas.path(at(x, np.log10(y)), PALE_BLUE, 1)
     canvas.path(at(x, np.log10(smooth)), BLUE, 2.2)
     canvas.path([(left, bottom), (right, bottom)], SOFT, 1)
-    canvas.lines(_wrapped(title, TITLE, right - left, lines=1), left, 24, TITLE, INK)
+    canvas.lines(wrapped(title, TITLE, right - left, lines=1), left, 24, TITLE, INK)
     canvas.lines(["step"], right, bottom + 32, TEXT, SOFT, anchor="ra")
     canvas.lines(["loss, logarithmic"], left, 50, TEXT, SOFT)
     canvas.lines([f"{smooth[-1]:.4g} at the end"], right, 50, TEXT, BLUE, anchor="ra")
@@ -233,18 +241,6 @@ def check_writable(path: str | os.PathLike) -> Path:
 
 
 # --- arrays ------------------------------------------------------------------------------------------------
-
-
-def _enlarged(images: np.ndarray, scale: int, name: str) -> np.ndarray:
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(
-            f"{name} has shape {images.shape}; each picture is (H, W, 1 or 3), and at least one is taken."
-        )
-    if not isinstance(scale, int | np.integer) or scale < 1:
-        raise ValueError(f"scale is {scale!r}; it takes a whole number of at least 1.")
-    pixels = np.broadcast_to(to_uint8(images), (*images.shape[:3], 3))  # (N, H, W, 3)
-    return pixels.repeat(scale, axis=1).repeat(scale, axis=2)  # square pixels, not blurred
 
 
 def _states(states: np.ndarray) -> np.ndarray:
@@ -274,99 +270,5 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
     return np.maximum(mean, y.min())  # rounding in the sums may lose a value far below the others
 
 
-def _ticks(low: float, high: float, about: int = 8) -> list[float]:
-    """Round numbers 1, 2 or 5 times a power of ten apart."""
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(k * power for k in (1, 2, 5, 10) if k * power >= rough * (1 - 1e-9))
-    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Round values between 10^low and 10^high: the fewest of the usual series that give at least four."""
-    for series in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        values = [k * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for k in series]
-        values = [v for v in values if low <= math.log10(v) <= high]
-        if len(values) >= 4:
-            return values[:: math.ceil(len(values) / 9)]
-    return [v for v in _ticks(10**low, 10**high, about=5) if v > 0]
-
-
-# --- paper and ink -----------------------------------------------------------------------------------------
-
-
-class _Canvas:
-    """Paper to draw on, in its final pixels. With finer = k it is drawn k times as large and reduced."""
-
-    def __init__(self, width: int, height: int, finer: int = 1):
-        from PIL import Image, ImageDraw
-
-        self._size, self._k = (int(width), int(height)), finer
-        self._large = Image.new("RGB", (self._size[0] * finer, self._size[1] * finer), PAPER)
-        self._draw = ImageDraw.Draw(self._large)
-
-    @property
-    def image(self) -> "Image":
-        return self._large if self._k == 1 else self._large.reduce(self._k)
-
-    def picture(self, pixels: np.ndarray, x: int, y: int) -> None:
-        from PIL import Image
-
-        height, width, _ = pixels.shape
-        self._draw.rectangle((x - 1, y - 1, x + width, y + height), outline=RULE)
-        self._large.paste(Image.fromarray(pixels), (x, y))
-
-    def path(self, points: list[tuple[float, float]], colour: tuple[int, int, int], width: float) -> None:
-        k = self._k
-        self._draw.line([(u * k, v * k) for u, v in points], colour, round(width * k), joint="curve")
-        if len(points) == 1:
-            ((u, v),) = points
-            self._draw.circle((u * k, v * k), 2 * width * k, colour)
-
-    def lines(
-        self,
-        lines: list[str],
-        x: float,
-        y: float,
-        size: int,
-        colour: tuple[int, int, int],
-        anchor: str = "la",
-    ) -> None:
-        k = self._k
-        for j, line in enumerate(lines):
-            at = (x * k, (y + j * round(size * LINE)) * k)
-            self._draw.text(at, line, colour, _font(size * k), anchor=anchor)
-
-
-@lru_cache(maxsize=8)
-def _font(size: int) -> "FreeTypeFont":
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
-
-
 def _text_height(lines: int, size: int) -> int:
     return size // 2 + lines * round(size * LINE) if lines else 0
-
-
-def _wrapped(text: str, size: int, width: float, lines: int) -> list[str]:
-    """The text in at most so many lines of that width, broken between words if it can be, cut with '...'."""
-    font = _font(size)
-    # what has no shape on paper (line breaks, control characters, lone surrogates) becomes a space or a mark
-    text = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text[: 80 * lines])
-    done: list[str] = []
-    words = text.split()
-    while words:
-        line = words.pop(0)
-        while words and font.getlength(f"{line} {words[0]}") <= width:
-            line += " " + words.pop(0)
-        if font.getlength(line) > width:  # one word wider than the line
-            fits = next(n for n in range(len(line), 0, -1) if n == 1 or font.getlength(line[:n]) <= width)
-            line, rest = line[:fits], line[fits:]
-            words[:0] = [rest] if rest else []
-        done.append(line)
-        if len(done) == lines and words:
-            while len(line) > 1 and font.getlength(line + "...") > width:
-                line = line[:-1]
-            return [*done[:-1], line.rstrip() + "..."]
-    return done

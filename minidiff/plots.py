@@ -15,21 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidiff.pictures import (
-    BLUE,
-    GAP,
-    INK,
-    LINE,
-    PAPER,
-    RULE,
-    SOFT,
-    TEXT,
-    _Canvas,
-    _font,
-    _log_ticks,
-    _ticks,
-    _wrapped,
-)
+from minidiff.canvas import BLUE, GAP, INK, LINE, PAPER, RULE, SOFT, TEXT, Canvas, font_of, log_ticks, ticks, wrapped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +25,7 @@ __all__ = ["Series", "panel", "side_by_side"]
 Series = tuple[str, Sequence[float], Sequence[float], str]
 
 STYLES = ("line", "dots", "dashes")
-# told apart by people who do not see red from green, too (Okabe and Ito's palette, its blue as in pictures.py)
+# told apart by people who do not see red from green, too (Okabe and Ito's palette, its blue as in canvas.py)
 COLOURS = (BLUE, (213, 94, 0), (0, 143, 105), (178, 90, 148), (190, 140, 0), (70, 160, 210))
 TITLE = 15                                                  # font size, pixels
 LEFT, RIGHT, TOP, BOTTOM = 66, 20, 72, 48                   # pixels around the axes
@@ -72,11 +58,11 @@ def panel(
 
     right, bottom = width - RIGHT, height - BOTTOM
     # the legend stands above the axes, where no value can be: beside the y label if it fits, else in rows below it
-    beside = right - LEFT - _font(TEXT).getlength(y_label) - GAP
+    beside = right - LEFT - font_of(TEXT).getlength(y_label) - GAP
     rows = _rows(labels, beside)
     below = 0 if len(rows) <= 1 else len(rows := _rows(labels, right - LEFT))         # rows below the y label
     top = TOP + below * round(TEXT * LINE)
-    canvas = _Canvas(width, height, finer=3)                # drawn three times as large: the lines come out smooth
+    canvas = Canvas(width, height, finer=3)                 # drawn three times as large: the lines come out smooth
 
     def across(x):
         return LEFT + (x - x_low) / (x_high - x_low) * (right - LEFT)
@@ -92,7 +78,7 @@ def panel(
         canvas.path([(across(x), bottom), (across(x), bottom + 5)], SOFT, 1)
         canvas.lines([text], across(x), bottom + 9, TEXT, SOFT, anchor="ma")
     canvas.path([(LEFT, bottom), (right, bottom)], SOFT, 1)
-    canvas.lines(_wrapped(title, TITLE, right - LEFT, lines=1), LEFT, 14, TITLE, INK)
+    canvas.lines(wrapped(title, TITLE, right - LEFT, lines=1), LEFT, 14, TITLE, INK)
     canvas.lines([y_label], LEFT, 14 + TITLE * LINE + 2, TEXT, SOFT)
     canvas.lines([x_label], right, bottom + 26, TEXT, SOFT, anchor="ra")
 
@@ -103,7 +89,7 @@ def panel(
         u = LEFT if below else right - sum(map(_entry, row)) + GAP
         v = 14 + TITLE * LINE + 2 + (i + bool(below)) * round(TEXT * LINE)
         for label in row:
-            for style in {s[3] for s in drawn if s[0] == label}:
+            for style in dict.fromkeys(s[3] for s in drawn if s[0] == label):
                 middle = v + TEXT * 0.6
                 points = [(u + 9, middle)] if style == "dots" else [(u, middle), (u + 18, middle)]
                 _draw(canvas, points, style, colours[label])
@@ -128,7 +114,7 @@ def side_by_side(panels: Sequence["Image"]) -> "Image":
 
 def _entry(label: str) -> float:
     """The width of one entry of the legend, and of the gap that follows."""
-    return 24 + _font(TEXT).getlength(label) + GAP
+    return 24 + font_of(TEXT).getlength(label) + GAP
 
 
 def _rows(labels: Sequence[str], width: float) -> list[list[str]]:
@@ -168,11 +154,11 @@ def _frame(a: np.ndarray) -> tuple[float, float]:
 def _marks(low: float, high: float, logarithmic: bool, about: int) -> list[tuple[float, str]]:
     """Round values on an axis, each with its text; on a logarithmic one they stand at their log10."""
     if not logarithmic:
-        return [(value, f"{value:,.6g}") for value in _ticks(low, high, about)]
-    return [(math.log10(value), f"{value:.6g}") for value in _log_ticks(low, high)]
+        return [(value, f"{value:,.6g}") for value in ticks(low, high, about)]
+    return [(math.log10(value), f"{value:.6g}") for value in log_ticks(low, high)]
 
 
-def _draw(canvas: _Canvas, points: list[tuple[float, float]], style: str, colour: tuple[int, int, int]) -> None:
+def _draw(canvas: Canvas, points: list[tuple[float, float]], style: str, colour: tuple[int, int, int]) -> None:
     if style == "dots" or len(points) == 1:
         for point in points:
             canvas.path([point], colour, 1.4)               # a path of one point is a dot

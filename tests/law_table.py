@@ -28,9 +28,12 @@ LAWS = range(1, 40)                                         # the whole numbers,
 CHAPTERS = {                                                # in reading order; tests of other files come last
     "test_forward_process.py": "The forward process",
     "test_posterior.py": "The posterior",
-    "test_parametrisations.py": "Parametrisations and exact denoisers",
+    "test_parametrisations.py": "Parametrisations",
+    "test_exact_denoisers.py": "Exact denoisers",
     "test_loss_weights.py": "Loss weights",
-    "test_bound_and_likelihood.py": "Bound and likelihood",
+    "test_bound.py": "The variational bound",
+    "test_decoder.py": "The decoder, and bits",
+    "test_flow_likelihood.py": "The density of the flow",
     "test_sampler_laws.py": "Samplers",
     "test_convergence.py": "The order at which samplers converge",
     "test_guidance_laws.py": "Guidance",
@@ -38,12 +41,20 @@ CHAPTERS = {                                                # in reading order; 
 }
 ELSEWHERE = "Networks, training and the whole system"
 
+NOT_YET = {                                                 # the parts of a law of which there is no code to prove them
+    25: "the order of DPM-Solver-2: it is not among the samplers",
+    32: "thresholds in latent space: the latent system is not yet built, and only a network with clip=None is tested",
+    33: "the autoencoder's: the latent system is not yet built; its bound is the test's own, through our autograd",
+}
+
 HEAD = """# The laws
 
-Each row is a statement that a test holds the code to: it computes one side with minidiff and the other independently,
-in the way that *source* names, over random schedules, times, shapes and data wherever nothing else is said. *Tolerance*
-says how far the two may differ and why so far; a failing law prints its formula, its numbers and the seed that brings
-it back. The notation is [the README's](../README.md#notation); a number with a letter is a law beside that one.
+Each row is a statement that a test holds the code to, over random schedules, times, shapes and data wherever nothing
+else is said. Most compute one side with minidiff and the other independently, in the way that *source* names; some hold
+two parts of minidiff to each other, which proves that they agree and not that they are right, and their *source* says
+so; what of a law has no code to be held to stands at the end. *Tolerance* says how far the two sides may differ and why
+so far, and no test allows more; a failing law prints its formula, its numbers and the seed that brings it back. The
+notation is [the README's](../README.md#notation); a number with a letter is a law beside that one.
 
 This page is written by `python -m tests.law_table`, and a test holds it up to date.
 """
@@ -132,9 +143,10 @@ def page(rows: list[Row]) -> str:
             chapter.sort(key=lambda row: row.law.order)
             parts.append("\n".join([f"## {title}", "", "| law | statement | source | test | tolerance |",
                                     "|---|---|---|---|---|", *map(str, chapter), ""]))
-    missing = unproved(rows)
+    missing = NOT_YET | {number: "all of it" for number in unproved(rows)}
     if missing:
-        parts.append(f"## Not yet\n\nNo code to prove these of: laws {', '.join(map(str, missing))}.\n")
+        parts.append("\n".join(["## Not yet", "", "There is no code to prove these of:", "",
+                                *(f"- law {number}: {_text(missing[number])}" for number in sorted(missing)), ""]))
     return "\n".join(parts)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minidiff import pictures
+from minidiff import canvas, pictures
 from minidiff.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_pictures_stand_in_reading_order():
     ]
     assert corners == sorted(corners)
     ys, xs = sorted({y for y, _ in corners}), sorted({x for _, x in corners})
-    assert np.diff(ys).tolist() == [16 + pictures.GAP] and np.diff(xs).tolist() == [16 + pictures.GAP] * 2
+    assert np.diff(ys).tolist() == [16 + canvas.GAP] and np.diff(xs).tolist() == [16 + canvas.GAP] * 2
 
 
 def test_captions_and_title_are_drawn_and_wrapped():
@@ -69,7 +69,7 @@ def test_text_stays_within_its_cell():
     sheet = np.asarray(
         pictures.sheet(images(3, 28, 28), ["w" * 500, "seven " * 99, "日本語" * 99], columns=3)
     )
-    paper = np.array(pictures.PAPER)
+    paper = np.array(canvas.PAPER)
     cell = 28 * 3
     for start in (0, 24 + cell + 2, 24 + 2 * cell + 14 + 2, 24 + 3 * cell + 2 * 14 + 2):
         assert (sheet[:, start : start + 10] == paper).all()
@@ -152,7 +152,7 @@ def ink(image, colour):
 def test_an_exponential_falls_in_a_straight_line():
     """log y is linear in the step for y = exp(-a step): on a logarithmic axis its line is straight."""
     steps = np.arange(2000)
-    curve = ink(pictures.loss_curve(steps, np.exp(-steps / 400)), pictures.BLUE)
+    curve = ink(pictures.loss_curve(steps, np.exp(-steps / 400)), canvas.BLUE)
     curve = curve[curve[:, 0] > 66]  # below the words
     inside = curve[(curve[:, 1] > 120) & (curve[:, 1] < 840)]
     slope, offset = np.polyfit(inside[:, 1], inside[:, 0], 1)
@@ -183,7 +183,7 @@ def test_the_curve_smooths_by_a_mean():
 )
 def test_odd_curves_are_drawn(steps, losses):
     image = pictures.loss_curve(steps, losses, "日本語 " * 100)
-    assert image.size == (900, 520) and len(ink(image, pictures.BLUE)) > 10
+    assert image.size == (900, 520) and len(ink(image, canvas.BLUE)) > 10
 
 
 def test_impossible_curves_are_refused():
@@ -199,7 +199,7 @@ def test_impossible_curves_are_refused():
 def test_ticks_are_few_round_and_inside(low, span):
     if low + span - low < span / 2 or span < abs(low) * 1e-6:
         return  # no float has room for ticks there
-    ticks = pictures._ticks(low, low + span)
+    ticks = canvas.ticks(low, low + span)
     assert 3 <= len(ticks) <= 10
     assert all(low - span * 1e-6 <= t <= low + span * (1 + 1e-6) for t in ticks)
 
@@ -207,7 +207,7 @@ def test_ticks_are_few_round_and_inside(low, span):
 @settings(deadline=None, max_examples=100)
 @given(st.floats(-20, 20), st.floats(0.05, 20))
 def test_logarithmic_ticks_are_few_and_inside(low, span):
-    ticks = pictures._log_ticks(low, low + span)
+    ticks = canvas.log_ticks(low, low + span)
     assert 2 <= len(ticks) <= 12 and ticks == sorted(set(ticks))
     assert all(low - 1e-6 <= np.log10(t) <= low + span + 1e-6 for t in ticks)
 

@@ -2,16 +2,22 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from minidiff import verify
 from minidiff.cli import main
+from minidiff.diffusion.schedules import cosine
 from minidiff.errors import UserError
 from minidiff.schedulers import load, report
 from minidiff.schedulers.adapters import ours
-from minidiff.schedulers.laws import spreads
+from minidiff.schedulers.laws import LAWS
 from minidiff.schedulers.protocol import NEEDED
+from minidiff.schedulers.runs import spreads
 
 
 class Toy:
@@ -60,6 +66,36 @@ class Ancestral(Toy):
     eta = 1.0
 
 
+class TwoM(Toy):
+    """DPM-Solver++ (2M), its algorithm 2, on a list that need not be even."""
+
+    order = 2
+    extrapolates = True
+
+    def set_steps(self, n):
+        super().set_steps(n)
+        self.before = None
+
+    def half_log_snr(self, t):
+        return 0.5 * math.log(self.abar(t) / (1 - self.abar(t))) if t >= 0 else math.inf
+
+    def r(self, h_before, h):
+        return h_before / h
+
+    def extrapolated(self, x_0, x_0_before, r):
+        return (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * x_0_before
+
+    def step(self, prediction, t, x_t, z):
+        s = self.previous(t)
+        a, b, h = self.abar(t), self.abar(s), self.half_log_snr(s) - self.half_log_snr(t)
+        D = x_0 = self.x0_hat(prediction, a, x_t)
+        if self.before and s >= 0:
+            x_0_before, h_before = self.before
+            D = self.extrapolated(x_0, x_0_before, self.r(h_before, h))
+        self.before = x_0, h
+        return ((1 - b) / (1 - a)) ** 0.5 * x_t - b**0.5 * math.expm1(-h) * D
+
+
 class Velocity(Toy):
     """In the scale x_0 + (sigma / alpha) eps, told v."""
 
@@ -81,13 +117,14 @@ def broken(scheduler, **options):
     return {row.law for row in report(scheduler, **options) if row.verdict == "BROKEN"}
 
 
-@pytest.mark.parametrize("right", [Toy, Ancestral, Velocity])
+@pytest.mark.parametrize("right", [Toy, Ancestral, TwoM, Velocity])
 def test_a_right_scheduler_keeps_all(right):
     rows = report(right())
     assert not [row for row in rows if row.verdict == "BROKEN"]
     # what does not apply says why, and is not called kept
     about = {row.law: row.reason for row in rows if row.verdict == "skipped"}
-    assert about.keys() == {"5 no eps at SNR 0"} | ({"24 one step", "25 order"} if right is Ancestral else set())
+    others = {Ancestral: {"24 one step", "25 order", "25 second order"}, TwoM: {"24 one step"}}
+    assert about.keys() == {"5 zero terminal SNR"} | others.get(right, {"25 second order"})
     assert all(about.values())
 
 
@@ -128,6 +165,23 @@ class NoRoot(Toy):
     def add_noise(self, x_0, eps, t):
         abar = self.alpha_bar[t].reshape(-1, 1, 1, 1)
         return abar**0.5 * x_0 + (1 - abar) * eps
+
+
+class SignalOfTheOtherSign(Toy):
+    def add_noise(self, x_0, eps, t):
+        return super().add_noise(-x_0, eps, t)
+
+
+class ThreeTimesTooLarge(Toy):
+    def add_noise(self, x_0, eps, t):
+        return 3 * super().add_noise(x_0, eps, t)
+
+
+class ThreeTimesTooLargeAsShown(Velocity):
+    """Keeps a scale of its own, and is off it."""
+
+    def add_noise(self, x_0, eps, t):
+        return 3 * super().add_noise(x_0, eps, t)
 
 
 class TableUpsideDown(Toy):
@@ -178,6 +232,28 @@ class EpsAtSnrZero(Toy):
         self.alpha_bar[-1] = 0.0
 
 
+class NeverRuns(EpsAtSnrZero):
+    """What it says at SNR 0 it says everywhere: no refusal."""
+
+    def step(self, *args):
+        raise ValueError("operands could not be broadcast")
+
+
+class RUpsideDown(TwoM):
+    def r(self, h_before, h):
+        return h / h_before
+
+
+class DoesNotExtrapolate(TwoM):
+    def extrapolated(self, x_0, x_0_before, r):
+        return x_0
+
+
+class ExtrapolatesTooFar(TwoM):
+    def extrapolated(self, x_0, x_0_before, r):
+        return (1 + 1 / r) * x_0 - 1 / r * x_0_before
+
+
 class ClaimsOrderTwo(Toy):
     order = 2
 
@@ -193,7 +269,8 @@ class ToldAnotherTime(Toy):
         self.timesteps = np.maximum(self.true - 3, np.arange(n)[::-1])
 
     def add_noise(self, x_0, eps, t):
-        return super().add_noise(x_0, eps, t if len(t) == len(self.alpha_bar) else self.true)
+        told = len(t) < len(self.alpha_bar)
+        return super().add_noise(x_0, eps, self.true[[list(self.timesteps).index(a) for a in t]] if told else t)
 
     def step(self, prediction, t, x_t, z):
         i = int(np.flatnonzero(self.timesteps == t)[0])
@@ -216,30 +293,61 @@ class Stretches(Toy):
         return np.clip(x_0, -s, s) / np.maximum(s, 1e-9)
 
 
+class ClipsTooFarOut(Toy):
+    def x0_hat(self, eps, abar, x_t):
+        return np.clip(super().x0_hat(eps, abar, x_t), -1.5, 1.5)
+
+
 BUGS = {
-    FixedStride: {"23 the marginals", "24 one step", "25 order"},
+    FixedStride: {"23 marginals", "24 one step", "25 order"},
     StartsAt980: {"26 starts at T-1"},
     StepsBeyondTheTable: {"26 N falling times"},
     EndsAtTheFirstTime: {"26 no noise is left", "24 a point is reached"},
     NoiseAtTheLastStep: {"26 no noise is left"},
     NoRoot: {"1 q(x_t | x_0)"},
+    SignalOfTheOtherSign: {"1 q(x_t | x_0)"},
+    ThreeTimesTooLarge: {"1 q(x_t | x_0)"},
+    ThreeTimesTooLargeAsShown: {"1 q(x_t | x_0)"},
     TableUpsideDown: {"1 q(x_t | x_0)"},
-    NoisePowerForgotten: {"23 the marginals"},
+    NoisePowerForgotten: {"23 marginals"},
     SignReversed: {"24 one step", "25 order"},             # the marginals of -eps are those of eps
-    BetaOfTheFullChain: {"23 the marginals"},
-    SignalInTheEnd: {"4 the end is noise"},
-    SnrRises: {"3 the SNR falls"},
-    EpsAtSnrZero: {"5 no eps at SNR 0"},
+    BetaOfTheFullChain: {"23 marginals"},
+    SignalInTheEnd: {"4 ends in noise"},
+    SnrRises: {"3 SNR falls"},
+    EpsAtSnrZero: {"5 zero terminal SNR"},
+    NeverRuns: {"5 zero terminal SNR", "23 marginals", "24 a point is reached"},
+    RUpsideDown: {"25 second order"},
+    DoesNotExtrapolate: {"25 second order", "25 order"},
+    ExtrapolatesTooFar: {"25 second order", "25 order"},
     ClaimsOrderTwo: {"25 order"},
     ToldAnotherTime: {"26 told what is shown"},
     BatchMean: {"28 batches"},
     Stretches: {"32 thresholding"},
+    ClipsTooFarOut: {"32 thresholding"},
 }
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_a_planted_bug_breaks_its_law(bug):
     assert BUGS[bug] <= broken(bug(), steps=[7])
+
+
+def test_r_upside_down_is_told_by_no_other_law():
+    """Its errors cancel along a list."""
+    assert broken(RUpsideDown()) == {"25 second order"}
+
+
+def test_a_wrong_scale_is_told_in_a_run_where_the_sample_has_its_own():
+    """Before a run nothing shows what scale that is; without one, both rows see it."""
+    in_a_run = "what is shown of add_noise in a run"
+    for bug, found in {ThreeTimesTooLargeAsShown: [in_a_run],
+                       ThreeTimesTooLarge: ["add_noise at all times of training", in_a_run]}.items():
+        assert [row.computed for row in report(bug(), steps=[7]) if row.verdict == "BROKEN"] == found
+
+
+def test_the_tables_of_laws_use_the_same_names():
+    shared = {"3 SNR falls", "4 ends in noise", "5 zero terminal SNR", "24 one step", "25 second order"}
+    assert shared == {law.name for law in LAWS} & {row.law for row in verify.report(cosine(10))}
 
 
 def test_a_law_that_cannot_be_computed_is_broken():
@@ -249,7 +357,7 @@ def test_a_law_that_cannot_be_computed_is_broken():
 
     rows = report(Fails(), steps=[7])
     failed = [row for row in rows if "IndexError: index 5" in row.where]
-    assert len(failed) == 7 and all(row.verdict == "BROKEN" for row in failed)
+    assert len(failed) == 8 and all(row.verdict == "BROKEN" for row in failed)
 
 
 def test_nothing_but_numbers_is_kept():
@@ -258,7 +366,7 @@ def test_nothing_but_numbers_is_kept():
             return super().x0_hat(*args) * np.nan
 
     kept = {row.law for row in report(Nans(), steps=[7]) if row.verdict == "kept"}
-    assert kept == {"1 q(x_t | x_0)", "3 the SNR falls", "4 the end is noise", "26 starts at T-1", "26 N falling times",
+    assert kept == {"1 q(x_t | x_0)", "3 SNR falls", "4 ends in noise", "26 starts at T-1", "26 N falling times",
                     "26 told what is shown"}
 
 
@@ -273,7 +381,7 @@ def test_the_variance_of_a_draw_may_be_that_of_normal_data():
             mean = (b**0.5 * beta * x_0 + (a / b) ** 0.5 * (1 - b) * x_t) / (1 - a)
             return mean + math.sqrt(beta) * z * (s >= 0)
 
-    assert "23 the marginals" not in broken(Beta(), steps=[7])
+    assert "23 marginals" not in broken(Beta(), steps=[7])
     spread = [row[3] for row in spreads(Beta(), 7, s2=1.0)]
     np.testing.assert_allclose(spread[:-1], 1, rtol=1e-12)
 
@@ -292,8 +400,22 @@ def test_our_samplers_keep_all(name, config):
 
 def test_our_samplers_refuse_eps_at_snr_0():
     rows = report(load("minidiff:ddim", {"schedule": "flow_matching"}), steps=[7])
-    assert rows[0].verdict == "kept" and "zero SNR" in rows[0].where
+    (refused,) = [row for row in rows if row.law == "5 zero terminal SNR"]
+    assert refused.verdict == "kept" and "zero SNR" in refused.where
     assert all(row.verdict == "skipped" for row in rows if row.computed.startswith(("its factor", "spread at the end")))
+
+
+def test_a_refusal_counts_where_the_rest_of_the_list_runs():
+    class Refuses(EpsAtSnrZero):
+        def step(self, prediction, t, x_t, z):
+            if self.abar(t) == 0:
+                raise ValueError("no x_0 at SNR 0")
+            return super().step(prediction, t, x_t, z)
+
+    rows = report(Refuses(), steps=[7])
+    assert not [row for row in rows if row.verdict == "BROKEN"]
+    assert [row.where for row in rows if row.law == "5 zero terminal SNR"] == ["no x_0 at SNR 0"]
+    assert sum("it refuses to run: no x_0 at SNR 0" == row.reason for row in rows) == 9
 
 
 # ---- what users get wrong ----------------------------------------------------------------------------------
@@ -319,6 +441,8 @@ def test_a_missing_method_is_said_in_a_sentence(name):
     ("minidiff:ddim", {"size": 3}, "refuses its configuration.*size"),
     ("no_such_library:Scheduler", {}, "pip install no_such_library"),
     ("math:Scheduler", {}, "math has no Scheduler"),
+    ("numpy.nothing:Scheduler", {}, "numpy.nothing cannot be imported: ModuleNotFoundError"),
+    ("my scheduler:make", {}, "--scheduler takes MODULE:NAME"),
     ("diffusers:Scheduler", {}, "DDIMScheduler"),
     ("math:sqrt", {}, "refuses its configuration"),
 ])
@@ -351,7 +475,8 @@ def test_the_command_takes_a_scheduler(capsys, tmp_path):
                  "spacing=linspace", "--steps", "7", "--json", str(out)]) == 0
     assert "0 broken" in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["config"] == {"eta": 0.5, "spacing": "linspace"} and written["rows"][0]["verdict"] == "skipped"
+    assert written["config"] == {"eta": 0.5, "spacing": "linspace"}
+    assert [row["expected"] for row in written["rows"] if row["verdict"] == "skipped"] == [None] * 4
 
 
 def test_the_command_takes_a_file_of_the_users(capsys, tmp_path, monkeypatch):
@@ -361,9 +486,36 @@ def test_the_command_takes_a_file_of_the_users(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["verify", "--scheduler", "my_scheduler:make", "--steps", "7"]) == 0
     assert main(["verify", "--scheduler", "my_scheduler:make", "--scheduler-config", "stride=true"]) == 1
-    assert "BROKEN  23 the marginals" in capsys.readouterr().out
+    assert "BROKEN  23 marginals" in capsys.readouterr().out
     assert main(["verify", "--scheduler", "my_scheduler:half"]) == 2
     assert "has no predicts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("raise RuntimeError('no such\\nday')", "module boom cannot be imported: RuntimeError: no such day"),
+    ("raise SystemExit(3)", "module boom cannot be imported: SystemExit: 3"),
+    ("def make(:", "module boom cannot be imported: SyntaxError"),
+    ("def make():\n    return {}['stride']", "boom:make refuses its configuration: KeyError: 'stride'"),
+    ("make = 3", "boom:make refuses its configuration: TypeError"),
+])
+def test_whatever_a_file_of_the_users_raises_is_said_in_a_sentence(text, sentence, capsys, tmp_path, monkeypatch):
+    (tmp_path / "boom.py").write_text(text + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "boom", raising=False)
+    try:
+        assert main(["verify", "--scheduler", "boom:make"]) == 2
+    finally:
+        sys.modules.pop("boom", None)
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said and said.count("\n") == 1
+
+
+def test_the_laws_need_no_docstrings():
+    """python -OO takes them away."""
+    code = "from minidiff import schedulers as s; print(len(s.report(s.load('minidiff:ddim'), [3])))"
+    ran = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"})
+    assert ran.stdout.split() == [str(len(LAWS))], ran.stderr
 
 
 @pytest.mark.parametrize("options", [["--steps", "7"], ["--scheduler", "minidiff:ddim", "-T", "10"],

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from diffusion_strategies import any_schedule
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
 from minidiff import cli, pictures, plots, verify
 from minidiff.diffusion import gaussian, losses, samplers, schedules
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.denoiser import GaussianDenoiser, NetworkDenoiser
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
 from minidiff.errors import UserError
+from minidiff.loading import load_named
 from minidiff.verify import forward, own, rows, watch
 
 NOISE = "4 ends in noise"
@@ -59,9 +61,10 @@ def test_tables_of_extreme_steps_keep_every_law():
 
 
 def test_what_is_allowed_is_rounding():
-    """No tolerance hides a formula that is wrong in its ninth digit, but for chance and for Heun's own error."""
-    for row in verify.report(schedules.cosine(60)):
-        if row.law not in ("1 simulation", "25 exact flow") and not row.reason:
+    """No tolerance hides a formula that is wrong in its ninth digit, but for chance."""
+    schedule = schedules.cosine(60)
+    for row in verify.report(schedule, betas=schedule.betas):
+        if row.law != "1 simulation" and not row.reason:
             assert row.tolerance < 1e-9 * (1 + abs(row.expected)), row
 
 
@@ -74,7 +77,8 @@ def test_the_full_length_takes_seconds_and_keeps_every_law(monkeypatch):
 def test_one_time_skips_aloud_what_needs_two():
     report = verify.report(Schedule([0.01]))
     skipped = {row.law for row in report if row.reason}
-    assert {"3 SNR falls", "8 Bayes pointwise", "16 reverse variance", "18 bound weights", "24 one step"} <= skipped
+    assert {"3 SNR falls", "8 Bayes pointwise", "16 reverse variance", "18 bound weights", "24 one step",
+            "25 second order"} <= skipped
     assert broken(report) == set()
     text = verify.table(report)
     assert "skipped   8 Bayes pointwise: needs two times, T >= 2" in text
@@ -119,6 +123,13 @@ def test_a_failing_row_tells_its_formula_its_numbers_and_its_seed(monkeypatch):
     for word in ("sigma2_ts = sigma_t^2 - alpha_ts^2 sigma_s^2", "expected 0.", "measured 0.", "allowed", "s = ",
                  "seed 17"):
         assert word in told
+
+
+def test_every_law_is_filed_under_its_name():
+    """A law that raises is told by it; the name is that of the law's first row."""
+    rng = np.random.default_rng(0)
+    for law in verify.LAWS:
+        assert next(iter(law.rows(schedules.cosine(20), rng))).law == law.name
 
 
 @pytest.mark.parametrize("expected, measured, tolerance, passed", [
@@ -191,9 +202,56 @@ def residual_noise(denoiser, x_T, times, cond=None):
         yield samplers.State(state.step, state.t, x_t, state.x0_hat)
 
 
+def residual_noise_denied(denoiser, x_T, times, cond=None, **options):
+    """Leaves noise at the end, and calls the result x0_hat."""
+    for state in samplers.ddpm(denoiser, x_T, times, cond, **options):
+        x_t = state.x_t + (0.3 if state.t == -1 else 0)
+        yield samplers.State(state.step, state.t, x_t, x_t if state.t == -1 else state.x0_hat)
+
+
+def x0_hat_of_its_own(denoiser, x_T, times, cond=None):
+    for state in samplers.heun(denoiser, x_T, times, cond):
+        yield samplers.State(state.step, state.t, state.x_t, state.x0_hat if state.t == -1 else 0.9 * state.x0_hat)
+
+
 def one_time_late(denoiser, x_T, times, cond=None):
     for state in samplers.dpm_solver_pp_2m(denoiser, x_T, times, cond):
         yield samplers.State(state.step, max(state.t - 1, -1), state.x_t, state.x0_hat)
+
+
+def asks_one_time_late(denoiser, x_T, times, cond=None, **options):
+    """Names the right times, and tells the network others."""
+    def network(x_t, t, cond):
+        return denoiser(x_t, np.maximum(t - 1, 0), cond)
+    return samplers.ddim(NetworkDenoiser(denoiser.schedule, "x0", network), x_T, times, cond, **options)
+
+
+def ddpm_with(power):
+    """ddpm whose noise is multiplied by `power` of the variance in place of its root."""
+    def wrong(denoiser, x_T, times, cond=None, *, streams, variance=samplers.beta_tilde):
+        return samplers.ddpm(denoiser, x_T, times, cond, streams=streams,
+                             variance=lambda schedule, t, s: power(variance(schedule, t, s)) ** 2)
+    return wrong
+
+
+def two_m(D_of):
+    """DPM-Solver++(2M) with another D, of (x0_hat, x0_before, h, h_before)."""
+    def wrong(denoiser, x_T, times, cond=None):
+        schedule, x_t, before, h_before = denoiser.schedule, x_T, None, None
+        for step, t, s in samplers._steps(schedule, times):
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = (samplers._alpha_sigma(schedule, u) for u in (t, s))
+            e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
+            h = -math.log(e_h) if e_h > 0 else math.inf
+            x0_hat = samplers._denoise(denoiser, x_t, t, cond)
+            D = x0_hat if step == 1 or s == -1 else D_of(x0_hat, before, h, h_before)
+            x_t = sigma_s / sigma_t * x_t - alpha_s * (e_h - 1) * D
+            before, h_before = x0_hat, h
+            yield samplers.State(step, s, x_t, x0_hat)
+    return wrong
+
+
+def right_D(x0_hat, before, h, h_before):
+    return x0_hat + h / (2 * h_before) * (x0_hat - before)
 
 
 def with_factor(module, name, factor):
@@ -234,8 +292,6 @@ PLANTED = {
     "a bound without its half": ("18 bound weights", losses, "bound_weight", with_factor(losses, "bound_weight", 2)),
     "a KL the wrong way round": ("19 tight bound", gaussian, "kl_gaussian",
                                  lambda m1, v1, m2, v2, original=gaussian.kl_gaussian: original(m2, v2, m1, v1)),
-    "DDIM's direction with sigma_s": ("23 DDIM marginals", samplers, "ddim", ddim_without_root),
-    "ddim one denoiser call short": ("25 exact flow", samplers, "heun", euler),
 }
 
 
@@ -248,15 +304,83 @@ def test_a_planted_bug_breaks_its_law(law, module, name, bug, monkeypatch):
     assert law in broken(report), verify.table(report)
 
 
-@pytest.mark.parametrize("law, name, bug", [
-    ("24 one step", "ddim", lambda d, x, ts, cond=None: samplers.heun(d, x, ts, cond)),
-    ("24 one step", "dpm++2m", euler),
-    ("26 the end", "dpm++2m", residual_noise),
-    ("26 the end", "dpm++2m", one_time_late),
-])
-def test_a_planted_sampler_breaks_its_law(law, name, bug, monkeypatch):
+# What the report must say of a sampler, in the words of the row.
+NOISE_OF_DDPM = "power of the noise, beta~ on x_0 = 0.7", "variance of x_s, beta on N(0, 1)"
+STEP_2 = ("step 2 of dpm++2m, x0_hat linear in lambda",)
+LEFT, ASTRAY = ("noise left: |x - x0_hat| at the end",), ("samplers that leave their list of times",)
+PLANTED_SAMPLERS = {
+    "DDIM's direction with sigma_s": ("23 DDIM marginals", ("variance of x_s, eta = 0, 0.5, 1",), "ddim",
+                                      ddim_without_root),
+    "ddpm without noise": ("23 ddpm marginals", NOISE_OF_DDPM, "ddpm", ddpm_with(lambda v: 0.0)),
+    "ddpm with the variance for its root": ("23 ddpm marginals", NOISE_OF_DDPM, "ddpm", ddpm_with(lambda v: v)),
+    "ddpm that draws beta for beta~": (
+        "23 ddpm marginals", NOISE_OF_DDPM[:1], "ddpm",
+        lambda d, x, ts, cond=None, *, streams, variance=None: samplers.ddpm(d, x, ts, cond, streams=streams,
+                                                                            variance=samplers.beta)),
+    "ddim for ddpm": ("23 ddpm marginals", NOISE_OF_DDPM[:1], "ddpm",
+                      lambda d, x, ts, cond=None, *, streams, variance=None: samplers.ddim(d, x, ts, cond)),
+    "Heun for ddim": ("24 one step", ("factor of one step of ddim",), "ddim",
+                      lambda d, x, ts, cond=None, **options: samplers.heun(d, x, ts, cond)),
+    "Euler for 2M": ("24 one step", ("factor of one step of dpm++2m",), "dpm++2m", euler),
+    "Heun one denoiser call short": ("25 second order", ("factor of one step of heun",), "heun", euler),
+    "Heun that is off in the ninth digit": (
+        "25 second order", ("factor of one step of heun",), "heun",
+        lambda d, x, ts, cond=None: (samplers.State(u.step, u.t, u.x_t * (1 + 1e-9 * (u.t >= 0)), u.x0_hat)
+                                     for u in samplers.heun(d, x, ts, cond))),
+    "2M with r upside down": ("25 second order", STEP_2, "dpm++2m",
+                              two_m(lambda x, before, h, h_before: right_D(x, before, h_before, h))),
+    "2M of first order": ("25 second order", STEP_2, "dpm++2m", two_m(lambda x, before, h, h_before: x)),
+    "2M that extrapolates to the end of the stride": (
+        "25 second order", STEP_2, "dpm++2m",
+        two_m(lambda x, before, h, h_before: right_D(x, before, 2 * h, h_before))),
+    "noise at the end": ("26 the end", LEFT, "dpm++2m", residual_noise),
+    "noise at the end, called x0_hat": ("26 the end", LEFT, "ddpm", residual_noise_denied),
+    "an x0_hat that nobody said": ("26 the end", ("samplers that show an x0_hat of their own",), "heun",
+                                   x0_hat_of_its_own),
+    "states that name other times": ("26 the end", ASTRAY, "dpm++2m", one_time_late),
+    "a network that is told other times": ("26 the end", ASTRAY, "ddim", asks_one_time_late),
+}
+
+
+@pytest.mark.parametrize("law, words, name, bug", PLANTED_SAMPLERS.values(), ids=PLANTED_SAMPLERS.keys())
+def test_a_planted_sampler_breaks_its_law(law, words, name, bug, monkeypatch):
     monkeypatch.setitem(samplers.SAMPLERS, name, bug)
-    assert law in broken(verify.report(schedules.cosine(60)))
+    report = verify.report(schedules.cosine(60))
+    found = {row.computed for row in report if row.law == law and row.verdict == verify.BROKEN}
+    assert set(words) <= found and "could not be computed" not in verify.table(report), verify.table(report)
+
+
+def test_the_copy_of_2m_that_bugs_are_planted_in_is_right(monkeypatch):
+    monkeypatch.setitem(samplers.SAMPLERS, "dpm++2m", two_m(right_D))
+    assert broken(verify.report(schedules.cosine(60))) == set()
+
+
+def test_a_table_is_held_to_the_betas_that_it_was_made_from(here, monkeypatch, capsys):
+    """Betas read back off a wrong table multiply to it, and every other law is kept."""
+    right, betas = own.from_betas, np.linspace(1e-3, 0.3, 60)
+    np.save("b.npy", betas)
+    (here / "own_betas.py").write_text("import numpy as np\ndef f(): return np.linspace(1e-3, 0.3, 60)\n")
+    for arguments in (["--betas", "b.npy"], ["--python", "own_betas:f"]):
+        assert call(*arguments) == 0
+        assert "1 given betas" in capsys.readouterr().out
+    monkeypatch.setattr(own, "from_betas", lambda *a, **k: Schedule(right(*a, **k).alpha_bar**2))
+    for arguments in (["--betas", "b.npy"], ["--python", "own_betas:f"]):
+        assert call(*arguments) == 1
+        printed = capsys.readouterr().out
+        assert "BROKEN  1 given betas: alpha_bar, product of 1 - beta as given" in printed and "1 broken" in printed
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(1e-8, 1 - 1e-6), min_size=1, max_size=30), st.booleans())
+def test_any_betas_give_the_table_of_their_product(betas, to_the_end):
+    all_betas = [*betas, 1.0] if to_the_end else betas
+    schedule = schedules.from_betas(all_betas, allow_signal=True)
+    assert broken(verify.report(schedule, betas=all_betas)) <= {NOISE}
+    # the last that is not 0, however small, is off by 1e-9 of itself
+    wrong = schedule.alpha_bar * (1 - 1e-9 * (np.arange(schedule.T) == len(betas) - 1))
+    assert "1 given betas" in broken(verify.report(Schedule(wrong), betas=all_betas))
+    with pytest.raises(ValueError, match=rf"betas must be \({schedule.T},\) numbers"):
+        verify.report(schedule, betas=[*all_betas, 0.5])
 
 
 def test_eps_accepted_at_snr_0_breaks_law_5(monkeypatch):
@@ -279,6 +403,20 @@ def test_a_law_that_raises_is_broken_and_hides_no_other(monkeypatch):
     report = verify.report(schedules.cosine(20))
     assert broken(report) == {"18 bound weights"}
     assert "ZeroDivisionError: float division by zero" in verify.table(report)
+
+
+def test_a_law_that_raises_keeps_the_rows_that_it_had(monkeypatch):
+    monkeypatch.setitem(samplers.SAMPLERS, "dpm++2m", None)
+    rows_of = [row for row in verify.report(schedules.cosine(20)) if row.law == "24 one step"]
+    assert [row.verdict for row in rows_of] == ["kept", "BROKEN"]              # ddim's row, and what became of 2M's
+
+
+def test_docstrings_are_no_data(monkeypatch):
+    """`python -OO` has none."""
+    for law in verify.LAWS:
+        monkeypatch.setattr(law.rows, "__doc__", None)
+    monkeypatch.setattr(losses, "bound_weight", None)
+    assert broken(verify.report(schedules.cosine(20))) == {"18 bound weights"}
 
 
 # ---- statistics --------------------------------------------------------------------------------------------
@@ -381,13 +519,15 @@ def test_betas_from_every_kind_of_file_are_the_same(here, capsys):
                       ("lines.csv", "60 numbers, one a line, after the header 'beta'"),
                       ("row.csv", "60 numbers, in one line"), ("bom.txt", "60 numbers, one a line"),
                       ("list.json", "a list of 60 numbers"), ("object.json", 'the list "betas" of 60 numbers')]:
-        schedule, said = own.from_file(here / name, "betas")
+        schedule, said, betas = own.from_file(here / name, "betas")
         np.testing.assert_array_equal(schedule.alpha_bar, expected)
+        np.testing.assert_array_equal(betas, BETAS)
         assert said.endswith(how)
     assert call("--betas", "lines.csv") == 0
     assert "one a line, after the header" in capsys.readouterr().out
     np.save("a.npy", expected.astype(np.float32))
     assert call("--alpha-bar", "a.npy") == 0
+    assert own.from_file("a.npy", "alpha_bar").betas is None
 
 
 def test_a_function_may_return_betas_or_a_schedule(here, capsys):
@@ -416,6 +556,22 @@ def test_falling_betas_are_noted_and_no_failure(here, capsys):
     assert call("--betas", "b.json") == 0
     assert "note: betas fall at t = 1, from 0.5 to 0.4, and at 1 more times" in capsys.readouterr().out
     assert own.notes(schedules.linear()) == [] and own.notes(schedules.flow_matching()) == []
+
+
+def test_modules_are_loaded_from_the_current_folder_first_and_the_path_is_left_alone(here, monkeypatch):
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
+    before = list(sys.path)
+    for folder, said in ((elsewhere, "there"), (here, "here")):
+        (folder / "own_twice.py").write_text(f"where = {said!r}\n")
+    (here / "own_package").mkdir()
+    (here / "own_package" / "inner.py").write_text("value = 5\n")
+    (here / "own_tidy.py").write_text("import os, sys\nsys.path.remove(os.getcwd())\nvalue = 6\n")
+    assert load_named("own_twice:where", "--x") == "here"
+    assert load_named("own_package.inner:value", "--x") == 5 and load_named("own_tidy:value", "--x") == 6
+    assert load_named("numpy.random:default_rng", "--x") is np.random.default_rng
+    assert sys.path == before
 
 
 class Evil:
@@ -470,6 +626,9 @@ def write_files(folder):
         "def empty(): return []\ndef nan(): return [0.1, float('nan')]\ndef one(x): return x\n")
     (folder / "own_syntax.py").write_text("def f(:\n")
     (folder / "own_raising.py").write_text("1 / 0\n")
+    (folder / "own_importing.py").write_text("import own_nowhere\n")
+    (folder / "own_leaving.py").write_text("raise SystemExit(3)\n")
+    (folder / "own_lazy.py").write_text("def __getattr__(name): raise RuntimeError('not now')\n")
 
 
 BAD = {
@@ -519,11 +678,15 @@ BAD = {
     "too many numbers": (["--betas", "long.csv"], "100,001 numbers, and at most 100,000"),
     "too large a file": (["--betas", "large.csv"], "larger than 8 MB"),
     "an alpha_bar that rises": (["--alpha-bar", "rising.csv"], "got alpha_bar[1] = 0.5 and alpha_bar[2] = 0.6"),
-    "no function": (["--python", "own_bad"], "MODULE:FUNCTION"),
-    "an odd name": (["--python", "own_bad:f()"], "MODULE:FUNCTION"),
-    "no such module": (["--python", "own_nowhere:f"], "cannot be imported: ModuleNotFoundError"),
-    "no such function": (["--python", "own_bad:f"], "module own_bad has no function f"),
-    "no function but a number": (["--python", "own_bad:number"], "own_bad:number is a int"),
+    "no function": (["--python", "own_bad"], "--python takes MODULE:NAME"),
+    "an odd name": (["--python", "own_bad:f()"], "--python takes MODULE:NAME"),
+    "no such module": (["--python", "own_nowhere:f"], "own_nowhere is not installed, and there is no own_nowhere.py"),
+    "no such part of a module": (["--python", "numpy.nothing:f"], "cannot be imported: ModuleNotFoundError"),
+    "a module that imports one that is not there": (["--python", "own_importing:f"], "No module named 'own_nowhere'"),
+    "a module that exits": (["--python", "own_leaving:f"], "module own_leaving cannot be imported: SystemExit: 3"),
+    "a name that fails when it is asked for": (["--python", "own_lazy:f"], "own_lazy cannot be imported: RuntimeError"),
+    "no such function": (["--python", "own_bad:f"], "module own_bad has no f"),
+    "no function but a number": (["--python", "own_bad:number"], "own_bad:number is of the type int"),
     "a syntax error": (["--python", "own_syntax:f"], "cannot be imported: SyntaxError"),
     "a module that raises": (["--python", "own_raising:f"], "cannot be imported: ZeroDivisionError: division by zero"),
     "a function that raises": (["--python", "own_bad:raises"], "own_bad:raises() raised RuntimeError: no luck"),

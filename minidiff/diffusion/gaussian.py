@@ -8,7 +8,7 @@
         c_t           = alpha_ts sigma_s^2 / sigma_t^2
         c_0           = alpha_s sigma2_ts / sigma_t^2
 
-    eps               = (x_t - alpha_t x_0) / sigma_t        the noise that was added        DDPM eq. 9
+    eps               = (x_t - alpha_t x_0) / sigma_t        the noise that was added        DDPM section 3.2
     v                 = alpha_t eps - sigma_t x_0            the velocity                    arXiv 2202.00512
     score             = -eps / sigma_t                       grad log q(x_t | x_0)
 

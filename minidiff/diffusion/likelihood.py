@@ -7,7 +7,9 @@ The bound, term by term (`variational_bound`). The reverse chain p is a Gaussian
         L_{t-1} = KL( q(x_{t-1} | x_t, x_0) || N(mu~(x_t, x0_hat), variance_t I) )
         -log p(x_0 | x_{t=0})    the decoder's part                                                    DDPM eq. 13
 
-It is tight for Gaussian data, where the reverse chain is Gaussian, with variance_t = beta~_t + c_0^2 Var[x_0 | x_t].
+It is tight for Gaussian data of independent pixels, where the reverse chain is Gaussian, with variance_t =
+beta~_t + c_0^2 Var[x_0 | x_t]. Pixels that are correlated are so in q(x_{t-1} | x_t) as well; p's are not, and a gap
+stays (or take the pixels in the eigenbasis of their covariance, where the noise is no other).
 The flow (`log_prob`), in the angle phi of alpha = cos phi, sigma = sin phi, carries its density along:
 
     dx/dphi     = v = (alpha x - x0_hat) / sigma                                                       samplers.heun
@@ -41,7 +43,7 @@ from scipy import special
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import kl_gaussian, prior_kl, q_posterior_mean_variance, q_sample, v_from_x0
 from minidiff.diffusion.losses import bound_weight
-from minidiff.diffusion.samplers import beta_tilde
+from minidiff.diffusion.samplers import beta_tilde, checked_times
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import Streams, to_numpy, xp_of
 
@@ -88,7 +90,10 @@ class DiscretisedGaussian:
 
 @dataclass(frozen=True)
 class GaussianDensity:
-    """log N(x_0; x0_hat, variance), for data that are no 8-bit values. variance: a number, or one for each pixel."""
+    """log N(x_0; x0_hat, variance), for data that are no 8-bit values.
+
+    variance: a number, or one for each pixel, an array of a sample's shape x_0.shape[1:]; ValueError where it is not.
+    """
 
     variance: Any
 
@@ -96,6 +101,9 @@ class GaussianDensity:
         _check_positive("variance", self.variance)
 
     def __call__(self, x_0, x0_hat) -> np.ndarray:
+        if np.shape(self.variance) not in ((), x_0.shape[1:]):
+            raise ValueError(f"variance must be one number, or one for each pixel of a sample {x_0.shape[1:]}, got an "
+                             f"array {np.shape(self.variance)}")
         d = to_numpy(x_0).astype(np.float64) - to_numpy(x0_hat)
         return -0.5 * (d * d / self.variance + np.log(2 * np.pi * self.variance))
 
@@ -296,11 +304,8 @@ def _levels(x_0) -> np.ndarray:
 
 
 def _upward(schedule: Schedule, times: Sequence[int]) -> list[int]:
-    up = [int(t) for t in times][::-1]
-    if not up or up[0] < 0 or up[-1] != schedule.T - 1 or any(s >= t for s, t in pairwise(up)):
-        raise ValueError(f"times must be integers that fall strictly from {schedule.T - 1}, where all is noise, to 0 "
-                         f"or more, got {list(times)}")
-    return up
+    last = schedule.T - 1
+    return checked_times(times, range(last, last + 1), f"from {last}, where all is noise, to 0 or more")[::-1]
 
 
 def _vjp(denoiser: Denoiser):

@@ -235,11 +235,21 @@ def times(schedule: Schedule, steps: int, spacing: str = "trailing"):
 
 # ---- what the samplers share -------------------------------------------------------------------------------
 
+def checked_times(times: Sequence[int], first: range, where: str) -> list[int]:
+    """The times as Python integers, if they fall strictly from one of `first`, and none is below 0.
+
+    ValueError otherwise, which says `where` they must fall. 9.0 is no integer here, and neither is True.
+    """
+    times = [t.item() if np.ndim(t) == 0 and hasattr(t, "item") else t for t in times]
+    if (not times or any(type(t) is not int for t in times) or times[0] not in first or times[-1] < 0
+            or any(t <= s for t, s in pairwise(times))):
+        raise ValueError(f"times must be integers that fall strictly {where}, got {times}")
+    return times
+
+
 def _steps(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(step, t, s) for step = 1 ... N: s is the next entry of this list, whatever its strides; at last -1."""
-    times = [int(t) for t in times]
-    if not times or times[0] >= schedule.T or times[-1] < 0 or any(t <= s for t, s in pairwise(times)):
-        raise ValueError(f"times must be integers that fall strictly within {schedule.T - 1}..0, got {times}")
+    times = checked_times(times, range(schedule.T), f"within {schedule.T - 1}..0")
     for step, (t, s) in enumerate(pairwise([*times, -1]), start=1):
         yield step, t, s
 

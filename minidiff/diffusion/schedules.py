@@ -302,4 +302,4 @@ def _checked_times(t: int | np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def _brief(a: np.ndarray) -> str:
-    return np.array2string(a, threshold=8, edgeitems=3)
+    return np.array2string(a, threshold=8)

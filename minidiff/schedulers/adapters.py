@@ -12,9 +12,7 @@ parity tests, which use it.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,6 +23,7 @@ from minidiff.diffusion import samplers, schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.schedules import Schedule
 from minidiff.errors import UserError
+from minidiff.loading import brief, load_named
 from minidiff.schedulers.protocol import Scheduler, check
 
 # Of diffusers' schedulers those whose list, table and levels stand where the adapter looks for them.
@@ -35,7 +34,8 @@ KNOWN = ("DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscre
 def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
     """The scheduler of a name such as "diffusers:DDIMScheduler", made with this configuration.
 
-    UserError where the library, the class or the configuration is not there, or the result breaks the protocol.
+    UserError where the library, the class or the configuration is not there, raises anything at all, or makes what
+    breaks the protocol.
     """
     library, _, part = name.partition(":")
     config = dict(config or {})
@@ -45,7 +45,7 @@ def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
         return _made(name, ours, {"name": part, **config})
     if library == "diffusers":
         return _diffusers(part, config)
-    made = _made(name, _attribute(_module(library), part, name), config)
+    made = _made(name, load_named(name, "--scheduler"), config)
     check(made)
     return made
 
@@ -53,7 +53,7 @@ def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
 def _diffusers(part: str, config: dict[str, Any]) -> Diffusers:
     if part not in KNOWN:
         raise UserError(f"diffusers:{part} is not one of the schedulers that can be read here: {', '.join(KNOWN)}")
-    cls = _attribute(_module("diffusers"), part, f"diffusers:{part}")
+    cls = load_named(f"diffusers:{part}", "--scheduler")
     eta = config.pop("eta", 0.0)
     unknown = config.keys() - inspect.signature(cls.__init__).parameters.keys()
     if unknown:
@@ -61,35 +61,13 @@ def _diffusers(part: str, config: dict[str, Any]) -> Diffusers:
     return _made(f"diffusers:{part}", Diffusers, {"make": lambda: cls(**config), "eta": eta})
 
 
-def _module(library: str):
-    """An installed module, or one in the folder where the command was given."""
-    here = os.getcwd()
-    path, sys.path[:] = list(sys.path), [*sys.path, here]
-    try:
-        return importlib.import_module(library)
-    except ModuleNotFoundError as error:
-        if error.name != library.split(".")[0]:
-            raise
-        raise UserError(f"{library} is not installed, and there is no {library.split('.')[0]}.py here: "
-                        f"try pip install {'diffusers torch' if library == 'diffusers' else library.split('.')[0]}"
-                        ) from None
-    finally:
-        sys.path[:] = path
-
-
-def _attribute(module, part: str, name: str):
-    if not hasattr(module, part):
-        raise UserError(f"there is no {name}: {module.__name__} has no {part}")
-    return getattr(module, part)
-
-
 def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]):
     try:
         return factory(**config)
     except UserError:
         raise
-    except (TypeError, ValueError, NotImplementedError, ImportError) as error:
-        raise UserError(f"{name} refuses its configuration: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name} refuses its configuration: {brief(error)}") from error
 
 
 # ---- diffusers ---------------------------------------------------------------------------------------------
@@ -115,6 +93,8 @@ class Diffusers:
         self.evaluations = self.inner.order                 # 2 for Heun's method
         # a multistep solver of order 3 starts with a step of order 1, which leaves order 2 to the whole run
         self.order = min(2, config.get("solver_order", self.inner.order))
+        self.extrapolates = (config.get("solver_order"), config.get("algorithm_type"),
+                             config.get("solver_type")) == (2, "dpmsolver++", "midpoint")
         self.rounding = 2.0**-24                            # of float32, in which its tables are
 
     def set_steps(self, n: int) -> None:
@@ -135,15 +115,21 @@ class Diffusers:
         return _array(self.inner.add_noise(self._tensor(x_0), self._tensor(eps), times))
 
     def scale_input(self, x_t, t):
-        return _array(self.inner.scale_model_input(self._tensor(x_t), self.inner.timesteps[self.count]))
+        return _array(self.inner.scale_model_input(self._tensor(x_t), self._time(t)))
 
     def step(self, prediction, t, x_t, z):
-        time = self.inner.timesteps[self.count]             # t, as the tensor that it came from
+        time = self._time(t)
         options = {"eta": self.eta} if self.eta else {}
         with self._drawing(z):
             x_s, *_ = self.inner.step(self._tensor(prediction), time, self._tensor(x_t), return_dict=False, **options)
         self.count += 1
         return _array(x_s)
+
+    def _time(self, t):
+        """t, as the tensor that it came from. A run may begin anywhere in its list, where a time may stand twice."""
+        if self.timesteps[self.count] != t:
+            self.count = int(np.flatnonzero(self.timesteps == t)[0])
+        return self.inner.timesteps[self.count]
 
     def _renew(self) -> None:
         self.inner, self.count = self.make(), 0
@@ -181,12 +167,13 @@ class Replayed:
 
     run(network, x_T, times, draw) -> x_0: network(x_t, t) gives a prediction, draw() the next noise.
     list_of(n): the times of a run of n steps. In those of training, 0 .. T-1, x_t is alpha x_0 + sigma eps.
+    order, evaluations, extrapolates: as the protocol says.
     """
 
     def __init__(self, run: Callable[..., Any], alpha_bar, predicts: str, list_of: Callable[[int], Any],
-                 order: int = 1, evaluations: int = 1):
+                 order: int = 1, evaluations: int = 1, extrapolates: bool = False):
         self.run, self.alpha_bar, self.predicts, self.list_of = run, alpha_bar, predicts, list_of
-        self.order, self.evaluations = order, evaluations
+        self.order, self.evaluations, self.extrapolates = order, evaluations, extrapolates
         self.timesteps = np.arange(len(alpha_bar))[::-1]
 
     def set_steps(self, n: int) -> None:
@@ -200,7 +187,8 @@ class Replayed:
 
     def step(self, prediction, t, x_t, z):
         if not self.answers:
-            self.x_T = x_t
+            # a run may begin anywhere in its list
+            self.x_T, self.times = x_t, self.times[self.times <= t]
         self.answers.append(prediction)
         self.draws.append(z)
         asked = 0
@@ -250,10 +238,13 @@ def ours(name: str = "ddim", schedule: str | Schedule = "linear", T: int = 1000,
         raise UserError(f"eta is an option of ddim, not of {name}")
 
     def run(network, x_T, times, draw):
-        denoiser = NetworkDenoiser(schedule, predicts, lambda x_t, t, cond: network(x_t, t))
+        # a schedule whose end has no signal is refused to eps, and so it ends where the run begins
+        known = Schedule(schedule.alpha_bar[:times[0] + 1], schedule.name)
+        denoiser = NetworkDenoiser(known, predicts, lambda x_t, t, cond: network(x_t, t))
         options = {"ddpm": {"streams": Draws(len(x_T), draw)},
                    "ddim": {"streams": Draws(len(x_T), draw), "eta": eta}}.get(name, {})
         return samplers.sample(sampler(denoiser, x_T, times, **options))
 
     return Replayed(run, schedule.alpha_bar, predicts, lambda n: samplers.times(schedule, n, spacing),
-                    order=2 if name in ("heun", "dpm++2m") else 1, evaluations=2 if name == "heun" else 1)
+                    order=2 if name in ("heun", "dpm++2m") else 1, evaluations=2 if name == "heun" else 1,
+                    extrapolates=name == "dpm++2m")

@@ -22,6 +22,8 @@ class Scheduler(Protocol):
         scale_input(x_t, t)   what the network is shown                                  by default x_t itself
         levels                (n, 2), alpha and sigma of what is shown at `timesteps`    those of alpha_bar
         order                 of convergence, that it claims                             1
+        extrapolates          whether each step takes x0_hat in the middle of its stride of log(alpha / sigma),
+                              extrapolated from this and the last answer, as DPM-Solver++(2M) does          False
         evaluations           of the network a step: as often stands a time in the list, but the first      1
         rounding              of its arithmetic                                          float64's
     """
@@ -37,7 +39,10 @@ class Scheduler(Protocol):
         """x_t ~ q(x_t | x_0), (B, ...), at times t (B,): any of training before a run, those of its list in one."""
 
     def step(self, prediction, t, x_t, z):
-        """The sample at the list's next time, from the network's answer at t; z is the noise, if it draws any."""
+        """The sample at the list's next time, from the network's answer at t; z is the noise, if it draws any.
+
+        A run may begin at any time of its list. To refuse eps at SNR 0 is to raise ValueError.
+        """
 
 
 NEEDED = {

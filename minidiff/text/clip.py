@@ -1,7 +1,7 @@
 """CLIP: pictures and captions in one space, where a pair's cosine says how well they match.
 
-    logits_ij = e^tau  I_i . T_j / (|I_i| |T_j|)            tau = log_temperature, learned; e^tau is 1/temperature
-    L         = (CE(logits, rows) + CE(logits^T, rows)) / 2    Radford et al. 2021, arXiv 2103.00020, fig. 3
+    logits = exp(log_scale) I T^t                           log_scale = -log temperature, learned; rows of length 1
+    L      = (CE(logits, rows) + CE(logits^T, rows)) / 2    Radford et al. 2021, arXiv 2103.00020, fig. 3
 
 Picture i's own caption is T_i, so that the right class of row i is i, and of column j is j: two classifications
 among the N of the batch. What the loss estimates is the pointwise mutual information log p(I, T) / p(I) p(T): the
@@ -14,21 +14,23 @@ from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
 
 
-def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_temperature: Tensor) -> Tensor:
+def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tensor) -> Tensor:
     """The symmetric InfoNCE loss in nats, () of the embeddings' dtype: log N where nothing is known, 0 at best.
 
     image_embeddings, text_embeddings (N, D): row i of the one belongs to row i of the other; any lengths but 0.
-    log_temperature (): tau. The paper begins at tau = log(1/.07) and keeps e^tau at most 100, which is the caller's.
-    Raises ValueError where shapes do not fit, or an embedding is 0 and has no direction.
+    log_scale (): minus the log of the temperature. The paper begins at log(1/.07), and keeps the scale at most 100,
+    which is the caller's. Raises ValueError where shapes do not fit, or an embedding has no direction: it is 0, or not
+    finite.
     """
-    if image_embeddings.ndim != 2 or image_embeddings.shape != text_embeddings.shape:
-        raise ValueError("clip_loss takes image_embeddings and text_embeddings (N, D), row for row, "
+    if image_embeddings.ndim != 2 or image_embeddings.shape != text_embeddings.shape or 0 in image_embeddings.shape:
+        raise ValueError("clip_loss takes image_embeddings and text_embeddings (N, D), row for row and not empty, "
                          f"not {image_embeddings.shape} and {text_embeddings.shape}")
-    if log_temperature.shape != ():
-        raise ValueError(f"log_temperature must be one number, of shape (), not {log_temperature.shape}")
+    if log_scale.shape != () or not xp_of(log_scale.data).isfinite(log_scale.data):
+        got = log_scale.item() if log_scale.shape == () else f"shape {log_scale.shape}"
+        raise ValueError(f"log_scale must be one finite number, of shape (), not {got}")
     image, text = _unit("image_embeddings", image_embeddings), _unit("text_embeddings", text_embeddings)    # (N, D)
-    # logits_ij = e^tau I_i . T_j
-    logits = ops.exp(log_temperature) * (image @ text.transpose(1, 0))                # (N, N)
+    # logits = exp(log_scale) I T^t
+    logits = ops.exp(log_scale) * (image @ text.transpose(1, 0))                # (N, N)
     rows = xp_of(logits.data).arange(len(logits.data))
     # L = (CE(logits, rows) + CE(logits^T, rows)) / 2
     return (ops.cross_entropy(logits, rows) + ops.cross_entropy(logits.transpose(1, 0), rows)) / 2
@@ -38,7 +40,8 @@ def _unit(name: str, x: Tensor) -> Tensor:
     """Rows of length 1, of the same direction: (N, D)."""
     xp = xp_of(x.data)
     largest = xp.abs(x.data).max(axis=1, keepdims=True)                               # (N, 1)
-    if not (largest > 0).all():
-        raise ValueError(f"{name} must have a direction, and row {int(largest.argmin())} is 0 or not a number")
+    lawful = (largest > 0) & xp.isfinite(largest)
+    if not lawful.all():
+        raise ValueError(f"{name} must have a direction, and row {int(lawful.argmin())} is 0 or not finite")
     x = x / largest                                         # a constant: the length drops out, and x^2 stays finite
     return x / ops.sqrt((x * x).sum(axis=1, keepdims=True))

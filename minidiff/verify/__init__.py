@@ -23,30 +23,32 @@ says how large that is. Read in this order:
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule
-from minidiff.verify.forward import FORWARD
+from minidiff.verify.forward import FORWARD, given_betas
 from minidiff.verify.reverse import REVERSE
-from minidiff.verify.rows import BROKEN, KEPT, SKIPPED, Row, as_dict, skipped, table
+from minidiff.verify.rows import BROKEN, KEPT, SKIPPED, Row, as_dict, as_dicts, computed, skipped, table
 from minidiff.verify.sampling import SAMPLING
 
-__all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "report", "skipped", "table"]
+__all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "as_dicts", "report", "skipped", "table"]
 
-LAWS = (*FORWARD, *REVERSE, *SAMPLING)                      # each: (schedule, rng) -> rows
+LAWS = (*FORWARD, *REVERSE, *SAMPLING)                      # the rows of each: (schedule, rng) -> rows
+RAISED = "the law could not be computed"
 
 
-def report(schedule: Schedule, *, seed: int = 0) -> list[Row]:
+def report(schedule: Schedule, *, betas=None, seed: int = 0) -> list[Row]:
     """One row for each equation that a schedule must satisfy; `table` prints them.
 
+    betas: (T,), what the schedule was made from, where it was made from betas; its table is then held to them.
+    ValueError where they are not T numbers.
     A row passes, fails, or says why it does not apply. The drawn numbers come from `seed`; with any seed, a
     schedule that keeps every law is called broken by chance at most once in a million reports.
     """
     rows: list[Row] = []
+    if betas is not None:
+        if np.shape(betas) != (schedule.T,):
+            raise ValueError(f"betas must be ({schedule.T},) numbers, as many as the schedule has times, "
+                             f"got shape {np.shape(betas)}")
+        rows += computed("1 given betas", RAISED, given_betas(schedule, betas))
     for i, law in enumerate(LAWS):
         rng = np.random.default_rng([seed, i])              # a law's numbers do not depend on the other laws
-        # a wrong formula may divide by zero: the NaN that follows fails its row
-        with np.errstate(all="ignore"):
-            try:
-                rows += [row.drawn_from(seed) for row in law(schedule, rng)]
-            except Exception as error:                      # nor may one wrong formula hide what the others do
-                rows.append(Row(law.__doc__.split(":")[0], "the law could not be computed", np.nan, np.nan, np.inf,
-                                0.0, where=f"{type(error).__name__}: {error}"))
-    return rows
+        rows += computed(law.name, RAISED, law.rows(schedule, rng))
+    return [row.drawn_from(seed) for row in rows]

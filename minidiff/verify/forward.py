@@ -1,6 +1,7 @@
 """The forward chain: x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z, one step after another.
 
     1  T single steps are one jump            q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)    DDPM eq. 4
+       the table is that of the given betas   alpha_bar_t = prod_{i <= t} (1 - beta_i)                        DDPM eq. 4
     2  any two times compose                  x_t = alpha_ts x_s + sqrt(sigma2_ts) z                          VDM app. A
     3  the SNR falls, every table is finite   SNR_t = alpha_bar_t / (1 - alpha_bar_t)                         VDM eq. 2
     4  the end is noise                       KL(q(x_T | x_0) || N(0, I)) is small                            DDPM eq. 5
@@ -15,7 +16,7 @@ import numpy as np
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.schedules import MOST_SIGNAL_AT_THE_END, Schedule
-from minidiff.verify.rows import ATOMS, EPS, Row, compare, count, skipped
+from minidiff.verify.rows import ATOMS, EPS, Law, Row, compare, count, skipped
 
 # 8 means at 2.1e-8 each and 8 variances at 5.6e-8 cry wolf in 6e-7 of all runs
 MEAN_SIGMAS = 5.6                                           # P(|z| > 5.6) = 2.1e-8
@@ -63,6 +64,18 @@ def chains(T: int) -> int:
 
 
 # ---- the laws ----------------------------------------------------------------------------------------------
+
+
+def given_betas(schedule: Schedule, betas) -> Iterator[Row]:
+    """1 given betas: the table against the product of the numbers that it was made from. betas: (T,)
+
+    `schedule.betas` would not do: read back off alpha_bar, they multiply to any alpha_bar at all.
+    """
+    signal, _ = single_steps(np.asarray(betas, np.float64))
+    # each of the products rounds once, and 1 - beta is the same number on both sides
+    tolerance = 4 * EPS * (np.arange(schedule.T) + 2) * signal + np.finfo(np.float64).tiny
+    yield compare("1 given betas", "alpha_bar, product of 1 - beta as given", signal, schedule.alpha_bar, tolerance,
+                  "alpha_bar_t = prod_{i <= t} (1 - beta_i)", "t = {}".format)
 
 
 def composition(schedule: Schedule, rng) -> Iterator[Row]:
@@ -179,7 +192,8 @@ def zero_snr(schedule: Schedule, rng) -> Iterator[Row]:
                   "x_0 = alpha x_t - sigma v", f"t = {t}", random=True)
 
 
-FORWARD = (composition, simulation, two_times, snr_falls, ends_in_noise, zero_snr)
+FORWARD = (Law("1 composition", composition), Law("1 simulation", simulation), Law("2 any two times", two_times),
+           Law("3 SNR falls", snr_falls), Law("4 prior KL", ends_in_noise), Law("5 zero terminal SNR", zero_snr))
 
 
 # ---- what the laws share -----------------------------------------------------------------------------------

@@ -8,63 +8,59 @@ What cannot be a schedule is refused in one sentence (UserError) that names the 
 where it keeps signal to its end: that is for `report` to say.
 """
 
-import importlib
 import io
 import json
 import os
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule, from_betas
 from minidiff.errors import UserError
+from minidiff.loading import brief, load_named
 
 LARGEST_FILE = 8 << 20                                      # bytes
 MOST_TIMES = 100_000
 
 
-def from_file(path: str | os.PathLike, key: str) -> tuple[Schedule, str]:
-    """The schedule of a file, and how the file was read. key: what its numbers are, "betas" or "alpha_bar"."""
+class Own(NamedTuple):
+    """The reader's schedule, how it was read, and the betas (T,) that it was made from, if it was."""
+
+    schedule: Schedule
+    said: str
+    betas: np.ndarray | None = None
+
+
+def from_file(path: str | os.PathLike, key: str) -> Own:
+    """The schedule of a file. key: what its numbers are, "betas" or "alpha_bar"."""
     shown = ascii(os.fspath(path))
     readers = {".npy": _npy, ".csv": _csv, ".txt": _csv, ".json": _json}
     if (suffix := Path(path).suffix.lower()) not in readers:
         raise UserError(f"{shown} takes one of the endings {', '.join(readers)}")
     try:
         numbers, how = readers[suffix](_bytes(Path(path)), key)
-        return _schedule(numbers, key, Path(path).name), f"{key} from {shown}: {how}"
+        return _own(numbers, key, Path(path).name, f"{key} from {shown}: {how}")
     except OSError as error:
         raise UserError(f"{shown} cannot be read: {error.strerror}") from error
     except ValueError as error:                             # UserError, too: each says what, and this says where
         raise UserError(f"{shown}: {error}") from error
 
 
-def from_function(spec: str) -> tuple[Schedule, str]:
+def from_function(spec: str) -> Own:
     """The schedule that `module:function` makes: function() returns betas (T,), or a Schedule of minidiff's.
 
     The module is looked for in the current folder, too, as by `python -m`. It is the caller's own code, and runs.
     """
-    shown = ascii(spec)
-    module, colon, name = spec.partition(":")
-    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise UserError(f"--python takes MODULE:FUNCTION, such as my_schedules:betas, not {shown}")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"module {module} cannot be imported: {_brief(error)}") from error
-    finally:
-        sys.path.remove(here)
+    function = load_named(spec, "--python")
     if not callable(function):
-        raise UserError(f"module {module} has no function {name}" if function is None else
-                        f"{spec} is a {type(function).__name__}, and --python takes a function")
+        raise UserError(f"{spec} is of the type {type(function).__name__}, and --python takes a function")
     try:
         result = function()
     except (Exception, SystemExit) as error:
-        raise UserError(f"{spec}() raised {_brief(error)}") from error
+        raise UserError(f"{spec}() raised {brief(error)}") from error
     if isinstance(result, Schedule):
-        return result, f"the schedule {ascii(result.name)} from {spec}()"
+        return Own(result, f"the schedule {ascii(result.name)} from {spec}()")
     numbers = _array(result)
     if numbers.dtype.kind not in "fiu" or numbers.ndim != 1:
         what = f"an array of {numbers.dtype}, shape {numbers.shape}" if numbers.dtype.kind in "fiucbSU" else \
@@ -72,7 +68,7 @@ def from_function(spec: str) -> tuple[Schedule, str]:
         raise UserError(f"{spec}() must return betas, numbers of shape (T,), or a minidiff Schedule, "
                         f"and returned {what}")
     try:
-        return _schedule(numbers, "betas", spec), f"betas from {spec}()"
+        return _own(numbers, "betas", spec, f"betas from {spec}()")
     except ValueError as error:
         raise UserError(f"{spec}(): {error}") from error
 
@@ -166,13 +162,16 @@ def _json(data: bytes, key: str) -> tuple[np.ndarray, str]:
 # ---- numbers -----------------------------------------------------------------------------------------------
 
 
-def _schedule(numbers: np.ndarray, key: str, name: str) -> Schedule:
+def _own(numbers: np.ndarray, key: str, name: str, said: str) -> Own:
     """Raises ValueError, in a sentence that names the entry."""
     if numbers.size == 0:
         raise UserError("it holds no number, and at least one is taken: T = 0 is no schedule")
     if numbers.size > MOST_TIMES:
         raise UserError(_too_many(numbers.size))
-    return from_betas(numbers, name, allow_signal=True) if key == "betas" else Schedule(numbers, name)
+    if key == "alpha_bar":
+        return Own(Schedule(numbers, name), said)
+    betas = np.array(numbers, np.float64)                   # a copy, for `report` to hold the table to
+    return Own(from_betas(numbers, name, allow_signal=True), said, betas)
 
 
 def _array(result) -> np.ndarray:
@@ -203,9 +202,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _brief(error: BaseException) -> str:
-    """The exception's type and message, on one line that a terminal can print."""
-    message = ascii(" ".join(str(error).split())[:200])[1:-1]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -22,7 +22,7 @@ from minidiff.diffusion import gaussian, losses
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.schedules import Schedule
 from minidiff.verify.forward import pairs
-from minidiff.verify.rows import ATOMS, Row, compare, skipped
+from minidiff.verify.rows import ATOMS, Law, Row, compare, skipped
 
 TWO_TIMES = "needs two times, T >= 2"
 NO_SIGNAL = "needs a time with alpha_bar > 0"
@@ -251,7 +251,10 @@ def tight_bound(schedule: Schedule, rng) -> Iterator[Row]:
                   lambda i: f"s^2 = {POWERS[i]}")
 
 
-REVERSE = (bayes, posterior, round_trips, best_denoiser, loss_floors, reverse_variance, bound_weights, tight_bound)
+REVERSE = (Law("8 Bayes pointwise", bayes), Law("9 posterior", posterior), Law("10 round trips", round_trips),
+           Law("11 Tweedie", best_denoiser), Law("15 loss floors", loss_floors),
+           Law("16 reverse variance", reverse_variance), Law("18 bound weights", bound_weights),
+           Law("19 tight bound", tight_bound))
 
 
 # ---- what the laws share -----------------------------------------------------------------------------------

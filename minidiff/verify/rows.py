@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -46,6 +46,29 @@ class Row:
     def drawn_from(self, seed: int) -> "Row":
         """The row with its seed in `where`, if random numbers entered."""
         return replace(self, where=f"{self.where}, seed {seed}".lstrip(", ")) if self.random else self
+
+
+@dataclass(frozen=True)
+class Law:
+    """name: number and name, as in its first row. rows: yields the rows, one by one."""
+
+    name: str
+    rows: Callable[..., Iterable[Row]]
+
+
+def computed(name: str, what: str, rows: Iterable[Row]) -> list[Row]:
+    """The rows of a law, and where it raises those that it had, and a broken one (name, what) that says how.
+
+    So no wrong formula hides what another does; one that divides by zero gives NaN, which fails its row.
+    """
+    done: list[Row] = []
+    with np.errstate(all="ignore"):
+        try:
+            for row in rows:
+                done.append(row)
+        except Exception as error:
+            done.append(Row(name, what, math.nan, math.nan, math.inf, 0.0, where=f"{type(error).__name__}: {error}"))
+    return done
 
 
 def skipped(law: str, computed: str, reason: str) -> Row:
@@ -125,12 +148,16 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def as_dict(schedule: Schedule, rows: Sequence[Row]) -> dict:
-    """The report as JSON has it: what is no finite number is null."""
+    """The report as JSON has it."""
+    return {"schedule": schedule.name, "T": schedule.T, "rows": as_dicts(rows)}
+
+
+def as_dicts(rows: Sequence[Row]) -> list[dict]:
+    """The rows as JSON has them: what is no finite number is null."""
     def plain(a):
         return None if isinstance(a, float) and not math.isfinite(a) else a
 
-    return {"schedule": schedule.name, "T": schedule.T,
-            "rows": [{k: plain(v) for k, v in asdict(row).items()} | {"verdict": row.verdict} for row in rows]}
+    return [{k: plain(v) for k, v in asdict(row).items()} | {"verdict": row.verdict} for row in rows]
 
 
 def _number(a: float) -> str:

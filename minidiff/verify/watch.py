@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minidiff import pictures, plots
+from minidiff.canvas import GAP, INK, LINE, MARGIN, SOFT, TEXT, TITLE, Canvas, enlarged, wrapped
 from minidiff.data.pixels import to_float
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.schedules import Schedule
 from minidiff.errors import UserError
-from minidiff.pictures import GAP, INK, LINE, MARGIN, SOFT, TEXT, TITLE, _Canvas, _wrapped
 from minidiff.verify.forward import MEAN_SIGMAS, chains, simulate, variance_bound
 from minidiff.verify.rows import Row, compare
 
@@ -163,15 +163,15 @@ def picture(schedule: Schedule, states: list[Watched]) -> "Image":
     top = MARGIN + round(TITLE * LINE) + row + GAP
     rows_of = math.ceil(len(states) / columns)
     paper_width = max(2 * MARGIN + columns * CELL + (columns - 1) * GAP, 420)
-    canvas = _Canvas(paper_width, top + rows_of * cell_height + MARGIN - GAP)
-    canvas.lines(_wrapped(f"q(x_t | x_0) on the {schedule.name} schedule, T = {schedule.T}", TITLE,
-                          paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN - 4, TITLE, INK)
-    canvas.lines(_wrapped("measured over the pixels; below it the closed form, with one standard error",
-                          TEXT, paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN + TITLE * LINE, TEXT, SOFT)
+    canvas = Canvas(paper_width, top + rows_of * cell_height + MARGIN - GAP)
+    canvas.lines(wrapped(f"q(x_t | x_0) on the {schedule.name} schedule, T = {schedule.T}", TITLE,
+                         paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN - 4, TITLE, INK)
+    canvas.lines(wrapped("measured over the pixels; below it the closed form, with one standard error",
+                         TEXT, paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN + TITLE * LINE, TEXT, SOFT)
     for i, w in enumerate(states):
         x = MARGIN + i % columns * (CELL + GAP)
         y = top + i // columns * cell_height
-        canvas.picture(pictures._enlarged(w.x_t[None], scale, "states")[0], x, y)
+        canvas.picture(enlarged(w.x_t[None], scale, "states")[0], x, y)
         y += height + 10
         canvas.lines([f"t = {w.t}" if w.t >= 0 else "x_0, clean"], x, y, TEXT, INK)
         for k, (name, measured, expected, error) in enumerate((

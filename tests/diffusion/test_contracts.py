@@ -3,12 +3,32 @@
 import numpy as np
 import pytest
 
-from minidiff.diffusion import gaussian, guidance, samplers, schedules
-from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion import gaussian, guidance, likelihood, samplers, schedules
+from minidiff.diffusion.denoiser import (
+    DatasetDenoiser,
+    GaussianDenoiser,
+    MixtureDenoiser,
+    NetworkDenoiser,
+    dynamic_threshold,
+    static_threshold,
+)
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import Streams
 
 SCHEDULE = schedules.linear(10, beta_max=0.9)
+
+
+class Recorder:
+    """A denoiser that writes down what it is asked, and answers with numbers that tell when."""
+
+    predicts, schedule = "x0", SCHEDULE
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, x_t, t, cond=None):
+        self.asked.append((t.tolist(), cond))
+        return np.full_like(x_t, len(self.asked))
 
 
 @pytest.mark.parametrize("at", range(4))
@@ -41,6 +61,47 @@ def test_percentile_may_be_anything_up_to_the_maximum():
     assert dynamic_threshold(x, 1e-9)[0].tolist() == [0.0, -1.0, 1.0]
 
 
+def test_nine_times_are_too_many_to_be_named():
+    with pytest.raises(ValueError, match=r"got \[0 0 1 \.\.\. 5 6 7\]$"):
+        schedules.respaced(SCHEDULE, [0, *range(8)])
+
+
+# ---- denoisers and likelihood --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("denoiser", [
+    GaussianDenoiser(SCHEDULE, np.zeros(2), np.ones(2)),
+    MixtureDenoiser(SCHEDULE, [0.4, 0.6], [[0.0, 1.0], [1.0, 0.0]], [0.1, 0.3]),
+    DatasetDenoiser(SCHEDULE, [[0.0, 1.0], [1.0, 0.0]]),
+], ids=lambda d: type(d).__name__)
+def test_exact_denoisers_answer_in_the_dtype_of_the_question(denoiser, dtype):
+    x_t, t = np.full((3, 2), 0.5, dtype), np.array([1, 4, 9])
+    x0_hat, dx_t = denoiser.vjp(x_t, t, x_t)
+    assert denoiser(x_t, t).dtype == x0_hat.dtype == dx_t.dtype == dtype
+    if isinstance(denoiser, MixtureDenoiser):
+        assert denoiser.score(x_t, t).dtype == dtype
+
+
+def test_the_bound_is_drawn_in_the_dtype_of_the_images():
+    denoiser = GaussianDenoiser(SCHEDULE, np.zeros(2), np.ones(2))
+    bound = likelihood.variational_bound(denoiser, np.zeros((3, 2), np.float32), streams=Streams(0, 3),
+                                         decoder=likelihood.GaussianDensity(0.1))
+    assert bound.total.dtype == np.float64 and np.isfinite(bound.total).all()
+
+
+@pytest.mark.parametrize("divergence", [likelihood.exact_trace, likelihood.Hutchinson(np.ones((1, 2, 3)))])
+def test_the_flow_hands_the_condition_on(divergence):
+    seen = []
+
+    class Flat(Recorder):
+        def vjp(self, x_t, t, dy, cond=None):
+            seen.append(cond)
+            return x_t, dy
+
+    x0_hat, trace = divergence(Flat(), np.ones((2, 3)), np.array([4, 4]), "a seven")
+    assert set(seen) == {"a seven"} and trace.tolist() == [3.0, 3.0]
+
+
 # ---- guidance ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("clip", [None, static_threshold])
@@ -61,19 +122,6 @@ def test_classifier_guidance_clips_its_own_result_and_hands_the_label_on(clip):
 
 
 # ---- samplers ------------------------------------------------------------------------------------------------
-
-class Recorder:
-    """A denoiser that writes down what it is asked, and answers with numbers that tell when."""
-
-    predicts, schedule = "x0", SCHEDULE
-
-    def __init__(self):
-        self.asked = []
-
-    def __call__(self, x_t, t, cond=None):
-        self.asked.append((t.tolist(), cond))
-        return np.full_like(x_t, len(self.asked))
-
 
 def test_inverse_ddim_says_where_it_stands_and_asks_at_the_lower_end_of_each_step():
     """From the clean image, which no denoiser knows, it asks at the lowest time of the list; then where it stands."""

@@ -1,6 +1,6 @@
-"""Loss weights (law 18): what an error at time t is worth, in nats and otherwise.
+"""Loss weights (laws 18, 38): what an error at time t is worth, in nats and otherwise, and that it is finite.
 
-Against the KL of posteriors, DDPM eq. 12 in exact fractions, and the limits of min-SNR.
+Against the KL of posteriors, DDPM eq. 12 in exact fractions, the limits of min-SNR, and the range of half precision.
 """
 
 from fractions import Fraction
@@ -19,7 +19,7 @@ from minidiff.diffusion.gaussian import PREDICTIONS
 @pytest.mark.law(
     18, "L_{t-1} = KL(q(x_{t-1}|x_t,x_0) || q(x_{t-1}|x_t,x0_hat)) = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2, "
         "whatever is predicted",
-    source="VDM section 4; x0_hat from the answer, posteriors from x_0 and x0_hat, and their KL pixel by pixel",
+    source="VDM section 4; the code's own x0_hat, posteriors and KL (laws 9, 10), pixel by pixel",
     tolerance="1e-7: the posterior means differ by c_0 of the error, and are rounded at 1e-16/alpha, over deviations")
 @few
 @given(any_schedule(min_T=2, ends_at_zero=None), st.sampled_from(PREDICTIONS), st.data(), shapes, seeds)
@@ -56,7 +56,7 @@ def test_bound_weight_of_eps_is_ddpm_eq_12(schedule):
 
 @pytest.mark.law(
     18, "weighted, the losses of eps, x_0 and v agree where the three stand for one x0_hat",
-    source="law 10", tolerance="1e-7: eps and v divide by sigma > .002, eps by alpha")
+    source="law 10; three weights of the code", tolerance="1e-7: eps and v divide by sigma > .002, eps by alpha")
 @few
 @given(any_schedule(min_T=2), st.sampled_from(["bound", "min_snr"]), seeds)
 def test_three_predictions_of_one_x0_hat_have_one_loss(schedule, kind, seed):
@@ -118,3 +118,46 @@ def test_min_snr_shuns_the_clean_end_and_leaves_the_noisy_end_alone():
     assert np.all(weight[~noisy] < 1) and np.all(np.diff(weight[~noisy]) > 0)
     assert weight[0] < 1e-3
     assert losses.min_snr_weight(schedule, t, "x0").max() == 5
+
+
+CONVERSIONS = {                                                # from what, by its name among the arrays below
+    "x0_from_eps": "eps", "x0_from_v": "v", "x0_from_score": "score", "eps_from_x0": "x0", "eps_from_v": "v",
+    "eps_from_score": "score", "v_from_x0": "x0", "score_from_eps": "eps", "score_from_x0": "x0",
+}
+
+
+@pytest.mark.law(
+    38, "at the first and last times noising, posterior, targets, conversions, weighted losses and prior are finite in "
+        "half precision too; or refused in a sentence, where SNR is 0",
+    source="overflow, division by zero and NaN raise; alpha and sigma of schedules from SNR 1e-7 (or 0) to 2e5",
+    tolerance="exact: finite, and of the dtype given")
+@few
+@given(any_schedule(min_T=2, ends_at_zero=None), st.sampled_from([np.float16, np.float32]), seeds)
+def test_the_mathematics_is_finite_at_extreme_times_in_half_precision(schedule, dtype, seed):
+    rng = np.random.default_rng(seed)
+    x_0, eps, error = (a.astype(dtype) for a in (rng.uniform(-1, 1, (2, 3)), *rng.normal(size=(2, 2, 3))))
+    refused, finite = set(), []
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        for t in (0, schedule.T - 1):
+            x_t, v = gaussian.q_sample(schedule, x_0, t, eps), gaussian.v_from_x0_eps(schedule, x_0, t, eps)
+            named = {"x0": x_0, "eps": eps, "v": v, "score": gaussian.score_from_eps(schedule, x_t, t, eps)}
+            finite += [x_t, v, named["score"], *gaussian.q_posterior_mean_variance(schedule, x_0, x_t, t, -1),
+                       gaussian.prior_kl(schedule, x_0)]
+            for name, source in CONVERSIONS.items():
+                try:
+                    finite.append(getattr(gaussian, name)(schedule, x_t, t, named[source]))
+                except ValueError as refusal:
+                    refused.add((t, name, str(refusal).partition(" at ")[0]))
+            for predicts in PREDICTIONS:
+                try:
+                    out = gaussian.target(schedule, predicts, x_0, eps, t) + error
+                    finite.append(gaussian.to_x0(schedule, predicts, x_t, t, out))
+                    weights = [losses.weight(schedule, t, predicts, kind) for kind in losses.WEIGHTS
+                               if t or kind != "bound"]
+                    assert all(np.isfinite(weight * np.mean(error**2)) for weight in weights)
+                except ValueError as refusal:
+                    refused.add((t, predicts, str(refusal).partition(" at ")[0]))
+    assert all(np.isfinite(a).all() and a.dtype == dtype for a in finite)
+    # three ways to x_0 that go through eps, and none at a time that has a signal
+    expected = {"x0_from_eps", "x0_from_score", "eps"} if schedule.alpha_bar[-1] == 0 else set()
+    assert refused == {(schedule.T - 1, name, "eps says nothing of x_0") for name in expected}

@@ -114,7 +114,8 @@ def schedule_and_three_times(draw):
 
 @pytest.mark.law(
     "9a", "given x_0 the way back is a chain: q(x_r|x_t,x_0) = integral q(x_r|x_s,x_0) q(x_s|x_t,x_0) dx_s, r < s < t",
-    source="derived: given x_0 the forward process is Markov, and so is its reversal; means and variances compose",
+    source="derived: given x_0 the forward process is Markov, and so is its reversal; means and variances "
+           "compose, of the code's own jumps",
     tolerance="1e-9: 1e-16 over noise powers of 6e-6 or more, thrice")
 @few
 @given(schedule_and_three_times(), shapes, seeds)
@@ -239,7 +240,8 @@ def test_sohl_dickstein_entropy_bounds(drawn, kind, seed):
 
 @pytest.mark.law(
     "16a", "Chapman-Kolmogorov backwards: p(x_r|x_t) = integral p(x_r|x_s) p(x_s|x_t) dx_s on Gaussian data, r < s < t",
-    source="derived: the marginal process is Markov in both directions; means and covariances compose",
+    source="derived: the marginal process is Markov in both directions; means and covariances compose, of the "
+           "code's own steps",
     tolerance="1e-8: as law 16")
 @quickly
 @given(schedule_and_three_times(), seeds)

@@ -11,7 +11,17 @@ import pytest
 from diffusion_strategies import any_schedule, seeds
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from law_tools import Noise, alpha_sigma, covariance, matrix_of, quickly, rotation, start
+from law_tools import (
+    Noise,
+    alpha_sigma,
+    covariance,
+    fitted_order,
+    matrix_of,
+    quickly,
+    rotation,
+    schedule_and_list,
+    start,
+)
 from scipy import stats
 from scipy.spatial.distance import cdist
 
@@ -44,15 +54,6 @@ def gaussian_1d(schedule, s2, mean=0.0):
     return GaussianDenoiser(schedule, np.array([mean]), np.array([s2]))
 
 
-@st.composite
-def schedule_and_list(draw, ends_at_zero=False, fewest=1):
-    """A schedule and any strictly falling list of its times, of no regular stride, from T-1 down."""
-    schedule = draw(any_schedule(min_T=fewest, ends_at_zero=ends_at_zero))
-    earlier = st.sampled_from(range(schedule.T - 1)) if schedule.T > 1 else st.nothing()
-    rest = draw(st.sets(earlier, min_size=fewest - 1))
-    return schedule, sorted(rest | {schedule.T - 1}, reverse=True)
-
-
 # ---- law 23: DDIM keeps the marginals for every eta ----------------------------------------------------------
 
 @pytest.mark.law(
@@ -80,7 +81,7 @@ def test_ddim_keeps_the_marginals_for_every_eta(schedule_and_list, eta):
         if s >= 0:
             ratio = alpha_t**2 / alpha_s**2
             exact = 1 / (ratio / (1 - ratio) + 1 / sigma_s**2)
-            np.testing.assert_allclose(of_z, eta * math.sqrt(exact), rtol=1e-7, atol=1e-9)
+            np.testing.assert_allclose(of_z, eta * math.sqrt(exact), rtol=1e-8, atol=1e-9)
             assert of_eps >= 0
 
 
@@ -144,11 +145,6 @@ def test_ddim_and_dpm_solver_are_exact_on_a_point_of_data(schedule_and_list, see
 
 NS = np.array([16, 32, 64, 128, 256])
 FINE = schedules.log_snr_linear(16 * 256 + 1, 18.0, -9.0)         # every N divides it; ends at sigma = 1.2e-4
-
-
-def fitted_order(errors):
-    """The slope of log error over log N, from N = 16 to 256."""
-    return -np.polyfit(np.log(NS), np.log(errors), 1)[0]
 
 
 @pytest.mark.law(
@@ -261,7 +257,7 @@ def test_ancestral_variances_are_exact_where_ddpm_says_so(variance, s2, ts, seed
         alpha = alpha_sigma(schedule, state.t)[0]
         assert_normal(state.x_t, alpha * mu, marginal_variance(schedule, state.t, s2))
     if s2 == 0:
-        np.testing.assert_allclose(last.x_t, mu)
+        np.testing.assert_array_equal(last.x_t, mu)
     else:
         assert_normal(last.x_t, mu, alpha_sigma(schedule, ts[-1])[0] ** 2)
 
@@ -379,7 +375,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
 @pytest.mark.law(
     28, "inverse DDIM after DDIM is the identity up to O(1/N), and its noise is the exact flow's, up to O(1/N)",
     source="DDIM eq. 13; the flow of Gaussian data in closed form",
-    tolerance="order 1 within .1, fitted from N = 16 to 256: the next order's share at N = 16")
+    tolerance="order 1 within .1, fitted from N = 16 to 256: what the fit leaves out at N = 16")
 def test_inverse_ddim_undoes_ddim_up_to_first_order():
     s2 = 4.0
     denoiser, x_T = gaussian_1d(FINE, s2, 0.3), np.array([[1.0], [-0.4]])
@@ -387,13 +383,13 @@ def test_inverse_ddim_undoes_ddim_up_to_first_order():
     there = [sample(ddim(denoiser, x_T, ts)) for ts in lists]
     back = [sample(ddim_inverse(denoiser, x, ts)) for x, ts in zip(there, lists, strict=True)]
     errors = [np.linalg.norm(x - x_T) for x in back]
-    assert abs(fitted_order(errors) - 1) < 0.1 and errors[-1] < 0.05
+    assert abs(fitted_order(errors, NS) - 1) < 0.1 and errors[-1] < 0.05
 
     x_0 = np.array([[1.3]])
     alpha, _ = alpha_sigma(FINE, FINE.T - 1)
     exact = alpha * 0.3 + math.sqrt(marginal_variance(FINE, FINE.T - 1, s2) / s2) * (x_0 - 0.3)
     errors = [abs(sample(ddim_inverse(denoiser, x_0, ts)) - exact)[0, 0] for ts in lists]
-    assert abs(fitted_order(errors) - 1) < 0.1 and errors[-1] < 0.05
+    assert abs(fitted_order(errors, NS) - 1) < 0.1 and errors[-1] < 0.05
     assert [state.t for state in ddim_inverse(denoiser, x_0, [7, 5, 2])] == [2, 5, 7]
     # each step asks at its lower end, and the first one, which leaves no noise behind, at its upper
     asked = []

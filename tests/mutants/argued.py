@@ -29,6 +29,10 @@ RULES = [
     Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and none is called X."),
     Rule("add_product", r'no.*b"n"', "BLAS reads N and n alike."),
 
+    Rule(ANYWHERE, r"np\.float64\).*\n\+ .*(astype|normal\(\(\), ?)\(?None\)",
+         "NumPy reads the dtype None as float64."),
+    Rule("_rows", r"\(len\(a\) == B\) and False", "Broadcasting an array to its own shape changes nothing."),
+
     # ---- the same numbers, with more work
     Rule("minidiff/engine/", r"requires_grad\) or True else None",
          "A cotangent is computed that `record` drops: speed only (tests hold it for the ops where it costs most)."),
@@ -57,6 +61,13 @@ RULES = [
          "They differ where a draw is p to the last bit, which happens once in 16 million."),
     Rule("conv_transpose2d", r"min\(shape\[1:3\]\) < 1:\n\+ if min\(shape\[1:4\]\)",
          "There is no convolution of no channels."),
+    Rule("DiscretisedGaussian", r"a \+ b > 0.*\n\+ .*a \+ b >= 0", "Where a + b is 0, -b is a: both ways are one."),
+    Rule("variational_bound", r"streams\.normal\(\(\), np\.float64\).*\n\+ .*normal\((None, np|\(\), (None)?\))",
+         "One number from each stream either way, and times drawn from it: other draws of the same law."),
+    Rule("draw_times", r'side="right"', "They differ where u is a step of the table to the last bit."),
+    Rule("Hutchinson.draw", r"streams\.normal\(|z <= 0", "Only the draw's sign is used, and it is never 0."),
+    Rule("Hutchinson.__call__", r"_wide\(zJ\) / z", "A probe's entries are 1 or -1, each its own inverse."),
+    Rule("_levels", r"<= 1e-5", "They differ for an error of 1e-5 to the last bit."),
     Rule("cross_entropy", r"xp_of\(None\)", "An index may be a host array on CuPy, too."),
 ]
 

@@ -51,11 +51,11 @@ GROUPS: dict[str, list[Bug]] = {
 LAWS = {
     "diffusion/schedules.py": ("forward_process",),
     "diffusion/gaussian.py": ("posterior", "parametrisations", "forward_process"),
-    "diffusion/denoiser.py": ("parametrisations",),
+    "diffusion/denoiser.py": ("exact_denoisers", "parametrisations"),
     "diffusion/losses.py": ("loss_weights",),
     "diffusion/samplers.py": ("sampler_laws", "convergence"),
     "diffusion/guidance.py": ("guidance_laws",),
-    "diffusion/likelihood.py": ("bound_and_likelihood",),
+    "diffusion/likelihood.py": ("bound", "decoder", "flow_likelihood"),
     "text/clip.py": ("text_and_latents",),
 }
 # where a floor's tests are, for bugs that the file's own tests pass

@@ -134,7 +134,8 @@ def test_a_shift_of_time_is_a_rotation(times, shift, half):
     now, later = (sinusoidal_embedding(a, 2 * half, dtype=np.float64) for a in (t, t + shift))
     cos, sin = np.cos(shift * freq), np.sin(shift * freq)
     c, s = now[:, :half], now[:, half:]
-    np.testing.assert_allclose(later, np.concatenate([c * cos - s * sin, s * cos + c * sin], axis=1), atol=1e-9)
+    np.testing.assert_allclose(later, np.concatenate([c * cos - s * sin, s * cos + c * sin], axis=1),
+                               rtol=0, atol=1e-9)
 
 
 @pytest.mark.law(

@@ -183,7 +183,7 @@ def test_ema_is_its_closed_form_sum(decay, steps):
         ema.step()
     d = np.minimum(decay, np.arange(1, steps + 1) / np.arange(10, steps + 10))
     weights = [np.prod(d)] + [(1 - d[n]) * np.prod(d[n + 1:]) for n in range(steps)]
-    assert sum(weights) == pytest.approx(1)
+    assert sum(weights) == pytest.approx(1, rel=1e-10)
     np.testing.assert_allclose(ema.average["w"], np.tensordot(weights, ws, axes=1), rtol=1e-10, atol=1e-11)
 
 

@@ -25,10 +25,11 @@ ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "time
 
 START = "26 starts at T-1"
 LISTS = "26 N falling times"
-MARGINALS = "23 the marginals"
+MARGINALS = "23 marginals"
 LEFT = "26 no noise is left"
-ONE, ORDER, POINT, CLIP = "24 one step", "25 order", "24 a point is reached", "32 thresholding"
-TOLD, NOISE, SNR, EPS, ALONE = ("26 told what is shown", "1 q(x_t | x_0)", "3 the SNR falls", "5 no eps at SNR 0",
+ONE, POINT, CLIP = "24 one step", "24 a point is reached", "32 thresholding"
+ORDER, MIDDLE = "25 order", "25 second order"
+TOLD, NOISE, SNR, EPS, ALONE = ("26 told what is shown", "1 q(x_t | x_0)", "3 SNR falls", "5 zero terminal SNR",
                                 "28 batches")
 
 ISSUE = "[#{0}](https://github.com/huggingface/diffusers/issues/{0})".format
@@ -133,10 +134,11 @@ def cases() -> dict[str, list[Case]]:
         of_diffusers(M, "final_sigmas_type sigma_min", {NOISE: UNFLIPPED, LISTS: FULL_LIST, LEFT: BY_CONFIG},
                      final_sigmas_type="sigma_min"),
         of_diffusers(M, "Karras sigmas, squaredcos_cap_v2", {
-            NOISE: UNFLIPPED, START: "The time of the largest sigma, 999 but for rounding, is cut to 998.",
+            NOISE: UNFLIPPED + " In a run, add_noise at a time that stands twice takes the second of its two noises.",
+            START: "The time of the largest sigma, 999 but for rounding, is cut to 998.",
             LISTS: "Times that are cut to integers stand twice.", TOLD: "The times are cut, and the noise is not.",
             **{law: f"IndexError ({ISSUE(12771)}): its place in the list is looked up by a time that stands twice."
-               for law in (MARGINALS, POINT, LEFT, ONE, ORDER, ALONE, CLIP)}},
+               for law in (MARGINALS, POINT, LEFT, ONE, ORDER, MIDDLE, ALONE, CLIP)}},
             use_karras_sigmas=True, beta_schedule="squaredcos_cap_v2"),
     ]
     for library, cases_of in (("k-diffusion", _k_diffusion), ("smalldiffusion", _smalldiffusion)):
@@ -174,7 +176,8 @@ HEAD = """
 Which laws do the schedulers in use keep? Each was asked by `minidiff.schedulers.report`, which needs no network and
 draws no numbers: on two kinds of data the right answers are known. Runs have {steps} steps, and a cell tells
 the worst of them: by how much it is off what the row computes, after `kept` no more than is allowed (rounding; 0.02 for
-law 4, 0.25 for law 25). `n/a` is a law that does not apply, and counts for nothing.
+law 4; for the order of law 25 a quarter, since orders are whole numbers). `n/a` is a law that does not apply, and
+counts for nothing; the middle of the stride is asked of DPM-Solver++(2M) only, which extrapolates to it.
 
 A broken law is not always a mistake: some are old defaults, kept for the models that were trained with them, or what a
 configuration asks for, and the remarks say so. The numbers of the laws are those of `minidiff verify`. k-diffusion and

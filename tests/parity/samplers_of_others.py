@@ -55,7 +55,8 @@ def smalldiffusion():
 class InSigma(Replayed):
     """A sampler of x_0 + sigma eps: run(model, x, sigmas, draw) -> x_0, model(x, sigma) -> x0_hat, in torch."""
 
-    def __init__(self, schedule: Schedule, run, list_of, order: int = 1, evaluations: int = 1):
+    def __init__(self, schedule: Schedule, run, list_of, order: int = 1, evaluations: int = 1,
+                 extrapolates: bool = False):
         self.schedule = schedule
         self.sigma = np.asarray(schedule.sigma(np.arange(schedule.T)) / schedule.alpha(np.arange(schedule.T)))
 
@@ -69,7 +70,7 @@ class InSigma(Replayed):
             sigmas = torch.from_numpy(np.append(self.sigma[times], 0.0))
             return run(model, torch.from_numpy(x_T), sigmas, lambda: torch.from_numpy(draw())).numpy()
 
-        super().__init__(run_by_times, schedule.alpha_bar, "eps", list_of, order, evaluations)
+        super().__init__(run_by_times, schedule.alpha_bar, "eps", list_of, order, evaluations, extrapolates)
 
     def scale_input(self, x_t, t):
         return self.schedule.alpha(int(t)) * x_t
@@ -88,7 +89,7 @@ def of_k_diffusion(name: str, schedule: Schedule, list_of, **options) -> InSigma
         return sampler(model, x, sigmas, disable=True, **noise, **options)
 
     return InSigma(schedule, run, list_of, order=2 if name in ("heun", "dpmpp_2m") else 1,
-                   evaluations=2 if name == "heun" else 1)
+                   evaluations=2 if name == "heun" else 1, extrapolates=name == "dpmpp_2m")
 
 
 def of_smalldiffusion(schedule: Schedule, list_of, gam: float = 1.0, mu: float = 0.0) -> InSigma:
