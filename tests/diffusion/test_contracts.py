@@ -41,18 +41,39 @@ def test_kl_is_as_wide_as_its_widest_array_wherever_that_stands(at):
     assert gaussian.kl_gaussian(*[1] * 4).dtype == np.float64
 
 
-@pytest.mark.parametrize("schedule, name", [
-    (Schedule([0.5, 0.01]), "custom"),
-    (schedules.from_betas([0.5, 0.99]), "custom"),
-    (schedules.from_betas([0.5, 0.99], "mine"), "mine"),
-    (schedules.from_log_snr(lambda u: 5 - 10 * u, 5), "log_snr"),
-    (schedules.from_log_snr(lambda u: 5 - 10 * u, 5, "mine"), "mine"),
-    *((factory(1000), name) for name, factory in schedules.SCHEDULES.items()),
-    (schedules.zero_terminal_snr(SCHEDULE), "linear, zero terminal SNR"),
-    (schedules.respaced(SCHEDULE, [1, 4, 9]), "linear, 3 of 10 times"),
+def test_kl_of_whole_numbers_does_not_wrap_around():
+    one, two = np.ones(1, np.uint8), np.full(1, 2, np.uint8)
+    assert gaussian.kl_gaussian(one, one, two, one).tolist() == [0.5]
+
+
+@pytest.mark.parametrize("make, name", [
+    (lambda: Schedule([0.5, 0.01]), "custom"),
+    (lambda: schedules.from_betas([0.5, 0.99]), "custom"),
+    (lambda: schedules.from_betas([0.5, 0.99], "mine"), "mine"),
+    (lambda: schedules.from_log_snr(lambda u: 5 - 10 * u, 5), "log_snr"),
+    (lambda: schedules.from_log_snr(lambda u: 5 - 10 * u, 5, "mine"), "mine"),
+    *((lambda name=name: schedules.SCHEDULES[name](1000), name) for name in schedules.SCHEDULES),
+    (lambda: schedules.zero_terminal_snr(SCHEDULE), "linear, zero terminal SNR"),
+    (lambda: schedules.respaced(SCHEDULE, [1, 4, 9]), "linear, 3 of 10 times"),
 ])
-def test_a_schedule_says_what_it_is(schedule, name):
-    assert schedule.name == name
+def test_a_schedule_says_what_it_is(make, name):
+    assert make().name == name
+
+
+@pytest.mark.parametrize("make", [
+    lambda **said: schedules.from_betas([0.1, 0.2], **said),
+    lambda **said: schedules.linear(10, **said),
+    lambda **said: schedules.scaled_linear(10, **said),
+    lambda **said: schedules.cosine(10, beta_max=0.1, **said),
+    lambda **said: schedules.from_log_snr(lambda u: 5 - u, 5, **said),
+    lambda **said: schedules.log_snr_linear(10, 10.0, 0.0, **said),
+    lambda **said: schedules.vp_sde(10, 0.1, 0.2, **said),
+])
+def test_signal_at_the_end_must_be_allowed(make):
+    for said in ({}, {"allow_signal": False}):
+        with pytest.raises(ValueError, match="must end in noise"):
+            make(**said)
+    assert not make(allow_signal=True).reaches_noise
 
 
 def test_percentile_may_be_anything_up_to_the_maximum():
@@ -80,6 +101,16 @@ def test_exact_denoisers_answer_in_the_dtype_of_the_question(denoiser, dtype):
     assert denoiser(x_t, t).dtype == x0_hat.dtype == dx_t.dtype == dtype
     if isinstance(denoiser, MixtureDenoiser):
         assert denoiser.score(x_t, t).dtype == dtype
+
+
+def test_exact_denoisers_count_in_float64_whatever_they_are_given():
+    """Quarters and halves are the same numbers in both dtypes; their logarithms and squares are not."""
+    x_t, t = np.array([[0.3, -0.2]]), np.array([4])
+    weights, means, variances = np.array([0.25, 0.75]), np.array([[0.125, 1.5], [-0.75, 0.625]]), np.array([0.5, 0.25])
+    data = 1 + means / 4096                                 # whose squares need 26 bits
+    for make, *given in ((MixtureDenoiser, weights, means, variances), (DatasetDenoiser, data)):
+        single = make(SCHEDULE, *(a.astype(np.float32) for a in given))
+        assert (single(x_t, t) == make(SCHEDULE, *given)(x_t, t)).all()
 
 
 def test_the_bound_is_drawn_in_the_dtype_of_the_images():
@@ -151,8 +182,7 @@ def test_leading_strides_are_whole_where_the_steps_do_not_divide_T():
 
 
 def test_log_snr_spacing_takes_everything_below_minus_10_in_one_stride():
-    """log SNR of t is 10 - 5 t: from 10 at t = 0 to -10 at t = 4, and what lies beyond counts as that."""
-    schedule = schedules.from_log_snr(lambda u: 15 - 50 * u, 10)
-    assert np.allclose(schedule.log_snr(np.arange(10)), 10 - 5.0 * np.arange(10), atol=1e-9)
-    assert samplers.times(schedule, 5, "log_snr").tolist() == [9, 3, 2, 1, 0]
-    assert samplers.times(schedule, 3, "log_snr").tolist() == [9, 2, 0]
+    """log SNR of t is 10 - t/2: from 10 at t = 0 to -10 at t = 40, and what lies beyond counts as that."""
+    schedule = schedules.from_log_snr(lambda u: 10.5 - 50 * u, 100)
+    assert np.allclose(schedule.log_snr(np.arange(50)), 10 - np.arange(50) / 2, atol=1e-9)
+    assert samplers.times(schedule, 5, "log_snr").tolist() == [99, 30, 20, 10, 0]

@@ -148,6 +148,9 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: MixtureDenoiser(SCHEDULE, [0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0, 1.0])),
     (ValueError, "cond must be (allowed,), booleans (1, 2) with a True in every row, got array([[False, False]])",
      lambda: TWO(np.zeros((1, 1)), np.array([3]), (np.array([[False, False]]),))),
+    (ValueError, "cond must be (allowed,), booleans (2, 2) with a True in every row, got array([[ True, False],\n"
+                 "       [False, False]])",
+     lambda: TWO(np.zeros((2, 1)), np.array([3, 3]), (np.array([[True, False], [False, False]]),))),
     (ValueError, "data must be samples along axis 0, (N, ...) with N >= 1, got (3,)",
      lambda: DatasetDenoiser(SCHEDULE, np.zeros(3))),
     (ValueError, "data must be samples along axis 0, (N, ...) with N >= 1, got (0, 2)",

@@ -29,6 +29,9 @@ RULES = [
     Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and none is called X."),
     Rule("add_product", r'no.*b"n"', "BLAS reads N and n alike."),
 
+    Rule("MixtureDenoiser", r"\+ (np|xp)\.zeros.*\n\+ .* - (np|xp)\.zeros", "Zeros may be added or taken away."),
+    Rule("samplers.py sample", r"maxlen", "All states are kept in place of the last: memory only."),
+    Rule("dpm_solver_pp_2m", r"h = -math.*\n\+ h = \+math", "Only the quotient of two h is used: their sign cancels."),
     Rule(ANYWHERE, r"np\.float64\).*\n\+ .*(astype|normal\(\(\), ?)\(?None\)",
          "NumPy reads the dtype None as float64."),
     Rule("_rows", r"\(len\(a\) == B\) and False", "Broadcasting an array to its own shape changes nothing."),
