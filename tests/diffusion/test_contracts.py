@@ -60,6 +60,11 @@ def test_a_schedule_says_what_it_is(make, name):
     assert make().name == name
 
 
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_a_thousand_times_where_nothing_is_said(name):
+    assert (schedules.SCHEDULES[name]().alpha_bar == schedules.SCHEDULES[name](1000).alpha_bar).all()
+
+
 @pytest.mark.parametrize("make", [
     lambda **said: schedules.from_betas([0.1, 0.2], **said),
     lambda **said: schedules.linear(10, **said),

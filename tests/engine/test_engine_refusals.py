@@ -7,6 +7,7 @@ import sys
 import fake_cupy
 import numpy as np
 import pytest
+from gradcheck import check_gradients
 
 from minidiff.engine import attention, backend, blas, conv, norm, ops, parallel
 from minidiff.engine.backend import Streams, check_device, device_of, to_numpy
@@ -80,6 +81,10 @@ def f32(*shape):
      lambda: conv.conv2d(T(1, 2, 4, 2), T(3, 1, 2, 2))),
     (ValueError, "conv2d: the kernel (1, 5) is larger than the padded image of x (1, 2, 4, 2)",
      lambda: conv.conv2d(T(1, 2, 4, 2), T(1, 5, 2, 2))),
+    (ValueError, "conv2d: the kernel (5, 1) is larger than the padded image of x (1, 2, 4, 2)",
+     lambda: conv.conv2d(T(1, 2, 4, 2), T(5, 1, 2, 2), padding=1)),
+    (ValueError, "conv2d: the kernel (1, 5) is larger than the padded image of x (1, 4, 2, 2)",
+     lambda: conv.conv2d(T(1, 4, 2, 2), T(1, 5, 2, 2), padding=1)),
     (ValueError, "conv_transpose2d: x has 2 channels and w (kh, kw, C_out, C_in) (3, 3, 2, 3) takes 3",
      lambda: conv.conv_transpose2d(T(1, 4, 4, 2), T(3, 3, 2, 3))),
     (ValueError, "conv_transpose2d: padding 2 leaves no pixel of x (1, 2, 5, 1)",
@@ -160,6 +165,8 @@ def test_add_product_takes_rows_of_any_distance(rows, columns):
         w, y = rng.normal(size=(columns, 4)).astype(np.float32), np.ones((len(x), 4), np.float32)
         blas.add_product(y, x, w, first=False)
         np.testing.assert_allclose(y, 1 + x.astype(float) @ w, rtol=1e-5, atol=1e-5)
+        blas.add_product(y, x, w)                                   # it adds where nothing is said
+        np.testing.assert_allclose(y, 1 + 2 * (x.astype(float) @ w), rtol=1e-5, atol=1e-5)
 
 
 def test_the_kinks():
@@ -202,6 +209,15 @@ def test_defaults_are_the_plainest():
 def test_a_transposed_convolution_of_single_pixels_changes_the_channels():
     x, w = T(1, 2, 3, 5), T(1, 1, 4, 5)
     assert conv.conv_transpose2d(x, w).shape == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("stride, padding", [(2, 0), (1, 1), (3, 2)])
+def test_single_pixel_kernels_with_strides_and_padding(stride, padding):
+    """Their shortcut is for stride 1 without padding; elsewhere they are convolutions like any other."""
+    rng = np.random.default_rng([stride, padding])
+    x, w = rng.normal(size=(2, 5, 4, 3)), rng.normal(size=(1, 1, 3, 2))
+    check_gradients(lambda x, w: conv.conv2d(x, w, None, stride, padding), x, w)
+    check_gradients(lambda x, w: conv.conv_transpose2d(x, w, None, stride, padding), x, rng.normal(size=(1, 1, 2, 3)))
 
 
 def test_every_sample_is_in_one_shard(monkeypatch):

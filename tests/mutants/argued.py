@@ -29,6 +29,7 @@ RULES = [
     Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and none is called X."),
     Rule("add_product", r'no.*b"n"', "BLAS reads N and n alike."),
 
+    Rule("kl_gaussian", r"var2, 1\.0\).*\n\+ .*var2, 2\.0\)", "The number stands for its kind, a Python float."),
     Rule("MixtureDenoiser", r"\+ (np|xp)\.zeros.*\n\+ .* - (np|xp)\.zeros", "Zeros may be added or taken away."),
     Rule("samplers.py sample", r"maxlen", "All states are kept in place of the last: memory only."),
     Rule("dpm_solver_pp_2m", r"h = -math.*\n\+ h = \+math", "Only the quotient of two h is used: their sign cancels."),
@@ -51,6 +52,13 @@ RULES = [
     Rule("_transformed_patches", r"np\.zeros\(\(B, TILE \* t[hw] \+ [23]",
          "More zeros at the edge than any patch reads: memory only."),
     Rule("_cut_tiles", r"\(TILE / th|TILE / tw\)", "An image that fits its tiles is copied, too: memory only."),
+
+    Rule("plain_correlate_dx", r"zeros\(\(B, H \+ [23] \* padding",
+         "More zeros at the edge, which are cut off: memory only."),
+    Rule(r"conv.py (_fastest|correlate)", r"_fastest\(|pixels|form\) and False|w.shape\[:[23]\] == \(1, [12]\)",
+         "Another of the forms of one convolution that tests hold equal is taken: speed only."),
+    Rule("conv.py correlate_dx", r"w\.shape\[[01]\] - 1 - padding", "The fast forms take square kernels only."),
+    Rule("backend.py to_numpy", r"np\.ndarray\)\) and False", "np.asarray of an array on the host is that array."),
 
     # ---- the same for every value that can occur
     Rule("gelu", r"clip\(-1[01], 1[01]\)",
