@@ -2,6 +2,7 @@
 
     python -m tests.mutants.generated                       floors I and III, about an hour on 2 cores
     python -m tests.mutants.generated --floor diffusion     one of them
+    python -m tests.mutants.generated --keep DIR            can be interrupted, and goes on with the same command
 
 The changes are mutmut's (pip install 'mutmut>=3.8'), which also picks the tests that run through a line.  What its
 tests let pass is asked again: argued.py lists changes that are none (the same numbers by another way, or only
@@ -27,7 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -115,6 +116,17 @@ class Workshop:
             found += [Change(name, file, NOTICED.get(code, "survived")) for name, code in status.items()]
         return found
 
+    @property
+    def notes(self) -> Path:
+        """What became of the changes that were looked at again, a line each."""
+        return self.root / "again.jsonl"
+
+    def noticed_before(self) -> dict[str, Change]:
+        """Changes that an interrupted run saw noticed in earnest; what it argued or let pass is asked again."""
+        lines = self.notes.read_text(encoding="utf-8").splitlines() if self.notes.exists() else []
+        found = [Change(**json.loads(line)) for line in lines]
+        return {change.name: change for change in found if change.verdict not in ("argued", "survived")}
+
     def planted(self, change: Change) -> str:
         """The file's text with the change in it."""
         file = self.root / change.file
@@ -162,11 +174,13 @@ def examine(name: str, folder: Path, jobs: int) -> list[Change]:
     shop.mutmut("run", "--max-children", str(jobs), quiet=False)
     changes = shop.changes()
     passed = [change for change in changes if change.verdict == "survived"]
-    again = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        for change in tqdm(pool.map(shop.look_again, passed), total=len(passed), unit="change", dynamic_ncols=True,
+    again = shop.noticed_before()
+    with ThreadPoolExecutor(jobs) as pool, shop.notes.open("a", encoding="utf-8") as notes:
+        left = [change for change in passed if change.name not in again]
+        for change in tqdm(pool.map(shop.look_again, left), total=len(left), unit="change", dynamic_ncols=True,
                            desc=f"{name}: what passed, in earnest"):
             again[change.name] = change
+            print(json.dumps(asdict(change)), file=notes, flush=True)
             if change.verdict == "survived":
                 tqdm.write(f"SURVIVED {change.file} {change.function}\n{change.diff}")
     return [again.get(change.name, change) for change in changes]
