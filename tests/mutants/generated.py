@@ -150,13 +150,18 @@ class Workshop:
             here = Path(folder) / "copy"
             shutil.copytree(self.root, here, ignore=shutil.ignore_patterns("__pycache__", "mutants"))
             (here / change.file).write_text(self.planted(change), encoding="utf-8")
-            tests = [t for t in self.floor.tests if (here / t).exists()]
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
-            try:
-                done = subprocess.run(command, cwd=here, text=True, capture_output=True, timeout=LIMIT,
-                                      env=_environment() | {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1"})
-            except subprocess.TimeoutExpired:
-                return Change(change.name, change.file, "timed out", diff)
+            # the tests of the file and of its floor's contracts first: they are few, and mostly enough
+            near = [str(p.relative_to(here)) for t in self.floor.tests for p in sorted((here / t).rglob("test_*.py"))
+                    if p.stem.startswith(f"test_{Path(change.file).stem}") or p.stem.endswith(("refusals", "contracts"))]
+            for tests in (near, [t for t in self.floor.tests if (here / t).exists()]):
+                command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+                try:
+                    done = subprocess.run(command, cwd=here, text=True, capture_output=True, timeout=LIMIT, env=(
+                        _environment() | {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1"}))
+                except subprocess.TimeoutExpired:
+                    return Change(change.name, change.file, "timed out", diff)
+                if done.returncode:
+                    break
         failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         return Change(change.name, change.file, "killed" if done.returncode else "survived", diff, "".join(failed[:1]))
 
