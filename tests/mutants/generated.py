@@ -152,7 +152,8 @@ class Workshop:
             (here / change.file).write_text(self.planted(change), encoding="utf-8")
             # the tests of the file and of its floor's contracts first: they are few, and mostly enough
             near = [str(p.relative_to(here)) for t in self.floor.tests for p in sorted((here / t).rglob("test_*.py"))
-                    if p.stem.startswith(f"test_{Path(change.file).stem}") or p.stem.endswith(("refusals", "contracts"))]
+                    if p.stem.startswith(f"test_{Path(change.file).stem}")
+                    or p.stem.endswith(("refusals", "contracts"))]
             for tests in (near, [t for t in self.floor.tests if (here / t).exists()]):
                 command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
                 try:
@@ -160,6 +161,8 @@ class Workshop:
                         _environment() | {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1"}))
                 except subprocess.TimeoutExpired:
                     return Change(change.name, change.file, "timed out", diff)
+                if done.returncode not in (0, 1, 2):        # neither green, nor a failure, nor code that does not load
+                    raise RuntimeError(f"pytest ended with status {done.returncode}: {done.stdout[-500:]}")
                 if done.returncode:
                     break
         failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
