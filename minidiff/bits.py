@@ -62,11 +62,11 @@ class Likelihood:
     def rows(self) -> list[tuple[str, str]]:
         """The table for people: (what, value)."""
         return [
-            ("bits/dim, at most (bound)", f"{self.bound:.3f} +- {self.bound_error:.3f}"),
+            ("bits/dim, bound", f"{self.bound:.3f} +- {self.bound_error:.3f}  (an estimate, +- one standard error)"),
             ("  L_T", f"{self.prior:.3g}"),
             ("  sum of L_{t-1}", f"{self.steps:.3f}"),
             ("  decoder", f"{self.decoder:.3f}"),
-            ("bits/dim, at most (flow)", f"{self.flow:.3f} +- {self.flow_error:.3f}"),
+            ("bits/dim, flow", f"{self.flow:.3f} +- {self.flow_error:.3f}"),
             ("  density at t = 0", f"{self.flow_density:.3f}"),
             ("  decoder", f"{self.flow_decoder:.3f}"),
             ("images", f"{self.images} of {self.source}, {self.flow_images} of them for the flow; seed {self.seed}"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 import sys
 import time
@@ -18,6 +19,7 @@ from minidiff import __version__
 from minidiff.errors import UserError
 
 LONGEST_PROMPT = 2_000                                      # characters; what a caption keeps is far shorter
+EVALUATED_SCALE, EVALUATED_STEPS = 2.0, 15                  # guidance and sampling steps, where none are asked for
 SHOWN = 64                                                  # samples of a trajectory, at most
 
 
@@ -43,6 +45,9 @@ def _run(args: argparse.Namespace) -> int:
         return args.command(args) or 0
     except UserError as error:
         print(f"minidiff: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:                              # of the user's own code: no status 0 for that
+        print(f"minidiff: code that was run asked to exit, with status {stop.code}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nminidiff: stopped", file=sys.stderr)
@@ -154,6 +159,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if args.likelihood and args.train_judge:
         raise UserError("--likelihood asks no judge: leave out --train-judge")
+    for option in ("scale", "sample_steps"):
+        if args.likelihood and getattr(args, option) is not None:
+            raise UserError(f"--likelihood draws no pictures: leave out --{option.replace('_', '-')}")
+    args.scale = EVALUATED_SCALE if args.scale is None else args.scale
+    args.sample_steps = EVALUATED_STEPS if args.sample_steps is None else args.sample_steps
     if args.data and not (args.train_judge or args.likelihood):
         raise UserError("--data is read only with --train-judge or --likelihood: the shipped judge brings all that it "
                         "compares with")
@@ -180,15 +190,17 @@ def verify(args: argparse.Namespace) -> int:
     if args.out and not args.watch:
         raise UserError("-o is read only with --watch, whose picture it names")
     out = args.out or Path("watch.png")
-    pictures_at = ([args.plot] if args.plot else []) + ([out] if args.watch else [])
-    for path in pictures_at:
-        pictures.check_writable(path)
-    if len({path.resolve() for path in pictures_at}) < len(pictures_at):
-        raise UserError(f"--plot and --out are both {out}: name two files")
+    for path in (args.plot, out if args.watch else None):
+        if path:
+            pictures.check_writable(path)
     if args.json:
         check_writable(args.json, (".json",))
-    schedule, said, betas = _schedule(args)
+    _check_apart({"--plot": args.plot, "--out": out if args.watch else None, "--json": args.json},
+                 {"--betas": args.betas, "--alpha-bar": args.alpha_bar, "--watch": args.watch})
+    # before the user's code runs, which may go to another folder
+    plot_at, out_at, json_at = (path and path.absolute() for path in (args.plot, out, args.json))
     image = watch.load_image(args.watch) if args.watch else None
+    schedule, said, betas = _schedule(args)
 
     print(f"{said}; T = {schedule.T}, alpha_bar from {schedule.alpha_bar[0]:.6g} to {schedule.alpha_bar[-1]:.3g}")
     for note in own.notes(schedule):
@@ -201,14 +213,24 @@ def verify(args: argparse.Namespace) -> int:
         rows += watch.rows(states, args.seed)
     print(f"\n{laws.table(rows)}")
     if args.plot:
-        pictures.save(watch.plot(schedule, seed=args.seed), args.plot)
+        pictures.save(watch.plot(schedule, seed=args.seed), plot_at)
         print(f"plot     {args.plot}")
     if image is not None:
-        watch.save(schedule, frames, out)
+        watch.save(schedule, frames, out_at)
         print(f"watch    {out}")
     if args.json:
-        write_json(args.json, laws.as_dict(schedule, rows))
+        write_json(json_at, laws.as_dict(schedule, rows, source=said, seed=args.seed))
     return int(any(row.verdict == laws.BROKEN for row in rows))
+
+
+def _check_apart(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
+    """UserError where two outputs are one file, or an output is an input. The keys are the options that name them."""
+    outputs, inputs = ([(option, path) for option, path in paths.items() if path] for paths in (outputs, inputs))
+    for i, (option, path) in enumerate(outputs):
+        for other, there in [*outputs[:i], *inputs]:
+            both_exist = os.path.exists(path) and os.path.exists(there)
+            if os.path.realpath(path) == os.path.realpath(there) or both_exist and os.path.samefile(path, there):
+                raise UserError(f"{other} and {option} are both {ascii(str(path))}: name two files")
 
 
 def _verify_scheduler(args: argparse.Namespace) -> int:
@@ -217,12 +239,13 @@ def _verify_scheduler(args: argparse.Namespace) -> int:
     from minidiff import verify as laws
     from minidiff.files import check_writable, write_json
 
-    for option in ("T", "plot", "watch", "out"):
+    for option, why in (("T", ", which brings its own times"), ("plot", ": it draws the marginals of a schedule"),
+                        ("watch", ": it drowns a picture by a schedule"), ("out", ": it names the picture of --watch")):
         if getattr(args, option) is not None:
-            raise UserError(f"{'-T' if option == 'T' else '--' + option} is not read with --scheduler, "
-                            f"which brings its own times")
+            raise UserError(f"{'-T' if option == 'T' else '--' + option} is not read with --scheduler{why}")
     if args.json:
         check_writable(args.json, (".json",))
+    json_at = args.json and args.json.absolute()            # before the user's code runs, which may go elsewhere
     config = dict(args.scheduler_config or [])
     scheduler = schedulers.load(args.scheduler, config)
     print(f"{args.scheduler}{''.join(f', {key} {value}' for key, value in config.items())}; "
@@ -230,7 +253,7 @@ def _verify_scheduler(args: argparse.Namespace) -> int:
     rows = schedulers.report(scheduler, [args.steps]) if args.steps else schedulers.report(scheduler)
     print(laws.table(rows))
     if args.json:
-        write_json(args.json, {"scheduler": args.scheduler, "config": config, "rows": schedulers.as_dicts(rows)})
+        write_json(json_at, {"scheduler": args.scheduler, "config": config, "rows": schedulers.as_dicts(rows)})
     return int(any(row.verdict == laws.BROKEN for row in rows))
 
 
@@ -375,7 +398,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=_positive, default=TrainConfig.lr, help="peak learning rate")
     p.add_argument("--images", type=_whole(0, 10_000), default=1000,
                    help="images to evaluate at the end; 0 for no evaluation")
-    _common(p, scale=2.0)
+    _common(p, scale=EVALUATED_SCALE)
 
     p = command("sample", sample, "Draw pictures for a caption.",
                 'Example: minidiff sample "a bold seven leaning left" --scale 3 --seed 1 --count 16 -o seven.png')
@@ -396,12 +419,11 @@ def _parser() -> argparse.ArgumentParser:
                    help="how many pictures; FID wants many. With --likelihood, how many test images")
     p.add_argument("--likelihood", action="store_true",
                    help="measure bits/dim on MNIST's test images instead, of the model without a caption: the "
-                        "variational bound over --images of them, the flow's over a tenth (--scale and --sample-steps "
-                        "have no part in it)")
+                        "variational bound over --images of them, the flow's over a tenth")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file, too")
     p.add_argument("--train-judge", action="store_true",
                    help="train the classifier anew from MNIST (once; kept in the cache) in place of the shipped one")
-    _common(p, scale=2.0)
+    _common(p, scale=None, sample_steps=None)
     _model(p)
 
     p = command("verify", verify, "Check the closed-form laws of q(x_t | x_0) on a noise schedule, ours or your own.",
@@ -433,14 +455,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common(p: argparse.ArgumentParser, scale: float, data: bool = True) -> None:
+def _common(p: argparse.ArgumentParser, scale: float | None, data: bool = True,
+            sample_steps: int | None = EVALUATED_STEPS) -> None:
+    """None is a default that the command fills in, having seen whether the option was given."""
     p.add_argument("--scale", type=_number, default=scale,
-                   help="guidance: 0 ignores the caption, 1 follows it, more follows it more strictly")
+                   help="guidance: 0 ignores the caption, 1 follows it, more follows it more strictly"
+                        + (f" (else {EVALUATED_SCALE:g}; not with --likelihood)" if scale is None else ""))
     p.add_argument("--seed", type=_natural, default=0, help="another seed, other pictures")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
     if data:
-        p.add_argument("--sample-steps", type=_steps, default=15,
-                       help="sampling steps of the pictures that are evaluated")
+        p.add_argument("--sample-steps", type=_steps, default=sample_steps,
+                       help="sampling steps of the pictures that are evaluated"
+                            + (f" (else {EVALUATED_STEPS}; not with --likelihood)" if sample_steps is None else ""))
         p.add_argument("--data", type=Path, metavar="DIR",
                        help="folder with MNIST's four files (else $MINIDIFF_DATA, the cache, a download, or the "
                             "10,000 images that come with minidiff)")

@@ -118,6 +118,12 @@ def test_images_are_drawn_by_the_seed_and_do_not_depend_on_the_batch(model, monk
     assert again.bound == pytest.approx(first.bound, rel=1e-5) and again.flow == pytest.approx(first.flow, rel=1e-4)
 
 
+@pytest.mark.parametrize("option, value", [("--scale", "2"), ("--scale", "0"), ("--sample-steps", "15")])
+def test_what_it_does_not_read_it_refuses(model, option, value, capsys):
+    assert call("evaluate", "--likelihood", "--model", model, option, value) == 2
+    assert capsys.readouterr().err == f"minidiff: --likelihood draws no pictures: leave out {option}\n"
+
+
 def test_what_it_refuses(model, folder, capsys, monkeypatch):
     def refused(*arguments) -> str:
         assert call("evaluate", "--likelihood", "--model", model, *arguments) == 2

@@ -95,7 +95,10 @@ def test_the_same_seed_gives_the_same_report_and_another_one_does_not():
 def test_a_schedule_that_keeps_signal_breaks_the_noise_law_alone():
     report = verify.report(schedules.linear(200, allow_signal=True))
     assert broken(report) == {NOISE}
+    row = next(row for row in report if row.law == NOISE)
+    assert (row.side, row.expected) == ("<=", 0.02) and row.measured == pytest.approx(0.132, abs=1e-3)
     text = verify.table(report)
+    assert "alpha_bar[199] <= 0.02;" in text and "  <= 0.02  " in text and "numbers   expected <= 0.02" in text
     assert "alpha_bar[199] = 0.132" in text and "take more steps, or larger betas" in text
 
 
@@ -269,6 +272,8 @@ PLANTED = {
     "a jump that forgets where it starts": ("2 any two times", gaussian, "q_step",
                                             lambda schedule, s, t: (schedule.alpha(t), 1 - schedule.abar(t))),
     "a log of base 10": ("3 SNR falls", Schedule, "log_snr", with_factor(Schedule, "log_snr", 1 / math.log(10))),
+    "an SNR that is squared": ("3 SNR falls", Schedule, "snr",
+                               lambda self, t, original=Schedule.snr: original(self, t) ** 2),
     "an SNR that rises": ("3 SNR falls", Schedule, "snr", with_factor(Schedule, "snr", -1)),
     "a prior KL in bits": ("4 prior KL", gaussian, "prior_kl", with_factor(gaussian, "prior_kl", 1 / math.log(2))),
     "a posterior of variance beta": ("9 first step", gaussian, "q_posterior_mean_variance", posterior_with_beta),
@@ -405,6 +410,33 @@ def test_a_law_that_raises_is_broken_and_hides_no_other(monkeypatch):
     assert "ZeroDivisionError: float division by zero" in verify.table(report)
 
 
+@pytest.mark.parametrize("status", [0, None, 3])
+def test_code_that_asks_to_exit_breaks_its_law_and_ends_no_report(status, monkeypatch):
+    def leaves(*a, **k):
+        raise SystemExit(status)
+    monkeypatch.setattr(losses, "bound_weight", leaves)
+    assert broken(verify.report(schedules.cosine(20))) == {"18 bound weights"}
+    row, = rows.computed("law", "it", (leaves() for _ in range(1)))
+    assert not row.passed and row.where == f"SystemExit: {status}"
+
+
+def test_a_schedule_whose_table_asks_to_exit_has_status_2(here, capsys):
+    (here / "own_exit.py").write_text(
+        "from minidiff.diffusion.schedules import Schedule\n"
+        "class S(Schedule):\n    betas = property(lambda self: (_ for _ in ()).throw(SystemExit(0)))\n"
+        "def f(): return S([0.5, 0.01])\n")
+    assert call("--python", "own_exit:f") == 2
+    said = capsys.readouterr().err
+    assert said == "minidiff: code that was run asked to exit, with status 0\n"
+
+
+@pytest.mark.parametrize("wrong", [[0.1, 0.9], None, schedules.cosine, np.array([0.5])])
+def test_a_report_of_no_schedule_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"^schedule must be a Schedule, such as schedules.from_betas\(\[...\]\), got "
+                                        rf"{type(wrong).__name__}$"):
+        verify.report(wrong)
+
+
 def test_a_law_that_raises_keeps_the_rows_that_it_had(monkeypatch):
     monkeypatch.setitem(samplers.SAMPLERS, "dpm++2m", None)
     rows_of = [row for row in verify.report(schedules.cosine(20)) if row.law == "24 one step"]
@@ -433,6 +465,32 @@ def test_the_bound_on_a_variance_holds_and_is_not_wide(n, signal, noise):
     needed = X.isf(math.exp(-17.4)) * noise / k - signal - noise
     assert bound < 2.5 * needed
     assert 2 * stats.norm.sf(forward.MEAN_SIGMAS) < 2.2e-8
+
+
+def test_the_default_seed_draws_no_rare_number(monkeypatch):
+    """Of the report and of the plot that the README shows first: no mean or variance beyond 3 standard errors."""
+    schedule, drawn = schedules.cosine(), []
+    def noted(schedule, x_0, count, t, rng, original=forward.simulate):
+        mean, variance = original(schedule, x_0, count, t, rng)
+        expected, v = gaussian.q_mean_variance(schedule, np.full(len(t), x_0), np.asarray(t))
+        drawn.append(np.abs([(mean - expected) / np.sqrt(v / count), (variance / v - 1) / math.sqrt(2 / (count - 1))]))
+        return mean, variance
+    monkeypatch.setattr(forward, "chains", lambda T: 20_000)
+    monkeypatch.setattr(watch, "chains", lambda T: 20_000)
+    monkeypatch.setattr(forward, "simulate", noted)
+    monkeypatch.setattr(watch, "simulate", noted)
+    monkeypatch.setattr(verify, "LAWS", [law if law.name == "1 simulation" else rows.Law(law.name, lambda *_: [])
+                                         for law in verify.LAWS])
+    assert len(verify.report(schedule)) == 2
+    watch.plot(schedule)
+    assert [a.shape for a in drawn] == [(2, 8), (2, 25)] and max(a.max() for a in drawn) < 3
+
+
+def test_no_number_is_minus_nothing():
+    assert [watch._fixed(a, 4) for a in (-1e-9, -0.0, 0.0, 1e-9, -0.00006, -1.5, 0.99999)] == \
+        ["0.0000", "0.0000", "0.0000", "0.0000", "-0.0001", "-1.5000", "1.0000"]
+    schedule, x_0 = schedules.flow_matching(3), np.array([[[-1e-9], [0.0]]])
+    assert "-0.00000" not in watch.table(watch.watch(schedule, x_0, 2)[:1])
 
 
 def test_watched_errors_are_the_standard_errors():
@@ -606,6 +664,11 @@ def write_files(folder):
     (folder / "nan.json").write_text("[0.1, NaN]")
     (folder / "word.csv").write_text("0.1\n0.2\nlots\n")
     (folder / "columns.csv").write_text("t,beta\n0,0.1\n1,0.2\n")
+    (folder / "comma.csv").write_text("beta\n0,0001\n0,02\n,5\n")
+    (folder / "string.json").write_text('"0.1"')
+    (folder / "null.json").write_text("null")
+    (folder / "digits.json").write_text("[0.1, 1" + "0" * 5000 + "]")
+    (folder / "alphas.csv").write_text("0.999\n" * 200)
     (folder / "latin.csv").write_bytes(b"0.1\n\xff\xfe\n")
     (folder / "word.json").write_text('[0.1, "0.2"]')
     (folder / "bool.json").write_text("[0.1, true]")
@@ -666,13 +729,27 @@ BAD = {
     "a beta lost in rounding": (["--betas", "tiny.csv"], "betas[17] = 1e-18 is lost in rounding"),
     "NaN in JSON": (["--betas", "nan.json"], "betas[1] = nan"),
     "a word": (["--betas", "word.csv"], "line 3 holds 'lots', which is no number"),
-    "columns": (["--betas", "columns.csv"], "line 2 holds 2 values"),
+    "columns": (["--betas", "columns.csv"], "line 2 holds 2 values: one column of betas is taken"),
+    "decimal commas": (["--betas", "comma.csv"], "line 2 holds '0,0001': is that a decimal comma? A point is taken"),
+    "alphas for betas": (["--betas", "alphas.csv"], "so large that alpha_bar underflows at t = 107 (numbers near 1 "
+                                                    "are alphas: beta = 1 - alpha)"),
+    "an integer of 5000 digits": (["--betas", "digits.json"], "'digits.json': it holds an integer too large for"),
+    "a string in JSON": (["--betas", "string.json"], "it holds a string"),
+    "null in JSON": (["--betas", "null.json"], "it holds null: [numbers] is taken"),
+    "-T with a scheduler": (["--scheduler", "minidiff:ddim", "-T", "5"],
+                            "-T is not read with --scheduler, which brings its own times"),
+    "a plot of a scheduler": (["--scheduler", "minidiff:ddim", "--plot", "p.png"],
+                              "--plot is not read with --scheduler: it draws the marginals of a schedule"),
+    "a picture for a scheduler": (["--scheduler", "minidiff:ddim", "--watch", "p.png"],
+                                  "--watch is not read with --scheduler: it drowns a picture by a schedule"),
+    "-o for a scheduler": (["--scheduler", "minidiff:ddim", "-o", "p.png"],
+                           "--out is not read with --scheduler: it names the picture of --watch"),
     "no UTF-8": (["--betas", "latin.csv"], "no text in UTF-8"),
     "a word in JSON": (["--betas", "word.json"], "betas[1] is '0.2', which is no number"),
     "true in JSON": (["--betas", "bool.json"], "betas[1] is True, which is no number"),
     "a huge integer in JSON": (["--betas", "integer.json"], "too large for a float"),
     "an object without betas": (["--betas", "other.json"], 'without "betas"'),
-    "a number in JSON": (["--betas", "number.json"], "it holds a float"),
+    "a number in JSON": (["--betas", "number.json"], "it holds a number"),
     "broken JSON": (["--betas", "broken.json"], "it is no JSON"),
     "deep JSON": (["--betas", "deep.json"], "it is no JSON"),
     "too many numbers": (["--betas", "long.csv"], "100,001 numbers, and at most 100,000"),
@@ -751,6 +828,48 @@ def test_plot_and_watch_write_pictures_and_json(here, image, capsys):
     assert saved["schedule"] == "cosine" and saved["T"] == 40
     assert {row["verdict"] for row in saved["rows"]} == {"kept", "skipped"}
     assert sorted(p.name for p in here.iterdir()) == ["out.png", "r.json", "watch.png", "x0.png"]
+
+
+CLASHES = [
+    (["--betas", "b.json", "--json", "b.json"], "--betas and --json are both 'b.json'"),
+    (["--betas", "b.json", "--json", "link.json"], "--betas and --json are both 'link.json'"),
+    (["--betas", "b.json", "--json", "../{}/b.json"], "--betas and --json are both '../"),
+    (["--alpha-bar", "b.json", "--json", "b.json"], "--alpha-bar and --json are both"),
+    (["-T", "50", "--watch", "x0.png", "-o", "x0.png"], "--watch and --out are both 'x0.png'"),
+    (["-T", "50", "--watch", "watch.png"], "--watch and --out are both 'watch.png'"),
+    (["-T", "50", "--watch", "x0.png", "--plot", "x0.png"], "--watch and --plot are both 'x0.png'"),
+    (["-T", "50", "--watch", "x0.png", "-o", "p.png", "--plot", "./p.png"], "--plot and --out are both 'p.png'"),
+]
+
+
+@pytest.mark.parametrize("arguments, sentence", CLASHES)
+def test_no_output_is_written_over_an_input_or_another_output(arguments, sentence, here, image, capsys):
+    (here / "b.json").write_text("[0.5, 0.99]")
+    (here / "link.json").symlink_to("b.json")
+    (here / "watch.png").write_bytes(image.read_bytes())
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    assert call(*(a.format(here.name) for a in arguments)) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err and said.err.endswith(": name two files\n") and said.err.count("\n") == 1
+    assert not said.out and {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+def test_a_function_that_changes_folder_moves_no_output(here, image):
+    (here / "away").mkdir()
+    (here / "own_mover.py").write_text("import os\ndef f():\n    os.chdir('away')\n    return [0.5, 0.99]\n")
+    assert call("--python", "own_mover:f", "--plot", "p.png", "--watch", "x0.png", "--json", "r.json") == 0
+    assert not list((here / "away").iterdir()) and all((here / n).is_file() for n in ("p.png", "watch.png", "r.json"))
+
+
+def test_json_says_the_seed_and_where_the_numbers_came_from(here):
+    (here / "b.json").write_text("[0.5, 0.99]")
+    for arguments, source in ((["--betas", "b.json"], "betas from 'b.json': a list of 2 numbers"),
+                              (["-T", 20], "the cosine schedule")):
+        assert call(*arguments, "--seed", 9, "--json", "r.json") == 0
+        saved = json.loads((here / "r.json").read_text())
+        assert (saved["source"], saved["seed"]) == (source, 9)
+        assert {row["side"] for row in saved["rows"] if row["law"] == NOISE} == {"<="}
+    assert verify.as_dict(schedules.cosine(5), [])["source"] is None
 
 
 def test_watch_draws_an_animation(here, image):

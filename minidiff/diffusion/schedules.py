@@ -104,7 +104,12 @@ def from_betas(betas: np.ndarray, name: str = "custom", *, allow_signal: bool = 
     betas = np.asarray(betas, dtype=np.float64)
     _check_betas(betas)
     # alpha_bar_t = prod_{i <= t} (1 - beta_i)                                                     DDPM eq. 4
-    return _reaching_noise(Schedule(np.cumprod(1.0 - betas), name), allow_signal)
+    alpha_bar = np.cumprod(1.0 - betas)
+    stuck = np.flatnonzero(alpha_bar[1:] >= alpha_bar[:-1])  # every beta counts: only underflow stops the fall
+    if stuck.size:
+        raise ValueError(f"betas must leave signal until the last time, and are so large that alpha_bar underflows at "
+                         f"t = {stuck[0]} (numbers near 1 are alphas: beta = 1 - alpha)")
+    return _reaching_noise(Schedule(alpha_bar, name), allow_signal)
 
 
 def linear(

@@ -42,12 +42,10 @@ def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
     if not library or not part:
         raise UserError(f"a scheduler is named LIBRARY:NAME, such as diffusers:DDIMScheduler, not {name!r}")
     if library == "minidiff":
-        return _made(name, ours, {"name": part, **config})
+        return _made(name, lambda **options: ours(part, **options), config)
     if library == "diffusers":
         return _diffusers(part, config)
-    made = _made(name, load_named(name, "--scheduler"), config)
-    check(made)
-    return made
+    return _made(name, load_named(name, "--scheduler"), config)
 
 
 def _diffusers(part: str, config: dict[str, Any]) -> Diffusers:
@@ -58,16 +56,28 @@ def _diffusers(part: str, config: dict[str, Any]) -> Diffusers:
     unknown = config.keys() - inspect.signature(cls.__init__).parameters.keys()
     if unknown:
         raise UserError(f"diffusers:{part} has no option {', '.join(sorted(unknown))}")
-    return _made(f"diffusers:{part}", Diffusers, {"make": lambda: cls(**config), "eta": eta})
+    return _made(f"diffusers:{part}", lambda **options: Diffusers(lambda: cls(**options), eta), config)
 
 
-def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]):
+def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]) -> Any:
+    """What the factory returns, checked."""
     try:
-        return factory(**config)
+        made = factory(**config)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{name} refuses its configuration: {brief(error)}") from error
+        how = "refuses its configuration" if config else "makes no scheduler"
+        raise UserError(f"{name} {how}: {brief(error)}") from error
+    if made is None:
+        raise UserError(f"{name} returned None, where it must return a scheduler")
+    check(made)
+    return made
+
+
+def _checked_eta(eta: Any) -> float:
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+        raise UserError(f"eta must be a number from 0 to 1, not {eta!r}")
+    return eta
 
 
 # ---- diffusers ---------------------------------------------------------------------------------------------
@@ -75,11 +85,11 @@ def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]):
 class Diffusers:
     """A scheduler of diffusers as it comes: its own tables, in their own precision. Imports no framework.
 
-    make: returns a fresh scheduler. eta: DDIM's, for a class whose `step` takes one.
+    make: returns a fresh scheduler. eta: DDIM's, 0 to 1, for a class whose `step` takes one.
     """
 
     def __init__(self, make: Callable[[], Any], eta: float = 0.0):
-        self.make, self.eta = make, eta
+        self.make, self.eta = make, _checked_eta(eta)
         self._renew()
         config = self.inner.config
         predictions = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -226,7 +236,8 @@ class Draws:
 
 def ours(name: str = "ddim", schedule: str | Schedule = "linear", T: int = 1000, spacing: str = "trailing",
          predicts: str = "eps", eta: float = 0.0) -> Replayed:
-    """A sampler of ours as a scheduler. eta is DDIM's."""
+    """A sampler of ours as a scheduler. eta is DDIM's, 0 to 1."""
+    _checked_eta(eta)
     if name not in samplers.SAMPLERS:
         raise UserError(f"minidiff has no sampler {name!r}, only {', '.join(samplers.SAMPLERS)}")
     if isinstance(schedule, str):

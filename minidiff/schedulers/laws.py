@@ -13,7 +13,7 @@ from minidiff.errors import UserError
 from minidiff.schedulers.law import Law
 from minidiff.schedulers.laws_of_runs import RUNS
 from minidiff.schedulers.laws_of_tables import TABLE
-from minidiff.schedulers.protocol import Scheduler, check
+from minidiff.schedulers.protocol import Scheduler, check, check_run
 from minidiff.schedulers.runs import refusal
 from minidiff.verify.rows import Row, computed
 
@@ -24,20 +24,22 @@ LAWS = (*TABLE, *RUNS)
 def report(scheduler: Scheduler, steps: Sequence[int] = STEPS) -> list[Row]:
     """A row for each law. steps: the lengths of the runs that are tried, 2 or more; a row tells the worst of them.
 
-    UserError where the scheduler lacks a method, or no such run fits in its table. A law whose computation fails is
-    broken, and says how.
+    UserError where the scheduler breaks the protocol, or no such run fits in its table. A law whose computation fails
+    is broken, and says how.
     """
     check(scheduler)
     T = len(scheduler.alpha_bar)
-    steps = [n for n in steps if 2 <= n <= T]
+    asked, steps = steps, [n for n in steps if 2 <= n <= T]
     if not steps:
-        raise UserError(f"the laws need runs of 2 to {T} steps, the times of this scheduler's training")
+        raise UserError(f"no run of {', '.join(map(str, asked))} steps fits in the scheduler's table of T = {T} times, "
+                        f"which has runs of {f'2 to {T}' if T > 2 else 2} steps")
 
     def rows(laws: Sequence[Law], refused: str) -> list[Row]:
         return [row for law in laws
                 for row in computed(law.name, law.computed, law.rows(scheduler, steps, refused))]
 
     of_table = rows(TABLE, "")                              # first of all, before any run
+    check_run(scheduler)
     with np.errstate(all="ignore"):
         refused = refusal(scheduler, steps[-1])
     return of_table + rows(RUNS, refused)

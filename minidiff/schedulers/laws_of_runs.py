@@ -75,7 +75,8 @@ def _on_the_way(named: Named, scheduler: Scheduler, steps, s2: float) -> list[Ro
 
 def end_of_a_point(named: Named, scheduler: Scheduler, steps) -> Row:
     ends = {n: last_spread(scheduler, n) for n in steps}
-    return worst([compare(*named, X_0, end[2], allowed(scheduler, n), "x_0 = the point", f"N = {n}")
+    # each x0_hat makes its rounding anew: at the end stands the last, and the one before, if it is extrapolated from
+    return worst([compare(*named, X_0, end[2], allowed(scheduler, n, at=-2), "x_0 = the point", f"N = {n}")
                   for n, end in ends.items()])
 
 
@@ -165,16 +166,18 @@ def alone(named: Named, scheduler: Scheduler, steps) -> Row:
 
 
 def thresholding(named: Named, scheduler: Scheduler, steps) -> Row:
+    """What is clipped is told from what is not by linearity: without clipping the end is some multiple of x_0. That it
+    is x_0 itself, laws 24 and 26 ask."""
     n, ends = steps[-1], {}
-    for most in (1.0, 3.0):
+    for most in (1 / 8, 1.0, 3.0):
         x_0 = np.linspace(-most, most, 9).reshape(1, 3, 3, 1)
         *_, (_, _, end) = walk(scheduler, n, np.zeros_like(x_0), point(x_0))
         ends[most] = end.reshape(-1)
     tolerance = allowed(scheduler, n)                       # for x_0 of size 1, and as often as large for a larger one
-    row = compare(*named, np.linspace(-1, 1, 9), ends[1.0], tolerance, "|x_0| <= 1", f"N = {n}")
-    # who clips brings 3 to 1, who does not leaves it: half of the way tells them apart
-    if not abs(ends[3.0] - np.linspace(-3, 3, 9)).max() > 1:
-        return row
+    unclipped = 8 * ends[1 / 8]                             # as it is multiplied where there is nothing to clip
+    if abs(ends[3.0] - 3 * unclipped).max() <= 3 * tolerance and abs(ends[1.0] - unclipped).max() <= tolerance:
+        return skipped(*named, "it clips nothing: x_0 up to 3 comes out as large as it went in")
+    row = compare(*named, unclipped, ends[1.0], tolerance, "end(x_0) = 8 end(x_0 / 8) where |x_0| <= 1", f"N = {n}")
     return worst([row, compare(*named, np.clip(ends[3.0], -1, 1), ends[3.0], 3 * tolerance,
                                "|x_0| <= 1 after clipping", f"x_0 up to 3, N = {n}")])
 
@@ -206,7 +209,7 @@ def _converges(named: Named, order: float, errors: Sequence[float], formula: str
     measured = -float(np.polyfit(np.log(MANY), np.log(errors), 1)[0])
     error = max(0.0, order - measured) if math.isfinite(measured) else math.inf
     return Row(*named, order, measured, error, ORDER_MISSED, formula,
-               f"errors {', '.join(f'{e:.2g}' for e in errors)} at N = {', '.join(map(str, MANY))}")
+               f"errors {', '.join(f'{e:.2g}' for e in errors)} at N = {', '.join(map(str, MANY))}", side=">=")
 
 
 RUNS = (

@@ -7,12 +7,15 @@ in another scale, such as x_0 + (sigma / alpha) eps, brings them to this one by 
 
 from __future__ import annotations
 
+import inspect
+import math
 from typing import Any, Protocol
 
 import numpy as np
 
 from minidiff.diffusion.gaussian import PREDICTIONS
 from minidiff.errors import UserError
+from minidiff.loading import brief
 
 
 class Scheduler(Protocol):
@@ -52,20 +55,102 @@ NEEDED = {
     "add_noise": "takes x_0 and eps (B, ...) and times t (B,), and returns the noisy x_t",
     "step": "takes the prediction, t, x_t and the noise z to draw, and returns the sample at the next time",
 }
+METHODS = {"set_steps": 1, "add_noise": 3, "step": 4, "scale_input": 2}     # how many arguments each is given
 
 
 def check(scheduler: Any) -> None:
-    """UserError where a scheduler lacks what the laws need."""
+    """UserError where a scheduler lacks what the laws need. Nothing of it is run."""
+    kind, nothing = type(scheduler).__name__, object()
     for name, does in NEEDED.items():
-        if not hasattr(scheduler, name):
-            raise UserError(f"the scheduler {type(scheduler).__name__} has no {name}, which {does}")
-    if scheduler.predicts not in PREDICTIONS:
-        raise UserError(f"the scheduler's predicts must be one of {', '.join(PREDICTIONS)}, "
-                        f"not {scheduler.predicts!r}")
-    alpha_bar = np.asarray(scheduler.alpha_bar)
-    if alpha_bar.ndim != 1 or alpha_bar.size < 2 or alpha_bar.dtype.kind != "f":
+        if _read(scheduler, name, nothing) is nothing:
+            raise UserError(f"the scheduler {kind} has no {name}, which {does}")
+    for name, count in METHODS.items():
+        method = _read(scheduler, name, None)
+        if method is None and name not in NEEDED:
+            continue
+        if not callable(method):
+            raise UserError(f"the scheduler's {name} must be a method, not {type(method).__name__}")
+        try:
+            signature = inspect.signature(method)
+        except (ValueError, TypeError):                     # of what is not written in Python there may be none
+            continue
+        try:
+            signature.bind(*[None] * count)
+        except TypeError as error:
+            raise UserError(f"the scheduler's {name} does not take the {count} arguments that it is given: "
+                            f"{error}") from error
+    predicts = _read(scheduler, "predicts")
+    if not isinstance(predicts, str) or predicts not in PREDICTIONS:
+        raise UserError(f"the scheduler's predicts must be one of {', '.join(PREDICTIONS)}, not {predicts!r}")
+    alpha_bar = _array(_read(scheduler, "alpha_bar"))
+    if alpha_bar is None or alpha_bar.ndim != 1 or alpha_bar.size < 2 or alpha_bar.dtype.kind != "f":
         raise UserError(f"the scheduler's alpha_bar must be an array (T,) of at least two floating-point numbers, "
-                        f"not {alpha_bar.dtype} {alpha_bar.shape}")
+                        f"not {_kind(alpha_bar)}")
+    for name, least in {"order": 1, "evaluations": 1, "rounding": 0}.items():
+        number = _read(scheduler, name, 1)
+        if not isinstance(number, (int, float, np.number)) or not least <= number < math.inf:
+            raise UserError(f"the scheduler's {name} must be a number of at least {least}, not {number!r}")
+
+
+def check_run(scheduler: Any) -> None:
+    """UserError where a run of 3 steps breaks the protocol: what `set_steps` leaves, and what a step returns.
+
+    To be called after what is asked of a scheduler before any run. Where a step raises, the laws say so.
+    """
+    n = min(3, len(scheduler.alpha_bar))
+    try:
+        scheduler.set_steps(n)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"the scheduler's set_steps({n}) raises {brief(error)}") from error
+    times = _array(_read(scheduler, "timesteps", None))
+    if times is None or times.ndim != 1 or not times.size or times.dtype.kind not in "iuf" \
+            or not np.isfinite(times).all():
+        raise UserError(f"the scheduler's set_steps({n}) must set timesteps to an array (n,) of finite times, "
+                        f"not {_kind(times)}")
+    given = _read(scheduler, "levels", None)
+    level = _array(given)
+    if given is not None and (level is None or level.shape != (len(times), 2) or level.dtype.kind != "f"):
+        raise UserError(f"the scheduler's levels must be an array ({len(times)}, 2), alpha and sigma at each of its "
+                        f"timesteps, not {_kind(level)}")
+    t, x = scheduler.timesteps[0], np.full((2, 1, 1, 1), 0.5)
+    for name, call in {"add_noise": lambda: scheduler.add_noise(x, x, np.full(2, t)),
+                       "scale_input": lambda: shown(scheduler, x, t),
+                       "step": lambda: scheduler.step(x, t, x, np.zeros_like(x))}.items():
+        try:
+            with np.errstate(all="ignore"):
+                result = call()
+        except (Exception, SystemExit):                     # a refusal, or a failure that the laws run into
+            continue
+        if getattr(result, "shape", ()) != x.shape:
+            raise UserError(f"the scheduler's {name} must return an array of its sample's shape {x.shape}, "
+                            f"not {_kind(result)}")
+
+
+def _read(scheduler: Any, name: str, *default: Any) -> Any:
+    """The attribute, which may be a property that raises anything at all."""
+    try:
+        return getattr(scheduler, name, *default)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"the scheduler's {name} cannot be read: {brief(error)}") from error
+
+
+def _array(a: Any) -> np.ndarray | None:
+    """None where it is none: lists whose rows differ in length, say."""
+    try:
+        return np.asarray(a)
+    except (Exception, SystemExit):
+        return None
+
+
+def _kind(a: Any) -> str:
+    """In a sentence, what it is: array and shape, or type."""
+    if a is None:
+        return "None or lists of several lengths"
+    if not isinstance(a, np.ndarray):
+        return type(a).__name__
+    if a.dtype == object:
+        return repr(a.item()) if not a.ndim else "objects"
+    return f"{a.dtype} {a.shape}" + ("" if a.dtype.kind not in "fc" or np.isfinite(a).all() else " with NaN or inf")
 
 
 # ---- what a scheduler may leave out ------------------------------------------------------------------------

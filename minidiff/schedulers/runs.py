@@ -81,13 +81,16 @@ def draws_noise(scheduler: Scheduler) -> bool:
     return any(drawn > 0 for *_, drawn in spreads(scheduler, min(4, len(scheduler.alpha_bar))))
 
 
-def allowed(scheduler: Scheduler, n: int) -> float:
-    """100 roundings of what a run adds and subtracts: 1; or 1 / alpha_1 where eps, or a sample kept as
-    x_0 + (sigma / alpha) eps, has to give x_0 back."""
+def allowed(scheduler: Scheduler, n: int, at: int = 0) -> float:
+    """100 roundings of what a run adds and subtracts: 1; or 1 / alpha where eps, or a sample kept as
+    x_0 + (sigma / alpha) eps, has to give x_0 back.
+
+    at: where in the list the worst of them is made that still counts, by default at its first time.
+    """
     scheduler.set_steps(n)
-    scale = abs(float(shown(scheduler, np.ones((1, *PIXEL)), scheduler.timesteps[0]).item()))
+    scale = abs(float(shown(scheduler, np.ones((1, *PIXEL)), scheduler.timesteps[at]).item()))
     if scheduler.predicts == "eps":
-        scale = min(scale, float(levels(scheduler)[0, 0]))
+        scale = min(scale, float(levels(scheduler)[at, 0]))
     return 100 * rounding(scheduler) / min(1.0, max(scale, 1e-4))
 
 
@@ -107,6 +110,6 @@ def refusal(scheduler: Scheduler, n: int) -> str:
         except ValueError as error:
             said = str(error) or "ValueError"
             list(walk(scheduler, n, start, point(X_0), first=signal[0]))
-    except Exception:                                       # a failure: the laws say what, as they run into it
+    except (Exception, SystemExit):                         # a failure: the laws say what, as they run into it
         return ""
     return said

@@ -150,6 +150,9 @@ def snr_falls(schedule: Schedule, rng) -> Iterator[Row]:
         yield compare(law, "log-SNR against single steps", np.log(signal[clear] / noise[clear]), log_snr[clear],
                       tolerance[clear], "log-SNR_t = log(alpha_bar_t / (1 - alpha_bar_t))",
                       lambda i: f"t = {t[clear][i]}")
+        steps = signal[clear] / noise[clear]
+        yield compare(law, "SNR against single steps", steps, snr[clear], tolerance[clear] * steps,
+                      "SNR_t = alpha_bar_t / (1 - alpha_bar_t)", lambda i: f"t = {t[clear][i]}")
 
 
 def ends_in_noise(schedule: Schedule, rng) -> Iterator[Row]:
@@ -166,8 +169,9 @@ def ends_in_noise(schedule: Schedule, rng) -> Iterator[Row]:
     excess = max(0.0, abar - MOST_SIGNAL_AT_THE_END)
     remedy = (f"alpha_bar[{last}] = {abar:.4g}: the last step still shows the image, and a sampler that starts from "
               "pure noise starts where no network was trained: take more steps, or larger betas") if excess else ""
-    yield Row("4 ends in noise", f"alpha_bar[{last}], at most {MOST_SIGNAL_AT_THE_END}", MOST_SIGNAL_AT_THE_END, abar,
-              excess, 0.0, f"alpha_bar_T <= {MOST_SIGNAL_AT_THE_END}, so that N(0, I) is where x_T is", remedy)
+    yield Row("4 ends in noise", f"alpha_bar[{last}] <= {MOST_SIGNAL_AT_THE_END}; the error is what is above",
+              MOST_SIGNAL_AT_THE_END, abar, excess, 0.0,
+              f"alpha_bar_T <= {MOST_SIGNAL_AT_THE_END}, so that N(0, I) is where x_T is", remedy, side="<=")
 
 
 def zero_snr(schedule: Schedule, rng) -> Iterator[Row]:

@@ -11,6 +11,7 @@ where it keeps signal to its end: that is for `report` to say.
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from minidiff.loading import brief, load_named
 
 LARGEST_FILE = 8 << 20                                      # bytes
 MOST_TIMES = 100_000
+NAMES = {type(None): "null", bool: "a truth value", str: "a string", dict: "an object"}       # in JSON
 
 
 class Own(NamedTuple):
@@ -130,7 +132,11 @@ def _csv(data: bytes, key: str) -> tuple[np.ndarray, str]:
     for i, line in lines:
         cells = _cells(line)
         if len(lines) > 1 and len(cells) > 1:
-            raise UserError(f"line {i} holds {len(cells)} values: one number a line is taken, or all in one line")
+            if all(re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", line) for _, line in lines):
+                raise UserError(f"line {i} holds {ascii(line[:40])}: is that a decimal comma? A point is taken, as in "
+                                f"0.02")
+            raise UserError(f"line {i} holds {len(cells)} values: one column of {key} is taken, a number a line, or "
+                            f"all in one line")
         for cell in cells:
             if not _is_number(cell):
                 raise UserError(f"line {i} holds {ascii(cell[:40])}, which is no number")
@@ -141,15 +147,17 @@ def _csv(data: bytes, key: str) -> tuple[np.ndarray, str]:
 def _json(data: bytes, key: str) -> tuple[np.ndarray, str]:
     try:
         value = json.loads(_text(data))
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"it is no JSON ({error})") from error
+    except ValueError as error:                             # of more digits than Python reads
+        raise UserError("it holds an integer too large for a float") from error
     where = "a list"
     if isinstance(value, dict):
         if key not in value:
             raise UserError(f'it is an object without "{key}": [numbers] is taken, or {{"{key}": [numbers]}}')
         value, where = value[key], f'the list "{key}"'
     if not isinstance(value, list):
-        raise UserError(f'it holds a {type(value).__name__}: [numbers] is taken, or {{"{key}": [numbers]}}')
+        raise UserError(f'it holds {NAMES.get(type(value), "a number")}: [numbers] is taken, or {{"{key}": [numbers]}}')
     for i, entry in enumerate(value):
         if isinstance(entry, bool) or not isinstance(entry, int | float):
             raise UserError(f"{key}[{i}] is {ascii(entry)[:40]}, which is no number")

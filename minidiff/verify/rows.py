@@ -34,6 +34,7 @@ class Row:
     where: str = ""
     reason: str = ""
     random: bool = False                                    # whether drawn numbers enter: `where` then has the seed
+    side: str = ""                                          # "<=" or ">=" where `expected` is a bound, not a value
 
     @property
     def passed(self) -> bool:
@@ -59,14 +60,15 @@ class Law:
 def computed(name: str, what: str, rows: Iterable[Row]) -> list[Row]:
     """The rows of a law, and where it raises those that it had, and a broken one (name, what) that says how.
 
-    So no wrong formula hides what another does; one that divides by zero gives NaN, which fails its row.
+    So no wrong formula hides what another does; one that divides by zero gives NaN, which fails its row, and one that
+    asks to exit is broken, too: `raise SystemExit(0)` would else pass as success.
     """
     done: list[Row] = []
     with np.errstate(all="ignore"):
         try:
             for row in rows:
                 done.append(row)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             done.append(Row(name, what, math.nan, math.nan, math.inf, 0.0, where=f"{type(error).__name__}: {error}"))
     return done
 
@@ -121,7 +123,7 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text; below it each broken law's formula and numbers, and what does not apply."""
     cells = [
         (r.law, r.computed, *(["-"] * 4 if r.reason else
-                              [_number(r.expected), _number(r.measured), f"{r.error:.1e}", f"{r.tolerance:.1e}"]),
+                              [_expected(r, _number), _number(r.measured), f"{r.error:.1e}", f"{r.tolerance:.1e}"]),
          r.verdict)
         for r in rows
     ]
@@ -137,8 +139,8 @@ def table(rows: Sequence[Row]) -> str:
         if r.verdict == BROKEN:
             lines += ["", *_wrap(f"BROKEN  {r.law}: {r.computed}", "")]
             lines += _wrap(f"formula   {r.formula}", "  ") if r.formula else []
-            lines += _wrap(f"numbers   expected {r.expected:.17g}, measured {r.measured:.17g}, error {r.error:.3g}, "
-                           f"allowed {r.tolerance:.3g}", "  ")
+            lines += _wrap(f"numbers   expected {_expected(r, '{:.17g}'.format)}, measured {r.measured:.17g}, "
+                           f"error {r.error:.3g}, allowed {r.tolerance:.3g}", "  ")
             lines += _wrap(f"where     {r.where}", "  ") if r.where else []
     verdicts = [r.verdict for r in rows]
     aside = [line for r in rows if r.reason for line in _wrap(f"skipped   {r.law}: {r.reason}", "")]
@@ -147,9 +149,9 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_dict(schedule: Schedule, rows: Sequence[Row]) -> dict:
-    """The report as JSON has it."""
-    return {"schedule": schedule.name, "T": schedule.T, "rows": as_dicts(rows)}
+def as_dict(schedule: Schedule, rows: Sequence[Row], *, source: str | None = None, seed: int | None = None) -> dict:
+    """The report as JSON has it. source: where the schedule came from, in words; seed: of the drawn numbers."""
+    return {"schedule": schedule.name, "T": schedule.T, "source": source, "seed": seed, "rows": as_dicts(rows)}
 
 
 def as_dicts(rows: Sequence[Row]) -> list[dict]:
@@ -158,6 +160,10 @@ def as_dicts(rows: Sequence[Row]) -> list[dict]:
         return None if isinstance(a, float) and not math.isfinite(a) else a
 
     return [{k: plain(v) for k, v in asdict(row).items()} | {"verdict": row.verdict} for row in rows]
+
+
+def _expected(row: Row, shown: Callable[[float], str]) -> str:
+    return f"{row.side} {shown(row.expected)}".lstrip()
 
 
 def _number(a: float) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 64 << 20                                     # bytes
 MOST_PIXELS = 50_000_000
+STREAM = 2                                                  # of a plot's numbers: by hand, as for `report`
 SIDE = 128                                                  # pixels, of the image that is watched
 CELL = 156                                                  # pixels of paper for each state and its numbers
 
@@ -41,7 +42,7 @@ def plot(schedule: Schedule, *, seed: int = 0) -> "Image":
     x_0, t = 1.0, np.arange(schedule.T)
     n = chains(schedule.T)
     some = np.unique(np.linspace(0, schedule.T - 1, 25).round().astype(int))
-    measured = simulate(schedule, x_0, n, some, np.random.default_rng(seed))
+    measured = simulate(schedule, x_0, n, some, np.random.default_rng([seed, STREAM]))
     closed = gaussian.q_mean_variance(schedule, np.full(schedule.T, x_0), t)
     few = t[:: max(1, schedule.T // 2000)]                  # more points than pixels show nothing
     panels = [
@@ -178,9 +179,9 @@ def picture(schedule: Schedule, states: list[Watched]) -> "Image":
                 ("mean", w.mean, w.expected_mean, w.mean_error),
                 ("variance", w.variance, w.expected_variance, w.variance_error))):
             v = y + (1 + 2 * k) * row + 3 * (1 + k)
-            canvas.lines([f"{name} {measured:.4f}"], x, v, TEXT, INK)
-            canvas.lines([f"{expected:.4f} \u00b1 {error:.4f}" if w.t >= 0 else "of the image itself"], x, v + row,
-                         TEXT, SOFT)
+            canvas.lines([f"{name} {_fixed(measured, 4)}"], x, v, TEXT, INK)
+            said = f"{_fixed(expected, 4)} \u00b1 {error:.4f}" if w.t >= 0 else "of the image itself"
+            canvas.lines([said], x, v + row, TEXT, SOFT)
     return canvas.image
 
 
@@ -188,9 +189,14 @@ def table(states: list[Watched]) -> str:
     """The same numbers as aligned text, one line for each state."""
     lines = [f"{'t':>6}  {'mean':>9}  {'closed form':>20}  {'variance':>9}  {'closed form':>20}"]
     for w in states:
-        lines.append(f"{w.t:>6}  {w.mean:>9.5f}  {f'{w.expected_mean:.5f} +- {w.mean_error:.5f}':>20}  "
+        lines.append(f"{w.t:>6}  {_fixed(w.mean, 5):>9}  {f'{_fixed(w.expected_mean, 5)} +- {w.mean_error:.5f}':>20}  "
                      f"{w.variance:>9.5f}  {f'{w.expected_variance:.5f} +- {w.variance_error:.5f}':>20}")
     return "\n".join(lines)
+
+
+def _fixed(a: float, digits: int) -> str:
+    """With so many digits, and 0 without a minus, whatever it was rounded from."""
+    return f"{round(a, digits) + 0.0:.{digits}f}"
 
 
 def save(schedule: Schedule, states: list[Watched], path: Path) -> None:

@@ -79,6 +79,8 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: schedules.from_betas([0.5, np.inf])),
     (ValueError, "betas must change alpha_bar: betas[1] = 1e-20 is lost in rounding, 1 - beta being 1",
      lambda: schedules.from_betas([0.5, 1e-20])),
+    (ValueError, "betas must leave signal until the last time, and are so large that alpha_bar underflows at t = 323 "
+                 "(numbers near 1 are alphas: beta = 1 - alpha)", lambda: schedules.from_betas([0.9] * 400)),
     (ValueError, STEEP, lambda: schedules.linear(10)),
     (TypeError, "T must be an integer, got 10.0", lambda: schedules.cosine(10.0)),
     (TypeError, "T must be an integer, got True", lambda: schedules.scaled_linear(True)),

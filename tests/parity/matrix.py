@@ -75,7 +75,8 @@ def cases() -> dict[str, list[Case]]:
     table[f"diffusers {version('diffusers')}: {D}"] = [
         of_diffusers(D, "as it comes: leading, eta = 0", {START: LEADING}),
         of_diffusers(D, "eta = 1", {START: LEADING}, eta=1.0),
-        of_diffusers(D, "trailing", lists_of | strides | {LEFT: STRIDE_END}, timestep_spacing="trailing"),
+        of_diffusers(D, "trailing", lists_of | strides | {LEFT: STRIDE_END, POINT: STRIDE_END},
+                     timestep_spacing="trailing"),
         of_diffusers(D, "linspace", strides | {START: LINSPACE_1}, timestep_spacing="linspace"),
         of_diffusers(D, "zero SNR, v, trailing", lists_of | strides | {LEFT: STRIDE_END, POINT: STRIDE_END},
                      **ZERO, clip_sample=False),
@@ -88,7 +89,7 @@ def cases() -> dict[str, list[Case]]:
                      {START: LEADING, LISTS: OFFSET, **{
                          law: "set_alpha_to_one=False stops at alpha_bar_0: sqrt(0.00085) = 0.029 of noise stays, and "
                               "x_0 is multiplied by alpha_0. Asked for by this configuration."
-                         for law in (LEFT, POINT, CLIP)}},
+                         for law in (LEFT, POINT)}},
                      **SD, set_alpha_to_one=False, clip_sample=False),
     ]
     P = "DDPMScheduler"
@@ -131,7 +132,8 @@ def cases() -> dict[str, list[Case]]:
                   "between."},
             use_karras_sigmas=True),
         of_diffusers(M, "zero SNR, v, trailing", {NOISE: UNFLIPPED, SNR: POWER_24} | lists_of, **ZERO),
-        of_diffusers(M, "final_sigmas_type sigma_min", {NOISE: UNFLIPPED, LISTS: FULL_LIST, LEFT: BY_CONFIG},
+        of_diffusers(M, "final_sigmas_type sigma_min", {NOISE: UNFLIPPED, LISTS: FULL_LIST, LEFT: BY_CONFIG,
+                                                         POINT: BY_CONFIG},
                      final_sigmas_type="sigma_min"),
         of_diffusers(M, "Karras sigmas, squaredcos_cap_v2", {
             NOISE: UNFLIPPED + " In a run, add_noise at a time that stands twice takes the second of its two noises.",
@@ -177,7 +179,8 @@ Which laws do the schedulers in use keep? Each was asked by `minidiff.schedulers
 draws no numbers: on two kinds of data the right answers are known. Runs have {steps} steps, and a cell tells
 the worst of them: by how much it is off what the row computes, after `kept` no more than is allowed (rounding; 0.02 for
 law 4; for the order of law 25 a quarter, since orders are whole numbers). `n/a` is a law that does not apply, and
-counts for nothing; the middle of the stride is asked of DPM-Solver++(2M) only, which extrapolates to it.
+counts for nothing; the middle of the stride is asked of DPM-Solver++(2M) only, which extrapolates to it, and
+thresholding of who clips.
 
 A broken law is not always a mistake: some are old defaults, kept for the models that were trained with them, or what a
 configuration asks for, and the remarks say so. The numbers of the laws are those of `minidiff verify`. k-diffusion and
@@ -217,7 +220,7 @@ agree with ours to 1e-9 of the largest number, where it does not say 1e-6 (`pyth
 | smalldiffusion's sampler, gam 1, mu 0 and 1/2 (1e-6) | `ddim`, `ddpm` |
 
 diffusers keeps its tables in float32; for this its own source is read with the name float32 meaning float64. As it
-comes, its alpha_bar differs from ours by at most:
+comes, its alpha_bar of T = 1000 differs from ours, at the worst of the times, by:
 
 | schedule | largest difference | relative |
 |---|---|---|
@@ -265,11 +268,16 @@ def cell(row) -> str:
 def agreement() -> list[str]:
     """What the parity tests hold equal, and how far off float32 tables are."""
     lines = ["", "## Where we agree", "", *HELD_EQUAL.strip().splitlines()]
-    for kind, ours in (("linear", LINEAR), ("scaled_linear", schedules.scaled_linear(1000, 1e-4, 0.02)),
-                       ("squaredcos_cap_v2", schedules.cosine())):
-        theirs = load("diffusers:DDIMScheduler", {"beta_schedule": kind}).alpha_bar
+    for title, config, ours in (
+            ("linear, beta 0.0001 to 0.02", {"beta_schedule": "linear"}, LINEAR),
+            ("scaled_linear, beta 0.0001 to 0.02", {"beta_schedule": "scaled_linear"},
+             schedules.scaled_linear(1000, 1e-4, 0.02)),
+            ("scaled_linear, beta 0.00085 to 0.012, as Stable Diffusion has it", SD,
+             schedules.scaled_linear(1000, SD["beta_start"], SD["beta_end"])),
+            ("squaredcos_cap_v2", {"beta_schedule": "squaredcos_cap_v2"}, schedules.cosine())):
+        theirs = load("diffusers:DDIMScheduler", config).alpha_bar
         off = abs(theirs - ours.alpha_bar)
-        lines.append(f"| {kind} | {off.max():.1e} | {(off / ours.alpha_bar).max():.1e} |")
+        lines.append(f"| {title} | {off.max():.1e} | {(off / ours.alpha_bar).max():.1e} |")
     return lines
 
 

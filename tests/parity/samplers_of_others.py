@@ -36,8 +36,14 @@ def without_images(package: str):
     except (ImportError, RuntimeError):
         stand_ins |= {name: mock.MagicMock(__spec__=importlib.machinery.ModuleSpec(name, None))
                       for name in ("torchvision", "torchvision.transforms")}
-    with mock.patch.dict(sys.modules, stand_ins):
+    hidden = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
         yield bare
+    finally:                                                # what else was imported stays: NumPy's own load but once
+        for name in [name for name in sys.modules if name in stand_ins or name.startswith(package + ".")]:
+            del sys.modules[name]
+        sys.modules.update(hidden)
 
 
 def k_diffusion():
