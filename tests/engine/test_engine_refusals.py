@@ -123,6 +123,10 @@ def f32(*shape):
      lambda: attention.scaled_dot_product_attention(T(1, 1, 2, 3), T(1, 1, 2, 4), T(1, 1, 2, 3))),
     (TypeError, "attention: mask must be boolean, True where a query may look, not float32",
      lambda: attention.scaled_dot_product_attention(T(1, 1, 2, 3), T(1, 1, 2, 3), T(1, 1, 2, 3), f32(1, 1, 1, 2))),
+    *((TypeError, f"an op takes one dtype, not {' and '.join(dtypes)}: convert one of them",
+       lambda dtypes=dtypes: attention.scaled_dot_product_attention(*(T(1, 1, 2, 3, dtype=d) for d in dtypes)))
+      for dtypes in (["float64", "float32", "float32"], ["float32", "float64", "float32"],
+                     ["float32", "float32", "float64"])),
     # arrays and devices
     (UserError, "device must be one of cpu, cuda, not 'gpu'", lambda: check_device("gpu")),
     (ValueError, "seed must be a whole number of at least 0, not -1", lambda: Streams(-1, 2)),
@@ -174,6 +178,13 @@ def test_the_kinks():
     zero = T(3)
     for f in (ops.relu, ops.absolute, lambda x: x ** 0):
         assert gradients(f(zero), [zero], np.array([0, 1, -2], np.float32))[0].tolist() == [0, 0, 0]
+
+
+def test_each_query_has_its_own_largest_score():
+    """Scores of 10,000 for one query and of -9,000 for another: neither overflows, and neither is lost."""
+    q, k = (Tensor(np.array(rows).reshape(1, 1, 2, 1)) for rows in ([100.0, -100.0], [100.0, 90.0]))
+    v = Tensor(np.array([1.0, 2.0]).reshape(1, 1, 2, 1))
+    assert attention.scaled_dot_product_attention(q, k, v).data.ravel().tolist() == [1.0, 2.0]
 
 
 def test_what_needs_no_gradient_is_not_computed():

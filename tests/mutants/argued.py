@@ -25,7 +25,10 @@ RULES = [
          "A copy, or none, of the same numbers: memory and speed only."),
     Rule(ANYWHERE, r"zip\(.*strict=(True|False).*\n\+ .*(strict=(None|True|False)|, \))",
          "Both lists have one length by construction; strict= guards against an edit to come."),
-    Rule("_sum_products", r"einsum\(\"BNC,BNC->BC\"", "einsum's letters are only names."),
+    Rule(ANYWHERE, r"\+ .*einsum\(\"[A-Z,]+->[A-Z]+\"", "einsum's letters are only names."),
+    Rule("_unbroadcast", r"keepdims=True\).*\n\+ .*, \)\.reshape", "The reshape that follows gives the axes back."),
+    Rule("scaled_dot_product", r"isfinite\(top\), top, 1\)",
+         "Where no score is finite all are -inf, less 1 as well as less 0."),
     Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and none is called X."),
     Rule("add_product", r'no.*b"n"', "BLAS reads N and n alike."),
 
@@ -51,6 +54,7 @@ RULES = [
     Rule("_pixel_list", r"np\.zeros\(\(R \+", "More zeros behind the last pixel than any shift reads: memory only."),
     Rule("_transformed_patches", r"np\.zeros\(\(B, TILE \* t[hw] \+ [23]",
          "More zeros at the edge than any patch reads: memory only."),
+    Rule("conv.py _pad", r"padding\) or True", "An image without padding is copied, too: memory only."),
     Rule("_cut_tiles", r"\(TILE / th|TILE / tw\)", "An image that fits its tiles is copied, too: memory only."),
 
     Rule("plain_correlate_dx", r"zeros\(\(B, H \+ [23] \* padding",
