@@ -1,8 +1,9 @@
 """Changes every operator, number, argument and word of the mathematics, one at a time, and asks the tests.
 
-    python -m tests.mutants.generated                       floors I and III, about an hour on 2 cores
+    python -m tests.mutants.generated                       floors I and III; it takes long
     python -m tests.mutants.generated --floor diffusion     one of them
     python -m tests.mutants.generated --keep DIR            can be interrupted, and goes on with the same command
+    python -m tests.mutants.generated --keep DIR --report   runs nothing, and reports what DIR holds
 
 The changes are mutmut's (pip install 'mutmut>=3.8'), which also picks the tests that run through a line.  What its
 tests let pass is asked again: argued.py lists changes that are none (the same numbers by another way, or only
@@ -28,7 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -66,7 +67,7 @@ class Change:
 
     name: str
     file: str
-    verdict: str                            # killed, timed out, crashed, argued, survived
+    verdict: str                            # killed, timed out, crashed, argued, survived, not run
     diff: str = ""                          # the lines before (-) and after (+)
     why: str = ""                           # the argument, or the test that noticed
 
@@ -113,7 +114,8 @@ class Workshop:
         for meta in sorted((self.root / "mutants" / self.floor.code).rglob("*.py.meta")):
             file = str(meta.relative_to(self.root / "mutants"))[:-len(".meta")]
             status = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
-            found += [Change(name, file, NOTICED.get(code, "survived")) for name, code in status.items()]
+            found += [Change(name, file, "not run" if code is None else NOTICED.get(code, "survived"))
+                      for name, code in status.items()]
         return found
 
     @property
@@ -121,11 +123,11 @@ class Workshop:
         """What became of the changes that were looked at again, a line each."""
         return self.root / "again.jsonl"
 
-    def noticed_before(self) -> dict[str, Change]:
-        """Changes that an interrupted run saw noticed in earnest; what it argued or let pass is asked again."""
+    def looked_at(self) -> dict[str, Change]:
+        """The last word on each change that was looked at again."""
         lines = self.notes.read_text(encoding="utf-8").splitlines() if self.notes.exists() else []
         found = [Change(**json.loads(line)) for line in lines]
-        return {change.name: change for change in found if change.verdict not in ("argued", "survived")}
+        return {change.name: change for change in found}
 
     def planted(self, change: Change) -> str:
         """The file's text with the change in it."""
@@ -182,7 +184,8 @@ def examine(name: str, folder: Path, jobs: int) -> list[Change]:
     shop.mutmut("run", "--max-children", str(jobs), quiet=False)
     changes = shop.changes()
     passed = [change for change in changes if change.verdict == "survived"]
-    again = shop.noticed_before()
+    # what an interrupted run argued or let pass is asked again
+    again = {n: change for n, change in shop.looked_at().items() if change.verdict not in ("argued", "survived")}
     with ThreadPoolExecutor(jobs) as pool, shop.notes.open("a", encoding="utf-8") as notes:
         left = [change for change in passed if change.name not in again]
         for change in tqdm(pool.map(shop.look_again, left), total=len(left), unit="change", dynamic_ncols=True,
@@ -194,13 +197,26 @@ def examine(name: str, folder: Path, jobs: int) -> list[Change]:
     return [again.get(change.name, change) for change in changes]
 
 
+def held(name: str, folder: Path) -> list[Change]:
+    """What a run in this folder has found so far; the arguments are read anew."""
+    shop = object.__new__(Workshop)
+    shop.root, shop.floor = folder, FLOORS[name]
+    again, found = shop.looked_at(), []
+    for change in shop.changes():
+        last = again.get(change.name, change) if change.verdict == "survived" else change
+        if last.verdict in ("survived", "argued") and (why := reason(last.file, last.function, last.diff)):
+            last = replace(last, verdict="argued", why=why)
+        found.append(last)
+    return found
+
+
 # --- the report -------------------------------------------------------------------------------------------
 
-def report(floors: dict[str, list[Change]], seconds: float) -> str:
-    """The run as Markdown."""
+def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str:
+    """The run as Markdown; seconds: how long it took, if it was one."""
     every = [change for changes in floors.values() for change in changes]
     of = Counter(change.verdict for change in every)
-    caught = len(every) - of["argued"] - of["survived"]
+    caught = len(every) - of["argued"] - of["survived"] - of["not run"]
     lines = [
         "# Every operator, number and argument, changed and caught", "",
         "A mutation tester changed the mathematics (`minidiff/diffusion/`) and the engine with its derivatives",
@@ -209,8 +225,9 @@ def report(floors: dict[str, list[Change]], seconds: float) -> str:
         "crashed the process or never ended). *Argued*: it makes no difference that a test should see, for the reason",
         "given below. *Survived*: a test is missing.", "",
         f"{datetime.date.today()}, {machine()}, mutmut {_version()}: **{len(every)} changes, {caught} caught "
-        f"({caught / len(every):.1%}), {of['argued']} argued, {of['survived']} survived**, "
-        f"in {seconds / 60:.0f} minutes.", "",
+        f"({caught / len(every):.1%}), {of['argued']} argued, {of['survived']} survived"
+        + (f", {of['not run']} not run" if of["not run"] else "") + "**"
+        + (f", in {seconds / 60:.0f} minutes." if seconds else "."), "",
         "| file | changes | caught | of these timed out or crashed | argued | survived | caught, of those not argued |",
         "|---|--:|--:|--:|--:|--:|--:|"]
     for file in sorted({change.file for change in every}):
@@ -247,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--floor", choices=FLOORS, help="one floor only (default both)")
     parser.add_argument("--jobs", type=int, default=2, help="changes at a time (default 2)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and go on with what is there")
+    parser.add_argument("--report", action="store_true", help="run nothing; report what --keep holds")
     parser.add_argument("--out", type=Path, help="the report (default docs/mutation.md; with --floor none)")
     args = parser.parse_args(argv)
     try:
@@ -257,8 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started, floors = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         for name in [args.floor] if args.floor else FLOORS:
-            floors[name] = examine(name, (args.keep or Path(folder)) / name, args.jobs)
-    text = report(floors, time.monotonic() - started)
+            here = (args.keep or Path(folder)) / name
+            floors[name] = held(name, here) if args.report else examine(name, here, args.jobs)
+    text = report(floors, None if args.report or args.keep else time.monotonic() - started)
     if out := args.out or (None if args.floor else REPORT):
         out.write_text(text, encoding="utf-8")
     print(text)
