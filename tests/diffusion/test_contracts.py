@@ -65,6 +65,32 @@ def test_a_thousand_times_where_nothing_is_said(name):
     assert (schedules.SCHEDULES[name]().alpha_bar == schedules.SCHEDULES[name](1000).alpha_bar).all()
 
 
+def test_the_ranges_where_nothing_is_said():
+    """VDM's +-10 in log-SNR; Score SDE's .1 and 20, whose integral over the whole of time is 10.05."""
+    linear, sde = schedules.log_snr_linear(), schedules.vp_sde()
+    assert np.allclose(linear.log_snr(np.array([0, 999])), [10, -10], atol=1e-9)
+    assert np.isclose(sde.alpha_bar[-1], np.exp(-10.05), rtol=1e-12)
+
+
+def test_tables_are_counted_in_float64_whatever_they_are_given():
+    betas = np.linspace(0.1, 0.9, 5).astype(np.float32)
+    assert (schedules.from_betas(betas).alpha_bar == schedules.from_betas(betas.astype(float)).alpha_bar).all()
+    table = np.linspace(3, -8, 5).astype(np.float32)
+    single, double = (schedules.from_log_snr(lambda u, a=a: a, 5) for a in (table, table.astype(float)))
+    assert (single.alpha_bar == double.alpha_bar).all()
+
+
+def test_the_smallest_and_the_largest_beta():
+    """1 - 1e-16 is still below 1 in float64, where 1 + 1e-16 is not above; and the last beta may be 1."""
+    assert schedules.from_betas([1e-16, 0.99]).alpha_bar[0] < 1
+    assert schedules.from_betas([0.5, 1.0]).alpha_bar[-1] == 0
+
+
+def test_a_list_of_lists_is_no_list_of_times():
+    with pytest.raises(ValueError, match="times must be integers"):
+        samplers.sample(samplers.ddim(Recorder(), np.ones((3, 2)), np.array([[8], [5]])))
+
+
 @pytest.mark.parametrize("make", [
     lambda **said: schedules.from_betas([0.1, 0.2], **said),
     lambda **said: schedules.linear(10, **said),
