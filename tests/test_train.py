@@ -263,7 +263,9 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
                                env=os.environ | {"PYTHONUNBUFFERED": "1"})
     said = b""
     while b"loss" not in said:                              # the progress bar shows one after the first steps
-        said += process.stderr.read1()
+        part = process.stderr.read1()
+        assert part, f"it ended by itself: {said.decode()}"
+        said += part
     process.send_signal(signal.SIGINT)
     said = (said + process.communicate(timeout=300)[1]).decode()
     assert process.returncode == 1

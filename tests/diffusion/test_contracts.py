@@ -80,6 +80,17 @@ def test_tables_are_counted_in_float64_whatever_they_are_given():
     assert (single.alpha_bar == double.alpha_bar).all()
 
 
+def test_a_schedule_is_float64_whatever_it_is_given():
+    assert Schedule(np.array([0.5, 0.25], np.float32)).alpha_bar.dtype == np.float64
+    assert Schedule([0.5, 0]).alpha_bar.tolist() == [0.5, 0.0]
+
+
+def test_noise_too_small_for_the_dtype_counts_as_none():
+    x = np.ones(2, np.float16)
+    with pytest.raises(ValueError, match=r"where there is noise, got 0 \(in float16\)$"):
+        gaussian.eps_from_x0(Schedule([1 - 1e-15, 0.01]), x, 0, x)
+
+
 def test_the_smallest_and_the_largest_beta():
     """1 - 1e-16 is still below 1 in float64, where 1 + 1e-16 is not above; and the last beta may be 1."""
     assert schedules.from_betas([1e-16, 0.99]).alpha_bar[0] < 1

@@ -229,6 +229,8 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: likelihood.reverse_kl(ONE_D, X, np.array([0, 1, 1, 1]), X)),
     (ValueError, "x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got float64 from -2 to 0",
      lambda: likelihood.DiscretisedGaussian(1.0)(np.array([0.0, -2.0]), np.zeros(2))),
+    (ValueError, "times must be integers that fall strictly from 9, where all is noise, to 0 or more, got [10, 0]",
+     lambda: likelihood.log_prob(ONE_D, X, [10, 0])),
     (ValueError, "times must be integers that fall strictly from 9, where all is noise, to 0 or more, got [8, 0]",
      lambda: likelihood.log_prob(ONE_D, X, [8, 0])),
     (ValueError, "times must be integers that fall strictly from 9, where all is noise, to 0 or more, got [9, 3, -1]",

@@ -83,6 +83,7 @@ RULES = [
     Rule("draw_times", r'side="right"', "They differ where u is a step of the table to the last bit."),
     Rule("Hutchinson.draw", r"streams\.normal\(|z <= 0", "Only the draw's sign is used, and it is never 0."),
     Rule("Hutchinson.__call__", r"_wide\(zJ\) / z", "A probe's entries are 1 or -1, each its own inverse."),
+    Rule("_per_sample_sum", r"dtype=np\.float64", "What is summed is float64 already where it comes from."),
     Rule("_levels", r"<= 1e-5", "They differ for an error of 1e-5 to the last bit."),
     Rule("cross_entropy", r"xp_of\(None\)", "An index may be a host array on CuPy, too."),
 ]
