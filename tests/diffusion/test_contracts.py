@@ -155,6 +155,12 @@ def test_exact_denoisers_count_in_float64_whatever_they_are_given():
         assert (single(x_t, t) == make(SCHEDULE, *given)(x_t, t)).all()
 
 
+def test_a_covariance_is_taken_apart_in_float64():
+    cov, mean, x_t = np.array([[0.5, 0.125], [0.125, 0.75]]), np.array([0.25, 0.5]), np.array([[0.3, -0.2]])
+    single, double = (GaussianDenoiser(SCHEDULE, mean.astype(d), cov.astype(d)) for d in (np.float32, np.float64))
+    assert (single(x_t, np.array([4])) == double(x_t, np.array([4]))).all()
+
+
 def test_the_bound_is_drawn_in_the_dtype_of_the_images():
     denoiser = GaussianDenoiser(SCHEDULE, np.zeros(2), np.ones(2))
     bound = likelihood.variational_bound(denoiser, np.zeros((3, 2), np.float32), streams=Streams(0, 3),

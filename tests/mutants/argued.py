@@ -34,6 +34,8 @@ RULES = [
     Rule("add_product", r'no.*b"n"', "BLAS reads N and n alike."),
 
     Rule("kl_gaussian", r"var2, 1\.0\).*\n\+ .*var2, 2\.0\)", "The number stands for its kind, a Python float."),
+    Rule("GaussianDenoiser.__init__", r"np\.asarray\(mean, (None)?\), np\.asarray\(cov, np\.float64\)",
+         "The mean meets arrays of float64 wherever it is used."),
     Rule("MixtureDenoiser", r"\+ (np|xp)\.zeros.*\n\+ .* - (np|xp)\.zeros", "Zeros may be added or taken away."),
     Rule("samplers.py sample", r"maxlen", "All states are kept in place of the last: memory only."),
     Rule("dpm_solver_pp_2m", r"h = -math.*\n\+ h = \+math", "Only the quotient of two h is used: their sign cancels."),
