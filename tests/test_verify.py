@@ -194,7 +194,7 @@ def euler(denoiser, x_T, times, cond=None):
     schedule, x_t = denoiser.schedule, x_T
     for step, t, s in samplers._steps(schedule, times):
         x0_hat = samplers._denoise(denoiser, x_t, t, cond)
-        h = samplers._angle(schedule, s) - samplers._angle(schedule, t)
+        h = samplers.angle(schedule, s) - samplers.angle(schedule, t)
         x_t = x_t + h * gaussian.v_from_x0(schedule, x_t, t, x0_hat) if s >= 0 else x0_hat
         yield samplers.State(step, s, x_t, x0_hat)
 

@@ -43,7 +43,7 @@ from scipy import special
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import kl_gaussian, prior_kl, q_posterior_mean_variance, q_sample, v_from_x0
 from minidiff.diffusion.losses import bound_weight
-from minidiff.diffusion.samplers import beta_tilde, checked_times
+from minidiff.diffusion.samplers import angle, beta_tilde, checked_times
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import Streams, to_numpy, xp_of
 
@@ -240,7 +240,7 @@ def log_prob(denoiser: Denoiser, x, times: Sequence[int], cond=None, *, divergen
     total = np.zeros(len(x))
     v_s, div_s = velocity_and_divergence(x, up[0])
     for s, t in pairwise(up):
-        h = _angle(schedule, t) - _angle(schedule, s)
+        h = angle(schedule, t) - angle(schedule, s)
         # x_t = x_s + h (v_s + v_t) / 2,   v_t at the Euler step x_s + h v_s                           samplers.heun
         x = x + h * (v_s + velocity(x + h * v_s, t)) / 2
         # int div v dphi, by trapezoids along the way
@@ -287,10 +287,6 @@ def _wide(a):
 def _per_sample_sum(a) -> np.ndarray:
     """(B, ...) -> (B,), float64 on the host."""
     return to_numpy(a.reshape(len(a), -1).sum(1, dtype=np.float64))
-
-
-def _angle(schedule: Schedule, t: int) -> float:
-    return math.atan2(schedule.sigma(t), schedule.alpha(t))
 
 
 def _levels(x_0) -> np.ndarray:

@@ -123,7 +123,7 @@ def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[S
         x0_hat = _denoise(denoiser, x_t, t, cond)
         v_t = v_from_x0(schedule, x_t, t, x0_hat)
         if s >= 0:
-            h = _angle(schedule, s) - _angle(schedule, t)
+            h = angle(schedule, s) - angle(schedule, t)
             # Euler:  x_s = x_t + h v_t
             x_s = x_t + h * v_t
             # Heun:   x_s = x_t + h (v_t + v_s) / 2
@@ -263,7 +263,8 @@ def _alpha_sigma(schedule: Schedule, t: int) -> tuple[float, float]:
     return float(schedule.alpha(t)), float(schedule.sigma(t))
 
 
-def _angle(schedule: Schedule, t: int) -> float:
+def angle(schedule: Schedule, t: int) -> float:
+    """phi of alpha = cos(phi), sigma = sin(phi): 0 at the clean image, pi/2 where no signal is left."""
     alpha, sigma = _alpha_sigma(schedule, t)
     return math.atan2(sigma, alpha)
 

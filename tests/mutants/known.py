@@ -70,7 +70,7 @@ BUGS = [
         "diffusers #5690"),
     Bug("residual noise: Heun's last step is a straight one", SAMPLERS,
         "            x_t = x0_hat\n",
-        "            x_t = x_t - _angle(schedule, t) * v_t\n",
+        "            x_t = x_t - angle(schedule, t) * v_t\n",
         "diffusers #5690"),
     Bug("the full chain's beta on a respaced chain", SAMPLERS,
         "return float(q_step(schedule, s, t)[1])",
