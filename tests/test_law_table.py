@@ -30,6 +30,8 @@ def test_every_law_is_proved_by_some_test():
     assert NOT_YET.keys() <= proved
 
 
+CI_VARIABLES = {"CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "BUILDKITE", "bamboo.buildKey",
+                "CODEBUILD_BUILD_ID", "TEAMCITY_VERSION", "CIRRUS_CI"}      # by which hypothesis knows it
 BROKEN = """
 import numpy as np
 import pytest
@@ -52,11 +54,15 @@ def test_that_passes():
 """
 
 
-def test_a_failing_law_prints_its_formula_its_numbers_and_its_seed(tmp_path):
+@pytest.mark.parametrize("ci", [False, True])
+def test_a_failing_law_prints_its_formula_its_numbers_and_its_seed(tmp_path, ci):
+    """Where CI is set, hypothesis takes its examples from the test's own name, and there is no seed to print."""
     (tmp_path / "test_broken_laws.py").write_text(BROKEN)
     pytest_of_ours = ["-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path),
                       "-p", "conftest", "-p", "no:cacheprovider"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if name not in CI_VARIABLES}
+    environment |= {"PYTHONPATH": str(ROOT / "tests"), "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)}
+    environment |= {"CI": "true"} if ci else {}
     said = run(*pytest_of_ours, str(tmp_path), env=environment).stdout
     assert "2 failed, 1 passed" in said
     for line in ("formula    a = b", "source     Nobody 2026, eq. 7", "tolerance  1e-7: rounding",
@@ -66,10 +72,11 @@ def test_a_failing_law_prints_its_formula_its_numbers_and_its_seed(tmp_path):
     assert "again      python -m pytest 'test_broken_laws.py::test_of_a_seed[7]'" in said
     assert "formula    passes" not in said
     # the line that it prints does bring the failure back
-    seed = re.search(r"again      python -m pytest '.*::test_of_examples' --hypothesis-seed=(\d+)", said).group(1)
-    again = run(*pytest_of_ours, f"{tmp_path}/test_broken_laws.py::test_of_examples", f"--hypothesis-seed={seed}",
+    line = re.search(r"again      python -m pytest '.*::test_of_examples'(.*)", said).group(1)
+    assert re.fullmatch("" if ci else r" --hypothesis-seed=\d+", line)
+    again = run(*pytest_of_ours, f"{tmp_path}/test_broken_laws.py::test_of_examples", *line.split(),
                 env=environment).stdout
-    assert "1 failed" in again and f"--hypothesis-seed={seed}" in again
+    assert "1 failed" in again and f"test_of_examples'{line}\n" in again
 
 
 # ---- what a test allows, and what its law says -----------------------------------------------------------------
