@@ -1,0 +1,220 @@
+// The CPU twin of kernels/ptx.cuh: the same functions, each as the manual describes its instruction, in plain C++.
+//
+// A warp-wide instruction becomes one warp_gather: every lane brings its registers, waits for the other 31, and takes
+// what it is owed from theirs.  Layouts are those drawn in kernels/ptx.cuh; tests/kernels/test_ptx.py holds them
+// against NumPy.
+//
+// What cannot be shown here: how the tensor cores round inside a sum (here: float32, one product after another).
+#ifndef PTX_CUH
+#define PTX_CUH                                             // so that kernels/ptx.cuh, included later, is skipped
+#include "cuda_on_cpu.h"
+
+#include <deque>
+#include <vector>
+
+namespace ptx_twin {
+
+inline float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+inline uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+
+constexpr unsigned ALL = 0xffffffffu;
+inline int lane() { return cuda_on_cpu::lane_of(); }
+
+inline void insist_aligned(const void* address, int bytes, const char* what, int line) {
+    if (uintptr_t(address) % unsigned(bytes) == 0) return;
+    snprintf(cuda_on_cpu::failure, sizeof cuda_on_cpu::failure,
+             "line %d: %s, in thread (%u, %u, %u) of block (%u, %u, %u), must be a multiple of %d bytes", line, what,
+             threadIdx.x, threadIdx.y, threadIdx.z, blockIdx.x, blockIdx.y, blockIdx.z, bytes);
+    cuda_on_cpu::wait(cuda_on_cpu::DONE, line);
+}
+
+}  // namespace ptx_twin
+
+// --- half precision --------------------------------------------------------------------------------------------
+
+inline float float16_value(unsigned short bits) {
+    const uint32_t sign = uint32_t(bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, fraction = bits & 0x3ffu;
+    if (exponent == 0)                                                          // zero and the subnormal numbers
+        return ptx_twin::as_float(sign | ptx_twin::as_bits(float(fraction) * 0x1p-24f));
+    return ptx_twin::as_float(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+}
+
+inline unsigned short float16_bits(float x) {
+    const uint32_t all = ptx_twin::as_bits(x), sign = (all >> 16) & 0x8000u, bits = all & 0x7fffffffu;
+    if (bits > 0x7f800000u) return 0x7fffu;                                     // NaN
+    const float size = ptx_twin::as_float(bits);
+    if (size >= 65520.f) return (unsigned short)(sign | 0x7c00u);               // half way past 65504: infinity
+    if (size < 0x1p-14f)                                                        // subnormal: a multiple of 2^-24
+        return (unsigned short)(sign | uint32_t(nearbyintf(size * 0x1p24f)));
+    const uint32_t rounded = bits + 0xfffu + ((bits >> 13) & 1u);               // half way: to the even one
+    return (unsigned short)(sign | (rounded - (112u << 23)) >> 13);
+}
+
+inline unsigned to_tf32(float x) {
+    const uint32_t bits = ptx_twin::as_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;                 // NaN
+    return (bits + 0x1000u) & 0xffffe000u;                                      // half way: away from zero
+}
+
+inline unsigned pack_f16(float low, float high) {
+    return float16_bits(low) | unsigned(float16_bits(high)) << 16;
+}
+
+inline unsigned pack_bf16(float low, float high) {
+    unsigned half[2];
+    for (int i = 0; i < 2; ++i) {
+        const uint32_t bits = ptx_twin::as_bits(i ? high : low);
+        half[i] = (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    }
+    return half[0] | half[1] << 16;
+}
+
+// --- the tensor cores ------------------------------------------------------------------------------------------
+
+namespace ptx_twin {
+
+inline float tf32_value(unsigned bits) { return as_float(bits & 0xffffe000u); }       // the lower 13 bits are not seen
+inline float bfloat16_value(unsigned short bits) { return as_float(uint32_t(bits) << 16); }
+
+// What one lane brings, as numbers: register by register, the lower half first.
+template <int K> struct Fragments { float a[K / 2], b[K / 4]; };
+
+// d += A B.  A register holds `per` neighbours along k, so the four lanes of a group hold 4 per of them, and the next
+// register of the same row (of the same column, for B) continues from there.
+template <int K>
+inline void multiply(float (&d)[4], const Fragments<K>& mine, int line) {
+    constexpr int per = K / 8;
+    const auto of = cuda_on_cpu::warp_gather(ALL, mine, line);
+    const int g = lane() / 4, t = lane() % 4;
+    for (int i = 0; i < 4; ++i) {
+        const int row = i < 2 ? g : g + 8, column = 2 * t + i % 2;
+        for (int k = 0; k < K; ++k) {
+            const int across = k % (4 * per) / per, along = k / (4 * per), half = k % per;
+            d[i] += of[row % 8 * 4 + across].a[(row / 8 + 2 * along) * per + half]
+                  * of[column * 4 + across].b[along * per + half];
+        }
+    }
+}
+
+template <typename Value>
+inline void multiply_halves(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], const Value& value,
+                            int line) {
+    Fragments<16> mine;
+    for (int i = 0; i < 8; ++i) mine.a[i] = value((unsigned short)(a[i / 2] >> 16 * (i % 2)));
+    for (int i = 0; i < 4; ++i) mine.b[i] = value((unsigned short)(b[i / 2] >> 16 * (i % 2)));
+    multiply(d, mine, line);
+}
+
+}  // namespace ptx_twin
+
+inline void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                             int line = __builtin_LINE()) {
+    ptx_twin::Fragments<8> mine;
+    for (int i = 0; i < 4; ++i) mine.a[i] = ptx_twin::tf32_value(a[i]);
+    for (int i = 0; i < 2; ++i) mine.b[i] = ptx_twin::tf32_value(b[i]);
+    ptx_twin::multiply(d, mine, line);
+}
+
+inline void mma_m16n8k16_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                             int line = __builtin_LINE()) {
+    ptx_twin::multiply_halves(d, a, b, float16_value, line);
+}
+
+inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                              int line = __builtin_LINE()) {
+    ptx_twin::multiply_halves(d, a, b, ptx_twin::bfloat16_value, line);
+}
+
+// --- from shared memory to fragments ---------------------------------------------------------------------------
+
+namespace ptx_twin {
+
+template <int squares>
+inline void ldmatrix(unsigned (&r)[squares], const void* shared_row, bool turned, int line) {
+    const auto row = cuda_on_cpu::warp_gather(ALL, static_cast<const char*>(shared_row), line);
+    const int g = lane() / 4, t = lane() % 4;
+    for (int i = 0; i < squares; ++i) {
+        insist_aligned(row[8 * i + g], 16, "ldmatrix: the address of a row", line);
+        if (!turned) {
+            memcpy(&r[i], row[8 * i + g] + 4 * t, 4);
+            continue;
+        }
+        unsigned short half[2];
+        for (int j = 0; j < 2; ++j) memcpy(&half[j], row[8 * i + 2 * t + j] + 2 * g, 2);
+        r[i] = half[0] | unsigned(half[1]) << 16;
+    }
+}
+
+}  // namespace ptx_twin
+
+inline void ldmatrix_x4(unsigned (&r)[4], const void* shared_row, int line = __builtin_LINE()) {
+    ptx_twin::ldmatrix(r, shared_row, false, line);
+}
+inline void ldmatrix_x4_trans(unsigned (&r)[4], const void* shared_row, int line = __builtin_LINE()) {
+    ptx_twin::ldmatrix(r, shared_row, true, line);
+}
+inline void ldmatrix_x2(unsigned (&r)[2], const void* shared_row, int line = __builtin_LINE()) {
+    ptx_twin::ldmatrix(r, shared_row, false, line);
+}
+inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* shared_row, int line = __builtin_LINE()) {
+    ptx_twin::ldmatrix(r, shared_row, true, line);
+}
+
+// --- from global to shared memory, without waiting -------------------------------------------------------------
+//
+// The machine may write at any time between the request and the wait.  So the request fills its place with NaN,
+// which spoils it for whoever still reads the old numbers, and the numbers come at the last moment, in the wait,
+// which spoils it for whoever does not wait.
+
+namespace ptx_twin {
+
+struct Copy { char* to; const char* from; int bytes; bool valid; };
+
+// A thread's groups of copies, the oldest first; the last one is still open.
+struct Copies {
+    uint3 block;
+    std::deque<std::vector<Copy>> groups;
+};
+static Copies copies[cuda_on_cpu::MOST];
+
+inline std::deque<std::vector<Copy>>& groups() {
+    Copies& mine = copies[cuda_on_cpu::now];
+    if (mine.groups.empty() || memcmp(&mine.block, &blockIdx, sizeof(uint3))) { // forget an earlier block
+        mine.block = blockIdx;
+        mine.groups.assign(1, {});
+    }
+    return mine.groups;
+}
+
+inline void copy_async(void* shared, const void* global, int bytes, bool valid, int line) {
+    insist_aligned(shared, bytes, "copy_async: the address in shared memory", line);
+    if (valid) insist_aligned(global, bytes, "copy_async: the global address", line);
+    memset(shared, 0xff, size_t(bytes));
+    groups().back().push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes, valid});
+}
+
+}  // namespace ptx_twin
+
+inline void copy_async_16(void* shared, const void* global, bool valid, int line = __builtin_LINE()) {
+    ptx_twin::copy_async(shared, global, 16, valid, line);
+}
+inline void copy_async_8(void* shared, const void* global, bool valid, int line = __builtin_LINE()) {
+    ptx_twin::copy_async(shared, global, 8, valid, line);
+}
+inline void copy_async_4(void* shared, const void* global, bool valid, int line = __builtin_LINE()) {
+    ptx_twin::copy_async(shared, global, 4, valid, line);
+}
+
+inline void copy_async_commit() { ptx_twin::groups().emplace_back(); }
+
+template <int N>
+inline void copy_async_wait() {
+    auto& groups = ptx_twin::groups();
+    for (; groups.size() > N + 1; groups.pop_front())
+        for (const ptx_twin::Copy& copy : groups.front()) {
+            if (copy.valid) memcpy(copy.to, copy.from, size_t(copy.bytes));
+            else memset(copy.to, 0, size_t(copy.bytes));
+        }
+}
+
+#endif
