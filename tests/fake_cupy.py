@@ -9,14 +9,16 @@ It keeps CuPy's rules for the border between the two memories, and is as strict 
     a reduction gives an array of shape (), not a number
     there is nothing that CuPy 14.2 has not: no geomspace, no sum(where=...), no x.item(3), no x @= y
 
-An index may be a host array, which CuPy copies to the device, and so may a transpose's axes.  Beneath it is NumPy, so
-that results are NumPy's, bit for bit; what a GPU would compute, and how fast, it does not say.
+Kernels, cupy.RawModule, run on the CPU (cuda_on_cpu) and take exact types only: a Python number would arrive as 8
+bytes.  An index may be a host array, which CuPy copies to the device, and so may a transpose's axes.  Beneath it is
+NumPy, so that results are NumPy's, bit for bit; what a GPU would compute, and how fast, it does not say.
 """
 
 import operator
 import sys
 from types import ModuleType, SimpleNamespace
 
+import cuda_on_cpu
 import numpy as np
 
 FUNCTIONS = """
@@ -58,6 +60,14 @@ class ndarray:
 
     def get(self) -> np.ndarray:
         return np.array(self._a, order="C")
+
+    @property
+    def flags(self):
+        return self._a.flags
+
+    @property
+    def device(self):
+        return SimpleNamespace(id=0)
 
     def transpose(self, *axes):
         return ndarray(self._a.transpose(*axes))
@@ -187,6 +197,67 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
+class CUDADriverError(RuntimeError):
+    pass
+
+
+class CompileException(Exception):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+# --- kernels ------------------------------------------------------------------------------------------------
+
+CARD = {"MaxSharedMemoryPerBlockOptin": 227 << 10, "MultiProcessorCount": 132}        # an H100's
+
+
+class Device:
+    """cupy.cuda.Device: an H100."""
+
+    compute_capability = "90"
+    attributes = CARD
+
+    def __init__(self, id: int = 0):
+        self.id = id
+
+    def synchronize(self):
+        pass
+
+
+class RawModule:
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc"):
+        defines = dict(option[2:].split("=") for option in options if option.startswith("-D"))
+        name = code.split('"', 2)[1] if code.startswith("#line") else "kernel.cu"
+        self._program = cuda_on_cpu.Program(code, defines, name=name)
+
+    def compile(self):
+        if cuda_on_cpu.WHY_NOT:
+            raise CompileException(cuda_on_cpu.WHY_NOT)
+        try:
+            self._program.path  # noqa: B018  (this compiles it)
+        except SyntaxError as error:
+            raise CompileException(str(error)) from None
+
+    def get_function(self, name: str):
+        return RawKernel(self._program[name])
+
+
+class RawKernel:
+    def __init__(self, run):
+        self._run, self.max_dynamic_shared_size_bytes = run, 48 << 10
+
+    def __call__(self, grid, block, args, *, shared_mem: int = 0):
+        if shared_mem > self.max_dynamic_shared_size_bytes or len(block) > 3 or np.prod(block) > 1024:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        for arg in args:
+            if not isinstance(arg, (ndarray, np.generic)):
+                raise TypeError(f"Unsupported type {type(arg)}, or one whose size C would not know")
+        self._run(grid, block, [arg._a if isinstance(arg, ndarray) else arg for arg in args], shared_mem)
+
+
 def fake_cupy(gpus: int) -> ModuleType:
     """CuPy on a machine with so many GPUs."""
     cupy = ModuleType("cupy")
@@ -202,7 +273,11 @@ def fake_cupy(gpus: int) -> ModuleType:
     cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(
         as_strided=_function(np.lib.stride_tricks.as_strided)))
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
-        getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError))
+        getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError),
+        driver=SimpleNamespace(CUDADriverError=CUDADriverError),
+        compiler=SimpleNamespace(CompileException=CompileException),
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=Device)
+    cupy.RawModule = RawModule
     return cupy
 
 

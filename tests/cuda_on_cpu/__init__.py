@@ -68,8 +68,8 @@ class Program:
         """The compiled library, or, sanitized, the program."""
         text = self._text()
         options = (*FLAGS, *WATCHED[self.sanitize], *self.defines)
-        made_from = [text, *options, compiler(), *(p.read_text() for p in sorted([*HERE.glob("*.h"), *HERE.glob("*.cuh"),
-                                                                                  *KERNELS.glob("*.cuh")]))]
+        headers = sorted([*HERE.glob("*.h"), *HERE.glob("*.cuh"), *KERNELS.glob("*.cuh")])
+        made_from = [text, *options, compiler(), *(header.read_text() for header in headers)]
         key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:20]
         path = BUILD / f"{Path(self.name).stem}-{key}{'' if self.sanitize else '.so'}"
         if not path.exists():
@@ -114,8 +114,8 @@ class Program:
         with tempfile.TemporaryDirectory() as folder:
             case = Path(folder) / "launch"
             self.write_launch(case, kernel, head[:3], head[3:6], args, int(head[6]), int(head[7]))
-            done = subprocess.run([str(self.path), str(case)], capture_output=True, text=True,
-                                  env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"})
+            options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+            done = subprocess.run([str(self.path), str(case)], capture_output=True, text=True, env=os.environ | options)
             if done.returncode:
                 raise LaunchError(f"{self.name}, {kernel}: {done.stderr}")
             read, at = case.read_bytes(), 256 + head.nbytes + 4

@@ -1,0 +1,307 @@
+"""One checked way to launch the kernels of kernels/*.cu.
+
+    source = pick("conv", "float32")                        kernels/conv_3_registers.cu, say
+    conv = kernel(source, "conv_forward", "float32")        compiled once for each device and type of element
+    conv(grid, block, x, w, None, y, B, H, W, ...)          checked against the kernel's own signature, then launched
+
+A `.cu` file is the only place that knows its kernels: what stands here is read from it.
+
+    // takes   float32, float16          the types of element; tf32: float32 arrays, rounded for the tensor cores
+    // needs   sm_80                     the oldest compute capability; sm_90a: that one alone
+    constexpr int TILE_M = 128;          a size that the launch depends on
+    extern "C" __global__ void conv_forward(const T* x, ..., int B)
+
+CuPy compiles through NVRTC and keeps what it made on disk, by source and options; since headers are pasted into the
+source, a change in one is a change of both.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from minidiff.errors import UserError
+
+C_TYPES = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
+SCALARS = {"int": np.int32, "unsigned int": np.uint32, "long long": np.int64, "unsigned long long": np.uint64,
+           "float": np.float32, "double": np.float64}
+POINTERS = {"float": "float32", "double": "float64", "bool": "bool", "unsigned char": "uint8", "int": "int32",
+            "unsigned int": "uint32", "long long": "int64", "unsigned long long": "uint64"}
+WITHOUT_ASKING = 48 << 10                                   # bytes of shared memory that every launch may have
+
+
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or launched; one sentence, and the next call may work."""
+
+
+# --- what a file says -------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Parameter:
+    type: str                                               # "const T*", "int", ...
+    name: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of kernels."""
+
+    family: str                                             # "conv"
+    number: int                                             # its version
+    path: Path
+    takes: tuple[str, ...]
+    needs: str                                              # "sm_80"
+    constants: dict[str, int] = field(hash=False)
+    signatures: dict[str, tuple[Parameter, ...]] = field(hash=False)
+
+    @property
+    def text(self) -> str:
+        """The file with its headers pasted in, each line still known by its own file and number."""
+        return _with_headers(self.path, set())
+
+    def takes_dtype(self, dtype: str, *, tf32: bool) -> bool:
+        return dtype in self.takes or (dtype == "float32" and tf32 and "tf32" in self.takes)
+
+    def runs_on(self, capability: str) -> bool:
+        """capability: "80" or "90", as CuPy says it."""
+        needed = self.needs.removeprefix("sm_")
+        return needed == capability + "a" if needed.endswith("a") else int(capability) >= int(needed)
+
+
+def folder() -> Path:
+    """Where the kernels are: beside the package in a checkout, in it where it was installed."""
+    package = Path(__file__).parent.parent
+    return next(path for path in (package.parent / "kernels", package / "kernels") if (path / "element.cuh").exists())
+
+
+@functools.cache
+def versions(family: str) -> dict[int, Source]:
+    """The versions of a family of kernels, the plainest first."""
+    files = {int(re.fullmatch(rf"{family}_(\d+)_\w+", path.stem)[1]): path for path in folder().glob(f"{family}_*.cu")
+             if re.fullmatch(rf"{family}_(\d+)_\w+", path.stem)}
+    if not files:
+        raise ValueError(f"there is no family of kernels {family!r} in {folder()}")
+    return {number: _read(family, number, files[number]) for number in sorted(files)}
+
+
+def _read(family: str, number: int, path: Path) -> Source:
+    text = path.read_text(encoding="utf-8")
+    takes = re.search(r"^// takes +(\w+(?:, \w+)*)$", text, re.MULTILINE)
+    needs = re.search(r"^// needs +(sm_\d+a?)$", text, re.MULTILINE)
+    if not takes or not needs:
+        raise ValueError(f"{path} does not say what it takes and needs")
+    constants = {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", text, re.MULTILINE)}
+    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)", text)
+    return Source(family, number, path, tuple(re.split(r",\s*", takes[1])), needs[1], constants,
+                  {name: tuple(map(_parameter, re.sub(r"//[^\n]*|/\*.*?\*/", "", listed).split(",")))
+                   for name, listed in kernels})
+
+
+def _parameter(text: str) -> Parameter:
+    """"const T* __restrict__ x" -> const T*, x."""
+    words = text.replace("__restrict__", " ").replace("*", "* ").split()
+    return Parameter(" ".join(words[:-1]), words[-1])
+
+
+def _with_headers(path: Path, seen: set[str]) -> str:
+    lines = [f'#line 1 "{path.name}"']
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        header = re.match(r'#include "([\w.]+)"', line)
+        if header and header[1] not in seen:
+            seen.add(header[1])
+            lines += [_with_headers(path.parent / header[1], seen), f'#line {number + 1} "{path.name}"']
+        else:
+            lines.append("" if header or line.startswith("#pragma once") else line)
+    return "\n".join(lines)
+
+
+# --- which version ----------------------------------------------------------------------------------------
+
+def pick(family: str, dtype: str, version: int | None = None) -> Source:
+    """The last version that takes arrays of `dtype` on this card, or the one asked for.
+
+    MINIDIFF_KERNEL_VERSION=N chooses none later than N, for teaching.  Versions that round float32 to TF32 are chosen
+    only where CUPY_TF32=1, which does the same to CuPy's matrix products.  ValueError where there is none.
+    """
+    capability, found = _capability(), versions(family)
+    if version is not None:
+        if version not in found:
+            raise ValueError(f"{family}: version must be one of {', '.join(map(str, found))}, not {version!r}")
+        source = found[version]
+        if not source.takes_dtype(dtype, tf32=True):
+            raise TypeError(f"{source.path.name} takes {', '.join(source.takes)}, not {dtype}")
+        if not source.runs_on(capability):
+            raise ValueError(f"{source.path.name} needs {source.needs}, and this card is sm_{capability}")
+        return source
+    tf32, latest = os.environ.get("CUPY_TF32") == "1", _latest()
+    fit = [s for s in found.values() if s.takes_dtype(dtype, tf32=tf32) and s.runs_on(capability)]
+    if not fit:
+        raise TypeError(f"{family} has no kernel for {dtype} on sm_{capability}: convert to float32")
+    return max((s for s in fit if s.number <= latest), key=lambda s: s.number, default=fit[0])
+
+
+def _latest() -> int:
+    asked = os.environ.get("MINIDIFF_KERNEL_VERSION", "")
+    if not asked:
+        return sys.maxsize
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"MINIDIFF_KERNEL_VERSION must be a whole number of at least 1, not {asked!r}")
+    return int(asked)
+
+
+def shared_limit() -> int:
+    """Bytes of shared memory that a block may ask for on this card."""
+    return _attributes()["MaxSharedMemoryPerBlockOptin"]
+
+
+def multiprocessors() -> int:
+    return _attributes()["MultiProcessorCount"]
+
+
+def _capability() -> str:
+    import cupy
+    return _capability_of(cupy.cuda.Device().id)
+
+
+@functools.cache
+def _capability_of(device: int) -> str:
+    import cupy
+    return cupy.cuda.Device(device).compute_capability
+
+
+def _attributes() -> dict[str, int]:
+    import cupy
+    return _attributes_of(cupy.cuda.Device().id)
+
+
+@functools.cache
+def _attributes_of(device: int) -> dict[str, int]:
+    import cupy
+    return cupy.cuda.Device(device).attributes
+
+
+# --- compiling and launching ------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class strided:  # noqa: N801  (a marker, read as a word where it is used)
+    """An array of any strides, which the caller passes beside it."""
+
+    array: object
+
+
+def kernel(source: Source, name: str, dtype: str, **defines: int) -> Kernel:
+    """A kernel of the file, compiled for this device, for arrays of dtype and with the macros `defines`.
+
+    KernelError, with the compiler's message and the file's line, where it does not compile.
+    """
+    import cupy
+    return _compiled(cupy.cuda.Device().id, source, name, dtype, tuple(sorted(defines.items())))
+
+
+@functools.cache
+def _compiled(device: int, source: Source, name: str, dtype: str, defines: tuple[tuple[str, int], ...]) -> Kernel:
+    if dtype not in C_TYPES:
+        raise TypeError(f"{source.path.name}: dtype must be one of {', '.join(C_TYPES)}, not {dtype!r}")
+    return Kernel(source, name, dtype, _module(device, source, dtype, defines).get_function(name), device)
+
+
+@functools.cache
+def _module(device: int, source: Source, dtype: str, defines: tuple[tuple[str, int], ...]):
+    import cupy
+    options = ("-std=c++17", f"-DELEMENT={C_TYPES[dtype]}", *(f"-D{key}={value}" for key, value in defines))
+    try:
+        module = cupy.RawModule(code=source.text, options=options, backend="nvrtc")
+        module.compile()
+    except cupy.cuda.compiler.CompileException as error:
+        said = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
+        raise KernelError(f"{source.path.name} does not compile for {dtype}: {'; '.join(said)}") from error
+    return module
+
+
+class Kernel:
+    """A compiled kernel: `kernel(grid, block, *args, shared=0)` checks the arguments and launches it."""
+
+    def __init__(self, source: Source, name: str, dtype: str, function, device: int):
+        self.name, self._function, self._device, self._shared = name, function, device, WITHOUT_ASKING
+        names = {"T": C_TYPES[dtype], "Acc": "double" if dtype == "float64" else "float"}
+        self._parameters = [(p.name, _converter(p, names, dtype, f"{source.path.name}, {name}"))
+                            for p in source.signatures[name]]
+
+    def __call__(self, grid, block, *args, shared: int = 0) -> None:
+        """args in the signature's order: CuPy arrays, contiguous or `strided`; numbers; None for a null pointer.
+
+        TypeError or ValueError for what does not fit the signature, KernelError for what the driver refuses.
+        """
+        if len(args) != len(self._parameters):
+            raise TypeError(f"{self.name} takes {len(self._parameters)} arguments, not {len(args)}")
+        exact = tuple(convert(self._device, arg) for (_, convert), arg in zip(self._parameters, args, strict=True))
+        grid, block = _three(grid), _three(block)
+        if min(grid) < 1:                                   # no work, and the driver would refuse it
+            return
+        if grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
+            raise ValueError(f"{self.name}: a grid of {grid} blocks is more than (2^31 - 1, 65535, 65535)")
+        import cupy
+        if shared > self._shared:
+            if shared > shared_limit():
+                raise ValueError(f"{self.name} asks for {shared} bytes of shared memory, and a block of this card "
+                                 f"has {shared_limit()}")
+            self._function.max_dynamic_shared_size_bytes = self._shared = shared
+        try:
+            self._function(grid, block, exact, shared_mem=shared)
+        except cupy.cuda.driver.CUDADriverError as error:
+            raise KernelError(f"{self.name} with {grid} blocks of {block} threads and {shared} bytes of shared memory "
+                              f"could not be launched: {error}") from error
+
+
+def _three(sizes) -> tuple[int, int, int]:
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    return (*sizes, *(1,) * (3 - len(sizes)))
+
+
+def _converter(parameter: Parameter, names: dict[str, str], dtype: str, where: str) -> Callable:
+    """What checks one argument and gives it the exact C type."""
+    name, type_ = parameter.name, parameter.type.removeprefix("const ")
+    if type_.endswith("*"):
+        pointed = type_[:-1].strip()
+        expected = dtype if pointed == "T" else POINTERS[names.get(pointed, pointed)]
+        return functools.partial(_pointer, f"{where}: {name}", expected)
+    scalar = SCALARS[names.get(type_, type_)]
+    return functools.partial(_scalar, f"{where}: {name}", scalar)
+
+
+def _pointer(what: str, expected: str, device: int, array):
+    if array is None:
+        return np.uint64(0)
+    any_strides = type(array) is strided
+    if any_strides:
+        array = array.array
+    import cupy
+    if not isinstance(array, cupy.ndarray):
+        raise TypeError(f"{what} must be a cupy.ndarray, not {type(array).__name__}")
+    if array.dtype != expected:
+        raise TypeError(f"{what} must be {expected}, not {array.dtype}")
+    if not (any_strides or array.flags.c_contiguous):
+        raise ValueError(f"{what} must be contiguous: make a copy with cupy.ascontiguousarray")
+    if array.size >= 2**31:
+        raise ValueError(f"{what} has {array.size} elements, and kernels count to 2^31 - 1: work on parts of the batch")
+    if array.device.id != device:
+        raise ValueError(f"{what} is on GPU {array.device.id}, and the kernel was compiled for GPU {device}")
+    return array
+
+
+def _scalar(what: str, exact, device: int, number):
+    if isinstance(number, (bool, np.bool_)):
+        number = int(number)
+    whole = np.dtype(exact).kind in "iu"
+    if isinstance(number, (float, np.floating)) and whole or not isinstance(number, (int, float, np.number)):
+        raise TypeError(f"{what} must be a {'whole ' if whole else ''}number, not {number!r}")
+    if whole and not np.iinfo(exact).min <= number <= np.iinfo(exact).max:
+        raise ValueError(f"{what} is {number}, and must be within {np.iinfo(exact).min} and {np.iinfo(exact).max}")
+    return exact(number)
