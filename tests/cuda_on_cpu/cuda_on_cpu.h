@@ -150,7 +150,8 @@ struct Fibre {
 
 struct Launch {
     unsigned grid[3], block[3], shared;
-    int order;                                              // 0 forward, 1 reverse, else the seed of a shuffle
+    int order;                                              // 0 forward, 1 reverse, else the seed of a shuffle (and
+                                                            // blocks in reverse unless 0)
 };
 
 static Fibre fibres[MOST], scheduler;
@@ -421,17 +422,18 @@ template <class F> UNWATCHED const char* run(const Launch& launch, F& call) {
     pthread_getattr_np(pthread_self(), &attributes);
     pthread_attr_getstack(&attributes, &scheduler.stack, &scheduler.size);
     pthread_attr_destroy(&attributes);
-    for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
-        for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) {
-                fill_shared_memory(launch.shared);
-                if (!run_block(launch)) return failure;
-                if (wrote_past_shared_memory(launch.shared))
-                    return "a thread wrote past the dynamic shared memory that the launch asked for";
-            }
+    const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
+    for (unsigned n = 0; n < blocks; n++) {
+        const unsigned i = launch.order == 0 ? n : blocks - 1 - n;
+        blockIdx = {i % gridDim.x, i / gridDim.x % gridDim.y, i / (gridDim.x * gridDim.y)};
+        fill_shared_memory(launch.shared);
+        if (!run_block(launch)) return failure;
+        if (wrote_past_shared_memory(launch.shared))
+            return "a thread wrote past the dynamic shared memory that the launch asked for";
 #if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(&body);                                  // a grid's end is what its results wait for, no block's is
+        __tsan_acquire(&body);                              // the next block has the same shared memory
 #endif
+    }
     return nullptr;
 }
 
