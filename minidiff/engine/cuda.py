@@ -84,8 +84,8 @@ def folder() -> Path:
 @functools.cache
 def versions(family: str) -> dict[int, Source]:
     """The versions of a family of kernels, the plainest first."""
-    files = {int(re.fullmatch(rf"{family}_(\d+)_\w+", path.stem)[1]): path for path in folder().glob(f"{family}_*.cu")
-             if re.fullmatch(rf"{family}_(\d+)_\w+", path.stem)}
+    named = [(re.fullmatch(rf"{family}_(\d+)(?:_\w+)?", path.stem), path) for path in folder().glob("*.cu")]
+    files = {int(match[1]): path for match, path in named if match}
     if not files:
         raise ValueError(f"there is no family of kernels {family!r} in {folder()}")
     return {number: _read(family, number, files[number]) for number in sorted(files)}
@@ -98,15 +98,15 @@ def _read(family: str, number: int, path: Path) -> Source:
     if not takes or not needs:
         raise ValueError(f"{path} does not say what it takes and needs")
     constants = {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", text, re.MULTILINE)}
-    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)", text)
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)", code)
     return Source(family, number, path, tuple(re.split(r",\s*", takes[1])), needs[1], constants,
-                  {name: tuple(map(_parameter, re.sub(r"//[^\n]*|/\*.*?\*/", "", listed).split(",")))
-                   for name, listed in kernels})
+                  {name: tuple(map(_parameter, listed.split(","))) for name, listed in kernels})
 
 
 def _parameter(text: str) -> Parameter:
     """"const T* __restrict__ x" -> const T*, x."""
-    words = text.replace("__restrict__", " ").replace("*", "* ").split()
+    words = re.sub(r"\s*\*", "* ", text.replace("__restrict__", " ")).split()
     return Parameter(" ".join(words[:-1]), words[-1])
 
 

@@ -39,7 +39,9 @@ extern "C" __global__ void shuffles(const int* x, int* y) {
     if (i % 32 < 16) y[7 * n + i] = __shfl_xor_sync(0x0000ffffu, x[i], 1);
     else y[7 * n + i] = __shfl_xor_sync(0xffff0000u, x[i], 2);
 }
-extern "C" __global__ void total(const float* x, float* sum) { atomicAdd(sum, x[blockIdx.x * blockDim.x + threadIdx.x]); }
+extern "C" __global__ void total(const float* x, float* sum) {
+    atomicAdd(sum, x[blockIdx.x * blockDim.x + threadIdx.x]);
+}
 extern "C" __global__ void unwritten(float* y) {
     __shared__ float tile[32];
     if (threadIdx.x) tile[threadIdx.x] = 1;
