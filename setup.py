@@ -14,8 +14,11 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["minidiff", "minidiff.*"]) + ["minidiff.data.packed", "minidiff.weights"],
-    package_data={"minidiff.data.packed": ["*.gz", "*.txt"], "minidiff.weights": ["*.safetensors", "*.md"]},
+    packages=[*find_packages(include=["minidiff", "minidiff.*"]), "minidiff.data.packed", "minidiff.weights",
+              "minidiff.kernels"],
+    package_dir={"minidiff.kernels": "kernels"},            # beside the package here, in it once installed
+    package_data={"minidiff.data.packed": ["*.gz", "*.txt"], "minidiff.weights": ["*.safetensors", "*.md"],
+                  "minidiff.kernels": ["*.cu", "*.cuh", "*.md"]},
     install_requires=[
         "numpy>=2.0",
         "scipy>=1.13",
@@ -28,6 +31,7 @@ setup(
         "test": ["pytest>=8", "hypothesis>=6.100"],
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
+        "kernels": ["nvidia-cuda-nvrtc>=13"],               # compiles kernels/*.cu where there is no GPU
         "cuda12": ["cupy-cuda12x>=13"],
         "cuda13": ["cupy-cuda13x>=13.6"],
     },

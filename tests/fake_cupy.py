@@ -242,12 +242,17 @@ class RawModule:
             raise CompileException(str(error)) from None
 
     def get_function(self, name: str):
-        return RawKernel(self._program[name])
+        return RawKernel(self._program, name)
+
+
+def launch(program: cuda_on_cpu.Program, kernel: str, grid, block, args: list, shared: int) -> None:
+    """How a kernel runs; a test may put another in its place, to watch or to sanitize."""
+    program.launch(kernel, grid, block, args, shared)
 
 
 class RawKernel:
-    def __init__(self, run):
-        self._run, self.max_dynamic_shared_size_bytes = run, 48 << 10
+    def __init__(self, program: cuda_on_cpu.Program, name: str):
+        self._program, self._name, self.max_dynamic_shared_size_bytes = program, name, 48 << 10
 
     def __call__(self, grid, block, args, *, shared_mem: int = 0):
         if shared_mem > self.max_dynamic_shared_size_bytes or len(block) > 3 or np.prod(block) > 1024:
@@ -255,7 +260,8 @@ class RawKernel:
         for arg in args:
             if not isinstance(arg, (ndarray, np.generic)):
                 raise TypeError(f"Unsupported type {type(arg)}, or one whose size C would not know")
-        self._run(grid, block, [arg._a if isinstance(arg, ndarray) else arg for arg in args], shared_mem)
+        args = [arg._a if isinstance(arg, ndarray) else arg for arg in args]
+        launch(self._program, self._name, grid, block, args, shared_mem)
 
 
 def fake_cupy(gpus: int) -> ModuleType:

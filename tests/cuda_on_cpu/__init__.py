@@ -55,6 +55,7 @@ class Program:
     def __init__(self, source: str, defines: dict[str, object] | None = None, *, name: str = "kernel.cu",
                  sanitize: str | None = None):
         self.source, self.name, self.sanitize = source, name, sanitize
+        self._macros = defines
         self.defines = tuple(f"-D{key}={value}" for key, value in (defines or {}).items())
         self.kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", source)
 
@@ -62,6 +63,10 @@ class Program:
         if kernel not in self.kernels:
             raise KeyError(f"{self.name} has no kernel {kernel!r}, only {', '.join(self.kernels)}")
         return lambda grid, block, args, shared=0, order=0: self.launch(kernel, grid, block, args, shared, order)
+
+    def watched(self, sanitize: str | None) -> Program:
+        """The same with another sanitizer."""
+        return Program(self.source, self._macros, name=self.name, sanitize=sanitize)
 
     @property
     def path(self) -> Path:
