@@ -9,17 +9,21 @@ It keeps CuPy's rules for the border between the two memories, and is as strict 
     a reduction gives an array of shape (), not a number
     there is nothing that CuPy 14.2 has not: no geomspace, no sum(where=...), no x.item(3), no x @= y
 
+With MINIDIFF_TEST_DEVICE=cuda in the environment, `install` gives the real CuPy in its place.
+
 Kernels, cupy.RawModule, run on the CPU (cuda_on_cpu) and take exact types only: a Python number would arrive as 8
 bytes.  An index may be a host array, which CuPy copies to the device, and so may a transpose's axes.  Beneath it is
 NumPy, so that results are NumPy's, bit for bit; what a GPU would compute, and how fast, it does not say.
 """
 
 import operator
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
 import cuda_on_cpu
 import numpy as np
+import pytest
 
 FUNCTIONS = """
 abs absolute add all any append arange arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort
@@ -64,6 +68,10 @@ class ndarray:
     @property
     def flags(self):
         return self._a.flags
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self._a.ctypes.data)
 
     @property
     def device(self):
@@ -287,8 +295,15 @@ def fake_cupy(gpus: int) -> ModuleType:
     return cupy
 
 
+REAL = os.environ.get("MINIDIFF_TEST_DEVICE") == "cuda"     # the same tests, on CuPy and the GPU of this machine
+of_the_double = pytest.mark.skipif(REAL, reason="a test of the double of CuPy, and MINIDIFF_TEST_DEVICE=cuda")
+
+
 def install(monkeypatch, gpus: int = 1) -> ModuleType:
     """For the time of one test, the module that `import cupy` gives."""
+    if REAL:
+        import cupy
+        return cupy
     module = fake_cupy(gpus)
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
@@ -306,7 +321,7 @@ def assert_same(found, expected) -> None:
         for a, b in zip(found, expected, strict=True):
             assert_same(a, b)
         return
-    assert isinstance(found, ndarray), f"{type(found)} is not on the device"
+    assert isinstance(found, sys.modules["cupy"].ndarray), f"{type(found)} is not on the device"
     assert isinstance(expected, (np.ndarray, np.generic))   # NumPy's results of shape () are numbers
     assert found.shape == expected.shape and found.dtype == expected.dtype
     bound = ROUNDING.get(expected.dtype, 0) * np.abs(expected).max(initial=1)

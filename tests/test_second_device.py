@@ -8,13 +8,14 @@ import every_op
 import numpy as np
 import pytest
 from every_op import EVERY_OP
-from fake_cupy import CUDARuntimeError, assert_same, install, one_sentence
+from fake_cupy import CUDARuntimeError, assert_same, install, of_the_double, one_sentence
+from gradcheck import check_gradients
 
 from minidiff.engine import backend, ops
 from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
 from minidiff.engine.backend import device_of, to_device, to_numpy, xp_of
 from minidiff.engine.conv import conv_transpose2d
-from minidiff.engine.tensor import Tensor, gradients
+from minidiff.engine.tensor import Tensor, gradients, record
 from minidiff.errors import UserError
 
 
@@ -25,6 +26,7 @@ def cupy(monkeypatch):
 
 # --- the stand-in itself ------------------------------------------------------------------------------------
 
+@of_the_double
 def test_the_fake_is_as_strict_as_cupy(cupy):
     """Each of these raises TypeError, or AttributeError, on CuPy too."""
     host, x = np.ones((2, 3)), cupy.ones((2, 3))
@@ -42,6 +44,7 @@ def test_the_fake_is_as_strict_as_cupy(cupy):
             f()
 
 
+@of_the_double
 def test_the_fake_computes(cupy):
     host = np.arange(6.0).reshape(2, 3)
     x = cupy.asarray(host)
@@ -76,6 +79,7 @@ def test_xp_of_is_the_library_of_all_the_arrays(cupy):
         one_sentence(error)
 
 
+@of_the_double
 def test_a_machine_without_a_gpu(monkeypatch):
     module = install(monkeypatch, gpus=0)
     with pytest.raises(UserError, match="device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu"):
@@ -115,6 +119,16 @@ def test_op(cupy, masks, monkeypatch, name, dtype):
         results.append([y.data, *gradients(y, leaves, to_device(dy, device) if device == "cuda" else dy)])
     for found, expected in zip(*results, strict=True):
         assert_same(found, expected)
+
+
+@every
+def test_gradient(cupy, masks, name):
+    """Central differences, as on the CPU (engine/test_every_op.py): the checker's arrays stay there, the op is here."""
+    def across(x: Tensor, there: str, back: str) -> Tensor:
+        return record(to_device(x.data, there), (x,), lambda dy: (to_device(dy, back),))
+
+    op = EVERY_OP[name]
+    check_gradients(lambda *xs: across(op.f(*(across(x, "cuda", "cpu") for x in xs)), "cpu", "cuda"), *op.inputs())
 
 
 @every

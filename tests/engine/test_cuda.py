@@ -13,6 +13,7 @@ from fake_cupy import one_sentence
 from minidiff.engine import cuda
 from minidiff.errors import UserError
 
+pytestmark = fake_cupy.of_the_double
 compiles = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT))
 
 PLAIN = """\

@@ -1,0 +1,56 @@
+"""One small, ragged launch of every kernel, for the tests and tools that run them all alike."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from minidiff.engine import attention_cuda, conv_cuda, cuda, norm_cuda
+
+
+def _normal(xp, dtype: str, *shapes: tuple[int, ...]) -> list:
+    rng = np.random.default_rng(0)
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401  (it makes NumPy know the name)
+    return [xp.asarray(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
+
+
+def conv(xp, dtype: str, version: int) -> None:
+    """3 x 3, stride 2 and 1, channels that are no multiple of 4, a tile that is not full."""
+    for stride, shape, w_shape in ((2, (2, 5, 7, 5), (3, 3, 5, 7)), (1, (1, 9, 8, 8), (3, 3, 8, 36))):
+        x, w, bias = _normal(xp, dtype, shape, w_shape, w_shape[3:])
+        y = conv_cuda.correlate(x, w, stride, 1, bias, silu=True, version=version)
+        conv_cuda.correlate_dx(y, w, x.shape, stride, 1, version=version)
+        conv_cuda.correlate_dw(x, y, w.shape, stride, 1, version=version)
+
+
+def attention_forward(xp, dtype: str, version: int) -> None:
+    for N, M, d, causal in ((37, 19, 24, False), (70, 70, 16, True)):
+        q, k, v = _normal(xp, dtype, (1, 2, N, d), (1, 2, M, d), (1, 2, M, d))
+        mask = xp.asarray(np.random.default_rng(1).random((1, 1, N, M)) < 0.7)
+        attention_cuda.forward(q, k, v, None if causal else mask, causal, d**-0.5, version=version)
+
+
+def attention_backward(xp, dtype: str, version: int) -> None:
+    for N, M, d, causal in ((37, 19, 24, False), (70, 70, 16, True)):
+        q, k, v = _normal(xp, dtype, (1, 2, N, d), (1, 2, M, d), (1, 2, M, d))
+        mask = None if causal else xp.asarray(np.random.default_rng(1).random((1, 1, N, M)) < 0.7)
+        y, lse = attention_cuda.forward(q, k, v, mask, causal, d**-0.5)
+        attention_cuda.backward(q, k, v, mask, causal, d**-0.5, y, lse, y, version=version)
+
+
+def group_norm(xp, dtype: str, version: int) -> None:
+    for shape, groups in (((2, 5, 7, 12), 3), ((1, 3, 3, 40), 4)):
+        x, gamma, beta = _normal(xp, dtype, shape, shape[3:], shape[3:])
+        y, mean, rstd = norm_cuda.group_norm(x, groups, gamma, beta, 1e-5, True, version=version)
+        norm_cuda.group_norm_backward(x, y, groups, gamma, beta, mean, rstd, True, version=version)
+
+
+EXAMPLES: dict[str, Callable] = {"conv": conv, "attention_forward": attention_forward,
+                                 "attention_backward": attention_backward, "group_norm": group_norm}
+
+
+def every_version() -> Iterator[tuple[str, int, str]]:
+    """(family, version, dtype) of every file in EXAMPLES, in the first of the types that it takes."""
+    for family in EXAMPLES:
+        for number, source in cuda.versions(family).items():
+            yield family, number, "float32" if source.takes[0] == "tf32" else source.takes[0]
