@@ -14,7 +14,9 @@ def test_every_bug_finds_its_text_once_and_leaves_python_behind():
     lost = []
     for bug in ALL:
         try:
-            ast.parse(bug.planted(run.ROOT))
+            text = bug.planted(run.ROOT)
+            if bug.file.endswith(".py"):
+                ast.parse(text)
         except (ValueError, SyntaxError, OSError) as error:
             lost.append(str(error))
     assert not lost, "\n".join(lost)

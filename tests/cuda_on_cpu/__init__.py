@@ -68,6 +68,10 @@ class Program:
         """The same with another sanitizer."""
         return Program(self.source, self._macros, name=self.name, sanitize=sanitize)
 
+    def of(self, source: str) -> Program:
+        """Another source with the same macros."""
+        return Program(source, self._macros, name=self.name, sanitize=self.sanitize)
+
     @property
     def path(self) -> Path:
         """The compiled library, or, sanitized, the program."""

@@ -138,6 +138,7 @@ struct Fibre {
     int line;                                               // where it waits
     struct Round* round;                                    // the warp's exchange that it waits for, or reads from
     uint3 thread;
+    int barriers;                                           // that it has come to
     int queued;                                             // for ptx.cuh: whether asynchronous copies are under way
     void* tsan;
     void* fake_stack;
@@ -285,13 +286,17 @@ template <class X> const X* warp_gather(unsigned mask, const X& mine, int line =
 }
 inline int lane_of() { return now % 32; }
 
+// The sanitizer is told: all that was done before a barrier is done for those who come out of it.  Neighbouring barriers
+// have marks of their own, or a thread that comes out late would learn of what others did since.
 UNWATCHED inline void barrier(int line) {
 #if defined(__SANITIZE_THREAD__)
-    __tsan_release(fibres);
-#endif
+    static char marks[2];
+    char* mark = &marks[fibres[now].barriers++ % 2];
+    __tsan_release(mark);
     wait(AT_BARRIER, line);
-#if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(fibres);
+    __tsan_acquire(mark);
+#else
+    wait(AT_BARRIER, line);
 #endif
 }
 
@@ -316,9 +321,9 @@ UNWATCHED static void prepare(Fibre& fibre) {
     fibre.context.uc_stack.ss_sp = fibre.stack, fibre.context.uc_stack.ss_size = STACK;
     makecontext(&fibre.context, start, 0);
 #endif
-    fibre.state = READY, fibre.round = nullptr, fibre.line = 0, fibre.fake_stack = nullptr, fibre.queued = 0;
+    fibre.state = READY, fibre.round = nullptr, fibre.line = 0, fibre.fake_stack = nullptr, fibre.queued = 0, fibre.barriers = 0;
 #if defined(__SANITIZE_THREAD__)
-    fibre.tsan = __tsan_create_fiber(0);
+    if (!fibre.tsan) fibre.tsan = __tsan_create_fiber(0);
 #endif
 }
 
@@ -398,9 +403,6 @@ UNWATCHED static bool run_block(const Launch& launch) {
             return false;
         }
     }
-#if defined(__SANITIZE_THREAD__)
-    for (int i = 0; i < count; i++) __tsan_destroy_fiber(fibres[i].tsan);
-#endif
     return true;
 }
 

@@ -9,6 +9,7 @@ A bug is data: a file, a text that stands in it exactly once, and the wrong text
     networks.py     floors II and IV, and the system: layers, optimiser, UNet, text, training, evaluation
     engine.py       floor I: wrong values and wrong derivatives of every op
     verifier.py     `minidiff verify`: above all, letting a wrong schedule pass
+    kernels.py      the CUDA kernels: barriers, bounds, masks, layouts; and what launches them
     run.py          plants them in a copy, runs the tests, writes docs/mutants.md
     witness.py      the plugin that tells, from within pytest, which test failed first
 """

@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Bug:
-    """A wrong text for a right one: `before` stands in minidiff/`file` exactly once, and becomes `after`."""
+    """A wrong text for a right one: `before` stands in `file` exactly once, and becomes `after`.
+
+    file is a path in minidiff/, or, beginning with kernels/, in the project.
+    """
 
     name: str
     file: str
@@ -16,10 +19,13 @@ class Bug:
     after: str
     source: str = ""                        # where it was shipped, "" for a slip of our own making
 
+    def path(self, root: Path) -> Path:
+        return root / self.file if self.file.startswith("kernels/") else root / "minidiff" / self.file
+
     def planted(self, root: Path) -> str:
         """The file's text with the bug in it; ValueError unless `before` stands there exactly once."""
-        text = (root / "minidiff" / self.file).read_text(encoding="utf-8")
+        text = self.path(root).read_text(encoding="utf-8")
         if text.count(self.before) != 1:
-            raise ValueError(f"the bug {self.name!r} must find its text once in minidiff/{self.file}, "
+            raise ValueError(f"the bug {self.name!r} must find its text once in {self.file}, "
                              f"and found it {text.count(self.before)} times: {self.before!r}")
         return text.replace(self.before, self.after)

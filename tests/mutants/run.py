@@ -28,7 +28,7 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
-from . import diffusion, engine, known, likelihood, networks, verifier
+from . import diffusion, engine, kernels, known, likelihood, networks, verifier
 from .bug import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,8 @@ PARTS = ("minidiff", "tests", "kernels", "examples", "docs", "benchmarks", "pypr
          "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")          # what the tests may read
 NEVER = ("tests/parity", "tests/test_mutants.py")           # other libraries; the test of this very program
 LIMIT = 900.0                                               # seconds for one round of tests
-NONSENSE = {"NameError", "ImportError", "AttributeError", "SyntaxError"}
+NONSENSE = {"NameError", "ImportError", "AttributeError", "SyntaxError",
+            "KernelError"}                                  # CUDA C++ that does not compile
 
 GROUPS: dict[str, list[Bug]] = {
     "Bugs that others shipped": known.BUGS,
@@ -45,6 +46,7 @@ GROUPS: dict[str, list[Bug]] = {
     "Networks, text, training, evaluation": networks.BUGS,
     "The engine and its derivatives": engine.BUGS,
     "The verifier": verifier.BUGS,
+    "The CUDA kernels and their launch": kernels.BUGS,
 }
 
 # laws that say most of a file; tests named after it come next
@@ -61,7 +63,7 @@ LAWS = {
 # where a floor's tests are, for bugs that the file's own tests pass
 FLOORS = {"engine": ("tests/engine",), "nn": ("tests/nn",), "diffusion": ("tests/laws", "tests/diffusion"),
           "text": ("tests/text", "tests/laws"), "systems": ("tests/systems",), "data": ("tests/data",),
-          "verify": ("tests/test_verify.py",)}
+          "verify": ("tests/test_verify.py",), "kernels": ("tests/kernels",)}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class NotGreen(Exception):
 
 def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
     """Test paths, likeliest first, that hold all tests together: those of the file, of its floor, all."""
-    path = Path(bug.file)
+    path = Path(re.sub(r"_\d\w*\.cu$", "_kernels.cu", bug.file))          # conv_2_tiles.cu: test_conv_kernels.py
     laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
     own = [p for p in laws if (root / p).exists()]
     own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{path.stem}*.py"))
@@ -100,7 +102,7 @@ class Copy:
         for part in PARTS:
             source = self.original / part
             if source.is_dir():
-                shutil.copytree(source, self.root / part, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, self.root / part, ignore=shutil.ignore_patterns("__pycache__", ".build"))
             elif source.exists():
                 shutil.copy(source, self.root / part)
         shutil.copy(Path(__file__).with_name("witness.py"), self.root / "witness.py")
@@ -137,7 +139,7 @@ class Copy:
         green(paths) is called before each stage, and raises NotGreen where these tests fail without a bug.
         likeliest: a test to ask before all others; if there is none of that name any more, no matter.
         """
-        started, file = time.monotonic(), self.root / "minidiff" / bug.file
+        started, file = time.monotonic(), bug.path(self.root)
         right, wrong, skip = file.read_text(encoding="utf-8"), bug.planted(self.root), []
 
         def result(verdict: str, test: str) -> Result:

@@ -1,0 +1,100 @@
+"""Every kernel, on a small ragged example: no race and no access out of bounds, however its threads are run.
+
+In the default run threads go forward and in reverse, and must give the same bits.  Slow, with GCC's sanitizers: of
+addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.
+"""
+
+import cuda_on_cpu
+import fake_cupy
+import numpy as np
+import pytest
+from cuda_on_cpu import LaunchError
+from kernel_examples import EXAMPLES, every_version
+
+from minidiff.engine import cuda
+
+pytestmark = [pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT)),
+              fake_cupy.of_the_double]
+slow = pytest.mark.slow
+every = pytest.mark.parametrize("family, version, dtype", [*every_version()])
+
+
+def watch(monkeypatch, family: str, version: int, dtype: str, how, plant=lambda source: source) -> int:
+    """Runs a family's example; how(program, kernel, grid, block, args, shared) runs the launches of that version.
+
+    plant changes the source.  Returns the number of its launches.
+    """
+    cupy, watched, launches = fake_cupy.install(monkeypatch), cuda.versions(family)[version].path.name, []
+
+    def launch(program, *launched):
+        if program.name == watched:
+            launches.append(launched[0])
+            changed = plant(program.source)
+            how(program if changed == program.source else program.of(changed), *launched)
+        else:
+            program.launch(*launched)
+    monkeypatch.setattr(fake_cupy, "launch", launch)
+    EXAMPLES[family](cupy, dtype, version)
+    return len(launches)
+
+
+def in_both_orders(program, kernel, grid, block, args, shared):
+    """Runs a launch three times from the same memory, and compares every bit that it left."""
+    before = [a.copy() if isinstance(a, np.ndarray) else None for a in args]
+    left = []
+    for order in (1, 5, 0):                                 # reverse, shuffled, forward
+        for a, was in zip(args, before, strict=True):
+            if was is not None and a.size:
+                a[...] = was
+        program.launch(kernel, grid, block, args, shared, order)
+        left.append([np.ascontiguousarray(a).tobytes() for a in args if isinstance(a, np.ndarray)])
+    assert left[0] == left[1] == left[2], f"{program.name}, {kernel}: its result depends on which thread is first"
+
+
+@every
+def test_the_order_of_threads_and_blocks_does_not_matter(monkeypatch, family, version, dtype):
+    assert watch(monkeypatch, family, version, dtype, in_both_orders)
+
+
+def sanitized(sanitize: str):
+    def run(program, kernel, grid, block, args, shared):
+        program.watched(sanitize).launch(kernel, grid, block, args, shared)
+        program.launch(kernel, grid, block, args, shared)
+    return run
+
+
+@slow
+@every
+@pytest.mark.parametrize("sanitize", ["address", "thread"])
+def test_sanitizers_find_nothing(monkeypatch, family, version, dtype, sanitize):
+    assert watch(monkeypatch, family, version, dtype, sanitized(sanitize))
+
+
+# --- these tests can fail -----------------------------------------------------------------------------------
+
+def without(text: str, nth: int = 0):
+    """A plant: the nth place where `text` stands in the source's own file is emptied, its line kept."""
+    def plant(source: str) -> str:
+        begin = source.rindex("#line")                      # after the headers
+        parts = source[begin:].split(text)
+        assert len(parts) > nth + 1, f"the kernel has no {text!r}"
+        return source[:begin] + text.join(parts[:nth + 1]) + text.join(["", *parts[nth + 1:]])[len(text):]
+    return plant
+
+
+BARRIERS = [("conv", 2, 0), ("conv", 3, 0), ("group_norm", 2, 0), ("attention_forward", 2, 0),
+            ("attention_backward", 2, 1)]                   # the nth barrier of the file
+
+
+@pytest.mark.parametrize("family, version, nth", [BARRIERS[0], *(pytest.param(*b, marks=slow) for b in BARRIERS[1:])])
+def test_a_missing_barrier_shows_in_another_order(monkeypatch, family, version, nth):
+    with pytest.raises(AssertionError, match="depends on which thread is first"):
+        watch(monkeypatch, family, version, "float32", in_both_orders, without("__syncthreads();", nth))
+
+
+@slow
+@pytest.mark.parametrize("family, version, nth", BARRIERS)
+def test_a_missing_barrier_is_named_by_the_thread_sanitizer(monkeypatch, family, version, nth):
+    name = cuda.versions(family)[version].path.name
+    with pytest.raises(LaunchError, match=rf"(?s)data race.*{name}:\d+"):
+        watch(monkeypatch, family, version, "float32", sanitized("thread"), without("__syncthreads();", nth))
