@@ -37,7 +37,7 @@ POINTERS = {"float": "float32", "double": "float64", "bool": "bool", "unsigned c
 WITHOUT_ASKING = 48 << 10                                   # bytes of shared memory that every launch may have
 
 
-class KernelError(RuntimeError):
+class KernelError(UserError):
     """A kernel could not be compiled or launched; one sentence, and the next call may work."""
 
 
@@ -79,6 +79,11 @@ def folder() -> Path:
     """Where the kernels are: beside the package in a checkout, in it where it was installed."""
     package = Path(__file__).parent.parent
     return next(path for path in (package.parent / "kernels", package / "kernels") if (path / "element.cuh").exists())
+
+
+def families() -> list[str]:
+    """Every family of kernels."""
+    return sorted({re.match(r"(\w+?)_\d+", path.stem)[1] for path in folder().glob("*.cu")})
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """engine/cuda.py: what it reads from a .cu file, which version it picks, and what it refuses, each in a sentence."""
 
-import re
 import shutil
 from types import SimpleNamespace
 
@@ -93,15 +92,14 @@ def test_unknown_families_and_files_that_say_nothing(cupy):
 
 def test_every_kernel_of_ours_can_be_read():
     """Each says what it takes and needs, and has a signature that a launch can be checked against."""
-    paths = list(cuda.folder().glob("*.cu"))
-    assert paths
-    for path in paths:
-        family = re.match(r"(\w+?)_\d", path.stem)[1]
-        source = next(s for s in cuda.versions(family).values() if s.path == path)
+    sources = [source for family in cuda.families() for source in cuda.versions(family).values()]
+    assert sorted(source.path for source in sources) == sorted(cuda.folder().glob("*.cu"))
+    for source in sources:
+        assert list(cuda.versions(source.family)) == list(range(1, len(cuda.versions(source.family)) + 1))
         assert set(source.takes) <= {"float32", "float64", "float16", "bfloat16", "tf32"} and source.signatures
         for signature in source.signatures.values():
             for parameter in signature:
-                cuda._converter(parameter, {"T": "float", "Acc": "float"}, "float32", path.name)
+                cuda._converter(parameter, {"T": "float", "Acc": "float"}, "float32", source.path.name)
 
 
 # --- which version ------------------------------------------------------------------------------------------
