@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                      batch 128: time, and the ratio to PyTorch's best
     python benchmarks/train_step.py --batch 32
     python benchmarks/train_step.py --memory             peak memory, each contestant in a process of its own
+    python benchmarks/train_step.py --device cuda        the whole Trainer.step on a GPU: train_step_cuda.py
 
 A step is noising, forward, backward, clipping, AdamW and the moving average of the weights.  All contestants
 start from the same weights and repeat the same batch; before any clock runs, the losses of their first steps
@@ -19,15 +20,18 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from minidiff.engine.backend import keep_freed_memory
+from minidiff.engine.backend import check_device, keep_freed_memory
 from minidiff.engine.parallel import cores, parallel_gradients
+from minidiff.errors import UserError
 from minidiff.nn.optim import EMA, AdamW, AdamWConfig, clip_by_norm
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.tokenizer import Tokenizer
 
+MODES = ("float32", "tf32", "float16", "bfloat16")          # of a GPU
 LR, MAX_NORM, EMA_DECAY = 1e-3, 1.0, 0.999
 CHECKED_STEPS, AGREEMENT = 3, 1e-4                          # relative, between losses in float32
 Step = Callable[[], float]                                  # one training step -> its loss
@@ -199,8 +203,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", default=list(CONTESTANTS),
                         help=f"contestants to run: {', '.join(map(repr, CONTESTANTS))}")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="precisions on a GPU (all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to leave the numbers of a GPU")
     parser.add_argument("--measure-memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.device == "cuda":
+        try:
+            check_device("cuda")
+        except UserError as error:
+            print(f"benchmarks/train_step.py: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        import train_step_cuda
+        raise SystemExit(train_step_cuda.compare(same_start(args.batch), args.modes, args.rounds, args.json))
     if args.measure_memory_of:
         measure_memory(args.measure_memory_of, args.batch, args.turn)
     elif args.memory:

@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> int:
     if args.images == 1:
         raise UserError("--images must be 0, for no evaluation, or at least 2, not 1")
     started = time.monotonic()
-    config = TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
+    config = TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, precision=args.precision)
     training.open_run(args.out, args.resume)                # what cannot be written is said before the work
     data = mnist.load(args.data)
     print(f"training on {data.source} ({len(data)} images); the run is in {args.out}, "
@@ -283,6 +283,7 @@ def info(args: argparse.Namespace) -> int:
     import scipy
 
     from minidiff.data import mnist
+    from minidiff.engine import cuda
     from minidiff.engine.backend import check_device
     from minidiff.engine.parallel import cores
     from minidiff.systems.text_to_image import SHIPPED, TextToImage
@@ -299,6 +300,7 @@ def info(args: argparse.Namespace) -> int:
         ("minidiff", f"{__version__} in {Path(__file__).parent}"),
         ("numpy, scipy", f"{numpy.__version__}, {scipy.__version__}"),
         ("cores, GPU", f"{cores()}, {gpu}"),
+        ("kernels", ", ".join(f"{family} 1-{len(cuda.versions(family))}" for family in cuda.families())),
         ("data cache", str(mnist.cache_dir())),
         ("model", str(args.model or SHIPPED)),
         ("parameters", f"{model.unet.parameter_count():,} UNet, {model.text.parameter_count():,} text encoder"),
@@ -378,6 +380,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from minidiff.diffusion.schedules import SCHEDULES
+    from minidiff.nn.precision import PRECISIONS
     from minidiff.train import TrainConfig
     parser = _Parser(prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
     parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
@@ -396,6 +399,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=_count, default=TrainConfig.steps, help="training steps")
     p.add_argument("--batch", type=_count, default=TrainConfig.batch, help="images in a step")
     p.add_argument("--lr", type=_positive, default=TrainConfig.lr, help="peak learning rate")
+    p.add_argument("--precision", choices=PRECISIONS, default=TrainConfig.precision,
+                   help="what the network computes in; the half precisions are meant for a GPU, and slow without one")
     p.add_argument("--images", type=_whole(0, 10_000), default=1000,
                    help="images to evaluate at the end; 0 for no evaluation")
     _common(p, scale=EVALUATED_SCALE)

@@ -8,6 +8,9 @@ Everything random in step n is drawn from a generator seeded with (seed, 2, n), 
 seeded with (seed, 1).  So a run's state is its weights, the optimiser's and the average's numbers, and n: N steps,
 saved and loaded, and M more give the same bits as N + M steps, on the same machine.
 
+On a GPU nothing in a step waits for the device: the data lies there and the noise is made there (its stream (seed, n)),
+the update decides by itself what to do, and the losses are fetched every FETCH_EVERY steps, and before saving.
+
 Why the root: which digit it will be is decided at the noisy times, and the clean ones are easy.
 """
 
@@ -19,6 +22,7 @@ import os
 import signal
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,10 +34,11 @@ from minidiff import checkpoint, pictures
 from minidiff.data import attributes, captions, mnist
 from minidiff.data.attributes import Words
 from minidiff.data.pixels import to_float
-from minidiff.engine.backend import to_numpy
+from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.errors import UserError
-from minidiff.nn.optim import EMA, AdamW, WarmupCosine, clip_by_norm
+from minidiff.nn.optim import EMA, AdamW, UpdateOnDevice, WarmupCosine, clip_by_norm
+from minidiff.nn.precision import PRECISIONS, LossScale, dtype_of, in_precision
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.tokenizer import Tokenizer
 
@@ -53,8 +58,11 @@ class TrainConfig:
     clip: float = 1.0                       # largest norm of the gradient
     drop_caption: float = 0.1               # share of captions replaced by '' (for classifier-free guidance)
     seed: int = 0
+    precision: str = "float32"              # what the network computes in; the weights are float32 always
 
     def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         for name, low, high in (("steps", 1, 10**9), ("batch", 1, 10**6), ("warmup", 0, 10**9), ("seed", 0, 2**63)):
             if type(getattr(self, name)) is not int or not low <= getattr(self, name) <= high:
                 raise UserError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
@@ -92,8 +100,15 @@ def new_model(data: CaptionedDigits, config: TextToImageConfig, seed: int) -> Te
     return TextToImage(config, Tokenizer.train(corpus, config.text.vocab), rng)
 
 
+FETCH_EVERY = 20                                            # steps on a GPU, after which their losses are fetched
+TRAINING = 2**32                                            # the first place of training's streams; a sampler's is 0
+
+
 class Trainer:
-    """A model in training: `step()` makes one step, `state()` and `restore()` save and load all there is."""
+    """A model in training: `step()` makes one step, `state()` and `restore()` save and load all there is.
+
+    `losses` are the losses so far; on a GPU, those that were fetched.
+    """
 
     def __init__(self, model: TextToImage, data: CaptionedDigits, config: TrainConfig):
         self.model, self.data, self.config = model, data, config
@@ -101,24 +116,67 @@ class Trainer:
         self.optimiser = AdamW(self.parameters)
         self.ema = EMA(self.parameters, config.ema)
         self.lr = WarmupCosine(config.lr, config.steps, config.warmup)
+        self.scaling = LossScale.of(config.precision)
+        self.dtype = dtype_of(config.precision)
+        self.x_0 = to_device(data.x_0, model.device)
+        self.on_device = None                               # the update, where it is the device's business
+        if model.device == "cuda":
+            from minidiff.engine.random_cuda import DeviceStreams
+            self.noise = DeviceStreams(config.seed, config.batch, first=TRAINING)
+            self.on_device = UpdateOnDevice(self.optimiser, self.ema, self.scaling, config.clip)
+        self.pending: list = []                             # losses that were not fetched yet
         self.n = 0                                          # steps made
         self.losses: list[float] = []
         self.seconds = 0.0                                  # spent training, over all sittings
 
-    def step(self) -> float:
-        """One step; returns its loss.  FloatingPointError, with the weights as they were, if it is not finite."""
-        c, model = self.config, self.model
+    def step(self):
+        """One step; returns its loss.  FloatingPointError, with the weights as they were, if it is not finite.
+
+        On a GPU the loss is an array of shape (), and the error of a step, with the weights as they were before it,
+        comes with a later one, when the losses are fetched.
+        """
+        c = self.config
         x_0, ids, mask, t, eps = self.batch()
-        loss, grads = parallel_gradients(lambda part: model.loss(x_0[part], ids[part], mask[part], t[part], eps[part]),
-                                         list(self.parameters.values()), c.batch)
-        norm = clip_by_norm(grads, c.clip)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(f"the loss of step {self.n + 1} is {loss} and its gradient's norm {norm}")
-        self.optimiser.step(grads, self.lr(self.n))
-        self.ema.step()
+
+        def loss_of(part: slice):
+            model = in_precision(self.model, self.dtype)
+            return model.loss(x_0[part], ids[part], mask[part], t[part], eps[part])
+        scale = self.on_device.scale if self.on_device else self.scaling.scale
+        loss, grads = parallel_gradients(loss_of, list(self.parameters.values()), c.batch, scale)
+        if self.on_device:
+            self.on_device.step(grads, loss, self.lr(self.n), self.n + 1)
+            self.n += 1
+            self.pending.append(loss)
+            if len(self.pending) == FETCH_EVERY:
+                self.fetch()
+            return loss
+
+        norm = clip_by_norm(grads, c.clip, scale)
+        finite = math.isfinite(norm)
+        if not (math.isfinite(loss) and self.scaling.bears(finite)):
+            raise _not_finite(self.n + 1, loss, norm)
+        self.scaling.update(finite)
+        if finite:                                          # else S was too large, and is half of it now
+            self.optimiser.step(grads, self.lr(self.n))
+            self.ema.step()
         self.n += 1
         self.losses.append(loss)
         return loss
+
+    def fetch(self) -> None:
+        """Waits for the device and takes its losses; FloatingPointError, back before that step, if one failed."""
+        if not self.pending:
+            return
+        losses = [float(loss) for loss in to_numpy(xp_of(*self.pending).stack(self.pending))]
+        failed = self.on_device.fetch(self.n)
+        made = len(self.losses)
+        self.pending = []
+        if failed:
+            number, norm = failed
+            self.n = number - 1
+            self.losses += losses[:self.n - made]
+            raise _not_finite(number, losses[self.n - made], norm)
+        self.losses += losses
 
     def batch(self) -> tuple:
         """The data and the noise of step n."""
@@ -133,8 +191,11 @@ class Trainer:
         T, u = self.model.schedule.T, (rng.random() + np.arange(c.batch) / c.batch) % 1
         # t = T u^(1/3): a density of 3 t^2 / T^3, which grows with t
         t = (T * np.cbrt(u)).astype(np.int64)
-        eps = rng.standard_normal((c.batch, *data.x_0.shape[1:]), dtype=np.float32)
-        return data.x_0[chosen], ids[:, :longest], mask[:, :longest], np.minimum(t, T - 1), eps
+        if self.on_device:
+            eps = self.noise.at(self.n).normal(data.x_0.shape[1:])
+        else:
+            eps = rng.standard_normal((c.batch, *data.x_0.shape[1:]), dtype=np.float32)
+        return self.x_0[chosen], ids[:, :longest], mask[:, :longest], np.minimum(t, T - 1), eps
 
     def averaged(self) -> TextToImage:
         """A copy of the model with the averaged weights: what is sampled from."""
@@ -145,9 +206,11 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
         """(tensors, meta): everything that the next step depends on."""
+        self.fetch()
         tensors = {f"model.{name}": w for name, w in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": a for name, a in self.ema.state_dict().items()}
         tensors |= {f"optimiser.{name}": a for name, a in self.optimiser.state_dict().items()}
+        tensors |= {f"scaling.{name}": a for name, a in self.scaling.state_dict().items()}
         tensors["losses"] = np.array(self.losses, dtype=np.float64)
         return tensors, self.model.describe() | {"train": asdict(self.config), "data": self.data.fingerprint,
                                                  "seconds": self.seconds}
@@ -155,11 +218,16 @@ class Trainer:
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes back to a saved state; UserError if it is of another model or of other data."""
         expected = {name: (a.shape, a.dtype) for name, a in self.state()[0].items()}
-        n = int(saved.tensors["optimiser.n"]) if saved.tensors.get("optimiser.n", np.empty(0)).shape == () else -1
+
+        def count(name: str) -> int:
+            return int(saved.tensors[name]) if saved.tensors.get(name, np.empty(0)).shape == () else -1
+        made, skipped = count("optimiser.n"), 0 if self.scaling.fixed else count("scaling.skipped")
+        n = made + skipped
         expected["losses"] = ((n,), np.dtype(np.float64))
         checkpoint.check_shapes({name: shape for name, (shape, _) in expected.items()}, saved.tensors, saved.path)
-        if any(saved.tensors[name].dtype != dtype for name, (_, dtype) in expected.items()) or n < 0 \
-                or int(saved.tensors["ema.n"]) != n:
+        if any(saved.tensors[name].dtype != dtype for name, (_, dtype) in expected.items()) \
+                or min(made, skipped) < 0 or int(saved.tensors["ema.n"]) != made \
+                or not saved.tensors.get("scaling.scale", 1) >= 1:
             raise UserError(f"{saved.path} is no training state of this version: start a new run with another --out.")
         if saved.meta.get("data") != self.data.fingerprint:
             raise UserError(f"{saved.path} was trained on other images: resume with the same --data.")
@@ -169,9 +237,16 @@ class Trainer:
         self.model.load_state_dict(part("model."))
         self.ema.load_state_dict(part("ema."))
         self.optimiser.load_state_dict(part("optimiser."))
+        self.scaling.load_state_dict(part("scaling."))
+        if self.on_device:
+            self.on_device.push()
         self.losses, self.n = saved.tensors["losses"].tolist(), n
         seconds = saved.meta.get("seconds")
         self.seconds = seconds if isinstance(seconds, float) else 0.0
+
+
+def _not_finite(number: int, loss: float, norm: float) -> FloatingPointError:
+    return FloatingPointError(f"the loss of step {number} is {loss} and its gradient's norm {norm}")
 
 
 # --- a run on disk ----------------------------------------------------------------------------------------
@@ -226,6 +301,7 @@ def _train(trainer: Trainer, keeper: checkpoint.Keeper, quiet: bool, last_good: 
 
     config, folder = trainer.config, keeper.folder
     drawn = saved_at = time.monotonic()
+    ended = deque([drawn], maxlen=FETCH_EVERY + 1)          # when the last steps did
 
     def save() -> Path:
         return keeper.save(trainer.n, *trainer.state())
@@ -237,22 +313,28 @@ def _train(trainer: Trainer, keeper: checkpoint.Keeper, quiet: bool, last_good: 
             started = time.monotonic()
             try:
                 trainer.step()
+                now, stop = time.monotonic(), interrupted()
+                save_now, draw_now = now - saved_at > SAVE_EVERY, now - drawn > DRAW_EVERY
+                if stop or save_now or draw_now or trainer.n == config.steps:
+                    trainer.fetch()
             except FloatingPointError as error:
                 back = f"the last good state is {last_good}" if last_good else "no state was saved before it"
                 raise UserError(f"training stopped: {error}; {back}; start anew in another --out with a lower --lr "
                                 f"than {config.lr:g}.") from error
-            now = time.monotonic()
-            trainer.seconds += now - started
-            recent = sum(trainer.losses[-50:]) / len(trainer.losses[-50:])
-            bar.set_postfix_str(f"loss {recent:.4f}, {config.batch / (now - started):.0f} images/s", refresh=False)
+            ended.append(time.monotonic())
+            trainer.seconds += ended[-1] - started
+            recent = trainer.losses[-50:]
+            if recent:                                      # on a GPU the first come after FETCH_EVERY steps
+                speed = config.batch * (len(ended) - 1) / (ended[-1] - ended[0])
+                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, {speed:.0f} images/s", refresh=False)
             bar.update()
-            if interrupted():
+            if stop:
                 path = save()
                 raise Interrupted(f"stopped after step {trainer.n} of {config.steps}, saved as {path}")
             try:                                            # a disk that is full now need not be so at the end
-                if now - saved_at > SAVE_EVERY:
+                if save_now:
                     saved_at, last_good = now, save()
-                if now - drawn > DRAW_EVERY:
+                if draw_now:
                     drawn = now
                     draw(trainer, folder)
             except UserError as error:

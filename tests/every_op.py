@@ -26,6 +26,7 @@ IDS = np.array([[1, 4, 1], [0, 1, 3]])
 LOOK = np.random.default_rng(0).random((2, 1, 3, 5)) < 0.6
 
 EVERY_OP = {
+    "cast": Op(lambda x: 1 * ops.cast(ops.cast(x, np.float64), x.dtype), ((2, 3),)),
     "add": Op(ops.add, ((2, 3), (3,))),
     "sub": Op(ops.sub, ((2, 3), (2, 1))),
     "mul": Op(ops.mul, ((2, 3), (1, 3))),

@@ -16,9 +16,11 @@ bytes.  An index may be a host array, which CuPy copies to the device, and so ma
 NumPy, so that results are NumPy's, bit for bit; what a GPU would compute, and how fast, it does not say.
 """
 
+import ast
 import operator
 import os
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cuda_on_cpu
@@ -210,7 +212,32 @@ class CUDADriverError(RuntimeError):
 
 
 class CompileException(Exception):
+    def __init__(self, message, source="", name="", options=(), backend="nvrtc"):
+        super().__init__(message)
+
+
+class NVRTCError(Exception):
     pass
+
+
+class Nvrtc:
+    """cupy.cuda.nvrtc, as far as it is used: a program is a list, and what was compiled the text of it."""
+
+    NVRTCError = NVRTCError
+    getVersion = staticmethod(lambda: (13, 0))
+    createProgram = staticmethod(lambda code, name, headers, names: [code])
+    getCUBIN = staticmethod(lambda program: repr(tuple(program)).encode())
+    getProgramLog = staticmethod(lambda program: program[1])
+    destroyProgram = staticmethod(lambda program: None)
+
+    @staticmethod
+    def compileProgram(program, options):
+        program.append(options)
+        try:
+            RawModule(code=program[0], options=options).compile()
+        except CompileException as error:
+            program[1] = str(error)
+            raise NVRTCError("NVRTC_ERROR_COMPILATION (6)") from None
 
 
 class OutOfMemoryError(MemoryError):
@@ -236,7 +263,10 @@ class Device:
 
 
 class RawModule:
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc"):
+    def __init__(self, *, code: str | None = None, path: str | None = None, options: tuple[str, ...] = (),
+                 backend: str = "nvrtc"):
+        if path:
+            code, options = ast.literal_eval(Path(path).read_text())
         defines = dict(option[2:].split("=") for option in options if option.startswith("-D"))
         name = code.split('"', 2)[1] if code.startswith("#line") else "kernel.cu"
         self._program = cuda_on_cpu.Program(code, defines, name=name)
@@ -289,7 +319,7 @@ def fake_cupy(gpus: int) -> ModuleType:
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
         getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError),
         driver=SimpleNamespace(CUDADriverError=CUDADriverError),
-        compiler=SimpleNamespace(CompileException=CompileException),
+        compiler=SimpleNamespace(CompileException=CompileException), nvrtc=Nvrtc,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=Device)
     cupy.RawModule = RawModule
     return cupy
@@ -305,6 +335,7 @@ def install(monkeypatch, gpus: int = 1) -> ModuleType:
         import cupy
         return cupy
     module = fake_cupy(gpus)
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(cuda_on_cpu.BUILD))
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
 
@@ -321,7 +352,7 @@ def assert_same(found, expected) -> None:
         for a, b in zip(found, expected, strict=True):
             assert_same(a, b)
         return
-    assert isinstance(found, sys.modules["cupy"].ndarray), f"{type(found)} is not on the device"
+    assert isinstance(found, sys.modules["cupy"].ndarray if REAL else ndarray), f"{type(found)} is not on the device"
     assert isinstance(expected, (np.ndarray, np.generic))   # NumPy's results of shape () are numbers
     assert found.shape == expected.shape and found.dtype == expected.dtype
     bound = ROUNDING.get(expected.dtype, 0) * np.abs(expected).max(initial=1)

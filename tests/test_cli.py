@@ -110,6 +110,7 @@ BAD = {
     "training steps of 0": ["train", "--steps", "0"],
     "batch of 0": ["train", "--batch", "0"],
     "lr of 0": ["train", "--lr", "0"],
+    "an unknown precision": ["train", "--precision", "float8"],
     "negative seed": ["sample", "3", "--seed", "-1"],
     "unknown sampler": ["sample", "3", "--sampler", "euler"],
     "an output folder that is not there": ["sample", "3", "-o", "nowhere/s.png"],

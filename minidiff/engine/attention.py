@@ -7,35 +7,46 @@
 and back, with the softmax's pullback  dS = P (dP - sum(dP P)):
 
     dv = P^T dy      dP = dy v^T      dq = dS k / sqrt(d)      dk = dS^T q / sqrt(d)
+
+On the GPU the same by kernels that store neither S nor P (attention_cuda.py).
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from minidiff.engine import attention_cuda
 from minidiff.engine.backend import xp_of
-from minidiff.engine.ops import _same_dtype
+from minidiff.engine.ops import _same_dtype, in_float32_on_cpu
 from minidiff.engine.tensor import Tensor, record
 
 
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None) -> Tensor:
+@in_float32_on_cpu
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, causal: bool = False) -> Tensor:
     """q (B, h, N, d), k (B, h, M, d), v (B, h, M, e) -> (B, h, N, e).
 
-    mask    boolean array that broadcasts to (B, h, N, M): True where a query may look at a key (for a causal
-            mask see `causal_mask`).  A query that may look nowhere gets zeros, and gives no gradient.
+    mask    boolean array that broadcasts to (B, h, N, M): True where a query may look at a key.  A query that may
+            look nowhere gets zeros, and gives no gradient.
+    causal  query n may look at keys 0..n only, as if `causal_mask` were in the mask; the GPU then stores none
     """
     fits = q.ndim == k.ndim == v.ndim == 4 and k.shape[:2] == q.shape[:2] and k.shape[3] == q.shape[3]
     if not fits or v.shape[:3] != k.shape[:3]:
         raise ValueError("attention takes q (B, h, N, d), k (B, h, M, d) and v (B, h, M, e), "
                          f"not {q.shape}, {k.shape} and {v.shape}")
     _same_dtype(q, k, v)
+    if mask is not None and mask.dtype != bool:
+        raise TypeError(f"attention: mask must be boolean, True where a query may look, not {mask.dtype}")
     xp = xp_of(q.data, k.data, v.data)
     scale = 1 / math.sqrt(q.shape[3])
+    if xp is not np:
+        return _by_kernels(q, k, v, mask, causal, scale)
+    if causal:
+        mask = causal_mask(max(q.shape[2], k.shape[2]), xp)[:q.shape[2], :k.shape[2]] & (True if mask is None else mask)
     P = q.data @ k.data.swapaxes(2, 3)                                              # (B, h, N, M)
     P *= scale
     if mask is not None:
-        if mask.dtype != bool:
-            raise TypeError(f"attention: mask must be boolean, True where a query may look, not {mask.dtype}")
         P = xp.where(mask, P, -xp.inf)
         top = P.max(axis=3, keepdims=True)
         P -= xp.where(xp.isfinite(top), top, 0)
@@ -54,6 +65,15 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None) -> 
         dS *= scale
         return dS @ k.data, dS.swapaxes(2, 3) @ q.data, dv
     return record(P @ v.data, (q, k, v), pullback)
+
+
+def _by_kernels(q: Tensor, k: Tensor, v: Tensor, mask, causal: bool, scale: float) -> Tensor:
+    qkv = q.data, k.data, v.data
+    y, lse = attention_cuda.forward(*qkv, mask, causal, scale)
+
+    def pullback(dy):
+        return attention_cuda.backward(*qkv, mask, causal, scale, y, lse, dy)
+    return record(y, (q, k, v), pullback)
 
 
 def causal_mask(n: int, xp):

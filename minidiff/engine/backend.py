@@ -69,6 +69,32 @@ def check_device(device: str) -> None:
         raise UserError("device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu")
 
 
+# --- half precision: a form in memory ---------------------------------------------------------------------
+
+def is_floating(dtype) -> bool:
+    """Whether a dtype holds real numbers; NumPy itself does not count bfloat16, a guest, among them."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def is_half(dtype) -> bool:
+    return dtype.itemsize == 2 and is_floating(dtype)
+
+
+def wide(a):
+    """A half-precision array as float32, to compute in; any other array as it is."""
+    return a.astype(np.float32) if is_half(a.dtype) else a
+
+
+def narrow(a, dtype):
+    """The array rounded to a dtype; what is too large for float16 becomes inf, which loss scaling looks for."""
+    if a.dtype == dtype:
+        return a
+    with np.errstate(over="ignore"):
+        return a.astype(dtype)
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
 def keep_freed_memory() -> bool:
     """Asks the C library to keep freed memory for reuse; returns whether it could (glibc only).
 
@@ -85,6 +111,8 @@ def keep_freed_memory() -> bool:
     return bool(kept and (mallopt(M_MMAP_THRESHOLD, FOREVER) or mallopt(M_MMAP_THRESHOLD, OLD_MOST)))
 
 
+# --- random numbers ---------------------------------------------------------------------------------------
+
 class Streams:
     """One random stream per sample, so that an image does not depend on the batch it was made in.
 
@@ -92,11 +120,15 @@ class Streams:
     """
 
     def __init__(self, seed: int, count: int):
+        self._check(seed, count)
+        self._rngs = [np.random.default_rng([int(seed), i]) for i in range(count)]
+
+    @staticmethod
+    def _check(seed: int, count: int) -> None:
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
         if not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
-        self._rngs = [np.random.default_rng([int(seed), i]) for i in range(count)]
 
     @classmethod
     def of(cls, generators: Sequence[np.random.Generator]) -> Streams:
@@ -121,3 +153,11 @@ class Streams:
 
     def __getitem__(self, part: slice) -> Streams:
         return Streams.of(self._rngs[part])
+
+
+def streams_on(device: str, seed: int, count: int) -> Streams:
+    """A stream for each of `count` samples, whose numbers are made on the device: each device's are its own."""
+    if device == "cpu":
+        return Streams(seed, count)
+    from minidiff.engine.random_cuda import DeviceStreams
+    return DeviceStreams(seed, count)

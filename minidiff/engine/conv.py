@@ -16,7 +16,8 @@ and a buffer kh kw times as large as the image.  Two faster ones, for stride 1, 
     conv_shift.py       the same multiplications without that buffer
     conv_winograd.py    a quarter of the multiplications, for 3 x 3 kernels
 
-`_fastest` chooses by shape; a test holds all three equal.
+`_fastest` chooses by shape; a test holds all three equal.  On the GPU the sums are kernels of our own, launched by
+conv_cuda.py.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from types import ModuleType
 
 import numpy as np
 
-from minidiff.engine import conv_shift, conv_winograd
+from minidiff.engine import conv_cuda, conv_shift, conv_winograd
 from minidiff.engine.backend import xp_of
-from minidiff.engine.ops import _same_dtype
+from minidiff.engine.ops import _same_dtype, in_float32_on_cpu
 from minidiff.engine.tensor import Tensor, record
 
 
+@in_float32_on_cpu
 def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """x (B, H, W, C), w (kh, kw, C, D), bias (D,) -> (B, (H+2p-kh)//s + 1, (W+2p-kw)//s + 1, D)."""
     _check_conv(x, w, bias, 3, stride, padding)
@@ -39,9 +41,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
                          f"{w.shape[2]}")
     if min(x.shape[1] + 2 * padding - w.shape[0], x.shape[2] + 2 * padding - w.shape[1]) < 0:
         raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
-    y = correlate(x.data, w.data, stride, padding)
-    if bias is not None:
-        y += bias.data
+    y = correlate(x.data, w.data, stride, padding, None if bias is None else bias.data)
 
     def pullback(dy):
         return (correlate_dx(dy, w.data, x.shape, stride, padding) if x.requires_grad else None,
@@ -50,6 +50,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     return record(y, (x, w) if bias is None else (x, w, bias), pullback)
 
 
+@in_float32_on_cpu
 def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """The transpose of conv2d, which takes its result's shape back to its input's.
 
@@ -76,18 +77,26 @@ def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: i
 
 # --- the three sums, on arrays ----------------------------------------------------------------------------
 
-def correlate(x, w, stride: int, padding: int):
-    """y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d]."""
+def correlate(x, w, stride: int, padding: int, bias=None):
+    """y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d]  + bias[d]."""
     if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return (_rows(x) @ w[0, 0]).reshape(*x.shape[:3], -1)
-    form = _fastest(x.shape, w.shape, stride, padding, x)
-    return form.correlate(x, w, padding) if form else plain_correlate(x, w, stride, padding)
+        y = (_rows(x) @ w[0, 0]).reshape(*x.shape[:3], -1)
+    elif xp_of(x, w) is not np:
+        return conv_cuda.correlate(x, w, stride, padding, bias)
+    else:
+        form = _fastest(x.shape, w.shape, stride, padding, x)
+        y = form.correlate(x, w, padding) if form else plain_correlate(x, w, stride, padding)
+    if bias is not None:
+        y += bias
+    return y
 
 
 def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
     """dx[b,i,j,c] = sum over (m,n,d) and the pixels of y that x[b,i,j] had part in."""
     if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return (_rows(dy) @ w[0, 0].T).reshape(x_shape)
+    if xp_of(dy, w) is not np:
+        return conv_cuda.correlate_dx(dy, w, x_shape, stride, padding)
     form = _fastest(x_shape, w.shape, stride, padding, dy)
     if form:
         # at stride 1 it is a convolution of dy with the kernel turned by 180 degrees, its channels swapped
@@ -100,15 +109,17 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
     """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]."""
     if w_shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return (_rows(x).T @ _rows(dy)).reshape(w_shape)
+    if xp_of(x, dy) is not np:
+        return conv_cuda.correlate_dw(x, dy, w_shape, stride, padding)
     form = _fastest(x.shape, w_shape, stride, padding, x)
     return form.correlate_dw(x, dy, w_shape, padding) if form else plain_correlate_dw(x, dy, w_shape, stride, padding)
 
 
 def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int,
              like) -> ModuleType | None:
-    """The form that is fastest for a shape, None for the plain one.  Measured by benchmarks/ops.py."""
+    """The form that is fastest for a shape on a CPU, None for the plain one.  Measured by benchmarks/ops.py."""
     (kh, kw, C, D), pixels = w_shape, x_shape[1] * x_shape[2]
-    if xp_of(like) is not np or like.dtype == np.float16 or stride != 1 or kh != kw or padding >= kh:
+    if like.dtype == np.float16 or stride != 1 or kh != kw or padding >= kh:
         return None
     if kh == 3 and min(C, D) >= 32 and (pixels < 100 or C + D > 128):
         return conv_winograd

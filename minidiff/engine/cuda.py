@@ -18,6 +18,7 @@ source, a change in one is a change of both.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.errors import UserError
+from minidiff.files import write_whole
 
 C_TYPES = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16"}
 SCALARS = {"int": np.int32, "unsigned int": np.uint32, "long long": np.int64, "unsigned long long": np.uint64,
@@ -222,12 +224,39 @@ def _module(device: int, source: Source, dtype: str, defines: tuple[tuple[str, i
     import cupy
     options = ("-std=c++17", f"-DELEMENT={C_TYPES[dtype]}", *(f"-D{key}={value}" for key, value in defines))
     try:
-        module = cupy.RawModule(code=source.text, options=options, backend="nvrtc")
+        module = cupy.RawModule(path=str(_binary(source, options))) if source.needs.endswith("a") \
+            else cupy.RawModule(code=source.text, options=options, backend="nvrtc")
         module.compile()
     except cupy.cuda.compiler.CompileException as error:
         said = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
         raise KernelError(f"{source.path.name} does not compile for {dtype}: {'; '.join(said)}") from error
     return module
+
+
+def _binary(source: Source, options: tuple[str, ...]) -> Path:
+    """The file's kernels compiled for the one card that they need, where CuPy keeps what it compiles itself.
+
+    CuPy asks its compiler for sm_90 on a Hopper, and the instructions that no other card has are of sm_90a.
+    """
+    import cupy
+    nvrtc = cupy.cuda.nvrtc
+    text, options = source.text, (*options, f"-arch={source.needs}")
+    key = hashlib.sha256(repr((text, options, nvrtc.getVersion())).encode()).hexdigest()[:20]
+    cache = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    binary = cache / f"minidiff-{source.path.stem}-{key}.cubin"
+    if not binary.exists():
+        program = nvrtc.createProgram(text, source.path.name, (), ())
+        try:
+            nvrtc.compileProgram(program, options)
+            compiled = nvrtc.getCUBIN(program)
+        except nvrtc.NVRTCError:
+            log = nvrtc.getProgramLog(program)
+            raise cupy.cuda.compiler.CompileException(log, text, source.path.name, options) from None
+        finally:
+            nvrtc.destroyProgram(program)
+        cache.mkdir(parents=True, exist_ok=True)
+        write_whole(binary, compiled)
+    return binary
 
 
 class Kernel:

@@ -10,25 +10,34 @@ its own: then it is the adaptive norm by which a UNet hears of the time and the 
 For an image both directions are one affine function for each channel, y = a (x - mean) + b and
 dx = a dy + p (x - mean) + q, whose coefficients (B, C) come from a few sums.  So no x_hat is kept for the way
 back: only x, mean and rstd.
+
+A silu often follows.  On a GPU, where the norm waits for memory, its kernels apply the silu as they write
+(norm_cuda.py), and its way back computes it anew from x.
 """
 
 from __future__ import annotations
 
-from minidiff.engine.backend import xp_of
+import numpy as np
+
+from minidiff.engine import norm_cuda, ops
+from minidiff.engine.backend import narrow, wide, xp_of
 from minidiff.engine.ops import _same_dtype
 from minidiff.engine.tensor import Tensor, record
 
 
-def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
-    """x (B, ..., C), gamma and beta (C,) or (B, C) -> (B, ..., C).  C must be a multiple of groups."""
+def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float = 1e-5, *,
+               silu: bool = False) -> Tensor:
+    """x (B, ..., C), gamma and beta (C,) or (B, C) -> (B, ..., C), or its silu.  C must be a multiple of groups."""
     B, C = x.shape[0], x.shape[-1]
     if groups < 1 or C % groups:
         raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
     if gamma.shape not in ((C,), (B, C)) or beta.shape != gamma.shape:
         raise ValueError(f"group_norm: gamma and beta must both be {(C,)} or {(B, C)}, not {gamma.shape}, {beta.shape}")
     _same_dtype(x, gamma, beta)
-    xp = xp_of(x.data)
-    rows, g, b = _wide(x.data).reshape(B, -1, C), _wide(gamma.data), _wide(beta.data)    # (B, N, C)
+    xp = xp_of(x.data, gamma.data, beta.data)
+    if xp is not np:
+        return _group_norm_on_gpu(x, groups, gamma, beta, eps, silu)
+    rows, g, b = wide(x.data).reshape(B, -1, C), wide(gamma.data), wide(beta.data)    # (B, N, C)
     N = rows.shape[1]
     n = N * C // groups                                     # elements of a group
 
@@ -47,7 +56,7 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     y += b[:, None] if b.ndim == 2 else b
 
     def pullback(dy):
-        dy = _wide(dy).reshape(B, N, C)
+        dy = wide(dy).reshape(B, N, C)
         centred = rows - mean[:, None]                                              # (B, N, C)
         sum_dy = _sum_pixels(dy)                                                    # (B, C)
         sum_dy_xhat = _sum_products(dy, centred) * rstd                             # (B, C)
@@ -65,9 +74,18 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
             dx *= p[:, None]
             dx += q[:, None]
             dx += dy * a[:, None]
-            dx = _narrow(dx.reshape(x.shape), x)
-        return dx, _narrow(dgamma, x), _narrow(dbeta, x)
-    return record(_narrow(y.reshape(x.shape), x), (x, gamma, beta), pullback)
+            dx = narrow(dx.reshape(x.shape), x.dtype)
+        return dx, narrow(dgamma, x.dtype), narrow(dbeta, x.dtype)
+    y = record(narrow(y.reshape(x.shape), x.dtype), (x, gamma, beta), pullback)
+    return ops.silu(y) if silu else y
+
+
+def _group_norm_on_gpu(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float, silu: bool) -> Tensor:
+    y, mean, rstd = norm_cuda.group_norm(x.data, groups, gamma.data, beta.data, eps, silu)
+
+    def pullback(dy):
+        return norm_cuda.group_norm_backward(x.data, dy, groups, gamma.data, beta.data, mean, rstd, silu)
+    return record(y, (x, gamma, beta), pullback)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
@@ -76,29 +94,28 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if gamma.shape != (C,) or beta.shape != (C,):
         raise ValueError(f"layer_norm: gamma and beta must be {(C,)}, not {gamma.shape} and {beta.shape}")
     _same_dtype(x, gamma, beta)
-    xp = xp_of(x.data)
-    x_hat, g = _wide(x.data), _wide(gamma.data)
+    xp = xp_of(x.data, gamma.data, beta.data)
+    if xp is not np:
+        return _layer_norm_on_gpu(x, gamma, beta, eps)
+    x_hat, g = wide(x.data), wide(gamma.data)
     x_hat = x_hat - x_hat.mean(axis=-1, keepdims=True)
     rstd = 1 / xp.sqrt((x_hat * x_hat).mean(axis=-1, keepdims=True) + eps)
     x_hat *= rstd
 
     def pullback(dy):
-        dy = _wide(dy)
+        dy = wide(dy)
         dx_hat = dy * g
         dx = rstd * (dx_hat - dx_hat.mean(axis=-1, keepdims=True)
                      - x_hat * (dx_hat * x_hat).mean(axis=-1, keepdims=True))
         dgamma, dbeta = (dy * x_hat).reshape(-1, C).sum(axis=0), dy.reshape(-1, C).sum(axis=0)
-        return _narrow(dx, x), _narrow(dgamma, x), _narrow(dbeta, x)
-    return record(_narrow(x_hat * g + _wide(beta.data), x), (x, gamma, beta), pullback)
+        return narrow(dx, x.dtype), narrow(dgamma, x.dtype), narrow(dbeta, x.dtype)
+    return record(narrow(x_hat * g + wide(beta.data), x.dtype), (x, gamma, beta), pullback)
 
 
-def _wide(a):
-    """float16 as float32, in which sums and squares do not overflow."""
-    return a.astype("float32") if a.dtype == "float16" else a
-
-
-def _narrow(a, x: Tensor):
-    return a.astype(x.dtype, copy=False)
+def _layer_norm_on_gpu(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    y, mean, rstd = norm_cuda.layer_norm(x.data, gamma.data, beta.data, eps)
+    return record(y, (x, gamma, beta),
+                  lambda dy: norm_cuda.layer_norm_backward(x.data, dy, gamma.data, mean, rstd))
 
 
 def _sum_pixels(x):

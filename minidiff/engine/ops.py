@@ -6,21 +6,56 @@
     z = x @ y                   dx = dz y^T,  dy = x^T dz
     y = softmax(x)              dx = y (dy - sum(y dy))
 
-Arrays of two floating dtypes do not meet in an op: nothing is upcast silently.  Python numbers take the
-dtype of the Tensor that they meet.
+Arrays of two floating dtypes do not meet in an op: nothing is upcast silently, and `cast` says so.  Python numbers
+take the dtype of the Tensor that they meet.  float16 and bfloat16 are forms in memory: an op that rounds more than
+once, or adds, computes in float32 and rounds its result (`in_float32`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import numpy as np
 
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import is_floating, is_half, narrow, wide, xp_of
 from minidiff.engine.tensor import Tensor, record
 
 Axes = int | tuple[int, ...] | None
+
+
+# --- one dtype and another ----------------------------------------------------------------------------------
+
+def cast(x: Tensor, dtype) -> Tensor:
+    """x in another floating dtype; its gradient comes back in x's own."""
+    dtype = np.dtype(dtype)
+    if not (is_floating(x.dtype) and is_floating(dtype)):
+        raise TypeError(f"cast takes one floating dtype to another, not {x.dtype} to {dtype}")
+    return x if x.dtype == dtype else record(narrow(x.data, dtype), (x,), lambda dy: (narrow(dy, x.dtype),))
+
+
+def in_float32(op: Callable) -> Callable:
+    """The op, which where its first Tensor is of half precision computes in float32, there and back."""
+    def widened(a):
+        return cast(a, np.float32) if isinstance(a, Tensor) else a
+
+    @wraps(op)
+    def wide_op(x, *args, **kwargs):
+        dtype = x.dtype
+        if not is_half(dtype):
+            return op(x, *args, **kwargs)
+        _same_dtype(x, *(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
+        args, kwargs = map(widened, args), {name: widened(a) for name, a in kwargs.items()}
+        return cast(op(widened(x), *args, **kwargs), dtype)
+    return wide_op
+
+
+def in_float32_on_cpu(op: Callable) -> Callable:
+    """The same for an op that on the GPU has a kernel for half precision, which adds in float32 by itself."""
+    wide_op = in_float32(op)
+    return wraps(op)(lambda x, *args, **kwargs: (
+        wide_op if isinstance(x, Tensor) and xp_of(x.data) is np else op)(x, *args, **kwargs))
 
 
 # --- arithmetic, with broadcasting ------------------------------------------------------------------------
@@ -53,6 +88,7 @@ def div(x, y) -> Tensor:
     return record(x.data / y.data, (x, y), pullback)
 
 
+@in_float32
 def power(x: Tensor, n: float) -> Tensor:
     """x**n for a constant n."""
     if isinstance(n, Tensor):
@@ -61,6 +97,7 @@ def power(x: Tensor, n: float) -> Tensor:
     return record(x.data ** n, (x,), lambda dy: (dy * (n * x.data ** (n - 1)) if n else 0 * dy,))
 
 
+@in_float32_on_cpu
 def matmul(x, y) -> Tensor:
     """x (..., M, K) @ y (..., K, N) -> (..., M, N); leading axes broadcast."""
     x, y = _pair(x, y)
@@ -93,16 +130,19 @@ def log(x: Tensor) -> Tensor:
     return record(xp_of(x.data).log(x.data), (x,), lambda dy: (dy / x.data,))
 
 
+@in_float32
 def sqrt(x: Tensor) -> Tensor:
     y = xp_of(x.data).sqrt(x.data)
     return record(y, (x,), lambda dy: (dy / (2 * y),))
 
 
+@in_float32
 def tanh(x: Tensor) -> Tensor:
     y = xp_of(x.data).tanh(x.data)
     return record(y, (x,), lambda dy: (dy * (1 - y * y),))
 
 
+@in_float32
 def sigmoid(x: Tensor) -> Tensor:
     y = _sigmoid(x.data)
     return record(y, (x,), lambda dy: (dy * y * (1 - y),))
@@ -112,6 +152,7 @@ def relu(x: Tensor) -> Tensor:
     return record(xp_of(x.data).maximum(x.data, 0), (x,), lambda dy: (dy * (x.data > 0),))
 
 
+@in_float32
 def silu(x: Tensor) -> Tensor:
     """y = x sigmoid(x)  (Elfwing et al. 2018)."""
     # sigmoid(x) = (1 + t)/2  with  h = x/2, t = tanh(h):     y = h (1 + t)
@@ -135,6 +176,7 @@ def silu(x: Tensor) -> Tensor:
     return record(y, (x,), pullback)
 
 
+@in_float32
 def gelu(x: Tensor) -> Tensor:
     """y = x Phi(x), in the tanh form (Hendrycks & Gimpel 2016, section 2)."""
     # u = sqrt(2/pi) (x + 0.044715 x^3),     y = x (1 + tanh u)/2
@@ -154,6 +196,7 @@ def absolute(x: Tensor) -> Tensor:
     return record(xp.abs(x.data), (x,), lambda dy: (dy * xp.sign(x.data),))
 
 
+@in_float32
 def clip(x: Tensor, low: float, high: float) -> Tensor:
     """x within [low, high]; no gradient passes where it was clipped."""
     low, high = float(low), float(high)                     # NumPy's own float64 would upcast x
@@ -172,6 +215,7 @@ def where(condition, x, y) -> Tensor:
 
 # --- reductions -------------------------------------------------------------------------------------------
 
+@in_float32
 def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noqa: A001  (the field's name)
     xp = xp_of(x.data)
 
@@ -180,6 +224,7 @@ def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noqa
     return record(xp.asarray(x.data.sum(axis=axis, keepdims=keepdims)), (x,), pullback)
 
 
+@in_float32
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     xp = xp_of(x.data)
     y = xp.asarray(x.data.mean(axis=axis, keepdims=keepdims))
@@ -236,11 +281,18 @@ def getitem(x: Tensor, index) -> Tensor:
 
 
 def embedding(table: Tensor, ids) -> Tensor:
-    """table (V, C), ids (...) int -> (..., C): row ids[...] of the table."""
+    """table (V, C), ids (...) int -> (..., C): row ids[...] of the table.
+
+    The host's ids are checked here, and may go with a table on a GPU; a GPU's would have to be waited for.
+    """
     _check_ids("embedding takes ids", ids, table.shape[0])
     xp = xp_of(table.data)
+    ids = xp.asarray(ids)
 
     def pullback(dy):
+        if xp is not np:                                    # whose add.at adds in another order every time
+            chosen = xp.arange(table.shape[0])[:, None] == ids.reshape(-1)          # (V, N)
+            return (chosen.astype(dy.dtype) @ dy.reshape(-1, table.shape[1]),)
         dtable = xp.zeros_like(table.data)                  # (V, C)
         xp.add.at(dtable, ids.reshape(-1), dy.reshape(-1, table.shape[1]))
         return (dtable,)
@@ -249,11 +301,13 @@ def embedding(table: Tensor, ids) -> Tensor:
 
 # --- softmax and what is made of it -----------------------------------------------------------------------
 
+@in_float32
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     y = _softmax(x.data, axis)
     return record(y, (x,), lambda dy: (y * (dy - (y * dy).sum(axis=axis, keepdims=True)),))
 
 
+@in_float32
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     xp = xp_of(x.data)
     y = x.data - x.data.max(axis=axis, keepdims=True)       # so that no exponential overflows
@@ -300,7 +354,7 @@ def _pair(x, y) -> tuple[Tensor, Tensor]:
 def _like(number, x: Tensor) -> Tensor:
     if hasattr(number, "dtype") and number.ndim:            # an array keeps its dtype, and must match
         return Tensor(number)
-    if x.dtype.kind != "f" and not isinstance(number, (int, np.integer)):
+    if not is_floating(x.dtype) and not isinstance(number, (int, np.integer)):
         raise TypeError(f"a Tensor of {x.dtype} does not take the number {number!r}: convert it to a floating dtype")
     return Tensor(xp_of(x.data).asarray(number, dtype=x.dtype))
 
@@ -322,6 +376,8 @@ def _unbroadcast(dz, x: Tensor):
     """Sums dz over the axes along which broadcasting had repeated x."""
     if dz.shape == x.shape:
         return dz
+    if is_half(dz.dtype):
+        return narrow(_unbroadcast(wide(dz), x), dz.dtype)
     extra = dz.ndim - x.ndim
     repeated = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and dz.shape[i + extra] != 1)
     return dz.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(x.shape)

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import numpy as np
+
+from minidiff.engine.backend import device_of
 from minidiff.engine.tensor import Tensor, gradients
 
 _NAME = "minidiff"
@@ -39,23 +42,36 @@ def parallel_map(f: Callable, items: Iterable) -> Iterator:
         yield from _pool().map(f, items)
 
 
-def parallel_gradients(loss: Callable[[slice], Tensor], leaves: Sequence[Tensor], count: int) -> tuple[float, list]:
-    """The mean loss of a batch of `count` samples and its gradients, shard by shard on all cores.
+def parallel_gradients(loss: Callable[[slice], Tensor], leaves: Sequence[Tensor], count: int,
+                       scale=1.0) -> tuple[float, list]:
+    """The mean loss of a batch of `count` samples and the gradients of `scale` times it, shard by shard on all cores.
 
     loss(part) is the mean loss of the samples in the slice `part`, a Tensor of shape ().  It sums in the order
     of the shards, so that the result is the same, bit for bit, whichever thread was first.
+
+    A GPU takes the batch as a whole, since one shard fills it; and the loss is an array of shape () there, for to
+    read it would be to wait for it.
     """
+    if device_of(leaves[0].data) != "cpu":
+        value = loss(slice(0, count))
+        return value.data, gradients(value, leaves, scale)
+
+    # a scaled gradient may overflow: whoever scales will look
+    warn = {} if scale == 1 else {"over": "ignore", "invalid": "ignore"}
+
     def one(part: slice):
-        value = loss(part)
-        share = (part.stop - part.start) / count
-        return share * value.item(), gradients(value, leaves, value.dtype.type(share))
+        with np.errstate(**warn):                           # each thread has its own
+            value = loss(part)
+            share = (part.stop - part.start) / count
+            return share * value.item(), gradients(value, leaves, value.dtype.type(share * scale))
 
     total, grads = 0.0, None
     for value, shard_grads in parallel_map(one, shards(count)):
         total += value
         if grads is None:
             grads = shard_grads
-        else:
+            continue
+        with np.errstate(**warn):
             for g, shard_g in zip(grads, shard_grads, strict=True):
                 g += shard_g
     return total, grads

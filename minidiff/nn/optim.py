@@ -3,7 +3,8 @@
     m <- b1 m + (1 - b1) g              v <- b2 v + (1 - b2) g^2
     w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w ),   m^ = m / (1 - b1^n),  v^ = v / (1 - b2^n)
 
-(Kingma & Ba 2015, algorithm 1; decoupled decay: Loshchilov & Hutter 2019, algorithm 2.)
+(Kingma & Ba 2015, algorithm 1; decoupled decay: Loshchilov & Hutter 2019, algorithm 2.)  What stands here is NumPy's;
+`UpdateOnDevice` does the same for a GPU, where nobody may wait for a number.
 """
 
 from __future__ import annotations
@@ -68,16 +69,64 @@ class AdamW:
                 held[name] = to_device(np.array(state[f"{kind}.{name}"]), device_of(a))
 
 
-def clip_by_norm(grads: Sequence, max_norm: float) -> float:
+def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
     """Scales all gradients in place by one factor so that their common 2-norm is at most max_norm.
 
-    Returns the norm before; where it is not finite the gradients are left as they are.
+    scale: of the loss that they are gradients of, by which they are divided first.  Returns the norm before; where it
+    is not finite the gradients are left as they are.
     """
+    if scale != 1:
+        for g in grads:
+            g /= scale
     norm = math.sqrt(sum(float(xp_of(g).vdot(g, g)) for g in grads))
     if math.isfinite(norm) and norm > max_norm:
         for g in grads:
             g *= max_norm / norm
     return norm
+
+
+class UpdateOnDevice:
+    """Clipping, AdamW, the average and the loss scale of parameters on a GPU, decided and done there.
+
+    It works on the optimiser's and the average's own arrays.  Their counts, and what the loss scale became, are the
+    device's until `fetch` brings them; `push` takes them there.
+    """
+
+    def __init__(self, optimiser: AdamW, ema: EMA, scaling, clip: float):
+        """scaling: a precision.LossScale."""
+        from minidiff.engine.optim_cuda import FusedAdamW
+        self.optimiser, self.ema, self.scaling, self.clip = optimiser, ema, scaling, clip
+        self._update = FusedAdamW([p.shape for p in optimiser.parameters.values()],
+                                  patience=0 if scaling.fixed else scaling.patience)
+        self.push()
+
+    @property
+    def scale(self):
+        """The loss scale, an array of shape () on the device."""
+        return self._update.scale
+
+    def step(self, grads: Sequence, loss, lr: float, number: int) -> None:
+        """The run's step `number`, counted from 1.  A gradient or loss that is not finite changes no weight."""
+        optimiser, ema, c = self.optimiser, self.ema, self.optimiser.config
+        self._update([p.data for p in optimiser.parameters.values()], grads, list(optimiser.m.values()),
+                     list(optimiser.v.values()), list(ema.average.values()), loss, number=number, lr=lr,
+                     clip=self.clip, b1=c.b1, b2=c.b2, eps=c.eps, decay=c.decay, ema=ema.decay)
+
+    def fetch(self, steps: int) -> tuple[int, float] | None:
+        """Waits for the device.  Where one of the run's `steps` steps failed, and none was made since: which, and the
+        norm of its gradient; the next step may follow it."""
+        scale, good, skipped, failed, norm = self._update.state.get().tolist()
+        self.scaling.scale, self.scaling.good, self.scaling.skipped = scale, int(good), int(skipped)
+        self.optimiser.n = self.ema.n = (int(failed) - 1 if failed else steps) - int(skipped)
+        if not failed:
+            return None
+        self.push()
+        return int(failed), norm
+
+    def push(self) -> None:
+        """Takes the loss scale's state to the device."""
+        s = self.scaling
+        self._update.set_state(s.scale, s.good, s.skipped)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class UNet(Module):
             if i and i % c.blocks == 0:                     # back to twice the resolution
                 h = conv.depth_to_space(self.grow[i // c.blocks - 1](h))            # (B, 14, 14, 64)
             h = stage(ops.concat([h, skips.pop()]), emb, text)
-        h = self.conv_out(ops.silu(self.norm_out(h)))                               # (B, 14, 14, p p C)
+        h = self.conv_out(self.norm_out.then_silu(h))                               # (B, 14, 14, p p C)
         return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
 
     def _check(self, x: Tensor, t, text) -> None:
@@ -159,11 +159,11 @@ class ResidualBlock(Module):
         self.skip = Linear(C, D, rng) if C != D else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(ops.silu(self.norm1(x)))
+        h = self.conv1(self.norm1.then_silu(x))
         scale_shift = self.modulation(emb)                                          # (B, 2 D)
         D = h.shape[3]
-        h = norm.group_norm(h, self.groups, 1 + scale_shift[:, :D], scale_shift[:, D:])
-        h = self.conv2(ops.silu(h))
+        h = norm.group_norm(h, self.groups, 1 + scale_shift[:, :D], scale_shift[:, D:], silu=True)
+        h = self.conv2(h)
         return (x if self.skip is None else self.skip(x)) + h
 
 

@@ -27,7 +27,7 @@ from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams, device_of, to_device, to_numpy, xp_of
+from minidiff.engine.backend import Streams, device_of, streams_on, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
@@ -75,6 +75,11 @@ class TextToImage(Module):
         """"cpu" or "cuda": where the weights are, and where it computes."""
         return device_of(self.text.position.data)
 
+    @property
+    def dtype(self):
+        """What it computes in."""
+        return self.text.position.dtype
+
     def tokens(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Captions as ids and mask, (B, N): in lower case, and every word with a space before it, the first one too,
         so that "Seven" and "a seven" name the digit by the same token.  Nothing but white space is the null caption."""
@@ -92,8 +97,8 @@ class TextToImage(Module):
         x_t = q_sample(self.schedule, x_0, t, eps)
         v = target(self.schedule, self.config.predicts, x_0, eps, t)
         # L = || v - v_theta(x_t, t, y) ||^2
-        error = self.unet(Tensor(x_t), t, self.text(ids, mask)) - v
-        return ops.mean(error * error)
+        error = ops.cast(self.unet(ops.cast(Tensor(x_t), self.dtype), t, self.text(ids, mask)), v.dtype) - v
+        return ops.mean(error * error)                      # of x_0's dtype, whatever the network computes in
 
     # --- sampling -----------------------------------------------------------------------------------------
 
@@ -105,12 +110,12 @@ class TextToImage(Module):
         return states.tokens.data, states.pooled.data, states.mask
 
     def predict(self, x_t, t, cond: tuple):
-        """The UNet's output for arrays x_t (B, H, W, C), t (B,) and an encoded condition, on all cores."""
+        """The UNet's output for arrays x_t (B, H, W, C), t (B,) and an encoded condition, on all cores, or the GPU."""
         def one(part: slice):
             tokens, pooled, mask = (a[part] for a in cond)
             with no_grad():
                 return self.unet(Tensor(x_t[part]), t[part], TextStates(Tensor(tokens), Tensor(pooled), mask)).data
-        return xp_of(x_t).concatenate(list(parallel_map(one, shards(len(x_t)))))
+        return xp_of(x_t).concatenate(list(parallel_map(one, self._parts(len(x_t)))))
 
     def predict_vjp(self, x_t, t, dy, cond: tuple) -> tuple:
         """What `predict` gives, and dy^T d predict / d x_t, of x_t's shape."""
@@ -119,8 +124,12 @@ class TextToImage(Module):
             x = Tensor(x_t[part], requires_grad=True)
             y = self.unet(x, t[part], TextStates(Tensor(tokens), Tensor(pooled), mask))
             return y.data, gradients(y, [x], dy[part])[0]
-        ys, dxs = zip(*parallel_map(one, shards(len(x_t))), strict=True)
+        ys, dxs = zip(*parallel_map(one, self._parts(len(x_t))), strict=True)
         return xp_of(x_t).concatenate(ys), xp_of(x_t).concatenate(dxs)
+
+    def _parts(self, count: int) -> list[slice]:
+        """A batch as shards for the cores; a GPU is busy with the whole of it."""
+        return shards(count) if self.device == "cpu" else [slice(0, count)]
 
     def unguided(self) -> NetworkDenoiser:
         """(x_t, t, cond) -> x0_hat as the network says it, unclipped, with its derivative."""
@@ -135,13 +144,14 @@ class TextToImage(Module):
         """Every state from x_T to x_0, one sample for each caption, sample i from its own stream (seed, i).
 
         The last state's x_t is (B, H, W, C) in [-1, 1]; the first is the noise, of which no x0_hat is known yet.
+        streams: of the noise; without them a device makes its own, and the same seed's are others on another device.
         captions: '' is the null caption.  sampler: a name in samplers.SAMPLERS.
         """
         if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
             raise TypeError(f"captions must be a list of str, one for each picture, not {str(captions)[:40]!r}")
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
-        streams = streams or Streams(seed, len(captions))
+        streams = streams or streams_on(self.device, seed, len(captions))
         size = self.config.image_size
         x_T = to_device(streams.normal((size, size, self.config.unet.channels)), self.device)   # (B, H, W, C)
         path = times(self.schedule, steps)                                          # T-1 ... 0

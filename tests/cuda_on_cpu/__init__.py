@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ import numpy as np
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
 BUILD = HERE / ".build"                                     # compiled programs, named for what they were made from
+STACK = 128 << 10                                           # bytes; as in cuda_on_cpu.h
 FLAGS = ("-std=c++17", "-g", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable",
          "-Wno-unused-but-set-variable", "-Wno-sign-compare", "-Wno-tautological-compare", f"-I{HERE}", f"-I{KERNELS}")
 WATCHED = {
@@ -115,7 +117,7 @@ class Program:
         pointers = (ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held))
         run = getattr(_library(str(self.path)), f"cuda_on_cpu_run_{kernel}")
         run.restype = ctypes.c_char_p
-        error = run(ctypes.c_void_p(head.ctypes.data), pointers)
+        error = run(ctypes.c_void_p(head.ctypes.data), pointers, ctypes.c_void_p(_stacks().ctypes.data))
         if error:
             raise LaunchError(f"{self.name}, {kernel}: {error.decode()}")
 
@@ -170,6 +172,12 @@ def _memory(a: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.uint8)
     size = sum(stride * (n - 1) for stride, n in zip(a.strides, a.shape, strict=True)) + a.itemsize
     return np.frombuffer((ctypes.c_uint8 * size).from_address(a.ctypes.data), np.uint8)
+
+
+@cache
+def _stacks() -> np.ndarray:
+    """Memory for the stacks of a block's 1024 threads; what is never touched costs nothing."""
+    return np.frombuffer(mmap.mmap(-1, 1024 * STACK), np.uint8)
 
 
 @cache

@@ -127,7 +127,7 @@ constexpr size_t STACK = 512 << 10;
 #else
 constexpr size_t STACK = 128 << 10;
 #endif
-constexpr size_t GUARD = 4096;                              // an overflow of a stack faults, and harms no other
+constexpr uint64_t CANARY = 0x5afe57ac6b0770a1u;            // at a stack's end: gone where it overflowed
 
 enum State { READY, AT_BARRIER, IN_WARP, DONE };
 
@@ -156,6 +156,7 @@ struct Launch {
 };
 
 static Fibre fibres[MOST], scheduler;
+static char* stacks;                                        // MOST * STACK bytes; all programs of a process share them
 static int count, now;                                      // of this block's threads; the running one
 static char failure[512];
 static void (*body)(void*);
@@ -302,13 +303,9 @@ UNWATCHED inline void barrier(int line) {
 
 // --- a block, and a grid of them --------------------------------------------------------------------------
 
-UNWATCHED static void prepare(Fibre& fibre) {
-    if (!fibre.stack) {
-        char* memory = static_cast<char*>(mmap(nullptr, STACK + GUARD, PROT_READ | PROT_WRITE,
-                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        mprotect(memory, GUARD, PROT_NONE);
-        fibre.stack = memory + GUARD, fibre.size = STACK;
-    }
+UNWATCHED static void prepare(Fibre& fibre, char* stack) {
+    fibre.stack = stack, fibre.size = STACK;
+    *reinterpret_cast<uint64_t*>(stack) = CANARY;
 #if defined(__x86_64__)
     void** top = reinterpret_cast<void**>(static_cast<char*>(fibre.stack) + STACK) - 1;
     top[0] = nullptr;                                       // start() never returns
@@ -321,7 +318,8 @@ UNWATCHED static void prepare(Fibre& fibre) {
     fibre.context.uc_stack.ss_sp = fibre.stack, fibre.context.uc_stack.ss_size = STACK;
     makecontext(&fibre.context, start, 0);
 #endif
-    fibre.state = READY, fibre.round = nullptr, fibre.line = 0, fibre.fake_stack = nullptr, fibre.queued = 0, fibre.barriers = 0;
+    fibre.state = READY, fibre.round = nullptr, fibre.fake_stack = nullptr;
+    fibre.line = fibre.queued = fibre.barriers = 0;
 #if defined(__SANITIZE_THREAD__)
     if (!fibre.tsan) fibre.tsan = __tsan_create_fiber(0);
 #endif
@@ -372,7 +370,7 @@ UNWATCHED static bool run_block(const Launch& launch) {
     static int order[MOST];
     count = int(launch.block[0] * launch.block[1] * launch.block[2]);
     for (int i = 0; i < count; i++) {
-        prepare(fibres[i]);
+        prepare(fibres[i], stacks + i * STACK);
         const unsigned u = unsigned(i), x = launch.block[0], y = launch.block[1];
         fibres[i].thread = {u % x, u / x % y, u / (x * y)};
     }
@@ -402,6 +400,11 @@ UNWATCHED static bool run_block(const Launch& launch) {
             describe_deadlock();
             return false;
         }
+    }
+    for (int i = 0; i < count; i++) {
+        if (*static_cast<uint64_t*>(fibres[i].stack) == CANARY) continue;
+        snprintf(failure, sizeof failure, "a thread needs more than %zu bytes of stack", STACK);
+        return false;
     }
     return true;
 }

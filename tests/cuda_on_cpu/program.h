@@ -66,16 +66,17 @@ static bool wrote_past_shared_memory(unsigned dynamic_bytes) {
 
 }  // namespace cuda_on_cpu
 
-// A library's function for each kernel: cuda_on_cpu_run_NAME(launch, arguments) returns an error's text or nullptr.
+// A library's function for each kernel: cuda_on_cpu_run_NAME(launch, arguments, stacks) returns an error's text or nullptr.
 #define KERNEL(name) \
-    extern "C" const char* cuda_on_cpu_run_##name(const cuda_on_cpu::Launch* launch, void** arguments) { \
+    extern "C" const char* cuda_on_cpu_run_##name(const cuda_on_cpu::Launch* launch, void** arguments, char* stacks) { \
+        cuda_on_cpu::stacks = stacks; \
         return cuda_on_cpu::launch(*launch, name, arguments); \
     }
 
 // A program's main(): runs the launch that is described in a file, and writes what became of the arrays into it.
 //     kernel, grid, block, shared, order, and for each argument its kind (s scalar, a array), size and bytes
 #define PROGRAM(...) \
-    struct Named { const char* name; const char* (*run)(const cuda_on_cpu::Launch*, void**); }; \
+    struct Named { const char* name; const char* (*run)(const cuda_on_cpu::Launch*, void**, char*); }; \
     static const Named kernels[] = {__VA_ARGS__}; \
     int main(int count, char** words) { \
         if (count != 2) return fprintf(stderr, "usage: %s LAUNCH\n", words[0]), 2; \
@@ -100,9 +101,11 @@ template <class Named> int cuda_on_cpu_main(const char* path, const Named* kerne
         if (head[1] && fread(held[i], size_t(head[1]), 1, file) != 1) return fprintf(stderr, "%s: cut short\n", path), 2;
         arguments[i] = head[0] ? static_cast<void*>(&held[i]) : held[i];
     }
+    char* stacks = static_cast<char*>(mmap(nullptr, cuda_on_cpu::MOST * cuda_on_cpu::STACK, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     for (size_t k = 0; k < how_many; k++) {
         if (strcmp(kernels[k].name, name)) continue;
-        const char* error = kernels[k].run(&launch, arguments);
+        const char* error = kernels[k].run(&launch, arguments, stacks);
         if (error) return fprintf(stderr, "%s\n", error), 3;
         for (int i = 0; i < count; i++)
             if (sizes[i] > 0 && (fseek(file, places[i], SEEK_SET) || fwrite(held[i], size_t(sizes[i]), 1, file) != 1))

@@ -169,28 +169,32 @@ inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* shared_row, int line
 namespace ptx_twin {
 
 struct Copy { char* to; const char* from; int bytes; bool valid; };
+struct Product { float* d; unsigned long long a, b; bool turned_a, turned_b; float (*value)(unsigned short); };
 
-// A thread's groups of copies, the oldest first; the last one is still open.
-struct Copies {
+// What a thread has under way, in groups, the oldest first; the last one is still open.
+struct UnderWay {
     uint3 block;
-    std::deque<std::vector<Copy>> groups;
+    std::deque<std::vector<Copy>> copies;
+    std::deque<std::vector<Product>> products;
+    bool unseen, unfenced;                                  // writes by wgmma_see_writes, registers by wgmma_fence
 };
-static Copies copies[cuda_on_cpu::MOST];
+static UnderWay under_way[cuda_on_cpu::MOST];
 
-inline std::deque<std::vector<Copy>>& groups() {
-    Copies& mine = copies[cuda_on_cpu::now];
-    if (mine.groups.empty() || memcmp(&mine.block, &blockIdx, sizeof(uint3))) { // forget an earlier block
+inline UnderWay& mine() {
+    UnderWay& mine = under_way[cuda_on_cpu::now];
+    if (mine.copies.empty() || memcmp(&mine.block, &blockIdx, sizeof(uint3))) {  // forget an earlier block
         mine.block = blockIdx;
-        mine.groups.assign(1, {});
+        mine.copies.assign(1, {}), mine.products.assign(1, {});
+        mine.unseen = mine.unfenced = true;
     }
-    return mine.groups;
+    return mine;
 }
 
 inline void copy_async(void* shared, const void* global, int bytes, bool valid, int line) {
     insist_aligned(shared, bytes, "copy_async: the address in shared memory", line);
     if (valid) insist_aligned(global, bytes, "copy_async: the global address", line);
     memset(shared, 0xff, size_t(bytes));
-    groups().back().push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes, valid});
+    mine().copies.back().push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes, valid});
 }
 
 }  // namespace ptx_twin
@@ -205,16 +209,110 @@ inline void copy_async_4(void* shared, const void* global, bool valid, int line 
     ptx_twin::copy_async(shared, global, 4, valid, line);
 }
 
-inline void copy_async_commit() { ptx_twin::groups().emplace_back(); }
+inline void copy_async_commit() { ptx_twin::mine().copies.emplace_back(); }
 
 template <int N>
 inline void copy_async_wait() {
-    auto& groups = ptx_twin::groups();
+    auto& groups = ptx_twin::mine().copies;
     for (; groups.size() > N + 1; groups.pop_front())
         for (const ptx_twin::Copy& copy : groups.front()) {
             if (copy.valid) memcpy(copy.to, copy.from, size_t(copy.bytes));
             else memset(copy.to, 0, size_t(copy.bytes));
+            ptx_twin::mine().unseen = true;
         }
+}
+
+// --- Hopper: four warps, and operands in shared memory ---------------------------------------------------------
+//
+// Products too are made at the last moment, in the wait: a thread that reads d before it finds the old sums, and one
+// that overwrites an operand before it spoils them.  Each thread makes its own 32 sums, straight from shared memory.
+
+#ifdef SANITIZED
+extern float4 dynamic_shared[];
+#else
+extern thread_local float4 dynamic_shared[];
+#endif
+
+namespace ptx_twin {
+
+constexpr unsigned FIRST = 1024;                            // where dynamic shared memory begins, on a Hopper
+
+// The half-precision number in place `i` of line `l`, as the descriptor tells it.
+inline unsigned short half_of(unsigned long long operand, int l, int i) {
+    const unsigned begin = unsigned(operand & 0x3fff) << 4, stride = unsigned(operand >> 32 & 0x3fff) << 4;
+    const unsigned plain = begin + unsigned(l / 8) * stride + unsigned(l % 8) * 128 + unsigned(i) * 2;
+    const unsigned swizzled = plain ^ (plain >> 7 & 7) << 4;
+    unsigned short bits;
+    memcpy(&bits, reinterpret_cast<const char*>(dynamic_shared) + swizzled - FIRST, 2);
+    return bits;
+}
+
+inline void make(const Product& p) {
+    const int row = cuda_on_cpu::now % 128 / 32 * 16 + lane() / 4, t = lane() % 4;
+    float a[2][16], b[16][16];
+    for (int k = 0; k < 16; ++k) {
+        for (int h = 0; h < 2; ++h) {
+            const int i = row + 8 * h;
+            a[h][k] = p.value(p.turned_a ? half_of(p.a, k, i) : half_of(p.a, i, k));
+        }
+        for (int c = 0; c < 16; ++c) {
+            const int j = c / 2 * 8 + 2 * t + c % 2;
+            b[c][k] = p.value(p.turned_b ? half_of(p.b, k, j) : half_of(p.b, j, k));
+        }
+    }
+    for (int c = 0; c < 16; ++c)
+        for (int h = 0; h < 2; ++h)
+            for (int k = 0; k < 16; ++k) p.d[c / 2 * 4 + 2 * h + c % 2] += a[h][k] * b[c][k];
+}
+
+inline void insist(bool right, const char* sentence, int line) {
+    if (right) return;
+    snprintf(cuda_on_cpu::failure, sizeof cuda_on_cpu::failure, "line %d: %s", line, sentence);
+    cuda_on_cpu::wait(cuda_on_cpu::DONE, line);
+}
+
+inline void wgmma(const Product& product, int line) {
+    for (unsigned long long operand : {product.a, product.b}) {
+        insist(operand >> 62 == 1 && !(operand >> 49 & 7), "wgmma: only lines of 128 bytes are known here", line);
+        insist((operand & 0x3f) % 64 < 8, "wgmma: an operand must begin at a multiple of 1024 bytes", line);
+    }
+    insist(!mine().unfenced, "wgmma: wgmma_fence must come first", line);
+    insist(!mine().unseen, "wgmma: wgmma_see_writes must come between a copy and this", line);
+    mine().products.back().push_back(product);
+}
+
+}  // namespace ptx_twin
+
+inline unsigned shared_address(const void* shared) {
+    return ptx_twin::FIRST + unsigned(static_cast<const char*>(shared) - reinterpret_cast<const char*>(dynamic_shared));
+}
+
+inline unsigned long long wgmma_operand(const void* shared) {
+    return (unsigned long long)((shared_address(shared) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
+template <int TURNED_A, int TURNED_B>
+inline void wgmma_m64n64k16_f16(float (&d)[32], unsigned long long a, unsigned long long b,
+                                int line = __builtin_LINE()) {
+    ptx_twin::wgmma({d, a, b, TURNED_A, TURNED_B, float16_value}, line);
+}
+template <int TURNED_A, int TURNED_B>
+inline void wgmma_m64n64k16_bf16(float (&d)[32], unsigned long long a, unsigned long long b,
+                                 int line = __builtin_LINE()) {
+    ptx_twin::wgmma({d, a, b, TURNED_A, TURNED_B, ptx_twin::bfloat16_value}, line);
+}
+
+inline void wgmma_fence()      { ptx_twin::mine().unfenced = false; }
+inline void wgmma_commit()     { ptx_twin::mine().products.emplace_back(); }
+inline void wgmma_landed(float (&)[32]) {}
+inline void wgmma_see_writes() { ptx_twin::mine().unseen = false; }
+
+template <int N>
+inline void wgmma_wait() {
+    auto& groups = ptx_twin::mine().products;
+    for (; groups.size() > N + 1; groups.pop_front())
+        for (const ptx_twin::Product& product : groups.front()) ptx_twin::make(product);
+    ptx_twin::mine().unfenced = true;
 }
 
 #endif

@@ -39,6 +39,7 @@ FILES = {
     "scale_2_tensor.cu": PLAIN.replace("float32, float64, float16", "tf32, float16").replace("sm_75", "sm_80"),
     "scale_3_hopper.cu": PLAIN.replace("float32, float64, float16", "float16").replace("sm_75", "sm_90a"),
     "scale_4_blackwell.cu": PLAIN.replace("sm_75", "sm_100"),
+    "broken_2_hopper.cu": PLAIN.replace("sm_75", "sm_90a").replace("const int i = ", "const int i = oops + "),
     "broken_1_plain.cu": PLAIN.replace("const int i = ", "const int i = oops + "),
 }
 
@@ -159,6 +160,26 @@ def test_a_launch(cupy, dtype):
     np.testing.assert_array_equal(y.get(), 2 * x + 1)
     scale(cupy, cupy.asarray(x), y, factor=np.float64(3), shift=np.int64(-1), mask=cupy.asarray(mask), dtype=dtype)
     np.testing.assert_array_equal(y.get(), np.where(mask, 3 * x - 1, 0))
+
+
+@compiles
+def test_a_file_for_one_card_is_compiled_for_it_and_kept(cupy, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    asked = []
+    compile_program = fake_cupy.Nvrtc.compileProgram
+    monkeypatch.setattr(fake_cupy.Nvrtc, "compileProgram",
+                        staticmethod(lambda *a: (asked.append(a[1]), compile_program(*a))))
+    x, y = cupy.asarray(np.ones(4, np.float16)), cupy.zeros(4, "float16")
+    for _ in range(2):
+        cuda.kernel(cuda.pick("scale", "float16"), "scale", "float16")(1, 32, x, y, None, 4, 3, 0, shared=256)
+        assert (y.get() == 3).all()
+        cuda._compiled.cache_clear()                        # another process, later
+        cuda._module.cache_clear()
+    assert len(asked) == 1 and "-arch=sm_90a" in asked[0] and "-DELEMENT=float16" in asked[0]
+    says = r"broken_2_hopper\.cu does not compile for float16: .*:14.*oops"
+    with pytest.raises(cuda.KernelError, match=says) as error:
+        cuda.kernel(cuda.versions("broken")[2], "scale", "float16")
+    one_sentence(error)
 
 
 @compiles

@@ -6,8 +6,9 @@ from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidiff.engine import norm
+from minidiff.engine import norm, ops
 from minidiff.engine.tensor import Tensor, gradients
+from minidiff.nn.layers import GroupNorm
 
 few = settings(deadline=None, max_examples=25)
 small = st.integers(1, 4)
@@ -44,6 +45,25 @@ def test_group_norm(drawn):
     np.testing.assert_allclose(y.data, by_loops(x, groups, gamma, beta), rtol=1e-9, atol=1e-11)
     if x[0].size > groups:                                  # a group of one element has no derivative to speak of
         check_gradients(lambda x, g, b: norm.group_norm(x, groups, g, b, eps=0.1), x, gamma, beta)
+
+
+@few
+@given(norms(), st.sampled_from([np.float64, np.float32, np.float16]))
+def test_the_silu_of_a_group_norm_is_the_two_ops_bit_for_bit(drawn, dtype):
+    x, groups, gamma, beta = drawn
+    dy, results = normal(*x.shape, seed=3), []
+    for f in (lambda x, g, b: norm.group_norm(x, groups, g, b, silu=True),
+              lambda x, g, b: ops.silu(norm.group_norm(x, groups, g, b))):
+        leaves = [Tensor(a.astype(dtype), requires_grad=True) for a in (x, gamma, beta)]
+        y = f(*leaves)
+        results.append([y.data, *gradients(y, leaves, dy)])
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype == dtype for a, b in zip(*results, strict=True))
+
+
+def test_a_layer_then_silu_is_the_silu_of_the_layer():
+    layer, x = GroupNorm(6, 3), normal(2, 5, 5, 6).astype(np.float32)
+    layer.gamma.data, layer.beta.data = normal(6, seed=1).astype(np.float32), normal(6, seed=2).astype(np.float32)
+    assert np.array_equal(layer.then_silu(Tensor(x)).data, ops.silu(layer(Tensor(x))).data)
 
 
 @few

@@ -51,7 +51,7 @@ RULES = [
     Rule("parallel_map", r"user_api", "OpenMP, where there is any, is held to one thread as well: speed only."),
     Rule("conv_shift.py correlate_dw|_sum_pixels", r"(zeros|ones)\(.*\n\+ .*(dtype=None|\), \))",
          "An operand in float64 in place of the input's dtype; the result is rounded to it: more exact, and slower."),
-    Rule("norm.py _wide", r"astype\(None\)",
+    Rule("backend.py wide", r"astype\(None\)",
          "Half precision is widened to float64 in place of float32: more exact, and slower."),
     Rule("_sum_pixels", r"ones\(\(2,", "A second row of the product, which is not read."),
     Rule("_pixel_list", r"np\.zeros\(\(R \+", "More zeros behind the last pixel than any shift reads: memory only."),

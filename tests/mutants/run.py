@@ -82,10 +82,13 @@ class NotGreen(Exception):
 
 def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
     """Test paths, likeliest first, that hold all tests together: those of the file, of its floor, all."""
-    path = Path(re.sub(r"_\d\w*\.cu$", "_kernels.cu", bug.file))          # conv_2_tiles.cu: test_conv_kernels.py
+    # of conv_cuda.py and conv_2_tiles.cu it is test_conv_kernels.py; those tests take long, and are no others' own
+    path = Path(re.sub(r"(_cuda\.py|_\d\w*\.cu)$", "_kernels.py", bug.file))
+    kernels = path.stem.endswith("_kernels")
     laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
     own = [p for p in laws if (root / p).exists()]
-    own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{path.stem}*.py"))
+    own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{path.stem}*.py")
+                  if kernels == p.stem.endswith("_kernels"))
     floor = [p for p in FLOORS.get(path.parts[0], ()) if (root / p).exists()]
     return [tuple(stage) for stage in (own, floor, ["tests"]) if stage]
 

@@ -1,0 +1,326 @@
+// Attention's backward pass, on tensor cores: a warp multiplies 16 x 8 tiles in single instructions.
+//
+//     S = scale q k^T         P = exp(S - lse)                                     (N, M), never in memory
+//     dV = P^T dY             dP = dY V^T
+//     dS = P (dP - delta)     delta_i = sum_j P_ij dP_ij = sum_c dY_ic Y_ic
+//     dQ = scale dS K         dK = scale dS^T Q
+//
+// A block of 4 warps makes 64 rows, a warp 16 of them. One mma adds A B to a 16 x 8 tile of sums spread over the
+// warp's registers; A (16 rows) and B (8 columns) are 32 bytes deep, 8 numbers of TF32 or 16 of half precision, and
+// ldmatrix brings both alike. The scores never leave the registers: the layout in which an mma leaves its sums is,
+// for half precision, the one in which the next takes its A. For TF32 it is another, but a sum over j may take the
+// keys in any order, as long as A and B take the same: slot t of A is given key 2t, slot t + 4 key 2t + 1.
+//
+// Which thread does what (dq; in dkv rows and columns change places, so that the tile is S^T):
+//
+//               keys j ->  64 at a time, 8 a tile                columns c of dQ ->
+//     warp 0    [ 16 x 8 | 16 x 8 | .. ]     then, over these    [ 16 x 8 | 16 x 8 | .. ]
+//     warp 1    [ 16 x 8 | ..          ]     64 keys             [ 16 x 8 | ..          ]
+//     warps 2, 3                                                 in a tile, of thread t:
+//                                                                (row t / 4, columns 2 (t % 4) and + 1), (row + 8, ..)
+//     HEAD_DIM > 64: 32 keys at a time, since the sums already take half the registers.
+//
+// What is rounded: q, k, v, dY (float32 to TF32's 10 bits of fraction), P and dS (to TF32 or half precision). Sums,
+//     exponentials, lse and delta are float32.
+//
+// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP a head.
+// Bytes: from memory 16 N M d / 64 for float32, half that for half precision: 17 or 8.4 MB a head. From shared memory
+//     a warp reads 5 x 512 bytes for 8 mma of the scores, 4 x 512 bytes for 8 mma of the gradients.
+// measured  not yet (benchmarks/kernels.py)
+// What limits it: shared memory. 128 bytes a cycle bring the 300 bytes of an mma in 2.3 cycles, and the tensor cores
+//     of an H100 do one of m16n8k16 in less than 2. Warps of 32 rows would read B half as often and need twice the
+//     registers. 7 products are done where 5 would do, if dQ were summed by atomics. Nothing is fetched while a block
+//     computes: only its neighbours on the multiprocessor hide that, two or three by their registers and by their
+//     37 KiB of shared memory (69 KiB for TF32, at HEAD_DIM 64). 49 tokens cost what 64 do.
+// takes   tf32, float16, bfloat16
+// needs   sm_80
+#include "element.cuh"
+
+constexpr int ROWS = 64;                                    // of the result, a block: 16 a warp
+constexpr int COLUMNS_NARROW = 64;                          // of the scores at a time: rows of the other side
+constexpr int COLUMNS_WIDE = 32;                            // the same where HEAD_DIM > 64
+constexpr bool WIDE = HEAD_DIM > 64;
+constexpr int COLUMNS = WIDE ? COLUMNS_WIDE : COLUMNS_NARROW;
+constexpr int THREADS = 128;
+constexpr int BLOCKS = WIDE ? 2 : 3;                        // of dq that a multiprocessor should have room for
+constexpr int PAD_BYTES = 16;                               // 8 rows then start 4 banks apart, and cover all 32
+constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(T);     // from row to row of a tile
+constexpr int DEPTH = 32 / sizeof(T);                       // of A and B: 8 of TF32, 16 of half precision
+static_assert(HEAD_DIM % 16 == 0, "");
+
+// --- one instruction -------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void mma(float (&D)[4], const unsigned (&a)[4], const unsigned (&b)[2], const float*) {
+    mma_m16n8k8_tf32(D, a, b);
+}
+__device__ __forceinline__ void mma(float (&D)[4], const unsigned (&a)[4], const unsigned (&b)[2], const float16*) {
+    mma_m16n8k16_f16(D, a, b);
+}
+__device__ __forceinline__ void mma(float (&D)[4], const unsigned (&a)[4], const unsigned (&b)[2], const bfloat16*) {
+    mma_m16n8k16_bf16(D, a, b);
+}
+
+// A: rows 0..15 of a tile in shared memory, 32 bytes of each.
+__device__ __forceinline__ void load_a(unsigned (&a)[4], const T* tile) {
+    const int lane = threadIdx.x % 32;                      // lane l names the row of 16 bytes that it wants brought
+    ldmatrix_x4(a, tile + lane % 16 * PITCH + lane / 16 * (DEPTH / 2));
+}
+
+// B for two tiles side by side: B's columns are rows 0..15 of a tile in shared memory, 32 bytes of each.
+__device__ __forceinline__ void load_b(unsigned (&b)[2][2], const T* tile) {
+    const int lane = threadIdx.x % 32;
+    unsigned four[4];
+    ldmatrix_x4(four, tile + (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * (DEPTH / 2));
+    b[0][0] = four[0], b[0][1] = four[1], b[1][0] = four[2], b[1][1] = four[3];
+}
+
+// B for two tiles side by side: DEPTH rows of a tile in shared memory, 16 columns of it.
+template <typename Half> __device__ __forceinline__ void load_b_across(unsigned (&b)[2][2], const Half* tile) {
+    const int lane = threadIdx.x % 32;
+    unsigned four[4];
+    ldmatrix_x4_trans(four, tile + lane % 16 * PITCH + lane / 16 * 8);
+    b[0][0] = four[0], b[0][1] = four[1], b[1][0] = four[2], b[1][1] = four[3];
+}
+__device__ __forceinline__ void load_b_across(unsigned (&b)[2][2], const float* tile) {
+    const int lane = threadIdx.x % 32;                      // ldmatrix turns 2 bytes, not 4
+    tile += lane % 4 * 2 * PITCH + lane / 4;                // slots t and t + 4: rows 2t and 2t + 1
+    #pragma unroll
+    for (int n = 0; n < 2; n++)
+        #pragma unroll
+        for (int u = 0; u < 2; u++) b[n][u] = unsigned(__float_as_int(tile[u * PITCH + 8 * n]));
+}
+
+// A: the tiles of sums that begin with `tile`, rounded: one of 8 columns for TF32, two for half precision.
+__device__ __forceinline__ void as_a(unsigned (&a)[4], const float (*tile)[4], const float*) {
+    #pragma unroll
+    for (int n = 0; n < 4; n++) a[n] = to_tf32(tile[0][n / 2 + n % 2 * 2]);         // 0, 2, 1, 3
+}
+__device__ __forceinline__ void as_a(unsigned (&a)[4], const float (*tile)[4], const float16*) {
+    #pragma unroll
+    for (int n = 0; n < 4; n++) a[n] = pack_f16(tile[n / 2][n % 2 * 2], tile[n / 2][n % 2 * 2 + 1]);
+}
+__device__ __forceinline__ void as_a(unsigned (&a)[4], const float (*tile)[4], const bfloat16*) {
+    #pragma unroll
+    for (int n = 0; n < 4; n++) a[n] = pack_bf16(tile[n / 2][n % 2 * 2], tile[n / 2][n % 2 * 2 + 1]);
+}
+
+// --- whole products --------------------------------------------------------------------------------------------
+
+// S = own other^T: a warp's 16 rows of `own`, COLUMNS rows of `other`
+__device__ __forceinline__ void products(float (&S)[COLUMNS / 8][4], const T* own, const T* other) {
+    #pragma unroll
+    for (int n = 0; n < COLUMNS / 8; n++)
+        #pragma unroll
+        for (int u = 0; u < 4; u++) S[n][u] = 0;
+    #pragma unroll 1
+    for (int c = 0; c < HEAD_DIM; c += DEPTH) {
+        unsigned a[4], b[2][2];
+        load_a(a, own + c);
+        #pragma unroll
+        for (int n = 0; n < COLUMNS / 8; n += 2) {
+            load_b(b, other + 8 * n * PITCH + c);
+            mma(S[n], a, b[0], own);
+            mma(S[n + 1], a, b[1], own);
+        }
+    }
+}
+
+// sum += scores other: a warp's 16 rows of scores, COLUMNS rows of `other`
+__device__ __forceinline__ void accumulate(float (&sum)[HEAD_DIM / 8][4], const float (&scores)[COLUMNS / 8][4],
+                                           const T* other) {
+    #pragma unroll
+    for (int j = 0; j < COLUMNS; j += DEPTH) {
+        unsigned a[4], b[2][2];
+        as_a(a, scores + j / 8, other);
+        #pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; n += 2) {
+            load_b_across(b, other + j * PITCH + 8 * n);
+            mma(sum[n], a, b[0], other);
+            mma(sum[n + 1], a, b[1], other);
+        }
+    }
+}
+
+// --- between memory and tiles ----------------------------------------------------------------------------------
+
+__device__ __forceinline__ float    rounded(float x)    { return __int_as_float(int(to_tf32(x))); }
+__device__ __forceinline__ float16  rounded(float16 x)  { return x; }
+__device__ __forceinline__ bfloat16 rounded(bfloat16 x) { return x; }
+
+// Whether rows of T can be read four elements at a time.
+__device__ bool by_fours(const T* from, int columns, int step) {
+    return (columns | step) % 4 == 0 && (unsigned long long)from % alignof(Four) == 0;
+}
+
+// Rows 0..count-1 of `from`, (rows, columns) with `step` from row to row, into a tile; zeros where there is nothing.
+__device__ void load_tile(T* tile, int count, const T* from, int rows, int columns, int step) {
+    if (by_fours(from, columns, step)) {
+        for (int at = threadIdx.x; at < count * (HEAD_DIM / 4); at += THREADS) {
+            const int r = at / (HEAD_DIM / 4), c = at % (HEAD_DIM / 4) * 4;
+            Four to = {};
+            if (r < rows && c < columns) to = *(const Four*)(from + r * step + c);
+            for (int u = 0; u < 4; u++) to.at[u] = rounded(to.at[u]);
+            *(Four*)(tile + r * PITCH + c) = to;
+        }
+    } else {
+        for (int at = threadIdx.x; at < count * HEAD_DIM; at += THREADS) {
+            const int r = at / HEAD_DIM, c = at % HEAD_DIM;
+            tile[r * PITCH + c] = r < rows && c < columns ? rounded(from[r * step + c]) : T{};
+        }
+    }
+}
+
+// A warp's 16 rows of sums, times `scale`, to memory.
+__device__ __forceinline__ void store_rows(T* to, const float (&sum)[HEAD_DIM / 8][4], int rows, int columns, int step,
+                                           float scale) {
+    const int lane = threadIdx.x % 32;
+    #pragma unroll
+    for (int n = 0; n < HEAD_DIM / 8; n++)
+        #pragma unroll
+        for (int u = 0; u < 4; u++) {
+            const int r = lane / 4 + u / 2 * 8, c = 8 * n + lane % 4 * 2 + u % 2;
+            if (r < rows && c < columns) to[r * step + c] = narrow(scale * sum[n][u]);
+        }
+}
+
+// delta_i = sum_c dY_ic Y_ic                                                     grid (B h, rows / DELTA_ROWS)
+constexpr int DELTA_ROWS = 16;
+constexpr int DELTA_THREADS = 128;
+extern "C" __global__ void __launch_bounds__(DELTA_THREADS) attention_delta(
+    const T* dy, const T* y, Acc* delta, int B, int h, int N, int e,
+    int dy_b, int dy_h, int dy_n, int y_b, int y_h, int y_n)
+{
+    const int b = blockIdx.x / h, head = blockIdx.x % h;
+    const int row = blockIdx.y * DELTA_ROWS + threadIdx.x / 8, lane = threadIdx.x % 8;
+    const int i = min(row, N - 1);                          // a shuffle needs every thread of the warp
+    dy += b * dy_b + head * dy_h + i * dy_n;
+    y += b * y_b + head * y_h + i * y_n;
+    Acc sum = 0;
+    if (by_fours(dy, e, dy_n) && by_fours(y, e, y_n)) {
+        for (int c = 4 * lane; c < e; c += 32) {
+            const Four dy_c = *(const Four*)(dy + c), y_c = *(const Four*)(y + c);
+            for (int u = 0; u < 4; u++) sum += wide(dy_c.at[u]) * wide(y_c.at[u]);
+        }
+    } else {
+        for (int c = lane; c < e; c += 8) sum += wide(dy[c]) * wide(y[c]);
+    }
+    for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    if (lane == 0 && row < N) delta[blockIdx.x * N + row] = sum;
+}
+
+// dQ = scale dS K                                                                grid (B h, N / ROWS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
+    const T* q, const T* k, const T* v, const T* dy, const bool* mask, const Acc* lse, const Acc* delta, T* dq,
+    int B, int h, int N, int M, int d, int e,
+    int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h, int dy_n,
+    int dq_b, int dq_h, int dq_n, int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
+{
+    extern __shared__ float4 dynamic_shared[];
+    T* q_tile  = (T*)dynamic_shared;                                                // (ROWS, HEAD_DIM)
+    T* dy_tile = q_tile + ROWS * PITCH;
+    T* k_tile  = dy_tile + ROWS * PITCH;                                            // (COLUMNS, HEAD_DIM)
+    T* v_tile  = k_tile + COLUMNS * PITCH;
+
+    const int b = blockIdx.x / h, head = blockIdx.x % h, lane = threadIdx.x % 32;
+    const int i0 = blockIdx.y * ROWS, row = threadIdx.x / 32 * 16;                  // the block's and the warp's first
+    q  += b * q_b  + head * q_h  + i0 * q_n;
+    dy += b * dy_b + head * dy_h + i0 * dy_n;
+    k  += b * k_b  + head * k_h;
+    v  += b * v_b  + head * v_h;
+    dq += b * dq_b + head * dq_h + (i0 + row) * dq_n;
+    if (mask) mask += b * mask_b + head * mask_h;
+    load_tile(q_tile, ROWS, q, N - i0, d, q_n);
+    load_tile(dy_tile, ROWS, dy, N - i0, e, dy_n);
+    float lse_i[2], delta_i[2];                             // of the thread's two rows
+    #pragma unroll
+    for (int u = 0; u < 2; u++) {
+        const int i = i0 + row + lane / 4 + 8 * u;
+        lse_i[u]   = i < N ? lse[blockIdx.x * N + i] : POS_INF;                     // no such row: P = 0
+        delta_i[u] = i < N ? delta[blockIdx.x * N + i] : 0;
+    }
+
+    float sum[HEAD_DIM / 8][4] = {};
+    const int end = causal ? min(M, i0 + ROWS) : M;
+    for (int j0 = 0; j0 < end; j0 += COLUMNS) {
+        load_tile(k_tile, COLUMNS, k + j0 * k_m, M - j0, d, k_m);
+        load_tile(v_tile, COLUMNS, v + j0 * v_m, M - j0, e, v_m);
+        __syncthreads();                                    // the tiles are whole
+        float S[COLUMNS / 8][4], dP[COLUMNS / 8][4];
+        products(S, q_tile + row * PITCH, k_tile);
+        products(dP, dy_tile + row * PITCH, v_tile);
+        #pragma unroll
+        for (int n = 0; n < COLUMNS / 8; n++)
+            #pragma unroll
+            for (int u = 0; u < 4; u++) {
+                const int i = i0 + row + lane / 4 + u / 2 * 8, j = j0 + 8 * n + lane % 4 * 2 + u % 2;
+                const bool may_look = i < N && j < M && (!causal || j <= i) && (!mask || mask[i * mask_n + j * mask_m]);
+                const float P = may_look ? exp_(scale * S[n][u] - lse_i[u / 2]) : 0;
+                S[n][u] = P * (dP[n][u] - delta_i[u / 2]);                          // dS
+            }
+        accumulate(sum, S, k_tile);
+        __syncthreads();                                    // nobody reads the tiles any more
+    }
+    store_rows(dq, sum, N - i0 - row, d, dq_n, scale);
+}
+
+// dV = P^T dY, dK = scale dS^T Q                                                 grid (B h, M / ROWS)
+extern "C" __global__ void __launch_bounds__(THREADS) attention_dkv(
+    const T* q, const T* k, const T* v, const T* dy, const bool* mask, const Acc* lse, const Acc* delta, T* dk, T* dv,
+    int B, int h, int N, int M, int d, int e,
+    int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h, int dy_n,
+    int dk_b, int dk_h, int dk_m, int dv_b, int dv_h, int dv_m,
+    int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
+{
+    extern __shared__ float4 dynamic_shared[];
+    T* k_tile  = (T*)dynamic_shared;                                                // (ROWS, HEAD_DIM)
+    T* v_tile  = k_tile + ROWS * PITCH;
+    T* q_tile  = v_tile + ROWS * PITCH;                                             // (COLUMNS, HEAD_DIM)
+    T* dy_tile = q_tile + COLUMNS * PITCH;
+    float* lse_tile   = (float*)(dy_tile + COLUMNS * PITCH);                        // (COLUMNS,)
+    float* delta_tile = lse_tile + COLUMNS;
+
+    const int b = blockIdx.x / h, head = blockIdx.x % h, lane = threadIdx.x % 32;
+    const int j0 = blockIdx.y * ROWS, row = threadIdx.x / 32 * 16;                  // the block's and the warp's first
+    k  += b * k_b  + head * k_h  + j0 * k_m;
+    v  += b * v_b  + head * v_h  + j0 * v_m;
+    q  += b * q_b  + head * q_h;
+    dy += b * dy_b + head * dy_h;
+    dk += b * dk_b + head * dk_h + (j0 + row) * dk_m;
+    dv += b * dv_b + head * dv_h + (j0 + row) * dv_m;
+    if (mask) mask += b * mask_b + head * mask_h;
+    lse += blockIdx.x * N;
+    delta += blockIdx.x * N;
+    load_tile(k_tile, ROWS, k, M - j0, d, k_m);
+    load_tile(v_tile, ROWS, v, M - j0, e, v_m);
+
+    float dk_sum[HEAD_DIM / 8][4] = {}, dv_sum[HEAD_DIM / 8][4] = {};
+    for (int i0 = causal ? j0 : 0; i0 < N; i0 += COLUMNS) {
+        load_tile(q_tile, COLUMNS, q + i0 * q_n, N - i0, d, q_n);
+        load_tile(dy_tile, COLUMNS, dy + i0 * dy_n, N - i0, e, dy_n);
+        for (int n = threadIdx.x; n < COLUMNS; n += THREADS) {
+            lse_tile[n]   = i0 + n < N ? lse[i0 + n] : POS_INF;                     // no such query: P = 0
+            delta_tile[n] = i0 + n < N ? delta[i0 + n] : 0;
+        }
+        __syncthreads();                                    // the tiles are whole
+        float S[COLUMNS / 8][4], dP[COLUMNS / 8][4];
+        products(S, k_tile + row * PITCH, q_tile);
+        #pragma unroll
+        for (int n = 0; n < COLUMNS / 8; n++)
+            #pragma unroll
+            for (int u = 0; u < 4; u++) {
+                const int at = 8 * n + lane % 4 * 2 + u % 2, i = i0 + at, j = j0 + row + lane / 4 + u / 2 * 8;
+                const bool may_look = i < N && j < M && (!causal || j <= i) && (!mask || mask[i * mask_n + j * mask_m]);
+                S[n][u] = may_look ? exp_(scale * S[n][u] - lse_tile[at]) : 0;      // P
+            }
+        accumulate(dv_sum, S, dy_tile);
+        products(dP, v_tile + row * PITCH, dy_tile);
+        #pragma unroll
+        for (int n = 0; n < COLUMNS / 8; n++)
+            #pragma unroll
+            for (int u = 0; u < 4; u++) S[n][u] *= dP[n][u] - delta_tile[8 * n + lane % 4 * 2 + u % 2];     // dS
+        accumulate(dk_sum, S, q_tile);
+        __syncthreads();                                    // nobody reads the tiles any more
+    }
+    store_rows(dk, dk_sum, M - j0 - row, d, dk_m, scale);
+    store_rows(dv, dv_sum, M - j0 - row, e, dv_m, 1);
+}

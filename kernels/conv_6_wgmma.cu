@@ -1,0 +1,506 @@
+// Convolution 6: wgmma.  Four warps multiply 64 x 16 by 16 x 64 at once, straight from shared memory.
+//
+// In version 5 a warp reads each fragment from shared memory into registers, and on an H100 that takes longer than to
+// multiply them.  wgmma takes both factors from shared memory itself: no fragments, one instruction for 65 536
+// multiply-adds.  It is asynchronous as well: while the tensor cores work through a tile, the threads ask for a later
+// one.  In return the numbers must lie just so: in squares of 64 lines of 128 bytes, swizzled (ptx.cuh has the
+// picture).  A tile of A is two squares, one of B is one; a tile is 64 numbers deep, and there are three stages.
+//
+//     Which thread does what: a block is one warpgroup of 4 warps and makes 128 x 64 sums, as two matrices of 64 x 64.
+//
+//                       B                              rows 16 w .. 16 w + 15 of either square belong to warp w;
+//                    +-----+                           there the sums lie as mma's do: lane = 4 g + t
+//                    |     | 64                                  8 j + 2t   8 j + 2t + 1
+//           A        +-----+                              g    |   4 j        4 j + 1    |   of sum[i][32]
+//        +-----+     +-----+                              g+8  |   4 j + 2    4 j + 3    |
+//     64 |     |     |  0  |  i
+//        +-----+     +-----+                           per tile: 2 matrices x 4 steps of 16 along k = 8 wgmma
+//     64 |     |     |  1  |
+//        +-----+     +-----+
+//
+//     tile t:  wait for its copies | barrier | start 8 wgmma | ask for tile t + 2 | wait for the 8 wgmma
+//
+//     In shared memory:
+//         Along     a line is a row, 64 numbers along k          Patches, Turned
+//         Across    a line is one k, 64 rows: `turned`           Places, Matrix
+//     Eight threads copy the 8 pieces of a line, 128 bytes side by side in global memory where channels allow it.
+//
+// The copies are made by cp.async and seen by wgmma through another road than that of loads and stores: hence
+// wgmma_see_writes before the barrier.
+//
+// Counted: as version 5.  A tile is 24 KiB of shared memory for 524 288 multiply-adds; wgmma reads its square of B anew
+// for each 64 x 64: 32 KiB, 256 clocks at 128 bytes a clock, and 256 clocks of an H100's tensor cores at 2048
+// multiply-adds.  Three blocks of 73 KiB fit a multiprocessor.
+//
+// measured  not yet (benchmarks/kernels.py)
+//
+// What limits it: shared memory feeds 64 columns with nothing to spare.  128 would need three quarters as much, but 64
+// channels fill only half of them.  Between the last wgmma of a tile and the first of the next there is a barrier: the
+// other two blocks of the multiprocessor must fill it.  TMA (cp.async.bulk) would copy whole boxes of an image with one
+// thread, padding included, where here each thread makes its addresses; it needs descriptors made by the host.
+// No TF32: wgmma takes 4-byte numbers only where k runs along the line, as in Patches and Turned; Places and Matrix
+// would have to be turned on their way.
+//
+// takes   float16, bfloat16
+// needs   sm_90a
+#include "element.cuh"
+
+constexpr int THREADS = 128;
+constexpr int TILE_M = 128;
+constexpr int TILE_N = 64;
+constexpr int TILE_K = 64;
+constexpr int STAGES = 3;
+constexpr int SHARED = 74752;                           // STAGES tiles of A and of B, and 1024 bytes to align them
+constexpr int PER = 16 / sizeof(T);                     // numbers in 16 bytes
+constexpr int SQUARE = 64 * 64;                         // numbers: 64 lines of 128 bytes
+
+struct alignas(16) Piece { T at[PER]; };
+struct alignas(16) Tiles { T a[2 * SQUARE], b[SQUARE]; };
+
+// Where k stands: tap (m, n) and channel c, for k = (m columns + n) channels + c.
+struct Place {
+    int m, n, c;
+    __device__ __forceinline__ Place(int k, int columns, int channels) {
+        c = k % channels, k /= channels;
+        n = k % columns, m = k / columns;
+    }
+    __device__ __forceinline__ void advance(int by, int columns, int channels) {
+        c += by;
+        while (c >= channels) {                         // without a division: at most once where channels >= by
+            c -= channels;
+            if (++n == columns) n = 0, ++m;
+        }
+    }
+};
+
+// Along one axis, what conv_dx does for the pixels of x with (i + padding) mod stride = r: only the taps with
+// m mod stride = r reach them.  Pixel first + stride u and tap r + stride m meet in row u + shift - m of dy.
+struct Class {
+    int first, pixels, taps, shift;
+    __device__ __forceinline__ Class(int r, int size, int k, int stride, int padding) {
+        first = ((r - padding) % stride + stride) % stride;
+        pixels = first < size ? (size - first + stride - 1) / stride : 0;
+        taps = r < k ? (k - r + stride - 1) / stride : 0;
+        shift = (first + padding - r) / stride;
+    }
+};
+
+// --- squares in shared memory -----------------------------------------------------------------------------------
+
+// The piece of line l that begins with its number i: swizzled.
+__device__ __forceinline__ int in_square(int l, int i) { return l * 64 + (i / PER ^ l % 8) * PER; }
+
+// A line is a row and runs along k.
+struct Along {
+    static constexpr int TURNED = 0;
+    static constexpr int STEP_16 = 16;                  // numbers to the next 16 along k
+
+    __device__ __forceinline__ static int row(int r) { return threadIdx.x / 8 + r * 16; }
+    __device__ __forceinline__ static int k()        { return threadIdx.x % 8 * PER; }
+    __device__ __forceinline__ static int at(int r)  { return in_square(row(r), k()); }      // the next square follows
+};
+
+// A line is one k and runs along 64 rows; ROWS of them.
+template <int ROWS>
+struct Across {
+    static constexpr int TURNED = 1;
+    static constexpr int STEP_16 = 16 * 64;
+    static constexpr int PIECES = ROWS / PER;           // so many threads share a k,
+    static constexpr int STEP = THREADS / PIECES;       // and a thread's next k is so many further
+
+    __device__ __forceinline__ static int row()     { return threadIdx.x % PIECES * PER; }
+    __device__ __forceinline__ static int k(int r)  { return threadIdx.x / PIECES + r * STEP; }
+    __device__ __forceinline__ static int at(int r) { return row() / 64 * SQUARE + in_square(k(r), row() % 64); }
+};
+
+// --- from global to shared memory ----------------------------------------------------------------------------
+
+// A of forward (SIGN = 1) and dx (SIGN = -1): pixels of an image, at k = (m, n, c) moved by SIGN (m, n).
+template <int SIGN>
+struct Patches : Along {
+    const T* image;
+    int H, W, C, taps, columns;                         // of the image, and the kernel's rows and columns
+    Place place;
+    int top[8], left[8], origin[8];                         // the pixel of tap (0, 0), for the thread's eight rows
+
+    __device__ __forceinline__ Patches(const T* image, int H, int W, int C, int taps, int columns, int k0)
+        : image(image), H(H), W(W), C(C), taps(taps), columns(columns), place(k0 + k(), columns, C) {}
+
+    __device__ __forceinline__ void set(int r, bool exists, int b, int i, int j) {
+        top[r] = exists ? i : -(1 << 30);               // no tap leads from there into the image
+        left[r] = j, origin[r] = ((b * H + i) * W + j) * C;
+    }
+
+    __device__ __forceinline__ void copy(T* a) {
+        if (C % PER == 0) {
+            #pragma unroll
+            for (int r = 0; r < 8; ++r) {
+                const bool valid = inside(r, place);
+                copy_async_16(a + at(r), image + (valid ? address(r, place) : 0), valid);
+            }
+        } else {
+            #pragma unroll
+            for (int r = 0; r < 8; ++r) {
+                Piece piece = {};
+                Place one = place;
+                #pragma unroll
+                for (int q = 0; q < PER; ++q) {
+                    if (inside(r, one)) piece.at[q] = image[address(r, one)];
+                    one.advance(1, columns, C);
+                }
+                *(Piece*)(a + at(r)) = piece;
+            }
+        }
+        place.advance(TILE_K, columns, C);
+    }
+    __device__ __forceinline__ bool inside(int r, const Place& k) const {
+        return k.m < taps && unsigned(top[r] + SIGN * k.m) < unsigned(H)
+               && unsigned(left[r] + SIGN * k.n) < unsigned(W);
+    }
+    __device__ __forceinline__ int address(int r, const Place& k) const {
+        return origin[r] + SIGN * (k.m * W + k.n) * C + k.c;
+    }
+};
+
+// A of dw: rows are q = (m, n, c), and k runs over the pixels (b, i, j) of dy.
+struct Places : Across<TILE_M> {
+    const T* x;
+    int H, W, C, Ho, Wo, pixels, kh, kw, stride, padding;
+    Place q;                                            // the first of the thread's rows
+    int pixel, b, i, j;
+
+    __device__ __forceinline__ Places(const T* x, int H, int W, int C, int Ho, int Wo, int pixels, int kh, int kw,
+                                      int stride, int padding, int m0, int k0)
+        : x(x), H(H), W(W), C(C), Ho(Ho), Wo(Wo), pixels(pixels), kh(kh), kw(kw), stride(stride), padding(padding),
+          q(m0 + row(), kw, C), pixel(k0 + k(0)) {
+        b = pixel / (Ho * Wo), i = pixel / Wo % Ho, j = pixel % Wo;
+    }
+
+    __device__ __forceinline__ void copy(T* a) {
+        #pragma unroll
+        for (int r = 0; r < 8; ++r) {
+            const int top = i * stride - padding, left = j * stride - padding;
+            if (C % PER == 0) {
+                const bool valid = inside(top, left, q);
+                copy_async_16(a + at(r), x + (valid ? address(top, left, q) : 0), valid);
+            } else {
+                Piece piece = {};
+                Place one = q;
+                #pragma unroll
+                for (int l = 0; l < PER; ++l) {
+                    if (inside(top, left, one)) piece.at[l] = x[address(top, left, one)];
+                    one.advance(1, kw, C);
+                }
+                *(Piece*)(a + at(r)) = piece;
+            }
+            pixel += STEP, j += STEP;
+            while (j >= Wo) {
+                j -= Wo;
+                if (++i == Ho) i = 0, ++b;
+            }
+        }
+    }
+    __device__ __forceinline__ bool inside(int top, int left, const Place& q) const {
+        return pixel < pixels && q.m < kh && unsigned(top + q.m) < unsigned(H) && unsigned(left + q.n) < unsigned(W);
+    }
+    __device__ __forceinline__ int address(int top, int left, const Place& q) const {
+        return ((b * H + top + q.m) * W + left + q.n) * C + q.c;
+    }
+};
+
+// B of forward and dw: a matrix (K, N) in memory as it is.
+struct Matrix : Across<TILE_N> {
+    const T* matrix;
+    int K, N, k0, n;
+
+    __device__ __forceinline__ Matrix(const T* matrix, int K, int N, int k0, int n0)
+        : matrix(matrix), K(K), N(N), k0(k0), n(n0 + row()) {}
+
+    __device__ __forceinline__ void copy(T* b) {
+        #pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const int first = (k0 + k(r)) * N + n;
+            const bool valid = k0 + k(r) < K && n < N;
+            if (N % PER == 0) {
+                copy_async_16(b + at(r), matrix + (valid ? first : 0), valid);
+            } else {
+                Piece piece = {};
+                #pragma unroll
+                for (int q = 0; q < PER; ++q)
+                    if (valid && n + q < N) piece.at[q] = matrix[first + q];
+                *(Piece*)(b + at(r)) = piece;
+            }
+        }
+        k0 += TILE_K;
+    }
+};
+
+// B of dx: k = (m, n, d) over the class's taps, columns c; in memory w (kh, kw, C, D) with d last.
+struct Turned : Along {
+    const T* w;
+    int C, D, taps, columns, kw, stride, n0;
+    Place place;
+
+    __device__ __forceinline__ Turned(const T* w, int C, int D, int taps, int columns, int kw, int stride, int k0,
+                                      int n0)
+        : w(w), C(C), D(D), taps(taps), columns(columns), kw(kw), stride(stride), n0(n0), place(k0 + k(), columns, D) {}
+
+    __device__ __forceinline__ void copy(T* b) {
+        #pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const int c = n0 + row(r);
+            if (D % PER == 0) {
+                const bool valid = c < C && place.m < taps;
+                copy_async_16(b + at(r), w + (valid ? address(c, place) : 0), valid);
+            } else {
+                Piece piece = {};
+                Place one = place;
+                #pragma unroll
+                for (int q = 0; q < PER; ++q) {
+                    if (c < C && one.m < taps) piece.at[q] = w[address(c, one)];
+                    one.advance(1, columns, D);
+                }
+                *(Piece*)(b + at(r)) = piece;
+            }
+        }
+        place.advance(TILE_K, columns, D);
+    }
+    __device__ __forceinline__ int address(int c, const Place& k) const {
+        return ((k.m * kw + k.n) * stride * C + c) * D + k.c;
+    }
+};
+
+// --- the products ---------------------------------------------------------------------------------------------
+
+// sum[i] is square i of the tile; of it each lane has rows g and g + 8 (h = 0, 1) of its warp's 16, and of each 8
+// columns j numbers 2t and 2t + 1: at 4 j + 2 h.
+using Sums = float[2][32];
+__device__ __forceinline__ int tile_row(int i, int h) {
+    return i * 64 + threadIdx.x / 32 * 16 + h * 8 + threadIdx.x % 32 / 4;
+}
+__device__ __forceinline__ int tile_column(int j) { return j * 8 + threadIdx.x % 4 * 2; }
+
+template <int TURNED_A, int TURNED_B>
+__device__ __forceinline__ void wgmma(float (&d)[32], unsigned long long a, unsigned long long b, float16) {
+    wgmma_m64n64k16_f16<TURNED_A, TURNED_B>(d, a, b);
+}
+template <int TURNED_A, int TURNED_B>
+__device__ __forceinline__ void wgmma(float (&d)[32], unsigned long long a, unsigned long long b, bfloat16) {
+    wgmma_m64n64k16_bf16<TURNED_A, TURNED_B>(d, a, b);
+}
+
+// The stages, where they may begin: at a multiple of 1024 bytes.
+__device__ __forceinline__ Tiles* aligned(float4* shared) {
+    return (Tiles*)((char*)shared + (1024 - shared_address(shared) % 1024) % 1024);
+}
+
+// sum += A B over `tiles` tiles of k.
+template <typename A, typename B>
+__device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* stages, Sums& sum) {
+    for (int tile = 0; tile < STAGES - 1; ++tile) {
+        if (tile < tiles) a.copy(stages[tile].a), b.copy(stages[tile].b);
+        copy_async_commit();
+    }
+    for (int tile = 0; tile < tiles; ++tile) {
+        copy_async_wait<STAGES - 2>();                  // this thread's copies of the tile have landed,
+        wgmma_see_writes();                             // where wgmma sees them,
+        __syncthreads();                                // everyone's have; and all are done with the tile before
+        const Tiles& now = stages[tile % STAGES];       // this one, whose stage is filled below
+        wgmma_fence();
+        #pragma unroll
+        for (int k = 0; k < TILE_K / 16; ++k)
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                wgmma<A::TURNED, B::TURNED>(sum[i], wgmma_operand(now.a + i * SQUARE + k * A::STEP_16),
+                                            wgmma_operand(now.b + k * B::STEP_16), T());
+        wgmma_commit();
+        const int next = tile + STAGES - 1;             // asked for while the tensor cores work
+        if (next < tiles) a.copy(stages[next % STAGES].a), b.copy(stages[next % STAGES].b);
+        copy_async_commit();                            // an empty group too: `wait` counts groups
+        wgmma_wait<0>();
+        wgmma_landed(sum[0]), wgmma_landed(sum[1]);
+    }
+}
+
+// The tiles of k that split `split` of `splits` takes.
+struct Share {
+    int k0, tiles;
+    __device__ __forceinline__ Share(int K, int split, int splits) {
+        const int all = (K + TILE_K - 1) / TILE_K, each = (all + splits - 1) / splits, first = min(all, split * each);
+        k0 = first * TILE_K, tiles = min(all - first, each);
+    }
+};
+
+__device__ __forceinline__ void put(Acc x, Acc* to)     { *to = x; }
+template <typename Out>
+__device__ __forceinline__ void put(Acc x, Out* to)     { narrow(x, to); }
+
+// Two sums to neighbours in a row of N numbers, the first at column n.
+template <typename Out>
+__device__ __forceinline__ void put_two(const Acc* sum, Out* row, int n, int N) {
+    if (N % 2 == 0) {
+        struct alignas(2 * sizeof(Out)) { Out at[2]; } two;
+        for (int q = 0; q < 2; ++q) put(sum[q], &two.at[q]);
+        if (n < N) *(decltype(two)*)(row + n) = two;
+    } else {
+        #pragma unroll
+        for (int q = 0; q < 2; ++q)
+            if (n + q < N) put(sum[q], &row[n + q]);
+    }
+}
+
+// --- y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d] --------------------------------------
+
+__device__ __forceinline__ void forward_sums(const T* x, const T* w, int B, int H, int W, int C, int Ho, int Wo, int D,
+                                             int kh, int kw, int stride, int padding, int m0, int n0, Share share,
+                                             Tiles* stages, Sums& sum) {
+    Patches<1> a(x, H, W, C, kh, kw, share.k0);
+    for (int r = 0; r < 8; ++r) {
+        const int pixel = m0 + a.row(r);
+        const int i = pixel / Wo % Ho, j = pixel % Wo;
+        a.set(r, pixel < B * Ho * Wo, pixel / (Ho * Wo), i * stride - padding, j * stride - padding);
+    }
+    Matrix b(w, kh * kw * C, D, share.k0, n0);
+    multiply(a, b, share.tiles, stages, sum);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+conv_forward(const T* x, const T* w, const T* bias, T* y, int B, int H, int W, int C, int Ho, int Wo, int D,
+             int kh, int kw, int stride, int padding, int activate) {
+    extern __shared__ float4 dynamic_shared[];
+    Tiles* stages = aligned(dynamic_shared);
+    const int tiles_n = (D + TILE_N - 1) / TILE_N;
+    const int m0 = blockIdx.x / tiles_n * TILE_M, n0 = blockIdx.x % tiles_n * TILE_N;
+    Sums sum = {};
+    forward_sums(x, w, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, m0, n0, Share(kh * kw * C, 0, 1),
+                 stages, sum);
+    #pragma unroll
+    for (int j = 0; j < 8; ++j)
+        #pragma unroll
+        for (int q = 0; q < 2; ++q) {
+            const int d = n0 + tile_column(j) + q;
+            const Acc plus = bias && d < D ? wide(bias[d]) : Acc(0);
+            #pragma unroll
+            for (int i = 0; i < 2; ++i)
+                #pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    Acc& s = sum[i][4 * j + 2 * h + q];
+                    s += plus;
+                    if (activate) s = silu(s);
+                }
+        }
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int pixel = m0 + tile_row(i, h);
+            if (pixel >= B * Ho * Wo) continue;
+            #pragma unroll
+            for (int j = 0; j < 8; ++j) put_two(&sum[i][4 * j + 2 * h], y + pixel * D, n0 + tile_column(j), D);
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+conv_forward_part(const T* x, const T* w, Acc* partial, int B, int H, int W, int C, int Ho, int Wo, int D,
+                  int kh, int kw, int stride, int padding, int splits) {
+    extern __shared__ float4 dynamic_shared[];
+    Tiles* stages = aligned(dynamic_shared);
+    const int tiles_n = (D + TILE_N - 1) / TILE_N;
+    const int m0 = blockIdx.x / tiles_n * TILE_M, n0 = blockIdx.x % tiles_n * TILE_N;
+    Sums sum = {};
+    forward_sums(x, w, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, m0, n0, Share(kh * kw * C, blockIdx.z, splits),
+                 stages, sum);
+    partial += blockIdx.z * (B * Ho * Wo * D);
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int pixel = m0 + tile_row(i, h);
+            if (pixel >= B * Ho * Wo) continue;
+            #pragma unroll
+            for (int j = 0; j < 8; ++j) put_two(&sum[i][4 * j + 2 * h], partial + pixel * D, n0 + tile_column(j), D);
+        }
+}
+
+// --- dx[b,i,j,c] = sum_{m,n,d} dy[b, (i + p - m)/s, (j + p - n)/s, d] w[m,n,c,d], where these are whole ------------
+
+template <typename Out>
+__device__ __forceinline__ void dx_tile(const T* dy, const T* w, Out* dx, int B, int H, int W, int C, int Ho, int Wo,
+                                        int D, int kh, int kw, int stride, int padding, int z, int split, int splits,
+                                        Tiles* stages) {
+    const int tiles_n = (C + TILE_N - 1) / TILE_N;
+    const int m0 = blockIdx.x / tiles_n * TILE_M, n0 = blockIdx.x % tiles_n * TILE_N;
+    const int ri = z / stride, rj = z % stride;
+    const Class rows(ri, H, kh, stride, padding), columns(rj, W, kw, stride, padding);
+    const int pixels = B * rows.pixels * columns.pixels;
+    if (m0 >= pixels) return;                           // the whole block: this class is smaller than the largest
+    const Share share(rows.taps * columns.taps * D, split, splits);
+    Sums sum = {};
+    if (share.tiles > 0) {
+        Patches<-1> a(dy, Ho, Wo, D, rows.taps, columns.taps, share.k0);
+        for (int r = 0; r < 8; ++r) {
+            const int pixel = m0 + a.row(r);
+            a.set(r, pixel < pixels, pixel / (rows.pixels * columns.pixels),
+                  pixel / columns.pixels % rows.pixels + rows.shift, pixel % columns.pixels + columns.shift);
+        }
+        Turned b(w + (ri * kw + rj) * C * D, C, D, rows.taps, columns.taps, kw, stride, share.k0, n0);
+        multiply(a, b, share.tiles, stages, sum);
+    }
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int pixel = m0 + tile_row(i, h);
+            if (pixel >= pixels) continue;
+            const int pixel_i = pixel / columns.pixels % rows.pixels * stride + rows.first;
+            const int pixel_j = pixel % columns.pixels * stride + columns.first;
+            Out* row = dx + ((pixel / (rows.pixels * columns.pixels) * H + pixel_i) * W + pixel_j) * C;
+            #pragma unroll
+            for (int j = 0; j < 8; ++j) put_two(&sum[i][4 * j + 2 * h], row, n0 + tile_column(j), C);
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+conv_dx(const T* dy, const T* w, T* dx, int B, int H, int W, int C, int Ho, int Wo, int D,
+        int kh, int kw, int stride, int padding) {
+    extern __shared__ float4 dynamic_shared[];
+    Tiles* stages = aligned(dynamic_shared);
+    dx_tile(dy, w, dx, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, blockIdx.z, 0, 1, stages);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+conv_dx_part(const T* dy, const T* w, Acc* partial, int B, int H, int W, int C, int Ho, int Wo, int D,
+             int kh, int kw, int stride, int padding, int splits) {
+    extern __shared__ float4 dynamic_shared[];
+    Tiles* stages = aligned(dynamic_shared);
+    const int split = blockIdx.z % splits;
+    dx_tile(dy, w, partial + split * (B * H * W * C), B, H, W, C, Ho, Wo, D, kh, kw, stride, padding,
+            blockIdx.z / splits, split, splits, stages);
+}
+
+// --- dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d] ------------------------------------
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+conv_dw(const T* x, const T* dy, Acc* partial, int B, int H, int W, int C, int Ho, int Wo, int D,
+        int kh, int kw, int stride, int padding, int splits) {
+    extern __shared__ float4 dynamic_shared[];
+    Tiles* stages = aligned(dynamic_shared);
+    const int tiles_n = (D + TILE_N - 1) / TILE_N;
+    const int m0 = blockIdx.x / tiles_n * TILE_M, n0 = blockIdx.x % tiles_n * TILE_N;
+    const int rows = kh * kw * C, pixels = B * Ho * Wo;
+    const Share share(pixels, blockIdx.z, splits);
+    Sums sum = {};
+    Places a(x, H, W, C, Ho, Wo, pixels, kh, kw, stride, padding, m0, share.k0);
+    Matrix b(dy, pixels, D, share.k0, n0);
+    multiply(a, b, share.tiles, stages, sum);
+    partial += blockIdx.z * (rows * D);
+    #pragma unroll
+    for (int i = 0; i < 2; ++i)
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int row = m0 + tile_row(i, h);
+            if (row >= rows) continue;
+            #pragma unroll
+            for (int j = 0; j < 8; ++j) put_two(&sum[i][4 * j + 2 * h], partial + row * D, n0 + tile_column(j), D);
+        }
+}

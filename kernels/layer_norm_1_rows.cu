@@ -1,0 +1,160 @@
+// Layer norm, version 1: a warp normalises a row, the C channels of one token.
+//
+//     x_hat = (x - mean) / sqrt(var + eps)        mean, var over the row
+//     y     = gamma x_hat + beta
+//
+// A row is short (256 channels are 1 KB) and contiguous, so a warp adds it up by shuffles and needs no shared memory
+// and no barrier.  As in group norm the mean is summed from the row's first element on, and the variance about the
+// mean; those later passes read what the warp has just read, from the L1 cache.
+//
+// Which thread does what.  8 warps to a block; lane l of a warp takes 4 neighbouring channels at a time:
+//
+//     channels       0..3    4..7   ..  124..127 | 128..131  ..            (1 at a time where 4 does not divide C)
+//     row 0 (warp 0) lane 0  lane 1 ..  lane 31  | lane 0    ..
+//     row 1 (warp 1) lane 0  lane 1 ..
+//
+// Back, with means over the row:
+//
+//     dx     = rstd (gamma dy - mean(gamma dy) - x_hat mean(gamma dy x_hat))             a warp a row, as above
+//     dgamma = sum_rows dy x_hat     dbeta = sum_rows dy                                 32 channels a block:
+//
+//     channels   0 .. 31 | 32 .. 63 |             blocks (x, y); in a block, warp w takes every 8th row, lane l one
+//     rows       0, 0    |  1, 0    |             channel; then the warps' sums are added in shared memory, and the
+//     part ..    0, 1    |  1, 1    |             sums of the parts by the host code, in order.
+//
+// Bytes    forward: x once and y once, 2 M C elements; backward: x and dy twice, dx once, 5.
+//          128 captions of 77 tokens of 256 channels in float32 (10 MB): 20 and 50 MB, of which L2 has a part.
+// Work     about 8 operations an element forward and 15 backward.
+// Speed    measured  not yet (benchmarks/kernels.py)
+//
+// What limits it.  Few tokens fill few blocks: 8 rows each.  Backward reads x and dy twice, since a row's dx and a
+// channel's dgamma add along different axes; a warp that kept the channels' sums of many rows in its registers would
+// read once, for a C known when compiled.
+//
+// takes   float32, float64, float16, bfloat16
+// needs   sm_75
+#include "element.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = 8;
+constexpr int CHANNELS = 32;                                // of a block that sums over rows
+
+__device__ __forceinline__ Acc warp_sum(Acc x) {
+    for (int away = 16; away > 0; away /= 2) x += __shfl_xor_sync(0xffffffffu, x, away);
+    return x;
+}
+
+// V neighbouring elements, read or written by one instruction.
+template <int V> struct alignas(V == 4 ? alignof(Four) : alignof(T)) Piece { T at[V]; };
+
+template <int V> __device__ __forceinline__ Piece<V> read(const T* from) {
+    return *reinterpret_cast<const Piece<V>*>(from);
+}
+
+template <int V> __device__ __forceinline__ void write(T* to, const Piece<V>& piece) {
+    *reinterpret_cast<Piece<V>*>(to) = piece;
+}
+
+__device__ __forceinline__ bool in_fours(const T* x, int C) {
+    return C % 4 == 0 && reinterpret_cast<unsigned long long>(x) % alignof(Four) == 0;
+}
+
+// x and y point to the warp's row, mean and rstd to its own.
+template <int V> __device__ __forceinline__ void forward(
+        const T* x, const T* gamma, const T* beta, T* y, Acc* mean, Acc* rstd, int C, Acc eps) {
+    const int lane = threadIdx.x % 32;
+    const Acc first = wide(x[0]);
+    Acc sum = 0;
+    for (int c = lane * V; c < C; c += 32 * V) {
+        const Piece<V> piece = read<V>(x + c);
+        for (int k = 0; k < V; k++) sum += wide(piece.at[k]) - first;
+    }
+    const Acc m = first + warp_sum(sum) / C;
+
+    sum = 0;
+    for (int c = lane * V; c < C; c += 32 * V) {
+        const Piece<V> piece = read<V>(x + c);
+        for (int k = 0; k < V; k++) sum += (wide(piece.at[k]) - m) * (wide(piece.at[k]) - m);
+    }
+    const Acc r = 1 / sqrt(warp_sum(sum) / C + eps);
+    if (lane == 0) {
+        *mean = m;
+        *rstd = r;
+    }
+
+    for (int c = lane * V; c < C; c += 32 * V) {
+        Piece<V> piece = read<V>(x + c);
+        for (int k = 0; k < V; k++)
+            piece.at[k] = narrow(wide(gamma[c + k]) * r * (wide(piece.at[k]) - m) + wide(beta[c + k]));
+        write<V>(y + c, piece);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_forward(
+        const T* x, const T* gamma, const T* beta, T* y, Acc* mean, Acc* rstd, int M, int C, Acc eps) {
+    const int row = blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= M) return;                                   // the whole warp
+    x += row * C;
+    y += row * C;
+    if (in_fours(x, C) && in_fours(y, C)) forward<4>(x, gamma, beta, y, mean + row, rstd + row, C, eps);
+    else                                  forward<1>(x, gamma, beta, y, mean + row, rstd + row, C, eps);
+}
+
+template <int V> __device__ __forceinline__ void backward(
+        const T* x, const T* dy, const T* gamma, Acc mean, Acc rstd, T* dx, int C) {
+    const int lane = threadIdx.x % 32;
+    Acc m0 = 0, m1 = 0;                                     // mean(gamma dy), mean(gamma dy x_hat)
+    for (int c = lane * V; c < C; c += 32 * V) {
+        const Piece<V> piece = read<V>(x + c), piece_dy = read<V>(dy + c);
+        for (int k = 0; k < V; k++) {
+            const Acc dx_hat = wide(gamma[c + k]) * wide(piece_dy.at[k]);
+            m0 += dx_hat;
+            m1 += dx_hat * (wide(piece.at[k]) - mean) * rstd;
+        }
+    }
+    m0 = warp_sum(m0) / C;
+    m1 = warp_sum(m1) / C;
+
+    for (int c = lane * V; c < C; c += 32 * V) {
+        const Piece<V> piece = read<V>(x + c);
+        Piece<V> piece_dy = read<V>(dy + c);
+        for (int k = 0; k < V; k++) {
+            const Acc dx_hat = wide(gamma[c + k]) * wide(piece_dy.at[k]);
+            piece_dy.at[k] = narrow(rstd * (dx_hat - m0 - (wide(piece.at[k]) - mean) * rstd * m1));
+        }
+        write<V>(dx + c, piece_dy);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward(
+        const T* x, const T* dy, const T* gamma, const Acc* mean, const Acc* rstd, T* dx, int M, int C) {
+    const int row = blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= M) return;
+    x  += row * C;
+    dy += row * C;
+    dx += row * C;
+    if (in_fours(x, C) && in_fours(dy, C) && in_fours(dx, C)) backward<4>(x, dy, gamma, mean[row], rstd[row], dx, C);
+    else                                                      backward<1>(x, dy, gamma, mean[row], rstd[row], dx, C);
+}
+
+// found   (splits, 2, C), dgamma and dbeta of `part` rows each               grid (C / CHANNELS rounded up, splits)
+extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_sums(
+        const T* x, const T* dy, const Acc* mean, const Acc* rstd, Acc* found, int M, int C, int part) {
+    __shared__ Acc of_warps[2][WARPS][CHANNELS];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = blockIdx.x * CHANNELS + lane;
+    const int from = blockIdx.y * part, to = min(M, from + part);
+    Acc dgamma = 0, dbeta = 0;
+    for (int row = from + warp; row < to && c < C; row += WARPS) {
+        const Acc d = wide(dy[row * C + c]);
+        dgamma += d * (wide(x[row * C + c]) - mean[row]) * rstd[row];
+        dbeta += d;
+    }
+    of_warps[0][warp][lane] = dgamma;
+    of_warps[1][warp][lane] = dbeta;
+    __syncthreads();
+    if (warp < 2 && c < C) {                                // one warp adds dgamma's, one dbeta's
+        Acc sum = 0;
+        for (int w = 0; w < WARPS; w++) sum += of_warps[warp][w][lane];
+        found[(blockIdx.y * 2 + warp) * C + c] = sum;
+    }
+}

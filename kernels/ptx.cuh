@@ -1,0 +1,232 @@
+// The instructions of the machine that C++ has no word for, one function each.
+//
+// The only file with assembly in it.  Its twin, tests/cuda_on_cpu/ptx.cuh, says the same things in plain C++, so that
+// every kernel also runs on a CPU.  The names of the instructions are those of NVIDIA's manual "PTX ISA", where each
+// picture below can be checked ("Matrix Fragments for mma.m16n8k8", "...m16n8k16", "ldmatrix", "cp.async").
+#ifndef PTX_CUH                                              // the CPU twin in tests/ names the same guard
+#define PTX_CUH
+
+// --- half precision --------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float float16_value(unsigned short bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+
+__device__ __forceinline__ unsigned short float16_bits(float x) {     // to the nearest; infinity from 65520 on
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+
+#if __CUDA_ARCH__ >= 800
+
+// TF32: a float32 of which the tensor cores read the upper 19 bits: the sign, 8 bits of exponent, 10 of fraction.
+// They ignore the rest.  This rounds them away to the nearest, half way cases away from zero.
+__device__ __forceinline__ unsigned to_tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+// Two numbers in one register, `low` in the lower half: the form in which the tensor cores take neighbours along k.
+__device__ __forceinline__ unsigned pack_f16(float low, float high) {
+    unsigned bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+    unsigned bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+// --- the tensor cores ------------------------------------------------------------------------------------------
+//
+// A warp multiplies small matrices together: D += A B, with A (16, k), B (k, 8) and D (16, 8).  Each matrix is spread
+// over the 32 lanes, a few numbers a lane: its fragments.  Say of lane l that it is number t = l % 4 of group
+// g = l / 4.  A group of four lanes then holds rows g and g+8 of A and of D, and column g of B:
+//
+//      m16n8k8, TF32, a number a register              D (always float32)
+//
+//                         B   column g                        column  2t  2t+1
+//                    row t    | b0 |                        row g     | d0  d1 |
+//                    row t+4  | b1 |                        row g+8   | d2  d3 |
+//      A
+//         column  t    t+4
+//      row g    | a0   a2 |                                 So lane 0 (g 0, t 0) holds d[0][0], d[0][1],
+//      row g+8  | a1   a3 |                                 d[8][0], d[8][1], and lane 1 columns 2 and 3 of
+//                                                           the same two rows.
+//
+//      m16n8k16, float16 or bfloat16, two numbers a register, the first of them in its lower half
+//
+//                              B             column g
+//                              rows 2t, 2t+1   | b0 |
+//                              rows 2t+8, 2t+9 | b1 |
+//      A
+//         columns  2t,2t+1   2t+8,2t+9
+//      row g        | a0        a2 |                        D as above.
+//      row g+8      | a1        a3 |
+//
+// All 32 lanes must come here together.
+
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// --- from shared memory to fragments ---------------------------------------------------------------------------
+//
+// ldmatrix reads squares of 8 rows of 16 bytes, and hands each row out to the four lanes of a group, 4 bytes each:
+//
+//      lane 8i + r says where row r of square i begins          (16-byte aligned; the rows may lie anywhere)
+//      r[i] of lane l becomes 4-byte word l % 4 of row l / 4 of square i
+//
+//              word      0    1    2    3
+//      square i  row 0 | l0   l1   l2   l3  |         a word: one TF32 number, or two half-precision ones
+//                row 1 | l4   l5   l6   l7  |
+//                  ... |                    |
+//                row 7 | l28  l29  l30  l31 |
+//
+// That is the layout of A above where rows run along k: with lane l pointing at row l % 16, byte 16 (l / 16), squares
+// 0..3 are a0..a3, for TF32 and for half precision alike.
+//
+// The _trans forms take a square as 8 x 8 half-precision numbers and turn it over its diagonal: lane l then gets
+// numbers (2t, g) in the lower half and (2t+1, g) in the upper one.  That is B's layout where rows run along n.
+// There is no such form for 4-byte numbers.
+
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+    return unsigned(__cvta_generic_to_shared(shared));
+}
+
+__device__ __forceinline__ void ldmatrix_x4(unsigned (&r)[4], const void* shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(shared_row)) : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&r)[4], const void* shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(shared_row)) : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x2(unsigned (&r)[2], const void* shared_row) {   // lanes 0..15 point
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(shared_row)) : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x2_trans(unsigned (&r)[2], const void* shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(shared_row)) : "memory");
+}
+
+// --- from global to shared memory, without waiting -------------------------------------------------------------
+//
+// A copy is asked for and runs while the thread goes on, past the registers.  `commit` closes a group of copies;
+// `wait<N>` waits until all of this thread's groups but the newest N have landed.  Other threads see them after a
+// __syncthreads that follows the wait.  Where not valid, zeros are written and `global` is never read.  Both
+// addresses are multiples of the size.
+
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copy_async_8(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 8 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 4 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N>
+__device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+#endif
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL                             // Hopper, compiled as sm_90a
+
+// --- Hopper: four warps, and operands in shared memory ---------------------------------------------------------
+//
+// wgmma multiplies A (64, 16) by B (16, 64), half precision, for the 128 threads of a warpgroup: both lie in shared
+// memory, and D (64, 64) in registers, 32 a thread.  Warp w has rows 16 w .. 16 w + 15 of D; there, d[4 j + 0..3] are
+// laid out like mma's d over columns 8 j .. 8 j + 7.
+//
+// An operand is told by a descriptor of 64 bits: where it begins, and how it is laid out.  Here always in lines of 128
+// bytes, whose 8 pieces of 16 bytes are swizzled, so that the same piece of 8 lines lies in 8 groups of banks:
+//
+//      piece p of line l stands at place p ^ (l % 8)           line 0 | 0 1 2 3 4 5 6 7 |
+//                                                              line 1 | 1 0 3 2 5 4 7 6 |   the whole begins at a
+//      bits  0-13  address / 16                                line 2 | 2 3 0 1 6 7 4 5 |   multiple of 1024 bytes
+//           16-29  "leading offset" / 16, not used here           ... |                 |
+//           32-45  "stride offset" / 16: from 8 lines to the next 8, 1024 bytes
+//           62-63  1: lines of 128 bytes
+//
+// A line is a row of A or a column of B, and runs along k; the next 16 along k begin 32 bytes further.  Or, `turned`,
+// a line is one k, and runs along 64 rows or columns; the next 16 begin 16 lines further.
+//
+// It is asynchronous.  fence before the first, when other instructions have touched d; commit closes a group; d may be
+// read, and the operands overwritten, when wait<N> says that all groups but the newest N are done; landed(d), after it,
+// keeps the compiler from reading d any earlier.  And wgmma reads shared memory by another road than loads and stores
+// do: whoever wrote there, by copy_async too, says see_writes before the barrier.
+
+__device__ __forceinline__ unsigned long long wgmma_operand(const void* shared) {
+    return (unsigned long long)((shared_address(shared) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
+#define PTX_WGMMA(NAME, TYPE)                                                                                          \
+    template <int TURNED_A, int TURNED_B>                                                                              \
+    __device__ __forceinline__ void NAME(float (&d)[32], unsigned long long a, unsigned long long b) {                 \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " "                                   \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "               \
+                     "%32, %33, 1, 1, 1, %34, %35;"                                                                    \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),             \
+                       "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),         \
+                       "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),      \
+                       "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),      \
+                       "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                              \
+                     : "l"(a), "l"(b), "n"(TURNED_A), "n"(TURNED_B));                                                  \
+    }
+PTX_WGMMA(wgmma_m64n64k16_f16, "f16")
+PTX_WGMMA(wgmma_m64n64k16_bf16, "bf16")
+#undef PTX_WGMMA
+
+__device__ __forceinline__ void wgmma_fence()  { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+template <int N>
+__device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
+
+__device__ __forceinline__ void wgmma_landed(float (&d)[32]) {
+    #pragma unroll
+    for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
+}
+
+__device__ __forceinline__ void wgmma_see_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#endif
+
+#endif  // PTX_CUH
