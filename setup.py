@@ -32,7 +32,7 @@ setup(
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
         "kernels": ["nvidia-cuda-nvrtc>=13"],               # compiles kernels/*.cu where there is no GPU
-        "cuda12": ["cupy-cuda12x[ctk]>=14"],    # [ctk]: with NVIDIA's compiler and cuBLAS, where no toolkit is installed
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],        # with its compiler and cuBLAS
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
     },
     entry_points={"console_scripts": ["minidiff=minidiff.cli:main"]},

@@ -1,6 +1,9 @@
 """What all tests share: hypothesis without a clock, no data, cache or network of the machine's own, and laws that fail
 with their formula, their numbers and their seed."""
 
+import threading
+
+import fake_cupy
 import pytest
 from hypothesis import HealthCheck, settings
 from law_table import laws_of
@@ -14,6 +17,13 @@ def _a_machine_of_its_own(monkeypatch, tmp_path_factory):
     """Each test has an empty cache folder and no MINIDIFF_DATA."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("MINIDIFF_DATA", raising=False)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of the kernels come last: another core compiles their programs meanwhile."""
+    items.sort(key=lambda item: "kernels" in item.path.parts or "second_device" in item.path.name)
+    if len(items) > 1000:
+        threading.Thread(target=fake_cupy.compile_ahead, daemon=True).start()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -283,6 +283,18 @@ class RawModule:
         return RawKernel(self._program, name)
 
 
+def compile_ahead() -> None:
+    """Compiles what most of the kernels' tests will ask for."""
+    from minidiff.engine import cuda
+    if cuda_on_cpu.WHY_NOT or REAL:
+        return
+    for source in (source for family in cuda.families() for source in cuda.versions(family).values()):
+        for dtype in source.takes:
+            for defines in ([{"HEAD_DIM": 16}, {"HEAD_DIM": 32}] if source.family.startswith("attention") else [{}]):
+                element = cuda.C_TYPES.get(dtype, "float")
+                cuda_on_cpu.Program(source.text, {"ELEMENT": element} | defines, name=source.path.name).path  # noqa: B018
+
+
 def launch(program: cuda_on_cpu.Program, kernel: str, grid, block, args: list, shared: int) -> None:
     """How a kernel runs; a test may put another in its place, to watch or to sanitize."""
     program.launch(kernel, grid, block, args, shared)

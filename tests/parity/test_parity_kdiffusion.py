@@ -31,7 +31,7 @@ def trailing(n):
 def test_they_keep_the_laws(name):
     rows = report(of_k_diffusion(name, LINEAR, trailing), [3, 7])
     assert not [row for row in rows if row.verdict == "BROKEN"]
-    assert sum(row.verdict == "kept" for row in rows) >= 13
+    assert sum(row.verdict == "kept" for row in rows) >= 12
 
 
 @quickly

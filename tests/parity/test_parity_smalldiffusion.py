@@ -34,7 +34,7 @@ DDIM, DDPM = 0.0, 0.5                                       # its mu
 def test_it_keeps_the_laws(mu):
     rows = report(of_smalldiffusion(LINEAR, trailing, mu=mu), [3, 7])
     assert not [row for row in rows if row.verdict == "BROKEN"]
-    assert sum(row.verdict == "kept" for row in rows) >= 13
+    assert sum(row.verdict == "kept" for row in rows) >= 12
 
 
 def test_its_lists_end_at_the_first_noise():
