@@ -32,8 +32,8 @@ setup(
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
         "kernels": ["nvidia-cuda-nvrtc>=13"],               # compiles kernels/*.cu where there is no GPU
-        "cuda12": ["cupy-cuda12x[ctk]>=14"],        # with its compiler and cuBLAS
-        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
     },
     entry_points={"console_scripts": ["minidiff=minidiff.cli:main"]},
 )

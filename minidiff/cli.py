@@ -57,6 +57,12 @@ def _run(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"minidiff: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("cupy"):
+            raise
+        print(f"minidiff: the GPU failed: {' '.join(str(error).split())}; start the command again (train: with "
+              "--resume)", file=sys.stderr)
+        return 2
     except MemoryError:
         print("minidiff: out of memory: ask for fewer images at a time (--count, --images, --batch)", file=sys.stderr)
         return 2
@@ -300,7 +306,7 @@ def info(args: argparse.Namespace) -> int:
         ("minidiff", f"{__version__} in {Path(__file__).parent}"),
         ("numpy, scipy", f"{numpy.__version__}, {scipy.__version__}"),
         ("cores, GPU", f"{cores()}, {gpu}"),
-        ("kernels", ", ".join(f"{family} 1-{len(cuda.versions(family))}" for family in cuda.families())),
+        ("kernels", ", ".join(f"{family} {max(cuda.versions(family))}" for family in cuda.families())),
         ("data cache", str(mnist.cache_dir())),
         ("model", str(args.model or SHIPPED)),
         ("parameters", f"{model.unet.parameter_count():,} UNet, {model.text.parameter_count():,} text encoder"),

@@ -38,7 +38,7 @@ from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.errors import UserError
 from minidiff.nn.optim import EMA, AdamW, UpdateOnDevice, WarmupCosine, clip_by_norm
-from minidiff.nn.precision import PRECISIONS, LossScale, dtype_of, in_precision
+from minidiff.nn.precision import LossScale, dtype_of, in_precision
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.tokenizer import Tokenizer
 
@@ -61,8 +61,7 @@ class TrainConfig:
     precision: str = "float32"              # what the network computes in; the weights are float32 always
 
     def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        dtype_of(self.precision)                            # refuses what is not to be had, before any work
         for name, low, high in (("steps", 1, 10**9), ("batch", 1, 10**6), ("warmup", 0, 10**9), ("seed", 0, 2**63)):
             if type(getattr(self, name)) is not int or not low <= getattr(self, name) <= high:
                 raise UserError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")

@@ -50,10 +50,10 @@ def main(*arguments: str) -> int:
     fake_cupy.launch = launch
     try:
         EXAMPLES[args.family](cupy, args.dtype, args.version)
-    except cuda_on_cpu.LaunchError as error:
+    except (cuda_on_cpu.LaunchError, cuda.KernelError) as error:
         return _fail(str(error))
     for kernel, path, program in written:
-        print(f"gdb -d kernels -ex 'break {kernel}' -ex run --args {program} {path}")
+        print(f"gdb -d kernels -ex 'tbreak {kernel}' -ex run --args {program} {path}")
     return 0
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_cupy
 import numpy as np
 import pytest
 import tiny
@@ -146,6 +147,20 @@ def test_a_mistake_is_one_sentence_and_status_2(arguments, tmp_path, monkeypatch
     assert said.err.startswith("minidiff: ") and said.err.count("\n") == 1, said.err
     assert "Traceback" not in said.err
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("error, says", [
+    (fake_cupy.OutOfMemoryError("Out of memory allocating 512 bytes"), "out of memory: ask for fewer images"),
+    (type("CUDARuntimeError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.runtime"})("illegal address"),
+     "the GPU failed: illegal address; start the command again"),
+])
+def test_a_gpu_that_fails_under_way_is_a_sentence(monkeypatch, capsys, error, says):
+    def fail(*_, **__):
+        raise error
+    monkeypatch.setattr("minidiff.systems.text_to_image.TextToImage.trajectory", fail)
+    assert call("sample", "3") == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "7" * 10_000,

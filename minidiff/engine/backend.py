@@ -58,9 +58,14 @@ def check_device(device: str) -> None:
         return
     try:
         import cupy
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise UserError(f"device 'cuda' needs CuPy, which cannot be loaded ({error}): use --device cpu") from None
         raise UserError("device 'cuda' needs CuPy, which is not installed: "
-                        "pip install 'minidiff[cuda12]' or 'minidiff[cuda13]', or use --device cpu") from None
+                        "pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x, or use --device cpu") from None
+    except ImportError as error:                            # a library of CUDA's that is missing
+        raise UserError(f"device 'cuda' needs CuPy, which is installed and cannot be loaded ({error}): "
+                        "use --device cpu") from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:

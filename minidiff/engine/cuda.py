@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import re
 import sys
@@ -137,7 +138,13 @@ def pick(family: str, dtype: str, version: int | None = None) -> Source:
     MINIDIFF_KERNEL_VERSION=N chooses none later than N, for teaching.  Versions that round float32 to TF32 are chosen
     only where CUPY_TF32=1, which does the same to CuPy's matrix products.  ValueError where there is none.
     """
-    capability, found = _capability(), versions(family)
+    return _picked(family, dtype, version, _capability(), os.environ.get("CUPY_TF32") == "1",
+                   os.environ.get("MINIDIFF_KERNEL_VERSION", ""))
+
+
+@functools.cache
+def _picked(family: str, dtype: str, version: int | None, capability: str, tf32: bool, latest: str) -> Source:
+    found = versions(family)
     if version is not None:
         if version not in found:
             raise ValueError(f"{family}: version must be one of {', '.join(map(str, found))}, not {version!r}")
@@ -147,15 +154,14 @@ def pick(family: str, dtype: str, version: int | None = None) -> Source:
         if not source.runs_on(capability):
             raise ValueError(f"{source.path.name} needs {source.needs}, and this card is sm_{capability}")
         return source
-    tf32, latest = os.environ.get("CUPY_TF32") == "1", _latest()
+    latest = _latest(latest)
     fit = [s for s in found.values() if s.takes_dtype(dtype, tf32=tf32) and s.runs_on(capability)]
     if not fit:
         raise TypeError(f"{family} has no kernel for {dtype} on sm_{capability}: convert to float32")
     return max((s for s in fit if s.number <= latest), key=lambda s: s.number, default=fit[0])
 
 
-def _latest() -> int:
-    asked = os.environ.get("MINIDIFF_KERNEL_VERSION", "")
+def _latest(asked: str) -> int:
     if not asked:
         return sys.maxsize
     if not asked.isdecimal() or int(asked) < 1:
@@ -228,8 +234,11 @@ def _module(device: int, source: Source, dtype: str, defines: tuple[tuple[str, i
             else cupy.RawModule(code=source.text, options=options, backend="nvrtc")
         module.compile()
     except cupy.cuda.compiler.CompileException as error:
-        said = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
+        said = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines()
         raise KernelError(f"{source.path.name} does not compile for {dtype}: {'; '.join(said)}") from error
+    except RuntimeError as error:                           # of the driver, or of a compiler that cannot be found
+        said = " ".join(str(error).split())
+        raise KernelError(f"{source.path.name} cannot be made ready on this machine: {said}") from error
     return module
 
 
@@ -282,12 +291,12 @@ class Kernel:
         if grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
             raise ValueError(f"{self.name}: a grid of {grid} blocks is more than (2^31 - 1, 65535, 65535)")
         import cupy
-        if shared > self._shared:
-            if shared > shared_limit():
-                raise ValueError(f"{self.name} asks for {shared} bytes of shared memory, and a block of this card "
-                                 f"has {shared_limit()}")
-            self._function.max_dynamic_shared_size_bytes = self._shared = shared
+        if shared > self._shared and shared > shared_limit():
+            raise ValueError(f"{self.name} asks for {shared} bytes of shared memory, and a block of this card has "
+                             f"{shared_limit()}")
         try:
+            if shared > self._shared:
+                self._function.max_dynamic_shared_size_bytes = self._shared = shared
             self._function(grid, block, exact, shared_mem=shared)
         except cupy.cuda.driver.CUDADriverError as error:
             raise KernelError(f"{self.name} with {grid} blocks of {block} threads and {shared} bytes of shared memory "
@@ -300,42 +309,58 @@ def _three(sizes) -> tuple[int, int, int]:
 
 
 def _converter(parameter: Parameter, names: dict[str, str], dtype: str, where: str) -> Callable:
-    """What checks one argument and gives it the exact C type."""
-    name, type_ = parameter.name, parameter.type.removeprefix("const ")
+    """What checks one argument and gives it the exact C type: f(device, argument).
+
+    Both begin with one quick test for what is right; a launch has dozens of arguments, and a step hundreds of launches.
+    """
+    type_, what = parameter.type.removeprefix("const "), f"{where}: {parameter.name}"
     if type_.endswith("*"):
         pointed = type_[:-1].strip()
-        expected = dtype if pointed == "T" else POINTERS[names.get(pointed, pointed)]
-        return functools.partial(_pointer, f"{where}: {name}", expected)
-    scalar = SCALARS[names.get(type_, type_)]
-    return functools.partial(_scalar, f"{where}: {name}", scalar)
+        return _pointer(what, dtype if pointed == "T" else POINTERS[names.get(pointed, pointed)])
+    return _scalar(what, SCALARS[names.get(type_, type_)])
 
 
-def _pointer(what: str, expected: str, device: int, array):
-    if array is None:
-        return np.uint64(0)
-    any_strides = type(array) is strided
-    if any_strides:
-        array = array.array
+def _pointer(what: str, expected: str) -> Callable:
     import cupy
-    if not isinstance(array, cupy.ndarray):
-        raise TypeError(f"{what} must be a cupy.ndarray, not {type(array).__name__}")
-    if array.dtype != expected:
-        raise TypeError(f"{what} must be {expected}, not {array.dtype}")
-    if not (any_strides or array.flags.c_contiguous):
-        raise ValueError(f"{what} must be contiguous: make a copy with cupy.ascontiguousarray")
-    if array.size >= 2**31:
-        raise ValueError(f"{what} has {array.size} elements, and kernels count to 2^31 - 1: work on parts of the batch")
-    if array.device.id != device:
-        raise ValueError(f"{what} is on GPU {array.device.id}, and the kernel was compiled for GPU {device}")
-    return array
+    ndarray = cupy.ndarray
+
+    def convert(device: int, array):
+        if type(array) is ndarray and array.dtype == expected and array.flags.c_contiguous and array.size < 2**31 \
+                and array.device.id == device:
+            return array
+        if array is None:
+            return np.uint64(0)
+        any_strides = type(array) is strided
+        if any_strides:
+            array = array.array
+        if not isinstance(array, ndarray):
+            raise TypeError(f"{what} must be a cupy.ndarray, not {type(array).__name__}")
+        if array.dtype != expected:
+            raise TypeError(f"{what} must be {expected}, not {array.dtype}")
+        if not (any_strides or array.flags.c_contiguous):
+            raise ValueError(f"{what} must be contiguous: make a copy with cupy.ascontiguousarray")
+        if array.size >= 2**31:
+            raise ValueError(f"{what} has {array.size} elements, and kernels count to 2^31 - 1: work on parts of the "
+                             "batch")
+        if array.device.id != device:
+            raise ValueError(f"{what} is on GPU {array.device.id}, and the kernel was compiled for GPU {device}")
+        return array
+    return convert
 
 
-def _scalar(what: str, exact, device: int, number):
-    if isinstance(number, (bool, np.bool_)):
-        number = int(number)
+def _scalar(what: str, exact) -> Callable:
     whole = np.dtype(exact).kind in "iu"
-    if isinstance(number, (float, np.floating)) and whole or not isinstance(number, (int, float, np.number)):
-        raise TypeError(f"{what} must be a {'whole ' if whole else ''}number, not {number!r}")
-    if whole and not np.iinfo(exact).min <= number <= np.iinfo(exact).max:
-        raise ValueError(f"{what} is {number}, and must be within {np.iinfo(exact).min} and {np.iinfo(exact).max}")
-    return exact(number)
+    low, high = (int(np.iinfo(exact).min), int(np.iinfo(exact).max)) if whole else (-math.inf, math.inf)
+    quick = int if whole else float
+
+    def convert(device: int, number):
+        if type(number) is quick and low <= number <= high:
+            return exact(number)
+        if isinstance(number, (bool, np.bool_)):
+            number = int(number)
+        if isinstance(number, (float, np.floating)) and whole or not isinstance(number, (int, float, np.number)):
+            raise TypeError(f"{what} must be a {'whole ' if whole else ''}number, not {number!r}")
+        if whole and not low <= number <= high:
+            raise ValueError(f"{what} is {number}, and must be within {low} and {high}")
+        return exact(number)
+    return convert

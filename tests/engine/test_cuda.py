@@ -54,7 +54,7 @@ def cupy(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "folder", lambda: tmp_path)
     monkeypatch.delenv("MINIDIFF_KERNEL_VERSION", raising=False)
     monkeypatch.delenv("CUPY_TF32", raising=False)
-    caches = (cuda.versions, cuda._capability_of, cuda._attributes_of, cuda._compiled, cuda._module)
+    caches = (cuda.versions, cuda._picked, cuda._capability_of, cuda._attributes_of, cuda._compiled, cuda._module)
     for cached in caches:
         cached.cache_clear()
     yield fake_cupy.install(monkeypatch)
@@ -91,8 +91,9 @@ def test_unknown_families_and_files_that_say_nothing(cupy):
         cuda.versions("silent")
 
 
-def test_every_kernel_of_ours_can_be_read():
+def test_every_kernel_of_ours_can_be_read(monkeypatch):
     """Each says what it takes and needs, and has a signature that a launch can be checked against."""
+    fake_cupy.install(monkeypatch)
     sources = [source for family in cuda.families() for source in cuda.versions(family).values()]
     assert sorted(source.path for source in sources) == sorted(cuda.folder().glob("*.cu"))
     for source in sources:
@@ -280,6 +281,38 @@ def test_what_does_not_compile_is_said_with_the_line(cupy):
     y = cupy.zeros(32, "float32")
     scale(cupy, cupy.asarray(x), y)                         # the next call works
     assert (y.get() == 3).all()
+
+
+@compiles
+def test_a_module_that_the_driver_does_not_load_is_said(cupy, monkeypatch):
+    def refuse(module):
+        raise fake_cupy.CUDADriverError("CUDA_ERROR_NO_BINARY_FOR_GPU:\n no kernel image is available")
+    with monkeypatch.context() as broken:
+        broken.setattr(fake_cupy.RawModule, "compile", refuse)
+        with pytest.raises(cuda.KernelError, match="cannot be made ready on this machine: CUDA_ERROR_NO") as error:
+            cuda.kernel(cuda.versions("scale")[1], "scale", "float32")
+        one_sentence(error)
+    x = cupy.zeros(3, "float32")
+    scale(cupy, x, x)                                       # the next call works
+
+
+@compiles
+def test_out_of_memory_passes_and_the_next_call_works(cupy, monkeypatch):
+    """As MemoryError, of which the command line makes a sentence (test_cli.py)."""
+    from minidiff.engine import norm_cuda
+    monkeypatch.undo()                                      # the folder of kernels is ours again
+    cupy = fake_cupy.install(monkeypatch)
+    cuda.versions.cache_clear(), cuda._picked.cache_clear()
+    x, ones = cupy.asarray(np.arange(24, dtype=np.float32).reshape(1, 6, 4)), cupy.ones(4, "float32")
+
+    def no_memory(*_, **__):
+        raise fake_cupy.OutOfMemoryError("Out of memory allocating 512 bytes")
+    with monkeypatch.context() as full:
+        full.setattr(cupy, "empty_like", no_memory)
+        with pytest.raises(MemoryError, match="Out of memory"):
+            norm_cuda.group_norm(x, 2, ones, ones, 1e-5)
+    y, _, _ = norm_cuda.group_norm(x, 2, ones, ones, 1e-5)
+    assert np.isfinite(y.get()).all()
 
 
 def test_an_element_that_no_kernel_knows(cupy):

@@ -290,8 +290,18 @@ def test_a_gpu_that_is_not_to_be_had(monkeypatch):
         return str(raised.value)
 
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert sentence() == ("device 'cuda' needs CuPy, which is not installed: pip install 'minidiff[cuda12]' or "
-                          "'minidiff[cuda13]', or use --device cpu")
+    assert sentence() == ("device 'cuda' needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]', or "
+                          "cupy-cuda12x, or use --device cpu")
+
+    class Broken:                                           # CuPy is there, a library that it loads is not
+        def find_spec(self, name, *_):
+            if name == "cupy":
+                raise ImportError("libcublas.so.13: cannot open shared object file")
+    monkeypatch.delitem(sys.modules, "cupy")
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "meta_path", [Broken()])
+        assert sentence() == ("device 'cuda' needs CuPy, which is installed and cannot be loaded (libcublas.so.13: "
+                              "cannot open shared object file): use --device cpu")
     cupy = fake_cupy.install(monkeypatch, gpus=0)
     assert sentence() == "device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu"
 

@@ -1,4 +1,4 @@
-"""Every kernel, on a small ragged example: no race and no access out of bounds, however its threads are run.
+"""Every kernel but adamw, on small ragged examples: no race and no access out of bounds, however its threads are run.
 
 In the default run threads go forward and in reverse, and must give the same bits.  Slow, with GCC's sanitizers: of
 addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.
@@ -49,6 +49,10 @@ def in_both_orders(program, kernel, grid, block, args, shared):
         program.launch(kernel, grid, block, args, shared, order)
         left.append([np.ascontiguousarray(a).tobytes() for a in args if isinstance(a, np.ndarray)])
     assert left[0] == left[1] == left[2], f"{program.name}, {kernel}: its result depends on which thread is first"
+
+
+def test_the_examples_are_of_every_family():
+    assert set(EXAMPLES) == set(cuda.families()) - {"adamw"}        # kernel_examples.py says why
 
 
 @every

@@ -25,7 +25,7 @@ def test_it_says_how_to_debug_each_launch(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 6
     for line in lines:
-        form = r"gdb -d kernels -ex 'break (\w+)' -ex run --args (\S+) (\S+)"
+        form = r"gdb -d kernels -ex 'tbreak (\w+)' -ex run --args (\S+) (\S+)"
         kernel, program, launch = re.fullmatch(form, line).groups()
         assert kernel in cuda.versions("conv")[2].signatures
         assert subprocess.run([program, launch]).returncode == 0
@@ -47,6 +47,6 @@ def test_the_pages_line_numbers_are_the_files():
     assert len(shown) == 2
     for number, line in shown:
         assert source[int(number) - 1] == line
-    assert int(re.search(r"break conv_2_tiles.cu:(\d+)", page)[1]) == int(shown[0][0])
-    barrier = int(re.search(r"`break (\d+)`", page)[1])
+    stop, barrier = map(int, re.findall(r"break conv_2_tiles.cu:(\d+)", page))
+    assert stop == int(shown[0][0])
     assert "__syncthreads();" in source[barrier - 1]
