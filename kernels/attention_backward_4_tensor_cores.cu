@@ -31,7 +31,8 @@
 //     of an H100 do one of m16n8k16 in less than 2. Warps of 32 rows would read B half as often and need twice the
 //     registers. 7 products are done where 5 would do, if dQ were summed by atomics. Nothing is fetched while a block
 //     computes: only its neighbours on the multiprocessor hide that, two or three by their registers and by their
-//     37 KiB of shared memory (69 KiB for TF32, at HEAD_DIM 64). 49 tokens cost what 64 do.
+//     37 KiB of shared memory (69 KiB for TF32, at HEAD_DIM 64). Rows and columns are computed in whole sixteens: 49
+//     tokens cost what 64 do, 196 what 208 do.
 // takes   tf32, float16, bfloat16
 // needs   sm_80
 #include "element.cuh"
@@ -42,7 +43,7 @@ constexpr int COLUMNS_WIDE = 32;                            // the same where HE
 constexpr bool WIDE = HEAD_DIM > 64;
 constexpr int COLUMNS = WIDE ? COLUMNS_WIDE : COLUMNS_NARROW;
 constexpr int THREADS = 128;
-constexpr int BLOCKS = WIDE ? 2 : 3;                        // of dq that a multiprocessor should have room for
+constexpr int BLOCKS = WIDE ? 2 : 3;                        // that a multiprocessor should have room for
 constexpr int PAD_BYTES = 16;                               // 8 rows then start 4 banks apart, and cover all 32
 constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(T);     // from row to row of a tile
 constexpr int DEPTH = 32 / sizeof(T);                       // of A and B: 8 of TF32, 16 of half precision
@@ -106,8 +107,9 @@ __device__ __forceinline__ void as_a(unsigned (&a)[4], const float (*tile)[4], c
 
 // --- whole products --------------------------------------------------------------------------------------------
 
-// S = own other^T: a warp's 16 rows of `own`, COLUMNS rows of `other`
-__device__ __forceinline__ void products(float (&S)[COLUMNS / 8][4], const T* own, const T* other) {
+// S = own other^T: a warp's 16 rows of `own`, COLUMNS rows of `other`.  Only `count` of those count: whole sixteens
+// beyond them, all of them for a warp whose rows do not exist, are left out, and stay 0.
+__device__ __forceinline__ void products(float (&S)[COLUMNS / 8][4], const T* own, const T* other, int count) {
     #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
         #pragma unroll
@@ -118,6 +120,7 @@ __device__ __forceinline__ void products(float (&S)[COLUMNS / 8][4], const T* ow
         load_a(a, own + c);
         #pragma unroll
         for (int n = 0; n < COLUMNS / 8; n += 2) {
+            if (8 * n >= count) break;
             load_b(b, other + 8 * n * PITCH + c);
             mma(S[n], a, b[0], own);
             mma(S[n + 1], a, b[1], own);
@@ -125,11 +128,12 @@ __device__ __forceinline__ void products(float (&S)[COLUMNS / 8][4], const T* ow
     }
 }
 
-// sum += scores other: a warp's 16 rows of scores, COLUMNS rows of `other`
+// sum += scores other: a warp's 16 rows of scores, COLUMNS rows of `other`, `count` as above
 __device__ __forceinline__ void accumulate(float (&sum)[HEAD_DIM / 8][4], const float (&scores)[COLUMNS / 8][4],
-                                           const T* other) {
+                                           const T* other, int count) {
     #pragma unroll
     for (int j = 0; j < COLUMNS; j += DEPTH) {
+        if (j / 16 * 16 >= count) break;
         unsigned a[4], b[2][2];
         as_a(a, scores + j / 8, other);
         #pragma unroll
@@ -241,15 +245,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
 
     float sum[HEAD_DIM / 8][4] = {};
     const int end = causal ? min(M, i0 + ROWS) : M;
+    const int warp_end = i0 + row >= N ? 0 : causal ? min(M, i0 + row + 16) : M;    // of the keys that it looks at
     for (int j0 = 0; j0 < end; j0 += COLUMNS) {
         load_tile(k_tile, COLUMNS, k + j0 * k_m, M - j0, d, k_m);
         load_tile(v_tile, COLUMNS, v + j0 * v_m, M - j0, e, v_m);
         __syncthreads();                                    // the tiles are whole
         float S[COLUMNS / 8][4], dP[COLUMNS / 8][4];
-        products(S, q_tile + row * PITCH, k_tile);
-        products(dP, dy_tile + row * PITCH, v_tile);
+        products(S, q_tile + row * PITCH, k_tile, warp_end - j0);
+        products(dP, dy_tile + row * PITCH, v_tile, warp_end - j0);
         #pragma unroll
-        for (int n = 0; n < COLUMNS / 8; n++)
+        for (int n = 0; n < COLUMNS / 8; n++) {
+            if (n / 2 * 16 >= warp_end - j0) continue;
             #pragma unroll
             for (int u = 0; u < 4; u++) {
                 const int i = i0 + row + lane / 4 + u / 2 * 8, j = j0 + 8 * n + lane % 4 * 2 + u % 2;
@@ -257,14 +263,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
                 const float P = may_look ? exp_(scale * S[n][u] - lse_i[u / 2]) : 0;
                 S[n][u] = P * (dP[n][u] - delta_i[u / 2]);                          // dS
             }
-        accumulate(sum, S, k_tile);
+        }
+        accumulate(sum, S, k_tile, warp_end - j0);
         __syncthreads();                                    // nobody reads the tiles any more
     }
     store_rows(dq, sum, N - i0 - row, d, dq_n, scale);
 }
 
 // dV = P^T dY, dK = scale dS^T Q                                                 grid (B h, M / ROWS)
-extern "C" __global__ void __launch_bounds__(THREADS) attention_dkv(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv(
     const T* q, const T* k, const T* v, const T* dy, const bool* mask, const Acc* lse, const Acc* delta, T* dk, T* dv,
     int B, int h, int N, int M, int d, int e,
     int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h, int dy_n,
@@ -294,6 +301,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_dkv(
     load_tile(v_tile, ROWS, v, M - j0, e, v_m);
 
     float dk_sum[HEAD_DIM / 8][4] = {}, dv_sum[HEAD_DIM / 8][4] = {};
+    const int warp_end = j0 + row < M ? N : 0;              // of the queries that look at it
     for (int i0 = causal ? j0 : 0; i0 < N; i0 += COLUMNS) {
         load_tile(q_tile, COLUMNS, q + i0 * q_n, N - i0, d, q_n);
         load_tile(dy_tile, COLUMNS, dy + i0 * dy_n, N - i0, e, dy_n);
@@ -303,22 +311,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_dkv(
         }
         __syncthreads();                                    // the tiles are whole
         float S[COLUMNS / 8][4], dP[COLUMNS / 8][4];
-        products(S, k_tile + row * PITCH, q_tile);
+        products(S, k_tile + row * PITCH, q_tile, warp_end - i0);
         #pragma unroll
-        for (int n = 0; n < COLUMNS / 8; n++)
+        for (int n = 0; n < COLUMNS / 8; n++) {
+            if (n / 2 * 16 >= warp_end - i0) continue;
             #pragma unroll
             for (int u = 0; u < 4; u++) {
                 const int at = 8 * n + lane % 4 * 2 + u % 2, i = i0 + at, j = j0 + row + lane / 4 + u / 2 * 8;
                 const bool may_look = i < N && j < M && (!causal || j <= i) && (!mask || mask[i * mask_n + j * mask_m]);
                 S[n][u] = may_look ? exp_(scale * S[n][u] - lse_tile[at]) : 0;      // P
             }
-        accumulate(dv_sum, S, dy_tile);
-        products(dP, v_tile + row * PITCH, dy_tile);
+        }
+        accumulate(dv_sum, S, dy_tile, warp_end - i0);
+        products(dP, v_tile + row * PITCH, dy_tile, warp_end - i0);
         #pragma unroll
         for (int n = 0; n < COLUMNS / 8; n++)
             #pragma unroll
             for (int u = 0; u < 4; u++) S[n][u] *= dP[n][u] - delta_tile[8 * n + lane % 4 * 2 + u % 2];     // dS
-        accumulate(dk_sum, S, q_tile);
+        accumulate(dk_sum, S, q_tile, warp_end - i0);
         __syncthreads();                                    // nobody reads the tiles any more
     }
     store_rows(dk, dk_sum, M - j0 - row, d, dk_m, scale);

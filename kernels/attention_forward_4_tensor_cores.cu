@@ -32,8 +32,8 @@
 // Bytes and operations, for each head of each image
 //     moved       as version 2:  N (d + e) + (M d + M e) ceil(N / 64) numbers
 //     computed    2 N M d + 2 N M e on tensor cores, N M exponentials and about 6 N M other operations off them
-//     128 images, 4 heads, N = M = 196, d = e = 64, float16: 128 MB asked of L2, 51 MB of memory; 5.0 GFLOP, which the
-//     tiles fill up to 8.6; 20 million exponentials, filled up to 34.
+//     128 images, 4 heads, N = M = 196, d = e = 64, float16: 128 MB asked of L2, 51 MB of memory; 5.0 GFLOP, and 5.7
+//     in whole sixteens of queries and keys (beyond them a tile is skipped); 20 million exponentials, and 22.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
@@ -131,6 +131,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     y += b * y_b + head * y_h + n0 * y_n;
     if (mask) mask += b * mask_b + head * mask_h + n0 * mask_n;
     const int tile_end = causal ? min(M, n0 + TILE_N) : M;  // one past the last key that any of these may look at
+    const int first = n0 + threadIdx.x / 32 * 16;           // of this warp's queries
+    const int warp_end = first >= N ? 0 : causal ? min(M, first + 16) : M;          // the same for the warp
     const bool fours_k = in_fours(k, k_m, d), fours_v = in_fours(v, v_m, e);
 
     unsigned q_part[STEPS][4];                              // left fragments, kept for the whole kernel
@@ -150,12 +152,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         load_tile(v_tile, v + m0 * v_m, v_m, M - m0, e, fours_v);
         __syncthreads();
 
+        const int count = warp_end - m0;                    // keys that the warp looks at; it skips 16 beyond them
+        if (count <= 0) continue;
+
         // S = q k^T: each ldmatrix brings the right fragments of 16 keys
         float s[TILE_M / 8][4] = {};
         #pragma unroll
         for (int step = 0; step < STEPS; step++)
             #pragma unroll
             for (int j = 0; j < TILE_M / 16; j++) {
+                if (16 * j >= count) continue;
                 unsigned r[4];
                 ldmatrix_x4(r, k_tile + (16 * j + lane / 16 * 8 + lane % 8) * ROW + 8 * step + lane / 8 % 2 * 4);
                 mma(s[2 * j],     q_part[step], r[0], r[1], T());
@@ -169,7 +175,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
             const int row = row0 + 8 * i, n = n0 + row;
             float largest = NEG_INF;
             #pragma unroll
-            for (int j = 0; j < TILE_M / 8; j++)
+            for (int j = 0; j < TILE_M / 8; j++) {
+                if (j / 2 * 16 >= count) continue;          // they stay 0, and are 0 as weights
                 #pragma unroll
                 for (int u = 0; u < 2; u++) {
                     const int m = m0 + 8 * j + 2 * t + u;
@@ -178,6 +185,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
                     s[j][2 * i + u] = seen ? s[j][2 * i + u] : NEG_INF;
                     largest = max(largest, s[j][2 * i + u]);
                 }
+            }
             #pragma unroll
             for (int other = 1; other < 4; other *= 2)
                 largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, other));
@@ -189,14 +197,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
             for (int j = 0; j < HEAD_DIM / 8; j++) y_part[j][2 * i] *= shrink, y_part[j][2 * i + 1] *= shrink;
             #pragma unroll
             for (int j = 0; j < TILE_M / 8; j++)
-                #pragma unroll
-                for (int u = 0; u < 2; u++) sum[i] += s[j][2 * i + u] = exp2f(scale * s[j][2 * i + u] - base);
+                if (j / 2 * 16 < count)
+                    #pragma unroll
+                    for (int u = 0; u < 2; u++) sum[i] += s[j][2 * i + u] = exp2f(scale * s[j][2 * i + u] - base);
         }
 
         // y += P v
         if constexpr (WORD == 2) {
             #pragma unroll
             for (int step = 0; step < TILE_M / 16; step++) {
+                if (16 * step >= count) continue;
                 const float (&p)[4] = s[2 * step], (&p1)[4] = s[2 * step + 1];
                 const unsigned p_part[4] = {pack(p[0], p[1], T()), pack(p[2], p[3], T()),
                                             pack(p1[0], p1[1], T()), pack(p1[2], p1[3], T())};
@@ -211,6 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         } else {
             #pragma unroll
             for (int step = 0; step < TILE_M / 8; step++) {
+                if (step / 2 * 16 >= count) continue;
                 const float (&p)[4] = s[step];              // column t of the left side is key 2t, column t+4 key 2t+1
                 const unsigned p_part[4] = {to_tf32(p[0]), to_tf32(p[2]), to_tf32(p[1]), to_tf32(p[3])};
                 const unsigned* v_rows = v_tile + (8 * step + 2 * t) * ROW + g;

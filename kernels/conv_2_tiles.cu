@@ -22,7 +22,7 @@
 //     +-- 32 ---+     +----------------+
 //     |         |     | warp 0         |        a warp reads one number of A, the same for its 32 lanes, and 32
 //     |         |     | ...            |        neighbours of B: no two lanes want different words of one bank
-//     |         |     | warp 31        |
+//     |         |     | warp 31        |        (of 32 banks, number w % 32 holds word w, and serves one word a clock)
 //     +---------+     +----------------+
 //
 //     From global to shared memory, where k comes first, (k, row) and (k, column), neighbouring lanes read neighbours:

@@ -38,10 +38,10 @@
 // measured  not yet (benchmarks/kernels.py)
 //
 // What limits it: the unit for multiply-adds, at 128 a clock and multiprocessor.  Half precision is only a form in
-// memory here, and no faster: that is version 4.  A tile of 8 along k, instead of 16, spends a twentieth more on
-// addresses and barriers.  Channels that are no multiple of 4 are read one by one.  The last tile of rows or columns is
-// computed whole: 36 channels cost as much as 64.  float64 would need 128 registers for its sums alone: it stays with
-// version 2.
+// memory here, and no faster: that is version 4.  Tried: tiles of 8 along k.  As compiled for sm_90, 76 to 80% of the
+// loop's instructions were then multiply-adds, where with 16 they are 79 to 83%.  Channels that are no multiple of 4
+// are read one by one.  The last tile of rows or columns is computed whole: 36 channels cost as much as 64.  float64
+// would need 128 registers for its sums alone: it stays with version 2.
 //
 // takes   float32, float16, bfloat16
 // needs   sm_75

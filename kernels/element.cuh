@@ -32,13 +32,6 @@ __device__ __forceinline__ float  wide(float x)    { return x; }
 __device__ __forceinline__ float  wide(float16 x)  { return float16_value(x.bits); }
 __device__ __forceinline__ float  wide(bfloat16 x) { return __int_as_float(int(unsigned(x.bits) << 16)); }
 
-// The upper half of a float32, rounded to the nearest, to the even one of two as near; NaN stays NaN.
-__device__ __forceinline__ unsigned short bfloat16_bits(float x) {
-    const unsigned bits = unsigned(__float_as_int(x));
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (unsigned short)((bits >> 16) | 0x40u);
-    return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 __device__ __forceinline__ void narrow(Acc x, double* to)   { *to = x; }
 __device__ __forceinline__ void narrow(Acc x, float* to)    { *to = float(x); }
 __device__ __forceinline__ void narrow(Acc x, float16* to)  { to->bits = float16_bits(float(x)); }
@@ -55,5 +48,7 @@ __device__ __forceinline__ double log_(double x)  { return log(x); }
 __device__ __forceinline__ float  rsqrt_(float x)  { return rsqrtf(x); }
 __device__ __forceinline__ double rsqrt_(double x) { return rsqrt(x); }
 
-__device__ __forceinline__ Acc sigmoid(Acc x) { return Acc(1) / (Acc(1) + exp_(-x)); }
+// __fdividef has none of an exact division's branches; 1 over more than 2^126 it makes 0.
+__device__ __forceinline__ float  sigmoid(float x)  { return __fdividef(1.f, 1.f + __expf(-x)); }
+__device__ __forceinline__ double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 __device__ __forceinline__ Acc silu(Acc x)    { return x * sigmoid(x); }

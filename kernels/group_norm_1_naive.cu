@@ -41,6 +41,8 @@ constexpr int THREADS = 32;
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
         const T* x, const T* gamma, const T* beta, T* y, Acc* mean, Acc* rstd,
         int B, int N, int C, int groups, int per_sample, int with_silu, Acc eps) {
+    // Every thread of the grid runs this.  Its number among all: THREADS for each block before its own, and its own
+    // number in that block.  The last block may have threads to spare.
     const int thread = blockIdx.x * THREADS + threadIdx.x;
     if (thread >= B * groups) return;
     const int b = thread / groups, g = thread % groups, size = C / groups;

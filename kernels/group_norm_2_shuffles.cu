@@ -12,7 +12,8 @@
 //     xor 1       the sum, in all of them
 //
 // Which thread does what.  Forward, the group's elements in their order, thread after thread, so that the threads of
-// a warp read neighbours (here C/G = 8; 4 pixels to a warp):
+// a warp read neighbours, as far as a group has them: such reads are coalesced, and few sectors serve them (here
+// C/G = 8; 4 pixels to a warp):
 //
 //     pixel 0     threads  0 ..  7        pixel 32    threads  0 ..  7
 //     pixel 1     threads  8 .. 15        ...
@@ -43,7 +44,9 @@ __device__ __forceinline__ Acc warp_sum(Acc x) {
     return x;
 }
 
-// The sum over the block, the same in every thread.
+// The sum over the block, the same in every thread.  of_warps is __shared__: one array for all threads of the block,
+// where every other variable is a thread's own.  __syncthreads is a barrier: no thread goes on until all of the block
+// have come to it, and then each can read what the others wrote before.
 __device__ __forceinline__ Acc block_sum(Acc x, Acc* of_warps) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;

@@ -20,7 +20,7 @@
 //
 //     channels   0 .. 31 | 32 .. 63 |             blocks (x, y); in a block, warp w takes every 8th row, lane l one
 //     rows       0, 0    |  1, 0    |             channel; then the warps' sums are added in shared memory, and the
-//     part ..    0, 1    |  1, 1    |             sums of the parts by the host code, in order.
+//     part ..    0, 1    |  1, 1    |             sums of the parts by sum_partials_1.cu, in order.
 //
 // Bytes    forward: x once and y once, 2 M C elements; backward: x and dy twice, dx once, 5.
 //          128 captions of 77 tokens of 256 channels in float32 (10 MB): 20 and 50 MB, of which L2 has a part.

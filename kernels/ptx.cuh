@@ -20,6 +20,19 @@ __device__ __forceinline__ unsigned short float16_bits(float x) {     // to the 
     return bits;
 }
 
+// The upper half of a float32, rounded to the nearest, to the even one of two as near; NaN stays NaN.
+__device__ __forceinline__ unsigned short bfloat16_bits(float x) {
+#if __CUDA_ARCH__ >= 800
+    unsigned short half;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half) : "f"(x));
+    return half;
+#else
+    const unsigned bits = unsigned(__float_as_int(x));
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (unsigned short)((bits >> 16) | 0x40u);
+    return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
+}
+
 #if __CUDA_ARCH__ >= 800
 
 // TF32: a float32 of which the tensor cores read the upper 19 bits: the sign, 8 bits of exponent, 10 of fraction.

@@ -131,6 +131,8 @@ class Trainer:
     def step(self):
         """One step; returns its loss.  FloatingPointError, with the weights as they were, if it is not finite.
 
+        A step of float16 that overflows changes no weight, and is a step all the same: the learning rate's course and
+        the random numbers follow the run's steps, the moments' corrections and the average those that were made.
         On a GPU the loss is an array of shape (), and the error of a step, with the weights as they were before it,
         comes with a later one, when the losses are fetched.
         """
@@ -226,7 +228,8 @@ class Trainer:
         checkpoint.check_shapes({name: shape for name, (shape, _) in expected.items()}, saved.tensors, saved.path)
         if any(saved.tensors[name].dtype != dtype for name, (_, dtype) in expected.items()) \
                 or min(made, skipped) < 0 or int(saved.tensors["ema.n"]) != made \
-                or not saved.tensors.get("scaling.scale", 1) >= 1:
+                or not 1 <= saved.tensors.get("scaling.scale", 1) <= 2.0**60 \
+                or saved.tensors.get("scaling.good", 0) < 0:
             raise UserError(f"{saved.path} is no training state of this version: start a new run with another --out.")
         if saved.meta.get("data") != self.data.fingerprint:
             raise UserError(f"{saved.path} was trained on other images: resume with the same --data.")

@@ -69,10 +69,17 @@ EVERY_OP = {
     "depth_to_space": Op(conv.depth_to_space, ((1, 2, 3, 8),)),
     "group_norm": Op(lambda x, g, b: norm.group_norm(x, 2, g, b), ((2, 3, 3, 4), (4,), (4,))),
     "group_norm, adaptive": Op(lambda x, g, b: norm.group_norm(x, 2, g, b), ((2, 3, 4), (2, 4), (2, 4))),
+    "group_norm, a large eps": Op(lambda x, g, b: norm.group_norm(x, 2, g, b, 0.1), ((2, 3, 3, 4), (4,), (4,))),
     "layer_norm": Op(norm.layer_norm, ((2, 3, 4), (4,), (4,))),
     "scaled_dot_product_attention": Op(attention.scaled_dot_product_attention,
                                        ((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3))),
     "scaled_dot_product_attention, masked": Op(
         lambda q, k, v: attention.scaled_dot_product_attention(q, k, v, LOOK),
+        ((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3))),
+    "scaled_dot_product_attention, causal": Op(
+        lambda q, k, v: attention.scaled_dot_product_attention(q, k, v, causal=True),
+        ((2, 2, 4, 4), (2, 2, 3, 4), (2, 2, 3, 3))),
+    "scaled_dot_product_attention, causal and masked": Op(
+        lambda q, k, v: attention.scaled_dot_product_attention(q, k, v, LOOK, causal=True),
         ((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3))),
 }

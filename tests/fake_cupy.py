@@ -141,8 +141,11 @@ def _install_operators() -> None:
             return x
         return op
 
+    def product(x, y):
+        return np.asarray(x @ y).astype(np.result_type(x, y), copy=False)   # NumPy makes float32 of two bfloat16
+
     for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
-        f = getattr(operator, f"__{name}__")
+        f = product if name == "matmul" else getattr(operator, f"__{name}__")
         setattr(ndarray, f"__{name}__", binary(f))
         setattr(ndarray, f"__r{name}__", binary(lambda x, y, f=f: f(y, x)))
         if name != "matmul":
@@ -298,6 +301,17 @@ def compile_ahead() -> None:
 def launch(program: cuda_on_cpu.Program, kernel: str, grid, block, args: list, shared: int) -> None:
     """How a kernel runs; a test may put another in its place, to watch or to sanitize."""
     program.launch(kernel, grid, block, args, shared)
+
+
+def watch_launches(monkeypatch) -> list[str]:
+    """The names of the kernels that are launched from now on, in their order; with the real CuPy there is none."""
+    names, own = [], launch
+
+    def watched(program, kernel, *args):
+        names.append(kernel)
+        own(program, kernel, *args)
+    monkeypatch.setattr(sys.modules[__name__], "launch", watched)
+    return names
 
 
 class RawKernel:

@@ -8,7 +8,7 @@ import every_op
 import numpy as np
 import pytest
 from every_op import EVERY_OP
-from fake_cupy import CUDARuntimeError, assert_same, install, of_the_double, one_sentence
+from fake_cupy import CUDARuntimeError, assert_same, install, of_the_double, one_sentence, watch_launches
 from gradcheck import check_gradients
 
 from minidiff.engine import backend, ops
@@ -119,6 +119,25 @@ def test_op(cupy, masks, monkeypatch, name, dtype):
         results.append([y.data, *gradients(y, leaves, to_device(dy, device) if device == "cuda" else dy)])
     for found, expected in zip(*results, strict=True):
         assert_same(found, expected)
+
+
+@of_the_double
+@pytest.mark.parametrize("name, forward, backward", [
+    ("conv2d", ["conv_forward"], ["conv_dx", "conv_dw"]),
+    ("conv2d, strided", ["conv_forward"], ["conv_dx", "conv_dw"]),
+    ("conv_transpose2d", ["conv_dx"], ["conv_forward", "conv_dw"]),
+    ("scaled_dot_product_attention", ["attention_forward"], ["attention_delta", "attention_dq", "attention_dkv"]),
+    ("group_norm", ["group_norm_forward"], ["group_norm_backward"]),
+    ("layer_norm", ["layer_norm_forward"], ["layer_norm_backward", "layer_norm_backward_sums", "sum_partials"]),
+])
+def test_ops_take_their_kernels(cupy, monkeypatch, name, forward, backward):
+    """Both ways, and not NumPy's functions, which on the double are there for CuPy's."""
+    leaves = [Tensor(cupy.asarray(x), requires_grad=True) for x in EVERY_OP[name].inputs(np.float32)]
+    launched = watch_launches(monkeypatch)
+    y = EVERY_OP[name].f(*leaves)
+    assert launched == forward
+    gradients(y, leaves, cupy.ones_like(y.data))
+    assert launched == forward + backward
 
 
 @every

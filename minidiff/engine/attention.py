@@ -28,16 +28,11 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
     """q (B, h, N, d), k (B, h, M, d), v (B, h, M, e) -> (B, h, N, e).
 
     mask    boolean array that broadcasts to (B, h, N, M): True where a query may look at a key.  A query that may
-            look nowhere gets zeros, and gives no gradient.
+            look nowhere (M may be 0) gets zeros, and gives no gradient.
     causal  query n may look at keys 0..n only, as if `causal_mask` were in the mask; the GPU then stores none
     """
-    fits = q.ndim == k.ndim == v.ndim == 4 and k.shape[:2] == q.shape[:2] and k.shape[3] == q.shape[3]
-    if not fits or v.shape[:3] != k.shape[:3]:
-        raise ValueError("attention takes q (B, h, N, d), k (B, h, M, d) and v (B, h, M, e), "
-                         f"not {q.shape}, {k.shape} and {v.shape}")
+    attention_cuda.check(q, k, v, mask)
     _same_dtype(q, k, v)
-    if mask is not None and mask.dtype != bool:
-        raise TypeError(f"attention: mask must be boolean, True where a query may look, not {mask.dtype}")
     xp = xp_of(q.data, k.data, v.data)
     scale = 1 / math.sqrt(q.shape[3])
     if xp is not np:
@@ -48,12 +43,12 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
     P *= scale
     if mask is not None:
         P = xp.where(mask, P, -xp.inf)
-        top = P.max(axis=3, keepdims=True)
+        top = P.max(axis=3, keepdims=True, initial=-xp.inf)
         P -= xp.where(xp.isfinite(top), top, 0)
         xp.exp(P, out=P)
         P /= xp.maximum(P.sum(axis=3, keepdims=True), xp.finfo(P.dtype).tiny)       # 0/tiny where all is masked
     else:
-        P -= P.max(axis=3, keepdims=True)
+        P -= P.max(axis=3, keepdims=True, initial=-xp.inf)
         xp.exp(P, out=P)
         P /= P.sum(axis=3, keepdims=True)
 

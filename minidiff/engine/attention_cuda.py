@@ -26,6 +26,7 @@ def forward(q, k, v, mask, causal: bool, scale: float, version: int | None = Non
     scale   of the scores, positive
     y       lies in memory as (B, N, h, e), so that y.transpose(0, 2, 1, 3).reshape(B, N, h * e) copies nothing
     """
+    check(q, k, v, mask)
     (B, h, N, d), (M, e) = q.shape, v.shape[2:]
     xp = xp_of(q, k, v) if mask is None else xp_of(q, k, v, mask)
     head_dim = _head_dim(d, e)
@@ -59,6 +60,7 @@ def backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, version: int
 
     Each lies in memory as (B, N, h, d), as y does.  The same numbers each time: no sum depends on who was first.
     """
+    check(q, k, v, mask)
     (B, h, N, d), (M, e), dtype = q.shape, v.shape[2:], str(q.dtype)
     xp = xp_of(dy, q, k, v, y, lse) if mask is None else xp_of(dy, q, k, v, y, lse, mask)
     if not dy.shape == y.shape == (B, h, N, e) or lse.shape != (B, h, N):
@@ -102,6 +104,25 @@ def _backward_tiles(source: cuda.Source, head_dim: int, dtype: str) -> tuple[int
 
 
 # --- what both ways share -------------------------------------------------------------------------------------
+
+def check(q, k, v, mask) -> None:
+    """What attention, on any device, refuses: the kernels would read beyond such arrays."""
+    fits = q.ndim == k.ndim == v.ndim == 4 and k.shape[:2] == q.shape[:2] and k.shape[3] == q.shape[3]
+    if not fits or v.shape[:3] != k.shape[:3]:
+        raise ValueError("attention takes q (B, h, N, d), k (B, h, M, d) and v (B, h, M, e), "
+                         f"not {q.shape}, {k.shape} and {v.shape}")
+    if q.shape[3] == 0:
+        raise ValueError(f"attention takes q and k of at least one column, not q {q.shape}")
+    if mask is None:
+        return
+    dtype = getattr(mask, "dtype", None)
+    if dtype is None or dtype.kind != "b":
+        raise TypeError("attention: mask must be boolean, True where a query may look, "
+                        f"not {dtype or type(mask).__name__}")
+    shape = (*q.shape[:3], k.shape[2])
+    if mask.ndim > 4 or any(m not in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"attention: mask must broadcast to (B, h, N, M), here {shape}, and has shape {mask.shape}")
+
 
 def _head_dim(d: int, e: int) -> int:
     """The columns that a kernel is compiled for; the last of them may be zeros."""

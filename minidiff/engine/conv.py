@@ -27,8 +27,8 @@ from types import ModuleType
 import numpy as np
 
 from minidiff.engine import conv_cuda, conv_shift, conv_winograd
-from minidiff.engine.backend import xp_of
-from minidiff.engine.ops import _same_dtype, in_float32_on_cpu
+from minidiff.engine.backend import narrow, xp_of
+from minidiff.engine.ops import _same_dtype, _sums_dtype, in_float32_on_cpu
 from minidiff.engine.tensor import Tensor, record
 
 
@@ -84,7 +84,7 @@ def correlate(x, w, stride: int, padding: int, bias=None):
     elif xp_of(x, w) is not np:
         return conv_cuda.correlate(x, w, stride, padding, bias)
     else:
-        form = _fastest(x.shape, w.shape, stride, padding, x)
+        form = _fastest(x.shape, w.shape, stride, padding)
         y = form.correlate(x, w, padding) if form else plain_correlate(x, w, stride, padding)
     if bias is not None:
         y += bias
@@ -97,7 +97,7 @@ def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
         return (_rows(dy) @ w[0, 0].T).reshape(x_shape)
     if xp_of(dy, w) is not np:
         return conv_cuda.correlate_dx(dy, w, x_shape, stride, padding)
-    form = _fastest(x_shape, w.shape, stride, padding, dy)
+    form = _fastest(x_shape, w.shape, stride, padding)
     if form:
         # at stride 1 it is a convolution of dy with the kernel turned by 180 degrees, its channels swapped
         turned = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))                 # (kh, kw, D, C)
@@ -111,15 +111,14 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
         return (_rows(x).T @ _rows(dy)).reshape(w_shape)
     if xp_of(x, dy) is not np:
         return conv_cuda.correlate_dw(x, dy, w_shape, stride, padding)
-    form = _fastest(x.shape, w_shape, stride, padding, x)
+    form = _fastest(x.shape, w_shape, stride, padding)
     return form.correlate_dw(x, dy, w_shape, padding) if form else plain_correlate_dw(x, dy, w_shape, stride, padding)
 
 
-def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int,
-             like) -> ModuleType | None:
+def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
     """The form that is fastest for a shape on a CPU, None for the plain one.  Measured by benchmarks/ops.py."""
     (kh, kw, C, D), pixels = w_shape, x_shape[1] * x_shape[2]
-    if like.dtype == np.float16 or stride != 1 or kh != kw or padding >= kh:
+    if stride != 1 or kh != kw or padding >= kh:
         return None
     if kh == 3 and min(C, D) >= 32 and (pixels < 100 or C + D > 128):
         return conv_winograd
@@ -171,7 +170,7 @@ def _rows(x):
 def _sum_rows(x):
     """The sum over all axes but the last, as a product with ones: BLAS reads x once, in order."""
     rows = _rows(x)
-    return xp_of(x).ones(len(rows), dtype=x.dtype) @ rows
+    return (xp_of(x).ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
 def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride: int, padding: int) -> None:
@@ -192,7 +191,11 @@ def upsample_nearest(x: Tensor, factor: int = 2) -> Tensor:
     B, H, W, C = x.shape
     xp, f = xp_of(x.data), factor
     y = xp.broadcast_to(x.data[:, :, None, :, None], (B, H, f, W, f, C)).reshape(B, H * f, W * f, C)
-    return record(y, (x,), lambda dy: (dy.reshape(B, H, f, W, f, C).sum(axis=(2, 4)),))
+
+    def pullback(dy):
+        dx = dy.reshape(B, H, f, W, f, C).sum(axis=(2, 4), dtype=_sums_dtype(dy.dtype))
+        return (narrow(dx, dy.dtype),)
+    return record(y, (x,), pullback)
 
 
 def average_pool(x: Tensor, factor: int = 2) -> Tensor:
@@ -200,7 +203,7 @@ def average_pool(x: Tensor, factor: int = 2) -> Tensor:
     _check_divisible("average_pool", x, factor)
     B, H, W, C = x.shape
     xp, f = xp_of(x.data), factor
-    y = x.data.reshape(B, H // f, f, W // f, f, C).mean(axis=(2, 4))
+    y = narrow(x.data.reshape(B, H // f, f, W // f, f, C).mean(axis=(2, 4), dtype=_sums_dtype(x.dtype)), x.dtype)
 
     def pullback(dy):
         dx = xp.broadcast_to((dy / (f * f))[:, :, None, :, None], (B, H // f, f, W // f, f, C))

@@ -34,7 +34,8 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
 
     x (B, H, W, C), w (kh, kw, C, D), bias (D,), of one dtype, which y has too; sums are of float32, of float64 for
     float64.  Copies what is not contiguous.  version, splits: for tests and benchmarks, else chosen.
-    ValueError for shapes that do not fit, that are empty, or too large; TypeError for dtypes.
+    silu: nothing in minidiff asks for it, since no layer of ours has a SiLU right after a convolution.
+    ValueError for shapes that do not fit, images that are empty, or too large; TypeError for dtypes.
     """
     source = cuda.pick("conv", str(x.dtype), version)
     plan = _plan("conv_forward", source, x.shape, w.shape, stride, padding, splits)
@@ -42,12 +43,14 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
         raise ValueError(f"conv: bias must have shape {w.shape[3:]}, not {bias.shape}")
     xp, x, w, bias = _ready(x, w, bias)
     y = xp.empty(plan.y_shape, dtype=x.dtype)
+    if not y.size:
+        return y
     if plan.splits == 1:
         plan.launch(x.dtype, x, w, bias, y, *plan.sizes, silu)
     else:
         partial = plan.partials(x)
         plan.launch(x.dtype, x, w, partial, *plan.sizes, plan.splits)
-        _sum_partials(partial, y, bias, silu)
+        sum_partials(partial, y, bias, silu)
     return y
 
 
@@ -59,12 +62,14 @@ def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, 
     _check_dy(dy, plan)
     xp, dy, w = _ready(dy, w)
     dx = xp.empty(plan.x_shape, dtype=dy.dtype)
+    if not dx.size:
+        return dx
     if plan.splits == 1:
         plan.launch(dy.dtype, dy, w, dx, *plan.sizes)
     else:
         partial = plan.partials(dy)
         plan.launch(dy.dtype, dy, w, partial, *plan.sizes, plan.splits)
-        _sum_partials(partial, dx)
+        sum_partials(partial, dx)
     return dx
 
 
@@ -75,12 +80,14 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
     plan = _plan("conv_dw", source, x.shape, tuple(w_shape), stride, padding, splits)
     _check_dy(dy, plan)
     xp, x, dy = _ready(x, dy)
+    if not x.size:
+        return xp.zeros(plan.w_shape, dtype=x.dtype)
     dw = xp.empty(plan.w_shape, dtype=x.dtype)
     whole = plan.splits == 1 and dw.dtype == _acc(dw.dtype)  # the one part is the sum
     partial = dw if whole else plan.partials(x)
     plan.launch(x.dtype, x, dy, partial, *plan.sizes, plan.splits)
     if not whole:
-        _sum_partials(partial, dw)
+        sum_partials(partial, dw)
     return dw
 
 
@@ -127,7 +134,7 @@ def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: t
     if kernel != "conv_dw" and f"{kernel}_part" not in source.signatures:
         splits = 1
     elif splits is None:
-        splits = _best_splits(tiles * classes, steps, results, min(65535 // classes, MOST_PARTIALS // results),
+        splits = _best_splits(tiles * classes, steps, results, min(65535 // classes, MOST_PARTIALS // max(1, results)),
                               cuda.multiprocessors())
     if kernel != "conv_dw" and splits > 1:
         kernel += "_part"
@@ -139,20 +146,21 @@ def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessor
 
     Unit: a block's step along k with a multiprocessor to itself, some 0.4 us on an H100 (from the operations of a
     tile; not measured).  The busiest multiprocessor has n blocks, which take turns; one alone keeps it half busy.
-    Beginning and end of a block cost ENDS steps, a further launch LAUNCH, and one step adds up ADDED partial sums.
+    Beginning and end of a block cost ENDS steps, a further launch LAUNCH, and one step adds up ADDED partial sums; but
+    each part costs PART, however few its sums: a thread waits for all the parts of its own.
     """
-    ENDS, LAUNCH, ADDED = 6, 6, 250_000
+    ENDS, LAUNCH, ADDED, PART = 6, 6, 250_000, 0.05
 
     def cost(splits: int) -> float:
         n = _up(tiles * splits, multiprocessors)
-        adding = 0 if splits == 1 else LAUNCH + results * splits / ADDED
+        adding = 0 if splits == 1 else LAUNCH + splits * PART + results * splits / ADDED
         return max(n, 2) * (_up(steps, splits) + ENDS) + adding
 
     best = min(range(1, max(1, min(steps, most, 512)) + 1), key=cost)
     return best if cost(best) < 0.9 * cost(1) else 1        # not for a gain within the model's error
 
 
-def _sum_partials(partial, result, bias=None, silu: bool = False) -> None:
+def sum_partials(partial, result, bias=None, silu: bool = False) -> None:
     """result = [silu](the sum of partial's rows, plus bias)."""
     source, dtype = cuda.pick("sum_partials", str(result.dtype)), str(result.dtype)
     threads, n, splits = source.constants["THREADS"], result.size, len(partial)
@@ -194,8 +202,8 @@ def _sizes(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padd
         raise ValueError(f"conv takes stride >= 1 and padding >= 0, not {stride} and {padding}")
     (B, H, W, C), (kh, kw, _, D) = x_shape, w_shape
     Ho, Wo = (H + 2 * padding - kh) // stride + 1, (W + 2 * padding - kw) // stride + 1
-    if min(B, H, W, C, kh, kw, D) < 1:
-        raise ValueError(f"conv: x {x_shape} and w {w_shape} must not be empty")
+    if min(H, W, C, kh, kw, D) < 1:
+        raise ValueError(f"conv: images of x {x_shape} and w {w_shape} must not be empty")
     if min(Ho, Wo) < 1:
         raise ValueError(f"conv: the kernel {(kh, kw)} is larger than the padded image of x {x_shape}")
     for name, shape in ("x", x_shape), ("w", w_shape), ("y", (B, Ho, Wo, D)):

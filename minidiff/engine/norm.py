@@ -29,6 +29,8 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
                silu: bool = False) -> Tensor:
     """x (B, ..., C), gamma and beta (C,) or (B, C) -> (B, ..., C), or its silu.  C must be a multiple of groups."""
     B, C = x.shape[0], x.shape[-1]
+    if not isinstance(groups, (int, np.integer)):
+        raise TypeError(f"group_norm: groups must be a whole number, not {groups!r}")
     if groups < 1 or C % groups:
         raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
     if gamma.shape not in ((C,), (B, C)) or beta.shape != gamma.shape:

@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 
 from minidiff.engine import cuda
+from minidiff.engine.conv_cuda import sum_partials
 
 SECTOR = 32                                                 # bytes: the least that memory gives
 LINE = 128                                                  # bytes: the least that one load of a warp asks for
@@ -130,8 +131,9 @@ def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None)
     found = cupy.empty((splits, 2, C), dtype=mean.dtype)
     sums = cuda.kernel(source, "layer_norm_backward_sums", str(x.dtype))
     sums((columns, splits), threads, x, dy, mean, rstd, found, M, C, part)
-    dgamma, dbeta = found.sum(axis=0).astype(x.dtype, copy=False)
-    return dx, dgamma, dbeta
+    summed = cupy.empty((2, C), dtype=x.dtype)
+    sum_partials(found, summed)
+    return dx, summed[0], summed[1]
 
 
 # --- what a block gets ------------------------------------------------------------------------------------
@@ -153,9 +155,11 @@ def _choose(dtype: str, version: int | None, B: int, N: int, C: int, groups: int
     """The kernels' file, and how to launch them.  arrays: how many a block keeps (x; or x and dy)."""
     source = cuda.pick("group_norm", dtype, version)
     card = cuda.shared_limit(), cuda.multiprocessors()
-    if version is None:                                     # version 3 reads memory once, where a slab fits
+    if version is None:
         found = cuda.versions("group_norm")
-        if source.number == 4 and plan(3, B, N, C, groups, itemsize, arrays, *card).kept == N:
+        whole, split = (plan(number, B, N, C, groups, itemsize, arrays, *card) for number in (3, 4))
+        # version 3 reads memory once, where a slab fits; but 16 blocks, say, would leave most of a card idle
+        if source.number == 4 and whole.kept == N and math.prod(whole.grid) >= min(card[1], math.prod(split.grid)):
             source = found[3]
         if source.number >= 3 and plan(source.number, B, N, C, groups, itemsize, arrays, *card).shared > card[0]:
             source = found[2]                               # sums of many thousand channels, on a small card

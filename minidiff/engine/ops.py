@@ -83,8 +83,9 @@ def div(x, y) -> Tensor:
     x, y = _pair(x, y)
 
     def pullback(dz):
-        return (_unbroadcast(dz / y.data, x) if x.requires_grad else None,
-                _unbroadcast(-dz * x.data / (y.data * y.data), y) if y.requires_grad else None)
+        dz, a, b = wide(dz), wide(x.data), wide(y.data)     # the square of a float16 is soon inf, or 0
+        return (narrow(_unbroadcast(dz / b, x), x.dtype) if x.requires_grad else None,
+                narrow(_unbroadcast(-dz * a / (b * b), y), y.dtype) if y.requires_grad else None)
     return record(x.data / y.data, (x, y), pullback)
 
 
@@ -269,14 +270,14 @@ def getitem(x: Tensor, index) -> Tensor:
     xp = xp_of(x.data)
 
     def pullback(dy):
-        dx = xp.zeros_like(x.data)
+        dx = xp.zeros(x.shape, _sums_dtype(x.dtype))
         if _is_basic(index):
             dx[index] = dy
         elif xp is np:
             np.add.at(dx, index, dy)
         else:
-            xp.add.at(dx, index, dy)
-        return (dx,)
+            xp.add.at(dx, index, wide(dy))
+        return (narrow(dx, x.dtype),)
     return record(xp.asarray(x.data[index]), (x,), pullback)
 
 
@@ -293,9 +294,9 @@ def embedding(table: Tensor, ids) -> Tensor:
         if xp is not np:                                    # whose add.at adds in another order every time
             chosen = xp.arange(table.shape[0])[:, None] == ids.reshape(-1)          # (V, N)
             return (chosen.astype(dy.dtype) @ dy.reshape(-1, table.shape[1]),)
-        dtable = xp.zeros_like(table.data)                  # (V, C)
+        dtable = xp.zeros(table.shape, _sums_dtype(dy.dtype))                       # (V, C)
         xp.add.at(dtable, ids.reshape(-1), dy.reshape(-1, table.shape[1]))
-        return (dtable,)
+        return (narrow(dtable, dy.dtype),)
     return record(table.data[ids], (table,), pullback)
 
 
@@ -356,6 +357,8 @@ def _like(number, x: Tensor) -> Tensor:
         return Tensor(number)
     if not is_floating(x.dtype) and not isinstance(number, (int, np.integer)):
         raise TypeError(f"a Tensor of {x.dtype} does not take the number {number!r}: convert it to a floating dtype")
+    if xp_of(x.data) is not np and x.dtype.kind != "V":     # bfloat16's
+        return Tensor(x.dtype.type(number))                 # a kernel's argument, and no array to be sent there
     return Tensor(xp_of(x.data).asarray(number, dtype=x.dtype))
 
 
@@ -376,11 +379,15 @@ def _unbroadcast(dz, x: Tensor):
     """Sums dz over the axes along which broadcasting had repeated x."""
     if dz.shape == x.shape:
         return dz
-    if is_half(dz.dtype):
-        return narrow(_unbroadcast(wide(dz), x), dz.dtype)
     extra = dz.ndim - x.ndim
     repeated = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and dz.shape[i + extra] != 1)
-    return dz.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(x.shape)
+    axes = (*range(extra), *repeated)
+    return narrow(dz.sum(axis=axes, dtype=_sums_dtype(dz.dtype), keepdims=True).reshape(x.shape), dz.dtype)
+
+
+def _sums_dtype(dtype):
+    """What numbers of a dtype are added in."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
 
 
 def _restore(dy, x: Tensor, axis: Axes, keepdims: bool):

@@ -43,7 +43,7 @@ def parallel_map(f: Callable, items: Iterable) -> Iterator:
 
 
 def parallel_gradients(loss: Callable[[slice], Tensor], leaves: Sequence[Tensor], count: int,
-                       scale=1.0) -> tuple[float, list]:
+                       scale=1.0) -> tuple[float | np.ndarray, list]:
     """The mean loss of a batch of `count` samples and the gradients of `scale` times it, shard by shard on all cores.
 
     loss(part) is the mean loss of the samples in the slice `part`, a Tensor of shape ().  It sums in the order

@@ -46,13 +46,17 @@ class DeviceStreams(Streams):
         return streams
 
     def at(self, call: int) -> DeviceStreams:
-        """These streams at their call number `call`, counted from 0: the whole of their state."""
+        """Takes these streams, themselves, to their call number `call`, counted from 0: the whole of their state."""
+        if not isinstance(call, (int, np.integer)) or not 0 <= call < 2**32:
+            raise ValueError(f"call must be a whole number of 0..{2**32 - 1}, not {call!r}")
         self._table[:, CALL] = call
         return self
 
     def normal(self, shape: tuple[int, ...], dtype=np.float32, *, version: int | None = None):
         """Standard normal numbers, (len(self), *shape), on the device."""
         import cupy
+        if self._table[:, CALL].max(initial=0) >= 2**32:
+            raise ValueError("these streams have no call left: each has 2^32")
         dtype = np.dtype(dtype)
         z = cupy.empty((len(self), *shape), dtype)
         source = cuda.pick("normal", dtype.name, version)
@@ -70,5 +74,8 @@ class DeviceStreams(Streams):
 
 
 def _table(seeds: Sequence[int], places: Sequence[int]) -> np.ndarray:
-    return np.stack([np.array([int(seed) % 2**64 for seed in seeds], np.uint64), np.array(list(places), np.uint64),
+    for seed in seeds:
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be a whole number of 0..{2**64 - 1} on the GPU, not {seed!r}")
+    return np.stack([np.array([int(seed) for seed in seeds], np.uint64), np.array(list(places), np.uint64),
                      np.zeros(len(seeds), np.uint64)], axis=1)                      # (B, 3)

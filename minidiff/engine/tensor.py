@@ -113,8 +113,18 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
     It frees the graph on its way.  Several threads may call it for graphs that share leaves.
     """
     found = {id(leaf): dx for leaf, dx in _walk(y, dy, keep_graph=False)}
-    # copies, for a pullback may give one array to two leaves, or the caller's dy itself
-    return [found[id(leaf)].copy() if id(leaf) in found else xp_of(leaf.data).zeros_like(leaf.data) for leaf in leaves]
+    taken = set() if dy is None or xp_of(dy) is np else {dy.data.ptr}
+
+    def own(dx):
+        # a copy, for a pullback may give one array to two leaves, or the caller's dy itself
+        if xp_of(dx) is np:
+            return np.array(dx, order="C")                  # of a leaf of shape () it may be a number
+        # on a GPU each copy is a launch: only where it must be
+        if not dx.flags.c_contiguous or dx.data.ptr in taken:
+            dx = dx.copy()
+        taken.add(dx.data.ptr)
+        return dx
+    return [own(found[id(leaf)]) if id(leaf) in found else xp_of(leaf.data).zeros_like(leaf.data) for leaf in leaves]
 
 
 def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]]:

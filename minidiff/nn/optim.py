@@ -72,8 +72,8 @@ class AdamW:
 def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
     """Scales all gradients in place by one factor so that their common 2-norm is at most max_norm.
 
-    scale: of the loss that they are gradients of, by which they are divided first.  Returns the norm before; where it
-    is not finite the gradients are left as they are.
+    scale: of the loss that they are gradients of, by which they are divided first, whatever they are.  Returns the
+    norm of these quotients; where it is not finite they are not clipped.
     """
     if scale != 1:
         for g in grads:

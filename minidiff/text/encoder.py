@@ -56,7 +56,7 @@ class TextEncoder(Module):
             raise ValueError("TextEncoder: mask must show at least one token of each caption")
         xp = xp_of(self.position.data)
         N = ids.shape[1]
-        h = self.embedding(ids) + self.position[:N]                     # (B, N, D)
+        h = self.embedding(ids) + self.position[:N]                                 # (B, N, D)
         mask = xp.asarray(mask)
         for block in self.blocks:
             h = block(h, mask[:, None, None])                                       # mask of keys (B, 1, 1, N)

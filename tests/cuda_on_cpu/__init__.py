@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +37,9 @@ WATCHED = {
                 "-fno-omit-frame-pointer"),
     "thread": ("-O1", "-DSANITIZED", "-fsanitize=thread"),
 }
+
+
+_one_at_a_time = threading.Lock()
 
 
 class LaunchError(RuntimeError):
@@ -117,7 +121,8 @@ class Program:
         pointers = (ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held))
         run = getattr(_library(str(self.path)), f"cuda_on_cpu_run_{kernel}")
         run.restype = ctypes.c_char_p
-        error = run(ctypes.c_void_p(head.ctypes.data), pointers, ctypes.c_void_p(_stacks().ctypes.data))
+        with _one_at_a_time:                                # the threads' stacks are there once
+            error = run(ctypes.c_void_p(head.ctypes.data), pointers, ctypes.c_void_p(_stacks().ctypes.data))
         if error:
             raise LaunchError(f"{self.name}, {kernel}: {error.decode()}")
 

@@ -50,6 +50,12 @@ inline unsigned short float16_bits(float x) {
     return (unsigned short)(sign | (rounded - (112u << 23)) >> 13);
 }
 
+inline unsigned short bfloat16_bits(float x) {
+    const uint32_t bits = ptx_twin::as_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;                     // NaN
+    return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);      // half way: to the even one
+}
+
 inline unsigned to_tf32(float x) {
     const uint32_t bits = ptx_twin::as_bits(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;                 // NaN
@@ -61,12 +67,7 @@ inline unsigned pack_f16(float low, float high) {
 }
 
 inline unsigned pack_bf16(float low, float high) {
-    unsigned half[2];
-    for (int i = 0; i < 2; ++i) {
-        const uint32_t bits = ptx_twin::as_bits(i ? high : low);
-        half[i] = (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    }
-    return half[0] | half[1] << 16;
+    return bfloat16_bits(low) | unsigned(bfloat16_bits(high)) << 16;
 }
 
 // --- the tensor cores ------------------------------------------------------------------------------------------

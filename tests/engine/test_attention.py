@@ -127,3 +127,30 @@ def test_a_mask_of_numbers_is_refused():
     qkv = [Tensor(np.zeros((1, 1, 2, 3)))] * 3
     with pytest.raises(TypeError, match="mask must be boolean, True where a query may look, not float64"):
         scaled_dot_product_attention(*qkv, np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("mask", [[[True, False], [True, True]], True])
+def test_a_mask_that_is_no_array_is_refused(mask):
+    with pytest.raises(TypeError, match="mask must be boolean, True where a query may look, not (list|bool)"):
+        scaled_dot_product_attention(*[Tensor(np.zeros((1, 1, 2, 3)))] * 3, mask)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 1), (2, 1, 1, 2), (2, 5, 4, 2), (1, 1, 1, 4, 2), (0, 1, 4, 2), (2, 4, 2)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    q, k = Tensor(np.zeros((3, 5, 4, 3))), Tensor(np.zeros((3, 5, 2, 3)))
+    with pytest.raises(ValueError, match=r"mask must broadcast to .* here \(3, 5, 4, 2\), and has shape") as error:
+        scaled_dot_product_attention(q, k, k, np.ones(shape, bool))
+    assert str(error.value).endswith(str(shape))
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((1, 1, 2, 1), bool)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_without_keys_there_are_zeros_and_without_columns_a_refusal(mask, causal):
+    q, nothing = Tensor(np.ones((1, 3, 2, 4)), requires_grad=True), Tensor(np.zeros((1, 3, 0, 4)), requires_grad=True)
+    mask = None if mask is None else mask[..., :0]
+    y = scaled_dot_product_attention(q, nothing, nothing, mask, causal=causal)
+    assert y.shape == (1, 3, 2, 4) and not y.data.any()
+    assert not any(dx.any() for dx in gradients(y, [q, nothing], np.ones(y.shape)))
+    with pytest.raises(ValueError, match=r"at least one column, not q \(1, 2, 3, 0\)"):
+        scaled_dot_product_attention(*[Tensor(np.zeros((1, 2, 3, 0)))] * 3)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fake_cupy import install, of_the_double
 from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -195,6 +196,39 @@ def test_a_graph_that_was_freed_in_part_is_refused_whole():
 
 
 # ---- gradients() -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gradients_are_arrays_of_their_own(device, monkeypatch):
+    """Of two leaves that a pullback gives one array, of a leaf given twice, of a broadcast, and where dy is the
+    gradient; of leaves of shape (), where NumPy computes with numbers, they are arrays too."""
+    cupy = install(monkeypatch)
+    xp = np if device == "cpu" else cupy
+    for shape in ((), (2, 3)):
+        x, w, b = (Tensor(xp.ones(shape), requires_grad=True) for _ in range(3))
+        dy = xp.ones(shape)
+        grads = gradients(x + w, [x, w, x], dy)
+        if shape:
+            grads += gradients(ops.sum(b), [b])
+        for i, g in enumerate(grads):
+            assert isinstance(g, xp.ndarray) and g.shape == shape and g.flags.c_contiguous
+            g *= 2 + i                                      # what shares its memory grows with it
+        assert [g.sum().item() for g in grads] == [(2 + i) * x.size for i in range(len(grads))]
+        assert dy.sum().item() == x.size
+
+
+@of_the_double
+def test_gradients_on_a_gpu_are_copied_only_where_they_must_be(monkeypatch):
+    """Each copy is a launch: of two leaves that are given one array one is copied, and of a product's none."""
+    cupy, copies = install(monkeypatch), []
+    own = cupy.ndarray.__getattr__
+    monkeypatch.setattr(cupy.ndarray, "__getattr__", lambda a, name: (
+        copies.append(name) if name == "copy" else None, own(a, name))[1])
+    x, w = (Tensor(cupy.ones((2, 3)), requires_grad=True) for _ in range(2))
+    gradients(x * w, [x, w], cupy.ones((2, 3)))
+    assert copies == []
+    gradients((x + w) * 2, [x, w], cupy.ones((2, 3)))
+    assert copies == ["copy"]
 
 
 def test_gradients_touches_no_grad():

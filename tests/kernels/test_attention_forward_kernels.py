@@ -362,6 +362,27 @@ def test_a_head_too_large_is_refused(cupy):
     fake_cupy.one_sentence(error)
 
 
+@pytest.mark.parametrize("q, k, v, mask, message", [
+    ((2, 3, 5, 4), (2, 3, 7, 8), (2, 3, 7, 4), None, "attention takes q"),
+    ((2, 3, 5, 4), (1, 3, 7, 4), (1, 3, 7, 4), None, "attention takes q"),
+    ((2, 3, 5, 4), (2, 3, 7, 4), (2, 2, 7, 4), None, "attention takes q"),
+    ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 6, 4), None, "attention takes q"),
+    ((2, 3, 5, 0), (2, 3, 7, 0), (2, 3, 7, 4), None, "at least one column"),
+    ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 4), (2, 1, 1, 6), "mask must broadcast to"),
+    ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 4), (1, 2, 3, 5, 7), "mask must broadcast to"),
+])
+def test_shapes_that_would_be_read_beyond_their_end_are_refused(cupy, q, k, v, mask, message):
+    q, k, v = (cupy.zeros(shape, dtype="float32") for shape in (q, k, v))
+    mask = None if mask is None else cupy.ones(mask, dtype=bool)
+    y, lse = cupy.zeros((2, 3, 5, 4), dtype="float32"), cupy.zeros((2, 3, 5), dtype="float32")
+    for call in (lambda: attention_cuda.forward(q, k, v, mask, False, 1.0),
+                 lambda: attention_cuda.backward(q, k, v, mask, False, 1.0, y, lse, y),
+                 lambda: scaled_dot_product_attention(*map(Tensor, (q, k, v)), mask)):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        fake_cupy.one_sentence(error)
+
+
 def test_a_card_with_little_shared_memory_gets_an_older_version(cupy, monkeypatch):
     """Its choice only; asked for a version by number, it says what is missing."""
     used = []

@@ -13,6 +13,7 @@ import cuda_on_cpu
 import fake_cupy
 import numpy as np
 import pytest
+from small_cases import SMALL, host_inputs, name_of
 
 TOP = Path(__file__).parents[2]
 sys.path.insert(0, str(TOP / "benchmarks"))
@@ -26,25 +27,8 @@ from minidiff.engine import conv, cuda, norm, ops  # noqa: E402
 from minidiff.engine.attention import scaled_dot_product_attention  # noqa: E402
 from minidiff.engine.tensor import Tensor, gradients  # noqa: E402
 
-SMALL = [cases.Conv("", op, 2, 6, 5, 3, k, stride) for op in ("forward", "fused", "dx", "dw")
-         for k, stride in ((3, 1), (1, 1), (3, 2))]
-SMALL += [cases.Attention("", op, 3, 2, 5, 4, 8) for op in ("forward", "backward")]
-SMALL += [cases.GroupNorm("", op, 3, 9, 8, 2) for op in ("forward", "backward")]
-SMALL += [cases.LayerNorm("", op, 5, 7) for op in ("forward", "backward")]
 FAMILIES = tuple(dict.fromkeys(case.family for case in SMALL))
 needs_compiler = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT), reason=str(cuda_on_cpu.WHY_NOT))
-
-
-def name_of(case) -> str:
-    return f"{case.family} {case.op} {case.shape}"
-
-
-def host_inputs(case, monkeypatch, dtype=np.float64) -> tuple:
-    """A case's inputs as NumPy's arrays."""
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr(cases, "random_arrays",
-                        lambda mode, *shapes: tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes))
-    return case.inputs("float32")
 
 
 def by_the_engine(case, inputs) -> tuple:
@@ -73,18 +57,6 @@ def by_the_engine(case, inputs) -> tuple:
 def test_what_is_expected_is_what_the_engine_computes(case, monkeypatch):
     inputs = host_inputs(case, monkeypatch)
     assert kernels.relative_error(by_the_engine(case, inputs), case.expected(*inputs)) < 1e-12
-
-
-@pytest.mark.parametrize("case", SMALL, ids=name_of)
-def test_rivals_compute_the_same(case, monkeypatch):
-    torch = pytest.importorskip("torch", reason="the rivals are PyTorch's: pip install torch")
-    inputs = host_inputs(case, monkeypatch)
-    for who in case.rivals if case.family != "attention" else ("math",):    # the others' need a GPU
-        found = case.in_our_layout(case.theirs(who, *inputs)())
-        assert all(isinstance(a, torch.Tensor) for a in found)
-        found = tuple(a.detach().numpy() for a in found)
-        found = tuple(map(case.seen, found)) if hasattr(case, "seen") else found
-        assert kernels.relative_error(found, case.expected(*inputs)) < 1e-12
 
 
 @needs_compiler
@@ -317,37 +289,6 @@ def test_a_card_that_was_lost_ends_it(measured):
 
 
 # --- the training step ------------------------------------------------------------------------------------
-
-@pytest.mark.slow
-def test_the_contestants_learn_the_same():
-    """On the CPU: the same losses of one batch, and batches of their own from the same images and captions."""
-    pytest.importorskip("torch", reason="the rival is PyTorch: pip install torch")
-    import train_step
-    import train_step_cuda as step
-
-    from minidiff.data import mnist
-    from minidiff.systems.text_to_image import TextToImage
-    from minidiff.train import CaptionedDigits
-    state, fixed = train_step.same_start(4)
-    digits = mnist.load(download=False, quiet=True)
-    data = CaptionedDigits.of(mnist.Images(digits.images[:200], digits.labels[:200], ""))
-    shared = state, data, TextToImage.load().tokenizer, 4
-    us = step.Minidiff(*shared, "float32", "cpu")
-    us.repeat(fixed)
-    losses = [us.step() for _ in range(3)]
-    us.repeat(None)
-    for mode, last, many in (("float32", False, 3), ("float32", True, 3), ("float16", True, 1)):
-        them = step.PyTorch(*shared, mode, "cpu", channels_last=last)
-        them.repeat(fixed)
-        np.testing.assert_allclose([float(them.step()) for _ in range(many)], losses[:many], rtol=step.AGREEMENT[mode])
-        them.repeat(None)
-        us.trainer.n = them.feeder.n + 1                    # the batch that comes next there
-        ours, theirs = us.trainer.batch(), them._draw()
-        for a, b in zip(ours[:4], theirs[:4], strict=True):
-            assert np.array_equal(a, b.numpy())
-        assert ours[4].shape == tuple(theirs[4].shape)      # the noise is each one's own
-        assert np.isfinite(float(them.step()))
-
 
 def test_turns_are_timed_without_their_first_step(monkeypatch):
     import train_step_cuda as step

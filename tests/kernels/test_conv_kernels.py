@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minidiff.engine import conv, conv_cuda, cuda
-from minidiff.engine.tensor import Tensor
+from minidiff.engine.tensor import Tensor, gradients
 
 pytestmark = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT) and not fake_cupy.REAL, reason=str(cuda_on_cpu.WHY_NOT))
 
@@ -212,6 +212,21 @@ def test_conv2d_has_its_bias_from_the_kernel(cupy, monkeypatch):
     assert launched == ["conv_forward"]
 
 
+@pytest.mark.parametrize("op", [conv.conv2d, conv.conv_transpose2d])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+def test_a_batch_of_no_images_gives_none_and_zeros_for_the_weights(cupy, op, kernel):
+    """As on the CPU."""
+    results = []
+    for place in np.asarray, cupy.asarray:
+        x, w, bias = (Tensor(place(np.ones(shape, np.float32)), requires_grad=True)
+                      for shape in ((0, 4, 4, 2), (*kernel, 2, 2), (2,)))
+        y = op(x, w, bias, stride=2)
+        results.append([y.data, *gradients(y, [x, w, bias], place(np.ones(y.shape, np.float32)))])
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        fake_cupy.assert_same(on_gpu, on_cpu)
+    assert not any(np.any(a) for a in results[0])
+
+
 # --- layouts, order, shares of k ----------------------------------------------------------------------------------
 
 def off_by_one(cupy, a):
@@ -304,7 +319,7 @@ def test_shapes_that_do_not_fit(cupy):
     assert "(B, H, W, C)" in refused(ValueError, correlate, x[0], w, 1, 1)
     assert "(1, 4, 4, 2)" in refused(ValueError, correlate, x, zeros(3, 3, 3, 5), 1, 1)
     assert "bias" in refused(ValueError, correlate, x, w, 1, 1, zeros(4))
-    assert "empty" in refused(ValueError, correlate, x[:0], w, 1, 1)
+    assert "empty" in refused(ValueError, correlate, x[:, :0], w, 1, 1)
     assert "empty" in refused(ValueError, correlate, x, w[..., :0], 1, 1)
     assert "larger" in refused(ValueError, correlate, x, zeros(5, 3, 2, 5), 1, 0)
     assert "stride" in refused(ValueError, correlate, x, w, 0, 1)

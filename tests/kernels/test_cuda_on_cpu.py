@@ -1,6 +1,7 @@
 """The CPU that runs CUDA: it computes what CUDA says, and shows what a kernel does wrong, with the line where."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cuda_on_cpu
@@ -69,6 +70,21 @@ LINES = {text.strip(): number for number, text in enumerate(SOURCE.splitlines(),
 
 def program(*, barrier: str = "__syncthreads();", sanitize: str | None = None) -> Program:
     return Program(SOURCE, {"BARRIER": barrier}, name="lesson.cu", sanitize=sanitize)
+
+
+def test_two_threads_may_launch():
+    """One waits for the other: both kernels' threads would run on the same stacks."""
+    reverse, x = program()["reverse"], np.arange(64 * 50, dtype=np.float32)
+    expected = 2 * x.reshape(50, 64)[:, ::-1].ravel()
+
+    def launches(_):
+        y = np.zeros_like(x)
+        for _ in range(20):
+            reverse(50, 64, [x, y, np.int32(0)], shared=256)
+        return y
+    with ThreadPoolExecutor(2) as pool:
+        for y in pool.map(launches, range(2)):
+            np.testing.assert_array_equal(y, expected)
 
 
 @given(st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(1, 5)] * 3))

@@ -281,10 +281,13 @@ def test_plans_cover_every_pixel_within_the_card(version, B, N, groups, size, it
 
 @fake_cupy.of_the_double
 @pytest.mark.parametrize("shape, groups, itemsize, version", [
-    ((128, 196, 64), 8, 4, 3), ((8, 1024, 640), 32, 4, 3), ((2, 4096, 320), 32, 4, 4), ((2, 4096, 320), 32, 2, 4),
+    ((128, 196, 64), 8, 4, 3), ((16, 1024, 640), 32, 4, 3), ((2, 4096, 320), 32, 4, 4), ((2, 4096, 320), 32, 2, 4),
+    ((128, 196, 64), 8, 2, 3),
+    ((2, 1024, 640), 32, 2, 4),                             # 16 slabs, which would all fit
+    ((2, 16, 640), 32, 2, 3),                               # as many, each of one part
 ])
 def test_which_version_a_shape_gets(shape, groups, itemsize, version):
-    """Version 3 where an H100's shared memory holds a slab, else 4."""
+    """Version 3 where an H100's shared memory holds a slab and it has work for all of the card, else 4."""
     B, N, C = shape
     source, _ = norm_cuda._choose("float32", None, B, N, C, groups, itemsize, 1)
     assert source.number == version
@@ -370,8 +373,9 @@ def test_layer_norm_of_nothing(shape):
 # --- the ops on the GPU ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("silu", [False, True])
-def test_the_op_takes_the_kernels(silu):
+def test_the_op_takes_the_kernels(silu, monkeypatch):
     import cupy
+    launched = fake_cupy.watch_launches(monkeypatch)
     x, gamma, beta, dy = (a.astype(np.float32) for a in (normal(2, 5, 5, 12), normal(2, 12, seed=1),
                                                          normal(2, 12, seed=2), normal(2, 5, 5, 12, seed=3)))
     results = []
@@ -381,10 +385,12 @@ def test_the_op_takes_the_kernels(silu):
         found = [y.data, *gradients(y, leaves, place(dy))]
         results.append([a if place is not cupy.asarray else a.get() for a in found])
     close(results[1], results[0], 1e-5)
+    assert fake_cupy.REAL or launched == ["group_norm_forward", "group_norm_backward"]
 
 
-def test_the_layer_norm_op_takes_the_kernels():
+def test_the_layer_norm_op_takes_the_kernels(monkeypatch):
     import cupy
+    launched = fake_cupy.watch_launches(monkeypatch)
     x, gamma, beta, dy = (a.astype(np.float32) for a in (normal(2, 5, 12), normal(12, seed=1), normal(12, seed=2),
                                                          normal(2, 5, 12, seed=3)))
     results = []
@@ -394,6 +400,8 @@ def test_the_layer_norm_op_takes_the_kernels():
         found = [y.data, *gradients(y, leaves, place(dy))]
         results.append([a if place is not cupy.asarray else a.get() for a in found])
     close(results[1], results[0], 1e-5)
+    assert fake_cupy.REAL or launched == ["layer_norm_forward", "layer_norm_backward", "layer_norm_backward_sums",
+                                          "sum_partials"]
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
@@ -407,6 +415,8 @@ def float32(*shape):
     (lambda: norm_cuda.group_norm(float32(2, 4), 3, float32(4), float32(4), 1e-5), ValueError,
      r"C a multiple of 3 groups, not \(2, 4\)"),
     (lambda: norm_cuda.group_norm(float32(2, 4), 0, float32(4), float32(4), 1e-5), ValueError, "multiple of 0 groups"),
+    (lambda: norm.group_norm(Tensor(float32(2, 4)), 1.0, Tensor(float32(4)), Tensor(float32(4))), TypeError,
+     "groups must be a whole number, not 1.0"),
     (lambda: norm_cuda.group_norm(float32(4), 2, float32(4), float32(4), 1e-5), ValueError, r"\(B, ..., C\)"),
     (lambda: norm_cuda.group_norm(float32(2, 4), 2, float32(3), float32(4), 1e-5), ValueError, "gamma and beta must"),
     (lambda: norm_cuda.group_norm(float32(2, 4), 2, float32(4).astype("float64"), float32(4), 1e-5), TypeError,

@@ -127,6 +127,21 @@ def test_a_call_number_is_the_whole_state(cupy):
     assert np.array_equal(DeviceStreams(5, 4).at(2).normal((3,)).get(), drawn[2])
 
 
+def test_seeds_and_calls_that_would_be_taken_for_others_are_refused(cupy):
+    for seed in (-1, 2**64, 0.5, "3"):
+        for make in (lambda seed: DeviceStreams(seed, 2), lambda seed: DeviceStreams.from_seeds([0, seed])):
+            with pytest.raises(ValueError, match="^seed must be a whole number of") as error:
+                make(seed)
+            assert "\n" not in str(error.value)
+    streams = DeviceStreams(2**64 - 1, 1).at(2**32 - 1)
+    assert streams.normal((2,)).shape == (1, 2)
+    for call in (-1, 2**32, 0.5):
+        with pytest.raises(ValueError, match="call must be a whole number of 0..4294967295"):
+            streams.at(call)
+    with pytest.raises(ValueError, match="no call left"):
+        streams.normal((2,))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_numbers_are_standard_normal(cupy, dtype):
     """100 streams of 1000 numbers.  Mean and variance at 5.5 standard errors, false alarm 8e-8 each; the distribution

@@ -114,6 +114,13 @@ def test_linear_regression_reaches_the_least_squares_solution():
 # ---- clipping --------------------------------------------------------------------------------------------
 
 
+def test_gradients_of_numbers_are_clipped_too():
+    """Leaves of shape (), as CLIP's temperature is: divided by the scale, and cut."""
+    x, w = (Tensor(np.array(number), requires_grad=True) for number in (3.0, 4.0))
+    grads = gradients(x * w, [x, w], 8.0)                   # 32 and 24: 8 times 4 and 3
+    assert clip_by_norm(grads, 1.0, 8.0) == 5 and [float(g) for g in grads] == pytest.approx([0.8, 0.6])
+
+
 @few
 @given(st.floats(0.01, 100))
 def test_clip_by_norm(max_norm):

@@ -87,6 +87,10 @@ ADDS = {
     "layer norm": (norm.layer_norm, [(3, N), (N,), (N,)], {}),
     "attention": (attention.scaled_dot_product_attention, [(1, 1, 2, 4), (1, 1, N, 4), (1, 1, N, 4)], {}),
     "softmax": (ops.softmax, [(2, N)], {}),
+    "embedding": (lambda table: ops.embedding(table, np.zeros(N, int)), [(2, 3)], {}),
+    "an index that repeats": (lambda x: ops.getitem(x, np.zeros(N, int)), [(2, 3)], {}),
+    "up-sampling": (lambda x: conv.upsample_nearest(x, 100), [(1, 1, 1, 2)], {}),
+    "average of a square": (lambda x: conv.average_pool(x, 100), [(1, 100, 100, 2)], {}),
 }
 
 
@@ -118,6 +122,19 @@ def test_attention_over_scores_that_float16_does_not_know(precision):
     q = Tensor(np.full((1, 1, 2, 16), 80, dtype))
     y = attention.scaled_dot_product_attention(q, q, Tensor(np.ones((1, 1, 2, 3), dtype)))
     assert (y.data.astype(float) == 1).all()
+
+
+@pytest.mark.parametrize("size", [300, 1e-4])
+@half
+def test_a_quotients_gradient_where_the_square_is_no_float16(precision, size):
+    """d(x/y)/dy = -x/y^2: 300^2 is inf there, and 1e-8 is 0."""
+    x, y = (Tensor(np.full(3, size, the(precision))) for _ in range(2))
+    x.requires_grad = y.requires_grad = True
+    dx, dy = gradients(ops.div(x, y), [x, y], np.ones(3, x.dtype))
+    assert dx.dtype == dy.dtype == x.dtype
+    exact = 1 / float(y.data[0])
+    for found, expected in ((dx, exact), (dy, -exact)):
+        np.testing.assert_allclose(found.astype(float), expected, rtol=2 * EPS[precision])
 
 
 def test_two_dtypes_are_refused_by_ops_of_half_precision():
@@ -258,6 +275,27 @@ def test_n_plus_m_steps_in_float16(tmp_path_factory, n, m, start):
     assert (second.scaling.skipped > 0) == (start == 2.0**20)
 
 
+def test_the_optimiser_does_not_see_the_scale():
+    """Where nothing is clipped, the first moments after a step of S = 2^15 are those of S = 1, to half's rounding."""
+    moments = []
+    for scale in (1.0, 2.0**15):
+        t = half_trainer(clip=1e9)
+        t.scaling.scale = scale
+        t.step()
+        moments.append(np.concatenate([m.ravel() for m in t.optimiser.m.values()]))
+    assert np.linalg.norm(moments[1] - moments[0]) < 30 * EPS["float16"] * np.linalg.norm(moments[0])
+
+
+def test_the_learning_rate_is_that_of_the_runs_step_also_after_steps_left_out(monkeypatch):
+    t, rates = half_trainer(), []
+    monkeypatch.setattr(t.optimiser, "step", lambda grads, lr: rates.append((t.n, lr)))
+    t.scaling.scale = 2.0**21
+    for _ in range(6):
+        t.step()
+    assert 0 < t.scaling.skipped < 6 and len(rates) == 6 - t.scaling.skipped
+    assert rates == [(n, t.lr(n)) for n, _ in rates] and rates[-1][0] == 5
+
+
 def test_a_step_that_overflows_is_left_out():
     t = half_trainer()
     t.scaling.scale = 2.0**40
@@ -301,7 +339,8 @@ def test_a_run_in_another_precision_is_not_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize("name, wrong", [
     ("scaling.skipped", np.array(-1)), ("scaling.skipped", np.array([1, 2])), ("scaling.scale", np.zeros(2)),
-    ("scaling.good", np.array(0.5)), ("scaling.scale", np.array(0.0)), ("scaling.good", None)])
+    ("scaling.good", np.array(0.5)), ("scaling.scale", np.array(0.0)), ("scaling.good", None),
+    ("scaling.scale", np.array(2.0**61)), ("scaling.good", np.array(-1))])
 def test_a_state_whose_scale_is_none_is_refused(tmp_path, name, wrong):
     t = half_trainer()
     t.step()
