@@ -54,7 +54,8 @@ def test_thickness_of_a_rectangle(breadth, length, turned):
     images = draw_bars(breadth, length, 0)
     roof = breadth * (1 - breadth / (3 * length))
     measured = measure(images.swapaxes(1, 2) if turned else images)
-    assert measured.thickness.mean() == pytest.approx(roof, abs=0.15)
+    # the grain of the pixels costs up to 0.165, at a breadth of 1.5625 (a scan of both sizes in steps of 1/64)
+    assert measured.thickness.mean() == pytest.approx(roof, abs=0.18)
 
 
 @settings(deadline=None, max_examples=25)
