@@ -1,8 +1,6 @@
 """What all tests share: hypothesis without a clock, no data, cache or network of the machine's own, and laws that fail
 with their formula, their numbers and their seed."""
 
-import threading
-
 import fake_cupy
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,7 +21,7 @@ def pytest_collection_modifyitems(items):
     """Tests of the kernels come last: another core compiles their programs meanwhile."""
     items.sort(key=lambda item: "kernels" in item.path.parts or "second_device" in item.path.name)
     if len(items) > 1000:
-        threading.Thread(target=fake_cupy.compile_ahead, daemon=True).start()
+        fake_cupy.compile_ahead()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,6 +20,7 @@ import ast
 import operator
 import os
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -287,15 +288,18 @@ class RawModule:
 
 
 def compile_ahead() -> None:
-    """Compiles what most of the kernels' tests will ask for."""
+    """Compiles, in a thread of its own, what most of the kernels' tests will ask for.
+
+    The sources are read here and now: a test may put other kernels in their place.
+    """
     from minidiff.engine import cuda
     if cuda_on_cpu.WHY_NOT or REAL:
         return
-    for source in (source for family in cuda.families() for source in cuda.versions(family).values()):
-        for dtype in source.takes:
-            for defines in ([{"HEAD_DIM": 16}, {"HEAD_DIM": 32}] if source.family.startswith("attention") else [{}]):
-                element = cuda.C_TYPES.get(dtype, "float")
-                cuda_on_cpu.Program(source.text, {"ELEMENT": element} | defines, name=source.path.name).path  # noqa: B018
+    programs = [cuda_on_cpu.Program(source.text, {"ELEMENT": cuda.C_TYPES.get(dtype, "float")} | defines,
+                                    name=source.path.name)
+                for family in cuda.families() for source in cuda.versions(family).values() for dtype in source.takes
+                for defines in ([{"HEAD_DIM": 16}, {"HEAD_DIM": 32}] if family.startswith("attention") else [{}])]
+    threading.Thread(target=lambda: [program.path for program in programs], daemon=True).start()
 
 
 def launch(program: cuda_on_cpu.Program, kernel: str, grid, block, args: list, shared: int) -> None:
@@ -352,6 +356,8 @@ def fake_cupy(gpus: int) -> ModuleType:
 
 
 REAL = os.environ.get("MINIDIFF_TEST_DEVICE") == "cuda"     # the same tests, on CuPy and the GPU of this machine
+needs_compiler = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT))
+needs_device = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None and not REAL, reason=str(cuda_on_cpu.WHY_NOT))
 of_the_double = pytest.mark.skipif(REAL, reason="a test of the double of CuPy, and MINIDIFF_TEST_DEVICE=cuda")
 
 

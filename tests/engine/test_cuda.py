@@ -3,7 +3,6 @@
 import shutil
 from types import SimpleNamespace
 
-import cuda_on_cpu
 import fake_cupy
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from minidiff.engine import cuda
 from minidiff.errors import UserError
 
 pytestmark = fake_cupy.of_the_double
-compiles = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT))
+compiles = fake_cupy.needs_compiler
 
 PLAIN = """\
 // The plainest sum.

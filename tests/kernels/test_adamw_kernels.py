@@ -3,9 +3,10 @@
 import math
 
 import cuda_on_cpu
+import fake_cupy
 import numpy as np
 import pytest
-from fake_cupy import REAL, install
+from fake_cupy import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +16,8 @@ from minidiff.engine.tensor import Tensor
 from minidiff.nn.optim import EMA, AdamW, UpdateOnDevice, clip_by_norm
 from minidiff.nn.precision import LossScale
 
-needs_compiler = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT), reason=str(cuda_on_cpu.WHY_NOT))
-pytestmark = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT) and not REAL, reason=str(cuda_on_cpu.WHY_NOT))
+needs_compiler = fake_cupy.needs_compiler
+pytestmark = fake_cupy.needs_device
 SHAPES = ((1,), (), (3, 2), (255,), (257,), (64, 65), (1,), (4096 + 1,))           # a chunk is 4096 numbers
 VERSIONS = sorted(cuda.versions("adamw"))
 

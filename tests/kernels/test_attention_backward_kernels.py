@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from minidiff.engine import attention_cuda, cuda
 from minidiff.engine.tensor import record
 
-pytestmark = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT), reason=str(cuda_on_cpu.WHY_NOT))
+pytestmark = fake_cupy.needs_compiler
 
 # What the type of element rounds by, half a unit in the last place; sums are kept in float32, or float64.
 UNIT = {"float32": 2**-24, "float64": 2**-53, "float16": 2**-11, "bfloat16": 2**-8}

@@ -19,7 +19,7 @@ from minidiff.engine import attention_cuda, cuda
 from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
 from minidiff.engine.tensor import Tensor
 
-pytestmark = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT) and not fake_cupy.REAL, reason=str(cuda_on_cpu.WHY_NOT))
+pytestmark = fake_cupy.needs_device
 
 # What the type of element rounds by, half a unit in the last place; sums are kept in float32, or float64.
 UNIT = {"float32": 2**-24, "float64": 2**-53, "float16": 2**-11, "bfloat16": 2**-8}

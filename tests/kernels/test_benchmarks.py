@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_on_cpu
 import fake_cupy
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ from minidiff.engine.attention import scaled_dot_product_attention  # noqa: E402
 from minidiff.engine.tensor import Tensor, gradients  # noqa: E402
 
 FAMILIES = tuple(dict.fromkeys(case.family for case in SMALL))
-needs_compiler = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT), reason=str(cuda_on_cpu.WHY_NOT))
+needs_compiler = fake_cupy.needs_compiler
 
 
 def by_the_engine(case, inputs) -> tuple:

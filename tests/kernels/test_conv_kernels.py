@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minidiff.engine import conv, conv_cuda, cuda
 from minidiff.engine.tensor import Tensor, gradients
 
-pytestmark = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT) and not fake_cupy.REAL, reason=str(cuda_on_cpu.WHY_NOT))
+pytestmark = fake_cupy.needs_device
 
 # What the type of element rounds by, half a unit in the last place; sums are kept in float32, or float64.
 UNIT = {"float32": 2**-24, "float64": 2**-53, "float16": 2**-11, "bfloat16": 2**-8}

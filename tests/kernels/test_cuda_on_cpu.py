@@ -4,14 +4,14 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cuda_on_cpu
+import fake_cupy
 import numpy as np
 import pytest
 from cuda_on_cpu import LaunchError, Program
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT))
+pytestmark = fake_cupy.needs_compiler
 
 SOURCE = """\
 extern "C" __global__ void where(int* x) {

@@ -2,7 +2,6 @@
 
 import math
 
-import cuda_on_cpu
 import fake_cupy
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from scipy.special import expit
 from minidiff.engine import cuda, norm, norm_cuda, ops
 from minidiff.engine.tensor import Tensor, gradients, record
 
-pytestmark = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT), reason=cuda_on_cpu.WHY_NOT or "")
+pytestmark = fake_cupy.needs_compiler
 
 VERSIONS = sorted(cuda.versions("group_norm"))
 ROUNDING = {"float64": 1e-12, "float32": 4e-6, "float16": 2e-3, "bfloat16": 1.6e-2}       # a few of a result's own

@@ -4,11 +4,12 @@ The fragment layouts are written down here a second time, lane by lane, from the
 use them are held against NumPy's matrix product.
 """
 
+import fake_cupy
 import numpy as np
 import pytest
-from cuda_on_cpu import WHY_NOT, LaunchError, Program
+from cuda_on_cpu import LaunchError, Program
 
-pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+pytestmark = fake_cupy.needs_compiler
 
 LANES = np.arange(32)
 GROUP, IN_GROUP = LANES // 4, LANES % 4                     # the manual's groupID and threadID_in_group

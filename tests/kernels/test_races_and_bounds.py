@@ -4,7 +4,6 @@ In the default run threads go forward and in reverse, and must give the same bit
 addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.
 """
 
-import cuda_on_cpu
 import fake_cupy
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from kernel_examples import EXAMPLES, every_version
 
 from minidiff.engine import cuda
 
-pytestmark = [pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT)),
+pytestmark = [fake_cupy.needs_compiler,
               fake_cupy.of_the_double]
 slow = pytest.mark.slow
 every = pytest.mark.parametrize("family, version, dtype", [*every_version()])

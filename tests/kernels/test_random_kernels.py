@@ -3,9 +3,10 @@
 import math
 
 import cuda_on_cpu
+import fake_cupy
 import numpy as np
 import pytest
-from fake_cupy import REAL, install
+from fake_cupy import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
@@ -13,8 +14,8 @@ from scipy import special
 from minidiff.engine import cuda
 from minidiff.engine.random_cuda import DeviceStreams
 
-needs_compiler = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT), reason=str(cuda_on_cpu.WHY_NOT))
-pytestmark = pytest.mark.skipif(bool(cuda_on_cpu.WHY_NOT) and not REAL, reason=str(cuda_on_cpu.WHY_NOT))
+needs_compiler = fake_cupy.needs_compiler
+pytestmark = fake_cupy.needs_device
 few = settings(deadline=None, max_examples=15)
 
 

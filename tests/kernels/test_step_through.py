@@ -5,13 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_on_cpu
-import pytest
+import fake_cupy
 
 from minidiff.engine import cuda
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT))
+pytestmark = fake_cupy.needs_compiler
 
 
 def step_through(*arguments):
