@@ -75,19 +75,20 @@ def train(args: argparse.Namespace) -> int:
     from minidiff import train as training
     from minidiff.data import mnist
     from minidiff.files import write_json
+    from minidiff.fit import Interrupted, open_run
     from minidiff.train import TrainConfig
 
     if args.images == 1:
         raise UserError("--images must be 0, for no evaluation, or at least 2, not 1")
     started = time.monotonic()
     config = TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, precision=args.precision)
-    training.open_run(args.out, args.resume)                # what cannot be written is said before the work
+    open_run(args.out, args.resume)                         # what cannot be written is said before the work
     data = mnist.load(args.data)
     print(f"training on {data.source} ({len(data)} images); the run is in {args.out}, "
           f"its pictures in {args.out / 'samples.png'}")
     try:
         trainer = training.run(args.out, data, config, resume=args.resume, device=args.device)
-    except training.Interrupted as stop:
+    except Interrupted as stop:
         print(f"minidiff: {stop}; go on with: {_resume_command(args)}", file=sys.stderr)
         return 1
     model = trainer.averaged()

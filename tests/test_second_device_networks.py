@@ -308,7 +308,7 @@ def test_no_step_waits_for_the_device(cupy, monkeypatch, precision):
 
 
 def test_losses_are_fetched_now_and_then(cupy, monkeypatch):
-    monkeypatch.setattr("minidiff.train.FETCH_EVERY", 2)
+    monkeypatch.setattr("minidiff.fit.FETCH_EVERY", 2)
     t, known = small("cuda"), []
     for _ in range(3):
         t.step()
@@ -371,7 +371,7 @@ def test_n_plus_m_steps_on_the_device(cupy, tmp_path, precision, scale):
 
 def test_a_run_on_the_device_that_ends_in_nan_says_where_to_go_on(cupy, tmp_path, monkeypatch):
     """In its last step, which no later fetch follows: a sentence for the user, with the state before it."""
-    monkeypatch.setattr("minidiff.train.SAVE_EVERY", 0.0)   # a state after every step
+    monkeypatch.setattr("minidiff.fit.SAVE_EVERY", 0.0)   # a state after every step
     own = Trainer.batch
 
     def batch(self):

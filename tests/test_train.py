@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from minidiff import checkpoint, train
+from minidiff import checkpoint, fit, train
 from minidiff.data import attributes, captions
 from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW, WarmupCosine
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_changes_nothing():
 
 
 def test_a_run_that_diverges_says_where_and_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
     step = train.Trainer.step
 
     def diverge(self):
@@ -188,7 +188,7 @@ def test_a_run_writes_what_it_promises_and_can_be_resumed(tmp_path, monkeypatch)
     names = {p.name for p in (tmp_path / "a").iterdir()}
     assert names == {"step-000006.safetensors", "model.safetensors", "samples.png", "loss.png"}
 
-    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)           # a state after every step
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)           # a state after every step
     step, config = train.Trainer.step, train.TrainConfig(steps=6, batch=4)
 
     def killed(self):
@@ -317,7 +317,7 @@ def test_a_training_state_can_be_sampled_from(tmp_path):
 
 def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch):
     """While the disk is full, saving warns; once there is room again, all is saved."""
-    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
     save, calls = checkpoint.Keeper.save, []
 
     def full_at_first(self, step, *state):

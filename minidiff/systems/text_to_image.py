@@ -11,8 +11,6 @@ through its norms, and word by word, through cross-attention (as GLIDE, Imagen a
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +29,8 @@ from minidiff.engine.backend import Streams, device_of, streams_on, to_device, t
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
-from minidiff.nn.module import Module
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
+from minidiff.systems.system import WEIGHTS, System, as_read, check_captions
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
 
@@ -58,14 +56,16 @@ class TextToImageConfig:
             raise ValueError(f"unet.text ({self.unet.text}) must be text.width ({self.text.width})")
 
 
-class TextToImage(Module):
+class TextToImage(System):
     """A caption encoder and a UNet, with the tokenizer and the schedule that they were trained with."""
+
+    name, Config = "text-to-image", TextToImageConfig
 
     def __init__(self, config: TextToImageConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         if tokenizer.vocab_size > config.text.vocab:
             raise ValueError(f"config: text.vocab ({config.text.vocab}) must be at least the tokenizer's "
                              f"{tokenizer.vocab_size}")
-        self.config, self.tokenizer, self.notes = config, tokenizer, {}
+        super().__init__(config, tokenizer, rng)
         self.schedule = SCHEDULES[config.schedule](config.T)
         self.text = TextEncoder(config.text, rng)
         self.unet = UNet(config.unet, rng)
@@ -81,9 +81,8 @@ class TextToImage(Module):
         return self.text.position.dtype
 
     def tokens(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Captions as ids and mask, (B, N): in lower case, and every word with a space before it, the first one too,
-        so that "Seven" and "a seven" name the digit by the same token.  Nothing but white space is the null caption."""
-        return self.tokenizer.batch([_as_read(c) for c in captions], self.config.text.length)
+        """Captions as ids and mask, (B, N).  Nothing but white space is the null caption."""
+        return self.tokenizer.batch([as_read(c) for c in captions], self.config.text.length)
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -147,8 +146,7 @@ class TextToImage(Module):
         streams: of the noise; without them a device makes its own, and the same seed's are others on another device.
         captions: '' is the null caption.  sampler: a name in samplers.SAMPLERS.
         """
-        if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
-            raise TypeError(f"captions must be a list of str, one for each picture, not {str(captions)[:40]!r}")
+        check_captions(captions)
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
         streams = streams or streams_on(self.device, seed, len(captions))
@@ -170,90 +168,18 @@ class TextToImage(Module):
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path, *, dtype=np.float32, notes: dict | None = None) -> None:
-        """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size."""
-        if np.dtype(dtype).kind != "f":
-            raise TypeError(f"dtype must be a floating dtype, such as float16, not {np.dtype(dtype)}")
-        weights = {name: w.astype(dtype) for name, w in self.state_dict().items()}
-        checkpoint.save(path, weights, self.describe() | {"notes": notes or {}})
-
-    def describe(self) -> dict:
-        """The model without its weights, as plain JSON values."""
-        return {"system": SYSTEM, "config": dataclasses.asdict(self.config), "tokenizer": self.tokenizer.state()}
+    @classmethod
+    def weights_in(cls, saved: checkpoint.Checkpoint) -> dict:
+        """The weights in a file; of a training state (step-*.safetensors) the averaged ones."""
+        if "train" not in saved.meta:
+            return saved.tensors
+        weights = {name.removeprefix("ema."): w for name, w in saved.tensors.items() if name.startswith("ema.")}
+        weights.pop("n", None)                              # how many steps went into the average
+        return weights
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> TextToImage:
-        """The model in a file, or without a path the weights that come with minidiff.
-
-        Of a training state (step-*.safetensors) it takes the averaged weights.  UserError names the file and what is
-        wrong with it.
-        """
-        saved = checkpoint.load(SHIPPED if path is None else path)
-        model, weights = cls.from_checkpoint(saved), saved.tensors
-        if "train" in saved.meta:
-            weights = {name.removeprefix("ema."): w for name, w in weights.items() if name.startswith("ema.")}
-            weights.pop("n", None)                          # how many steps went into the average
-        checkpoint.check_shapes({name: p.shape for name, p in model.parameters().items()}, weights, saved.path)
-        model.load_state_dict(weights)
-        notes = saved.meta.get("notes")
-        model.notes = notes if isinstance(notes, dict) else {}
-        return model
-
-    @classmethod
-    def from_checkpoint(cls, saved: checkpoint.Checkpoint) -> TextToImage:
-        """The model that a file describes, its weights still to be set; UserError, naming the file, if it is none."""
-        system, path = saved.meta.get("system"), saved.path
-        if system != SYSTEM:
-            raise UserError(f"{path} holds {str(system)[:40]!r}, and {SYSTEM!r} was asked for.")
-        try:
-            config = _config_from(TextToImageConfig, saved.meta.get("config"))
-            room = sum(w.size for w in saved.tensors.values())
-            return cls(config, Tokenizer.from_state(saved.meta.get("tokenizer")), _Blank(room))
-        except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-            raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
+    def shipped(cls) -> Path:
+        return SHIPPED
 
 
-def _as_read(caption: str) -> str:
-    words = caption.strip().lower()
-    return f" {words}" if words else ""
-
-
-SYSTEM = "text-to-image"
-SHIPPED = Path(__file__).parents[1] / "weights" / "mnist.safetensors"
-LARGEST = 4096                                              # no whole number in a configuration is larger
-
-
-class _Blank:
-    """Stands for the generator where a file will set the weights: zeros, and no more of them than the file holds."""
-
-    def __init__(self, room: int):
-        self.room = room
-
-    def standard_normal(self, shape: tuple[int, ...], dtype) -> np.ndarray:
-        self.room -= math.prod(shape)
-        if self.room < 0:
-            raise ValueError("it asks for more weights than the file holds")
-        return np.zeros(shape, dtype)
-
-
-def _config_from(kind: type, values):
-    """A configuration dataclass from a stranger's JSON: every field there, of its type, within reason."""
-    if not isinstance(values, dict):
-        raise TypeError(f"{kind.__name__} is no dict")
-    default, fields = kind(), {}
-    for f in dataclasses.fields(kind):
-        value, like = values[f.name], getattr(default, f.name)
-        if dataclasses.is_dataclass(like):
-            value = _config_from(type(like), value)
-        elif isinstance(like, tuple):
-            value = tuple(_checked(f.name, v, like[0]) for v in list(value)[:16])
-        else:
-            value = _checked(f.name, value, like)
-        fields[f.name] = value
-    return kind(**fields)
-
-
-def _checked(name: str, value, like):
-    if type(value) is not type(like) or (isinstance(value, int) and not 0 <= value <= LARGEST):
-        raise ValueError(f"{name} is {str(value)[:40]!r}")
-    return value
+SHIPPED = WEIGHTS / "mnist.safetensors"

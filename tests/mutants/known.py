@@ -5,7 +5,7 @@ from .bug import Bug
 SCHEDULES, GAUSSIAN, DENOISER = "diffusion/schedules.py", "diffusion/gaussian.py", "diffusion/denoiser.py"
 LOSSES, SAMPLERS, GUIDANCE = "diffusion/losses.py", "diffusion/samplers.py", "diffusion/guidance.py"
 LIKELIHOOD = "diffusion/likelihood.py"
-LAYERS, OPTIM, UNET, TRAIN = "nn/layers.py", "nn/optim.py", "nn/unet.py", "train.py"
+LAYERS, OPTIM, UNET, TRAIN, FIT = "nn/layers.py", "nn/optim.py", "nn/unet.py", "train.py", "fit.py"
 
 BUGS = [
     # --- lists of times -----------------------------------------------------------------------------------
@@ -177,15 +177,15 @@ BUGS = [
         "self.average = {name: p.data.copy() for name, p in parameters.items()}",
         "self.average = {name: p.data for name, p in parameters.items()}",
         "lucidrains/denoising-diffusion-pytorch #136"),
-    Bug("resuming loses the EMA", TRAIN,
+    Bug("resuming loses the EMA", FIT,
         '        self.ema.load_state_dict(part("ema."))\n',
         "",
         "DiT #35"),
-    Bug("resuming loses the optimiser", TRAIN,
+    Bug("resuming loses the optimiser", FIT,
         '        self.optimiser.load_state_dict(part("optimiser."))\n',
         "",
         "DiT #35"),
-    Bug("resuming begins the random streams anew", TRAIN,
+    Bug("resuming begins the random streams anew", FIT,
         'self.losses, self.n = saved.tensors["losses"].tolist(), n',
         'self.losses, self.n = saved.tensors["losses"].tolist(), 0'),
 ]

@@ -6,8 +6,9 @@ LAYERS, MODULE, OPTIM, UNET, TRANSFORMER = ("nn/layers.py", "nn/module.py", "nn/
                                             "nn/transformer.py")
 TOKENIZER, ENCODER, CLIP, SYSTEM = ("text/tokenizer.py", "text/encoder.py", "text/clip.py",
                                     "systems/text_to_image.py")
-TRAIN, CHECKPOINT, EVALUATE = "train.py", "checkpoint.py", "evaluate.py"
-PIXELS, CAPTIONS, ATTRIBUTES = "data/pixels.py", "data/captions.py", "data/attributes.py"
+TRAIN, FIT, CHECKPOINT, EVALUATE = "train.py", "fit.py", "checkpoint.py", "evaluate.py"
+PIXELS, CAPTIONS, ATTRIBUTES, CAPTIONED = ("data/pixels.py", "data/captions.py", "data/attributes.py",
+                                           "data/captioned.py")
 
 BUGS = [
     # --- layers -------------------------------------------------------------------------------------------
@@ -261,9 +262,9 @@ BUGS = [
         "tokens, pooled, mask = (a[part] for a in cond)\n            x = Tensor",
         "tokens, pooled, mask = (a[:part.stop - part.start] for a in cond)\n            x = Tensor"),
     Bug("a training state gives its raw weights, not the average", SYSTEM,
-        'weights = {name.removeprefix("ema."): w for name, w in weights.items() if name.startswith("ema.")}',
-        'weights = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}'),
-    Bug("the first word of a prompt is another token", SYSTEM,
+        '{name.removeprefix("ema."): w for name, w in saved.tensors.items() if name.startswith("ema.")}',
+        '{name.removeprefix("model."): w for name, w in saved.tensors.items() if name.startswith("model.")}'),
+    Bug("the first word of a prompt is another token", "systems/system.py",
         'return f" {words}" if words else ""',
         "return words"),
 
@@ -295,22 +296,22 @@ BUGS = [
     Bug("the longest caption is cut by one", TRAIN,
         "longest = int(mask.sum(axis=1).max()) ",
         "longest = int(mask.sum(axis=1).max()) - 1 "),
-    Bug("gradients not clipped", TRAIN,
+    Bug("gradients not clipped", FIT,
         "norm = clip_by_norm(grads, c.clip, scale)",
         "norm = clip_by_norm(grads, math.inf, scale)"),
-    Bug("the learning rate one step ahead", TRAIN,
+    Bug("the learning rate one step ahead", FIT,
         "self.optimiser.step(grads, self.lr(self.n))",
         "self.optimiser.step(grads, self.lr(self.n + 1))"),
-    Bug("EMA forgotten in the loop", TRAIN,
+    Bug("EMA forgotten in the loop", FIT,
         "            self.ema.step()\n",
         ""),
-    Bug("a loss that is not finite is trained on", TRAIN,
+    Bug("a loss that is not finite is trained on", FIT,
         "if not (math.isfinite(loss) and self.scaling.bears(finite)):",
         "if False:"),
     Bug("the average is a copy of the raw weights", TRAIN,
         "for name, a in self.ema.average.items()})",
         "for name, a in self.model.state_dict().items()})"),
-    Bug("held-out combinations are trained on", TRAIN,
+    Bug("held-out combinations are trained on", CAPTIONED,
         "np.flatnonzero(~attributes.held_out(images.labels, words))",
         "np.flatnonzero(attributes.held_out(images.labels, words) | True)"),
     Bug("the raw weights are shipped", TRAIN,

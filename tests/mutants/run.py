@@ -60,6 +60,8 @@ LAWS = {
     "diffusion/likelihood.py": ("bound", "decoder", "flow_likelihood"),
     "text/clip.py": ("text_and_latents",),
 }
+# files whose tests have another's name
+OWN = {"fit.py": "train", "data/captioned.py": "train"}
 # where a floor's tests are, for bugs that the file's own tests pass
 FLOORS = {"engine": ("tests/engine",), "nn": ("tests/nn",), "diffusion": ("tests/laws", "tests/diffusion"),
           "text": ("tests/text", "tests/laws"), "systems": ("tests/systems",), "data": ("tests/data",),
@@ -87,7 +89,8 @@ def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
     kernels = path.stem.endswith("_kernels")
     laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
     own = [p for p in laws if (root / p).exists()]
-    own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{path.stem}*.py")
+    stem = OWN.get(bug.file, path.stem)
+    own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{stem}*.py")
                   if kernels == p.stem.endswith("_kernels"))
     floor = [p for p in FLOORS.get(path.parts[0], ()) if (root / p).exists()]
     return [tuple(stage) for stage in (own, floor, ["tests"]) if stage]
