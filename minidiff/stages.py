@@ -2,9 +2,9 @@
 
     for each stage of the system:   fit its part (fit.py);  put the averaged weights in place;  go on to the next
 
-The run's folder holds one folder a stage, 1-autoencoder, 2-diffusion, with its states, loss.png and samples.png, and at
-the end model.safetensors.  Everything random in step n of stage k is drawn from a generator seeded with (seed, 2, k, n):
-a run that was interrupted, or killed, goes on to the same bits.
+The run's folder holds one folder a stage, 1-autoencoder, 2-diffusion, with its states, loss.png and samples.png, and
+at the end model.safetensors.  Everything random in step n of stage k is drawn from a generator seeded with
+(seed, 2, k, n): a run that was interrupted, or killed, goes on to the same bits.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class StageFit(Fit):
         """Goes back to a saved state; UserError if it is of another system, stage, data, or number of steps."""
         for what, mine in (self.meta | {"train": asdict(self.config)}).items():
             if saved.meta.get(what) != mine:
-                raise UserError(f"{saved.path} is of a run with another {WHAT.get(what, what)}: resume with the options "
-                                "that it was begun with, or choose another --out.")
+                raise UserError(f"{saved.path} is of a run with another {WHAT.get(what, what)}: resume with the "
+                                "options that it was begun with, or choose another --out.")
         super().restore(saved)
 
 
@@ -69,8 +69,8 @@ def run(folder: str | Path, kind: type[System], data: mnist.Images, *, seed: int
     """Trains a system of this kind in `folder`, and returns it with its averaged weights.
 
     effort: the share of each stage's steps to make; less for a quick look.  config: the system's own, if not the
-    default; a run goes on with the one that it was begun with.  Ctrl-C ends the step, saves, and raises fit.Interrupted;
-    with resume=True it goes on.  UserError where the folder holds another run, or none to resume.
+    default; a run goes on with the one that it was begun with.  Ctrl-C ends the step, saves, and raises
+    fit.Interrupted; with resume=True it goes on.  UserError where the folder holds another run, or none to resume.
     """
     folder = Path(folder)
     check_run(folder, kind, resume)
@@ -123,8 +123,8 @@ def _begun(folder: Path, kind: type[System]):
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if told["system"] != kind.name:
-            raise UserError(f"{folder} holds a run of {str(told['system'])[:40]!r}, not of {kind.name!r}: choose another "
-                            "--out.")
+            raise UserError(f"{folder} holds a run of {str(told['system'])[:40]!r}, not of {kind.name!r}: choose "
+                            "another --out.")
         return config_from(kind.Config, told["config"])
     except (ValueError, TypeError, KeyError, OSError) as error:
         if isinstance(error, UserError):

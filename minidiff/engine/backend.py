@@ -153,6 +153,10 @@ class Streams:
         drawn = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float32)
         return np.stack([rng.standard_normal(shape, dtype=drawn) for rng in self._rngs]).astype(dtype, copy=False)
 
+    def uniform(self, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Numbers uniform on [0, 1), (len(self), *shape) float64."""
+        return np.stack([np.asarray(rng.random(shape)) for rng in self._rngs])
+
     def __len__(self) -> int:
         return len(self._rngs)
 

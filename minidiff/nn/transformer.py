@@ -29,24 +29,25 @@ class Attention(Module):
         self.kv = Linear(context or C, 2 * C, rng)
         self.out = Linear(C, C, rng, zero=zero)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask=None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask=None, causal: bool = False) -> Tensor:
         context = x if context is None else context
         B, N, C = x.shape
         M, h, d = context.shape[1], self.heads, C // self.heads
         q = self.q(x).reshape(B, N, h, d).transpose(0, 2, 1, 3)                     # (B, h, N, d)
         kv = self.kv(context).reshape(B, M, 2, h, d).transpose(2, 0, 3, 1, 4)       # (2, B, h, M, d)
-        y = scaled_dot_product_attention(q, kv[0], kv[1], mask)                     # (B, h, N, d)
+        y = scaled_dot_product_attention(q, kv[0], kv[1], mask, causal=causal)      # (B, h, N, d)
         return self.out(y.transpose(0, 2, 1, 3).reshape(B, N, C))                   # (B, N, C)
 
 
 class TransformerBlock(Module):
-    """(B, N, C) -> (B, N, C)."""
+    """(B, N, C) -> (B, N, C).  causal: a token looks at itself and at those before it."""
 
-    def __init__(self, C: int, heads: int, rng: np.random.Generator, *, expand: int = 4):
+    def __init__(self, C: int, heads: int, rng: np.random.Generator, *, expand: int = 4, causal: bool = False):
+        self.causal = causal
         self.norm1, self.attention = LayerNorm(C), Attention(C, heads, rng)
         self.norm2, self.mlp_in = LayerNorm(C), Linear(C, expand * C, rng)
         self.mlp_out = Linear(expand * C, C, rng, zero=True)
 
     def forward(self, x: Tensor, mask=None) -> Tensor:
-        x = x + self.attention(self.norm1(x), None, mask)
+        x = x + self.attention(self.norm1(x), None, mask, self.causal)
         return x + self.mlp_out(ops.gelu(self.mlp_in(self.norm2(x))))

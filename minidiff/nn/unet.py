@@ -43,6 +43,7 @@ class UNetConfig:
     groups: int = 8                         # of the group norms
     embedding: int = 256                    # channels of the time's embedding
     text: int = 0                           # channels of a caption's token states; 0 for a UNet without captions
+    out: int = 0                            # channels that come out, where they are not those that go in
 
     def __post_init__(self):
         if len(self.attention) != len(self.widths):
@@ -50,9 +51,9 @@ class UNetConfig:
                              f"not {self.attention}")
         if not self.widths or min(self.channels, self.patch, self.blocks, self.heads, self.groups, *self.widths) < 1:
             raise ValueError("UNetConfig: channels, patch, widths, blocks, heads and groups must be at least 1")
-        if self.embedding < 2 or self.embedding % 2 or self.text < 0:
-            raise ValueError(f"UNetConfig: embedding must be even and at least 2, and text at least 0, "
-                             f"not {self.embedding} and {self.text}")
+        if self.embedding < 2 or self.embedding % 2 or min(self.text, self.out) < 0:
+            raise ValueError(f"UNetConfig: embedding must be even and at least 2, and text and out at "
+                             f"least 0, not {self.embedding}, {self.text} and {self.out}")
 
     @property
     def multiple(self) -> int:
@@ -61,7 +62,7 @@ class UNetConfig:
 
 
 class UNet(Module):
-    """(x_t, t, text) -> output, of x_t's shape; what the output means (eps, x0, v) is the trainer's choice."""
+    """(x_t, t, text) -> output, of x_t's height and width; what it means (eps, x0, v) is the trainer's choice."""
 
     def __init__(self, config: UNetConfig, rng: np.random.Generator):
         c = self.config = config
@@ -88,16 +89,21 @@ class UNet(Module):
                 self.grow.append(Linear(width, 4 * c.widths[level - 1], rng))
                 width = c.widths[level - 1]
         self.norm_out = GroupNorm(width, c.groups)
-        self.conv_out = Conv2d(width, folded, rng, zero=True)
+        self.conv_out = Conv2d(width, (c.out or c.channels) * c.patch**2, rng, zero=True)
 
-    def forward(self, x: Tensor, t, text: TextStates | None = None) -> Tensor:
-        """x (B, H, W, C), t (B,) training times, text the captions' states -> (B, H, W, C)."""
+    def forward(self, x: Tensor, t, text: TextStates | None = None, extra: Tensor | None = None) -> Tensor:
+        """x (B, H, W, C), t (B,) training times, text the captions' states -> (B, H, W, C), or out channels.
+
+        extra (B, E): whatever else the blocks shall hear of, added to the time's embedding of E channels.
+        """
         c = self.config
         self._check(x, t, text)
         emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
         emb = self.time2(ops.silu(self.time1(emb)))
         if text is not None:
             emb = emb + self.pooled(text.pooled)
+        if extra is not None:
+            emb = emb + extra
         emb = ops.silu(emb)
 
         h = conv.space_to_depth(x, c.patch)                                         # (B, H/p, W/p, p p C)

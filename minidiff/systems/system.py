@@ -174,11 +174,19 @@ class _Blank:
 
 
 def config_from(kind: type, values):
-    """A configuration dataclass from a stranger's JSON: every field there, of its type, within reason."""
+    """A configuration dataclass from a stranger's JSON: every field of its type, within reason.
+
+    A field that an older file does not know takes its default; one that this version does not know is refused.
+    """
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is no dict")
     default, fields = kind(), {}
+    unknown = values.keys() - {f.name for f in dataclasses.fields(kind)}
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {str(min(unknown, key=str))[:40]!r}")
     for f in dataclasses.fields(kind):
+        if f.name not in values:
+            continue
         value, like = values[f.name], getattr(default, f.name)
         if dataclasses.is_dataclass(like):
             value = config_from(type(like), value)

@@ -1,0 +1,79 @@
+"""The convolutional encoder and decoder of autoencoders: 28 x 28 pixels to a grid of 7 x 7, and back.
+
+    encoder    x --patch--> conv --> [block] --down--> [block] [block] --> norm, conv --> (B, H/4, W/4, out)
+    decoder    z --> conv --> [block] [block] --up--> [block] --> norm, conv --unpatch--> (B, H, W, channels)
+
+What the numbers between them mean (a Gaussian's mean and variance, logits of a codebook, a vector to quantise) is the
+system's choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.engine import conv
+from minidiff.engine.tensor import Tensor
+from minidiff.nn.layers import Conv2d, GroupNorm, Linear
+from minidiff.nn.module import Module
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Widths are multiples of groups; an image's height and width are multiples of 4."""
+
+    channels: int = 1                       # of the image
+    widths: tuple[int, ...] = (32, 64)      # channels at half and at a quarter of the resolution
+    groups: int = 8
+
+    def __post_init__(self):
+        if len(self.widths) != 2 or min(self.channels, self.groups, *self.widths) < 1 \
+                or any(w % self.groups for w in self.widths):
+            raise ValueError(f"AutoencoderConfig: widths takes two multiples of groups ({self.groups}), "
+                             f"not {self.widths}")
+
+
+class Encoder(Module):
+    """(B, H, W, channels) -> (B, H/4, W/4, out)."""
+
+    def __init__(self, config: AutoencoderConfig, out: int, rng: np.random.Generator):
+        half, quarter = config.widths
+        self.conv_in = Conv2d(4 * config.channels, half, rng)
+        self.block1 = Block(half, config.groups, rng)
+        self.shrink = Linear(4 * half, quarter, rng)
+        self.block2, self.block3 = Block(quarter, config.groups, rng), Block(quarter, config.groups, rng)
+        self.norm_out, self.conv_out = GroupNorm(quarter, config.groups), Conv2d(quarter, out, rng, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.block1(self.conv_in(conv.space_to_depth(x)))                       # (B, H/2, W/2, half)
+        h = self.shrink(conv.space_to_depth(h))                                     # (B, H/4, W/4, quarter)
+        return self.conv_out(self.norm_out.then_silu(self.block3(self.block2(h))))
+
+
+class Decoder(Module):
+    """(B, H/4, W/4, code) -> (B, H, W, channels)."""
+
+    def __init__(self, config: AutoencoderConfig, code: int, rng: np.random.Generator):
+        half, quarter = config.widths
+        self.conv_in = Conv2d(code, quarter, rng)
+        self.block1, self.block2 = Block(quarter, config.groups, rng), Block(quarter, config.groups, rng)
+        self.grow = Linear(quarter, 4 * half, rng)
+        self.block3 = Block(half, config.groups, rng)
+        self.norm_out, self.conv_out = GroupNorm(half, config.groups), Conv2d(half, 4 * config.channels, rng)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.block2(self.block1(self.conv_in(z)))                               # (B, H/4, W/4, quarter)
+        h = self.block3(conv.depth_to_space(self.grow(h)))                          # (B, H/2, W/2, half)
+        return conv.depth_to_space(self.conv_out(self.norm_out.then_silu(h)))       # (B, H, W, channels)
+
+
+class Block(Module):
+    """y = x + conv(silu(norm(conv(silu(norm(x)))))); the last convolution starts at 0: (B, H, W, C) -> the same."""
+
+    def __init__(self, C: int, groups: int, rng: np.random.Generator):
+        self.norm1, self.conv1 = GroupNorm(C, groups), Conv2d(C, C, rng)
+        self.norm2, self.conv2 = GroupNorm(C, groups), Conv2d(C, C, rng, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.norm2.then_silu(self.conv1(self.norm1.then_silu(x))))
