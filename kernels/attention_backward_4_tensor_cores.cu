@@ -288,12 +288,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv(
 
     const int b = blockIdx.x / h, head = blockIdx.x % h, lane = threadIdx.x % 32;
     const int j0 = blockIdx.y * ROWS, row = threadIdx.x / 32 * 16;                  // the block's and the warp's first
+    // q, dy, dk and dv are stepped to only where they are used: the loop has no registers left for their addresses
     k  += b * k_b  + head * k_h  + j0 * k_m;
     v  += b * v_b  + head * v_h  + j0 * v_m;
-    q  += b * q_b  + head * q_h;
-    dy += b * dy_b + head * dy_h;
-    dk += b * dk_b + head * dk_h + (j0 + row) * dk_m;
-    dv += b * dv_b + head * dv_h + (j0 + row) * dv_m;
     if (mask) mask += b * mask_b + head * mask_h;
     lse += blockIdx.x * N;
     delta += blockIdx.x * N;
@@ -303,8 +300,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv(
     float dk_sum[HEAD_DIM / 8][4] = {}, dv_sum[HEAD_DIM / 8][4] = {};
     const int warp_end = j0 + row < M ? N : 0;              // of the queries that look at it
     for (int i0 = causal ? j0 : 0; i0 < N; i0 += COLUMNS) {
-        load_tile(q_tile, COLUMNS, q + i0 * q_n, N - i0, d, q_n);
-        load_tile(dy_tile, COLUMNS, dy + i0 * dy_n, N - i0, e, dy_n);
+        load_tile(q_tile, COLUMNS, q + b * q_b + head * q_h + i0 * q_n, N - i0, d, q_n);
+        load_tile(dy_tile, COLUMNS, dy + b * dy_b + head * dy_h + i0 * dy_n, N - i0, e, dy_n);
         for (int n = threadIdx.x; n < COLUMNS; n += THREADS) {
             lse_tile[n]   = i0 + n < N ? lse[i0 + n] : POS_INF;                     // no such query: P = 0
             delta_tile[n] = i0 + n < N ? delta[i0 + n] : 0;
@@ -331,6 +328,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv(
         accumulate(dk_sum, S, q_tile, warp_end - i0);
         __syncthreads();                                    // nobody reads the tiles any more
     }
+    dk += b * dk_b + head * dk_h + (j0 + row) * dk_m;
+    dv += b * dv_b + head * dv_h + (j0 + row) * dv_m;
     store_rows(dk, dk_sum, M - j0 - row, d, dk_m, scale);
     store_rows(dv, dv_sum, M - j0 - row, e, dv_m, 1);
 }

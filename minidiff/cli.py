@@ -15,11 +15,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from minidiff import __version__
+from minidiff import __version__, cli_systems, systems
 from minidiff.errors import UserError
 
 LONGEST_PROMPT = 2_000                                      # characters; what a caption keeps is far shorter
 EVALUATED_SCALE, EVALUATED_STEPS = 2.0, 15                  # guidance and sampling steps, where none are asked for
+SAMPLED_SCALE, SAMPLED_STEPS = 3.0, 20                      # the same, of minidiff sample
 SHOWN = 64                                                  # samples of a trajectory, at most
 
 
@@ -78,6 +79,15 @@ def train(args: argparse.Namespace) -> int:
     from minidiff.fit import Interrupted, open_run
     from minidiff.train import TrainConfig
 
+    args.out = cli_systems.out_of(args)
+    if args.system != cli_systems.MAIN:
+        for name in ("steps", "batch", "lr", "precision", "device", "images", "scale", "sample_steps"):
+            if getattr(args, name) != args.defaults[name]:
+                raise UserError(f"--{name.replace('_', '-')} is read by {cli_systems.MAIN} only: the other systems "
+                                "bring their own, and --effort makes their stages shorter or longer")
+        return cli_systems.train(args)
+    if args.effort != 1:
+        raise UserError(f"--effort is read by the other systems only: give {cli_systems.MAIN} its --steps")
     if args.images == 1:
         raise UserError("--images must be 0, for no evaluation, or at least 2, not 1")
     started = time.monotonic()
@@ -98,7 +108,7 @@ def train(args: argparse.Namespace) -> int:
     results = {"steps": trainer.n, "loss": sum(trainer.losses[-100:]) / len(trainer.losses[-100:]),
                "train_seconds": trainer.seconds}
     if args.images:
-        report = _report(model, args)
+        report = _report(model, args, {"scale": args.scale, "steps": args.sample_steps})
         in_all = time.monotonic() - started
         times = [("training", _minutes(trainer.seconds)), ("this command in all", _minutes(in_all))]
         _print_table([*report.rows(), *times])
@@ -130,6 +140,12 @@ def sample(args: argparse.Namespace) -> int:
         print(f"minidiff: the prompt has {len(args.prompt)} characters: the first {LONGEST_PROMPT} were read",
               file=sys.stderr)
     prompt = args.prompt[:LONGEST_PROMPT]
+    if args.system != cli_systems.MAIN:
+        return cli_systems.sample(args, prompt)
+    if args.set:
+        raise UserError(f"--set is read by the other systems only: {cli_systems.MAIN} has --scale, --steps, --sampler")
+    args.scale = SAMPLED_SCALE if args.scale is None else args.scale
+    args.steps, args.sampler = args.steps or SAMPLED_STEPS, args.sampler or "dpm++2m"
     pictures.check_writable(args.out)
     if args.trajectory:
         pictures.check_writable(args.trajectory)
@@ -169,15 +185,23 @@ def evaluate(args: argparse.Namespace) -> int:
     for option in ("scale", "sample_steps"):
         if args.likelihood and getattr(args, option) is not None:
             raise UserError(f"--likelihood draws no pictures: leave out --{option.replace('_', '-')}")
-    args.scale = EVALUATED_SCALE if args.scale is None else args.scale
-    args.sample_steps = EVALUATED_STEPS if args.sample_steps is None else args.sample_steps
+    if args.system != cli_systems.MAIN and args.likelihood:
+        raise UserError(f"--likelihood is measured of {cli_systems.MAIN} only: leave out --system {args.system}")
+    if args.set and args.system == cli_systems.MAIN:
+        raise UserError(f"--set is read by the other systems only: {cli_systems.MAIN} has --scale and --sample-steps")
     if args.data and not (args.train_judge or args.likelihood):
         raise UserError("--data is read only with --train-judge or --likelihood: the shipped judge brings all that it "
                         "compares with")
     if args.json:
         check_writable(args.json, (".json",))
-    model = _load(args, args.sample_steps)
-    report = _likelihood(model, args) if args.likelihood else _report(model, args)
+    if args.system == cli_systems.MAIN:
+        args.scale = EVALUATED_SCALE if args.scale is None else args.scale
+        args.sample_steps = EVALUATED_STEPS if args.sample_steps is None else args.sample_steps
+        options = {"scale": args.scale, "steps": args.sample_steps}
+        model = _load(args, args.sample_steps)
+    else:
+        model, options = cli_systems.captioned(args)
+    report = _likelihood(model, args) if args.likelihood else _report(model, args, options)
     _print_table(report.rows())
     if args.json:
         write_json(args.json, report.as_dict())
@@ -331,14 +355,14 @@ def _load(args: argparse.Namespace, steps: int):
     return model.to(args.device)
 
 
-def _report(model, args: argparse.Namespace):
+def _report(model, args: argparse.Namespace, options: dict):
     from tqdm import tqdm
 
     from minidiff.evaluate import cached_judge
     from minidiff.evaluate import evaluate as judge_model
 
     judge = cached_judge(args.data, train=getattr(args, "train_judge", False))
-    return judge_model(model, count=args.images, scale=args.scale, steps=args.sample_steps, seed=args.seed, judge=judge,
+    return judge_model(model, count=args.images, options=options, seed=args.seed, judge=judge,
                        progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True))
 
 
@@ -401,7 +425,10 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("train", train, "Train a model on MNIST and its captions, and evaluate it.",
                 "Ctrl-C saves; --resume goes on, and gives the same result as a run that was never stopped.")
-    p.add_argument("--out", type=Path, default=Path("runs/mnist"), metavar="DIR", help="folder of the run")
+    _system(p)
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (else runs/mnist, or runs/SYSTEM)")
+    p.add_argument("--effort", type=_positive, default=1.0,
+                   help="of --system: the share of its stages' steps to make; 0.1 for a quick look")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     p.add_argument("--steps", type=_count, default=TrainConfig.steps, help="training steps")
     p.add_argument("--batch", type=_count, default=TrainConfig.batch, help="images in a step")
@@ -411,6 +438,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--images", type=_whole(0, 10_000), default=1000,
                    help="images to evaluate at the end; 0 for no evaluation")
     _common(p, scale=EVALUATED_SCALE)
+    p.set_defaults(defaults={action.dest: action.default for action in p._actions})
 
     p = command("sample", sample, "Draw pictures for a caption.",
                 'Example: minidiff sample "a bold seven leaning left" --scale 3 --seed 1 --count 16 -o seven.png')
@@ -418,11 +446,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--out", type=Path, default=Path("sample.png"), metavar="FILE",
                    help="the picture (.png, .jpg)")
     p.add_argument("--count", type=_count, default=16, help="how many pictures")
-    p.add_argument("--steps", type=_steps, default=20, help="sampling steps, 1 to 1000: more are finer and slower")
-    p.add_argument("--sampler", choices=("dpm++2m", "ddim", "heun", "ddpm"), default="dpm++2m", help="the sampler")
+    _system(p)
+    p.add_argument("--steps", type=_steps,
+                   help=f"sampling steps, 1 to 1000: more are finer and slower (else {SAMPLED_STEPS})")
+    p.add_argument("--sampler", choices=("dpm++2m", "ddim", "heun", "ddpm"), help="the sampler (else dpm++2m)")
+    _set(p)
     p.add_argument("--trajectory", type=Path, metavar="FILE",
                    help="also write the way from noise to picture: an animation (.gif) or a strip (.png)")
-    _common(p, scale=3.0, data=False)
+    _common(p, scale=None, data=False)
     _model(p)
 
     p = command("evaluate", evaluate, "Measure how well a model's pictures follow their captions.",
@@ -432,6 +463,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--likelihood", action="store_true",
                    help="measure bits/dim on MNIST's test images instead, of the model without a caption: the "
                         "variational bound over --images of them, the flow's over a tenth")
+    _system(p)
+    _set(p)
     p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file, too")
     p.add_argument("--train-judge", action="store_true",
                    help="train the classifier anew from MNIST (once; kept in the cache) in place of the shipped one")
@@ -472,7 +505,8 @@ def _common(p: argparse.ArgumentParser, scale: float | None, data: bool = True,
     """None is a default that the command fills in, having seen whether the option was given."""
     p.add_argument("--scale", type=_number, default=scale,
                    help="guidance: 0 ignores the caption, 1 follows it, more follows it more strictly"
-                        + (f" (else {EVALUATED_SCALE:g}; not with --likelihood)" if scale is None else ""))
+                        + ("" if scale is not None else f" (else {EVALUATED_SCALE:g}; not with --likelihood)" if data
+                           else f" (else {SAMPLED_SCALE:g})"))
     p.add_argument("--seed", type=_natural, default=0, help="another seed, other pictures")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
     if data:
@@ -482,6 +516,16 @@ def _common(p: argparse.ArgumentParser, scale: float | None, data: bool = True,
         p.add_argument("--data", type=Path, metavar="DIR",
                        help="folder with MNIST's four files (else $MINIDIFF_DATA, the cache, a download, or the "
                             "10,000 images that come with minidiff)")
+
+
+def _system(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--system", default=cli_systems.MAIN, metavar="NAME",
+                   help=f"the system of the literature: {', '.join(systems.SYSTEMS)}")
+
+
+def _set(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--set", type=_setting, action="append", metavar="KEY=VALUE",
+                   help="an option of --system's sampling, such as temperature=0.9; once for each")
 
 
 def _model(p: argparse.ArgumentParser) -> None:

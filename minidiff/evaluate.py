@@ -7,13 +7,14 @@
 FID compares the mean and covariance of the classifier's 64 features over generated pictures with those over
 MNIST's 10,000 test images.  Beside it stand a floor, as many real training images in the pictures' place,
 and a ceiling, as many draws from one Gaussian fitted to the pixels: FID depends on the number of images and on
-the classifier, and means nothing without them.
+the classifier, and means nothing without them.  Precision and recall (fidelity.py) tell apart what FID mixes: pictures
+that are no digits, and digits that are never drawn.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_gradients, parallel_map, shards
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
+from minidiff.fidelity import precision_recall
 from minidiff.files import check_writable
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
@@ -190,9 +192,10 @@ class Report:
     fid_floor: float                        # as many real training images
     fid_ceiling: float                      # as many draws from a Gaussian fitted to the pixels
     judge_accuracy: float
+    precision: float                        # improved precision and recall, among as many real training images
+    recall: float
     seconds_per_image: float
-    scale: float
-    steps: int
+    options: dict                           # of sampling: scale, steps, ...
     seed: int
 
     def rows(self) -> list[tuple[str, str]]:
@@ -207,8 +210,8 @@ class Report:
             ("held-out: attributes", f"{100 * self.held_out_agreement:.1f} %"),
             ("held-out: all right", rate(self.held_out_all_right, self.held_out_images)),
             ("FID", f"{self.fid:.2f}  (floor {self.fid_floor:.2f}, ceiling {self.fid_ceiling:.1f})"),
-            ("images", f"{self.images} + {self.held_out_images} held-out, scale {self.scale:g}, {self.steps} steps, "
-                       f"seed {self.seed}"),
+            ("precision, recall", f"{self.precision:.3f}, {self.recall:.3f}"),
+            ("images", f"{self.images} + {self.held_out_images} held-out, {told(self.options)}seed {self.seed}"),
             ("seconds per image", f"{self.seconds_per_image:.3f}"),
             ("judge's own accuracy", f"{100 * self.judge_accuracy:.2f} % of MNIST's test set"),
         ]
@@ -217,16 +220,18 @@ class Report:
         return asdict(self)
 
 
-def evaluate(model, *, count: int = 1000, scale: float = 2.0, steps: int = 20, seed: int = 0,
-             judge: Judge | None = None, progress: Callable = lambda batches: batches) -> Report:
-    """Samples `count` captions of real images, and a fifth as many of held-out combinations, and judges them.
+def told(options: Mapping) -> str:
+    """{"scale": 2.0, "steps": 15} as "scale 2, steps 15, "."""
+    return "".join(f"{name} {value:g}, " if isinstance(value, (int, float)) else f"{name} {value}, "
+                   for name, value in options.items())
 
-    model: a TextToImage.  The captions are drawn for images among the first 10,000 training images, so that the
-    digits and words asked for are as frequent as in the data; 4.9 % of them are of held-out combinations, too.
+
+def prompts_like(real: mnist.Images, count: int, rng: np.random.Generator) -> list[str]:
+    """`count` captions of real images, and then a fifth as many of held-out combinations.
+
+    The captions are drawn for images among `real`, so that the digits and words asked for are as frequent as in the
+    data; 4.9 % of them are of held-out combinations, too.
     """
-    judge = judge or Judge.load()
-    real = mnist.packed()
-    rng = np.random.default_rng([seed, 3])
     if not 2 <= count <= len(real.labels):
         raise UserError(f"images must be 2 to {len(real.labels)}, the number of real ones beside them, not {count}")
     chosen = rng.permutation(len(real.labels))[:count]
@@ -234,13 +239,28 @@ def evaluate(model, *, count: int = 1000, scale: float = 2.0, steps: int = 20, s
     prompts = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
     combinations = sorted(attributes.HELD_OUT)
     unseen = [combinations[i % len(combinations)] for i in range(max(count // 5, len(combinations)))]
-    prompts += [captions.caption(rng, digit, Words(thickness, slant), keep=1.0) for digit, thickness, slant in unseen]
+    return prompts + [captions.caption(rng, digit, Words(thickness, slant), keep=1.0)
+                      for digit, thickness, slant in unseen]
+
+
+def evaluate(model, *, count: int = 1000, options: Mapping | None = None, seed: int = 0,
+             judge: Judge | None = None, progress: Callable = lambda batches: batches) -> Report:
+    """Samples `count` captions of real images, and a fifth as many of held-out combinations, and judges them.
+
+    model: any system that draws captions: model.sample(captions, streams=..., **options).  The captions come from the
+    first 10,000 training images.
+    """
+    judge = judge or Judge.load()
+    options = {"scale": 2.0, "steps": 20} if options is None else dict(options)
+    real = mnist.packed()
+    rng = np.random.default_rng([seed, 3])
+    prompts = prompts_like(real, count, rng)
 
     started = time.perf_counter()
     batches = [range(i, min(i + BATCH, len(prompts))) for i in range(0, len(prompts), BATCH)]
     streams = Streams(seed, len(prompts))
     images = np.concatenate([
-        model.sample(prompts[batch.start:batch.stop], scale=scale, steps=steps, streams=streams[batch.start:batch.stop])
+        model.sample(prompts[batch.start:batch.stop], streams=streams[batch.start:batch.stop], **options)
         for batch in progress(batches)])
     seconds = (time.perf_counter() - started) / len(prompts)
 
@@ -252,17 +272,24 @@ def evaluate(model, *, count: int = 1000, scale: float = 2.0, steps: int = 20, s
                         for (_, wanted), words in zip(asked, found, strict=True)], dtype=bool)      # (N, 3)
     wanted = np.array([[bool(a) for a in wanted] for _, wanted in asked])                           # (N, 3)
     thickness, slant, width = matches[:count].sum(axis=0) / np.maximum(wanted[:count].sum(axis=0), 1)
-    floor, _ = judge.classifier.read(to_float(real.images[:count])[..., None])
-    ceiling, _ = judge.classifier.read(gaussian_pixels(real.images, count, rng))
     return Report(
         images=count, digit_accuracy=float(right[:count].mean()),
         agreement=float(matches[:count].sum() / max(wanted[:count].sum(), 1)),
         agreement_thickness=float(thickness), agreement_slant=float(slant), agreement_width=float(width),
-        held_out_images=len(unseen), held_out_digit_accuracy=float(right[count:].mean()),
+        held_out_images=len(prompts) - count, held_out_digit_accuracy=float(right[count:].mean()),
         held_out_agreement=float(matches[count:].sum() / wanted[count:].sum()),
         held_out_all_right=float((right & (matches == wanted).all(axis=1))[count:].mean()),
-        fid=judge.fid(features[:count]), fid_floor=judge.fid(floor), fid_ceiling=judge.fid(ceiling),
-        judge_accuracy=judge.accuracy, seconds_per_image=seconds, scale=scale, steps=steps, seed=seed)
+        **fidelity(judge, features[:count], real, rng), judge_accuracy=judge.accuracy, seconds_per_image=seconds,
+        options=options, seed=seed)
+
+
+def fidelity(judge: Judge, features: np.ndarray, real: mnist.Images, rng: np.random.Generator) -> dict[str, float]:
+    """FID, its floor and ceiling, precision and recall of pictures' features (N, 64), beside N real images."""
+    beside, _ = judge.classifier.read(to_float(real.images[:len(features)])[..., None])
+    ceiling, _ = judge.classifier.read(gaussian_pixels(real.images, len(features), rng))
+    precision, recall = precision_recall(beside, features)
+    return {"fid": judge.fid(features), "fid_floor": judge.fid(beside), "fid_ceiling": judge.fid(ceiling),
+            "precision": precision, "recall": recall}
 
 
 def gaussian_pixels(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

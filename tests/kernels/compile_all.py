@@ -44,8 +44,6 @@ FAST = 3                                                    # versions from this
 MAY_SPILL: dict[tuple[str, str, int | None], str] = {
     ("attention_forward_3_registers", "float64", 160): "float64 is for checks of gradients, and 160 columns of it want "
                                                        "more than a thread's 255 registers",
-    ("attention_backward_4_tensor_cores", "tf32", 160): "4 bytes: dk and dv of 160 float32 columns, and fragments, "
-                                                       "want more than 255 registers",
 }
 
 

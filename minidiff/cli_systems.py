@@ -1,0 +1,108 @@
+"""The command line's part for the systems of the literature: train, sample and evaluate any of them by its name.
+
+Their ways of sampling differ (a scale, a number of steps, a temperature), so that the options are read off the system's
+own `sample`: one that it does not take is refused by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+import time
+from pathlib import Path
+
+from minidiff import systems
+from minidiff.errors import UserError
+from minidiff.systems.system import System
+
+MAIN = "text-to-image"
+
+
+def train(args: argparse.Namespace) -> int:
+    """Trains the system of --system, stage by stage; returns the exit status."""
+    import shlex
+
+    from minidiff import stages
+    from minidiff.data import mnist
+    from minidiff.fit import Interrupted
+
+    kind = systems.kind_of(args.system)
+    stages.check_run(args.out, kind, args.resume)
+    data = mnist.load(args.data)
+    print(f"training {args.system} on {data.source} ({len(data)} images); the run is in {args.out}")
+    try:
+        trained = stages.run(args.out, kind, data, seed=args.seed, effort=args.effort, resume=args.resume)
+    except Interrupted as stop:
+        words = ["minidiff", "train", "--system", args.system, "--resume", "--out", str(args.out),
+                 "--seed", str(args.seed), "--effort", f"{args.effort:g}"]
+        words += ["--data", str(args.data)] if args.data else []
+        print(f"minidiff: {stop}; go on with: {shlex.join(words)}", file=sys.stderr)
+        return 1
+    for stage, seconds in trained.seconds.items():
+        print(f"{stage:<16}{seconds / 60:6.1f} min")
+    print(f"weights         {args.out / 'model.safetensors'}")
+    if "captions" in inspect.signature(kind.sample).parameters:
+        print(f'try             minidiff sample --system {args.system} --model {args.out / "model.safetensors"} "7"')
+    return 0
+
+
+def options(kind: type[System], args: argparse.Namespace) -> dict:
+    """The options of sampling that were given, checked to be the system's own; UserError names those it takes."""
+    own = {name: p for name, p in inspect.signature(kind.sample).parameters.items()
+           if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("seed", "streams")}
+    given = {name: value for name, value in (("scale", args.scale), ("steps", getattr(args, "steps", None) or
+                                                                       getattr(args, "sample_steps", None)),
+                                         ("sampler", getattr(args, "sampler", None)))
+             if value is not None}
+    given |= dict(args.set or [])
+    takes = ", ".join(f"{name} ({p.default})" for name, p in own.items()) or "none"
+    for name, value in given.items():
+        if name not in own:
+            raise UserError(f"{kind.name} has no option {name!r}: its options are {takes}")
+        default = own[name].default
+        if isinstance(default, float) and type(value) is int:
+            given[name] = float(value)
+        elif type(value) is not type(default) and default is not None:
+            raise UserError(f"{kind.name}: {name} takes a value like {default!r}, not {value!r}")
+    return given
+
+
+def captioned(args: argparse.Namespace) -> tuple[System, dict]:
+    """The trained system of --system, and its options; UserError unless it draws pictures of captions on a CPU."""
+    kind = systems.kind_of(args.system)
+    if "captions" not in inspect.signature(kind.sample).parameters:
+        raise UserError(f"{args.system} draws no pictures of captions: python examples/{EXAMPLES[args.system]} shows "
+                        "what it does")
+    if args.device != "cpu":
+        raise UserError(f"--device {args.device} is read by {MAIN} only: {args.system} runs on the cpu")
+    chosen = options(kind, args)
+    return systems.find(args.system, args.model), chosen
+
+
+EXAMPLES = {"dpm": "01_swiss_roll.py", "clip": "03_clip.py"}
+
+
+def sample(args: argparse.Namespace, prompt: str) -> int:
+    """Draws pictures by the system of --system; returns the exit status."""
+    from minidiff import pictures
+
+    if args.trajectory:
+        raise UserError(f"--trajectory is drawn by {MAIN} only: leave it out with --system {args.system}")
+    pictures.check_writable(args.out)
+    (model, chosen), started = captioned(args), time.monotonic()
+    try:
+        images = model.sample([prompt] * args.count, seed=args.seed, **chosen)
+    except UserError:
+        raise
+    except ValueError as error:                             # a value that the system refuses
+        raise UserError(f"{args.system}: {error}") from error
+    title = prompt.strip() or "(no caption)"
+    pictures.save(pictures.sheet(images, title=title), args.out)
+    print(f"{args.count} x {title[:60]!r} by {args.system} in {time.monotonic() - started:.1f} s: {args.out}")
+    return 0
+
+
+def out_of(args: argparse.Namespace) -> Path:
+    """Where a run goes that was not told: runs/mnist for the main job, else runs/NAME."""
+    return args.out or Path("runs") / ("mnist" if args.system == MAIN else args.system)
