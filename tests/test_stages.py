@@ -1,52 +1,19 @@
 """Any system trains stage by stage, and a run that is broken off anywhere goes on to the same bits."""
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import Toy, ToyConfig
 
 from minidiff import checkpoint, fit, stages, systems
-from minidiff.engine import ops
-from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.nn.layers import Linear
 from minidiff.systems.system import Stage, System
 from minidiff.systems.text_to_image import TextToImage
-
-
-@dataclass(frozen=True)
-class ToyConfig:
-    width: int = 3
-
-
-class Toy(System):
-    """Two stages: z = x a, and then y = z b on the z of the first, both asked for the image's four corners."""
-
-    name, Config = "toy", ToyConfig
-    steps = (4, 5)
-
-    def __init__(self, config, tokenizer, rng):
-        super().__init__(config, tokenizer, rng)
-        self.a, self.b = Linear(4, config.width, rng), Linear(config.width, 4, rng)
-        self.seen = []
-
-    def stages(self, data):
-        x = data.x_0[:, 6:10, 14, 0]                                                # (N, 4)
-
-        def batch(rng, size):
-            return (x[rng.integers(0, len(x), size)] + 0.1 * rng.standard_normal((size, 4), dtype=np.float32),)
-
-        def error(y, x):
-            return ops.mean((y - x) * (y - x))
-        yield Stage("first", self.a, batch, lambda x: error(self.a(Tensor(x)), x[:, :self.config.width]), self.steps[0],
-                    size=6)
-        self.seen.append(self.a.state_dict())
-        yield Stage("second", self.b, batch, lambda x: error(self.b(Tensor(self.a(Tensor(x)).data)), x), self.steps[1],
-                    size=6)
 
 
 def equal(a: System, b: System) -> bool:
@@ -62,7 +29,7 @@ class Killed(BaseException):
     pass
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_a_run_killed_anywhere_goes_on_to_the_same_bits(tmp_path_factory, data):
     """Within a stage, between two, and more than once."""

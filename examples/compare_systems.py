@@ -1,0 +1,112 @@
+"""Every system of the literature beside the others: one table, and one picture.
+
+    python examples/compare_systems.py                  all that has weights; writes docs/systems.md and .png
+    python examples/compare_systems.py imagen latent    these two
+    python examples/compare_systems.py --train          trains first what has no weights, some minutes each
+
+All draw the same prompts, captions of real images and a fifth as many of combinations that training never saw, and the
+same frozen classifier judges them.  A row is kept in --cache and not measured twice, until its weights change.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minidiff import pictures, stages, systems
+from minidiff.data import mnist
+from minidiff.engine.backend import keep_freed_memory
+from minidiff.evaluate import BATCH, Judge, Streams, evaluate, fidelity
+from minidiff.files import write_json, write_whole
+
+# row -> (system, options of its sampling)
+ROWS = {
+    "DDPM": ("ddpm", {"steps": 50}),
+    "classifier guidance": ("adm", {"scale": 4.0}),
+    "classifier-free guidance": ("text-to-image", {"scale": 2.0, "steps": 15}),
+    "GLIDE, CLIP guidance": ("glide", {}),
+    "DALL-E": ("dalle", {}),
+    "DALL-E, best of 8": ("dalle", {"rerank": 8}),
+    "DALL-E 2": ("dalle2", {}),
+    "Imagen": ("imagen", {}),
+    "Stable Diffusion": ("latent", {}),
+}
+PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four",
+           "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")
+TITLES = ("system", "parameters", "training, min", "ms / image", "digit", "attributes", "held out: all right",
+          "FID (floor, ceiling)", "recall")
+
+
+def measure(name: str, options: dict, count: int) -> dict:
+    """One row, as plain numbers."""
+    model, judge = systems.find(name), Judge.load()
+    seconds = model.notes.get("seconds") or {"all": model.notes.get("train_seconds", float("nan"))}
+    row = {"parameters": model.parameter_count(), "minutes": sum(seconds.values()) / 60}
+    if name == "ddpm":                                      # hears no caption
+        batches = [slice(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
+        streams = Streams(0, count)
+        images = np.concatenate([model.sample([""] * (b.stop - b.start), streams=streams[b], **options)
+                                 for b in tqdm(batches, desc=name, unit="batch")])
+        features, _ = judge.classifier.read(images)
+        return row | fidelity(judge, features, mnist.packed(), np.random.default_rng(0))
+    report = evaluate(model, count=count, options=options, judge=judge,
+                      progress=lambda batches: tqdm(batches, desc=name, unit="batch"))
+    return row | report.as_dict()
+
+
+def cells(label: str, r: dict) -> tuple[str, ...]:
+    def share(name: str) -> str:
+        return f"{100 * r[name]:.1f} %" if name in r else "-"
+    minutes = f"{r['minutes']:.1f}" if r["minutes"] == r["minutes"] else "-"
+    pace = f"{1000 * r['seconds_per_image']:.0f}" if "seconds_per_image" in r else "-"
+    return (label, f"{r['parameters']:,}", minutes, pace, share("digit_accuracy"), share("agreement"),
+            share("held_out_all_right"), f"{r['fid']:.1f} ({r['fid_floor']:.1f}, {r['fid_ceiling']:.0f})",
+            f"{r['recall']:.2f}")
+
+
+def main(which: list[str], count: int = 1000, train: bool = False, out: str = "docs",
+         cache: str = "runs/compare") -> None:
+    keep_freed_memory()
+    unknown = set(which) - {name for name, _ in ROWS.values()}
+    if unknown:
+        raise SystemExit(f"compare_systems: no row has the system {', '.join(sorted(unknown))}")
+    Path(cache).mkdir(parents=True, exist_ok=True)
+    table, shown = [TITLES, ("---",) * len(TITLES)], {}
+    for label, (name, options) in ROWS.items():
+        if which and name not in which:
+            continue
+        kind, run = systems.kind_of(name), Path("runs") / name
+        path = next((p for p in (kind.shipped(), run / "model.safetensors") if p.exists()), None)
+        if path is None and not train:
+            print(f"{label}: no weights; train it with minidiff train --system {name}, or give --train")
+            continue
+        if path is None:
+            stages.run(run, kind, mnist.load(), resume=(run / stages.BEGUN).exists())
+            path = run / "model.safetensors"
+        asked = hashlib.sha256(path.read_bytes() + f"{sorted(options.items())}{count}".encode()).hexdigest()
+        kept = Path(cache) / f"{name}-{asked[:12]}.json"
+        if not kept.exists():
+            write_json(kept, measure(name, options, count))
+        table.append(cells(label, json.loads(kept.read_text())))
+        if name != "ddpm":
+            shown[label] = systems.find(name).sample(list(PROMPTS), seed=1, **options)
+    text = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    print(text)
+    write_whole(Path(out) / "systems.md", f"# The systems side by side\n\n`python examples/compare_systems.py --count "
+                f"{count}`\n\n{text}\n".encode())
+    if shown:
+        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=list(shown), scale=4)
+        pictures.save(picture, Path(out) / "systems.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", nargs="*", help="systems (all)")
+    parser.add_argument("--count", type=int, default=1000, help="captions of each (1000), and a fifth of held-out ones")
+    parser.add_argument("--train", action="store_true", help="train what has no weights")
+    parser.add_argument("--out", default="docs", help="folder of systems.md and systems.png (docs)")
+    parser.add_argument("--cache", default="runs/compare", help="folder of the rows (runs/compare)")
+    main(**vars(parser.parse_args()))
