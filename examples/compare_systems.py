@@ -78,13 +78,12 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     for label, (name, options) in ROWS.items():
         if which and name not in which:
             continue
-        kind, run = systems.kind_of(name), Path("runs") / name
-        path = next((p for p in (kind.shipped(), run / "model.safetensors") if p.exists()), None)
+        path, run = systems.weights_of(name), Path("runs") / name
         if path is None and not train:
             print(f"{label}: no weights; train it with minidiff train --system {name}, or give --train")
             continue
         if path is None:
-            stages.run(run, kind, mnist.load(), resume=(run / stages.BEGUN).exists())
+            stages.run(run, systems.kind_of(name), mnist.load(), resume=(run / stages.BEGUN).exists())
             path = run / "model.safetensors"
         asked = hashlib.sha256(path.read_bytes() + f"{sorted(options.items())}{count}".encode()).hexdigest()
         kept = Path(cache) / f"{name}-{asked[:12]}.json"

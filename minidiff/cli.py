@@ -317,29 +317,19 @@ def info(args: argparse.Namespace) -> int:
     from minidiff.engine import cuda
     from minidiff.engine.backend import check_device
     from minidiff.engine.parallel import cores
-    from minidiff.systems.text_to_image import SHIPPED, TextToImage
-
-    model = TextToImage.load(args.model)
-    c = model.config
     try:
         check_device("cuda")
         gpu = "yes"
     except UserError as error:
         gpu = f"no ({str(error).split(':')[0]})"
-    trained = model.notes.get("train", {})
     _print_table([
         ("minidiff", f"{__version__} in {Path(__file__).parent}"),
         ("numpy, scipy", f"{numpy.__version__}, {scipy.__version__}"),
         ("cores, GPU", f"{cores()}, {gpu}"),
         ("kernels", ", ".join(f"{family} {max(cuda.versions(family))}" for family in cuda.families())),
         ("data cache", str(mnist.cache_dir())),
-        ("model", str(args.model or SHIPPED)),
-        ("parameters", f"{model.unet.parameter_count():,} UNet, {model.text.parameter_count():,} text encoder"),
-        ("images", f"{c.image_size} x {c.image_size}, {c.unet.channels} channel(s), work at widths {c.unet.widths}"),
-        ("schedule", f"{c.schedule}, T = {c.T}, predicts {c.predicts}"),
-        ("text", f"{model.tokenizer.vocab_size} tokens, captions of at most {c.text.length - 2}"),
-        ("trained", ascii(", ".join(f"{k} {v}" for k, v in trained.items()))[1:-1][:200]   # a stranger's file may say
-                    if isinstance(trained, dict) and trained else "not recorded"),          # anything to a terminal
+        ("systems", cli_systems.trained()),
+        *cli_systems.described(args.model),
     ])
     return 0
 

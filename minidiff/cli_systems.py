@@ -10,10 +10,12 @@ import argparse
 import inspect
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from minidiff import systems
+from minidiff import checkpoint, systems
 from minidiff.errors import UserError
+from minidiff.nn.module import Module
 from minidiff.systems.system import System
 
 MAIN = "text-to-image"
@@ -101,6 +103,32 @@ def sample(args: argparse.Namespace, prompt: str) -> int:
     pictures.save(pictures.sheet(images, title=title), args.out)
     print(f"{args.count} x {title[:60]!r} by {args.system} in {time.monotonic() - started:.1f} s: {args.out}")
     return 0
+
+
+def trained() -> str:
+    """Which systems there are, and for which there are no weights."""
+    return ", ".join(name if systems.weights_of(name) else f"{name} (not trained)" for name in systems.SYSTEMS)
+
+
+def described(path: Path | None) -> list[tuple[str, str]]:
+    """What a model file holds, or the shipped one of the main job: rows (what, value)."""
+    name = MAIN if path is None else checkpoint.load(path).meta.get("system")
+    if name not in systems.SYSTEMS:
+        raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems {', '.join(systems.SYSTEMS)}")
+    model = systems.find(name, path)
+    parts = {part: value.parameter_count() for part, value in vars(model).items() if isinstance(value, Module)}
+    rows = [("model", f"{name}, {path or model.shipped()}"),
+            ("parameters", ", ".join(f"{count:,} {part}" for part, count in parts.items()))]
+    rows += [(field, _plain(value)) for field, value in asdict(model.config).items()]
+    if model.tokenizer:
+        rows.append(("tokenizer", f"{model.tokenizer.vocab_size} tokens"))
+    return rows + [("trained", _plain(model.notes) if model.notes else "not recorded")]
+
+
+def _plain(value) -> str:
+    """A value on one line that a terminal can print: a stranger's file may say anything."""
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return ascii(text)[1:-1][:300]
 
 
 def out_of(args: argparse.Namespace) -> Path:

@@ -21,12 +21,16 @@ def kind_of(name: str):
     return getattr(importlib.import_module(f"minidiff.systems.{module}"), kind)
 
 
+def weights_of(name: str) -> Path | None:
+    """The file of the system's weights: the one that comes with minidiff, else the one trained here, in runs/NAME."""
+    places = (kind_of(name).shipped(), Path("runs") / name / "model.safetensors")
+    return next((path for path in places if path.exists()), None)
+
+
 def find(name: str, path: str | Path | None = None):
-    """The trained system called `name`: the one in `path`, or the one that comes with minidiff, or the one that was
-    trained here, in runs/NAME.  UserError says how to train it where there is none."""
-    kind, trained = kind_of(name), Path("runs") / name / "model.safetensors"
-    if path is None:
-        path = next((p for p in (kind.shipped(), trained) if p.exists()), None)
+    """The trained system called `name`, from `path` or from where `weights_of` finds it.  UserError says how to train
+    it where there is none."""
+    path = path or weights_of(name)
     if path is None:
         raise UserError(f"there are no weights of {name} yet: train it with minidiff train --system {name}")
-    return kind.load(path)
+    return kind_of(name).load(path)
