@@ -28,7 +28,7 @@ setup(
         "threadpoolctl>=3.1",       # holds BLAS to one thread while ours share the work
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5"],      # the last: bfloat16 on NumPy
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ml_dtypes>=0.5"],     # the last: bfloat16
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
         "kernels": ["nvidia-cuda-nvrtc>=13"],               # compiles kernels/*.cu where there is no GPU
