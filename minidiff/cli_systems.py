@@ -7,7 +7,6 @@ own `sample`: one that it does not take is refused by name.
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 import time
 from dataclasses import asdict
@@ -44,25 +43,24 @@ def train(args: argparse.Namespace) -> int:
     for stage, seconds in trained.seconds.items():
         print(f"{stage:<16}{seconds / 60:6.1f} min")
     print(f"weights         {args.out / 'model.safetensors'}")
-    if "captions" in inspect.signature(kind.sample).parameters:
+    if kind.options() is not None:
         print(f'try             minidiff sample --system {args.system} --model {args.out / "model.safetensors"} "7"')
     return 0
 
 
 def options(kind: type[System], args: argparse.Namespace) -> dict:
     """The options of sampling that were given, checked to be the system's own; UserError names those it takes."""
-    own = {name: p for name, p in inspect.signature(kind.sample).parameters.items()
-           if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("seed", "streams")}
+    own = kind.options()
     given = {name: value for name, value in (("scale", args.scale), ("steps", getattr(args, "steps", None) or
                                                                        getattr(args, "sample_steps", None)),
                                          ("sampler", getattr(args, "sampler", None)))
              if value is not None}
     given |= dict(args.set or [])
-    takes = ", ".join(f"{name} ({p.default})" for name, p in own.items()) or "none"
+    takes = ", ".join(f"{name} ({default})" for name, default in own.items()) or "none"
     for name, value in given.items():
         if name not in own:
             raise UserError(f"{kind.name} has no option {name!r}: its options are {takes}")
-        default = own[name].default
+        default = own[name]
         if isinstance(default, float) and type(value) is int:
             given[name] = float(value)
         elif type(value) is not type(default) and default is not None:
@@ -73,7 +71,7 @@ def options(kind: type[System], args: argparse.Namespace) -> dict:
 def captioned(args: argparse.Namespace) -> tuple[System, dict]:
     """The trained system of --system, and its options; UserError unless it draws pictures of captions on a CPU."""
     kind = systems.kind_of(args.system)
-    if "captions" not in inspect.signature(kind.sample).parameters:
+    if kind.options() is None:
         raise UserError(f"{args.system} draws no pictures of captions: python examples/{EXAMPLES[args.system]} shows "
                         "what it does")
     if args.device != "cpu":

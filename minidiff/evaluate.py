@@ -24,53 +24,18 @@ from minidiff import checkpoint
 from minidiff.data import attributes, captions, mnist
 from minidiff.data.attributes import Words
 from minidiff.data.pixels import to_float
-from minidiff.engine import conv, ops
+from minidiff.engine import ops
 from minidiff.engine.backend import Streams
-from minidiff.engine.parallel import parallel_gradients, parallel_map, shards
-from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.engine.parallel import parallel_gradients
+from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.fidelity import precision_recall
 from minidiff.files import check_writable
-from minidiff.nn.layers import Conv2d, GroupNorm, Linear
-from minidiff.nn.module import Module
+from minidiff.nn.digit_classifier import JUDGE, Classifier
 from minidiff.nn.optim import AdamW, WarmupCosine
 
-SHIPPED = Path(__file__).parent / "weights" / "judge.safetensors"
+SHIPPED = JUDGE
 BATCH = 256                                                 # images sampled at a time
-
-
-class Classifier(Module):
-    """A small convolutional network that reads digits: (B, 28, 28, 1) in [-1, 1] -> logits (B, 10)."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.conv1, self.norm1 = Conv2d(4, 32, rng), GroupNorm(32, 8)
-        self.conv2, self.norm2 = Conv2d(32, 32, rng), GroupNorm(32, 8)
-        self.shrink = Linear(128, 64, rng)
-        self.conv3, self.norm3 = Conv2d(64, 64, rng), GroupNorm(64, 8)
-        self.conv4, self.norm4 = Conv2d(64, 64, rng), GroupNorm(64, 8)
-        self.features_in, self.logits = Linear(7 * 7 * 64, 64, rng), Linear(64, 10, rng)
-
-    def features(self, x: Tensor) -> Tensor:
-        """What FID compares: (B, 64)."""
-        h = conv.space_to_depth(x)                                                  # (B, 14, 14, 4)
-        h = ops.silu(self.norm1(self.conv1(h)))
-        h = h + ops.silu(self.norm2(self.conv2(h)))
-        h = self.shrink(conv.space_to_depth(h))                                     # (B, 7, 7, 64)
-        h = h + ops.silu(self.norm3(self.conv3(h)))
-        h = h + ops.silu(self.norm4(self.conv4(h)))
-        return ops.silu(self.features_in(h.reshape(h.shape[0], 7 * 7 * 64)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits(self.features(x))
-
-    def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images (N, 28, 28, 1) in [-1, 1] -> features (N, 64) and digits (N,)."""
-        def one(part: slice):
-            with no_grad():
-                f = self.features(Tensor(images[part]))
-                return f.data, self.logits(f).data.argmax(axis=1)
-        features, digits = zip(*parallel_map(one, shards(len(images), 256)), strict=True)
-        return np.concatenate(features), np.concatenate(digits)
 
 
 def train_classifier(images: np.ndarray, labels: np.ndarray, *, epochs: int = 6, batch: int = 128, seed: int = 0,
@@ -124,14 +89,12 @@ class Judge:
     def load(cls, path: str | Path = SHIPPED) -> Judge:
         """The judge that comes with minidiff, or another's file; UserError if it is none."""
         saved = checkpoint.load(path)
-        if saved.meta.get("system") != "judge" or not isinstance(saved.meta.get("accuracy"), float):
+        if not isinstance(saved.meta.get("accuracy"), float):
             raise UserError(f"{path} holds {str(saved.meta.get('system'))[:40]!r}, and a judge was asked for.")
-        classifier = Classifier(np.random.default_rng(0))
-        expected = {f"classifier.{name}": p.shape for name, p in classifier.parameters().items()}
-        checkpoint.check_shapes(expected | {"test.mean": (64,), "test.cov": (64, 64)}, saved.tensors, path)
-        mean, cov = saved.tensors.pop("test.mean"), saved.tensors.pop("test.cov")
-        classifier.load_state_dict({name.removeprefix("classifier."): w for name, w in saved.tensors.items()})
-        return cls(classifier, saved.meta["accuracy"], mean, cov)
+        classifier = Classifier.of(saved)
+        others = {name: a for name, a in saved.tensors.items() if not name.startswith("classifier.")}
+        checkpoint.check_shapes({"test.mean": (64,), "test.cov": (64, 64)}, others, path)
+        return cls(classifier, saved.meta["accuracy"], others["test.mean"], others["test.cov"])
 
     def fid(self, features: np.ndarray) -> float:
         """FID between features (N, 64) and those of the test images."""

@@ -36,7 +36,9 @@ class StageFit(Fit):
         self.stage, self.number, self.meta = stage, number, meta
 
     def batch(self) -> tuple:
-        return self.stage.batch(np.random.default_rng([self.config.seed, 2, self.number, self.n]), self.config.batch)
+        rng = np.random.default_rng([self.config.seed, 2, self.number, self.n])
+        paced = [self.n / self.config.steps] if self.stage.paced else []
+        return self.stage.batch(rng, self.config.batch, *paced)
 
     def loss(self, *arrays) -> Tensor:
         return self.stage.loss(*arrays)

@@ -6,6 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidiff import fidelity
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.pixels import to_float
+from minidiff.evaluate import Judge
 from minidiff.fidelity import precision_recall
 
 
@@ -95,3 +98,46 @@ GOOD = np.zeros((5, 2))
 def test_what_makes_no_sense_is_refused(real, fake, k, sentence):
     with pytest.raises(ValueError, match=sentence):
         precision_recall(real, fake, k)
+
+
+# ---- pictures and their captions -----------------------------------------------------------------------------------
+
+
+def test_measure_is_what_the_judge_and_the_ruler_say():
+    """Real images with their own captions, one of them with a wrong digit and one with a wrong word."""
+    real, judge = mnist.packed(), Judge.load()
+    images = to_float(real.images[:60])[..., None]
+    words = attributes.name(attributes.measure(real.images[:60]))
+    features, digits = judge.classifier.read(images)
+    rng = np.random.default_rng(0)
+    asked = [captions.caption(rng, int(d), w, keep=1.0) for d, w in zip(digits, words, strict=True)]
+    others, _ = judge.classifier.read(to_float(real.images[60:120])[..., None])
+    found = fidelity.measure(images, asked, others, judge)
+    assert (found.digit, found.agreement) == (1, 1) and found.fid == judge.fid(features)
+    assert (found.precision, found.recall) == precision_recall(others, features)
+
+    one = next(i for i in range(1, 60) if words[i] == ("", "upright", ""))
+    asked[0] = captions.caption(rng, (int(digits[0]) + 1) % 10, words[0], keep=1.0)
+    asked[one] = f"a left-leaning {digits[one]}"
+    wrong = fidelity.measure(images, asked, others, judge)
+    said = sum(bool(word) for w in words for word in w)
+    assert wrong.digit == pytest.approx(59 / 60) and wrong.agreement == pytest.approx((said - 1) / said)
+    assert fidelity.measure(images, ["seven"] * 60, others, judge).digit == pytest.approx((digits == 7).mean())
+
+
+def test_a_caption_that_asks_nothing_is_not_held_against_a_picture():
+    judge, images = Judge.load(), to_float(mnist.packed().images[:5])[..., None]
+    features, digits = judge.classifier.read(images)
+    nothing = fidelity.measure(images, [""] * 5, features, judge)
+    assert (nothing.digit, nothing.agreement) == (1, 1)
+    asked = ["", "", f"{digits[2]}", f"{(digits[3] + 1) % 10}", ""]
+    assert fidelity.measure(images, asked, features, judge).digit == 0.5
+
+
+def test_a_row_of_the_table():
+    assert fidelity.Fidelity(0.987, 0.5, 12.34, 1.0, 0.0).row() == "98.7 % | 50.0 % | 12.3 | 100.0 % | 0.0 %"
+
+
+def test_captions_must_be_as_many_as_pictures():
+    with pytest.raises(ValueError, match="asked must be one caption for each of the 5 images, not 4"):
+        fidelity.measure(np.zeros((5, 28, 28, 1), np.float32), ["3"] * 4, np.zeros((5, 64)), Judge.load())

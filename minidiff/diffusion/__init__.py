@@ -9,4 +9,7 @@ Read in this order:
     samplers.py     from noise to image: DDPM, DDIM, Heun, DPM-Solver++
     guidance.py     a denoiser that listens harder to its condition
     likelihood.py   how many bits an image costs: the variational bound, and the flow's own density
+    entropy.py      the first diffusion paper's bound, in entropies, and what they say of a reverse step
+    posterior.py    a model of p(x_0) draws from p(x_0) r(x_0): in-painting, de-noising
+    cascade.py      a small image, then larger ones that fill in its detail
 """

@@ -2,6 +2,7 @@
 
     classifier-free   eps = eps_uncond + scale (eps_cond - eps_uncond)     Ho & Salimans, arXiv 2207.12598
     classifier        score = score + scale grad log p(y | x_t)            Dhariwal & Nichol, arXiv 2105.05233
+    CLIP              the same, with grad (f(x_t) . g(y)) for its gradient Nichol et al., arXiv 2112.10741, 2.3
 
 scale: 0 is unconditional, 1 conditional, more than 1 guided. The first paper writes
 (1 + w) eps_cond - w eps_uncond (eq. 6): its w is scale - 1. Samplers see only the denoiser, so that each of
@@ -21,6 +22,7 @@ from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import per_sample
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
+from minidiff.engine.tensor import Tensor, gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,19 @@ class ClassifierGuidance:
         coefficient = self.scale * self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)     # (B,)
         x0_hat = x0_hat + per_sample(coefficient, x_t) * self.grad_log_prob(x_t, t, cond)
         return x0_hat if self.clip is None else self.clip(x0_hat)
+
+
+def clip_gradient(features: Callable[[Tensor, Any], Tensor]) -> Callable[[Any, Any, Any], Any]:
+    """What CLIP guidance has for a classifier's gradient: `(x_t, t, y) -> grad (f(x_t, t) . y)`, of x_t's shape.
+
+    features: f, `(x_t (B, ...), t (B,)) -> (B, D)`, of *noised* pictures, each row by itself. y (B, D): g, of captions.
+    Where f . g is pointwise mutual information, as the contrastive loss would have it, this is grad log p(y | x_t).
+    """
+    def gradient(x_t, t, y):
+        x = Tensor(x_t, requires_grad=True)
+        # row i of f hears of x_i alone: the gradient of sum_i f_i . y_i is that of each
+        return gradients(features(x, t), [x], y)[0]
+    return gradient
 
 
 def stack_conditions(first: tuple, second: tuple) -> tuple:

@@ -77,15 +77,26 @@ class DiscretisedGaussian:
         _check_positive("sigma", self.sigma)
 
     def __call__(self, x_0, x0_hat) -> np.ndarray:
-        u, mean = _levels(x_0), to_numpy(x0_hat).astype(np.float64)
-        # P(u) = Phi(b) - Phi(a),   a, b = ((u -+ 1/2) / 127.5 - 1 - x0_hat) / sigma,  infinite at u = 0 and u = 255
-        a = np.where(u == 0, -np.inf, ((u - 0.5) / 127.5 - 1 - mean) / self.sigma)
-        b = np.where(u == 255, np.inf, ((u + 0.5) / 127.5 - 1 - mean) / self.sigma)
-        # = Phi(-a) - Phi(-b): of the two, the one in the lower tail, where Phi has digits to lose none
+        a, b = self._edges(x_0, x0_hat)
+        # P(u) = Phi(b) - Phi(a) = Phi(-a) - Phi(-b): of the two, the one in the lower tail, where no digits are lost
         a, b = np.where(a + b > 0, -b, a), np.where(a + b > 0, -a, b)
         # log P = log Phi(b) + log(1 - Phi(a) / Phi(b))
         log_a, log_b = special.log_ndtr(a), special.log_ndtr(b)
         return log_b + np.log(-np.expm1(log_a - log_b))
+
+    def slope(self, x_0, x0_hat) -> np.ndarray:
+        """d log P / d log sigma, of x_0's shape: what a variance that is learned follows."""
+        a, b = self._edges(x_0, x0_hat)
+        # dP / d log sigma = a phi(a) - b phi(b),   phi(z) = exp(-z^2 / 2) / sqrt(2 pi),  over P
+        log_P = self(x_0, x0_hat)
+        return sum(sign * np.where(np.isinf(z), 0, z) * np.exp(-0.5 * z * z - 0.5 * math.log(2 * math.pi) - log_P)
+                   for sign, z in ((1, a), (-1, b)))
+
+    def _edges(self, x_0, x0_hat) -> tuple[np.ndarray, np.ndarray]:
+        u, mean = _levels(x_0), to_numpy(x0_hat).astype(np.float64)
+        # a, b = ((u -+ 1/2) / 127.5 - 1 - x0_hat) / sigma,  infinite at u = 0 and u = 255
+        return (np.where(u == 0, -np.inf, ((u - 0.5) / 127.5 - 1 - mean) / self.sigma),
+                np.where(u == 255, np.inf, ((u + 0.5) / 127.5 - 1 - mean) / self.sigma))
 
 
 @dataclass(frozen=True)

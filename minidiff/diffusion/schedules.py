@@ -10,6 +10,7 @@ Time t counts 0 .. T-1, and t = -1 is the clean image: alpha_bar_{-1} reads 1. (
 0 is the clean image.) alpha_t is sqrt(alpha_bar_t), as in VDM; DDPM writes alpha_t for 1 - beta_t, which
 has no name here. Tables are float64 in host memory, and read-only.
 
+    DPM            Sohl-Dickstein et al. 2015, 1503.03585    even_loss
     DDPM           Ho et al. 2020, arXiv 2006.11239          linear
     LDM            Rombach et al. 2022, arXiv 2112.10752     scaled_linear (the table of Stable Diffusion)
     Improved DDPM  Nichol & Dhariwal 2021, arXiv 2102.09672  cosine, respaced
@@ -144,6 +145,16 @@ def cosine(
     # beta_t = min(1 - alpha_bar_t / alpha_bar_{t-1}, beta_max)
     betas = np.minimum(1.0 - f[1:] / f[:-1], beta_max)
     return from_betas(betas, "cosine", allow_signal=allow_signal)
+
+
+def even_loss(T: int = 40) -> Schedule:
+    """beta_t = 1/(T - t): each step takes the same 1/T of the signal's power (arXiv 1503.03585, section 2.4.1).
+
+    alpha_bar_t = 1 - (t + 1)/T ends at 0, where only x0- and v-prediction are possible.
+    """
+    _check_count("T", T, 1)
+    # beta_t = (T - t + 1)^-1 where t counts 1..T
+    return from_betas(1.0 / (T - np.arange(T)), "even_loss")
 
 
 # ---- from a continuous log-SNR ---------------------------------------------------------------------------

@@ -9,7 +9,18 @@ from minidiff.errors import UserError
 
 # name -> (module, class); a module is imported when its system is asked for
 SYSTEMS: dict[str, tuple[str, str]] = {
+    "dpm": ("dpm", "DPM"),
+    "ddpm": ("ddpm", "DDPM"),
+    "clip": ("clip", "CLIP"),
+    "adm": ("adm", "ADM"),
     "text-to-image": ("text_to_image", "TextToImage"),
+    "glide": ("glide", "GLIDE"),
+    "dalle": ("dalle", "DALLE"),
+    "dalle2": ("dalle2", "UnCLIP"),
+    "imagen": ("imagen", "Imagen"),
+    "autoencoder-kl": ("autoencoder", "KLAutoencoder"),
+    "autoencoder-vq": ("autoencoder", "VQAutoencoder"),
+    "latent": ("latent", "LatentDiffusion"),
 }
 
 

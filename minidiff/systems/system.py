@@ -12,6 +12,7 @@ a list of stages, each a part of it, a batch and a loss; whoever trains it need 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,13 +39,14 @@ class Stage:
 
     name: str                                               # one word, of the stage's folder
     module: Module                                          # whose parameters are trained
-    batch: Callable[[np.random.Generator, int], tuple]      # (rng, B) -> arrays with the batch along axis 0
+    batch: Callable[..., tuple]                             # (rng, B) -> arrays with the batch along axis 0
     loss: Callable[..., Tensor]                             # (*arrays) -> the mean loss of these samples, ()
     steps: int
     size: int = 64                                          # B
     lr: float = 2e-3                                        # peak of the learning rate
     ema: float = 0.998
     draw: Callable[[], Any] | None = None                   # the picture (pictures.sheet, ...) of how it goes
+    paced: bool = False                                     # batch takes a third argument, the share of steps made
 
 
 class System(Module):
@@ -75,6 +77,15 @@ class System(Module):
     def stages(self, data: CaptionedDigits) -> Iterator[Stage]:
         """How it is trained.  The next stage is asked for when the last one's averaged weights are in place."""
         raise NotImplementedError(f"{type(self).__name__} has no stages")
+
+    @classmethod
+    def options(cls) -> dict[str, Any] | None:
+        """The options of its `sample` with their defaults; None where it draws no pictures of captions."""
+        own = inspect.signature(cls.sample).parameters if hasattr(cls, "sample") else {}
+        if "captions" not in own:
+            return None
+        return {name: p.default for name, p in own.items()
+                if p.kind is p.KEYWORD_ONLY and name not in ("seed", "streams")}
 
     # --- files --------------------------------------------------------------------------------------------
 
@@ -152,7 +163,10 @@ def check_finite(images: np.ndarray) -> np.ndarray:
 def streams_for(captions: Sequence[str], seed: int, streams: Streams | None) -> Streams:
     """The streams that were given, or sample i's own (seed, i); ValueError unless there is one for each caption."""
     check_captions(captions)
-    streams = streams or Streams(seed, len(captions))
+    return check_streams(captions, streams or Streams(seed, len(captions)))
+
+
+def check_streams(captions: Sequence[str], streams: Streams) -> Streams:
     if len(streams) != len(captions):
         raise ValueError(f"streams must be one for each of the {len(captions)} captions, not {len(streams)}")
     return streams

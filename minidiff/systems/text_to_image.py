@@ -30,7 +30,7 @@ from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
-from minidiff.systems.system import WEIGHTS, System, as_read, check_captions
+from minidiff.systems.system import WEIGHTS, System, as_read, check_captions, check_streams
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ class TextToImage(System):
         check_captions(captions)
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
-        streams = streams or streams_on(self.device, seed, len(captions))
+        streams = check_streams(captions, streams or streams_on(self.device, seed, len(captions)))
         size = self.config.image_size
         x_T = to_device(streams.normal((size, size, self.config.unet.channels)), self.device)   # (B, H, W, C)
         path = times(self.schedule, steps)                                          # T-1 ... 0

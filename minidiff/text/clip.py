@@ -1,6 +1,7 @@
 """CLIP: pictures and captions in one space, where a pair's cosine says how well they match.
 
-    logits = exp(log_scale) I T^t                           log_scale = -log temperature, learned; rows of length 1
+    I, T   = image tower(x), text tower(caption)            (N, D), each row then divided by its length
+    logits = exp(log_scale) I T^t                           log_scale = -log temperature, learned; at most log 100
     L      = (CE(logits, rows) + CE(logits^T, rows)) / 2    Radford et al. 2021, arXiv 2103.00020, fig. 3
 
 Picture i's own caption is T_i, so that the right class of row i is i, and of column j is j: two classifications
@@ -9,18 +10,100 @@ logits that make it least, over all batches, are that plus any constant, and log
 information (van den Oord et al. 2018, arXiv 1807.03748).
 """
 
-from minidiff.engine import ops
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.engine import conv, ops
 from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.autoencoder import Block
+from minidiff.nn.layers import Conv2d, GroupNorm, Linear
+from minidiff.nn.module import Module
+from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 
+FIRST_LOG_SCALE = math.log(1 / 0.07)                        # where the paper begins (section 2.5)
+MOST = math.log(100)                                        # and where it stops
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig:
+    """Widths are multiples of groups."""
+
+    size: int = 28                          # the image's height and width, a multiple of 4
+    widths: tuple[int, ...] = (32, 64)      # channels at half and at a quarter of the resolution
+    groups: int = 8
+    last: int = 16                          # channels of the last grid, which is read as one vector
+
+    def __post_init__(self):
+        if len(self.widths) != 2 or min(self.groups, self.last, *self.widths) < 1 \
+                or any(w % self.groups for w in self.widths):
+            raise ValueError(f"ImageTowerConfig: widths takes two multiples of groups ({self.groups}), "
+                             f"not {self.widths}")
+        if self.size < 4 or self.size % 4:
+            raise ValueError(f"ImageTowerConfig: size must be a multiple of 4, not {self.size}")
+
+    @property
+    def flat(self) -> int:
+        """The length of that vector."""
+        return (self.size // 4) ** 2 * self.last
+
+
+class ImageTower(Module):
+    """Pictures (B, H, W, 1) in [-1, 1] -> embeddings (B, D), of any length."""
+
+    def __init__(self, config: ImageTowerConfig, D: int, rng: np.random.Generator):
+        half, quarter = config.widths
+        self.config = config
+        self.conv_in, self.block1 = Conv2d(4, half, rng), Block(half, config.groups, rng)
+        self.shrink, self.block2 = Linear(4 * half, quarter, rng), Block(quarter, config.groups, rng)
+        self.norm, self.narrow = GroupNorm(quarter, config.groups), Linear(quarter, config.last, rng)
+        self.project = Linear(config.flat, D, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_pictures(x, self.config.size)
+        h = self.block1(self.conv_in(conv.space_to_depth(x)))                       # (B, H/2, W/2, half)
+        h = self.block2(self.shrink(conv.space_to_depth(h)))                        # (B, H/4, W/4, quarter)
+        h = self.narrow(self.norm.then_silu(h))                                     # (B, H/4, W/4, last)
+        return self.project(h.reshape(len(x.data), self.config.flat))
+
+
+class TextTower(Module):
+    """ids (B, N), mask (B, N) -> embeddings (B, D), of any length: the pooled state, projected."""
+
+    def __init__(self, config: TextEncoderConfig, D: int, rng: np.random.Generator):
+        self.encoder = TextEncoder(config, rng)
+        self.project = Linear(config.width, D, rng)
+
+    def forward(self, ids, mask) -> Tensor:
+        return self.project(self.encoder(ids, mask).pooled)
+
+
+def first_log_scale() -> Tensor:
+    """The learned log_scale, before it has learned: (), 1 / 0.07."""
+    return Tensor(np.array(FIRST_LOG_SCALE, np.float32), requires_grad=True)
+
+
+def capped(log_scale: Tensor) -> Tensor:
+    """log_scale, or log 100 where that is less; beyond the cap its gradient is 0."""
+    return ops.clip(log_scale, -math.inf, MOST)
+
+
+def check_pictures(x, size: int) -> None:
+    if x.ndim != 4 or x.shape[1:] != (size, size, 1):
+        raise ValueError(f"images must be (B, {size}, {size}, 1), not {x.shape}")
+
+
+# --- the loss ---------------------------------------------------------------------------------------------
 
 def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tensor) -> Tensor:
     """The symmetric InfoNCE loss in nats, () of the embeddings' dtype: log N where nothing is known, 0 at best.
 
     image_embeddings, text_embeddings (N, D): row i of the one belongs to row i of the other; any lengths but 0.
     log_scale (): minus the log of the temperature. The paper begins at log(1/.07), and keeps the scale at most 100,
-    which is the caller's. Raises ValueError where shapes do not fit, or an embedding has no direction: it is 0, or not
-    finite.
+    which is the caller's (`capped`). Raises ValueError where shapes do not fit, or an embedding has no direction: it is
+    0, or not finite.
     """
     if image_embeddings.ndim != 2 or image_embeddings.shape != text_embeddings.shape or 0 in image_embeddings.shape:
         raise ValueError("clip_loss takes image_embeddings and text_embeddings (N, D), row for row and not empty, "
@@ -28,7 +111,7 @@ def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tens
     if log_scale.shape != () or not xp_of(log_scale.data).isfinite(log_scale.data):
         got = log_scale.item() if log_scale.shape == () else f"shape {log_scale.shape}"
         raise ValueError(f"log_scale must be one finite number, of shape (), not {got}")
-    image, text = _unit("image_embeddings", image_embeddings), _unit("text_embeddings", text_embeddings)    # (N, D)
+    image, text = unit("image_embeddings", image_embeddings), unit("text_embeddings", text_embeddings)      # (N, D)
     # logits = exp(log_scale) I T^t
     logits = ops.exp(log_scale) * (image @ text.transpose(1, 0))                # (N, N)
     rows = xp_of(logits.data).arange(len(logits.data))
@@ -36,8 +119,8 @@ def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tens
     return (ops.cross_entropy(logits, rows) + ops.cross_entropy(logits.transpose(1, 0), rows)) / 2
 
 
-def _unit(name: str, x: Tensor) -> Tensor:
-    """Rows of length 1, of the same direction: (N, D)."""
+def unit(name: str, x: Tensor) -> Tensor:
+    """Rows of length 1, of the same direction: (N, D). ValueError, which says `name`, where one has none."""
     xp = xp_of(x.data)
     largest = xp.abs(x.data).max(axis=1, keepdims=True)                               # (N, 1)
     lawful = (largest > 0) & xp.isfinite(largest)
@@ -45,3 +128,18 @@ def _unit(name: str, x: Tensor) -> Tensor:
         raise ValueError(f"{name} must have a direction, and row {int(lawful.argmin())} is 0 or not finite")
     x = x / largest                                         # a constant: the length drops out, and x^2 stays finite
     return x / ops.sqrt((x * x).sum(axis=1, keepdims=True))
+
+
+# --- what it is good for ----------------------------------------------------------------------------------
+
+def recall_at(k: int, similarity: np.ndarray) -> float:
+    """The share of rows i whose own column i is among the k largest of the row; of equals none counts as larger.
+
+    similarity (N, M), N <= M: of queries and what is searched. Raises ValueError unless 1 <= k <= M.
+    """
+    if similarity.ndim != 2 or not 0 < len(similarity) <= similarity.shape[1]:
+        raise ValueError(f"similarity must be (N, M) with N at most M, and not empty, not {similarity.shape}")
+    if not 1 <= k <= similarity.shape[1]:
+        raise ValueError(f"k must be within 1 and {similarity.shape[1]}, not {k}")
+    own = similarity.diagonal()[:, None]                                              # (N, 1)
+    return float(((similarity > own).sum(axis=1) < k).mean())

@@ -1,0 +1,103 @@
+"""DDPM: what Algorithm 2 takes away and adds, and what a model that hears no captions can do all the same.
+
+    python examples/02_ddpm.py                  prints the weights of each step, draws three pictures into docs/
+    python examples/02_ddpm.py --bits 200       also measures bits/dim under each choice of the variance
+
+    ddpm_progressive.png     x0_hat on the way from noise to image: first the coarse shape, then the strokes
+    ddpm_interpolation.png   two images, mixed while they are half noise: what lies between them are digits, too
+    inpainting.png           half an image is seen, or all of it under noise: the same model, multiplied by r(x)
+NUMBERS
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from minidiff import pictures, systems
+from minidiff.data import mnist
+from minidiff.data.pixels import to_float
+from minidiff.diffusion.denoiser import static_threshold
+from minidiff.diffusion.posterior import Observed, posterior, reconstruction
+from minidiff.diffusion.samplers import sample, times
+from minidiff.engine.backend import Streams
+from minidiff.systems.ddpm import DDPM, VARIANCES, step_weights
+
+SHOWN = (7, 2, 13, 15, 17, 4)                               # of the packed training images
+
+
+def weights(model: DDPM, steps: int) -> None:
+    """x_s = (x_t by `grow`) - removed eps_theta + added z, at ten of the times."""
+    path = [int(t) for t in times(model.schedule, steps)]
+    print(f"{'t':>5} {'grow':>8} {'removed':>8} {'added: beta':>12} {'beta~':>8}")
+    for i in np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int)):
+        grow, removed, added, added_tilde = step_weights(model.schedule, path)[i]
+        print(f"{path[i]:>5} {grow:8.4f} {removed:8.4f} {added:12.4f} {added_tilde:8.4f}")
+
+
+def progressive(model: DDPM, steps: int, count: int, seed: int):
+    states = list(model.trajectory([""] * count, seed=seed, steps=steps))
+    labels = [f"t = {state.t}" if state.t >= 0 else "x_0" for state in states]
+    return pictures.strip(np.stack([state.x0_hat for state in states]), labels=labels)
+
+
+def interpolation(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
+    lambdas = np.linspace(0, 1, 8)
+    half = model.config.T // 2
+    mixed = [model.interpolate(a, b, lambdas, t=half, steps=min(steps, half), seed=seed)
+             for a, b in zip(x_0[::2], x_0[1::2], strict=True)]
+    states = np.concatenate([x_0[::2][None], np.stack(mixed, axis=1), x_0[1::2][None]])
+    labels = ["image", *(f"{part:.2f}" for part in lambdas), "image"]
+    return pictures.strip(states, labels=labels)
+
+
+def inpainting(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
+    """Every column is drawn by the same reverse process, multiplied by another r."""
+    B, size, path = len(x_0), model.config.image_size, times(model.schedule, steps)
+    unclipped = model.unguided()
+    denoiser = replace(unclipped, clip=static_threshold)
+    left, everywhere = np.zeros(x_0.shape[1:], bool), np.ones(x_0.shape[1:], bool)
+    left[:, :size // 2] = True
+    noise = 0.5
+    noisy = x_0 + noise**0.5 * Streams(seed + 1, B).normal(x_0.shape[1:])
+
+    def draw(factor, which: int = 0):
+        streams = Streams(seed + 10 + which, B)
+        return sample(posterior(denoiser, streams.normal(x_0.shape[1:]), path, factor, streams=streams))
+
+    seen = Observed(model.schedule, x_0, left)
+    columns = {"image": x_0, "seen": np.where(left, x_0, 0), "in-painted": draw(seen), "another": draw(seen, 1),
+               "a third": draw(seen, 2), "by x0_hat": draw(reconstruction(unclipped, x_0, left)), "under noise": noisy,
+               "de-noised": draw(Observed(model.schedule, noisy, everywhere, noise))}
+    return pictures.strip(np.stack(list(columns.values())), labels=list(columns))
+
+
+def main(model: str | None = None, steps: int = 250, count: int = 6, bits: int = 0, out: str = "docs",
+         seed: int = 0, data: str | None = None) -> None:
+    ddpm, folder = systems.find("ddpm", model), Path(out)
+    pictures.check_writable(folder / "inpainting.png")      # before the work, not after
+    weights(ddpm, steps)
+    x_0 = to_float(mnist.packed().images[list(SHOWN)])[..., None]
+    for name, picture in (("ddpm_progressive", lambda: progressive(ddpm, steps, count, seed)),
+                          ("ddpm_interpolation", lambda: interpolation(ddpm, x_0, steps, seed)),
+                          ("inpainting", lambda: inpainting(ddpm, x_0, steps, seed))):
+        pictures.save(picture(), folder / f"{name}.png")
+        print(f"drew {folder / name}.png")
+    if bits:
+        test = to_float(mnist.load(data, "test").images[:bits])[..., None]
+        for variance in VARIANCES:
+            cost = ddpm.bits_per_dim(test, variance=variance, terms=min(200, ddpm.config.T), seed=seed)
+            print(f"{variance}: {cost.mean():.3f} bits/dim, standard error {cost.std() / bits**0.5:.3f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="the model's file (default: the shipped one, or runs/ddpm)")
+    parser.add_argument("--steps", type=int, default=250, help="of sampling (default: 250)")
+    parser.add_argument("--count", type=int, default=6, help="of progressive samples (default: 6)")
+    parser.add_argument("--bits", type=int, default=0, help="test images to measure bits/dim on (default: 0)")
+    parser.add_argument("--out", default="docs", help="folder of the pictures (default: docs)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default=None, help="folder of MNIST's files, for --bits")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,83 @@
+"""CLIP: which digit is it, and which picture is meant, answered by a model that never saw a label.
+
+    python examples/03_clip.py          reads MNIST's test set, searches it, draws docs/clip_retrieval.png
+
+It prints the zero-shot accuracy of several phrasings and of their ensemble, then how often a picture's own caption is
+found among others, and a caption's own picture (recall@k; by chance 0.1, 1 and 10 %). A caption such as "a seven" fits
+a tenth of all pictures, so that its own can seldom be told from the others it fits; the last line asks instead whether
+what was found fits. On 2026-11-23, in 11 s on a core of an AMD EPYC (Zen 4), of the shipped weights:
+
+    zero-shot, 10000 pictures: 99.05 %, with 8 phrasings together
+        99.01 %  'a picture of the digit {word}'        98.11 %  'a photo of the digit {word}'
+        99.06 %  '{figure}'                             98.08 %  'a photo of the digit {figure}'
+    a picture's own caption among 1000: recall @1 9.1 %, @10 51.4 %, @100 100.0 %
+    a caption's own picture among 1000: recall @1 8.1 %, @10 49.1 %, @100 99.1 %
+    the nearest picture has the caption's digit in 99.9 %, and 99.3 % of the words that it says
+"""
+
+import argparse
+
+import numpy as np
+
+from minidiff import pictures
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.pixels import to_float
+from minidiff.systems.clip import CLIP, PROMPTS
+from minidiff.text.clip import recall_at
+
+PHRASINGS = ("a picture of the digit {word}", "the digit {word}", "{word}", "{figure}",
+             "a photo of the digit {word}", "a photo of the digit {figure}")         # no caption says "photo"
+QUERIES = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning 5",
+           "the digit four, light and broad", "a heavy 1", "a fine 8 leaning right", "a six")
+
+
+def zero_shot(clip: CLIP, I_e: np.ndarray, labels: np.ndarray) -> float:
+    """Prints each phrasing's accuracy, and returns the ensemble's: clip.zero_shot(images), its pictures embedded."""
+    def accuracy(prompts) -> float:
+        return float(((I_e @ clip.embed_digits(prompts).T).argmax(axis=1) == labels).mean())
+    print(f"zero-shot, {len(labels)} pictures: {100 * accuracy(PROMPTS):.2f} %, with {len(PROMPTS)} phrasings together")
+    for prompt in PHRASINGS:
+        print(f"    {100 * accuracy([prompt]):.2f} %  {prompt!r}")
+    return accuracy(PROMPTS)
+
+
+def retrieval(clip: CLIP, I_e: np.ndarray, labels: np.ndarray, words: list[attributes.Words]) -> None:
+    """Prints recall@k in both directions, and how well what is nearest to a caption fits it."""
+    rng = np.random.default_rng(0)
+    texts = [captions.caption(rng, int(k), seen) for k, seen in zip(labels, words, strict=True)]
+    similarity = I_e @ clip.embed_captions(texts).T                                   # (N, N)
+    for what, scores in (("a picture's own caption", similarity), ("a caption's own picture", similarity.T)):
+        rates = ", ".join(f"@{k} {100 * recall_at(min(k, len(texts)), scores):.1f} %" for k in (1, 10, 100))
+        print(f"{what} among {len(texts)}: recall {rates}")
+    fits = right = wanted = 0
+    for text, i in zip(texts, similarity.argmax(axis=0), strict=True):
+        digit, asked = captions.parse(text)
+        agreed, number = attributes.agreement(asked, words[i])
+        fits, right, wanted = fits + (labels[i] == digit), right + agreed, wanted + number
+    print(f"the nearest picture has the caption's digit in {100 * fits / len(texts):.1f} %, "
+          f"and {100 * right / max(wanted, 1):.1f} % of the words that it says")
+
+
+def main(count: int = 1000, nearest: int = 10, out: str = "docs/clip_retrieval.png", data: str | None = None) -> float:
+    """Measures and draws; returns the accuracy of the ensemble."""
+    clip, test = CLIP.load(), mnist.load(data, "test")
+    images = to_float(test.images)[..., None]                                       # (10,000, 28, 28, 1)
+    I_e = clip.embed_images(images)                                                   # (10,000, D)
+    accuracy = zero_shot(clip, I_e, test.labels)
+    retrieval(clip, I_e[:count], test.labels[:count], attributes.name(attributes.measure(test.images[:count])))
+    # the pictures of the whole test set that are nearest to each query
+    order = (clip.embed_captions(QUERIES) @ I_e.T).argsort(axis=1)[:, ::-1]
+    found = images[order[:, :nearest].T]                                            # (nearest, queries, 28, 28, 1)
+    labels = [str(n + 1) for n in range(len(found))]
+    pictures.save(pictures.strip(found, QUERIES, labels=labels, columns=len(found)), out)
+    print(f"drew {out}")
+    return accuracy
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000, help="pictures and captions to search (default: 1000)")
+    parser.add_argument("--nearest", type=int, default=10, help="pictures to draw for each query (default: 10)")
+    parser.add_argument("--out", default="docs/clip_retrieval.png")
+    parser.add_argument("--data", default=None, help="folder of MNIST's files")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,65 @@
+"""CLIP guidance beside classifier-free guidance: two ways to make one denoiser follow a caption.
+
+    python examples/05_glide.py                     draws docs/glide.png
+    python examples/05_glide.py --measure 500       prints the table of docs/glide.md, too
+
+Both lean on the UNet of TextToImage.load(). CLIP guidance asks it with the null caption, once a step, and climbs
+f(x_t) . g(c) of a CLIP that was trained on noised pictures; classifier-free guidance asks it twice a step, with the
+caption and without. So 20 steps of the one and 10 of the other ask the UNet equally often.
+"""
+
+import argparse
+
+import numpy as np
+
+from minidiff import pictures
+from minidiff.evaluate import evaluate
+from minidiff.systems.glide import GLIDE
+from minidiff.systems.text_to_image import TextToImage
+
+PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning 5",
+           "a heavy four", "a fine 8 leaning right")
+CALLS = 20                                                  # of the UNet for a picture
+CLIP_SCALES, FREE_SCALES = (0.0, 1.0, 2.0, 4.0, 8.0), (1.0, 2.0, 3.0)
+
+
+def settings(calls: int, clip_scales, free_scales) -> list[tuple]:
+    """(what, system, scale, steps) of each row: so many calls of the UNet for each."""
+    glide, free = GLIDE.load(), TextToImage.load()
+    rows = [("CLIP guidance", glide, scale, calls) for scale in clip_scales]
+    # at scale 1 only the branch with the caption is asked
+    return rows + [("classifier-free", free, scale, calls if scale == 1 else calls // 2) for scale in free_scales]
+
+
+def table(rows: list[tuple], count: int) -> list[str]:
+    """The measured rows, as Markdown."""
+    lines = [f"| guidance | scale | steps | digit | words | FID of {count} | s a picture |", "|---" * 7 + "|"]
+    for what, system, scale, steps in rows:
+        r = evaluate(system, count=count, options={"scale": scale, "steps": steps})
+        lines.append(f"| {what} | {scale:g} | {steps} | {100 * r.digit_accuracy:.1f} % | {100 * r.agreement:.1f} % "
+                     f"| {r.fid:.1f} | {r.seconds_per_image:.2f} |")
+        print(lines[-1], f"floor {r.fid_floor:.1f}, ceiling {r.fid_ceiling:.1f}", flush=True)
+    return lines
+
+
+def main(measure: int = 0, each: int = 4, calls: int = CALLS, clip_scales=CLIP_SCALES, free_scales=FREE_SCALES,
+         shown: tuple[float, float] = (4.0, 2.0), out: str = "docs/glide.png") -> list[str]:
+    """Draws `each` pictures of each prompt at the two scales `shown`; returns the table's lines."""
+    prompts = [p for p in PROMPTS for _ in range(each)]
+    both = []
+    for what, system, scale, steps in settings(calls, shown[:1], shown[1:]):
+        x = system.sample(prompts, scale=scale, steps=steps, seed=1)                # (B, 28, 28, 1)
+        both.append((f"{what}, {scale:g}", x.reshape(len(PROMPTS), each, *x.shape[1:])))
+    # a row is a prompt, its left half CLIP's pictures
+    states = np.concatenate([x.swapaxes(0, 1) for _, x in both])                    # (2 each, prompts, 28, 28, 1)
+    labels = [label for what, _ in both for label in (what.split(" ")[0].rstrip(","), *[""] * (each - 1))]
+    pictures.save(pictures.strip(states, PROMPTS, labels=labels, columns=len(states)), out)
+    print("; ".join(what for what, _ in both), f"-> {out}")
+    return table(settings(calls, clip_scales, free_scales), measure) if measure else []
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", type=int, default=0, help="pictures to judge for each row of the table")
+    parser.add_argument("--out", default="docs/glide.png")
+    main(**vars(parser.parse_args()))

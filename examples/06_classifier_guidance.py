@@ -1,0 +1,77 @@
+"""Classifier guidance: a model that never heard a word, steered by a classifier (Dhariwal & Nichol 2021).
+
+    python examples/06_classifier_guidance.py               a table of scales, and classifier_guidance.png
+
+    algorithm 1    x_s ~ N(mu + scale Sigma g, Sigma)                               g = grad log p(y | x_t)
+    algorithm 2    eps_hat = eps - scale sqrt(1 - alpha_bar_t) g, then DDIM
+
+Needs the weights of the system adm, which is a DDPM with a classifier beside it (minidiff/systems/adm.py).
+"""
+
+import argparse
+
+import numpy as np
+from tqdm import tqdm
+
+from minidiff import pictures, systems
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.pixels import to_float
+from minidiff.diffusion.gaussian import q_sample
+from minidiff.evaluate import Judge
+from minidiff.fidelity import Fidelity, measure
+from minidiff.systems.adm import classes
+
+PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning five",
+           "a heavy four", "8")
+
+
+def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0), algorithms=(2, 1), *, count: int = 400, steps: int = 25,
+         model: str | None = None, out: str = "classifier_guidance.png") -> dict[tuple[int, float], Fidelity]:
+    pictures.check_writable(out)                            # before the work, not after
+    adm, judge = systems.find("adm", model), Judge.load()
+
+    # --- captions of `count` real images, the same at every scale, and as many other real images ---
+    rng, real = np.random.default_rng(0), mnist.packed()
+    chosen, others = np.split(rng.permutation(len(real))[:2 * count], 2)
+    words = attributes.name(attributes.measure(real.images[chosen]))
+    prompts = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
+    features, _ = judge.classifier.read(to_float(real.images[others])[..., None])
+
+    # --- what the classifier can still see at time t ---
+    x_0, y = to_float(real.images[chosen])[..., None], np.array([classes(int(real.labels[i]), seen, 0)
+                                                                  for i, seen in zip(chosen, words, strict=True)])
+    print("| t | digit | thickness | slant | width |\n|---|---|---|---|---|")
+    for t in adm.ddpm.schedule.T * np.arange(0, 10, 2) // 10:
+        x_t = q_sample(adm.ddpm.schedule, x_0, t, rng.standard_normal(x_0.shape, dtype=np.float32))
+        p = adm.classifier.read(x_t, np.full(count, t))
+        right = [(head.argmax(axis=1) == answer).mean() for head, answer in zip(p, y.T, strict=True)]
+        print(f"| {t} | {' | '.join(f'{100 * share:.1f} %' for share in right)} |")
+
+    # --- the same noise at every scale ---
+    measured = {}
+    for algorithm in algorithms:
+        for scale in tqdm(scales, desc=f"algorithm {algorithm}", dynamic_ncols=True):
+            images = adm.sample(prompts, scale=scale, steps=steps, algorithm=algorithm, seed=1)
+            measured[algorithm, scale] = measure(images, prompts, features, judge)
+    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # what real images get
+
+    print("| algorithm | scale | digit | attributes | FID | precision | recall |\n|---|---|---|---|---|---|---|")
+    for (algorithm, scale), m in measured.items():
+        print(f"| {algorithm} | {scale:g} | {m.row()} |")
+    print(f"| real images | | {limit.row()} |")
+
+    # --- each row one sample, from the unconditional one at the left to the most guided ---
+    prompts = [p for p in PROMPTS for _ in range(2)]
+    states = np.stack([adm.sample(prompts, scale=scale, steps=steps, seed=2) for scale in scales])  # (S, N, 28, 28, 1)
+    labels = [f"scale {scale:g}" for scale in scales]
+    pictures.save(pictures.strip(states, prompts, labels=labels, columns=max(2, len(scales))), out)
+    return measured
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=400, help="pictures at each scale")
+    parser.add_argument("--steps", type=int, default=25, help="of the samplers")
+    parser.add_argument("--model", help="weights of adm, if not those that come with minidiff")
+    parser.add_argument("--out", default="classifier_guidance.png")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,100 @@
+"""Classifier-free guidance: what dropping captions in training buys, and what the scale costs (Ho & Salimans 2022).
+
+    python examples/07_guidance_tradeoff.py                 trains four small models, writes cfg_tradeoff.png
+
+    training    the caption is replaced by '' with probability p_uncond                        (algorithm 1)
+    sampling    eps = eps_uncond + scale (eps_cond - eps_uncond),   scale = 1 + w              (algorithm 2, eq. 6)
+
+The larger the scale, the more surely a picture shows what was asked for, and the fewer different pictures there are:
+digit accuracy and precision rise, recall falls, and FID, which hears of both, has its best value in between.  All four
+models are trained alike but for p_uncond.  One that never dropped a caption has no unconditional branch: '' is a
+caption that it never saw, and its answer to it is anything.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minidiff import pictures, plots
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.pixels import to_float
+from minidiff.evaluate import Judge
+from minidiff.fidelity import Fidelity, measure
+from minidiff.nn.unet import UNetConfig
+from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
+from minidiff.text.encoder import TextEncoderConfig
+from minidiff.train import TrainConfig, Trainer, new_model
+
+CONFIG = TextToImageConfig(text=TextEncoderConfig(width=48), unet=UNetConfig(widths=(32, 64), embedding=128, text=48))
+
+
+def trained(drop: float, data: CaptionedDigits, steps: int, batch: int, folder: Path, config: TextToImageConfig
+            ) -> TextToImage:
+    """The model that was trained with this share of its captions dropped; kept in the folder."""
+    path = folder / f"drop-{100 * drop:g}.safetensors"
+    if path.exists():
+        return TextToImage.load(path)
+    trainer = Trainer(new_model(data, config, seed=0), data, TrainConfig(steps=steps, batch=batch, drop_caption=drop))
+    for _ in tqdm(range(steps), desc=f"drop {100 * drop:g} %", unit="step", dynamic_ncols=True):
+        trainer.step()
+    folder.mkdir(parents=True, exist_ok=True)
+    model = trainer.averaged()
+    model.save(path)
+    return model
+
+
+def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0), *, steps: int = 1000, batch: int = 32,
+         count: int = 400, sample_steps: int = 10, data: str | None = None, runs: str = "runs/guidance-tradeoff",
+         out: str = "cfg_tradeoff.png", config: TextToImageConfig = CONFIG) -> dict[tuple[float, float], Fidelity]:
+    pictures.check_writable(out)                            # before the work, not after
+    judge, train = Judge.load(), CaptionedDigits.of(mnist.load(data))
+
+    # --- captions of `count` real images, the same at every point, and as many other real images ---
+    rng, real = np.random.default_rng(0), mnist.packed()
+    chosen, others = np.split(rng.permutation(len(real))[:2 * count], 2)
+    words = attributes.name(attributes.measure(real.images[chosen]))
+    prompts = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
+    features, _ = judge.classifier.read(to_float(real.images[others])[..., None])
+
+    # --- every model at every scale ---
+    measured = {}
+    for drop in drops:
+        model = trained(drop, train, steps, batch, Path(runs), config)
+        for scale in tqdm(scales, desc=f"drop {100 * drop:g} %, scales", dynamic_ncols=True):
+            images = model.sample(prompts, scale=scale, steps=sample_steps, seed=1)
+            measured[drop, scale] = measure(images, prompts, features, judge)
+    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # what real images get
+
+    print("| captions dropped | scale | digit | attributes | FID | precision | recall |\n|---|---|---|---|---|---|---|")
+    for (drop, scale), m in measured.items():
+        print(f"| {100 * drop:g} % | {scale:g} | {m.row()} |")
+    print(f"| real images | | {limit.row()} |")
+    pictures.save(draw(measured, drops, scales), out)
+    return measured
+
+
+def draw(measured: dict[tuple[float, float], Fidelity], drops, scales):
+    """Digit accuracy, precision and FID over recall: a line for each model, a dot for each scale."""
+    panels = []
+    for what, title in (("digit", "asked for, and drawn"), ("precision", "real enough"), ("fid", "both in one number")):
+        series = []
+        for drop in drops:
+            points = [measured[drop, scale] for scale in scales]
+            x, y = [p.recall for p in points], [getattr(p, what) for p in points]
+            series += [(f"{100 * drop:g} % dropped", x, y, style) for style in ("line", "dots")]
+        panels.append(plots.panel(series, title=title, x_label="recall: how much of the data is covered",
+                                  y_label={"digit": "digit accuracy", "fid": "FID"}.get(what, what)))
+    return plots.side_by_side(panels)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=400, help="pictures at each point")
+    parser.add_argument("--data", help="folder with MNIST's four files")
+    parser.add_argument("--runs", default="runs/guidance-tradeoff", help="where the models are kept")
+    parser.add_argument("--out", default="cfg_tradeoff.png")
+    main(**vars(parser.parse_args()))

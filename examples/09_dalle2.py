@@ -1,0 +1,93 @@
+"""DALL-E 2: a caption's picture by way of its CLIP embedding, with a prior and without; variations and ways between.
+
+    python examples/09_dalle2.py --out dalle2.png
+
+Captions of real images are drawn in four ways, which differ in what the decoder is told of the embedding:
+
+    diffusion, autoregressive    z_i ~ p(z_i | y), from either prior
+    text                         z_t in place of z_i, as if captions and pictures had the same embeddings
+    none                         the caption alone
+
+and judged: the digit, the words, FID, and how well picture and caption agree to CLIP's own eye (z . z_t).
+"""
+
+import argparse
+
+import numpy as np
+from tqdm import tqdm
+
+from minidiff import pictures
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.pixels import to_float
+from minidiff.engine.backend import Streams
+from minidiff.errors import UserError
+from minidiff.evaluate import Judge
+from minidiff.systems.dalle2 import PRIORS, UnCLIP
+
+PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]
+BATCH = 250
+
+
+def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", steps: int = 20, seed: int = 0) -> None:
+    pictures.check_writable(out)                            # before the work, not after
+    if count < 4:
+        raise UserError(f"count must be at least 4, the images that ways are drawn between, not {count}")
+    model, judge, real = UnCLIP.load(weights), Judge.load(), mnist.packed()
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(real.labels))[:count]
+    words = attributes.name(attributes.measure(real.images[chosen]))
+    asked = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
+
+    # --- four ways to draw the same captions ---
+    print(f"{'':16}{'digit':>8}{'words':>8}{'FID':>8}{'z . z_t':>9}    {count} captions, {steps} steps, seed {seed}")
+    x_0 = to_float(real.images[chosen])[..., None]
+    table("(real images)", x_0, asked, model, judge)
+    for prior in PRIORS:
+        streams = Streams(seed, count)
+        x = np.concatenate([
+            model.sample(asked[i:i + BATCH], prior=prior, steps=steps, streams=streams[i:i + BATCH])
+            for i in tqdm(range(0, count, BATCH), desc=prior, leave=False)])
+        table(prior, x, asked, model, judge)
+
+    # --- what can be done with an embedding ---
+    rows, names = [], []
+
+    def row(images, labels) -> None:
+        rows.extend(images)
+        names.extend(labels)
+    for prior in PRIORS:
+        row(model.sample(PROMPTS, prior=prior, steps=steps, seed=seed), [f"{prior}: {p}" for p in PROMPTS])
+    for image in x_0[:2]:
+        others = model.variations(np.repeat(image[None], 4, axis=0), steps=2 * steps, seed=seed)
+        same = model.variations(image[None], eta=0.0, steps=2 * steps)
+        row([image, *same, *others], ["real", "its z_i and x_T", *["variation"] * 4])
+    for a, b in ((0, 1), (2, 3)):
+        theta = np.linspace(0, 1, 6)
+        row(model.interpolations(x_0[a], x_0[b], theta, steps=2 * steps), [f"way {t:.1f}" for t in theta])
+    theta = np.linspace(0, 0.5, 6)
+    row(model.text_diff(x_0[0], "a thin digit", "a bold digit", theta, steps=2 * steps),
+        [f"thin to bold {t:.1f}" for t in theta])
+    pictures.save(pictures.sheet(np.stack(rows), names, columns=6), out)
+    print(f"pictures in {out}")
+
+
+def table(name: str, images: np.ndarray, asked: list[str], model: UnCLIP, judge: Judge) -> None:
+    """One row: the shares of digits and words that are as asked, FID, and the mean z . z_t of pictures and captions."""
+    features, digits = judge.classifier.read(images)
+    found = attributes.name(attributes.measure(images[..., 0]))
+    wanted = [captions.parse(caption) for caption in asked]
+    right = np.mean([digit == a for digit, (a, _) in zip(digits, wanted, strict=True)])
+    words = np.mean([a == f for (_, ask), seen in zip(wanted, found, strict=True)
+                     for a, f in zip(ask, seen, strict=True) if a] or [np.nan])
+    close = (model.clip.embed_images(images) * model.clip.embed_captions(asked)).sum(axis=1).mean()
+    print(f"{name:16}{100 * right:7.1f}%{100 * words:7.1f}%{judge.fid(features):8.2f}{close:9.3f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="a model of `minidiff train --system dalle2`; else the one that is shipped")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--out", default="dalle2.png")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    main(**vars(parser.parse_args()))

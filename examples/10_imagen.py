@@ -1,0 +1,108 @@
+"""Imagen: 7 x 7, 14 x 14, 28 x 28 from one caption, and what guidance does to pixels under two thresholds.
+
+    python examples/10_imagen.py                               the cascade with the shipped weights: imagen.png
+    python examples/10_imagen.py --train runs/imagen           trains first (15 minutes; --effort 0.1 for a look)
+    python examples/10_imagen.py --images 1000                 the numbers of docs/imagen.md, imagen_thresholding.png
+
+    x_hat = x_hat_uncond + scale (x_hat_cond - x_hat_uncond)   leaves [-1, 1] where scale is large
+    static     clip(x_hat, -1, 1)                              whatever is beyond is white, or black
+    dynamic    clip(x_hat, -s, s) / s                          s = max(1, the 99.5th percentile of |x_hat|)
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minidiff import pictures
+from minidiff.data import attributes, captions, mnist
+from minidiff.data.pixels import to_float
+from minidiff.diffusion.cascade import resized
+from minidiff.engine.backend import Streams, keep_freed_memory
+from minidiff.evaluate import Judge
+from minidiff.stages import run
+from minidiff.systems.imagen import PROMPTS, Imagen
+
+SCALES = (1.0, 2.0, 4.0, 8.0, 15.0)
+THRESHOLDS = ("static", "dynamic")
+BATCH = 250
+
+
+def main(weights: str | None = None, train: str | None = None, effort: float = 1.0, images: int = 0, out: str = ".",
+         seed: int = 0, steps: int = 20, scales=SCALES) -> list[tuple]:
+    """Draws imagen.png in the folder `out`, and with `images` imagen_thresholding.png; returns the table's rows."""
+    keep_freed_memory()
+    model = run(train, Imagen, mnist.load(), seed=seed, effort=effort).system if train else Imagen.load(weights)
+    sizes, prompts = model.config.resolutions, PROMPTS[:-1]
+    pace = dict(steps=steps, super_steps=max(steps // 2, 1))
+    drawn = model.cascade(prompts, seed=seed, **pace)
+    same_size = np.stack([resized(x, sizes[-1]) for x in drawn])                    # (3, N, 28, 28, 1)
+    pictures.save(pictures.strip(same_size, prompts, labels=[f"{n} x {n}" for n in sizes]), Path(out) / "imagen.png")
+    if not images:
+        return []
+
+    rows, columns = table(model, images, scales, seed, pace), []
+    for scale in scales:
+        both = [model.sample(prompts[:3], scale=scale, super_scale=scale, threshold=threshold, seed=seed, **pace)
+                for threshold in THRESHOLDS]
+        columns.append(np.stack(both, axis=1).reshape(6, 28, 28, 1))                # each prompt, static and dynamic
+    asked = [f"{threshold}: {prompt}" for prompt in prompts[:3] for threshold in THRESHOLDS]
+    picture = pictures.strip(np.stack(columns), asked, labels=[f"scale {scale:g}" for scale in scales])
+    pictures.save(picture, Path(out) / "imagen_thresholding.png")
+    fresh = Imagen(model.config, model.tokenizer, np.random.default_rng(seed))
+    print(f"\"seven\" read as 7 by who was told of figures only: {100 * probe(model, seed):.0f} % of captions; "
+          f"of an encoder that read nothing: {100 * probe(fresh, seed):.0f} %")
+    return rows
+
+
+def probe(model: Imagen, seed: int, count: int = 1000) -> float:
+    """Does the frozen encoder know that "seven" is 7?  A linear map learns digits from the states of captions with
+    figures; the share of captions with words in which it then finds the digit (by chance a tenth)."""
+    rng = np.random.default_rng([seed, 4])
+    digits = rng.integers(0, 10, count)
+    texts = [captions.caption(rng, int(k), attributes.Words()) for k in digits]
+    tokens, mask = model.encode(texts)
+    states = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)                # (N, D)
+    x = np.c_[(states - states.mean(0)) / states.std(0), np.ones(count)]
+    figures = np.array([any(c.isdigit() for c in text) for text in texts])
+    seen, told = x[figures], np.eye(10)[digits[figures]]
+    w = np.linalg.solve(seen.T @ seen + 10 * np.eye(x.shape[1]), seen.T @ told)             # ridge regression
+    return float(((x[~figures] @ w).argmax(1) == digits[~figures]).mean())
+
+
+def table(model: Imagen, count: int, scales, seed: int, pace: dict) -> list[tuple]:
+    """Accuracy, FID, white pixels and the background of `count` captions of real images, by scale and threshold."""
+    judge, real, rng = Judge.load(), mnist.packed(), np.random.default_rng([seed, 3])
+    chosen = rng.permutation(len(real.labels))[:count]
+    words = attributes.name(attributes.measure(real.images[chosen]))
+    prompts = [captions.caption(rng, int(real.labels[i]), w) for i, w in zip(chosen, words, strict=True)]
+    digits, rows = real.labels[chosen], []
+
+    def add(scale: str, threshold: str, x: np.ndarray) -> None:
+        features, read = judge.classifier.read(x)
+        rows.append((scale, threshold, f"{100 * (read == digits).mean():.1f} %", f"{judge.fid(features):.1f}",
+                     f"{100 * (x > 0.98).mean():.1f} %", f"{np.median(x):.2f}"))
+    for scale in tqdm(scales, desc="scales", unit="scale"):
+        for threshold in THRESHOLDS:
+            streams = Streams(seed, count)
+            add(f"{scale:g}", threshold, np.concatenate([
+                model.sample(prompts[i:i + BATCH], scale=scale, super_scale=scale, threshold=threshold,
+                             streams=streams[i:i + BATCH], **pace) for i in range(0, count, BATCH)]))
+    add("MNIST", "", to_float(real.images[chosen])[..., None])
+    print("| scale | threshold | digit | FID | white | median pixel |\n|---|---|---|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="a file of Imagen's, if not the shipped one")
+    parser.add_argument("--train", metavar="FOLDER", help="train a new one there")
+    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training's steps to make")
+    parser.add_argument("--images", type=int, default=0, help="pictures for each row of the table; 0: no table")
+    parser.add_argument("--out", default=".", help="the folder of the pictures")
+    parser.add_argument("--steps", type=int, default=20, help="of the base model; half as many above it")
+    parser.add_argument("--seed", type=int, default=0)
+    main(**vars(parser.parse_args()))

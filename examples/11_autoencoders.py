@@ -1,0 +1,70 @@
+"""Autoencoders: how few bits a digit needs, and what comes back (Kingma & Welling 2014; van den Oord et al. 2017).
+
+    python examples/11_autoencoders.py          trains both kinds, prints a table, writes autoencoders.png
+
+    KL    z ~ N(mu, sigma^2), at each of 7 x 7 places     rate  KL(q(z|x) || N(0, I)) / log 2 bits
+    VQ    one of K codes, at each of 7 x 7 places         rate  49 log2 K bits
+
+Each picture of the test set goes through its 49 places and back.  The judge, a classifier that was trained on MNIST,
+says whether the digit is still the same.  The last row of the picture shows what is between two digits: the decoder's
+answer halfway from the one code to the other, which for a KL autoencoder is a picture too, and for pixels a double
+exposure.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from minidiff import pictures, stages
+from minidiff.data import mnist
+from minidiff.data.pixels import to_float
+from minidiff.systems.autoencoder import Autoencoder, KLAutoencoder, Reconstruction, VQAutoencoder
+
+
+def trained(kind: type[Autoencoder], runs: str, data: mnist.Images, effort: float, config=None) -> Autoencoder:
+    """The autoencoder of this kind in its folder, trained if it is not there yet, and resumed if it was begun."""
+    folder = Path(runs) / kind.name
+    if (folder / "model.safetensors").exists():
+        return kind.load(folder / "model.safetensors")
+    return stages.run(folder, kind, data, effort=effort, config=config, resume=(folder / "run.json").exists()).system
+
+
+def row(name: str, r: Reconstruction) -> str:
+    book = f"{r.perplexity:.0f} | {100 * r.alive:.0f} %" if r.alive == r.alive else "- | -"
+    return f"| {name} | {r.mse:.4f} | {r.psnr:.1f} dB | {100 * r.accuracy:.1f} % | {r.bits:.0f} | {book} |"
+
+
+def main(count: int = 2000, effort: float = 1.0, data: str | None = None, runs: str = "runs",
+         out: str = "autoencoders.png", configs=(None, None)) -> dict[str, Reconstruction]:
+    pictures.check_writable(out)                            # before the work, not after
+    kl, vq = (trained(kind, runs, mnist.load(data), effort, config)
+              for kind, config in zip((KLAutoencoder, VQAutoencoder), configs, strict=True))
+    test = mnist.load(data, "test") if data else mnist.packed()
+    x, digits = to_float(test.images[:count])[..., None], test.labels[:count]       # (N, 28, 28, 1)
+
+    found = {model.name: model.measure(x, digits) for model in (kl, vq)}
+    print("| | MSE | PSNR | judge reads the digit | bits a picture | perplexity | codes alive |\n"
+          "|---|---|---|---|---|---|---|")
+    for name, r in found.items():
+        print(row(name, r))
+
+    # --- ten digits, both reconstructions, and halfway to the next one ---
+    shown = x[[int(np.flatnonzero(digits == k)[0]) for k in range(10)]]
+    z = kl.encode(shown)
+    between = kl.decode((z + np.roll(z, -1, axis=0)) / 2)
+    rows = [shown, kl.reconstruct(shown), vq.reconstruct(shown), (shown + np.roll(shown, -1, axis=0)) / 2, between]
+    titles = ["image", "KL", "VQ", "half of each", "halfway in z"]
+    captions = [title if k == 0 else "" for title in titles for k in range(10)]
+    pictures.save(pictures.sheet(np.concatenate(rows), captions, columns=10), out)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=2000, help="pictures to measure")
+    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training steps to make")
+    parser.add_argument("--data", help="folder with MNIST's four files; without it, the packed training images")
+    parser.add_argument("--runs", default="runs", help="the folder that the trained autoencoders are kept in")
+    parser.add_argument("--out", default="autoencoders.png")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,107 @@
+"""Cascaded diffusion: a small image, then larger ones that fill in its detail (Ho et al. 2021, arXiv 2106.15282).
+
+    x^1, x^2, ... x^K       one image at rising resolution: x^{k-1} = P x^k, the means of its squares
+    p(x^K) = sum over x^1 ... x^{K-1} of  p(x^1) p(x^2 | x^1) ... p(x^K | x^{K-1})          section 3
+
+A super-resolution model learns from true small images and is given drawn ones, whose faults it would copy.  So it is
+shown the small image with noise, and told how much (noise conditioning augmentation; section 4, and Imagen, arXiv
+2205.11487, section 2.4):
+
+    y_s = alpha_s U x^{k-1} + sigma_s eps,   eps ~ N(0, I)          U enlarges; s = -1 adds no noise
+    x^k ~ p(x^k | y_s)
+
+Training draws s at random; sampling chooses it.  If every model is exact, x^K is distributed as the data at every s:
+what s changes is how closely x^k keeps to x^{k-1}, and so how much of x^{k-1}'s faults comes through.
+
+Small images are enlarged, and are in the range of images, BEFORE they are noised, in training and in sampling alike:
+both call `augmented`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.gaussian import q_sample
+from minidiff.diffusion.samplers import dpm_solver_pp_2m, sample, times
+from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.backend import Streams, xp_of
+from minidiff.engine.conv import average_pool, upsample_nearest
+from minidiff.engine.tensor import Tensor, no_grad
+
+Finer = Callable[[Any, np.ndarray], Denoiser]               # (y_s (B, H, W, C), s (B,)) -> the denoiser of x given y_s
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A denoiser whose condition is settled: whatever a sampler asks it, it answers for `cond`."""
+
+    denoiser: Denoiser
+    cond: tuple
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def predicts(self) -> str:
+        return self.denoiser.predicts
+
+    def __call__(self, x_t, t, cond=None):
+        return self.denoiser(x_t, t, self.cond)
+
+
+def resized(x, size: int):
+    """Images (B, H, H, C) at (B, size, size, C): means of squares of pixels, or each pixel a square; x at H itself.
+
+    ValueError unless one of size and H is a multiple of the other.  resized(resized(x, f H), H) is x.
+    """
+    H = x.shape[1]
+    if size < 1 or (H % size and size % H):
+        raise ValueError(f"size must be a multiple of the image's {H} pixels, or divide it, not {size}")
+    with no_grad():
+        return (average_pool(Tensor(x), H // size) if size < H else upsample_nearest(Tensor(x), size // H)).data
+
+
+def noise_time(schedule: Schedule, aug_level: float) -> int:
+    """The time s of an augmentation level within 0 (no noise, s = -1) and 1 (nothing but noise, s = T-1)."""
+    if not 0 <= aug_level <= 1:
+        raise ValueError(f"aug_level must lie within 0 and 1, not {aug_level!r}")
+    return round(aug_level * schedule.T) - 1
+
+
+def augmented(schedule: Schedule, small, size: int, s, eps):
+    """y_s: the small images (B, h, h, C) in [-1, 1], enlarged to `size`, with the noise of times s (B,), -1 for none.
+
+    eps (B, size, size, C) standard normal, of small's dtype.
+    """
+    # y_s = alpha_s U x + sigma_s eps
+    return q_sample(schedule, resized(small, size), s, eps)
+
+
+def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int], streams: Streams, *,
+            s: int, steps: Sequence[int], channels: int = 1, dtype=np.float32) -> list:
+    """The images of every resolution, x^1 ... x^K: a list of (B, size, size, channels).
+
+    base: of images of sizes[0].  finer: one for each further size; each is given y_s and the times s (B,).
+    s: how much noise the small images get, -1 ... T-1.  steps: of the sampler, DPM-Solver++(2M), for each size.
+    streams: one for each sample; each draws x_T, and for every further size eps and x_T.
+    """
+    if not len(finer) + 1 == len(sizes) == len(steps):
+        raise ValueError(f"finer, sizes and steps must be K-1, K and K of them, not {len(finer)}, {len(sizes)} "
+                         f"and {len(steps)}")
+    drawn = []
+    for k, size in enumerate(sizes):
+        shape = (size, size, channels)
+        denoiser = base
+        if k:
+            eps, at = streams.normal(shape, dtype), np.full(len(streams), s)
+            denoiser = finer[k - 1](augmented(base.schedule, drawn[-1], size, at, eps), at)
+        x_T = streams.normal(shape, dtype)
+        x_0 = sample(dpm_solver_pp_2m(denoiser, x_T, times(denoiser.schedule, steps[k])))
+        drawn.append(xp_of(x_0).asarray(x_0, dtype=dtype))
+    return drawn

@@ -1,0 +1,99 @@
+"""What Sohl-Dickstein et al. 2015 (arXiv 1503.03585) say of a diffusion in entropies, whose q are all Gaussians.
+
+    H_q(X_t | X_s) = D/2 log(2 pi e sigma2_ts)                                 the entropy of one step, or of many
+
+The bound K on the log likelihood of a reverse chain of Gaussians p(x_{t-1} | x_t) = N(f_mu(x_t, t), f_Sigma(x_t, t)):
+
+    K = - sum_{t=2}^T E_q KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) )
+        + H_q(X_T | X_0) - H_q(X_1 | X_0) - H_p(X_T)   <=   E log p(x_0)                                    eq. 14
+
+Its last step, p(x_0 | x_1), is not learned: it is q(x_1 | x_0) turned round under pi = N(0, I) (appendix B.2), which
+is N(sqrt(1 - beta_1) x_1, beta_1 I), and is worth E[log pi(x_0) - log pi(x_1)]; and its first, p(x_T) = pi, is worth
+E log pi(x_T), which eq. 14 calls -H_p(X_T).  Data of mean 0 and variance 1 have the same E log pi at every t, and
+eq. 14 is all.  For other data it leaves out what is kept here as `edge`, so that K is a bound for every x_0.
+
+The entropy of a true reverse step, which nobody knows, lies between two that everybody does (section 2.6, appendix A):
+
+    H_q(X_t|X_{t-1}) + H_q(X_{t-1}|X_0) - H_q(X_t|X_0)  <=  H_q(X_{t-1}|X_t)  <=  H_q(X_t|X_{t-1})
+
+The lower bound is the entropy of q(x_{t-1} | x_t, x_0), that is of variance beta~_t, and is reached by data of one
+point; the upper one is of variance beta_t, and is reached by N(0, I).  It says that noise makes entropy, H(X_t) >=
+H(X_{t-1}), and fails for data wider than the noise.  (The paper counts t = 1..T; the code, as all of it, 0..T-1.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.diffusion.gaussian import kl_gaussian, q_posterior_mean_variance, q_sample, q_step
+from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.backend import Streams
+
+Reverse = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]     # (x_t, t) -> mean, variance
+
+
+def gaussian_entropy(variance: float, D: int) -> float:
+    """The entropy of N(., variance I) in D dimensions, nats."""
+    if D < 1 or not variance > 0:
+        raise ValueError(f"D must be at least 1 and variance positive, not {D} and {variance}")
+    return 0.5 * D * math.log(2 * math.pi * math.e * variance)
+
+
+def entropy_of_step(schedule: Schedule, t: int, s: int, D: int) -> float:
+    """H_q(X_t | X_s) in nats, for -1 <= s < t; s = -1 is the clean image."""
+    return gaussian_entropy(float(q_step(schedule, s, t)[1]), D)
+
+
+def reverse_entropy_bounds(schedule: Schedule, t: int, D: int) -> tuple[float, float]:
+    """(lower, upper) of H_q(X_{t-1} | X_t) in nats, for t >= 1; the upper one for data no wider than N(0, I)."""
+    if t < 1:
+        raise ValueError(f"t must be at least 1, not {t}: a step to the data itself has no such bounds")
+    upper = entropy_of_step(schedule, t, t - 1, D)
+    return upper + entropy_of_step(schedule, t - 1, -1, D) - entropy_of_step(schedule, t, -1, D), upper
+
+
+def log_likelihood_of_noise(D: int) -> float:
+    """L_null: the mean log likelihood of data of mean 0 and variance 1 under N(0, I), nats."""
+    return -gaussian_entropy(1.0, D)
+
+
+def bits(nats):
+    return nats / math.log(2)
+
+
+@dataclass(frozen=True, eq=False)
+class KBound:
+    """The parts of K: nats, (B,) each but `ends`, which is the same for all."""
+
+    steps: np.ndarray       # the sum of all divergences
+    ends: float             # H_q(X_T | X_0) - H_q(X_1 | X_0) - H_p(X_T)
+    edge: np.ndarray        # log pi(x_0) - E log pi(x_1) + E log pi(x_T) + H_p(X_T)
+
+    @property
+    def total(self) -> np.ndarray:
+        return -self.steps + self.ends + self.edge
+
+
+def k_bound(schedule: Schedule, reverse: Reverse, x_0: np.ndarray, *, streams: Streams) -> KBound:
+    """An unbiased estimate of K for each point x_0 (B, D), from one noise for every step.
+
+    reverse: (x_t (B, D), t (B,)) -> mean and variance of p(x_{t-1} | x_t), each (B, D).  streams: one for each point.
+    """
+    if x_0.ndim != 2 or len(streams) != len(x_0):
+        raise ValueError(f"x_0 must be points (B, D), and streams one for each, not {x_0.shape} and {len(streams)}")
+    B, D = x_0.shape
+    x_0, last = x_0.astype(np.float64), schedule.T - 1
+    steps = np.zeros(B)
+    for i in range(1, schedule.T):
+        t = np.full(B, i)
+        x_t = q_sample(schedule, x_0, t, streams.normal((D,), np.float64))
+        steps += kl_gaussian(*q_posterior_mean_variance(schedule, x_0, x_t, t), *reverse(x_t, t)).sum(1)
+    # H_q(X_T | X_0) - H_q(X_1 | X_0) - H_p(X_T),   p(x_T) = N(0, I)
+    ends = entropy_of_step(schedule, last, -1, D) - entropy_of_step(schedule, 0, -1, D) - gaussian_entropy(1.0, D)
+    # E log pi(x_t) + H_p(X_T) = (D - E ||x_t||^2) / 2 = alpha_bar_t (D - ||x_0||^2) / 2,   at t = 0, 1 and T
+    edge = 0.5 * float(1 - schedule.abar(0) + schedule.abar(last)) * (D - (x_0**2).sum(1))
+    return KBound(steps, ends, edge)

@@ -1,0 +1,100 @@
+"""A classifier of noised images: the way down of a UNet, then attention pooling (Dhariwal & Nichol 2021, section 4).
+
+    x_t --patch--> conv --> [block] --down--> [block] --> norm, silu --pool--> logits of every question
+
+    pool:    q = mean of the pixels,  h = q + attention(q, the pixels)
+    log p(y | x_t) = sum over the questions a that y answers of log softmax(logits_a)[y_a]
+
+It is asked several questions at once (which digit, how thick, ...), each with its own classes, and takes the answers
+for independent of one another given x_t.  Its gradient in x_t is what guides a sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidiff.engine import conv, ops
+from minidiff.engine.backend import xp_of
+from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
+from minidiff.nn.module import Module
+from minidiff.nn.transformer import Attention
+from minidiff.nn.unet import Stage, UNetConfig
+
+NOT_ASKED = -1
+
+
+class NoisyClassifier(Module):
+    """(x_t, t) -> logits, the questions' side by side.
+
+    config: of the UNet whose way down it is, without captions.  classes: the number of classes of each question.
+    """
+
+    def __init__(self, config: UNetConfig, classes: Sequence[int], rng: np.random.Generator):
+        if config.text or not classes or min(classes) < 2:
+            raise ValueError("NoisyClassifier: config must have text = 0, and classes numbers of at least 2, not "
+                             f"text = {config.text} and classes {tuple(classes)}")
+        c, self.config, self.classes = config, config, tuple(classes)
+        self.time1, self.time2 = Linear(c.embedding, c.embedding, rng), Linear(c.embedding, c.embedding, rng)
+        self.conv_in = Conv2d(c.channels * c.patch**2, c.widths[0], rng)
+        self.down, self.shrink, width = [], [], c.widths[0]
+        for level, out in enumerate(c.widths):
+            if level:
+                self.shrink.append(Linear(4 * width, out, rng))
+                width = out
+            self.down += [Stage(c, width, out, c.attention[level], rng) for _ in range(c.blocks)]
+        self.norm_out, self.pool = GroupNorm(width, c.groups), Attention(width, c.heads, rng)
+        self.norm_pool, self.logits = LayerNorm(width), Linear(width, sum(classes), rng)
+
+    def forward(self, x: Tensor, t) -> Tensor:
+        """x (B, H, W, C), t (B,) training times -> (B, K), K the sum of all classes."""
+        c, m = self.config, self.config.multiple
+        if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % m or x.shape[2] % m or t.shape != x.shape[:1]:
+            raise ValueError(f"NoisyClassifier: x must be (B, H, W, {c.channels}) with H and W multiples of {m}, and t "
+                             f"(B,), not {x.shape} and {t.shape}")
+        emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
+        emb = ops.silu(self.time2(ops.silu(self.time1(emb))))
+        h = self.conv_in(conv.space_to_depth(x, c.patch))                           # (B, 14, 14, 32)
+        for i, stage in enumerate(self.down):               # c.blocks stages to a level
+            if i and i % c.blocks == 0:                     # the next level: half the resolution
+                h = self.shrink[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 64)
+            h = stage(h, emb, None)
+        pixels = self.norm_out.then_silu(h).reshape(h.shape[0], -1, h.shape[3])     # (B, N, D)
+        q = ops.mean(pixels, axis=1, keepdims=True)                                 # (B, 1, D)
+        h = q + self.pool(q, pixels)
+        return self.logits(self.norm_pool(h).reshape(h.shape[0], h.shape[2]))       # (B, K)
+
+    def log_prob(self, x: Tensor, t, y) -> Tensor:
+        """log p(y | x_t), (B,).  y (B, A) whole numbers: the class of each question, or NOT_ASKED."""
+        y = np.asarray(y)
+        if y.shape != (x.shape[0], len(self.classes)) or y.dtype.kind not in "iu" \
+                or (y < NOT_ASKED).any() or (y >= self.classes).any():
+            raise ValueError(f"y must be whole numbers ({x.shape[0]}, {len(self.classes)}), a class each of "
+                             f"{self.classes} or {NOT_ASKED} for none, not {y.dtype} {y.shape}")
+        logits, total, start = self(x, t), 0, 0
+        for answer, K in zip(y.T, self.classes, strict=True):
+            # log p(y_a | x_t), and 0 where a is not asked
+            log_p = ops.log_softmax(logits[:, start:start + K])                     # (B, K)
+            chosen = (answer[:, None] == np.arange(K)).astype(x.dtype)              # (B, K)
+            total, start = total + ops.sum(log_p * chosen, axis=1), start + K
+        return total
+
+    def grad_log_prob(self, x_t, t, y) -> np.ndarray:
+        """grad log p(y | x_t) by x_t, of x_t's shape: what `diffusion.guidance.ClassifierGuidance` asks for."""
+        def one(part: slice):
+            x = Tensor(x_t[part], requires_grad=True)
+            log_p = self.log_prob(x, t[part], y[part])
+            return gradients(log_p, [x], np.ones(log_p.shape, log_p.dtype))[0]      # no sample hears of another
+        return np.concatenate(list(parallel_map(one, shards(len(x_t)))))
+
+    def read(self, x_t, t) -> list[np.ndarray]:
+        """p(y_a | x_t) of every question: arrays (B, K_a), rows of sum 1."""
+        def one(part: slice):
+            with no_grad():
+                return self(Tensor(x_t[part]), t[part]).data
+        logits = np.concatenate(list(parallel_map(one, shards(len(x_t)))))          # (B, K)
+        with no_grad():
+            return [ops.softmax(Tensor(part)).data for part in np.split(logits, np.cumsum(self.classes)[:-1], axis=1)]

@@ -1,0 +1,99 @@
+"""Vector quantisation: each vector becomes the nearest entry of a codebook that is learned with it.
+
+    k(z) = argmin_j || z - e_j ||                                                                     (eq. 1, 2)
+    z_q  = e_k(z),   d z_q / d z = 1                        straight-through: the gradient passes as if nothing was done
+    L    = || sg[z] - e_k ||^2  +  beta || z - sg[e_k] ||^2                                                (eq. 3)
+
+sg[.] stops gradients. The first term moves the codes to the vectors that chose them, and nothing else; the second
+commits the encoder to its codes, and moves nothing else. van den Oord et al. 2017, arXiv 1711.00937.
+
+A code that nobody chooses gets no gradient and stays dead. `revive` puts it on a vector of a batch, drawn with a
+probability that grows as the squared error there, as k-means++ seeds its centres (Arthur & Vassilvitskii 2007).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidiff.engine import ops
+from minidiff.engine.tensor import Tensor, record
+from minidiff.nn.layers import parameter
+from minidiff.nn.module import Module
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """What a codebook makes of vectors."""
+
+    z_q: Tensor                             # (..., D) the codes, with the gradient of z
+    ids: np.ndarray                         # (...,) which they are
+    codebook: Tensor                        # ()  mean || sg[z] - e_k ||^2 / D
+    commitment: Tensor                      # ()  mean || z - sg[e_k] ||^2 / D
+
+
+class Codebook(Module):
+    """K codes of D numbers: (..., D) -> Quantised."""
+
+    def __init__(self, K: int, D: int, rng: np.random.Generator):
+        if min(K, D) < 1:
+            raise ValueError(f"Codebook: K and D must be at least 1, not {K} and {D}")
+        self.codes = parameter((K, D), 1, rng)
+
+    def nearest(self, z: np.ndarray) -> np.ndarray:
+        """k(z): (..., D) -> (...,) int, of 0..K-1."""
+        return self._nearest(z)[0]
+
+    def look_up(self, ids: np.ndarray) -> np.ndarray:
+        """The codes of ids: (...,) int -> (..., D)."""
+        return ops.embedding(self.codes.detach(), ids).data
+
+    def forward(self, z: Tensor) -> Quantised:
+        ids = self.nearest(z.data)
+        e = ops.embedding(self.codes, ids)                                          # (..., D)
+        return Quantised(straight_through(z, e.data), ids, _mean_square(z.detach() - e),
+                         _mean_square(z - e.detach()))
+
+    def revive(self, z: np.ndarray, rng: np.random.Generator, fewest: int = 1) -> int:
+        """Codes that fewer than `fewest` of the vectors z (N, D) choose are put on some of these; returns how many."""
+        ids, error = self._nearest(z)
+        dead = np.flatnonzero(np.bincount(ids, minlength=len(self.codes)) < fewest)
+        there = np.flatnonzero(error > 0)                   # a vector that is a code needs no other
+        dead = dead[:len(there)]
+        if len(dead):
+            p = error[there].astype(np.float64)
+            self.codes.data[dead] = z[rng.choice(there, len(dead), replace=False, p=p / p.sum())]
+        return len(dead)
+
+    def _nearest(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """k(z), and || z - e_k ||^2 from its own differences, of shape (...,) both."""
+        e = self.codes.data
+        if z.shape[-1:] != e.shape[1:]:
+            raise ValueError(f"Codebook: z must be (..., {e.shape[1]}), not {z.shape}")
+        rows = z.reshape(-1, e.shape[1])
+        # || z - e_j ||^2 = ||z||^2 - 2 z e_j + ||e_j||^2,  where ||z||^2 is the same for all j
+        ids = ((e * e).sum(axis=1) / 2 - rows @ e.T).argmin(axis=1)                 # (N,)
+        error = ((rows - e[ids]) ** 2).sum(axis=1)
+        return ids.reshape(z.shape[:-1]), error.reshape(z.shape[:-1])
+
+
+def straight_through(z: Tensor, z_q: np.ndarray) -> Tensor:
+    """The value z_q, to the bit, with the gradient of z: z + sg[z_q - z] without its rounding."""
+    if z.shape != z_q.shape:
+        raise ValueError(f"straight_through: z_q must have z's shape {z.shape}, not {z_q.shape}")
+    return record(z_q, (z,), lambda dy: (dy,))
+
+
+def usage(ids: np.ndarray, K: int) -> tuple[float, float]:
+    """(perplexity, share alive) of a codebook's use: exp(-sum_k p_k log p_k), K if all are used alike and 1 if one is
+    used alone; and the share of the K codes that are used at all."""
+    counts = np.bincount(np.asarray(ids).reshape(-1), minlength=K)
+    if len(counts) > K or not counts.sum():
+        raise ValueError(f"usage: ids must be some of 0..{K - 1}, not {counts.sum()} up to {len(counts) - 1}")
+    p = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(p * np.log(p)).sum())), float((counts > 0).mean())
+
+
+def _mean_square(d: Tensor) -> Tensor:
+    return ops.mean(d * d)

@@ -1,0 +1,228 @@
+"""Diffusion probabilistic models: Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli 2015 (arXiv 1503.03585).
+
+The paper that began it, on its first example: the Swiss roll in two dimensions.
+
+    forward    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                             table App.1
+    reverse    p(x_T) = N(0, I),   p(x_{t-1} | x_t) = N(f_mu(x_t, t), f_Sigma(x_t, t))              eq. 4, table App.1
+    bound      K = - sum_{t=2}^T E_q KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) )
+                   + H_q(X_T | X_0) - H_q(X_1 | X_0) - H_p(X_T)                                     eq. 14
+    training   the reverse steps maximise K; then they and beta_2 ... beta_T do, together           section 2.4
+
+Mean and variance are both learned: a layer of 16 normalised radial basis functions, which all times share, and a linear
+readout for each time (appendix D.1.1).  The schedule is learned through frozen noise: eps is drawn first and held,
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,   so that K has a derivative by beta_t;
+
+beta_1 is held at a small constant, or the model would spend all on the first step (section 2.4.1).  It begins at
+beta_t = 1/(T - t + 1), which takes the same 1/T of the signal's power at each step (`schedules.even_loss`).
+
+K is reported as in the paper's table 1: in bits, and in bits above L_null, the data's log likelihood under N(0, I).
+The paper's numbers are those of its own roll, whose noise it does not tell, so that they are not to be compared; but
+this roll's density can be computed (data/swiss_roll.py), and `report` says how far K stays below the truth.
+
+Not as in the paper, or left out:
+    - f_mu is the mean of q(x_{t-1} | x_t, x_0) at x_0 = z_mu(x_t, t), where the network gives z_mu; the paper's gives
+      the mean itself.  z_mu is of the size of the data at every t, and one learning rate serves all readouts.
+    - f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t)) is of the paper's image model (appendix D.2.1); for the roll it
+      has sigmoid(z_Sigma).  Both start as q's own beta_t where z_Sigma is 0.
+    - Its other data: binary sequences with a binomial kernel, bark, dead leaves, CIFAR-10, MNIST.
+    - Multiplying the model with another density (section 2.5) needs nothing of this page: diffusion/posterior.py.
+
+A system of points hears no captions: `sample(count)` takes the place of `sample(captions)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minidiff.canvas import BLUE, GAP, INK, MARGIN, RULE, TEXT, Canvas
+from minidiff.data import swiss_roll
+from minidiff.data.captioned import CaptionedDigits
+from minidiff.diffusion.entropy import KBound, bits, k_bound, log_likelihood_of_noise
+from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
+from minidiff.diffusion.samplers import State
+from minidiff.diffusion.schedules import Schedule, even_loss, from_betas
+from minidiff.engine import ops
+from minidiff.engine.backend import Streams
+from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.nn.gaussian import kl
+from minidiff.nn.layers import parameter
+from minidiff.nn.module import Module
+from minidiff.systems.system import Stage, System, check_finite
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+D = 2                                                       # coordinates of a point
+RED = (200, 62, 48)
+
+
+@dataclass(frozen=True)
+class DPMConfig:
+    """Everything that makes one model; it travels in the checkpoint."""
+
+    T: int = 40
+    hidden: int = 16                        # radial basis functions
+    beta_first: float = 0.001               # beta_1, which is not learned
+    noise: float = 0.05                     # of the data, around the roll
+    steps: int = 4000                       # of the reverse process alone
+    schedule_steps: int = 8000              # of it and the schedule together
+
+    def __post_init__(self):
+        if self.T < 2 or min(self.hidden, self.steps, self.schedule_steps) < 1:
+            raise ValueError(f"T must be at least 2, and hidden, steps and schedule_steps at least 1, not {self.T}, "
+                             f"{self.hidden}, {self.steps} and {self.schedule_steps}")
+        if not (0 < self.beta_first < 1 and 0 < self.noise < 1):
+            raise ValueError(f"beta_first and noise must lie between 0 and 1, not {self.beta_first} and {self.noise}")
+
+
+class RadialBasis(Module):
+    """(x_t (B, 2), t (B,)) -> z_mu, z_Sigma (B, 2): a hidden layer for all times, a readout for each."""
+
+    def __init__(self, T: int, K: int, rng: np.random.Generator):
+        self.centres, self.log_width = parameter((K, D), 1.0, rng), parameter((K,), 0, rng)
+        self.readout = parameter((T, K * 2 * D), 0, rng)
+
+    def forward(self, x_t: Tensor, t) -> tuple[Tensor, Tensor]:
+        B, K = len(x_t), len(self.centres)
+        # h_k = exp(-||x_t - c_k||^2 / 2 w_k^2) / sum_j exp(-||x_t - c_j||^2 / 2 w_j^2)
+        d = x_t.reshape(B, 1, D) - self.centres                                     # (B, K, D)
+        precision = 0.5 * K * ops.exp(-2 * self.log_width)                          # w^2 = 2/K at first
+        h = ops.softmax(-0.5 * precision * ops.sum(d * d, axis=2))                  # (B, K)
+        w = ops.embedding(self.readout, t).reshape(B, K, 2 * D)
+        z = ops.sum(h.reshape(B, K, 1) * w, axis=1)                                 # (B, 2 D)
+        return z[:, :D], z[:, D:]
+
+
+class DPM(System):
+    """A reverse process and the schedule that it reverses."""
+
+    name, Config = "dpm", DPMConfig
+
+    def __init__(self, config: DPMConfig, tokenizer: None, rng: np.random.Generator):
+        super().__init__(config, None, rng)
+        # beta_t = 1/(T - t + 1); the last of them, 1, as near to it as a sigmoid may come
+        betas = np.minimum(even_loss(config.T).betas[1:, None], 0.999)              # (T-1, 1)
+        self.logit_beta = Tensor(np.log(betas / (1 - betas)).astype(np.float32), requires_grad=True)
+        self.reverse = RadialBasis(config.T, config.hidden, rng)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule as it is learned so far."""
+        learned = 1 / (1 + np.exp(-self.logit_beta.data[:, 0].astype(np.float64)))
+        return from_betas(np.concatenate([[self.config.beta_first], learned]), "learned", allow_signal=True)
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def loss(self, x_0, t, eps) -> Tensor:
+        """-K in nats, but for what does not depend on any parameter: a Tensor of shape ().
+
+        x_0, eps (B, 2) float32; t (B,) int of 1..T-1, each as likely as any other.  It has gradients for the schedule.
+        """
+        T = self.config.T
+        beta, alpha_bar = self.tables()                                             # (T, 1) twice
+        beta_t, abar_t, abar_s = (ops.embedding(a, i) for a, i in ((beta, t), (alpha_bar, t), (alpha_bar, t - 1)))
+        # x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, the noise frozen
+        x_t = ops.sqrt(abar_t) * x_0 + ops.sqrt(1 - abar_t) * eps                   # (B, 2)
+        z_mu, z_sigma = self.reverse(x_t, t)
+        # q(x_{t-1} | x_t, x_0) = N(c_t x_t + c_0 x_0, beta~_t):   diffusion/gaussian.py, with a derivative by beta
+        c_t = ops.sqrt(1 - beta_t) * (1 - abar_s) / (1 - abar_t)
+        c_0 = ops.sqrt(abar_s) * beta_t / (1 - abar_t)
+        log_beta_tilde = ops.log(beta_t * (1 - abar_s) / (1 - abar_t))
+        # f_mu = c_t x_t + c_0 z_mu,   f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t))
+        log_f_sigma = ops.log(ops.sigmoid(z_sigma + ops.log(beta_t) - ops.log(1 - beta_t)))
+        steps = kl(c_t * x_t + c_0 * x_0, log_beta_tilde, c_t * x_t + c_0 * z_mu, log_f_sigma)      # (B, 2)
+        # -K = sum_t E KL - H_q(X_T | X_0) + ...,   H_q(X_T | X_0) = D/2 log(1 - alpha_bar_T) + ...
+        return (T - 1) * D * ops.mean(steps) - 0.5 * D * ops.log(1 - alpha_bar[T - 1, 0])
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """beta and alpha_bar (T, 1), with gradients: what `schedule` is as plain numbers."""
+        first = Tensor(np.full((1, 1), self.config.beta_first, self.logit_beta.dtype))
+        beta = ops.concat([first, ops.sigmoid(self.logit_beta)], axis=0)
+        # log alpha_bar_t = sum_{i <= t} log(1 - beta_i)
+        return beta, ops.exp(Tensor(np.tri(self.config.T, dtype=beta.dtype)) @ ops.log(1 - beta))
+
+    def stages(self, data: CaptionedDigits) -> Iterator[Stage]:
+        """The reverse process on the given schedule, then both.  Points are made as they are wanted, without `data`."""
+        def batch(rng: np.random.Generator, B: int) -> tuple:
+            # t is uniform on 1..T-1, and spread evenly over the batch
+            t = 1 + ((self.config.T - 1) * ((rng.random() + np.arange(B) / B) % 1)).astype(np.int64)
+            return swiss_roll.points(rng, B, self.config.noise), t, rng.standard_normal((B, D), dtype=np.float32)
+
+        yield Stage("reverse", self.reverse, batch, self.loss, self.config.steps, size=512, lr=2e-2, draw=self.picture)
+        yield Stage("schedule", self, batch, self.loss, self.config.schedule_steps, size=512, lr=1e-2,
+                    draw=self.picture)
+
+    # --- the reverse process, and what it is worth ----------------------------------------------------------
+
+    def reverse_step(self, x_t: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """f_mu and f_Sigma, the mean and variance (B, 2) of p(x_{t-1} | x_t), float64."""
+        schedule = self.schedule
+        with no_grad():
+            z_mu, z_sigma = (z.data.astype(np.float64) for z in self.reverse(Tensor(x_t.astype(np.float32)), t))
+        f_mu, _ = q_posterior_mean_variance(schedule, z_mu, x_t.astype(np.float64), t)
+        beta_t = schedule.betas[t][:, None]
+        # sigmoid(z_Sigma + sigmoid^-1(beta_t)) = beta_t / (beta_t + (1 - beta_t) exp(-z_Sigma))
+        return f_mu, beta_t / (beta_t + (1 - beta_t) * np.exp(-z_sigma))
+
+    def bound(self, x_0: np.ndarray, *, seed: int = 0) -> KBound:
+        """The parts of K for each of the points x_0 (B, 2), in nats."""
+        return k_bound(self.schedule, self.reverse_step, x_0, streams=Streams(seed, len(x_0)))
+
+    def report(self, count: int = 4000, *, seed: int = 0) -> dict[str, float]:
+        """K in bits on so many new points, its standard error, K - L_null, and the truth that K bounds from below."""
+        x_0 = swiss_roll.points(np.random.default_rng([seed, 9]), count, self.config.noise)
+        K = bits(self.bound(x_0, seed=seed).total)
+        return {"K": float(K.mean()), "standard error": float(K.std() / count**0.5),
+                "K - L_null": float(K.mean() - bits(log_likelihood_of_noise(D))),
+                "truth": float(bits(swiss_roll.log_prob(x_0, self.config.noise).mean()))}
+
+    def trajectory(self, count: int, *, seed: int = 0, streams: Streams | None = None) -> Iterator[State]:
+        """Every state of the reverse chain for `count` points, from p(x_T); point i from its own stream (seed, i)."""
+        streams = streams or Streams(seed, count)
+        if len(streams) != count:
+            raise ValueError(f"streams must be one for each of the {count} points, not {len(streams)}")
+        T, x_t = self.config.T, streams.normal((D,), np.float64)
+        yield State(0, T - 1, x_t, None)
+        for t in reversed(range(T)):
+            if t > 0:
+                mean, variance = self.reverse_step(x_t, np.full(count, t))
+            else:                                           # appendix B.2: q(x_1 | x_0) turned round under N(0, I)
+                mean, variance = np.sqrt(1 - self.config.beta_first) * x_t, self.config.beta_first
+            x_t = mean + np.sqrt(variance) * streams.normal((D,), np.float64)
+            yield State(T - t, t - 1, x_t, mean)
+
+    def sample(self, count: int = 1000, *, seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+        """Points (count, 2) float32."""
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"count must be a whole number of points, at least 1, not {str(count)[:40]!r}: "
+                             "this system hears no captions")
+        *_, last = self.trajectory(count, seed=seed, streams=streams)
+        return check_finite(last.x_t.astype(np.float32))
+
+    def picture(self, count: int = 1500, *, seed: int = 0) -> Image:
+        """The paper's figure 1: the forward process in blue, and below it the reverse one in red; clean at the left."""
+        s, shown = self.schedule, [-1, self.config.T // 4 - 1, self.config.T // 2 - 1, self.config.T - 1]
+        x_0 = swiss_roll.points(np.random.default_rng([seed, 8]), count, self.config.noise)
+        eps = np.random.default_rng([seed, 7]).standard_normal(x_0.shape, dtype=np.float32)
+        forward = [q_sample(s, x_0, t, eps) for t in shown]
+        states = {state.t: state.x_t for state in self.trajectory(count, seed=seed)}
+        size = 200
+        canvas = Canvas(2 * MARGIN + 4 * size + 3 * GAP, 2 * MARGIN + 2 * size + GAP + 24, finer=3)
+        rows = ((forward, "q, forward", BLUE), ([states[t] for t in shown], "p, reverse", RED))
+        for row, (points, what, colour) in enumerate(rows):
+            for column, (x, t) in enumerate(zip(points, shown, strict=True)):
+                left, top = MARGIN + column * (size + GAP), MARGIN + 24 + row * (size + GAP)
+                corners = [(left, top), (left + size, top), (left + size, top + size), (left, top + size), (left, top)]
+                canvas.path(corners, RULE, 1)
+                if row == 0:
+                    canvas.lines([f"t = {t + 1}"], left + size // 2, MARGIN, TEXT, INK, anchor="ma")
+                if column == 0:
+                    canvas.lines([what], left + 6, top + 5, TEXT, colour)
+                for u, v in x[(np.abs(x) < 2.9).all(1)]:    # [-3, 3] squared
+                    canvas.path([(left + (u + 3) / 6 * size, top + (3 - v) / 6 * size)], colour, 0.5)
+        return canvas.image

@@ -1,0 +1,118 @@
+"""Vectors in an embedding space: the way between two, their principal axes, and vectors written as short codes.
+
+    slerp       slerp(a, b, theta) = (sin((1 - theta) omega) a + sin(theta omega) b) / sin(omega),  cos(omega) = a . b
+                                                                                (Shoemake 1985, section 3.3)
+    PCA         y = (z - mean) U,   U the K eigenvectors of Cov[z] with the largest eigenvalues, largest first
+                z_hat = mean + y U^T,   E ||z - z_hat||^2 = the sum of the eigenvalues left out  (Pearson 1901)
+    Buckets     code = floor((y - low) / width),   y_hat = low + (code + 1/2) width,   |y - y_hat| <= width / 2
+
+What PCA and Buckets learn travels with the weights, as parameters that no gradient reaches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidiff.engine.tensor import Tensor
+from minidiff.nn.module import Module
+
+
+def slerp(a: np.ndarray, b: np.ndarray, theta) -> np.ndarray:
+    """From a (theta 0) to b (theta 1) at a constant angular speed: (..., D) and (..., D) -> (..., D).
+
+    theta: a number, or an array that broadcasts to the leading axes.  Vectors of length 1 stay on the sphere; of
+    others, such as noise, the angle between them counts and their own lengths are blended.  ValueError where one is 0
+    or the two are opposite, so that no way is the shortest.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"slerp takes a and b of one shape, not {a.shape} and {b.shape}")
+    theta = np.asarray(theta, np.float64)[..., None]
+    lengths = np.linalg.norm(a.astype(np.float64), axis=-1) * np.linalg.norm(b.astype(np.float64), axis=-1)
+    if not (lengths > 0).all():
+        raise ValueError("slerp takes vectors with a direction, and one of a and b is 0, or not finite")
+    cosine = (a.astype(np.float64) * b).sum(-1) / lengths
+    if (cosine < -1 + 1e-9).any():
+        raise ValueError("slerp takes vectors that are not opposite, and one pair is")
+    omega = np.arccos(cosine.clip(-1, 1))[..., None]
+    # as omega goes to 0 the weights go to 1 - theta and theta; sinc keeps them finite there
+    def weight(share):
+        return share * np.sinc(share * omega / np.pi) / np.sinc(omega / np.pi)
+    return (weight(1 - theta) * a + weight(theta) * b).astype(a.dtype)
+
+
+class PCA(Module):
+    """z (N, D) <-> y (N, K), K <= D principal components."""
+
+    def __init__(self, D: int, K: int):
+        if not 1 <= K <= D:
+            raise ValueError(f"PCA: components must be 1 to {D}, the embedding's channels, not {K}")
+        self.mean, self.axes = Tensor(np.zeros(D, np.float32)), Tensor(np.zeros((D, K), np.float32))
+
+    def fit(self, z: np.ndarray) -> np.ndarray:
+        """Learns mean and axes from z (N, D); returns all D eigenvalues of the covariance, largest first."""
+        D, K = self.axes.shape
+        if z.ndim != 2 or z.shape[1] != D or len(z) == 0:
+            raise ValueError(f"PCA: z must be (N, {D}) and not empty, not {z.shape}")
+        mean = z.mean(axis=0, dtype=np.float64)
+        centred = z - mean
+        values, vectors = np.linalg.eigh(centred.T @ centred / len(z))              # rising
+        values, vectors = values[::-1], vectors[:, ::-1]
+        # an eigenvector's sign is the library's choice: here its largest entry is positive
+        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(D)])
+        self.mean.data, self.axes.data = mean.astype(np.float32), vectors[:, :K].astype(np.float32)
+        return values
+
+    def reduce(self, z: np.ndarray) -> np.ndarray:
+        # y = (z - mean) U
+        return (z - self.mean.data) @ self.axes.data
+
+    def restore(self, y: np.ndarray) -> np.ndarray:
+        # z_hat = mean + y U^T
+        return self.mean.data + y @ self.axes.data.T
+
+
+class Buckets(Module):
+    """Each of K numbers as one of `count` codes, by buckets of equal width between its least and its largest value."""
+
+    def __init__(self, K: int, count: int):
+        if min(K, count) < 1:
+            raise ValueError(f"Buckets: K and count must be at least 1, not {K} and {count}")
+        self.count = count
+        self.low, self.high = Tensor(np.zeros(K, np.float32)), Tensor(np.ones(K, np.float32))
+
+    def fit(self, y: np.ndarray) -> None:
+        """Takes the ends from y (N, K)."""
+        self.low.data, self.high.data = y.min(axis=0).astype(np.float32), y.max(axis=0).astype(np.float32)
+
+    @property
+    def width(self) -> np.ndarray:
+        """Of a bucket, for each of the K numbers: (K,)."""
+        return (self.high.data - self.low.data) / np.float32(self.count)
+
+    def quantise(self, y: np.ndarray) -> np.ndarray:
+        """(N, K) -> codes (N, K), whole numbers of 0..count-1; what lies outside goes to the nearest bucket."""
+        # code = floor((y - low) / width); a number that never varied has buckets of no width, and the code 0
+        code = np.floor((y - self.low.data) / np.maximum(self.width, np.finfo(np.float32).tiny))
+        return code.clip(0, self.count - 1).astype(np.int64)
+
+    def dequantise(self, code: np.ndarray) -> np.ndarray:
+        """Codes (N, K) -> the middles of their buckets, (N, K) float32."""
+        # y_hat = low + (code + 1/2) width
+        return (self.low.data + (code + np.float32(0.5)) * self.width).astype(np.float32)
+
+
+class Quantiles(Module):
+    """A number as one of `count` codes, by buckets that hold equally many of the numbers it was fitted to."""
+
+    def __init__(self, count: int):
+        if count < 2:
+            raise ValueError(f"Quantiles: count must be at least 2, not {count}")
+        self.edges = Tensor(np.zeros(count - 1, np.float32))
+
+    def fit(self, numbers: np.ndarray) -> None:
+        count = len(self.edges.data) + 1
+        self.edges.data = np.quantile(numbers, np.arange(1, count) / count).astype(np.float32)
+
+    def quantise(self, numbers: np.ndarray) -> np.ndarray:
+        """(N,) -> codes (N,), 0 for the lowest numbers and count-1 for the highest."""
+        return np.searchsorted(self.edges.data, numbers, side="right")

@@ -1,0 +1,155 @@
+"""Editing: what a shortened list keeps, and how far in-painting by replacement is from conditioning.
+
+On Gaussians a run of `inpaint` is linear in what is known and in each number drawn, so that its mean and variance are
+read off from its answers to unit inputs, without sampling error.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from diffusion_strategies import any_schedule, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+from law_tools import Noise, covariance, quickly
+
+from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.editing import inpaint, shortened
+from minidiff.diffusion.samplers import ddim, sample, times
+from minidiff.diffusion.schedules import cosine, linear, log_snr_linear
+from minidiff.engine.backend import Streams
+
+MASK = np.array([True, False])
+
+
+def gain_and_variance(schedule, rho: float, path, repeats: int = 1) -> tuple[float, float]:
+    """Of the second number, given the first: what a known 1 adds to its mean, and its variance.
+
+    One row for the known number, and one for each place of each draw: a 1 there, and 0 in all others.
+    """
+    denoiser = GaussianDenoiser(schedule, np.zeros(2), np.array([[1, rho], [rho, 1]]))
+    silent = Noise(1, given=np.zeros((1, 2)))
+    gain = sample(inpaint(denoiser, np.zeros((1, 2)), path, np.array([[1.0, 0]]), MASK, streams=silent,
+                          repeats=repeats))[0, 1]
+    draws = silent.calls
+    unit = np.eye(2 * draws).reshape(draws, 2, 2 * draws).transpose(0, 2, 1)        # (draw, row, number)
+    rows = 2 + 2 * draws                                            # the first two: of x_T
+    noise = Noise(rows, given=lambda n: np.concatenate([np.zeros((2, 2)), unit[n - 1]]))
+    x_T = np.zeros((rows, 2))
+    x_T[:2] = np.eye(2)
+    answers = sample(inpaint(denoiser, x_T, path, np.zeros((rows, 2)), MASK, streams=noise, repeats=repeats))[:, 1]
+    return gain, (answers**2).sum()
+
+
+@pytest.mark.parametrize("factory, rho", [
+    (lambda N: cosine(N, allow_signal=True), 0.3), (lambda N: cosine(N, allow_signal=True), 0.95),
+    (lambda N: linear(N, 0.1 / N, 20 / N), -0.8), (lambda N: log_snr_linear(N, 12, -12), 0.8),
+], ids=["cosine", "cosine, close", "linear", "log_snr"])
+def test_in_painting_by_replacement_is_biased_by_a_known_amount_whatever_the_schedule(factory, rho):
+    """The limits of N -> infinity that editing.py derives, from N and 2N steps by Richardson's extrapolation."""
+    gains, variances = zip(*(gain_and_variance(s, rho, range(s.T - 1, -1, -1)) for s in map(factory, (120, 240))),
+                           strict=True)
+    limit = [2 * b - a for a, b in (gains, variances)]
+    expected = (1 - math.sqrt(1 - rho**2)) / rho, (1 - rho**2) * math.atanh(rho) / rho
+    np.testing.assert_allclose(limit, expected, atol=0.01)
+    assert abs(expected[0]) < 0.8 * abs(rho) and expected[1] > 1 - rho**2           # far from conditioning
+
+
+def test_repeating_steps_brings_the_mean_nearer_to_conditioning_and_narrows():
+    schedule, rho = cosine(40, allow_signal=True), 0.8
+    gains, variances = zip(*(gain_and_variance(schedule, rho, range(39, -1, -1), r) for r in (1, 2, 6)), strict=True)
+    assert gains[0] < gains[1] < gains[2] < rho and rho - gains[2] < 0.25 * (rho - gains[0])
+    # beta~ of 40 steps is too small a variance each time: at last too little is left of it
+    assert variances[0] > 1.2 * (1 - rho**2) and variances[0] > variances[1] > variances[2]
+
+
+def test_independent_numbers_are_not_misled():
+    """rho = 0: what is known says nothing, and replacement leaves the rest as an unconditional run does."""
+    schedule = cosine(40, allow_signal=True)
+    gain, variance = gain_and_variance(schedule, 0.0, range(39, -1, -1))
+    assert gain == 0
+    _, alone = gain_and_variance(schedule, 0.0, range(39, -1, -1))
+    assert variance == alone and 0.5 < variance <= 1 + 1e-12
+
+
+@quickly
+@given(any_schedule(min_T=2, ends_at_zero=None), st.integers(1, 3), seeds)
+def test_the_known_part_comes_back_exactly_and_each_sample_is_its_own(schedule, repeats, seed):
+    rng = np.random.default_rng(seed)
+    D, B = 4, 3
+    denoiser = GaussianDenoiser(schedule, rng.normal(size=D), covariance(rng, D))
+    x_T, known, mask = rng.normal(size=(B, D)), rng.normal(size=(B, D)), rng.random((B, D)) < 0.5
+    path = sorted(rng.choice(schedule.T, size=min(5, schedule.T), replace=False), reverse=True)
+    states = list(inpaint(denoiser, x_T, path, known, mask, streams=Streams(seed, B), repeats=repeats))
+    assert [s.t for s in states] == [*path[1:], -1] and np.array_equal(states[-1].x_t[mask], known[mask])
+    for i in range(B):
+        i = slice(i, i + 1)
+        alone = sample(inpaint(denoiser, x_T[i], path, known[i], mask[i], streams=Streams(seed, B)[i],
+                               repeats=repeats))
+        np.testing.assert_allclose(alone, states[-1].x_t[i], rtol=1e-9, atol=1e-9)
+
+
+def test_the_known_part_has_the_marginal_of_its_time():
+    """On the way it stands at alpha_s x_0 + sigma_s eps, with fresh eps, not at x_0."""
+    schedule = cosine(50, allow_signal=True)
+    denoiser = GaussianDenoiser(schedule, np.zeros(2), np.eye(2))
+    ones = Noise(1, given=np.ones((1, 2)))
+    for state in inpaint(denoiser, np.zeros((1, 2)), [49, 30, 10], np.array([[3.0, 0]]), MASK, streams=ones):
+        abar = 1.0 if state.t == -1 else schedule.alpha_bar[state.t]
+        assert state.x_t[0, 0] == pytest.approx(math.sqrt(abar) * 3 + math.sqrt(1 - abar))
+
+
+def test_a_repeated_step_goes_up_again_by_the_step_that_it_came_down():
+    """What the denoiser is asked the second time: alpha_ts x_s + sigma_ts z, by hand from the table."""
+    schedule, asked = cosine(50, allow_signal=True), []
+
+    class Listening(GaussianDenoiser):
+        def __call__(self, x_t, t, cond=None):
+            asked.append((int(t[0]), x_t[0, 0]))
+            return super().__call__(x_t, t, cond)
+
+    denoiser, ones = Listening(schedule, np.zeros(1), np.ones(1)), Noise(1, given=np.ones((1, 1)))
+    sample(inpaint(denoiser, np.zeros((1, 1)), [30, 10], np.full((1, 1), 3.0), np.array([True]), streams=ones,
+                   repeats=2))
+    abar_s, abar_t = schedule.alpha_bar[[10, 30]]
+    x_s = math.sqrt(abar_s) * 3 + math.sqrt(1 - abar_s)
+    x_t = math.sqrt(abar_t / abar_s) * x_s + math.sqrt(1 - abar_t / abar_s)
+    assert asked == [(30, 0), (30, pytest.approx(x_t)), (10, pytest.approx(x_s))]
+
+
+@given(st.integers(1, 60), st.floats(0, 1))
+def test_a_shortened_list_is_the_end_of_the_whole(steps, strength):
+    whole = times(cosine(100, allow_signal=True), steps).tolist()
+    part = shortened(whole, strength)
+    assert len(part) == round(strength * steps) and whole[steps - len(part):] == part
+    assert shortened(whole, 0.0) == [] and shortened(whole, 1.0) == whole
+
+
+def test_image_to_image_on_a_gaussian_keeps_less_the_more_it_is_noised():
+    """SDEdit by DDIM on N(0, I): the noised image itself is carried down, alpha_t of the original is left."""
+    schedule = cosine(1000)
+    denoiser = GaussianDenoiser(schedule, np.zeros(1), np.ones(1))
+    kept = []
+    for strength in (0.2, 0.5, 0.8):
+        path = shortened(times(schedule, 500), strength)
+        # with no noise drawn, the image's own share: the exact flow of N(0, I) is the identity on x_t
+        kept.append(sample(ddim(denoiser, schedule.alpha(path[0]) * np.ones((1, 1)), path))[0, 0])
+        assert kept[-1] == pytest.approx(float(schedule.alpha(path[0])), rel=0.01)  # DDIM's own error, 1/N
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_refusals():
+    schedule = cosine(10, allow_signal=True)
+    denoiser, x = GaussianDenoiser(schedule, np.zeros(2), np.eye(2)), np.zeros((1, 2))
+    for strength in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="strength must lie within 0 .* and 1"):
+            shortened([3, 2], strength)
+    for repeats in (0, True, 1.5):
+        with pytest.raises(ValueError, match="repeats must be a whole number of at least 1, not"):
+            next(inpaint(denoiser, x, [3], x, MASK, streams=Streams(0, 1), repeats=repeats))
+    with pytest.raises(ValueError, match=r"known must be of x_T's shape \(1, 2\)"):
+        next(inpaint(denoiser, x, [3], x[:, :1], MASK, streams=Streams(0, 1)))
+    with pytest.raises(ValueError, match="mask of booleans, not .* int64"):
+        next(inpaint(denoiser, x, [3], x, np.ones(2, int), streams=Streams(0, 1)))
+    with pytest.raises(ValueError, match="times must be integers that fall strictly"):
+        next(inpaint(denoiser, x, [3, 5], x, MASK, streams=Streams(0, 1)))

@@ -1,0 +1,321 @@
+"""Classifier guidance: both algorithms with an exact model and an exact classifier, and the system around them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from law_tools import Noise, alpha_sigma, alphas_sigmas, fitted_order, quickly, random_mixture
+
+from minidiff import systems
+from minidiff.data import attributes, captions
+from minidiff.data.attributes import VOCABULARY, Words
+from minidiff.data.captioned import CaptionedDigits
+from minidiff.diffusion import schedules
+from minidiff.diffusion.denoiser import static_threshold
+from minidiff.diffusion.guidance import ClassifierGuidance
+from minidiff.diffusion.samplers import beta, beta_tilde, ddim, ddpm, sample, times
+from minidiff.engine.backend import Streams
+from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import UserError
+from minidiff.nn.classifier import NOT_ASKED
+from minidiff.nn.unet import UNetConfig
+from minidiff.systems.adm import ADM, CLASSES, ADMConfig, algorithm_1, asked, classes
+from minidiff.systems.ddpm import DDPM, DDPMConfig
+
+UNET = UNetConfig(widths=(8, 16), heads=2, groups=4, embedding=16)
+CONFIG = ADMConfig(DDPMConfig(T=50, unet=replace(UNET, out=2)), UNET, steps=3)
+seeds = st.integers(0, 2**32)
+
+
+# ---- the two algorithms, where the model and the classifier are known exactly ----------------------------------------
+
+def exact_gradient(exact):
+    """grad log p(y|x_t) = grad log N_y - sum_k r_k grad log N_k, written out."""
+    def g(x_t, t, y):
+        alpha, sigma = alphas_sigmas(exact.schedule, t, x_t)
+        d = x_t[:, None] - alpha[:, None] * exact.means                               # (B, K, D)
+        V = alpha[:, None] ** 2 * exact.variances + sigma[:, None] ** 2
+        log_p = exact.log_weights - 0.5 * (d**2 / V + np.log(V)).sum(-1)              # (B, K)
+        r = np.exp(log_p - log_p.max(1, keepdims=True))
+        r /= r.sum(1, keepdims=True)
+        return (-d / V)[np.arange(len(y)), y] + (r[..., None] * d / V).sum(1)
+    return g
+
+
+def is_class(y, K=3):
+    return (np.arange(K) == y[:, None],)
+
+
+def drawn(T, seed, B=8):
+    rng = np.random.default_rng(seed)
+    exact = random_mixture(schedules.log_snr_linear(T), rng)
+    return exact, rng.normal(size=(B, 2)), rng.integers(0, 3, B), rng.normal(size=(B, 2))
+
+
+def mean_by_hand(schedule, x_t, x0_hat, t, s):
+    """DDPM eq. 7 for a jump, from the table."""
+    abar_t, abar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+    step = 1 - abar_t / abar_s
+    return np.sqrt(abar_s) * step / (1 - abar_t) * x0_hat + np.sqrt(abar_t / abar_s) * (1 - abar_s) / (1 - abar_t) * x_t
+
+
+@quickly
+@given(seeds, st.floats(-3, 8), st.sampled_from([beta, beta_tilde]))
+def test_algorithm_1_shifts_the_mean_by_scale_sigma_g_at_x_t(seed, scale, variance):
+    exact, x, y, z = drawn(100, seed)
+    t, s = 70, 50
+    ts, (abar_t, abar_s) = np.full(8, t), exact.schedule.alpha_bar[[t, s]]
+    Sigma = 1 - abar_t / abar_s
+    Sigma = Sigma if variance is beta else Sigma * (1 - abar_s) / (1 - abar_t)
+    g = exact_gradient(exact)
+    mu = mean_by_hand(exact.schedule, x, exact(x, ts), t, s)
+    expected = mu + scale * Sigma * g(x, ts, y) + np.sqrt(Sigma) * z
+
+    def check(gradient):
+        step = next(algorithm_1(exact, gradient, scale, x, [t, s], y, streams=Noise(8, given=z), variance=variance))
+        assert step.t == s and step.step == 1
+        np.testing.assert_allclose(step.x_t, expected, rtol=1e-9, atol=1e-9)
+    check(g)
+    if abs(scale) > 0.1:                                    # planted: the gradient taken at the step's mean is seen
+        with pytest.raises(AssertionError):
+            check(lambda x_t, t, y: g(mu, t, y))
+        with pytest.raises(AssertionError):                 # and at the mean's own time, too
+            check(lambda x_t, t, y: g(mu, np.full(8, s), y))
+
+
+@pytest.mark.parametrize("variance", [beta, beta_tilde])
+def test_one_step_of_algorithm_1_is_the_conditional_one_to_second_order(variance):
+    """At scale 1 the error of a step falls with the square of its length; that of the unguided step with its length."""
+    exact, x, y, z = drawn(8192, seed=0)
+    t, strides, errors, unguided = 4600, [256, 128, 64, 32], [], []
+    for stride in strides:
+        path = [t, t - stride]
+
+        def first(states):
+            return next(states).x_t
+        wanted = first(ddpm(exact, x, path, is_class(y), streams=Noise(8, given=z), variance=variance))
+        for scale, found in ((1, errors), (0, unguided)):
+            x_s = first(algorithm_1(exact, exact_gradient(exact), scale, x, path, y, streams=Noise(8, given=z),
+                                    variance=variance))
+            found.append(np.abs(x_s - wanted).max())
+    assert abs(np.polyfit(np.log(strides), np.log(errors), 1)[0] - 2) < 0.15, errors
+    assert abs(np.polyfit(np.log(strides), np.log(unguided), 1)[0] - 1) < 0.15, unguided
+    assert errors[0] < unguided[0] / 3
+
+
+@pytest.mark.parametrize("variance", [beta, beta_tilde])
+def test_runs_of_algorithm_1_near_the_conditional_ones_with_order_1(variance):
+    """The whole way, with the noise switched off so that nothing is left to chance: at N = 512 within 1 %."""
+    exact, x, y, _ = drawn(8192, seed=1)
+    Ns, errors, still = [64, 128, 256, 512], [], np.zeros(2)
+    for N in Ns:
+        path = times(exact.schedule, N, "log_snr")
+        wanted = sample(ddpm(exact, x, path, is_class(y), streams=Noise(8, given=still), variance=variance))
+        noise = Noise(8, given=still)
+        found = sample(algorithm_1(exact, exact_gradient(exact), 1.0, x, path, y, streams=noise, variance=variance))
+        errors.append(np.abs(found - wanted).max())
+        assert noise.calls == N - 1                         # the last step adds none
+    assert abs(fitted_order(errors, Ns) - 1) < 0.15, errors
+    assert errors[-1] < 0.02
+
+
+@quickly
+@given(seeds, st.floats(-2, 6), st.integers(1, 12))
+def test_algorithm_2_is_classifier_guidance_under_ddim(seed, scale, N):
+    """The paper's loop written out, eps_hat in both its places, on a whole run."""
+    exact, x, y, _ = drawn(100, seed)
+    schedule, g, path = exact.schedule, exact_gradient(exact), times(exact.schedule, N)
+    x_t = x
+    for t, s in zip(path, [*path[1:], -1], strict=True):
+        (alpha_t, sigma_t), (alpha_s, sigma_s), ts = alpha_sigma(schedule, t), alpha_sigma(schedule, s), np.full(8, t)
+        eps = (x_t - alpha_t * exact(x_t, ts)) / sigma_t
+        eps_hat = eps - scale * sigma_t * g(x_t, ts, y)
+        x_t = alpha_s * (x_t - sigma_t * eps_hat) / alpha_t + sigma_s * eps_hat
+    guided = sample(ddim(ClassifierGuidance(exact, g, scale), x, path, y))
+    np.testing.assert_allclose(guided, x_t, rtol=1e-6, atol=1e-6)      # x_t is divided by an alpha of .0067
+
+
+@quickly
+@given(seeds, st.integers(1, 30))
+def test_at_scale_1_algorithm_2_is_the_conditional_sampler_exactly(seed, N):
+    exact, x, y, _ = drawn(100, seed)
+    path = times(exact.schedule, N)
+    conditional = sample(ddim(exact, x, path, is_class(y)))
+    guided = sample(ddim(ClassifierGuidance(exact, exact_gradient(exact), 1.0), x, path, y))
+    np.testing.assert_allclose(guided, conditional, rtol=1e-6, atol=1e-6)
+
+    # planted: the gradient at the mean of the next step
+    def at_mu(x_t, t, y):
+        s = max(t[0] - 100 // N, 0)
+        return exact_gradient(exact)(mean_by_hand(exact.schedule, x_t, exact(x_t, t), t[0], s), t, y)
+    wrong = sample(ddim(ClassifierGuidance(exact, at_mu, 1.0), x, path, y))
+    assert np.abs(wrong - conditional).max() > 1e-4
+
+
+# ---- the system ------------------------------------------------------------------------------------------------------
+
+def moved(model, by=0.1):
+    rng = np.random.default_rng(5)
+    for p in model.parameters().values():
+        p.data = p.data + by * rng.standard_normal(p.shape, dtype=np.float32)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> ADM:
+    return moved(ADM(CONFIG, None, np.random.default_rng(0)))
+
+
+PROMPTS = ["3", "a bold seven", "", "a thin, left-leaning, wide 1", "upright"]
+
+
+def test_what_captions_ask_for():
+    assert CLASSES == (10, 3, 4, 3)
+    assert asked(PROMPTS).tolist() == [[3, -1, -1, -1], [7, 2, -1, -1], [-1] * 4, [1, 1, 1, 2], [-1, -1, 2, -1]]
+    rng, words = np.random.default_rng(0), Words("bold", "right", "")
+    for digit in range(10):                                 # what a caption asks is what its picture is
+        [y] = asked([captions.caption(rng, digit, words, keep=1.0)])
+        assert y.tolist() == [digit, 2, 3, NOT_ASKED] and classes(digit, words, 0) == [digit, 2, 3, 0]
+    assert all(classes(0, Words(*w), 0)[1:] == [0 if not a else v.index(a) + 1 for a, v in
+                                                 zip(w, VOCABULARY, strict=True)]
+               for w in [("thin", "", "wide"), ("", "upright", ""), ("", "left", "narrow")])
+
+
+@pytest.mark.parametrize("caption_and_scale", [(PROMPTS, 0.0), ([""] * 5, 7.0)])
+def test_at_scale_0_or_asked_for_nothing_it_is_the_unconditional_sampler(model, caption_and_scale):
+    """Bit for bit, by both algorithms."""
+    prompts, scale = caption_and_scale
+    denoiser = replace(model.ddpm.unguided(), clip=static_threshold)
+    x_T, path = Streams(4, 5).normal((28, 28, 1)), times(model.ddpm.schedule, 6)
+    found = model.sample(prompts, scale=scale, steps=6, seed=4)
+    np.testing.assert_array_equal(found, sample(ddim(denoiser, x_T, path)))
+    streams = Streams(4, 5)
+    ancestral = sample(ddpm(denoiser, streams.normal((28, 28, 1)), path, streams=streams))
+    np.testing.assert_array_equal(model.sample(prompts, scale=scale, steps=6, seed=4, algorithm=1), ancestral)
+
+
+@pytest.mark.parametrize("algorithm", [1, 2])
+def test_a_picture_depends_on_its_own_seed_and_caption_only(model, algorithm):
+    options = {"scale": 5.0, "steps": 4, "algorithm": algorithm}
+    together = model.sample(PROMPTS, seed=3, **options)
+    assert together.shape == (5, 28, 28, 1) and together.dtype == np.float32 and np.abs(together).max() <= 1
+    for i, prompt in enumerate(PROMPTS):
+        alone = model.sample([prompt], streams=Streams(3, 5)[i:i + 1], **options)
+        np.testing.assert_allclose(alone[0], together[i], atol=2e-4)                # float32 through two networks
+    others = model.sample(PROMPTS[::-1], seed=3, **options)
+    assert np.abs(others[0] - together[0]).max() > 1e-3 and np.array_equal(others[2], together[2])
+
+
+def test_the_classifier_is_asked_at_x_t_itself(model, monkeypatch):
+    """By both algorithms: at each state, at its time, and not at the mean of the step."""
+    seen, real = [], model.classifier.grad_log_prob
+    monkeypatch.setattr(model.classifier, "grad_log_prob", lambda *a: seen.append(a) or real(*a), raising=False)
+    for algorithm in (1, 2):
+        seen.clear()
+        images = model.sample(PROMPTS, scale=2.0, steps=5, seed=8, algorithm=algorithm)
+        path = times(model.ddpm.schedule, 5)
+        streams = Streams(8, 5)
+        x_T, denoiser, y = streams.normal((28, 28, 1)), model.ddpm.unguided(), asked(PROMPTS)
+        states = (algorithm_1(replace(denoiser, clip=static_threshold), real, 2.0, x_T, path, y, streams=streams)
+                  if algorithm == 1 else ddim(ClassifierGuidance(denoiser, real, 2.0, static_threshold), x_T, path, y))
+        x = [x_T, *(state.x_t for state in states)]
+        for (x_t, t, asked_for), wanted, time in zip(seen, x, path, strict=False):
+            assert np.array_equal(x_t, wanted) and (t == time).all() and np.array_equal(asked_for, y)
+        assert len(seen) == 5 and np.array_equal(images, x[-1])
+
+
+def test_guidance_moves_pictures_toward_what_is_asked(model):
+    """log p(y | x_t) at the end of the way is larger with guidance than without."""
+    y, t = asked(["3"] * 4), np.zeros(4, int)
+
+    def log_p(scale):
+        with no_grad():
+            images = model.sample(["3"] * 4, scale=scale, steps=8)
+            return model.classifier.log_prob(Tensor(images), t, y).data.mean()
+    assert log_p(30.0) > log_p(0.0) > log_p(-30.0)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def data(monkeypatch) -> CaptionedDigits:
+    """And a trained DDPM, as far as anyone asks."""
+    ddpm_ = moved(DDPM(CONFIG.ddpm, None, np.random.default_rng(7)))
+    monkeypatch.setattr(systems, "find", lambda name: {"ddpm": ddpm_}[name])
+    return CaptionedDigits.of(tiny.images())
+
+
+def test_the_stage_trains_the_classifier_on_noised_images_and_leaves_the_ddpm_alone(data):
+    model = ADM.new(data, 0, CONFIG)
+    [stage] = model.stages(data)
+    assert stage.module is model.classifier
+    trained = systems.find("ddpm").state_dict()
+    assert all(np.array_equal(trained[name], w) for name, w in model.ddpm.state_dict().items())
+    x_t, t, y = stage.batch(np.random.default_rng(0), 50)
+    assert sorted(t) == list(range(50))                     # spread evenly over all times
+    found = [(int(d), *words) for d, words in zip(data.digits, data.words, strict=True)]
+    names = [(int(a), *("" if not i else v[i - 1] for i, v in zip(b, VOCABULARY, strict=True))) for a, *b in y]
+    assert set(names) <= set(found)
+    # the cleanest image is the picture itself, whose words are measured from its pixels
+    i = int(t.argmin())
+    nearest = int(((data.x_0 - x_t[i] / model.ddpm.schedule.alpha(0)) ** 2).sum(axis=(1, 2, 3)).argmin())
+    assert names[i] == found[nearest]
+    assert attributes.name(attributes.measure(data.x_0[nearest:nearest + 1]))[0] == Words(*names[i][1:])
+
+
+def test_the_loss_is_the_cross_entropy_of_every_question(data):
+    model = moved(ADM.new(data, 0, CONFIG))
+    stage = next(model.stages(data))
+    x_t, t, y = stage.batch(np.random.default_rng(1), 9)
+    p = model.classifier.read(x_t, t)
+    expected = -sum(np.log(head[np.arange(9), a]) for head, a in zip(p, y.T, strict=True)).mean()
+    assert stage.loss(x_t, t, y).item() == pytest.approx(expected, rel=1e-4)
+    stage.loss(x_t, t, y).backward()
+    assert all(p.grad is not None for p in model.classifier.parameters().values())
+    assert all(p.grad is None for p in model.ddpm.parameters().values())
+
+
+def test_without_a_ddpm_training_says_what_to_do_first(data, monkeypatch, tmp_path):
+    def find(name):
+        raise UserError("there are no weights of ddpm yet: train it with minidiff train --system ddpm")
+    monkeypatch.setattr(systems, "find", find)
+    with pytest.raises(UserError, match="train it with minidiff train --system ddpm"):
+        next(ADM.new(data, 0, CONFIG).stages(data))
+
+
+def test_a_ddpm_of_another_configuration_is_refused(data):
+    other = replace(CONFIG, ddpm=replace(CONFIG.ddpm, T=60))
+    with pytest.raises(UserError, match="the trained ddpm is another"):
+        next(ADM.new(data, 0, other).stages(data))
+
+
+def test_its_file_holds_all_of_it(model, tmp_path):
+    model.save(tmp_path / "adm.safetensors")
+    again = ADM.load(tmp_path / "adm.safetensors")
+    assert again.config == CONFIG
+    np.testing.assert_array_equal(again.sample(PROMPTS, steps=3), model.sample(PROMPTS, steps=3))
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options, sentence", [
+    ({"algorithm": 3}, "algorithm must be 1 or 2, not 3"), ({"scale": np.nan}, "scale must be a finite number"),
+    ({"scale": np.inf, "algorithm": 1}, "scale must be a finite number"), ({"steps": 51}, "steps must be an integer"),
+    ({"streams": Streams(0, 2)}, "streams must be one for each of the 5 captions"),
+])
+def test_options_that_make_no_sense_are_refused(model, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        model.sample(PROMPTS, **options)
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"steps": 0}, "steps must be at least 1"), ({"classifier": replace(UNET, channels=3)}, "classifier must read"),
+    ({"classifier": replace(UNET, text=8)}, "classifier must read"),
+    ({"classifier": replace(UNET, widths=(8, 8, 8, 8), attention=(False,) * 4)}, "28 a multiple of its 16"),
+])
+def test_configurations_that_make_no_sense_are_refused(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        replace(CONFIG, **changes)

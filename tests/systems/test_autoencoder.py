@@ -1,0 +1,291 @@
+"""The autoencoders: the rate in closed form, probabilistic PCA as the optimum, how they train and are saved."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from gradcheck import check_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from law_tools import quickly, rotation
+from scipy import integrate, stats
+
+from minidiff.data.captioned import CaptionedDigits
+from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.nn.autoencoder import AutoencoderConfig
+from minidiff.nn.layers import Linear
+from minidiff.nn.module import Module
+from minidiff.stages import StageFit
+from minidiff.systems.autoencoder import (
+    KLAutoencoder,
+    KLAutoencoderConfig,
+    VQAutoencoder,
+    VQAutoencoderConfig,
+)
+
+NETWORK = AutoencoderConfig(widths=(4, 8), groups=2)
+KL = KLAutoencoderConfig(network=NETWORK, latent=2, steps=4, perceptual=0.0)
+VQ = VQAutoencoderConfig(network=NETWORK, latent=3, codes=8, steps=4, perceptual=0.0)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def data() -> CaptionedDigits:
+    return CaptionedDigits.of(tiny.images())
+
+
+def kl_autoencoder(**changes) -> KLAutoencoder:
+    return KLAutoencoder(replace(KL, **changes), None, np.random.default_rng(0))
+
+
+def vq_autoencoder(**changes) -> VQAutoencoder:
+    return VQAutoencoder(replace(VQ, **changes), None, np.random.default_rng(0))
+
+
+def moved(system, by=0.1):
+    rng = np.random.default_rng(3)
+    for p in system.parameters().values():
+        p.data = p.data + by * rng.standard_normal(p.shape).astype(p.dtype)
+    return system
+
+
+def trained(system, data, steps: int) -> list[float]:
+    stage = replace(next(system.stages(data)), size=8)
+    fit = StageFit(stage, 1, 0, steps / stage.steps, {})
+    for _ in range(steps):
+        fit.step()
+    return fit.losses
+
+
+# ---- KL: the bound, and linear maps ----------------------------------------------------------------------
+
+class Given(Module):
+    """An encoder that answers the same moments to every image."""
+
+    def __init__(self, mean, log_var):
+        self.moments = Tensor(np.concatenate([np.ravel(mean), np.ravel(log_var)]), requires_grad=True)
+
+    def forward(self, x):
+        return self.moments + Tensor(np.zeros((x.shape[0], 1, 1, self.moments.size)))
+
+
+class Zero(Module):
+    def forward(self, z):
+        return Tensor(np.zeros((z.shape[0], 1, 1, 1))) * z[..., :1]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(-3, 3), st.floats(-4, 3))
+def test_the_rate_is_the_divergence_by_quadrature_and_so_is_its_gradient(mean, log_var):
+    """One latent number, one black pixel and a decoder that says 0: the loss is 1 + w KL."""
+    system, std = kl_autoencoder(latent=1, kl=0.7), math.exp(log_var / 2)
+    system.encoder, system.decoder = Given(mean, log_var), Zero()
+
+    def divergence(mean, std):
+        q, p = stats.norm(mean, std), stats.norm()
+        return integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), mean - 12 * std, mean + 12 * std,
+                              limit=200)[0]
+    loss = system.loss(-np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)))
+    assert loss.item() == pytest.approx(1 + 0.7 * divergence(mean, std), rel=1e-7)
+    # d KL / d mean = mean,  d KL / d log_var = (var - 1) / 2
+    np.testing.assert_allclose(gradients(loss, [system.encoder.moments])[0], [0.7 * mean, 0.35 * (std**2 - 1)],
+                               rtol=1e-9, atol=1e-12)
+
+
+class LinearEncoder(Module):
+    """mean = V (x - mu), log_var given."""
+
+    def __init__(self, V, mu, log_var):
+        self.V, self.mu, self.log_var = (Tensor(a, requires_grad=True) for a in (V.T.copy(), mu, log_var))
+
+    def forward(self, x):
+        from minidiff.engine import ops
+        mean = (x - self.mu) @ self.V
+        return ops.concat([mean, self.log_var + Tensor(np.zeros(mean.shape))])
+
+
+class LinearDecoder(Module):
+    """x_hat = W z + mu."""
+
+    def __init__(self, W, mu):
+        self.W, self.mu = Tensor(W.T.copy(), requires_grad=True), Tensor(mu, requires_grad=True)
+
+    def forward(self, z):
+        return z @ self.W + self.mu
+
+
+@pytest.mark.law(
+    33, "the optimum of the KL autoencoder with linear maps is probabilistic PCA, W = U (L - s^2 I)^{1/2}, for a "
+        "decoder's noise s^2 = w / 2; there the loss is stationary, and the bound equals the exact log-likelihood",
+    source="the system's own loss, its expectation over eps by points of the same two moments; Tipping & Bishop 1999, "
+           "eq. 7; Lucas et al. 2019, section 4; scipy's Gaussian log-density",
+    tolerance="1e-9: gradients of means over 40 samples of numbers below 1e2")
+@quickly
+@given(st.integers(2, 6), st.data(), seeds)
+def test_a_linear_kl_autoencoder_is_probabilistic_pca(d, draw, seed):
+    k = draw.draw(st.integers(1, d - 1))
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(40, d)) @ (rotation(rng, d) * rng.uniform(0.5, 2, d)) + rng.normal(size=d)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    L, U, s2 = values[-k:], vectors[:, -k:], values[-k] * rng.uniform(0.05, 0.9)   # any noise below what is kept
+    W = U * np.sqrt(L - s2)                                         # (d, k)
+
+    system = kl_autoencoder(latent=k, kl=2 * s2)
+    at = {"V": W.T / L[:, None], "mu": x.mean(0), "log_var": np.log(s2 / L), "W": W, "mu2": x.mean(0)}
+    # eps = +- sqrt(k) e_i: mean 0 and covariance I, so that the mean of a quadratic is exact
+    points = np.concatenate([np.eye(k), -np.eye(k)]) * math.sqrt(k)
+    images, eps = np.repeat(x, 2 * k, axis=0)[:, None, None], np.tile(points, (40, 1))[:, None, None]
+
+    def loss(V, mu, log_var, W, mu2):
+        system.encoder, system.decoder = LinearEncoder(V, mu, log_var), LinearDecoder(W, mu2)
+        return system.loss(images, eps)
+    best = loss(**at)
+    for gradient in gradients(best, list(system.parameters().values())):
+        np.testing.assert_allclose(gradient, 0, atol=1e-9)
+    # L d / 2 s^2 + (d/2) log 2 pi s^2 = -E log p(x) at the optimum, where the bound is tight
+    exact = stats.multivariate_normal(x.mean(0), W @ W.T + s2 * np.eye(d)).logpdf(x).mean()
+    assert best.item() * d / (2 * s2) + d / 2 * math.log(2 * math.pi * s2) == pytest.approx(-exact, rel=1e-9)
+    for size in (0.01, 0.1, 1.0):
+        assert loss(**{name: a + size * rng.normal(size=a.shape) for name, a in at.items()}).item() > best.item()
+
+
+def test_the_gradient_of_the_whole_loss(data):
+    system = moved(kl_autoencoder(adversary=0.0).astype(np.float64))
+    x, eps = data.x_0[:2].astype(np.float64), np.random.default_rng(0).normal(size=(2, 7, 7, 2))
+    check_gradients(lambda *_: system.loss(x, eps), *system.parameters().values(), directions=1, rtol=1e-5)
+
+
+def test_the_rate_in_bits(data):
+    """Given moments, the rate is the sum over 98 numbers of KL / log 2."""
+    system = kl_autoencoder()
+    system.encoder.conv_out.w.data[:] = 0
+    system.encoder.conv_out.b.data = np.array([0.5, -1.0, 0.0, -2.0], np.float32)       # means, log variances
+    nats = 49 * ((0.25 + 1 - 1 - 0) / 2 + (1 + math.exp(-2) - 1 + 2) / 2)
+    assert system.rate(data.x_0[:3])["bits"] == pytest.approx(nats / math.log(2), rel=1e-5)
+    mean, std = system.posterior(data.x_0[:3])
+    assert mean.shape == std.shape == (3, 7, 7, 2) and np.array_equal(system.encode(data.x_0[:3]), mean)
+
+
+# ---- VQ --------------------------------------------------------------------------------------------------
+
+def test_the_vq_loss_is_equation_3(data):
+    system, x = moved(vq_autoencoder()), data.x_0[:4]
+    with no_grad():
+        z = system.encoder(Tensor(x)).data
+        ids = system.codes(x)
+        e = system.codebook.codes.data[ids]
+        expected = np.mean((x - system.decoder(Tensor(e)).data) ** 2) + 1.25 * np.mean((z - e) ** 2)
+    assert system.loss(x).item() == pytest.approx(expected, rel=1e-5)
+    assert np.array_equal(system.encode(x), e) and ids.shape == (4, 7, 7)
+
+
+def test_who_is_moved_by_the_vq_loss_and_how(data):
+    """The encoder by the reconstruction, as if z_q were z, and by the commitment; the codes by their own term only."""
+    system, x = moved(vq_autoencoder(beta=0.7)), data.x_0[:2]
+    with no_grad():
+        z = system.encoder(Tensor(x)).data
+    e, ids = system.encode(x), system.codes(x)
+    z_q = Tensor(e, requires_grad=True)
+    to_z_q = gradients(system.image_loss(x, system.decoder(z_q), None), [z_q])[0]
+    to_bias, to_codes = gradients(system.loss(x), [system.encoder.conv_out.b, system.codebook.codes])
+    np.testing.assert_allclose(to_bias, (to_z_q + 0.7 * 2 * (z - e) / z.size).sum(axis=(0, 1, 2)), rtol=1e-3, atol=1e-6)
+    for k in range(8):
+        np.testing.assert_allclose(to_codes[k], 2 * (e - z)[ids == k].sum(axis=0) / z.size, rtol=1e-3, atol=1e-6)
+
+
+def test_what_a_vq_code_costs(data):
+    rate = vq_autoencoder().rate(data.x_0[:5])
+    assert rate["bits"] == 49 * 3 and 1 <= rate["perplexity"] <= 8 and 0 < rate["alive"] <= 1
+
+
+def test_codes_are_revived_on_the_way_from_the_steps_own_numbers(data):
+    """Two systems that stand at the same weights, at the same step, do the same."""
+    codebooks = []
+    for _ in range(2):
+        system = vq_autoencoder()
+        system.codebook.codes.data[4:] += 50                        # dead
+        batch = next(system.stages(data)).batch
+        for n in range(60):                                         # REVIVE is 5 %: none in 60 has probability 5 %
+            batch(np.random.default_rng([0, n]), 4, 0.5)
+        codebooks.append(system.codebook.codes.data)
+    assert np.array_equal(*codebooks) and np.abs(codebooks[0]).max() < 40
+    dead = system.codebook.codes.data = codebooks[0] + 50
+    for n in range(60):
+        batch(np.random.default_rng([0, n]), 4, 0.9)                # the codebook is left to settle
+    assert np.array_equal(system.codebook.codes.data, dead)
+
+
+# ---- both ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make", [kl_autoencoder, vq_autoencoder])
+def test_it_learns_to_reconstruct(make, data):
+    system = make(steps=40)
+    losses = trained(system, data, 40)
+    assert np.mean(losses[-5:]) < 0.6 * losses[0] and np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("make", [kl_autoencoder, vq_autoencoder])
+def test_with_the_judge_and_the_adversary_every_part_moves(make, data):
+    system = make(perceptual=0.1, adversary=0.05)
+    before = system.state_dict()
+    trained(system, data, 2)
+    moved = {name.split(".")[0] for name, w in system.state_dict().items() if not np.array_equal(w, before[name])}
+    assert {"encoder", "decoder", "discriminator"} <= moved
+    assert kl_autoencoder().discriminator is None
+
+
+@pytest.mark.parametrize("make", [kl_autoencoder, vq_autoencoder])
+def test_save_load_and_measure(make, data, tmp_path):
+    system = moved(make())
+    system.save(tmp_path / "m.safetensors")
+    loaded = type(system).load(tmp_path / "m.safetensors")
+    x_hat = loaded.reconstruct(data.x_0[:6])
+    assert loaded.config == system.config and np.array_equal(x_hat, system.reconstruct(data.x_0[:6]))
+    assert x_hat.shape == (6, 28, 28, 1) and np.abs(x_hat).max() <= 1
+    found = system.measure(data.x_0[:6], data.digits[:6])
+    assert found.mse == pytest.approx(((x_hat - data.x_0[:6]) ** 2).mean(), rel=1e-5)
+    assert found.psnr == pytest.approx(20 * math.log10(2 / math.sqrt(found.mse))) and 0 <= found.accuracy <= 1
+    assert next(system.stages(data)).draw().width > 100
+
+
+def test_a_reconstruction_does_not_depend_on_its_batch(data):
+    system = moved(kl_autoencoder())
+    np.testing.assert_allclose(system.reconstruct(data.x_0[:5])[2:3], system.reconstruct(data.x_0[2:3]), atol=1e-5)
+
+
+def test_perfect_copies_measure_as_the_images_do(data):
+    system = kl_autoencoder()
+    system.reconstruct = lambda x: x
+    found = system.measure(data.x_0[:100], data.digits[:100])
+    assert found.mse == 0 and found.psnr > 100 and found.accuracy >= 0.97
+
+
+@pytest.mark.parametrize("make", [lambda: replace(KL, kl=-1.0), lambda: replace(KL, latent=0),
+                                  lambda: replace(VQ, codes=1), lambda: replace(VQ, beta=-0.1),
+                                  lambda: replace(VQ, perceptual=-1.0), lambda: replace(KL, steps=0)])
+def test_configurations_that_make_no_model(make):
+    with pytest.raises(ValueError, match="must be at least|of at least 0"):
+        make()
+
+
+def test_linear_is_a_module_that_fits(data):
+    """Any encoder and decoder of these shapes will do: composition, as the laws above use it."""
+    system = kl_autoencoder(latent=1)
+    system.encoder, system.decoder = Linear(1, 2, np.random.default_rng(0)), Linear(1, 1, np.random.default_rng(1))
+    assert system.loss(data.x_0[:2], np.zeros((2, 28, 28, 1), np.float32)).shape == ()
+
+
+def test_the_example(tmp_path, monkeypatch):
+    from test_examples import load
+
+    from minidiff.data import mnist
+    monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())
+    example, options = load("11_autoencoders"), {"count": 200, "effort": 0.5, "runs": str(tmp_path),
+                                                 "out": str(tmp_path / "a.png"), "configs": (KL, VQ)}
+    found = example.main(**options)
+    assert set(found) == {"autoencoder-kl", "autoencoder-vq"} and found["autoencoder-vq"].bits == 147
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    again = example.main(**options)                                 # kept, not trained again
+    assert all(again[name].mse == r.mse for name, r in found.items())

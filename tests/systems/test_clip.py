@@ -1,0 +1,241 @@
+"""CLIP: its temperature, its towers, and what is read from embeddings. The loss itself is proved in tests/laws."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from gradcheck import check_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_examples import load
+
+from minidiff.data import mnist
+from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.captions import DIGITS
+from minidiff.data.pixels import to_float
+from minidiff.engine.tensor import Tensor, gradients
+from minidiff.systems.clip import CLIP, PROMPTS, CLIPConfig
+from minidiff.systems.system import as_read
+from minidiff.text.clip import FIRST_LOG_SCALE, ImageTower, ImageTowerConfig, capped, clip_loss, recall_at
+from minidiff.text.encoder import TextEncoderConfig
+
+CONFIG = CLIPConfig(pairs=6, image=ImageTowerConfig(widths=(8, 8), groups=4, last=2),
+                    text=TextEncoderConfig(width=8, layers=1, heads=2))
+CAPTIONS = ["7", "a bold seven leaning left", "", "an image of the thin number 3"]
+
+
+@pytest.fixture(scope="module")
+def data() -> CaptionedDigits:
+    return CaptionedDigits.of(tiny.images())
+
+
+@pytest.fixture(scope="module")
+def model(data) -> CLIP:
+    """One that has not learned, but in which no weight is 0."""
+    clip, rng = CLIP.new(data, config=CONFIG), np.random.default_rng(1)
+    for p in clip.parameters().values():
+        p.data = np.asarray(p.data + 0.1 * rng.standard_normal(p.shape), np.float32)
+    return clip
+
+
+# ---- the temperature ---------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 6), st.floats(-3, math.log(100)), st.integers(0, 2**32))
+def test_the_temperatures_gradient_is_what_the_model_expects_less_what_it_sees(N, log_scale, seed):
+    """d L / d log_scale = mean over both directions of E_softmax[logit] - logit of the pair, as of any softmax."""
+    rng = np.random.default_rng(seed)
+    I_e, T_e = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, N, 4)))
+    logits = math.exp(log_scale) * I_e @ T_e.T
+    expected = 0.0
+    for rows in (logits, logits.T):
+        p = np.exp(rows - np.logaddexp.reduce(rows, axis=1)[:, None])
+        expected += ((p * rows).sum(axis=1) - rows.diagonal()).mean() / 2
+    leaf = Tensor(np.array(log_scale), requires_grad=True)
+    dx, = gradients(clip_loss(Tensor(I_e), Tensor(T_e), capped(leaf)), [leaf])
+    assert dx == pytest.approx(expected, rel=1e-9, abs=1e-9)                        # logits of up to 100 at 1e-14
+
+
+def test_the_scale_never_passes_100():
+    rng = np.random.default_rng(0)
+    I_e, T_e = (Tensor(x) for x in rng.normal(size=(2, 5, 4)))
+    at_cap = clip_loss(I_e, T_e, Tensor(np.array(math.log(100)))).item()
+    for log_scale in (math.log(100) + 1e-9, 5.0, 50.0):
+        leaf = Tensor(np.array(log_scale), requires_grad=True)
+        loss = clip_loss(I_e, T_e, capped(leaf))
+        assert loss.item() == pytest.approx(at_cap, rel=1e-12) and gradients(loss, [leaf])[0] == 0
+    below = Tensor(np.array(math.log(100) - 1e-6), requires_grad=True)
+    assert gradients(clip_loss(I_e, T_e, capped(below)), [below])[0] != 0
+    assert pytest.approx(1 / 0.07) == math.exp(FIRST_LOG_SCALE)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_pictures_that_share_a_caption_cost_the_log_of_their_number(copies):
+    """What the page says of duplicates: perfect embeddings of K captions, each m times in the batch, cost log m."""
+    K, scale = 4, 100.0
+    I_e = np.repeat(np.eye(K), copies, axis=0)
+    # every wrong one of the K - 1 other captions adds m e^-100
+    assert clip_loss(Tensor(I_e), Tensor(I_e), Tensor(np.array(math.log(scale)))).item() == \
+        pytest.approx(math.log(copies), abs=1e-12)
+
+
+# ---- the towers --------------------------------------------------------------------------------------------
+
+def test_gradients_through_the_image_tower():
+    rng = np.random.default_rng(0)
+    tower = ImageTower(ImageTowerConfig(size=8, widths=(4, 4), groups=2, last=2), 3, rng).astype(np.float64)
+    for p in tower.parameters().values():
+        p.data = p.data + 0.1 * rng.standard_normal(p.shape)
+    check_gradients(lambda x, *_: tower(x), rng.normal(size=(2, 8, 8, 1)), *tower.parameters().values(), directions=2)
+
+
+def test_an_embedding_depends_on_its_own_picture_and_caption_alone(model, data):
+    images = data.x_0[:5]
+    I_e, T_e = model.embed_images(images), model.embed_captions(CAPTIONS)
+    assert I_e.dtype == T_e.dtype == np.float32 and I_e.shape == (5, 8) and T_e.shape == (4, 8)
+    for rows in (I_e, T_e):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
+    for i, caption in enumerate(CAPTIONS):                  # alone, with no padding; in a batch, padded to the longest
+        np.testing.assert_allclose(model.embed_captions([caption]), T_e[i:i + 1], atol=1e-5)
+    for i in range(5):
+        np.testing.assert_allclose(model.embed_images(images[i:i + 1]), I_e[i:i + 1], atol=1e-5)
+    np.testing.assert_allclose(model.embed_images(images[::-1]), I_e[::-1], atol=1e-5)
+    assert np.ptp(I_e, axis=0).max() > 1e-2 and np.ptp(T_e, axis=0).max() > 1e-2        # and does depend on it
+
+
+def test_text_states_are_those_that_the_embedding_is_projected_from(model):
+    tokens, pooled, mask = model.text_states(CAPTIONS)
+    assert tokens.shape == (4, 24, 8) and pooled.shape == (4, 8) and mask.shape == (4, 24)
+    lengths = [2 + len(model.tokenizer.encode(as_read(c))) for c in CAPTIONS]       # BOS and EOS
+    np.testing.assert_array_equal(mask.sum(axis=1), lengths)
+    T_e = pooled @ model.text.project.w.data + model.text.project.b.data
+    T_e /= np.linalg.norm(T_e, axis=1, keepdims=True)
+    np.testing.assert_allclose(T_e, model.embed_captions(CAPTIONS), atol=1e-5)
+
+
+def test_image_features_are_the_embeddings_and_carry_gradients(model, data):
+    x = Tensor(data.x_0[:3], requires_grad=True)
+    features = model.image_features(x)
+    np.testing.assert_allclose(features.data, model.embed_images(data.x_0[:3]), atol=1e-5)
+    dx, = gradients(features, [x], np.ones(features.shape, np.float32))
+    assert np.isfinite(dx).all() and (np.abs(dx).max(axis=(1, 2, 3)) > 0).all()
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+def test_the_stages_loss_is_the_mean_of_clip_loss_over_its_batches(model, data):
+    stage = next(model.stages(data))
+    x_0, ids, mask = stage.batch(np.random.default_rng(3), 2)
+    assert x_0.shape == (2, 6, 28, 28, 1) and ids.shape == mask.shape and ids.shape[:2] == (2, 6)
+    assert mask.any(axis=(0, 1)).all()                      # no column of nothing but padding
+    each = []
+    for x, i, m in zip(x_0, ids, mask, strict=True):
+        I_e, T_e = model.embed_images(x), model.text(i, m).data
+        each.append(clip_loss(Tensor(I_e), Tensor(T_e), model.log_scale).item())
+    assert stage.loss(x_0, ids, mask).item() == pytest.approx(np.mean(each), rel=1e-4)      # float32
+    parts = [stage.loss(*(a[p] for a in (x_0, ids, mask))).item() for p in (slice(0, 1), slice(1, 2))]
+    assert parts == pytest.approx(each, rel=1e-4)
+    np.testing.assert_array_equal(stage.batch(np.random.default_rng(3), 2)[1], ids)
+
+
+def test_a_pair_is_a_picture_and_a_caption_of_it(data):
+    """With labels 0 ... n that stand in the picture's first pixel, each caption names its own picture's digit."""
+    marked = data.x_0.copy()
+    marked[:, 0, 0, 0] = data.digits
+    clip = CLIP.new(data, config=CONFIG)
+    x_0, ids, _ = clip.draw_pairs(replace(data, x_0=marked), 4, np.random.default_rng(0))
+    for x, row in zip(x_0.reshape(-1, 28, 28, 1), ids.reshape(24, -1), strict=True):
+        digit, words = int(x[0, 0, 0]), clip.tokenizer.decode(row)
+        assert str(digit) in words or DIGITS[digit] in words
+
+
+# ---- what is read from embeddings --------------------------------------------------------------------------
+
+class Perfect(CLIP):
+    """Embeds a picture as a corner of a cube, by the digit in its first pixel, and a caption by the digit it names."""
+
+    def embed_images(self, images):
+        return np.eye(10, dtype=np.float32)[images[:, 0, 0, 0].astype(int)]
+
+    def embed_captions(self, captions):
+        named = [next(k for k, word in enumerate(DIGITS) if word in c or str(k) in c) for c in captions]
+        return np.eye(10, dtype=np.float32)[named]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, ("{word}",), ("a photo of the digit {figure}",)])
+def test_zero_shot_on_perfect_embeddings(data, prompts):
+    clip, digits = Perfect.new(data, config=CONFIG), np.random.default_rng(0).integers(0, 10, 50)
+    images = np.zeros((50, 28, 28, 1), np.float32)
+    images[:, 0, 0, 0] = digits
+    np.testing.assert_array_equal(clip.zero_shot(images, prompts), digits)
+
+
+def test_an_ensemble_is_the_mean_of_its_phrasings_directions(model, data):
+    """Against the sum of cosines, each with its own phrasing: the mean's length is one number a digit."""
+    images = data.x_0[:20]
+    I_e = model.embed_images(images)
+    cosines = np.stack([[I_e @ model.embed_captions([p.format(word=w, figure=k)])[0] for p in PROMPTS]
+                        for k, w in enumerate(DIGITS)])                             # (10, P, B)
+    T_e = [sum(model.embed_captions([p.format(word=w, figure=k)])[0] for p in PROMPTS) for k, w in enumerate(DIGITS)]
+    score = cosines.sum(axis=1) / np.linalg.norm(T_e, axis=1)[:, None]                # (10, B)
+    np.testing.assert_array_equal(model.zero_shot(images), score.argmax(axis=0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 8), st.integers(0, 4), st.integers(0, 2**32))
+def test_recall_against_sorting_every_row(N, more, seed):
+    similarity = np.random.default_rng(seed).normal(size=(N, N + more))
+    for k in range(1, N + more + 1):
+        found = [i in sorted(range(N + more), key=lambda j, row=row: -row[j])[:k] for i, row in enumerate(similarity)]
+        assert recall_at(k, similarity) == pytest.approx(np.mean(found), abs=1e-12)
+    assert recall_at(N + more, similarity) == 1
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make, message", [
+    (lambda m: m.embed_images(np.zeros((2, 27, 28, 1), np.float32)), r"images must be \(B, 28, 28, 1\)"),
+    (lambda m: m.embed_images(np.zeros((2, 28, 28), np.float32)), r"images must be \(B, 28, 28, 1\)"),
+    (lambda m: m.zero_shot(np.zeros((1, 28, 28, 1), np.float32), ("a photo",)), "prompts must each hold {word}"),
+    (lambda m: CLIPConfig(pairs=1), "pairs must be at least 2"),
+    (lambda m: ImageTowerConfig(widths=(8,)), "widths takes two multiples of groups"),
+    (lambda m: ImageTowerConfig(size=30), "size must be a multiple of 4"),
+    (lambda m: recall_at(0, np.eye(3)), "k must be within 1 and 3"),
+    (lambda m: recall_at(1, np.zeros((3, 2))), "similarity must be"),
+    (lambda m: CLIP(CLIPConfig(text=TextEncoderConfig(vocab=300)), m.tokenizer, np.random.default_rng(0)),
+     "text.vocab .300. must be at least"),
+])
+def test_refusals_name_the_argument(model, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(model)
+
+
+def test_captions_are_a_list(model):
+    for method in (model.embed_captions, model.text_states):
+        with pytest.raises(TypeError, match="captions must be a list of str"):
+            method("seven")
+
+
+def test_a_file_gives_the_same_embeddings_back(model, tmp_path):
+    model.save(tmp_path / "clip.safetensors")
+    again = CLIP.load(tmp_path / "clip.safetensors")
+    np.testing.assert_array_equal(again.embed_captions(CAPTIONS), model.embed_captions(CAPTIONS))
+    assert again.log_scale.data.shape == () and again.config == CONFIG
+
+
+# ---- the weights that come with minidiff -------------------------------------------------------------------
+
+def test_the_shipped_weights_tell_digits_that_they_were_never_told():
+    """On packed training pictures: the test set's share is on the page."""
+    packed = mnist.packed()
+    right = CLIP.load().zero_shot(to_float(packed.images[:300])[..., None]) == packed.labels[:300]
+    assert right.mean() > 0.95
+
+
+def test_the_example(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mnist, "load", lambda *a: tiny.images(60))
+    assert load("03_clip").main(count=20, nearest=2, out=str(tmp_path / "r.png")) > 0.9
+    assert "a caption's own picture among 20: recall @1" in capsys.readouterr().out
+    assert (tmp_path / "r.png").stat().st_size > 1000

@@ -1,0 +1,416 @@
+"""unCLIP: two stages make p(x | y), and the prior is what gives it its spread."""
+
+import itertools
+
+import numpy as np
+import pytest
+import test_examples
+import tiny
+from scipy.stats import chi2
+
+from minidiff.data.captioned import CaptionedDigits
+from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.engine.backend import Streams
+from minidiff.engine.tensor import no_grad
+from minidiff.nn.prior import PriorConfig
+from minidiff.nn.unet import UNetConfig
+from minidiff.stages import run
+from minidiff.systems.clip import CLIP, CLIPConfig
+from minidiff.systems.dalle2 import PRIORS, UnCLIP, UnCLIPConfig, best_of
+from minidiff.text.clip import ImageTowerConfig
+from minidiff.text.encoder import TextEncoderConfig
+
+D = 8
+SMALL_CLIP = CLIPConfig(image=ImageTowerConfig(widths=(8, 16), groups=4, last=2),
+                        text=TextEncoderConfig(width=D, layers=1, heads=2))
+CONFIG = UnCLIPConfig(clip=SMALL_CLIP, prior=PriorConfig(width=8, layers=1, heads=2), components=3, buckets=3, dots=2,
+                      unet=UNetConfig(widths=(8, 16), heads=2, groups=4, embedding=16, text=D))
+
+
+@pytest.fixture(scope="module")
+def data() -> CaptionedDigits:
+    return CaptionedDigits.of(tiny.images())
+
+
+@pytest.fixture(scope="module")
+def clip(data) -> CLIP:
+    return CLIP.new(data, config=SMALL_CLIP)
+
+
+@pytest.fixture(scope="module")
+def model(data, clip) -> UnCLIP:
+    return stirred(UnCLIP(CONFIG, clip.tokenizer, np.random.default_rng(1)), data)
+
+
+@pytest.fixture
+def this_clip_is_shipped(monkeypatch, clip):
+    monkeypatch.setattr(CLIP, "load", classmethod(lambda cls: clip))
+
+
+def stirred(model: UnCLIP, data: CaptionedDigits, seed: int = 0) -> UnCLIP:
+    """A system whose every part has something to say, and whose codes mean something."""
+    rng = np.random.default_rng(seed)
+    for p in model.parameters().values():
+        p.data = p.data + 0.1 * rng.standard_normal(p.shape, dtype=np.float32)
+    z_i = model.clip.embed_images(data.x_0)
+    model.pca.fit(z_i)
+    model.buckets.fit(model.pca.reduce(z_i))
+    model.dots.fit(z_i[:, 0])
+    return model
+
+
+# ---- p(x | y) = integral of p(x | z, y) p(z | y) -------------------------------------------------------------
+
+class LinearGaussian(UnCLIP):
+    """z | y ~ N(A y, S),  x | z, y ~ N(B z + C y, s^2 I): the networks' places are taken by exact denoisers.
+
+    So  x | y ~ N((B A + C) y, B S B^T + s^2 I).  y is the caption's z_t to the prior; to the decoder, its pooled state.
+    """
+
+    def made_of(self, rng):
+        root = rng.normal(size=(D, D)) / D
+        self.A, self.S = rng.normal(size=(D, D)), root @ root.T
+        self.B, self.C, self.s = rng.normal(size=(784, D)), rng.normal(size=(784, D)), 0.3
+        return self
+
+    def prior_denoiser(self, scale, null):
+        return Shifted(GaussianDenoiser(self.schedule, np.zeros(D), D * self.S),        # of sqrt(D) z
+                       lambda cond: np.sqrt(D) * cond[0] @ self.A.T)
+
+    def decoder_denoiser(self, scale, null):
+        spread = GaussianDenoiser(self.schedule, np.zeros((28, 28, 1)), np.full((28, 28, 1), self.s**2))
+        return Shifted(spread, lambda cond: (cond[0] @ self.B.T + cond[2] @ self.C.T).reshape(-1, 28, 28, 1))
+
+
+class Shifted:
+    """The denoiser of x_0 = shift + r, from that of r."""
+
+    predicts = "x0"
+
+    def __init__(self, of_r, shift):
+        self.schedule, self.of_r, self.shift = of_r.schedule, of_r, shift
+
+    def __call__(self, x_t, t, cond=None):
+        m = self.shift(cond).astype(x_t.dtype)
+        alpha = self.schedule.alpha(t).reshape(-1, *[1] * (x_t.ndim - 1)).astype(x_t.dtype)
+        return m + self.of_r(x_t - alpha * m, t)
+
+
+class GivenNoise:
+    """Stands in for Streams: sample i's noise is a unit vector, so that a linear map shows its columns.
+
+    Sample 0 has no noise at all; samples 1 ... D one entry of the prior's, the others one entry of the decoder's.
+    """
+
+    def __init__(self, pixels: int):
+        self.pixels = pixels
+
+    def __len__(self):
+        return 1 + D + self.pixels
+
+    def normal(self, shape):
+        noise = np.zeros((len(self), int(np.prod(shape))), np.float32)
+        first, columns = (1, D) if shape == (1, D) else (1 + D, self.pixels)
+        noise[first + np.arange(columns), np.arange(columns)] = 1
+        return noise.reshape(len(self), *shape)
+
+
+@pytest.fixture(scope="module")
+def linear(clip) -> LinearGaussian:
+    return LinearGaussian(CONFIG, clip.tokenizer, np.random.default_rng(0)).made_of(np.random.default_rng(3))
+
+
+def test_the_two_stages_compose_to_the_exact_conditional(linear):
+    """DDIM on Gaussians is linear in the noise: mean and covariance come without sampling error.  What is left is the
+    discretisation of 250 steps."""
+    noise = GivenNoise(40)
+    x = linear.sample(["a bold seven"] * len(noise), candidates=1, steps=250, prior_steps=250, streams=noise)
+    x = x.reshape(len(noise), 784).astype(np.float64)
+    z_t, _, pooled, _ = (a.astype(np.float64) for a in linear.hear(["a bold seven"]))
+    mean = (linear.B @ linear.A @ z_t[0]) + linear.C @ pooled[0]
+    np.testing.assert_allclose(x[0], mean, atol=1e-3 * np.abs(mean).max())
+    J = (x[1:] - x[0]).T                                    # (784, D + 40)
+    exact = linear.B @ linear.S @ linear.B.T
+    np.testing.assert_allclose(J[:, :D] @ J[:, :D].T, exact, atol=0.03 * exact.max())
+    # the decoder's own spread is s^2 I; of 784 columns the first 40 are looked at
+    np.testing.assert_allclose(J[:, D:], linear.s * np.eye(784)[:, :40], atol=0.02 * linear.s)
+    # another caption has another mean
+    other = linear.sample(["3"] * len(noise), candidates=1, steps=50, prior_steps=50, streams=noise)
+    assert np.abs(other[0].reshape(-1) - mean).max() > 0.1
+
+
+def test_without_a_draw_from_the_prior_the_covariance_is_lost(linear):
+    """Feeding E[z | y] in place of z ~ p(z | y) leaves the mean as it is, and of B S B^T + s^2 I only s^2 I."""
+    noise = GivenNoise(40)
+    z_t, _, pooled, _ = linear.hear(["a bold seven"] * len(noise))
+    x = linear.decode(z_t @ linear.A.T, ["a bold seven"] * len(noise), steps=250, streams=noise).reshape(-1, 784)
+    mean = linear.B @ linear.A @ z_t[0] + linear.C @ pooled[0]
+    np.testing.assert_allclose(x[0], mean, atol=1e-3 * np.abs(mean).max())
+    np.testing.assert_allclose((x[1 + D:] - x[0]).T, linear.s * np.eye(784)[:, :40], atol=0.02 * linear.s)
+    assert np.abs(x[1:1 + D] - x[0]).max() == 0             # the prior's noise does not come in
+    assert np.trace(linear.B @ linear.S @ linear.B.T) > 5 * 784 * linear.s**2       # so much is lost
+
+
+# ---- the diffusion prior -------------------------------------------------------------------------------------
+
+def prior_batch(model, data, captions):
+    rng = np.random.default_rng(0)
+    z_i = model.clip.embed_images(data.x_0[:len(captions)])
+    z_t, tokens, _, mask = model.hear(captions)
+    return z_i, z_t, tokens, mask, rng.integers(0, 1000, len(z_i)), rng.standard_normal(z_i.shape, dtype=np.float32)
+
+
+def test_the_prior_s_loss_is_0_for_an_oracle_and_1_for_no_guess_at_all(model, data, monkeypatch):
+    z_i, *rest = prior_batch(model, data, ["7", "a bold 3", "", "one"])
+    seen = {}
+
+    def oracle(z_i_t, t, z_t, tokens, mask):
+        seen.update(z_i_t=z_i_t.data, z_t=z_t.data)
+        return 0 * z_i_t + np.float32(np.sqrt(D)) * z_i
+    monkeypatch.setattr(model, "prior", oracle)
+    assert model.prior_loss(z_i, *rest).item() == 0
+    # it was shown alpha z_i + sigma eps, in units where an entry is about 1
+    abar = model.schedule.alpha_bar[rest[3]][:, None]
+    np.testing.assert_allclose(seen["z_i_t"], np.sqrt(abar * D) * z_i + np.sqrt(1 - abar) * rest[4], atol=1e-5)
+    np.testing.assert_allclose((seen["z_t"] ** 2).mean(axis=1), 1, rtol=1e-5)
+    monkeypatch.setattr(model, "prior", lambda z_i_t, *a: 0 * z_i_t)
+    assert model.prior_loss(z_i, *rest).item() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_better_of_two_has_a_larger_dot_product_by_one_over_root_pi():
+    """Of two N(m, 1) the larger is m + 1/sqrt(pi) on average, with variance 1 - 1/pi; across z_t nothing changes.
+    False alarm: 5.5 standard errors, three times: 1.2e-7."""
+    n, rng = 40000, np.random.default_rng(0)
+    z_t = np.zeros((n, 3))
+    z_t[:, 0] = 1
+    m = np.array([0.3, -1.0, 2.0])
+    best = best_of(m + rng.normal(size=(n, 2, 3)), z_t)
+    assert abs(best[:, 0].mean() - (m[0] + 1 / np.sqrt(np.pi))) < 5.5 * np.sqrt((1 - 1 / np.pi) / n)
+    assert (np.abs(best[:, 1:].mean(axis=0) - m[1:]) < 5.5 / np.sqrt(n)).all()
+
+
+def test_each_caption_keeps_the_candidate_that_fits_it_best(model):
+    captions = ["7", "a bold 3", "one"]
+    z_t = model.hear(captions)[0]
+    # candidates=1 takes the first of a stream's draws
+    one, two = (model.embed(captions, candidates=n, steps=4, seed=5) for n in (1, 2))
+    gain = ((two - one) * z_t).sum(axis=1)
+    assert (gain >= -1e-6).all()
+    np.testing.assert_allclose(two[gain < 1e-6], one[gain < 1e-6], atol=1e-5)       # else it is the same draw
+
+
+# ---- the code prior ------------------------------------------------------------------------------------------
+
+def likelihoods(model: UnCLIP, caption: str) -> dict:
+    """p(c) of all 27 codes, as the training loss scores them."""
+    z_t, tokens, _, mask = model.hear([caption])
+    dot = np.array([1])                                     # the upper half of two
+    with no_grad():
+        return {c: np.exp(-3 * model.codes_loss(np.array([c]), dot, z_t, tokens, mask).item())
+                for c in itertools.product(range(3), repeat=3)}
+
+
+def test_the_code_prior_is_a_distribution(model):
+    """The probabilities of all codes add up to 1, which a prediction that saw its own answer would not."""
+    p = likelihoods(model, "a bold seven")
+    assert sum(p.values()) == pytest.approx(1, abs=1e-5)
+    assert max(p.values()) > 2 * min(p.values())            # and no uniform one
+
+
+def test_codes_are_drawn_as_often_as_the_loss_says(model):
+    """Chi-squared over 27 codes, false alarm 1e-7; z_i comes back as its codes, for PCA's axes are orthonormal."""
+    n, p = 4000, likelihoods(model, "a bold seven")
+    z_i = model.embed(["a bold seven"] * n, prior="autoregressive", seed=3)
+    codes = model.encode(z_i)
+    np.testing.assert_allclose(z_i, model.pca.restore(model.buckets.dequantise(codes)), atol=1e-5)
+    found = np.bincount(codes @ [9, 3, 1], minlength=27)
+    expected = n * np.array([p[c] for c in itertools.product(range(3), repeat=3)])
+    assert ((found - expected) ** 2 / expected).sum() < chi2.isf(1e-7, 26)
+
+
+def test_a_sample_asks_for_a_dot_product_of_the_upper_half_and_guidance_compares_with_any(model, monkeypatch):
+    asked = []
+    logits = model.code_logits
+    monkeypatch.setattr(model, "code_logits", lambda codes, dot, cond: asked.append(dot) or logits(codes, dot, cond))
+    model.embed(["7"] * 5, prior="autoregressive", scale=2.0)
+    assert [set(dot.tolist()) for dot in asked] == [{1}, {2}] * 3       # two values, 0 and 1; 2 is "any"
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guided_codes_follow_a_product_of_powers(model, monkeypatch, scale):
+    """p(c | y)^scale p(c)^(1 - scale), normalised; chi-squared over each of three codes, false alarm 3e-8."""
+    n, cond, uncond = 3000, np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.4, 0.4])
+    monkeypatch.setattr(model, "code_logits", lambda codes, dot, told: np.log(
+        np.where(dot[:, None] == 2, uncond, cond)).astype(np.float32))
+    codes = model.encode(model.embed(["7"] * n, prior="autoregressive", scale=scale))
+    p = cond**scale * uncond**(1 - scale)
+    for code in codes.T:
+        expected = n * p / p.sum()
+        assert ((np.bincount(code, minlength=3) - expected) ** 2 / expected).sum() < chi2.isf(1e-8, 2)
+
+
+# ---- the decoder ---------------------------------------------------------------------------------------------
+
+def test_the_decoder_hears_of_the_embedding_in_both_ways(model):
+    """With either of its two ways in cut off z_i still counts; with both, it does not."""
+    captions, t = ["7", ""], np.array([500, 900])
+    x_t, z = np.random.default_rng(0).standard_normal((2, 28, 28, 1), dtype=np.float32), np.eye(2, D, dtype=np.float32)
+    ways = [model.decoder.to_time.w, model.decoder.to_tokens.w]
+    kept = [w.data for w in ways]
+
+    def difference() -> float:
+        a, b = (model._told(e, captions, 1.0) for e in (z, -z))
+        return float(np.abs(a[0](x_t, t, a[1]) - b[0](x_t, t, b[1])).max())
+    found = {}
+    try:
+        for cut in itertools.product((True, False), repeat=2):
+            for w, whole, gone in zip(ways, kept, cut, strict=True):
+                w.data = np.zeros_like(whole) if gone else whole
+            found[cut] = difference()
+    finally:
+        for w, whole in zip(ways, kept, strict=True):
+            w.data = whole
+    assert found.pop((True, True)) == 0 and min(found.values()) > 1e-5
+
+
+def test_the_decoder_s_loss_is_the_squared_error_of_v(model, data, monkeypatch):
+    rng, captions = np.random.default_rng(0), ["7", ""]
+    x_0, t, eps = data.x_0[:2], np.array([100, 700]), rng.standard_normal((2, 28, 28, 1), dtype=np.float32)
+    alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (model.schedule.alpha(t), model.schedule.sigma(t)))
+    v = (alpha * eps - sigma * x_0).astype(np.float32)
+    args = (x_0, np.zeros((2, D), np.float32), *model.hear(captions)[1:], t, eps)
+    monkeypatch.setattr(model, "decoder", lambda x_t, *a: 0 * x_t + v)
+    assert model.decoder_loss(*args).item() == pytest.approx(0, abs=1e-12)
+    monkeypatch.setattr(model, "decoder", lambda x_t, *a: 0 * x_t)
+    assert model.decoder_loss(*args).item() == pytest.approx((v**2).mean(), rel=1e-5)
+
+
+# ---- variations, interpolations, text diffs ------------------------------------------------------------------
+
+class Watched(LinearGaussian):
+    """Keeps the z_i that its decoder was told of."""
+
+    def decode(self, z_i, captions, **options):
+        self.told = z_i
+        return super().decode(z_i, captions, **options)
+
+
+@pytest.fixture
+def watched(clip) -> Watched:
+    system = Watched(CONFIG, clip.tokenizer, np.random.default_rng(0)).made_of(np.random.default_rng(3))
+    system.clip.load_state_dict(clip.state_dict())
+    return system
+
+
+def test_variations_keep_the_embedding_and_change_with_the_noise(watched, data):
+    images = data.x_0[:3]
+    a, b = (watched.variations(images, seed=seed, steps=10) for seed in (0, 1))
+    np.testing.assert_array_equal(watched.told, watched.clip.embed_images(images))
+    assert np.abs(a - b).max() > 0.1
+
+
+def test_without_new_noise_a_variation_is_the_image_itself(watched, data):
+    """Inverse DDIM and DDIM undo each other, up to their order, 1 / steps."""
+    few, many = (np.abs(watched.variations(data.x_0[:3], eta=0.0, steps=n) - data.x_0[:3]).max() for n in (50, 200))
+    assert many < 0.02 * np.abs(data.x_0).max() * 28 and few / many == pytest.approx(4, rel=0.25)
+
+
+def test_an_interpolation_begins_and_ends_at_the_images_embeddings(watched, data):
+    thetas = [0.0, 0.25, 0.5, 0.75, 1.0]
+    watched.interpolations(data.x_0[0], data.x_0[1], thetas, steps=5)
+    z_i = watched.clip.embed_images(data.x_0[:2])
+    np.testing.assert_allclose(watched.told[[0, -1]], z_i, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(watched.told, axis=1), 1, atol=1e-5)
+    cosines = (watched.told[1:] * watched.told[:-1]).sum(axis=1)
+    np.testing.assert_allclose(cosines, np.cos(np.arccos(z_i[0] @ z_i[1]) / 4), atol=1e-5)
+
+
+def test_a_text_diff_begins_at_the_image_and_moves_along_the_difference_of_two_captions(watched, data):
+    watched.text_diff(data.x_0[0], "a thin 7", "a bold 7", [0.0, 0.3, 1.0], steps=5)
+    before, after = watched.clip.embed_captions(["a thin 7", "a bold 7"])
+    z_i, z_d = watched.clip.embed_images(data.x_0[:1])[0], (after - before) / np.linalg.norm(after - before)
+    np.testing.assert_allclose(watched.told[[0, -1]], [z_i, z_d], atol=1e-5)
+    assert z_i @ z_d < watched.told[1] @ z_d < 1
+
+
+# ---- the whole -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_an_image_does_not_depend_on_its_batch(model, prior):
+    captions = ["a bold seven leaning left, narrow", "3", "one"]
+    options = {"prior": prior, "steps": 3, "prior_steps": 3, "prior_scale": 1.5}
+    together = model.sample(captions, seed=4, **options)
+    assert together.shape == (3, 28, 28, 1) and together.dtype == np.float32 and np.abs(together).max() <= 1
+    for i in range(3):
+        alone = model.sample(captions[i:i + 1], streams=Streams(4, 3)[i:i + 1], **options)
+        np.testing.assert_allclose(alone[0], together[i], atol=5e-4)                # float32 through two networks
+
+
+def test_the_four_conditions_are_what_they_say(model):
+    z_t = model.clip.embed_captions(["7", "a bold 3"])
+    np.testing.assert_allclose(model.embed(["7", "a bold 3"], prior="text"), z_t, atol=1e-6)
+    assert not model.embed(["7"], prior="none").any()
+    drawn = [model.embed(["7"], prior=p, seed=s) for p in ("diffusion", "autoregressive") for s in (0, 1, 2)]
+    assert len({a.tobytes() for a in drawn}) > 3            # these two draw
+
+
+def test_training_puts_the_shipped_clip_in_place_and_a_file_gives_the_same_pictures(tmp_path, this_clip_is_shipped,
+                                                                                 clip):
+    trained = run(tmp_path, UnCLIP, tiny.images(), effort=0.001, config=CONFIG, quiet=True)
+    assert list(trained.seconds) == ["decoder", "prior", "codes"]
+    for name, w in clip.state_dict().items():
+        np.testing.assert_array_equal(trained.system.clip.state_dict()[name], w)
+    loaded = UnCLIP.load(tmp_path / "model.safetensors")
+    for prior in ("diffusion", "autoregressive"):
+        a, b = (m.sample(["7"], steps=2, prior_steps=2, prior=prior) for m in (trained.system, loaded))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_each_stage_learns_from_what_the_paper_drops(data, this_clip_is_shipped):
+    """Binomial shares of 2000 examples; false alarm: 6 standard errors, 2e-9 each."""
+    system = UnCLIP.new(data, config=CONFIG)
+    shares = {}
+    for stage in system.stages(data):
+        batch = stage.batch(np.random.default_rng(0), 2000)
+        if stage.name == "decoder":
+            _, z_i, _, pooled, *_ = batch
+            shares["embedding", 0.1] = ~z_i.any(axis=1)
+            shares["caption", 0.5] = np.abs(pooled - system.hear([""])[2]).max(axis=1) < 1e-5
+        elif stage.name == "prior":
+            shares["text", 0.1] = np.abs(batch[1] - system.hear([""])[0]).max(axis=1) < 1e-5
+        else:
+            shares["codes' text", 0.1] = batch[1] == system.config.dots
+            np.testing.assert_array_equal(shares["codes' text", 0.1],
+                                          np.abs(batch[2] - system.hear([""])[0]).max(axis=1) < 1e-5)
+    for (what, p), dropped in shares.items():
+        assert abs(dropped.mean() - p) < 6 * np.sqrt(p * (1 - p) / 2000), what
+
+
+def test_the_example_runs(model, tmp_path, capsys):
+    model.save(tmp_path / "m.safetensors")
+    test_examples.load("09_dalle2").main(str(tmp_path / "m.safetensors"), count=4, steps=2, out=str(tmp_path / "s.png"))
+    assert (tmp_path / "s.png").stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert all(f"\n{name}" in said for name in (*PRIORS, "(real images)"))
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"prior": "posterior"}, "prior must be one of"), ({"candidates": 0}, "candidates"), ({"steps": 0}, "steps"),
+    ({"prior_steps": 2000}, "steps"), ({"scale": float("nan")}, "scale"), ({"prior_scale": float("inf")}, "scale"),
+    ({"prior": "autoregressive", "temperature": -1.0}, "temperature"),
+    ({"prior": "autoregressive", "prior_scale": float("nan")}, "scale")])
+def test_refusals(model, options, says):
+    with pytest.raises(ValueError, match=says):
+        model.sample(["7"], **options)
+
+
+def test_more_refusals(model, data):
+    with pytest.raises(TypeError, match="captions"):
+        model.sample("7")
+    with pytest.raises(ValueError, match="z_i must be"):
+        model.decode(np.zeros((2, D)), ["7"])
+    with pytest.raises(ValueError, match="images must be"):
+        model.variations(data.x_0[:2, :14])
+    for wrong in ({"schedule": "none"}, {"dots": 3}, {"unet": UNetConfig(text=16)}):
+        with pytest.raises(ValueError, match="must be"):
+            UnCLIPConfig(**({"clip": SMALL_CLIP} | wrong))

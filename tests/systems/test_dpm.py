@@ -1,0 +1,154 @@
+"""The first diffusion model: its loss against the lower floor's K, its schedule, its samples."""
+
+import math
+
+import numpy as np
+import pytest
+from gradcheck import check_gradients
+from scipy import stats
+
+from minidiff.data import swiss_roll
+from minidiff.diffusion.entropy import log_likelihood_of_noise
+from minidiff.diffusion.gaussian import kl_gaussian, q_posterior_mean_variance, q_sample
+from minidiff.engine.backend import Streams
+from minidiff.engine.tensor import gradients
+from minidiff.errors import UserError
+from minidiff.nn.optim import AdamW
+from minidiff.systems.dpm import DPM, DPMConfig
+
+CONFIG = DPMConfig(T=6, hidden=5, steps=2, schedule_steps=2)
+
+
+def made(config: DPMConfig = CONFIG, seed: int = 0) -> DPM:
+    """A model whose readouts are no longer zero, and whose schedule has moved."""
+    model, rng = DPM(config, None, np.random.default_rng(seed)), np.random.default_rng(seed)
+    for p in model.parameters().values():
+        p.data = p.data + 0.3 * rng.standard_normal(p.shape, dtype=np.float32)
+    return model
+
+
+def test_the_schedule_begins_with_even_losses():
+    model = DPM(DPMConfig(T=40), None, np.random.default_rng(0))
+    betas = model.schedule.betas
+    np.testing.assert_allclose(betas[1:-1], [1 / (40 - t + 1) for t in range(2, 40)], rtol=1e-5)
+    assert betas[0] == pytest.approx(0.001) and betas[-1] == pytest.approx(0.999, rel=1e-5)
+    kept = model.schedule.alpha_bar / (1 - betas[0])        # 1/(T - 1) of the signal in each step but the last
+    np.testing.assert_allclose(-np.diff(kept[:-1]), 1 / 39, rtol=1e-4)
+
+
+def test_its_tables_are_those_of_the_schedule():
+    model = made().astype(np.float64)
+    beta, alpha_bar = (a.data[:, 0] for a in model.tables())
+    np.testing.assert_allclose(beta, model.schedule.betas, rtol=1e-10)
+    np.testing.assert_allclose(alpha_bar, model.schedule.alpha_bar, rtol=1e-10)
+
+
+def test_the_loss_is_minus_K_but_for_what_is_constant():
+    """All t in equal shares, one noise: -loss = K less the parts without a parameter, by the lower floor's formulas."""
+    model, rng = made(), np.random.default_rng(0)
+    model.logit_beta.data[:] = -2                            # so that x_T keeps signal, and its entropy counts
+    B, T = 20, CONFIG.T
+    t = np.tile(np.arange(1, T), B // (T - 1))
+    x_0, eps = rng.standard_normal((2, B, 2), dtype=np.float32)
+    s = model.schedule
+    x_t = q_sample(s, x_0.astype(np.float64), t, eps.astype(np.float64))
+    q = q_posterior_mean_variance(s, x_0.astype(np.float64), x_t, t)
+    steps = (T - 1) * kl_gaussian(*q, *model.reverse_step(x_t, t)).sum(1).mean()
+    end = stats.norm.entropy(scale=math.sqrt(1 - s.alpha_bar[-1])) - stats.norm.entropy()       # of one coordinate
+    assert end < -0.05 and model.loss(x_0, t, eps).item() == pytest.approx(steps - 2 * end, rel=1e-5)
+
+
+def test_the_gradients_for_the_schedule_through_frozen_noise_and_for_the_network():
+    model, rng = made().astype(np.float64), np.random.default_rng(0)
+    x_0, eps = rng.standard_normal((2, 15, 2))
+    t = np.tile(np.arange(1, CONFIG.T), 3)
+    parameters = list(model.parameters().values())
+    assert len(parameters) == 4
+    check_gradients(lambda *_: model.loss(x_0, t, eps), *parameters, rtol=2e-6)
+    assert all(np.abs(g).max() > 0 for g in gradients(model.loss(x_0, t, eps), parameters))
+
+
+def test_an_untrained_step_is_q_at_the_middle_with_variance_beta():
+    """z_mu = z_Sigma = 0: the mean of q(x_{t-1} | x_t, 0), and beta_t."""
+    model = DPM(CONFIG, None, np.random.default_rng(0))
+    x_t, t = np.random.default_rng(0).standard_normal((3, 2)), np.array([1, 3, 5])
+    mean, variance = model.reverse_step(x_t, t)
+    a, b = model.schedule.abar(t - 1), model.schedule.abar(t)
+    np.testing.assert_allclose(mean, (np.sqrt(b / a) * (1 - a) / (1 - b))[:, None] * x_t, rtol=1e-6)
+    np.testing.assert_allclose(variance, np.repeat((1 - b / a)[:, None], 2, axis=1), rtol=1e-6)
+
+
+def test_training_raises_K_in_both_stages():
+    config = DPMConfig(T=10, hidden=16)
+    model, x = DPM(config, None, np.random.default_rng(0)), swiss_roll.points(np.random.default_rng(5), 200)
+    K = [model.bound(x).total.mean()]
+    for k, stage in enumerate(model.stages(None)):
+        before = model.schedule.betas
+        leaves = stage.module.parameters()
+        optimiser = AdamW(leaves)
+        for n in range(60):
+            grads = gradients(model.loss(*stage.batch(np.random.default_rng([k, n]), 128)), list(leaves.values()))
+            optimiser.step(grads, 2e-2)
+        K.append(model.bound(x).total.mean())
+        assert (model.schedule.betas == before).all() == (stage.name == "reverse")
+        assert model.schedule.betas[0] == before[0]         # beta_1 is not learned
+    assert K[0] + 1 < K[1] and K[1] + 0.1 < K[2]
+
+
+def test_the_reports_parts_belong_together():
+    told = made().report(50)
+    assert told["K - L_null"] - told["K"] == pytest.approx(-log_likelihood_of_noise(2) / math.log(2))
+    assert told["K"] < told["truth"]
+    # -H of the roll, whose entropy a noise of 0.05 on a curve 9.3 long (in units of its deviation) makes nearly
+    curve = swiss_roll._curve((np.arange(4000) + 0.5) / 4000, 0.05)
+    speed = np.linalg.norm(np.diff(curve, axis=0), axis=1) * 3999
+    entropy = np.log(speed).mean() + stats.norm.entropy(scale=0.05)
+    x = swiss_roll.points(np.random.default_rng(0), 2000)
+    assert swiss_roll.log_prob(x).mean() == pytest.approx(-entropy, abs=0.1)
+
+
+def test_the_chain_draws_each_step_and_ends_with_q_turned_round():
+    model = made()
+    states = list(model.trajectory(4, seed=2))
+    assert [state.t for state in states] == [5, 4, 3, 2, 1, 0, -1]
+    noise = [Streams(2, 4).normal((2,), np.float64)]
+    streams = Streams(2, 4)
+    noise = [streams.normal((2,), np.float64) for _ in range(7)]
+    np.testing.assert_array_equal(states[0].x_t, noise[0])
+    mean, variance = model.reverse_step(states[1].x_t, np.full(4, 4))
+    np.testing.assert_allclose(states[2].x_t, mean + np.sqrt(variance) * noise[2])
+    np.testing.assert_allclose(states[-1].x_t, math.sqrt(0.999) * states[-2].x_t + math.sqrt(0.001) * noise[-1])
+
+
+def test_a_point_depends_on_its_own_seed_only_and_a_file_holds_all(tmp_path):
+    model = made()
+    together = model.sample(5, seed=3)
+    assert together.shape == (5, 2) and together.dtype == np.float32
+    np.testing.assert_allclose(model.sample(1, streams=Streams(3, 5)[2:3])[0], together[2], atol=1e-6)
+    model.save(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(DPM.load(tmp_path / "m.safetensors").sample(5, seed=3), together)
+
+
+def test_the_picture_and_the_example(tmp_path, capsys):
+    assert made().picture(20).size == (890, 486)
+    from test_examples import load
+    load("01_swiss_roll").main(effort=0.001, points=20, out=str(tmp_path / "s.png"))
+    assert (tmp_path / "s.png").stat().st_size > 1000
+    told = capsys.readouterr().out
+    assert told.count("K - L_null") == 2 and told.count("beta_t as learned: 0.001, 0.0") == 1
+
+
+def test_refusals():
+    model = made()
+    for count in (0, True, "a seven", [""]):
+        with pytest.raises(ValueError, match="count must be a whole number of points, at least 1, not .* no captions"):
+            model.sample(count)
+    with pytest.raises(ValueError, match="streams must be one for each of the 3 points, not 2"):
+        model.sample(3, streams=Streams(0, 2))
+    with pytest.raises(ValueError, match="T must be at least 2"):
+        DPMConfig(T=1)
+    with pytest.raises(ValueError, match="beta_first and noise must lie between 0 and 1"):
+        DPMConfig(noise=0.0)
+    model.reverse.readout.data[:] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        model.sample(2)

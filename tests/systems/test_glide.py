@@ -1,0 +1,225 @@
+"""GLIDE: the gradient of CLIP guidance, what it does to densities that are known, and the noised tower."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+from diffusion_strategies import any_schedule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from law_tools import covariance, gradient
+from test_examples import load
+
+from minidiff.data.captioned import CaptionedDigits
+from minidiff.diffusion import schedules
+from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
+from minidiff.diffusion.gaussian import score_from_x0
+from minidiff.diffusion.guidance import ClassifierGuidance, clip_gradient
+from minidiff.engine import ops
+from minidiff.engine.backend import Streams
+from minidiff.engine.tensor import Tensor
+from minidiff.systems import glide
+from minidiff.systems.glide import GLIDE, GLIDEConfig
+from minidiff.systems.text_to_image import TextToImage
+from minidiff.text.clip import ImageTowerConfig
+from minidiff.text.encoder import TextEncoderConfig
+
+CONFIG = GLIDEConfig(T=50, pairs=4, embedding=8, image=ImageTowerConfig(widths=(8, 8), groups=4, last=2),
+                     text=TextEncoderConfig(width=8, layers=1, heads=2))
+CAPTIONS = ["7", "a bold seven leaning left", "the thin number 3"]
+
+
+@pytest.fixture(scope="module")
+def data() -> CaptionedDigits:
+    return CaptionedDigits.of(tiny.images())
+
+
+def perturbed(data, config=CONFIG) -> GLIDE:
+    """One that has not learned, but in which no weight is 0."""
+    model, rng = GLIDE.new(data, config=config), np.random.default_rng(1)
+    for p in model.parameters().values():
+        p.data = np.asarray(p.data + 0.1 * rng.standard_normal(p.shape), np.float32)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(data) -> GLIDE:
+    return perturbed(data)
+
+
+@pytest.fixture
+def tiny_denoiser(monkeypatch) -> TextToImage:
+    """Stands for the shipped model: of the same schedule as CONFIG's."""
+    base = tiny.trained_a_little()
+    monkeypatch.setattr(glide, "unconditional", lambda: base)
+    return base
+
+
+# ---- the guided density ------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=25)
+@given(any_schedule(ends_at_zero=False), st.floats(-3, 3), st.integers(0, 2**32))
+def test_a_linear_clip_moves_a_gaussian_and_nothing_else(schedule, scale, seed):
+    """p_t(x) exp(s g . W x) for p_t = N(alpha mu, V) is N(alpha mu + s V W^t g, V): so is its score."""
+    rng = np.random.default_rng(seed)
+    D, E, B = 3, 2, 4
+    mu, S, W, g = rng.normal(size=D), covariance(rng, D), rng.normal(size=(D, E)), rng.normal(size=(B, E))
+    t, x_t = rng.integers(0, schedule.T, B), rng.normal(size=(B, D))
+    guided = ClassifierGuidance(GaussianDenoiser(schedule, mu, S), clip_gradient(lambda x, t: x @ Tensor(W)), scale)
+    score = score_from_x0(schedule, x_t, t, guided(x_t, t, g))
+    for i in range(B):
+        abar = schedule.alpha_bar[t[i]]
+        V = abar * S + (1 - abar) * np.eye(D)
+        mean = math.sqrt(abar) * mu + scale * V @ W @ g[i]
+        expected = np.linalg.solve(V, mean - x_t[i])
+        # x0_hat is score sigma^2 / alpha, and x_t / alpha: back from there costs digits where alpha or sigma is small
+        lost = 1e-13 / (1 - abar) / math.sqrt(abar)
+        np.testing.assert_allclose(score[i], expected, rtol=1e-6, atol=1e-7 + 100 * lost)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32), st.integers(0, 999))
+def test_with_the_critic_that_the_loss_makes_best_scale_1_is_conditional(seed, t):
+    """f . g = log p(x_t | c) - log p(x_t), and any constant: then x0_hat is E[x_0 | x_t, c], that of component c."""
+    rng, schedule, K, B = np.random.default_rng(seed), schedules.linear(), 3, 4
+    weights, means, variances = rng.dirichlet(np.full(K, 3.0)), rng.normal(size=(K, 2)), rng.uniform(0.1, 1, (K, 2))
+    exact, abar = MixtureDenoiser(schedule, weights, means, variances), schedule.alpha_bar[t]
+    V = abar * variances + 1 - abar                                                 # (K, 2)
+
+    def critic(x, t):
+        d = x.reshape(len(x.data), 1, 2) - Tensor(math.sqrt(abar) * means)          # (B, K, 2)
+        log_p = ops.sum(d * d * Tensor(-1 / (2 * V)), axis=2) - Tensor(np.log(V).sum(1) / 2)        # (B, K)
+        # log p(x_t) = log sum_k w_k p(x_t | k), up to the constant that both leave out
+        return log_p - ops.log(ops.sum(ops.exp(log_p) * Tensor(weights), axis=1, keepdims=True)) + 0.7
+    x_t, c, times = rng.normal(size=(B, 2)), rng.integers(0, K, B), np.full(B, t)
+    guided = ClassifierGuidance(exact, clip_gradient(critic), 1.0)(x_t, times, np.eye(K)[c])
+    expected = exact(x_t, times, (np.arange(K) == c[:, None],))
+    np.testing.assert_allclose(guided, expected, rtol=1e-6, atol=1e-6)      # sigma^2 / alpha is up to 157 at t = 999
+
+
+# ---- the gradient ------------------------------------------------------------------------------------------
+
+def test_the_gradient_of_the_towers_product_against_central_differences(data):
+    model = perturbed(data).astype(np.float64)
+    rng, t, B = np.random.default_rng(0), np.array([0, 20, 41]), 3
+    x_t, g = rng.normal(size=(B, 28, 28, 1)), rng.normal(size=(B, 8))
+    found = model.grad_log_prob(x_t, t, g)
+    assert found.shape == x_t.shape
+    pixels = rng.normal(size=(5, 28, 28, 1))                # five directions, each sample's own derivative along them
+
+    def f(along):                                           # (B, 5) -> (B,)
+        x = x_t + np.einsum("bk,khwc->bhwc", along, pixels)
+        return (model.features(Tensor(x), t).data * g).sum(axis=1)
+    expected = gradient(f, np.zeros((B, 5)), h=1e-4)                                # (B, 5)
+    np.testing.assert_allclose(np.einsum("bhwc,khwc->bk", found, pixels), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_features_have_the_length_of_the_scale_and_their_product_is_the_logit(model, data):
+    x_0, ids, mask, t, eps = next(model.stages(data)).batch(np.random.default_rng(0), 1)
+    alpha, sigma = (a[0].reshape(-1, 1, 1, 1) for a in (model.schedule.alpha(t), model.schedule.sigma(t)))
+    x_t = (alpha * x_0[0] + sigma * eps[0]).astype(np.float32)
+    f = model.features(Tensor(x_t), t[0]).data                                      # (N, D)
+    g = model.text(ids[0], mask[0]).data
+    g /= np.linalg.norm(g, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(f, axis=1), np.exp(model.log_scale.data), rtol=1e-5)
+    logits = (f @ g.T).astype(np.float64)
+    loss = -(logits.diagonal() - np.logaddexp.reduce(logits, 1)).mean() / 2
+    loss -= (logits.diagonal() - np.logaddexp.reduce(logits, 0)).mean() / 2
+    assert model.loss(x_0, ids, mask, t, eps).item() == pytest.approx(loss, rel=1e-4)       # float32
+
+
+def test_where_no_signal_is_left_every_picture_is_the_same_and_the_gradient_falls_with_alpha(data):
+    model = perturbed(data, GLIDEConfig(T=1000, pairs=4, embedding=8, image=CONFIG.image, text=CONFIG.text))
+    rng, g = np.random.default_rng(0), model.embed_captions(["7", "7"])
+    x_t = rng.standard_normal((2, 28, 28, 1), dtype=np.float32)
+    last = np.array([999, 999])
+    alpha = model.schedule.alpha(999)
+    assert alpha < 1e-4
+    f = model.features(Tensor(x_t), last).data
+    np.testing.assert_allclose(f[0], f[1], atol=20 * alpha * np.abs(f).max())
+    # d unit(b + alpha h W) is of the order of alpha, and so sigma^2 / alpha times it is of the order of 1
+    assert np.abs(model.grad_log_prob(x_t, last, g)).max() < 10 * alpha
+
+
+def test_each_sample_is_guided_at_its_own_time_and_caption(model):
+    rng, t = np.random.default_rng(0), np.array([3, 20, 45])
+    x_t, g = rng.standard_normal((3, 28, 28, 1), dtype=np.float32), model.embed_captions(CAPTIONS)
+    together = model.grad_log_prob(x_t, t, g)
+    for i in range(3):
+        i = slice(i, i + 1)
+        alone = model.grad_log_prob(x_t[i], t[i], g[i])
+        np.testing.assert_allclose(together[i], alone, rtol=1e-3, atol=1e-4 * np.abs(alone).max())
+
+
+# ---- training and sampling ---------------------------------------------------------------------------------
+
+def test_a_batch_is_noised_at_times_of_a_density_that_grows(model, data):
+    stage = next(model.stages(data))
+    x_0, ids, mask, t, eps = stage.batch(np.random.default_rng(0), 200)
+    assert x_0.shape == eps.shape == (200, 4, 28, 28, 1) and t.shape == (200, 4)
+    assert t.min() < 15 and t.max() == 49                   # missed by 800 draws with (1 - .09)^800 < 1e-32
+    # ((t + 1/2) / T)^2 is uniform but for rounding; a mean of 800 has a deviation of .0102, and 5.5 of them are 4e-8
+    assert (((t + 0.5) / 50) ** 2).mean() == pytest.approx(0.5, abs=5.5 * 0.0102)
+    assert np.isfinite(stage.loss(*(a[:1] for a in (x_0, ids, mask, t, eps))).item())
+
+
+def test_scale_0_is_the_unconditional_model(model, tiny_denoiser):
+    drawn = model.sample(CAPTIONS, scale=0, steps=3)
+    np.testing.assert_allclose(drawn, tiny_denoiser.sample([""] * 3, scale=1, steps=3), atol=1e-4)
+    np.testing.assert_allclose(drawn, tiny_denoiser.sample(CAPTIONS, scale=0, steps=3), atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm"])
+def test_a_picture_does_not_depend_on_its_batch(model, tiny_denoiser, sampler):
+    drawn = model.sample(CAPTIONS, scale=2.0, steps=3, sampler=sampler)
+    assert drawn.shape == (3, 28, 28, 1) and drawn.dtype == np.float32 and np.abs(drawn).max() <= 1
+    alone = model.sample(CAPTIONS[1:2], scale=2.0, steps=3, sampler=sampler, streams=Streams(0, 3)[1:2])
+    np.testing.assert_allclose(drawn[1:2], alone, atol=1e-3)
+    assert np.abs(drawn - model.sample(CAPTIONS, scale=0, steps=3, sampler=sampler)).max() > 1e-3
+
+
+def test_guidance_raises_the_product_it_climbs(model, tiny_denoiser):
+    """What it is for: at the end, f . g of the pictures is greater than without guidance."""
+    g, t = model.embed_captions(CAPTIONS), np.zeros(3, int)
+
+    def product(scale):
+        x = model.sample(CAPTIONS, scale=scale, steps=10)
+        return (model.features(Tensor(x), t).data * g).sum(axis=1)
+    assert (product(20.0) > product(0.0)).all()
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make, message", [
+    (lambda m: GLIDEConfig(schedule="sine"), "schedule must be one of"),
+    (lambda m: GLIDEConfig(pairs=1), "pairs must be at least 2"),
+    (lambda m: GLIDEConfig(embedding=7), "embedding must be even"),
+    (lambda m: m.sample(CAPTIONS, sampler="euler"), "sampler must be one of"),
+    (lambda m: m.sample(CAPTIONS, scale=math.nan), "scale must be a finite number"),
+    (lambda m: m.sample(CAPTIONS, steps=0), "steps must be an integer within 1..50"),
+    (lambda m: m.sample(CAPTIONS, streams=Streams(0, 2)), "streams must be one for each of the 3 captions"),
+    (lambda m: m.features(Tensor(np.zeros((1, 8, 8, 1), np.float32)), np.zeros(1, int)), "images must be"),
+])
+def test_refusals_name_the_argument(model, tiny_denoiser, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(model)
+
+
+def test_another_schedule_than_the_denoisers_is_refused(data, tiny_denoiser):
+    other = GLIDE.new(data, config=GLIDEConfig(T=51, pairs=4, image=CONFIG.image, text=CONFIG.text))
+    with pytest.raises(ValueError, match="schedule must be that of the model that is guided, cosine with T = 50"):
+        other.sample(["7"])
+
+
+
+
+def test_the_example(model, tiny_denoiser, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(GLIDE, "load", lambda: model)
+    monkeypatch.setattr(TextToImage, "load", lambda: tiny_denoiser)
+    example = load("05_glide")
+    lines = example.main(measure=4, each=1, calls=4, clip_scales=(2.0,), free_scales=(), out=str(tmp_path / "g.png"))
+    assert len(lines) == 3 and lines[2].startswith("| CLIP guidance | 2 | 4 |")
+    assert (tmp_path / "g.png").stat().st_size > 1000 and "CLIP guidance, 4" in capsys.readouterr().out
+    rows = [(what, scale, steps) for what, _, scale, steps in example.settings(40, (3.0,), (1.0, 2.0))]
+    assert rows == [("CLIP guidance", 3.0, 40), ("classifier-free", 1.0, 40), ("classifier-free", 2.0, 20)]
