@@ -8,6 +8,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from law_tools import Noise, alpha_sigma, alphas_sigmas, fitted_order, quickly, random_mixture
+from small_systems import CONFIGS, UNET
 
 from minidiff import systems
 from minidiff.data import attributes, captions
@@ -21,12 +22,10 @@ from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.classifier import NOT_ASKED
-from minidiff.nn.unet import UNetConfig
-from minidiff.systems.adm import ADM, CLASSES, ADMConfig, algorithm_1, asked, classes
-from minidiff.systems.ddpm import DDPM, DDPMConfig
+from minidiff.systems.adm import ADM, CLASSES, algorithm_1, asked, classes
+from minidiff.systems.ddpm import DDPM
 
-UNET = UNetConfig(widths=(8, 16), heads=2, groups=4, embedding=16)
-CONFIG = ADMConfig(DDPMConfig(T=50, unet=replace(UNET, out=2)), UNET, steps=3)
+CONFIG = CONFIGS["adm"]
 seeds = st.integers(0, 2**32)
 
 
@@ -232,8 +231,8 @@ def test_guidance_moves_pictures_toward_what_is_asked(model):
     y, t = asked(["3"] * 4), np.zeros(4, int)
 
     def log_p(scale):
+        images = model.sample(["3"] * 4, scale=scale, steps=8)
         with no_grad():
-            images = model.sample(["3"] * 4, scale=scale, steps=8)
             return model.classifier.log_prob(Tensor(images), t, y).data.mean()
     assert log_p(30.0) > log_p(0.0) > log_p(-30.0)
 

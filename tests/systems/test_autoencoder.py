@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_tools import quickly, rotation
 from scipy import integrate, stats
+from small_systems import moved
 
-from minidiff.data.captioned import CaptionedDigits
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.nn.autoencoder import AutoencoderConfig
 from minidiff.nn.layers import Linear
@@ -31,24 +31,12 @@ VQ = VQAutoencoderConfig(network=NETWORK, latent=3, codes=8, steps=4, perceptual
 seeds = st.integers(0, 2**32 - 1)
 
 
-@pytest.fixture(scope="module")
-def data() -> CaptionedDigits:
-    return CaptionedDigits.of(tiny.images())
-
-
 def kl_autoencoder(**changes) -> KLAutoencoder:
     return KLAutoencoder(replace(KL, **changes), None, np.random.default_rng(0))
 
 
 def vq_autoencoder(**changes) -> VQAutoencoder:
     return VQAutoencoder(replace(VQ, **changes), None, np.random.default_rng(0))
-
-
-def moved(system, by=0.1):
-    rng = np.random.default_rng(3)
-    for p in system.parameters().values():
-        p.data = p.data + by * rng.standard_normal(p.shape).astype(p.dtype)
-    return system
 
 
 def trained(system, data, steps: int) -> list[float]:

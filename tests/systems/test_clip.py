@@ -9,10 +9,10 @@ import tiny
 from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_systems import moved
 from test_examples import load
 
 from minidiff.data import mnist
-from minidiff.data.captioned import CaptionedDigits
 from minidiff.data.captions import DIGITS
 from minidiff.data.pixels import to_float
 from minidiff.engine.tensor import Tensor, gradients
@@ -27,17 +27,9 @@ CAPTIONS = ["7", "a bold seven leaning left", "", "an image of the thin number 3
 
 
 @pytest.fixture(scope="module")
-def data() -> CaptionedDigits:
-    return CaptionedDigits.of(tiny.images())
-
-
-@pytest.fixture(scope="module")
 def model(data) -> CLIP:
     """One that has not learned, but in which no weight is 0."""
-    clip, rng = CLIP.new(data, config=CONFIG), np.random.default_rng(1)
-    for p in clip.parameters().values():
-        p.data = np.asarray(p.data + 0.1 * rng.standard_normal(p.shape), np.float32)
-    return clip
+    return moved(CLIP.new(data, config=CONFIG))
 
 
 # ---- the temperature ---------------------------------------------------------------------------------------

@@ -11,43 +11,29 @@ import scipy.special
 import scipy.stats
 import tiny
 from gradcheck import check_gradients
+from small_systems import CONFIGS, moved
 
 from minidiff import stages
-from minidiff.data.captioned import CaptionedDigits
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor
-from minidiff.nn.autoencoder import AutoencoderConfig
 from minidiff.nn.decoding import next_tokens
 from minidiff.systems import clip, dalle
 from minidiff.systems.dalle import DALLE, DALLEConfig, DiscreteVAE, Prior
 from minidiff.text.tokenizer import PAD
 
-CONFIG = DALLEConfig(autoencoder=AutoencoderConfig(widths=(8, 8)), codes=5, length=20, width=8, layers=2, heads=2)
+CONFIG = CONFIGS["dalle"]
 CAPTIONS = ["a bold 7", "", "the digit three, leaning left", "0"]
-
-
-def moved(module, seed=0, by=0.3):
-    """Every parameter moved off its first value, so that no output is zero."""
-    rng = np.random.default_rng(seed)
-    for p in module.parameters().values():
-        p.data = p.data + (by * rng.standard_normal(p.shape)).astype(p.dtype)
-    return module
-
-
-@pytest.fixture(scope="module")
-def data() -> CaptionedDigits:
-    return CaptionedDigits.of(tiny.images())
 
 
 @pytest.fixture(scope="module")
 def system(data) -> DALLE:
-    return moved(DALLE.new(data, 0, CONFIG))
+    return moved(DALLE.new(data, 0, CONFIG), by=0.3)
 
 
 @pytest.fixture(scope="module")
 def exact(data) -> DALLE:
     """With a prior in float64, so that rounding moves no draw: 1e-12 a token, of which tests draw some thousands."""
-    system = moved(DALLE.new(data, 0, CONFIG))
+    system = moved(DALLE.new(data, 0, CONFIG), by=0.3)
     system.prior.astype(np.float64)
     return system
 

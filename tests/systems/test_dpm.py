@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gradcheck import check_gradients
 from scipy import stats
+from small_systems import CONFIGS
 
 from minidiff.data import swiss_roll
 from minidiff.diffusion.entropy import log_likelihood_of_noise
@@ -16,7 +17,7 @@ from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW
 from minidiff.systems.dpm import DPM, DPMConfig
 
-CONFIG = DPMConfig(T=6, hidden=5, steps=2, schedule_steps=2)
+CONFIG = CONFIGS["dpm"]
 
 
 def made(config: DPMConfig = CONFIG, seed: int = 0) -> DPM:

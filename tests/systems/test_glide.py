@@ -9,9 +9,9 @@ from diffusion_strategies import any_schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_tools import covariance, gradient
+from small_systems import CONFIGS, moved
 from test_examples import load
 
-from minidiff.data.captioned import CaptionedDigits
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.gaussian import score_from_x0
@@ -22,25 +22,14 @@ from minidiff.engine.tensor import Tensor
 from minidiff.systems import glide
 from minidiff.systems.glide import GLIDE, GLIDEConfig
 from minidiff.systems.text_to_image import TextToImage
-from minidiff.text.clip import ImageTowerConfig
-from minidiff.text.encoder import TextEncoderConfig
 
-CONFIG = GLIDEConfig(T=50, pairs=4, embedding=8, image=ImageTowerConfig(widths=(8, 8), groups=4, last=2),
-                     text=TextEncoderConfig(width=8, layers=1, heads=2))
+CONFIG = CONFIGS["glide"]
 CAPTIONS = ["7", "a bold seven leaning left", "the thin number 3"]
-
-
-@pytest.fixture(scope="module")
-def data() -> CaptionedDigits:
-    return CaptionedDigits.of(tiny.images())
 
 
 def perturbed(data, config=CONFIG) -> GLIDE:
     """One that has not learned, but in which no weight is 0."""
-    model, rng = GLIDE.new(data, config=config), np.random.default_rng(1)
-    for p in model.parameters().values():
-        p.data = np.asarray(p.data + 0.1 * rng.standard_normal(p.shape), np.float32)
-    return model
+    return moved(GLIDE.new(data, config=config))
 
 
 @pytest.fixture(scope="module")

@@ -8,45 +8,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from law_tools import quickly
+from small_systems import CONFIGS, FINER, moved
 
 from minidiff.data import captions
-from minidiff.data.captioned import CaptionedDigits
 from minidiff.diffusion import cascade as cascades
 from minidiff.diffusion.cascade import augmented, resized
 from minidiff.diffusion.denoiser import dynamic_threshold, static_threshold
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor, gradients, no_grad
-from minidiff.nn.unet import UNetConfig
 from minidiff.systems import imagen
-from minidiff.systems.imagen import Imagen, ImagenConfig, paragraph
-from minidiff.text.encoder import TextEncoderConfig
+from minidiff.systems.imagen import Imagen, paragraph
 
-
-def unet(**options) -> UNetConfig:
-    return UNetConfig(patch=1, groups=4, heads=2, embedding=8, text=8, **options)
-
-
-FINER = unet(channels=2, out=1, widths=(8, 8), attention=(False, False))
-CONFIG = ImagenConfig(T=20, text=TextEncoderConfig(vocab=440, length=60, width=8, layers=1, heads=2), decoder_layers=1,
-                      base=unet(widths=(8,), attention=(True,)), super1=FINER, super2=replace(FINER, patch=2))
-
-
-@pytest.fixture(scope="module")
-def data() -> CaptionedDigits:
-    return CaptionedDigits.of(tiny.images())
+CONFIG = CONFIGS["imagen"]
 
 
 @pytest.fixture(scope="module")
 def model(data) -> Imagen:
-    """Every parameter off its first value, so that no branch is zero."""
-    model, rng = Imagen.new(data, config=CONFIG), np.random.default_rng(0)
-    for p in model.parameters().values():
-        p.data = p.data + 0.1 * rng.standard_normal(p.shape, dtype=np.float32)
-    return model
+    return moved(Imagen.new(data, config=CONFIG))
 
 
 FAST = dict(steps=3, super_steps=2)

@@ -9,48 +9,25 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_tools import rotation
+from small_systems import CONFIGS, moved
 
-from minidiff.data.captioned import CaptionedDigits
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.engine import conv
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor
-from minidiff.nn.autoencoder import AutoencoderConfig
 from minidiff.nn.module import Module
-from minidiff.nn.unet import UNetConfig
-from minidiff.systems.autoencoder import KLAutoencoderConfig
-from minidiff.systems.clip import CLIP, CLIPConfig
-from minidiff.systems.latent import LatentConfig, LatentDiffusion
-from minidiff.text.clip import ImageTowerConfig
-from minidiff.text.encoder import TextEncoderConfig
+from minidiff.systems.clip import CLIP
+from minidiff.systems.latent import LatentDiffusion
 
-CONFIG = LatentConfig(
-    T=50, steps=3,
-    clip=CLIPConfig(pairs=4, image=ImageTowerConfig(widths=(4, 4), groups=2, last=2),
-                    text=TextEncoderConfig(width=8, layers=1, heads=2)),
-    autoencoder=KLAutoencoderConfig(network=AutoencoderConfig(widths=(4, 8), groups=2), latent=2, steps=3,
-                                    perceptual=0.0),
-    unet=UNetConfig(channels=2, patch=1, widths=(8,), attention=(True,), heads=2, groups=4, embedding=8, text=8))
+CONFIG = CONFIGS["latent"]
 CAPTIONS = ["3", "a bold seven", "", "a thin 1"]
-
-
-@pytest.fixture(scope="module")
-def data() -> CaptionedDigits:
-    return CaptionedDigits.of(tiny.images())
 
 
 @pytest.fixture(scope="module")
 def clip(data) -> CLIP:
     return moved(CLIP.new(data, config=CONFIG.clip))
-
-
-def moved(system, by=0.1):
-    rng = np.random.default_rng(3)
-    for p in system.parameters().values():
-        p.data = np.asarray(p.data + by * rng.standard_normal(p.shape), p.dtype)
-    return system
 
 
 @pytest.fixture()
@@ -258,7 +235,7 @@ def test_strength_0_is_the_reconstruction_and_strength_1_a_picture_from_the_last
     x = pictures()
     np.testing.assert_allclose(model.vary(x, CAPTIONS, strength=0.0), model.autoencoder.reconstruct(x), atol=1e-5)
     z_T = q_sample(model.schedule, model.encode(x), 49, Streams(3, 4).normal((7, 7, 2)))
-    expected = model._drawn(CAPTIONS, z_T, times(model.schedule, 6), 3.0, "dpm++2m", Streams(3, 4))
+    expected = model._drawn(CAPTIONS, z_T, times(model.schedule, 6), 2.0, "dpm++2m", Streams(3, 4))
     np.testing.assert_allclose(model.vary(x, CAPTIONS, strength=1.0, steps=6, seed=3), expected, atol=1e-5)
 
 
