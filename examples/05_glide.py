@@ -1,7 +1,7 @@
 """CLIP guidance beside classifier-free guidance: two ways to make one denoiser follow a caption.
 
     python examples/05_glide.py                     draws docs/glide.png
-    python examples/05_glide.py --measure 500       prints the table of docs/glide.md, too
+    python examples/05_glide.py --measure 500       prints the tables of docs/glide.md, too
 
 Both lean on the UNet of TextToImage.load(). CLIP guidance asks it with the null caption, once a step, and climbs
 f(x_t) . g(c) of a CLIP that was trained on noised pictures; classifier-free guidance asks it twice a step, with the
@@ -13,6 +13,9 @@ import argparse
 import numpy as np
 
 from minidiff import pictures
+from minidiff.data import captions, mnist
+from minidiff.data.pixels import to_float
+from minidiff.diffusion.gaussian import q_sample, score_from_x0
 from minidiff.evaluate import evaluate
 from minidiff.systems.glide import GLIDE
 from minidiff.systems.text_to_image import TextToImage
@@ -20,7 +23,7 @@ from minidiff.systems.text_to_image import TextToImage
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning 5",
            "a heavy four", "a fine 8 leaning right")
 CALLS = 20                                                  # of the UNet for a picture
-CLIP_SCALES, FREE_SCALES = (0.0, 1.0, 2.0, 4.0, 8.0), (1.0, 2.0, 3.0)
+CLIP_SCALES, FREE_SCALES = (0.0, 1.0, 2.0, 4.0, 6.0), (1.0, 2.0, 3.0)
 
 
 def settings(calls: int, clip_scales, free_scales) -> list[tuple]:
@@ -42,6 +45,27 @@ def table(rows: list[tuple], count: int) -> list[str]:
     return lines
 
 
+def slopes(glide: GLIDE, base: TextToImage, count: int = 64) -> list[str]:
+    """Both ways' gradient of log p(c | x_t), at noised real pictures and other pictures' captions, as Markdown."""
+    real, rng = mnist.packed(), np.random.default_rng(0)
+    x_0 = to_float(real.images[:count])[..., None]
+    asked = [f"the digit {captions.DIGITS[k]}" for k in rng.permutation(real.labels[:count])]
+    lines = ["| t | alpha | length, CLIP | length, classifier-free | cosine |", "|---" * 5 + "|"]
+    for t in base.schedule.T * np.arange(5, 10) // 10:
+        times = np.full(count, t)
+        x_t = q_sample(base.schedule, x_0, times, rng.standard_normal(x_0.shape, dtype=np.float32))
+        by_clip = glide.grad_log_prob(x_t, times, glide.embed_captions(asked))
+        # grad log p(c | x_t) = score(x_t | c) - score(x_t)
+        free = [score_from_x0(base.schedule, x_t, times, base.unguided()(x_t, times, base.encode(texts)))
+                for texts in (asked, [""] * count)]
+        u, v = (a.reshape(count, -1) for a in (by_clip, free[0] - free[1]))
+        lengths = [np.linalg.norm(a, axis=1) for a in (u, v)]
+        cosine = ((u * v).sum(axis=1) / lengths[0] / lengths[1]).mean()
+        lines.append(f"| {t} | {base.schedule.alpha(t):.2f} | {lengths[0].mean():.2f} | {lengths[1].mean():.2f} "
+                     f"| {cosine:.2f} |")
+    return lines
+
+
 def main(measure: int = 0, each: int = 4, calls: int = CALLS, clip_scales=CLIP_SCALES, free_scales=FREE_SCALES,
          shown: tuple[float, float] = (4.0, 2.0), out: str = "docs/glide.png") -> list[str]:
     """Draws `each` pictures of each prompt at the two scales `shown`; returns the table's lines."""
@@ -55,7 +79,10 @@ def main(measure: int = 0, each: int = 4, calls: int = CALLS, clip_scales=CLIP_S
     labels = [label for what, _ in both for label in (what.split(" ")[0].rstrip(","), *[""] * (each - 1))]
     pictures.save(pictures.strip(states, PROMPTS, labels=labels, columns=len(states)), out)
     print("; ".join(what for what, _ in both), f"-> {out}")
-    return table(settings(calls, clip_scales, free_scales), measure) if measure else []
+    if not measure:
+        return []
+    print("\n".join(slopes(GLIDE.load(), TextToImage.load(), min(64, measure))))
+    return table(settings(calls, clip_scales, free_scales), measure)
 
 
 if __name__ == "__main__":

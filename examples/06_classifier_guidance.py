@@ -25,7 +25,7 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
            "a heavy four", "8")
 
 
-def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0), algorithms=(2, 1), *, count: int = 400, steps: int = 25,
+def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0), algorithms=(1, 2), *, count: int = 300, steps: int = 30,
          model: str | None = None, out: str = "classifier_guidance.png") -> dict[tuple[int, float], Fidelity]:
     pictures.check_writable(out)                            # before the work, not after
     adm, judge = systems.find("adm", model), Judge.load()
@@ -70,8 +70,8 @@ def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0), algorithms=(2, 1), *, count: in
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=400, help="pictures at each scale")
-    parser.add_argument("--steps", type=int, default=25, help="of the samplers")
+    parser.add_argument("--count", type=int, default=300, help="pictures at each scale")
+    parser.add_argument("--steps", type=int, default=30, help="of the samplers")
     parser.add_argument("--model", help="weights of adm, if not those that come with minidiff")
     parser.add_argument("--out", default="classifier_guidance.png")
     main(**vars(parser.parse_args()))

@@ -46,8 +46,8 @@ def trained(drop: float, data: CaptionedDigits, steps: int, batch: int, folder: 
     return model
 
 
-def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0), *, steps: int = 1000, batch: int = 32,
-         count: int = 400, sample_steps: int = 10, data: str | None = None, runs: str = "runs/guidance-tradeoff",
+def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, steps: int = 900, batch: int = 32,
+         count: int = 300, sample_steps: int = 10, data: str | None = None, runs: str = "runs/guidance-tradeoff",
          out: str = "cfg_tradeoff.png", config: TextToImageConfig = CONFIG) -> dict[tuple[float, float], Fidelity]:
     pictures.check_writable(out)                            # before the work, not after
     judge, train = Judge.load(), CaptionedDigits.of(mnist.load(data))
@@ -92,8 +92,8 @@ def draw(measured: dict[tuple[float, float], Fidelity], drops, scales):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--count", type=int, default=400, help="pictures at each point")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--count", type=int, default=300, help="pictures at each point")
     parser.add_argument("--data", help="folder with MNIST's four files")
     parser.add_argument("--runs", default="runs/guidance-tradeoff", help="where the models are kept")
     parser.add_argument("--out", default="cfg_tradeoff.png")

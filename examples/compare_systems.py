@@ -22,7 +22,7 @@ from minidiff.engine.backend import keep_freed_memory
 from minidiff.evaluate import BATCH, Judge, Streams, evaluate, fidelity
 from minidiff.files import write_json, write_whole
 
-# row -> (system, options of its sampling)
+# row -> (system, options of its sampling); the best of 8 is chosen by CLIP
 ROWS = {
     "DDPM": ("ddpm", {"steps": 50}),
     "classifier guidance": ("adm", {"scale": 4.0}),
@@ -36,15 +36,23 @@ ROWS = {
 }
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four",
            "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")
-TITLES = ("system", "parameters", "training, min", "ms / image", "digit", "attributes", "held out: all right",
-          "FID (floor, ceiling)", "recall")
+TITLES = ("system", "stands on", "parameters", "training, min", "ms / image", "digit", "attributes",
+          "held out: all right", "FID (floor, ceiling)", "recall")
+NOTE = ("Parameters are those in the system's file, copies of what it stands on among them; minutes are of its own "
+        "stages, on one core.")
+
+
+def needs_of(name: str, options: dict) -> list[str]:
+    """The trained systems that a row stands on, besides its own."""
+    return [*systems.kind_of(name).needs, *(["clip"] if "rerank" in options else [])]
 
 
 def measure(name: str, options: dict, count: int) -> dict:
     """One row, as plain numbers."""
     model, judge = systems.find(name), Judge.load()
     seconds = model.notes.get("seconds") or {"all": model.notes.get("train_seconds", float("nan"))}
-    row = {"parameters": model.parameter_count(), "minutes": sum(seconds.values()) / 60}
+    needs = needs_of(name, options)
+    row = {"needs": needs, "parameters": model.parameter_count(), "minutes": sum(seconds.values()) / 60}
     if name == "ddpm":                                      # hears no caption
         batches = [slice(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
         streams = Streams(0, count)
@@ -62,8 +70,8 @@ def cells(label: str, r: dict) -> tuple[str, ...]:
         return f"{100 * r[name]:.1f} %" if name in r else "-"
     minutes = f"{r['minutes']:.1f}" if r["minutes"] == r["minutes"] else "-"
     pace = f"{1000 * r['seconds_per_image']:.0f}" if "seconds_per_image" in r else "-"
-    return (label, f"{r['parameters']:,}", minutes, pace, share("digit_accuracy"), share("agreement"),
-            share("held_out_all_right"), f"{r['fid']:.1f} ({r['fid_floor']:.1f}, {r['fid_ceiling']:.0f})",
+    return (label, ", ".join(r["needs"]) or "-", f"{r['parameters']:,}", minutes, pace, share("digit_accuracy"),
+            share("agreement"), share("held_out_all_right"), f"{r['fid']:.1f} ({r['fid_floor']:.1f}, {r['fid_ceiling']:.0f})",
             f"{r['recall']:.2f}")
 
 
@@ -85,8 +93,9 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
         if path is None:
             stages.run(run, systems.kind_of(name), mnist.load(), resume=(run / stages.BEGUN).exists())
             path = run / "model.safetensors"
-        asked = hashlib.sha256(path.read_bytes() + f"{sorted(options.items())}{count}".encode()).hexdigest()
-        kept = Path(cache) / f"{name}-{asked[:12]}.json"
+        files = [path, *filter(None, map(systems.weights_of, needs_of(name, options)))]
+        asked = hashlib.sha256(b"".join(p.read_bytes() for p in files) + f"{sorted(options.items())}{count}".encode())
+        kept = Path(cache) / f"{name}-{asked.hexdigest()[:12]}.json"
         if not kept.exists():
             write_json(kept, measure(name, options, count))
         table.append(cells(label, json.loads(kept.read_text())))
@@ -95,7 +104,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     print(text)
     write_whole(Path(out) / "systems.md", f"# The systems side by side\n\n`python examples/compare_systems.py --count "
-                f"{count}`\n\n{text}\n".encode())
+                f"{count}`\n\n{text}\n\n{NOTE}\n".encode())
     if shown:
         picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=list(shown), scale=4)
         pictures.save(picture, Path(out) / "systems.png")

@@ -2,7 +2,7 @@
 
     classifier-free   eps = eps_uncond + scale (eps_cond - eps_uncond)     Ho & Salimans, arXiv 2207.12598
     classifier        score = score + scale grad log p(y | x_t)            Dhariwal & Nichol, arXiv 2105.05233
-    CLIP              the same, with grad (f(x_t) . g(y)) for its gradient Nichol et al., arXiv 2112.10741, 2.3
+    CLIP              the same, with grad (f(x_t) . g(y)) for its gradient Nichol et al., arXiv 2112.10741, 2.4
 
 scale: 0 is unconditional, 1 conditional, more than 1 guided. The first paper writes
 (1 + w) eps_cond - w eps_uncond (eq. 6): its w is scale - 1. Samplers see only the denoiser, so that each of

@@ -92,6 +92,8 @@ class AutoregressivePrior(Module):
         C = config.width
         self.z_t, self.dot = Linear(D, C, rng), Embedding(dots + 1, C, rng)
         self.code = Embedding(values, C, rng)
+        # codes are levels of a number: neighbours begin with neighbouring embeddings
+        self.code.table.data = sinusoidal_embedding(np.arange(values), C, max_period=4.0 * values)
         self.transformer = Prefixed(config, W, length, codes + 1, rng)
         self.out = Linear(C, values, rng)
 

@@ -8,7 +8,8 @@ sg[.] stops gradients. The first term moves the codes to the vectors that chose 
 commits the encoder to its codes, and moves nothing else. van den Oord et al. 2017, arXiv 1711.00937.
 
 A code that nobody chooses gets no gradient and stays dead. `revive` puts it on a vector of a batch, drawn with a
-probability that grows as the squared error there, as k-means++ seeds its centres (Arthur & Vassilvitskii 2007).
+probability that grows as the squared error there, as k-means++ seeds its centres (Arthur & Vassilvitskii 2007). The
+optimiser's moments of that code, and its average, still come from where it was.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@
 eps_hat is the model's eps with score + scale g for its score, so algorithm 2 is `ClassifierGuidance` under `ddim`, and
 is not typed again here.  It is exact: with the true eps and the true p(y | x_t), scale 1 follows the flow of the
 conditional data.  Algorithm 1 is not: the mean of the true conditional step is mu + beta / sqrt(1 - beta) g, whatever
-Sigma is, and Sigma g falls short of it by a share of order beta.  Few and long steps are guided less by it.
+Sigma is.  Sigma = beta falls short of it by the share 1 - sqrt(1 - beta), and Sigma = beta~ by
+1 - sqrt(1 - beta) / (1 + beta SNR_s): more the longer the step, and most of it near the clean end.
 
 Where the gradient is taken. The paper expands log p(y | x_s) around mu, and then prints, and computes, the gradient
 at x_t.  That is the right point: the line above is an identity at x_t and time t.
@@ -78,6 +79,7 @@ class ADM(System):
     """A DDPM, trained before and frozen, and a classifier of what it has on its way."""
 
     name, Config = "adm", ADMConfig
+    needs = ("ddpm",)
 
     def __init__(self, config: ADMConfig, tokenizer: None, rng: np.random.Generator):
         super().__init__(config, None, rng)

@@ -13,11 +13,13 @@ and with both, as in latent diffusion (Rombach et al. 2022, sec. 3.1 and appendi
         + perceptual d(x, x_hat)                    distance of feature maps, LPIPS: nn/digit_classifier.py
         + adversary (L_G + L_D)                     a patch discriminator, off by default: nn/adversary.py
 
-All terms are means over pixels or positions. Of the KL loss w = 2 s^2: divided by 2 s^2 it is the bound on -log p(x) of
-a decoder N(x_hat, s^2), so that the small w of the papers says how finely the picture is to be kept.
+All terms are means, over pixels, or over positions and their channels. Of the KL loss w = 2 s^2: divided by 2 s^2 it is
+the bound on -log p(x) of a decoder N(x_hat, s^2), so that the small w of the papers says how finely the picture is to
+be kept.
 
 Scaled down and left out: 28 x 28 in place of 256 x 256; no attention in encoder and decoder; LPIPS' weights are not
-learned, its network is the digit classifier of minidiff/weights; the reconstruction is squared, not absolute, error;
+learned, and its network is the digit classifier of minidiff/weights, which also judges the results, and so is kinder to
+them than a stranger would be (docs/latent.md asks one); the reconstruction is squared, not absolute, error;
 the adversary plays from the first step at a fixed weight (the papers begin later, and weigh it by a ratio of gradients,
 Esser et al. eq. 7), and simultaneously; the codebook learns by its loss, not by moving averages.
 """

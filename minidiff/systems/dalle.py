@@ -4,7 +4,8 @@ arXiv 2102.12092).
     ln p(x, y) >= E_{z ~ q_phi(z|x)} [ ln p_theta(x|z) - beta KL(q_phi(y, z|x) || p_psi(y, z)) ]            (eq. 1)
 
 with a picture x, its caption y, and z, the picture's tokens: a 7 x 7 grid, each one of K codes.  (A bound it is where
-beta is 1, as here; and given z the picture does not depend on y.)
+beta is 1, as here, and z is drawn from q; what is trained is the relaxed form, and then its likeliest codes.  Given z
+the picture does not depend on y.)
 
 Stage one, the visual codebook: a discrete VAE (section 2.1).  p_psi is held uniform, and the draw from q relaxed,
 so that gradients pass through it:

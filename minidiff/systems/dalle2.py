@@ -21,8 +21,9 @@ entries of about 1.
 Scaled down or left out: 28 x 28 pixels in one model, without the upsamplers to 256 and 1024; D = 64 for 1024, 32
 components in 64 buckets for 319 in 1024; transformers of 3 layers and width 80 for 24 and 2048.  The text encoders
 that the paper trains with the decoder and the priors are CLIP's frozen one here.  The decoder predicts v for eps, at
-times that lean to the noisy (t = T u^(1/3)); both priors share their sampler with it, DDIM, where the paper has 64
-steps of analytic DPM.  "No caption" is '' to all; to the code prior, also a token "any dot product".
+times that lean to the noisy (t = T u^(1/3)); the diffusion prior shares its sampler with it, DDIM, where the paper has
+64 steps of analytic DPM.  The decoder learns from z_i of length 1, and the priors' are handed to it as they come, of
+lengths .76 to 1.23 by the code prior and .96 to 1.01 by the diffusion prior.  "No caption" is '' to all; to the code prior, also a token "any dot product".
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class UnCLIP(System):
     """CLIP, the decoder that undoes its image tower, and two priors that go from captions to embeddings."""
 
     name, Config = "dalle2", UnCLIPConfig
+    needs = ("clip",)
 
     def __init__(self, config: UnCLIPConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         super().__init__(config, tokenizer, rng)
@@ -180,7 +182,7 @@ class UnCLIP(System):
         rng = np.random.default_rng(0)
         i = rng.permutation(count)[:5000]
         self.dots.fit((z_i[i] * self.clip.embed_captions([data.caption(int(k), rng) for k in i])).sum(axis=1))
-        yield Stage("codes", self.codes, codes_batch, self.codes_loss, steps=800, size=64, lr=2e-3, ema=0.995,
+        yield Stage("codes", self.codes, codes_batch, self.codes_loss, steps=2000, size=64, lr=2e-3, ema=0.995,
                     draw=lambda: drawn("autoregressive"))
 
     def decoder_loss(self, x_0, z_i, tokens, pooled, mask, t, eps) -> Tensor:
@@ -223,7 +225,7 @@ class UnCLIP(System):
             return mapped(one, len(z_i_t))
         return ClassifierFree(NetworkDenoiser(self.schedule, "x0", network), scale, null)
 
-    def embed(self, captions: Sequence[str], *, prior: str = "diffusion", scale: float = 1.0, steps: int = 20,
+    def embed(self, captions: Sequence[str], *, prior: str = "diffusion", scale: float = 1.5, steps: int = 20,
               candidates: int = 2, temperature: float = 1.0, seed: int = 0, streams: Streams | None = None):
         """Image embeddings (B, D) drawn from p(z_i | y), one for each caption.
 
@@ -302,7 +304,7 @@ class UnCLIP(System):
     # --- what can be done with it -------------------------------------------------------------------------
 
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, prior: str = "diffusion",
-               prior_scale: float = 1.0, prior_steps: int = 20, candidates: int = 2, temperature: float = 1.0,
+               prior_scale: float = 1.5, prior_steps: int = 20, candidates: int = 2, temperature: float = 1.0,
                seed: int = 0, streams: Streams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption: z_i ~ p(z_i | y), then x ~ p(x | z_i, y).
 
@@ -313,20 +315,20 @@ class UnCLIP(System):
                          temperature=temperature, streams=streams)
         return self.decode(z_i, captions, scale=scale, steps=steps, streams=streams)
 
-    def invert(self, images: np.ndarray, *, scale: float = 1.0, steps: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    def invert(self, images: np.ndarray, *, scale: float = 2.0, steps: int = 40) -> tuple[np.ndarray, np.ndarray]:
         """The bipartite latent of images (B, 28, 28, 1), section 3: z_i (B, D), and x_T, all that z_i does not say."""
         z_i = self.clip.embed_images(images)
         denoiser, cond = self._told(z_i, [""] * len(images), scale)
         return z_i, last(ddim_inverse(denoiser, images.astype(np.float32), times(self.schedule, steps), cond))
 
-    def variations(self, images: np.ndarray, *, eta: float = 1.0, scale: float = 1.0, steps: int = 40, seed: int = 0,
+    def variations(self, images: np.ndarray, *, eta: float = 1.0, scale: float = 2.0, steps: int = 40, seed: int = 0,
                    streams: Streams | None = None) -> np.ndarray:
         """Other images of the same z_i, (B, 28, 28, 1); eta 0 gives the same images again (section 3.1)."""
         z_i, x_T = self.invert(images, scale=scale, steps=steps)
         return self.decode(z_i, [""] * len(images), eta=eta, scale=scale, steps=steps, seed=seed, streams=streams,
                            x_T=x_T)
 
-    def interpolations(self, first: np.ndarray, second: np.ndarray, thetas: Sequence[float], *, scale: float = 1.0,
+    def interpolations(self, first: np.ndarray, second: np.ndarray, thetas: Sequence[float], *, scale: float = 2.0,
                        steps: int = 40) -> np.ndarray:
         """The way from one image (28, 28, 1) to another, an image for each theta: 0 the first, 1 the second."""
         z_i, x_T = self.invert(np.stack([first, second]), scale=scale, steps=steps)
@@ -335,7 +337,7 @@ class UnCLIP(System):
         x = slerp(*(np.repeat(x_T[k].reshape(1, -1), n, axis=0) for k in (0, 1)), theta).reshape(n, *x_T.shape[1:])
         return self.decode(z, [""] * n, scale=scale, steps=steps, x_T=x)
 
-    def text_diff(self, image: np.ndarray, before: str, after: str, thetas: Sequence[float], *, scale: float = 1.0,
+    def text_diff(self, image: np.ndarray, before: str, after: str, thetas: Sequence[float], *, scale: float = 2.0,
                   steps: int = 40) -> np.ndarray:
         """An image (28, 28, 1) moved from what `before` says toward what `after` says, once for each theta."""
         z_i, x_T = self.invert(image[None], scale=scale, steps=steps)

@@ -7,7 +7,7 @@
     text           tau(y): the token states of a frozen CLIP, heard through cross-attention           (sec. 3.3)
                    softmax(Q K^T / sqrt(d)) V,  Q of z_t,  K and V of tau(y)
     sampling       z_T ~ N(0, I), DPM-Solver++(2M) with classifier-free guidance, then x = D(z_0 / scale), once
-                   eps = eps_uncond + guidance (eps_cond - eps_uncond)
+                   eps = eps_uncond + s (eps_cond - eps_uncond),  s the option `scale` of `sample`
 
 The network sees 49 tokens where a picture has 784 pixels. Latents live on no interval: nothing is clipped before D.
 With the same weights: image to image (`vary`) and in-painting (`inpaint`), by diffusion/editing.py.
@@ -15,7 +15,8 @@ With the same weights: image to image (`vary`) and in-painting (`inpaint`), by d
 Scaled down and left out: 28 x 28 pixels for 512 x 512, 7 x 7 x 3 latents for 64 x 64 x 4, one level of the UNet for
 four; v in place of eps, and a cosine schedule, as everywhere here; the pooled caption enters the norms too, which
 Stable Diffusion's does not; the paper's own models train their text encoder, Stable Diffusion's is frozen, as here.
-In-painting is by replacement, where the paper trains a model that is given the mask.
+In-painting is by replacement, where the paper trains a model that is given the mask. `vary` and `inpaint` start from
+the mean of q(z|x). Times are drawn by T u^(1/3), more of the noisier ones.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.ndimage import binary_erosion
 
 from minidiff import pictures
 from minidiff.data.captioned import CaptionedDigits
@@ -70,6 +72,7 @@ class LatentDiffusion(System):
     """A KL autoencoder, CLIP's text encoder, and a UNet that hears it and sees latents only."""
 
     name, Config = "latent", LatentConfig
+    needs = ("clip",)
 
     def __init__(self, config: LatentConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         super().__init__(config, tokenizer, rng)
@@ -99,6 +102,7 @@ class LatentDiffusion(System):
             # z_0 = scale z,  z ~ q(z|x)
             z = mean[i] + std[i] * rng.standard_normal(mean[i].shape, dtype=np.float32)
             t = (self.config.T * np.cbrt(rng.random(B))).astype(int)                # more of the noisier times
+            t = np.minimum(t, self.config.T - 1)            # a root may be rounded up to 1
             eps = rng.standard_normal(z.shape, dtype=np.float32)
             return self.scale.data * z, *self.clip.text_states(captions), t, eps
 
@@ -144,11 +148,11 @@ class LatentDiffusion(System):
                 return self.unet(Tensor(z_t[part]), t[part], TextStates(Tensor(tokens), Tensor(pooled), mask)).data
         return np.concatenate(list(parallel_map(one, shards(len(z_t)))))
 
-    def denoiser(self, scale: float = 3.0) -> ClassifierFree:
+    def denoiser(self, scale: float = 2.0) -> ClassifierFree:
         """(z_t, t, states) -> z0_hat with classifier-free guidance, unclipped: latents live on no interval."""
         return ClassifierFree(NetworkDenoiser(self.schedule, "v", self.predict), scale, self.clip.text_states([""]))
 
-    def sample(self, captions: Sequence[str], *, scale: float = 3.0, steps: int = 20, seed: int = 0,
+    def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
                sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption, sample i from its own stream (seed, i).
 
@@ -157,7 +161,7 @@ class LatentDiffusion(System):
         streams = streams_for(captions, seed, streams)
         return self._drawn(captions, streams.normal(self._shape), times(self.schedule, steps), scale, sampler, streams)
 
-    def vary(self, images: np.ndarray, captions: Sequence[str], *, strength: float = 0.6, scale: float = 3.0,
+    def vary(self, images: np.ndarray, captions: Sequence[str], *, strength: float = 0.6, scale: float = 2.0,
              steps: int = 20, seed: int = 0, sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
         """Image to image: pictures like `images` (B, 28, 28, 1) that fit the captions (SDEdit).
 
@@ -172,17 +176,20 @@ class LatentDiffusion(System):
         return self._drawn(captions, z_t, path, scale, sampler, streams)
 
     def inpaint(self, images: np.ndarray, mask: np.ndarray, captions: Sequence[str], *, repeats: int = 1,
-                scale: float = 3.0, steps: int = 50, seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+                scale: float = 2.0, steps: int = 50, seed: int = 0, streams: Streams | None = None) -> np.ndarray:
         """The images (B, 28, 28, 1) where mask (booleans of that shape) is True; what the captions ask for elsewhere.
 
-        A place of the code counts as known where all of its 4 x 4 pixels are.  repeats: as editing.inpaint's.
+        A place of the code counts as known where all of its 4 x 4 pixels are, and those of the places around it.
+        What is hidden is black for the encoder, which looks further than a place.  repeats: as editing.inpaint's.
         """
-        streams, z_0 = streams_for(captions, seed, streams), self.encode(images)
+        streams = streams_for(captions, seed, streams)
         _check_count(images, captions)
         if mask.shape != images.shape or mask.dtype != bool:
             raise ValueError(f"mask must be booleans of images' shape {images.shape}, not {mask.dtype} {mask.shape}")
         B, H, W, _ = images.shape
-        known = mask.reshape(B, H // 4, 4, W // 4, 4).all(axis=(2, 4))[..., None]   # (B, 7, 7, 1)
+        z_0 = self.encode(np.where(mask, images, -1))
+        known = mask.reshape(B, H // 4, 4, W // 4, 4).all(axis=(2, 4))              # (B, 7, 7)
+        known = binary_erosion(known, np.ones((1, 3, 3)), border_value=1)[..., None]        # (B, 7, 7, 1)
         z_T = streams.normal(self._shape)
         drawn = last(editing.inpaint(self.denoiser(scale), z_T, times(self.schedule, steps), z_0, known,
                                      self.clip.text_states(captions), streams=streams, repeats=repeats))

@@ -58,6 +58,7 @@ class System(Module):
 
     name: ClassVar[str]                                     # in files, and on the command line
     Config: ClassVar[type]                                  # a frozen dataclass whose fields all have defaults
+    needs: ClassVar[tuple[str, ...]] = ()                   # trained systems that it stands on
 
     def __init__(self, config, tokenizer: Tokenizer | None, rng: np.random.Generator):
         self.config, self.tokenizer, self.notes = config, tokenizer, {}

@@ -8,7 +8,7 @@ import tiny
 from diffusion_strategies import any_schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import covariance, gradient
+from law_tools import Noise, covariance, gradient
 from small_systems import CONFIGS, moved
 from test_examples import load
 
@@ -16,6 +16,7 @@ from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.gaussian import score_from_x0
 from minidiff.diffusion.guidance import ClassifierGuidance, clip_gradient
+from minidiff.diffusion.samplers import ddpm
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor
@@ -85,6 +86,21 @@ def test_with_the_critic_that_the_loss_makes_best_scale_1_is_conditional(seed, t
     guided = ClassifierGuidance(exact, clip_gradient(critic), 1.0)(x_t, times, np.eye(K)[c])
     expected = exact(x_t, times, (np.arange(K) == c[:, None],))
     np.testing.assert_allclose(guided, expected, rtol=1e-6, atol=1e-6)      # sigma^2 / alpha is up to 157 at t = 999
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32), st.floats(-3, 3), st.sampled_from([(999, 998), (999, 400), (600, 599), (60, 9), (3, 0)]))
+def test_an_ancestral_step_moves_its_mean_by_s_Sigma_grad(seed, scale, step):
+    """Section 2.3's mu + s Sigma grad (f . g), with Sigma = beta / sqrt(1 - beta), beta = 1 - abar_t / abar_s."""
+    (t, s), rng, schedule = step, np.random.default_rng(seed), schedules.linear()
+    schedule = schedules.Schedule(schedule.alpha_bar[:t + 1])                       # so that t is where it begins
+    W, g, x_t = rng.normal(size=(3, 2)), rng.normal(size=(4, 2)), rng.normal(size=(4, 3))
+    alone = GaussianDenoiser(schedule, rng.normal(size=3), covariance(rng, 3))
+    guided = ClassifierGuidance(alone, clip_gradient(lambda x, t: x @ Tensor(W)), scale)
+    x_s = [next(ddpm(d, x_t, [t, s], g, streams=Noise(4, given=np.zeros(3)))).x_t for d in (guided, alone)]
+    beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    # x0_hat moves by sigma^2 / alpha, up to 157, and counts for that much less: rounded at 1e-14 and below
+    np.testing.assert_allclose(x_s[0] - x_s[1], scale * beta / math.sqrt(1 - beta) * g @ W.T, rtol=1e-8, atol=1e-10)
 
 
 # ---- the gradient ------------------------------------------------------------------------------------------

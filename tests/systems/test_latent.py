@@ -248,7 +248,16 @@ def test_what_is_known_stays_and_what_is_not_is_drawn(model):
     assert np.array_equal(model.inpaint(x, everything, CAPTIONS, steps=4), x)
 
 
-def test_a_place_of_the_code_is_known_where_all_its_pixels_are(model, monkeypatch):
+def test_what_is_hidden_has_no_say(model):
+    x, mask = pictures(), np.zeros((4, 28, 28, 1), bool)
+    mask[:, :18] = True
+    others = np.where(mask, x, pictures(seed=7))
+    assert not np.array_equal(x, others)
+    assert np.array_equal(model.inpaint(x, mask, CAPTIONS, steps=3), np.where(
+        mask, x, model.inpaint(others, mask, CAPTIONS, steps=3)))
+
+
+def test_a_place_of_the_code_is_known_where_all_pixels_of_it_and_of_its_neighbours_are(model, monkeypatch):
     from minidiff.diffusion import editing
     seen, inner = [], editing.inpaint
 
@@ -259,7 +268,8 @@ def test_a_place_of_the_code_is_known_where_all_its_pixels_are(model, monkeypatc
     mask = np.ones((1, 28, 28, 1), bool)
     mask[0, 5, 10] = False
     model.inpaint(pictures(1), mask, ["3"], steps=2)
-    assert seen[0].shape == (1, 7, 7, 1) and np.argwhere(~seen[0]).tolist() == [[0, 1, 2, 0]]
+    around = [[0, i, j, 0] for i in (0, 1, 2) for j in (1, 2, 3)]                   # of the place (1, 2)
+    assert seen[0].shape == (1, 7, 7, 1) and np.argwhere(~seen[0]).tolist() == around
 
 
 # ---- files, and what is refused --------------------------------------------------------------------------
