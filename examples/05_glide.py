@@ -23,7 +23,7 @@ from minidiff.systems.text_to_image import TextToImage
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning 5",
            "a heavy four", "a fine 8 leaning right")
 CALLS = 20                                                  # of the UNet for a picture
-CLIP_SCALES, FREE_SCALES = (0.0, 1.0, 2.0, 4.0, 6.0), (1.0, 2.0, 3.0)
+CLIP_SCALES, FREE_SCALES = (2.0, 4.0, 6.0), (1.0, 2.0)
 
 
 def settings(calls: int, clip_scales, free_scales) -> list[tuple]:

@@ -77,12 +77,13 @@ def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, s
 
 
 def draw(measured: dict[tuple[float, float], Fidelity], drops, scales):
-    """Digit accuracy, precision and FID over recall: a line for each model, a dot for each scale."""
+    """Digit accuracy, precision and FID over recall: a line for each model, a dot for each scale but 0, where no caption
+    is heard."""
     panels = []
     for what, title in (("digit", "asked for, and drawn"), ("precision", "real enough"), ("fid", "both in one number")):
         series = []
         for drop in drops:
-            points = [measured[drop, scale] for scale in scales]
+            points = [measured[drop, scale] for scale in scales if scale]
             x, y = [p.recall for p in points], [getattr(p, what) for p in points]
             series += [(f"{100 * drop:g} % dropped", x, y, style) for style in ("line", "dots")]
         panels.append(plots.panel(series, title=title, x_label="recall: how much of the data is covered",

@@ -7,6 +7,15 @@ Row 2   the same after the discrete VAE: what 7 x 7 codes, one of 64 each, keep 
 Row 3   a picture for each caption, as the transformer draws it: the paper's way, temperature 1 and no guidance
 Row 4   the paper's remedy: of --rerank such candidates, the first of them row 3's, the one that CLIP finds nearest
 Row 5   a later remedy: one candidate, drawn with classifier-free guidance
+
+What the remedies buy, by `evaluate(DALLE.load(), count=N, options=...)` of minidiff/evaluate.py, with the standard
+error of N captions (2026-11-23, the shipped weights; times of 1 core of an AMD EPYC (Zen 4), which others shared):
+
+    options                                      N    digit read right   attributes   seconds an image
+    scale 1, temperature 1, rerank 1           400    79.5 % +- 2.0         65.5 %         .010
+    scale 1, temperature 1, rerank 4           150    96.7 % +- 1.5         92.8 %         .045
+    scale 1, temperature 1, rerank 16           70    98.6 % +- 1.4         96.8 %         .166
+    scale 3, temperature 0.9 (the default)     400    98.2 % +- 0.7         85.9 %         .014
 """
 
 import argparse

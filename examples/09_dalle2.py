@@ -1,6 +1,6 @@
 """DALL-E 2: a caption's picture by way of its CLIP embedding, with a prior and without; variations and ways between.
 
-    python examples/09_dalle2.py --out dalle2.png
+    python examples/09_dalle2.py --count 300 --out docs/dalle2.png
 
 Captions of real images are drawn in four ways, which differ in what the decoder is told of the embedding:
 
@@ -8,7 +8,15 @@ Captions of real images are drawn in four ways, which differ in what the decoder
     text                         z_t in place of z_i, as if captions and pictures had the same embeddings
     none                         the caption alone
 
-and judged: the digit, the words, FID, and how well picture and caption agree to CLIP's own eye (z . z_t).
+and judged: the digit, the words, FID, and how well picture and caption agree to CLIP's own eye (z . z_t).  With the
+shipped weights the command above took 161 s on 1 core of an AMD EPYC (Zen 4), shared, on 2026-11-23, and said:
+
+                           digit   words     FID  z . z_t
+    (real images)         100.0%  100.0%   37.20    0.734
+    diffusion             100.0%   98.3%   92.44    0.759
+    autoregressive         99.3%   91.2%   62.10    0.732
+    text                   65.3%   96.9%  454.10    0.670
+    none                   88.7%   90.4%   82.04    0.718
 """
 
 import argparse

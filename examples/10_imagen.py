@@ -26,6 +26,7 @@ from minidiff.systems.imagen import PROMPTS, Imagen
 
 SCALES = (1.0, 2.0, 4.0, 8.0, 15.0)
 THRESHOLDS = ("static", "dynamic")
+LEVELS = (0.1, 0.3, 0.6)                                    # of augmentation, beside 0, at scale 4
 BATCH = 250
 
 
@@ -72,27 +73,27 @@ def probe(model: Imagen, seed: int, count: int = 1000) -> float:
 
 
 def table(model: Imagen, count: int, scales, seed: int, pace: dict) -> list[tuple]:
-    """Accuracy, FID, white pixels and the background of `count` captions of real images, by scale and threshold."""
+    """Accuracy, FID, white pixels and background for captions of real images, by scale, threshold and level."""
     judge, real, rng = Judge.load(), mnist.packed(), np.random.default_rng([seed, 3])
     chosen = rng.permutation(len(real.labels))[:count]
     words = attributes.name(attributes.measure(real.images[chosen]))
     prompts = [captions.caption(rng, int(real.labels[i]), w) for i, w in zip(chosen, words, strict=True)]
     digits, rows = real.labels[chosen], []
 
-    def add(scale: str, threshold: str, x: np.ndarray) -> None:
+    def add(scale: str, threshold: str, aug_level: str, x: np.ndarray) -> None:
         features, read = judge.classifier.read(x)
-        rows.append((scale, threshold, f"{100 * (read == digits).mean():.1f} %", f"{judge.fid(features):.1f}",
-                     f"{100 * (x > 0.98).mean():.1f} %", f"{np.median(x):.2f}"))
-    for scale in tqdm(scales, desc="scales", unit="scale"):
-        for threshold in THRESHOLDS:
-            streams = Streams(seed, count)
-            add(f"{scale:g}", threshold, np.concatenate([
-                model.sample(prompts[i:i + BATCH], scale=scale, super_scale=scale, threshold=threshold,
-                             streams=streams[i:i + BATCH], **pace) for i in range(0, count, BATCH)]))
-    add("MNIST", "", to_float(real.images[chosen])[..., None])
-    print("| scale | threshold | digit | FID | white | median pixel |\n|---|---|---|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+        rows.append((scale, threshold, aug_level, f"{100 * (read == digits).mean():.1f} %",
+                     f"{judge.fid(features):.1f}", f"{100 * (x > 0.98).mean():.1f} %", f"{np.median(x):.2f}"))
+        print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    print("| scale | threshold | aug_level | digit | FID | white | median pixel |\n|---|---|---|---|---|---|---|")
+    add("MNIST", "", "", to_float(real.images[chosen])[..., None])
+    settings = [(scale, threshold, 0.0) for scale in scales for threshold in THRESHOLDS]
+    settings += [(4.0, "static", aug_level) for aug_level in LEVELS]
+    for scale, threshold, aug_level in tqdm(settings, unit="row"):
+        streams = Streams(seed, count)
+        x = [model.sample(prompts[i:i + BATCH], scale=scale, super_scale=scale, threshold=threshold,
+                          aug_level=aug_level, streams=streams[i:i + BATCH], **pace) for i in range(0, count, BATCH)]
+        add(f"{scale:g}", threshold, f"{aug_level:g}", np.concatenate(x))
     return rows
 
 

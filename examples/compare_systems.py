@@ -71,8 +71,8 @@ def cells(label: str, r: dict) -> tuple[str, ...]:
     minutes = f"{r['minutes']:.1f}" if r["minutes"] == r["minutes"] else "-"
     pace = f"{1000 * r['seconds_per_image']:.0f}" if "seconds_per_image" in r else "-"
     return (label, ", ".join(r["needs"]) or "-", f"{r['parameters']:,}", minutes, pace, share("digit_accuracy"),
-            share("agreement"), share("held_out_all_right"), f"{r['fid']:.1f} ({r['fid_floor']:.1f}, {r['fid_ceiling']:.0f})",
-            f"{r['recall']:.2f}")
+            share("agreement"), share("held_out_all_right"),
+            f"{r['fid']:.1f} ({r['fid_floor']:.1f}, {r['fid_ceiling']:.0f})", f"{r['recall']:.2f}")
 
 
 def main(which: list[str], count: int = 1000, train: bool = False, out: str = "docs",

@@ -23,7 +23,7 @@ never reached here (exp t ends at 21.5).
 The shipped weights, 1,000 steps of 2 x 128 pairs in 10 minutes on a shared core of an AMD EPYC (Zen 4), 2026-11-23,
 `python examples/03_clip.py`: zero-shot 99.05 % of MNIST's test set, over 8 phrasings. CLIP's own "a photo of the digit
 ..." gets 98.1 % where "a picture of the digit ..." gets 99.0 %: no caption here says "photo". The loss ends at 1.65
-nats, so that the pictures and captions of the training set share at least log 128 - 1.65 = 3.2 nats, of which a digit is
+nats, so that pictures and captions of the training set share at least log 128 - 1.65 = 3.2 nats, of which a digit is
 log 10 = 2.3.
 """
 

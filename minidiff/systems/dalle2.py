@@ -22,8 +22,13 @@ Scaled down or left out: 28 x 28 pixels in one model, without the upsamplers to 
 components in 64 buckets for 319 in 1024; transformers of 3 layers and width 80 for 24 and 2048.  The text encoders
 that the paper trains with the decoder and the priors are CLIP's frozen one here.  The decoder predicts v for eps, at
 times that lean to the noisy (t = T u^(1/3)); the diffusion prior shares its sampler with it, DDIM, where the paper has
-64 steps of analytic DPM.  The decoder learns from z_i of length 1, and the priors' are handed to it as they come, of
-lengths .76 to 1.23 by the code prior and .96 to 1.01 by the diffusion prior.  "No caption" is '' to all; to the code prior, also a token "any dot product".
+64 steps of analytic DPM.  The decoder learns from z_i of length 1, and the priors' are handed to it as they come: of
+80 captions, .90 to 1.17 long by the code prior and .96 to 1.01 by the diffusion prior.  "No caption" is '' to all; to
+the code prior, also a token "any dot product".
+
+Why a prior: with z_t in place of z_i the decoder draws 65 % of the digits right, and few pictures well, for z_t is no
+picture's embedding (z_i . z_t is .74 on average).  With the diffusion prior 99.9 % are right; the code prior is as
+good at digits, and less so at words (examples/09_dalle2.py).
 """
 
 from __future__ import annotations

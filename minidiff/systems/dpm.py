@@ -8,7 +8,7 @@ The paper that began it, on its first example: the Swiss roll in two dimensions.
                    + H_q(X_T | X_0) - H_q(X_1 | X_0) - H_p(X_T)                                     eq. 14
     training   the reverse steps maximise K; then they and beta_2 ... beta_T do, together           section 2.4
 
-Mean and variance are both learned: a layer of 16 normalised radial basis functions, which all times share, and a linear
+Mean and variance are both learned: a layer of 64 normalised radial basis functions, which all times share, and a linear
 readout for each time (appendix D.1.1).  The schedule is learned through frozen noise: eps is drawn first and held,
 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,   so that K has a derivative by beta_t;
@@ -66,11 +66,11 @@ class DPMConfig:
     """Everything that makes one model; it travels in the checkpoint."""
 
     T: int = 40
-    hidden: int = 16                        # radial basis functions
+    hidden: int = 64                        # radial basis functions
     beta_first: float = 0.001               # beta_1, which is not learned
     noise: float = 0.05                     # of the data, around the roll
-    steps: int = 4000                       # of the reverse process alone
-    schedule_steps: int = 8000              # of it and the schedule together
+    steps: int = 3000                       # of the reverse process alone
+    schedule_steps: int = 4000              # of it and the schedule together
 
     def __post_init__(self):
         if self.T < 2 or min(self.hidden, self.steps, self.schedule_steps) < 1:
@@ -153,8 +153,8 @@ class DPM(System):
             t = 1 + ((self.config.T - 1) * ((rng.random() + np.arange(B) / B) % 1)).astype(np.int64)
             return swiss_roll.points(rng, B, self.config.noise), t, rng.standard_normal((B, D), dtype=np.float32)
 
-        yield Stage("reverse", self.reverse, batch, self.loss, self.config.steps, size=512, lr=2e-2, draw=self.picture)
-        yield Stage("schedule", self, batch, self.loss, self.config.schedule_steps, size=512, lr=1e-2,
+        yield Stage("reverse", self.reverse, batch, self.loss, self.config.steps, size=128, lr=3e-2, draw=self.picture)
+        yield Stage("schedule", self, batch, self.loss, self.config.schedule_steps, size=128, lr=1e-2,
                     draw=self.picture)
 
     # --- the reverse process, and what it is worth ----------------------------------------------------------

@@ -153,7 +153,7 @@ class Imagen(System):
         def texts(rng: np.random.Generator, B: int) -> tuple:
             return t5.batch([self.tokenizer.encode(as_read(paragraph(rng))) for _ in range(B)], rng)
         yield Stage("text", t5, texts, t5.loss, steps=1500, size=32)
-        for k, steps in enumerate((3000, 1200, 2000)):
+        for k, steps in enumerate((3000, 3000, 2000)):
             yield Stage(f"pixels-{c.resolutions[k]}", self.networks[k], partial(self.batch, data, k),
                         partial(self.loss, k), steps=steps, size=32, draw=partial(self._draw, k))
 
@@ -195,7 +195,7 @@ class Imagen(System):
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def denoiser(self, k: int, cond: tuple, scale: float, threshold: str = "dynamic") -> Given:
+    def denoiser(self, k: int, cond: tuple, scale: float, threshold: str = "static") -> Given:
         """(x_t, t) -> x_hat of network k for settled captions, guided and then thresholded.
 
         cond: what network k takes beside x_t and t, each array (B, ...).
@@ -212,8 +212,8 @@ class Imagen(System):
         return Given(ClassifierFree(NetworkDenoiser(self.schedule, "v", predict), scale, uncond,
                                     clip=THRESHOLDS[threshold]), cond)
 
-    def cascade(self, captions: Sequence[str], *, scale: float = 2.0, super_scale: float = 1.0, steps: int = 20,
-                super_steps: int = 10, threshold: str = "dynamic", aug_level: float = 0.1, until: int | None = None,
+    def cascade(self, captions: Sequence[str], *, scale: float = 4.0, super_scale: float = 3.0, steps: int = 20,
+                super_steps: int = 10, threshold: str = "static", aug_level: float = 0.0, until: int | None = None,
                 seed: int = 0, streams: Streams | None = None) -> list[np.ndarray]:
         """The images of every resolution, as far as `until`: a list of (B, size, size, 1) in [-1, 1].
 
@@ -234,8 +234,8 @@ class Imagen(System):
                         steps=[steps, super_steps, super_steps][:count])
         return [check_finite(x) for x in drawn]
 
-    def sample(self, captions: Sequence[str], *, scale: float = 2.0, super_scale: float = 1.0, steps: int = 20,
-               super_steps: int = 10, threshold: str = "dynamic", aug_level: float = 0.1, seed: int = 0,
+    def sample(self, captions: Sequence[str], *, scale: float = 4.0, super_scale: float = 3.0, steps: int = 20,
+               super_steps: int = 10, threshold: str = "static", aug_level: float = 0.0, seed: int = 0,
                streams: Streams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption: `cascade`, until 28."""
         return self.cascade(captions, scale=scale, super_scale=super_scale, steps=steps, super_steps=super_steps,
