@@ -6,7 +6,10 @@
     ddpm_progressive.png     x0_hat on the way from noise to image: first the coarse shape, then the strokes
     ddpm_interpolation.png   two images, mixed while they are half noise: what lies between them are digits, too
     inpainting.png           half an image is seen, or all of it under noise: the same model, multiplied by r(x)
-NUMBERS
+
+Of the table, which is the schedule's alone (--steps 250): at t = 555 x_t grows by 1.0075, loses 0.0194 eps_theta and
+gains 0.1218 z.  Six times as much noise is added as is taken away, and yet it falls: what is taken points always the
+same way, and what is added does not (`step_weights` says why that comes out even).
 """
 
 import argparse
