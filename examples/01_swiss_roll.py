@@ -1,10 +1,14 @@
 """The first diffusion model, on the Swiss roll: learn to undo noise, step by step, then where the steps should be.
 
-    python examples/01_swiss_roll.py            trains for about a minute, draws docs/swiss_roll.png
+    python examples/01_swiss_roll.py            trains for about two minutes, draws docs/swiss_roll.png
 
 It prints the bound K on the log likelihood of new points after each stage, in bits, and in bits above what N(0, I)
 gives them (Sohl-Dickstein et al. 2015, table 1), beside their true log likelihood, which K cannot pass.
-NUMBERS
+
+On 2026-11-23, 1 core of an AMD EPYC (Zen 4), shared with other work: 118 seconds, and on 4000 new points
+
+    beta_t = 1/(T - t + 1)      K = -2.65 bits (standard error 0.04), K - L_null = 1.45
+    beta_t learned              K = -2.24 bits (standard error 0.04), K - L_null = 1.85, the truth is -1.38
 """
 
 import argparse

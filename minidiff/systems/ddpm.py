@@ -21,6 +21,8 @@ The second paper learns where between the two it lies, and shortens the way:
 
 Unconditional: it hears no captions, and each must be ''.  (The code counts t = 0..T-1, and alpha_bar is 1 at -1.)
 
+Its default training takes 3200 steps of 32 images: 13.4 minutes on 1 shared core of an AMD EPYC (Zen 4), 2026-11-23.
+
 Not as in the papers:
     - eps_theta = sigma_t x_t + alpha_t F(x_t, t) with a network F, so that at noisy times, where eps is nearly x_t, it
       need not learn to copy.  The papers' eps_theta is the network itself.  After 200 steps of 32 images, the mean

@@ -20,11 +20,19 @@ K is reported as in the paper's table 1: in bits, and in bits above L_null, the 
 The paper's numbers are those of its own roll, whose noise it does not tell, so that they are not to be compared; but
 this roll's density can be computed (data/swiss_roll.py), and `report` says how far K stays below the truth.
 
+Measured with examples/01_swiss_roll.py (2026-11-23, 1 core of an AMD EPYC (Zen 4)): K is -2.65 bits with the given
+schedule and -2.24 with the learned one, standard error 0.04, where the truth is -1.38.
+
 Not as in the paper, or left out:
+    - 64 hidden units; the paper has 16, which here came to -3.20 and -3.02 bits and drew a blurred roll (4000 and 8000
+      steps of 512 points, lr 0.02 and 0.01).
     - f_mu is the mean of q(x_{t-1} | x_t, x_0) at x_0 = z_mu(x_t, t), where the network gives z_mu; the paper's gives
       the mean itself.  z_mu is of the size of the data at every t, and one learning rate serves all readouts.
     - f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t)) is of the paper's image model (appendix D.2.1); for the roll it
-      has sigmoid(z_Sigma).  Both start as q's own beta_t where z_Sigma is 0.
+      has sigmoid(z_Sigma).  The former is q's own beta_t where z_Sigma is 0.
+    - beta_t = 1/(T - t + 1) is the paper's schedule for binary data; from where it learns its Gaussian one is not told.
+    - AdamW's decay of matrices takes hold of the readouts, the units' centres and the learned schedule, too, and pulls
+      its betas toward 1/2: with T = 10, beta_6 comes to .158, and without decay to .137.
     - Its other data: binary sequences with a binomial kernel, bark, dead leaves, CIFAR-10, MNIST.
     - Multiplying the model with another density (section 2.5) needs nothing of this page: diffusion/posterior.py.
 
