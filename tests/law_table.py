@@ -43,8 +43,6 @@ ELSEWHERE = "Networks, training and the whole system"
 
 NOT_YET = {                                                 # the parts of a law of which there is no code to prove them
     25: "the order of DPM-Solver-2: it is not among the samplers",
-    32: "thresholds in latent space: the latent system is not yet built, and only a network with clip=None is tested",
-    33: "the autoencoder's: the latent system is not yet built; its bound is the test's own, through our autograd",
 }
 
 HEAD = """# The laws

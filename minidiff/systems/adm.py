@@ -116,8 +116,8 @@ class ADM(System):
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def sample(self, captions: Sequence[str], *, scale: float = 3.0, steps: int = 25, algorithm: int = 2, seed: int = 0,
-               streams: Streams | None = None) -> np.ndarray:
+    def sample(self, captions: Sequence[str], *, scale: float = 16.0, steps: int = 30, algorithm: int = 1,
+               seed: int = 0, streams: Streams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption; scale 0 is the unconditional model.
 
         algorithm: 1, with noise at every step, or 2, without.

@@ -278,8 +278,7 @@ def test_dynamic_threshold_is_bounded_and_the_identity_inside(seed, percentile, 
 
 @pytest.mark.law(
     32, "no threshold stands between a latent network and its answer; a static one clips pixels to [-1, 1]",
-    source="latents live on no such interval; of a network wrapped with clip=None, the latent system being not yet "
-           "built", tolerance="exact")
+    source="latents live on no such interval; of a network wrapped with clip=None", tolerance="exact")
 def test_static_threshold_clips_and_latents_are_left_alone():
     x = np.array([[-3.0, -0.5, 0.25, 2.0]])
     np.testing.assert_array_equal(static_threshold(x), [[-1, -0.5, 0.25, 1]])

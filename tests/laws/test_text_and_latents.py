@@ -273,8 +273,8 @@ def linear_vae_elbo(x, W, V, log_D, mu, log_s2):
 @pytest.mark.law(
     33, "a linear autoencoder's bound is greatest at probabilistic PCA, W = U (L - s^2 I)^{1/2}, s^2 the mean of the "
         "eigenvalues left out; there it is stationary, and equals the exact log-likelihood",
-    source="through our autograd: the latent system is not yet built, so that the bound is the test's own; Tipping & "
-           "Bishop 1999, eq. 7, 8; Lucas et al. 2019, section 4; scipy's Gaussian log-density",
+    source="through our autograd, with a bound of the test's own; Tipping & Bishop 1999, eq. 7, 8; Lucas et al. 2019, "
+           "section 4; scipy's Gaussian log-density",
     tolerance="1e-9: gradients of sums over 40 samples, of terms below 1e3 (eigenvalues over s^2)")
 @quickly
 @given(st.integers(2, 6), st.data(), seeds)

@@ -183,6 +183,9 @@ def test_the_decoder_is_called_once_for_each_picture_whatever_the_steps(model):
         assert draw().shape == (4, 28, 28, 1) and counting.seen == 4 * n
 
 
+@pytest.mark.law(
+    32, "no threshold stands between the latent system's network and its answer", source="at v = 0 the answer is "
+    "alpha z_t, here far beyond 1", tolerance="1e-6: float32")
 def test_latents_are_not_clipped(model):
     """A UNet that says v = 0 at the first step gives z0_hat = alpha z_T, far beyond 1 where z_T is."""
     assert model.denoiser(3.0).clip is None and model.denoiser(3.0).denoiser.clip is None
