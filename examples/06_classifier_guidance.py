@@ -25,7 +25,7 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
            "a heavy four", "8")
 
 
-def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0), algorithms=(1, 2), *, count: int = 300, steps: int = 30,
+def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, count: int = 300, steps: int = 30,
          model: str | None = None, out: str = "classifier_guidance.png") -> dict[tuple[int, float], Fidelity]:
     pictures.check_writable(out)                            # before the work, not after
     adm, judge = systems.find("adm", model), Judge.load()

@@ -116,7 +116,7 @@ class ADM(System):
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def sample(self, captions: Sequence[str], *, scale: float = 16.0, steps: int = 30, algorithm: int = 1,
+    def sample(self, captions: Sequence[str], *, scale: float = 32.0, steps: int = 30, algorithm: int = 1,
                seed: int = 0, streams: Streams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption; scale 0 is the unconditional model.
 

@@ -74,7 +74,7 @@ class RotatedBack(Module):
     33, "with an orthogonal autoencoder, noising and DDIM in latents, decoded, is noising and DDIM in pixels: the "
         "system itself, from encoded noise and with the denoiser of encoded data",
     source="derived: an orthogonal map commutes with all of it; the rotation from QR, the squares as a permutation",
-    tolerance="1e-5: the system's latents are float32, ten steps")
+    tolerance="2e-5: the system's latents are float32, ten steps")
 @settings(deadline=None, max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 10))
 def test_an_orthogonal_autoencoder_commutes_with_diffusion(clip, seed, steps):
