@@ -27,7 +27,7 @@ from minidiff.files import write_json, write_whole
 # row -> (system, options of its sampling); the best of 8 is chosen by CLIP
 ROWS = {
     "DDPM": ("ddpm", {}),
-    "classifier guidance": ("adm", {"scale": 4.0}),
+    "classifier guidance": ("adm", {}),
     "classifier-free guidance": ("text-to-image", {"scale": 2.0, "steps": 15}),
     "GLIDE, CLIP guidance": ("glide", {}),
     "DALL-E": ("dalle", {}),

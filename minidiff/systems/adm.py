@@ -19,6 +19,10 @@ at x_t.  That is the right point: the line above is an identity at x_t and time 
 A caption is read by its grammar (captions.parse): y is a digit, a thickness, a slant and a width, or some of them, and
 log p(y | x_t) is the sum of the heads that were asked.  The model itself never hears a word.
 
+How far it goes: at scale 32, 92 % of the digits and 99 % of the attributes are as asked, 47 and 74 % at scale 1, and
+algorithm 1 does better than 2 (docs/guidance.md).  Two things stand in the way of more: the classifier can only choose
+among what the DDPM draws, much of which is no digit, and its loss asks for log p(y | x_t), not for the slope of it.
+
 Scaled down or left out: 28 x 28 digits for ImageNet; our DDPM for the ADM architecture (section 3), and its variance
 beta~ for the learned one in algorithm 1; no up-sampler, no random crops before the classifier.  x_0 as the step sees it
 is clipped to [-1, 1], which neither algorithm prints.  Four questions for one: their answers are taken for independent

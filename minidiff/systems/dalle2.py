@@ -28,7 +28,7 @@ the code prior, also a token "any dot product".
 
 Why a prior: with z_t in place of z_i the decoder draws 65 % of the digits right, and few pictures well, for z_t is no
 picture's embedding (z_i . z_t is .74 on average).  With the diffusion prior 99.9 % are right; the code prior is as
-good at digits, and less so at words (examples/09_dalle2.py).
+good at digits, and less so at words (examples/08_dalle2.py).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ read off from its answers to unit inputs, without sampling error.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from minidiff.diffusion.editing import inpaint, shortened
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.diffusion.schedules import cosine, linear, log_snr_linear
 from minidiff.engine.backend import Streams
+from minidiff.systems.latent import LatentDiffusion
 
 MASK = np.array([True, False])
 
@@ -136,6 +138,48 @@ def test_image_to_image_on_a_gaussian_keeps_less_the_more_it_is_noised():
         kept.append(sample(ddim(denoiser, schedule.alpha(path[0]) * np.ones((1, 1)), path))[0, 0])
         assert kept[-1] == pytest.approx(float(schedule.alpha(path[0])), rel=0.01)  # DDIM's own error, 1/N
     assert kept[0] > kept[1] > kept[2]
+
+
+class Noise64(Noise):
+    """Noise that needs no dtype."""
+
+    def normal(self, shape, dtype=np.float64):
+        return super().normal(shape, dtype)
+
+
+class Varied(LatentDiffusion):
+    """`vary` where latents are the images themselves, and Gaussian: the network's place is taken by what is exact."""
+
+    def __init__(self, denoiser):
+        self.exact, self.schedule, self._shape = denoiser, denoiser.schedule, denoiser.shape
+        self.clip = SimpleNamespace(text_states=lambda captions: None)
+
+    _shape = ()                                             # a property there
+    encode = decode = staticmethod(lambda x: x)
+
+    def denoiser(self, scale):
+        return self.exact
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 0.9])
+def test_a_varied_image_on_correlated_data_is_a_known_linear_map_of_image_and_noise(strength):
+    """x_0 ~ N(mu, S).  Along S's eigenvectors the exact flow from t down multiplies x_t - alpha mu by sqrt(S_k / V_k),
+    V_k = alpha^2 S_k + sigma^2; and x_t is alpha image + sigma eps.  So, with R = sqrt(S / V), the mean is
+    mu + alpha R (image - mu), and the covariance sigma^2 R^2.  1000 steps of DPM++2M, of second order."""
+    rng, D = np.random.default_rng(1), 4
+    mu, S, image = rng.normal(size=D), covariance(rng, D) / D + 0.05 * np.eye(D), 2 * rng.normal(size=D)
+    schedule = cosine(1000)
+    model = Varied(GaussianDenoiser(schedule, mu, S))
+    # row 0 without noise, row k with 1 in its place k - 1
+    eps = Noise64(1 + D, given=np.concatenate([np.zeros((1, D)), np.eye(D)]))
+    out = model.vary(np.tile(image, (1 + D, 1)), [""] * (1 + D), strength=strength, steps=1000, streams=eps)
+    abar = schedule.alpha_bar[round(strength * 1000) - 1]
+    values, U = np.linalg.eigh(S)
+    ratio = np.sqrt(values / (abar * values + 1 - abar))
+    mean = mu + math.sqrt(abar) * (U * ratio) @ U.T @ (image - mu)
+    np.testing.assert_allclose(out[0], mean, atol=3e-4)
+    columns = (out[1:] - out[0]).T
+    np.testing.assert_allclose(columns @ columns.T, (1 - abar) * (U * ratio**2) @ U.T, atol=1e-4)
 
 
 def test_refusals():

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from law_tools import Noise, fitted_order
 from scipy import stats
+from scipy.integrate import quad, solve_ivp
 
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.posterior import Nudged, Observed, posterior, reconstruction
 from minidiff.diffusion.samplers import beta_tilde, ddpm, sample
-from minidiff.diffusion.schedules import linear, log_snr_linear
+from minidiff.diffusion.schedules import cosine, linear, log_snr_linear
 from minidiff.engine.backend import Streams
 
 
@@ -134,6 +135,84 @@ def test_reconstruction_is_the_exact_gradient_on_unit_gaussians_and_conditions_e
         mean, cov = moments(denoiser, factor, 2)
         errors.append(abs(mean - [Y[0] / (1 + NOISE), 0]).max() + abs(cov - np.diag([NOISE / (1 + NOISE), 1])).max())
     assert fitted_order(errors, (64, 128, 256)) == pytest.approx(1, abs=0.1)
+
+
+# ---- two correlated numbers, the first known: both choices of r are biased, by known amounts ------------------
+
+def limit_of_observed(rho: float) -> tuple[float, float]:
+    """Mean and variance of the hidden number, a = 1, in the limit of small beta: of the reverse process in u = alpha^2,
+    u dx/du = x/2 - V^-1 x + (sqrt(u) - x_1, 0) / (1 - u) + noise,  V = I but for u rho beside the diagonal, solved
+    from its resting point at u = 0."""
+    def slopes(u, z):
+        m, C = z[:2], z[2:].reshape(2, 2)
+        A = np.eye(2) / 2 - np.linalg.inv([[1, u * rho], [u * rho, 1]]) - np.diag([1 / (1 - u), 0])
+        return np.concatenate([A @ m + [math.sqrt(u) / (1 - u), 0], (A @ C + C @ A.T + np.eye(2)).ravel()]) / u
+    u = 1e-8
+    z = solve_ivp(slopes, (u, 1 - 1e-7), [math.sqrt(u) / 2, 0, 1 / 3, 0, 0, 1], "LSODA", rtol=1e-8, atol=1e-10).y[:, -1]
+    return z[1], z[5]
+
+
+def limit_of_reconstruction(rho: float) -> tuple[float, float]:
+    """The same by the martingale that posterior.py names: a - E X = D(u), in closed form; the rest is quadrature."""
+    def c(u):
+        return (1 - rho**2 * u) / (1 - rho**2 * u**2)
+
+    def d(u):
+        return rho * (1 - u) / (1 - rho**2 * u**2)
+
+    def D(u):                                               # exp(-integral of (c^2 + d^2) / (1 - u)), over 1 - u
+        w = 1 - rho**2 * u**2
+        return math.exp(-rho**2 * u * (1 - u) / w) / math.sqrt(w)
+
+    def K(u):                                               # what E Y still gains after u
+        return quad(lambda v: 2 * c(v) * d(v) * D(v), u, 1)[0]
+
+    def variance(u):                                        # noise in X is answered by -R of itself in Y
+        R = K(u) / (D(u) * (1 - u))
+        return (c(u)**2 + d(u)**2) * (1 + R**2) - 4 * c(u) * d(u) * R
+    return K(0), quad(variance, 0, 1)[0]
+
+
+def hidden(schedule, rho: float, which) -> tuple[float, float]:
+    denoiser = GaussianDenoiser(schedule, np.zeros(2), np.array([[1, rho], [rho, 1]]))
+    y, known = np.array([1.0, 0]), np.array([True, False])
+    mean, cov = moments(denoiser, which(denoiser, y, known), 2)
+    return mean[1], cov[1, 1]
+
+
+def observed(denoiser, y, known):
+    return Observed(denoiser.schedule, y, known)
+
+
+@pytest.mark.parametrize("rho", [0.8, -0.5])
+@pytest.mark.parametrize("which, limit", [(observed, limit_of_observed), (reconstruction, limit_of_reconstruction)])
+def test_on_correlated_data_both_are_biased_by_a_known_amount(which, limit, rho):
+    """The error falls as 1/T to the limit, which is not that of conditioning; two T give it by extrapolation."""
+    Ts, limits = (64, 128, 256), np.array(limit(rho))
+    found = np.array([hidden(cosine(T), rho, which) for T in Ts])
+    for k in range(2):
+        assert fitted_order(abs(found[:, k] - limits[k]), Ts) == pytest.approx(1, abs=0.15)
+    np.testing.assert_allclose(2 * found[2] - found[1], limits, atol=1.5e-3)
+    # nor is it the schedule's doing
+    other = [np.array(hidden(log_snr_linear(T, 12, -12), rho, which)) for T in (128, 256)]
+    np.testing.assert_allclose(2 * other[1] - other[0], limits, atol=8e-3)
+    # too little is heard, and too much freedom left
+    assert 0 < limits[0] / rho < 1 and 1 - rho**2 < limits[1] < 1
+
+
+def test_the_biases_that_the_docstring_states():
+    for which, limit, at_256, ever in ((observed, limit_of_observed, (0.365, 0.577), (0.369, 0.586)),
+                                       (reconstruction, limit_of_reconstruction, (0.760, 0.372), (0.763, 0.380))):
+        np.testing.assert_allclose(hidden(cosine(256), 0.8, which), at_256, atol=6e-4)
+        np.testing.assert_allclose(limit(0.8), ever, atol=6e-4)
+
+
+def test_of_a_weak_correlation_observed_keeps_a_third_and_reconstruction_all():
+    """The hidden mean over rho.  To first order it is for Observed the integral of u p, sqrt(u) p being the known
+    one's mean, u p = 1 + (1 - u) log(1 - u) / u: 2 - pi^2/6; for reconstruction that of 2 c d / rho = 2 (1 - u): 1."""
+    for which, share in ((observed, 2 - math.pi**2 / 6), (reconstruction, 1)):
+        half, whole = (hidden(cosine(T), 1e-3, which)[0] / 1e-3 for T in (128, 256))
+        assert 2 * whole - half == pytest.approx(share, abs=1e-3)
 
 
 def test_refusals():

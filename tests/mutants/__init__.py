@@ -7,6 +7,7 @@ A bug is data: a file, a text that stands in it exactly once, and the wrong text
     diffusion.py    floor III: signs, square roots, missing factors, swapped arguments, off-by-ones, clamps
     likelihood.py   bits per dimension, the variational bound, the flow's density
     networks.py     floors II and IV, and the system: layers, optimiser, UNet, text, training, evaluation
+    systems.py      floor V, the parts that its systems brought, and training in stages
     engine.py       floor I: wrong values and wrong derivatives of every op
     verifier.py     `minidiff verify`: above all, letting a wrong schedule pass
     kernels.py      the CUDA kernels: barriers, bounds, masks, layouts; and what launches them

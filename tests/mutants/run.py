@@ -28,7 +28,7 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
-from . import diffusion, engine, kernels, known, likelihood, networks, verifier
+from . import diffusion, engine, kernels, known, likelihood, networks, systems, verifier
 from .bug import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,7 @@ GROUPS: dict[str, list[Bug]] = {
     "Bugs that others shipped": known.BUGS,
     "The mathematics of diffusion": diffusion.BUGS + likelihood.BUGS,
     "Networks, text, training, evaluation": networks.BUGS,
+    "The systems of the literature": systems.BUGS,
     "The engine and its derivatives": engine.BUGS,
     "The verifier": verifier.BUGS,
     "The CUDA kernels and their launch": kernels.BUGS,
@@ -60,8 +61,17 @@ LAWS = {
     "diffusion/likelihood.py": ("bound", "decoder", "flow_likelihood"),
     "text/clip.py": ("text_and_latents",),
 }
-# files whose tests have another's name
-OWN = {"fit.py": "train", "data/captioned.py": "train"}
+# files whose tests have other names
+OWN = {
+    "fit.py": ("train",),
+    "data/captioned.py": ("train",),
+    "stages.py": ("stages", "every_system"),
+    "systems/system.py": ("stages", "every_system", "text_to_image"),
+    "diffusion/posterior.py": ("posterior_sampling",),
+    "diffusion/guidance.py": ("guidance", "adm", "glide"),
+    "nn/gaussian.py": ("gaussian_kl",),
+    "nn/transformer.py": ("transformer", "kv_cache"),
+}
 # where a floor's tests are, for bugs that the file's own tests pass
 FLOORS = {"engine": ("tests/engine",), "nn": ("tests/nn",), "diffusion": ("tests/laws", "tests/diffusion"),
           "text": ("tests/text", "tests/laws"), "systems": ("tests/systems",), "data": ("tests/data",),
@@ -89,9 +99,9 @@ def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
     kernels = path.stem.endswith("_kernels")
     laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
     own = [p for p in laws if (root / p).exists()]
-    stem = OWN.get(bug.file, path.stem)
-    own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{stem}*.py")
-                  if kernels == p.stem.endswith("_kernels"))
+    for stem in OWN.get(bug.file, (path.stem,)):
+        own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{stem}*.py")
+                      if kernels == p.stem.endswith("_kernels"))
     floor = [p for p in FLOORS.get(path.parts[0], ()) if (root / p).exists()]
     return [tuple(stage) for stage in (own, floor, ["tests"]) if stage]
 

@@ -302,7 +302,8 @@ def test_its_file_holds_all_of_it(model, tmp_path):
 
 @pytest.mark.parametrize("options, sentence", [
     ({"algorithm": 3}, "algorithm must be 1 or 2, not 3"), ({"scale": np.nan}, "scale must be a finite number"),
-    ({"scale": np.inf, "algorithm": 1}, "scale must be a finite number"), ({"steps": 51, "algorithm": 2}, "steps must be an integer"),
+    ({"scale": np.inf, "algorithm": 1}, "scale must be a finite number"), ({"steps": 51}, "steps must be an integer"),
+    ({"scale": np.nan, "algorithm": 2}, "scale must be a finite number"),
     ({"streams": Streams(0, 2)}, "streams must be one for each of the 5 captions"),
 ])
 def test_options_that_make_no_sense_are_refused(model, options, sentence):

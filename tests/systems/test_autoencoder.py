@@ -270,7 +270,7 @@ def test_the_example(tmp_path, monkeypatch):
 
     from minidiff.data import mnist
     monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())
-    example, options = load("11_autoencoders"), {"count": 200, "effort": 0.5, "runs": str(tmp_path),
+    example, options = load("10_autoencoders"), {"count": 200, "effort": 0.5, "runs": str(tmp_path),
                                                  "out": str(tmp_path / "a.png"), "configs": (KL, VQ)}
     found = example.main(**options)
     assert set(found) == {"autoencoder-kl", "autoencoder-vq"} and found["autoencoder-vq"].bits == 147

@@ -339,7 +339,7 @@ def test_it_trains_in_two_stages_and_its_file_comes_back(tmp_path, monkeypatch):
     assert np.array_equal(loaded.sample(CAPTIONS, seed=1), trained.sample(CAPTIONS, seed=1))
 
     # and the example runs
-    path = Path(__file__).parents[2] / "examples" / "08_dalle.py"
+    path = Path(__file__).parents[2] / "examples" / "07_dalle.py"
     spec = importlib.util.spec_from_file_location("example", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -309,7 +309,7 @@ def test_a_cascade_to_56(data):
 def test_the_example_runs_tiny(model, tmp_path):
     from test_examples import load
     model.save(tmp_path / "tiny.safetensors")
-    example = load("10_imagen")
+    example = load("09_imagen")
     assert 0 <= example.probe(model, 0, count=60) < 0.5                         # untrained: by chance a tenth
     rows = example.main(str(tmp_path / "tiny.safetensors"), images=6, out=str(tmp_path), steps=2,
                         scales=(1.0, 4.0))

@@ -328,9 +328,9 @@ def test_the_example(tmp_path, monkeypatch, shipped):
 
     from minidiff.data import mnist
     monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())
-    rows = load("12_latent_diffusion").main(train=str(tmp_path / "run"), steps=2, config=CONFIG,
+    rows = load("11_latent_diffusion").main(train=str(tmp_path / "run"), steps=2, config=CONFIG,
                                             out=str(tmp_path / "l.png"))
     assert rows.shape == (60, 28, 28, 1) and (tmp_path / "l.png").stat().st_size > 1000
-    again = load("12_latent_diffusion").main(model=str(tmp_path / "run" / "model.safetensors"), steps=2,
+    again = load("11_latent_diffusion").main(model=str(tmp_path / "run" / "model.safetensors"), steps=2,
                                              out=str(tmp_path / "l.png"))
     assert np.array_equal(rows, again)

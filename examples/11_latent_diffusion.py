@@ -1,7 +1,7 @@
 """Latent diffusion, as Stable Diffusion: text to image, image to image and in-painting with one model.
 
-    python examples/12_latent_diffusion.py                  with the weights that come along; writes latent.png
-    python examples/12_latent_diffusion.py --train runs/x   trains first, in that folder
+    python examples/11_latent_diffusion.py                  with the weights that come along; writes latent.png
+    python examples/11_latent_diffusion.py --train runs/x   trains first, in that folder
 
     1  encode      z = scale E(x)                               7 x 7 x 3 numbers for 28 x 28 pixels
     2  noise       z_t = alpha_t z + sigma_t eps                from the whole way up: a new picture; from half of it: a

@@ -1,6 +1,6 @@
 """Autoencoders: how few bits a digit needs, and what comes back (Kingma & Welling 2014; van den Oord et al. 2017).
 
-    python examples/11_autoencoders.py          trains both kinds, prints a table, writes autoencoders.png
+    python examples/10_autoencoders.py          trains both kinds, prints a table, writes autoencoders.png
 
     KL    z ~ N(mu, sigma^2), at each of 7 x 7 places     rate  KL(q(z|x) || N(0, I)) / log 2 bits
     VQ    one of K codes, at each of 7 x 7 places         rate  49 log2 K bits

@@ -1,6 +1,6 @@
 """DALL-E: pictures as 49 tokens, drawn one after another behind the words; CLIP chooses among candidates.
 
-    python examples/08_dalle.py            draws docs/dalle.png with the weights that come with minidiff
+    python examples/07_dalle.py            draws docs/dalle.png with the weights that come with minidiff
 
 Row 1   digits of MNIST
 Row 2   the same after the discrete VAE: what 7 x 7 codes, one of 64 each, keep of them

@@ -1,6 +1,6 @@
 """DALL-E 2: a caption's picture by way of its CLIP embedding, with a prior and without; variations and ways between.
 
-    python examples/09_dalle2.py --count 300 --out docs/dalle2.png
+    python examples/08_dalle2.py --count 300 --out docs/dalle2.png
 
 Captions of real images are drawn in four ways, which differ in what the decoder is told of the embedding:
 

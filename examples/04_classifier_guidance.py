@@ -1,6 +1,6 @@
 """Classifier guidance: a model that never heard a word, steered by a classifier (Dhariwal & Nichol 2021).
 
-    python examples/06_classifier_guidance.py               a table of scales, and classifier_guidance.png
+    python examples/04_classifier_guidance.py               a table of scales, and classifier_guidance.png
 
     algorithm 1    x_s ~ N(mu + scale Sigma g, Sigma)                               g = grad log p(y | x_t)
     algorithm 2    eps_hat = eps - scale sqrt(1 - alpha_bar_t) g, then DDIM

@@ -1,6 +1,6 @@
 """Classifier-free guidance: what dropping captions in training buys, and what the scale costs (Ho & Salimans 2022).
 
-    python examples/07_guidance_tradeoff.py                 trains four small models, writes cfg_tradeoff.png
+    python examples/06_guidance_tradeoff.py                 trains four small models, writes cfg_tradeoff.png
 
     training    the caption is replaced by '' with probability p_uncond                        (algorithm 1)
     sampling    eps = eps_uncond + scale (eps_cond - eps_uncond),   scale = 1 + w              (algorithm 2, eq. 6)
@@ -77,8 +77,7 @@ def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, s
 
 
 def draw(measured: dict[tuple[float, float], Fidelity], drops, scales):
-    """Digit accuracy, precision and FID over recall: a line for each model, a dot for each scale but 0, where no caption
-    is heard."""
+    """Digit accuracy, precision and FID over recall: a line for each model, a dot for each scale above 0."""
     panels = []
     for what, title in (("digit", "asked for, and drawn"), ("precision", "real enough"), ("fid", "both in one number")):
         series = []

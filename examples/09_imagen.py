@@ -1,8 +1,8 @@
 """Imagen: 7 x 7, 14 x 14, 28 x 28 from one caption, and what guidance does to pixels under two thresholds.
 
-    python examples/10_imagen.py                               the cascade with the shipped weights: imagen.png
-    python examples/10_imagen.py --train runs/imagen           trains first (15 minutes; --effort 0.1 for a look)
-    python examples/10_imagen.py --images 1000                 the numbers of docs/imagen.md, imagen_thresholding.png
+    python examples/09_imagen.py                               the cascade with the shipped weights: imagen.png
+    python examples/09_imagen.py --train runs/imagen           trains first (--effort 0.1 for a look)
+    python examples/09_imagen.py --images 400                  the numbers of docs/imagen.md, imagen_thresholding.png
 
     x_hat = x_hat_uncond + scale (x_hat_cond - x_hat_uncond)   leaves [-1, 1] where scale is large
     static     clip(x_hat, -1, 1)                              whatever is beyond is white, or black
