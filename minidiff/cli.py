@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
 # --- the commands -----------------------------------------------------------------------------------------
 
 def train(args: argparse.Namespace) -> int:
-    from minidiff import pictures
+    from minidiff import pictures, stages
     from minidiff import train as training
     from minidiff.data import mnist
     from minidiff.files import write_json
@@ -92,6 +92,8 @@ def train(args: argparse.Namespace) -> int:
         raise UserError("--images must be 0, for no evaluation, or at least 2, not 1")
     started = time.monotonic()
     config = TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, precision=args.precision)
+    if (args.out / stages.BEGUN).exists():
+        raise UserError(f"{args.out} holds a run of another system: choose another --out")
     open_run(args.out, args.resume)                         # what cannot be written is said before the work
     data = mnist.load(args.data)
     print(f"training on {data.source} ({len(data)} images); the run is in {args.out}, "
@@ -201,7 +203,8 @@ def evaluate(args: argparse.Namespace) -> int:
         model = _load(args, args.sample_steps)
     else:
         model, options = cli_systems.captioned(args)
-    report = _likelihood(model, args) if args.likelihood else _report(model, args, options)
+    with cli_systems.refusals(args.system):
+        report = _likelihood(model, args) if args.likelihood else _report(model, args, options)
     _print_table(report.rows())
     if args.json:
         write_json(args.json, report.as_dict())
@@ -352,8 +355,13 @@ def _report(model, args: argparse.Namespace, options: dict):
     from minidiff.evaluate import evaluate as judge_model
 
     judge = cached_judge(args.data, train=getattr(args, "train_judge", False))
-    return judge_model(model, count=args.images, options=options, seed=args.seed, judge=judge,
-                       progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True))
+    with tqdm(desc="evaluating", unit="batch", dynamic_ncols=True) as bar:          # closed before any error is told
+        def progress(batches):
+            bar.reset(len(batches))
+            for batch in batches:
+                yield batch
+                bar.update()
+        return judge_model(model, count=args.images, options=options, seed=args.seed, judge=judge, progress=progress)
 
 
 def _likelihood(model, args: argparse.Namespace):
@@ -417,7 +425,7 @@ def _parser() -> argparse.ArgumentParser:
                 "Ctrl-C saves; --resume goes on, and gives the same result as a run that was never stopped.")
     _system(p)
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (else runs/mnist, or runs/SYSTEM)")
-    p.add_argument("--effort", type=_positive, default=1.0,
+    p.add_argument("--effort", type=_effort, default=1.0,
                    help="of --system: the share of its stages' steps to make; 0.1 for a quick look")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     p.add_argument("--steps", type=_count, default=TrainConfig.steps, help="training steps")
@@ -438,8 +446,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--count", type=_count, default=16, help="how many pictures")
     _system(p)
     p.add_argument("--steps", type=_steps,
-                   help=f"sampling steps, 1 to 1000: more are finer and slower (else {SAMPLED_STEPS})")
-    p.add_argument("--sampler", choices=("dpm++2m", "ddim", "heun", "ddpm"), help="the sampler (else dpm++2m)")
+                   help=f"sampling steps, 1 to 1000: more are finer and slower ({cli_systems.MAIN}: {SAMPLED_STEPS})")
+    p.add_argument("--sampler", choices=("dpm++2m", "ddim", "heun", "ddpm"),
+                   help=f"the sampler ({cli_systems.MAIN}: dpm++2m)")
     _set(p)
     p.add_argument("--trajectory", type=Path, metavar="FILE",
                    help="also write the way from noise to picture: an animation (.gif) or a strip (.png)")
@@ -496,7 +505,7 @@ def _common(p: argparse.ArgumentParser, scale: float | None, data: bool = True,
     p.add_argument("--scale", type=_number, default=scale,
                    help="guidance: 0 ignores the caption, 1 follows it, more follows it more strictly"
                         + ("" if scale is not None else f" (else {EVALUATED_SCALE:g}; not with --likelihood)" if data
-                           else f" (else {SAMPLED_SCALE:g})"))
+                           else f" ({cli_systems.MAIN}: {SAMPLED_SCALE:g})"))
     p.add_argument("--seed", type=_natural, default=0, help="another seed, other pictures")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
     if data:
@@ -515,7 +524,8 @@ def _system(p: argparse.ArgumentParser) -> None:
 
 def _set(p: argparse.ArgumentParser) -> None:
     p.add_argument("--set", type=_setting, action="append", metavar="KEY=VALUE",
-                   help="an option of --system's sampling, such as temperature=0.9; once for each")
+                   help="an option of --system's sampling, such as temperature=0.9; once for each. minidiff info "
+                        "--model FILE lists a system's, and so does a wrong name")
 
 
 def _model(p: argparse.ArgumentParser) -> None:
@@ -540,13 +550,19 @@ def _setting(text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"takes KEY=VALUE, such as timestep_spacing=trailing, not {text!r}")
     try:
         return key, json.loads(value.lower() if value in ("True", "False") else value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
 
 
 def _positive(text: str) -> float:
     if (value := _number(text)) <= 0:
         raise argparse.ArgumentTypeError(f"takes a number above 0, not {text!r}")
+    return value
+
+
+def _effort(text: str) -> float:
+    if not 0 < (value := _number(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"takes a number above 0 and at most 100, not {text!r}")
     return value
 
 

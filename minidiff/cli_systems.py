@@ -9,15 +9,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from minidiff import checkpoint, systems
+from minidiff.engine.backend import Streams
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.systems.system import System
 
 MAIN = "text-to-image"
+MOST = 1000                                                 # no number of an option is larger
 
 
 def train(args: argparse.Namespace) -> int:
@@ -45,6 +51,8 @@ def train(args: argparse.Namespace) -> int:
     print(f"weights         {args.out / 'model.safetensors'}")
     if kind.options() is not None:
         print(f'try             minidiff sample --system {args.system} --model {args.out / "model.safetensors"} "7"')
+    else:
+        print(f"try             python examples/{EXAMPLES[args.system]}")
     return 0
 
 
@@ -55,7 +63,12 @@ def options(kind: type[System], args: argparse.Namespace) -> dict:
                                                                        getattr(args, "sample_steps", None)),
                                          ("sampler", getattr(args, "sampler", None)))
              if value is not None}
-    given |= dict(args.set or [])
+    for name, value in args.set or []:
+        if name in given:
+            raise UserError(f"{kind.name}: {name} was given twice")
+        if isinstance(value, float) and not abs(value) <= MOST or isinstance(value, int) and abs(value) > MOST:
+            raise UserError(f"{kind.name}: {name} takes a number from -{MOST} to {MOST}, not {value}")
+        given[name] = value
     takes = ", ".join(f"{name} ({default})" for name, default in own.items()) or "none"
     for name, value in given.items():
         if name not in own:
@@ -80,7 +93,21 @@ def captioned(args: argparse.Namespace) -> tuple[System, dict]:
     return systems.find(args.system, args.model), chosen
 
 
-EXAMPLES = {"dpm": "01_swiss_roll.py", "clip": "03_clip.py"}
+# of those that draw no pictures of captions
+EXAMPLES = {"dpm": "01_swiss_roll.py", "clip": "03_clip.py", "autoencoder-kl": "10_autoencoders.py",
+            "autoencoder-vq": "10_autoencoders.py"}
+BATCH = 16                                                  # pictures drawn at a time
+
+
+@contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """A value that the system refuses is the user's to put right."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def sample(args: argparse.Namespace, prompt: str) -> int:
@@ -90,13 +117,15 @@ def sample(args: argparse.Namespace, prompt: str) -> int:
     if args.trajectory:
         raise UserError(f"--trajectory is drawn by {MAIN} only: leave it out with --system {args.system}")
     pictures.check_writable(args.out)
+    from tqdm import tqdm
     (model, chosen), started = captioned(args), time.monotonic()
-    try:
-        images = model.sample([prompt] * args.count, seed=args.seed, **chosen)
-    except UserError:
-        raise
-    except ValueError as error:                             # a value that the system refuses
-        raise UserError(f"{args.system}: {error}") from error
+    streams, drawn = Streams(args.seed, args.count), []
+    with refusals(args.system), tqdm(total=args.count, desc="sampling", unit="picture", leave=False) as bar:
+        for i in range(0, args.count, BATCH):
+            part = streams[i:i + BATCH]
+            drawn.append(model.sample([prompt] * len(part), streams=part, **chosen))
+            bar.update(len(part))
+    images = np.concatenate(drawn)
     title = prompt.strip() or "(no caption)"
     pictures.save(pictures.sheet(images, title=title), args.out)
     print(f"{args.count} x {title[:60]!r} by {args.system} in {time.monotonic() - started:.1f} s: {args.out}")
@@ -105,7 +134,9 @@ def sample(args: argparse.Namespace, prompt: str) -> int:
 
 def trained() -> str:
     """Which systems there are, and for which there are no weights."""
-    return ", ".join(name if systems.weights_of(name) else f"{name} (not trained)" for name in systems.SYSTEMS)
+    missing = [name for name in systems.SYSTEMS if not systems.weights_of(name)]
+    return ", ".join(name if name not in missing else f"{name} (not trained)" for name in systems.SYSTEMS) + (
+        "; minidiff train --system NAME trains one" if missing else "")
 
 
 def described(path: Path | None) -> list[tuple[str, str]]:
@@ -118,6 +149,8 @@ def described(path: Path | None) -> list[tuple[str, str]]:
     rows = [("model", f"{name}, {path or model.shipped()}"),
             ("parameters", ", ".join(f"{count:,} {part}" for part, count in parts.items()))]
     rows += [(field, _plain(value)) for field, value in asdict(model.config).items()]
+    if model.options():
+        rows.append(("sampling", ", ".join(f"{option} {default}" for option, default in model.options().items())))
     if model.tokenizer:
         rows.append(("tokenizer", f"{model.tokenizer.vocab_size} tokens"))
     return rows + [("trained", _plain(model.notes) if model.notes else "not recorded")]

@@ -55,7 +55,7 @@ class StageFit(Fit):
         super().restore(saved)
 
 
-WHAT = {"data": "--data", "train": "--seed or --effort"}
+WHAT = {"data": "--data", "train": "--seed or --effort", "config": "configuration"}
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,20 @@ def run(folder: str | Path, kind: type[System], data: mnist.Images, *, seed: int
     fit.Interrupted; with resume=True it goes on.  UserError where the folder holds another run, or none to resume.
     """
     folder = Path(folder)
-    check_run(folder, kind, resume)
     if not 0 < effort <= 100:
-        raise UserError(f"effort must be above 0, such as 0.1 for a tenth of the steps, not {effort:g}")
+        raise UserError(f"effort must be above 0 and at most 100, such as 0.1 for a tenth of the steps, not {effort:g}")
+    begun = check_run(folder, kind, resume)
+    if begun and (begun["seed"], begun["effort"]) != (seed, effort):
+        raise UserError(f"{folder} was begun with --seed {begun['seed']} --effort {begun['effort']}: resume with "
+                        "these, or choose another --out.")
     digits = CaptionedDigits.of(data)
-    system = kind.new(digits, seed, _begun(folder, kind) or config)
+    system = kind.new(digits, seed, begun["config"] if begun else config)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / BEGUN, system.describe())
+    write_json(folder / BEGUN, system.describe() | {"seed": seed, "effort": effort})
+    told = json.loads(json.dumps(asdict(system.config)))    # as a file will tell it: a tuple is a list there
     seconds = {}
     for number, stage in enumerate(system.stages(digits), start=1):
-        meta = {"system": kind.name, "stage": stage.name, "data": digits.fingerprint}
+        meta = {"system": kind.name, "stage": stage.name, "config": told, "data": digits.fingerprint}
         trainer = StageFit(stage, number, seed, effort, meta)
         keeper = checkpoint.Keeper(folder / f"{number}-{stage.name}", keep)
         saved = keeper.latest()
@@ -105,20 +109,23 @@ def run(folder: str | Path, kind: type[System], data: mnist.Images, *, seed: int
 BEGUN = "run.json"                                          # what the run was begun as
 
 
-def check_run(folder: Path, kind: type[System], resume: bool) -> None:
-    """UserError, before any work, where `folder` holds another run, or with `resume` none."""
-    begun = (folder / BEGUN).exists()
-    if begun:
-        _begun(folder, kind)
+def check_run(folder: Path, kind: type[System], resume: bool) -> dict | None:
+    """What the folder's run was begun with: its config, seed and effort; None where it holds no run.
+
+    UserError, before any work, where it holds another run, or with `resume` none.
+    """
+    begun = _begun(folder, kind)
+    if not begun and (folder / "model.safetensors").exists():
+        raise UserError(f"{folder} holds a run of another kind: choose another --out.")
     if begun and not resume:
         raise UserError(f"{folder} holds a run of {kind.name}: add --resume to go on with it, or choose another --out.")
     if resume and not begun:
         raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
     checkpoint.Keeper(folder).prepare()
+    return begun
 
 
-def _begun(folder: Path, kind: type[System]):
-    """The configuration that the folder's run was begun with, or None where it holds no run."""
+def _begun(folder: Path, kind: type[System]) -> dict | None:
     path = folder / BEGUN
     if not path.exists():
         return None
@@ -127,8 +134,8 @@ def _begun(folder: Path, kind: type[System]):
         if told["system"] != kind.name:
             raise UserError(f"{folder} holds a run of {str(told['system'])[:40]!r}, not of {kind.name!r}: choose "
                             "another --out.")
-        return config_from(kind.Config, told["config"])
-    except (ValueError, TypeError, KeyError, OSError) as error:
+        return {"config": config_from(kind.Config, told["config"]), "seed": told["seed"], "effort": told["effort"]}
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} does not say what run this is ({error}): choose another --out.") from error

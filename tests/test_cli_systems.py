@@ -70,6 +70,14 @@ BAD = {
     "an option of another type": (["sample", "--system", "toy", "3", "--set", "best=many"],
                                   "best takes a value like 1, not 'many'"),
     "a value that it refuses": (["sample", "--system", "toy", "3", "--set", "best=0"], "best must be at least 1"),
+    "a value that it refuses, evaluated": (["evaluate", "--system", "toy", "--images", "4", "--set", "best=0"],
+                                           "best must be at least 1"),
+    "too large a number": (["sample", "--system", "toy", "3", "--set", "scale=1e308"], "from -1000 to 1000"),
+    "no number": (["sample", "--system", "toy", "3", "--set", "scale=NaN"], "from -1000 to 1000"),
+    "an option given twice": (["sample", "--system", "toy", "3", "--scale", "3", "--set", "scale=2"], "given twice"),
+    "a value without end": (["sample", "--system", "toy", "3", "--set", "scale=" + "[" * 100_000], "takes a value"),
+    "the main job into another's run": (["train", "--out", "begun"], "begun holds a run of another system"),
+    "effort beyond measure": (["train", "--system", "toy", "--effort", "101"], "at most 100"),
     "a trajectory": (["sample", "--system", "toy", "3", "--trajectory", "a.gif"], "leave it out"),
     "a device": (["sample", "--system", "toy", "3", "--device", "cuda"], ""),
     "an option without its system": (["sample", "3", "--set", "best=2"], "--set is read by the other systems only"),
@@ -83,7 +91,20 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments, says", BAD.values(), ids=BAD)
-def test_a_mistake_is_one_sentence(arguments, says, capsys):
+def test_a_mistake_is_one_sentence(arguments, says, capsys, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
     assert call(*arguments) == 2
     said = capsys.readouterr().err.strip().splitlines()
+    said = [line for line in said if line.strip() and "%|" not in line]             # but for a bar that had begun
     assert len(said) == 1 and said[0].startswith("minidiff: ") and says in said[0]
+
+
+@pytest.mark.parametrize("name", [name for name in systems.SYSTEMS if systems.kind_of(name).options() is None])
+def test_what_draws_no_pictures_of_captions_names_its_example(name, capsys):
+    from test_examples import EXAMPLES
+    for command in (["sample", "3"], ["evaluate", "--images", "4"]):
+        assert call(*command, "--system", name) == 2
+        said = capsys.readouterr().err
+        assert f"{name} draws no pictures of captions: python examples/" in said
+        assert (EXAMPLES / said.split("examples/")[1].split()[0]).exists()

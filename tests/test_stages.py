@@ -99,23 +99,38 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path):
     run(tmp_path / "a", config=ToyConfig(2))
     with pytest.raises(UserError, match="holds a run of toy: add --resume"):
         run(tmp_path / "a")
-    with pytest.raises(UserError, match="another --seed or --effort"):
+    with pytest.raises(UserError, match="begun with --seed 0 --effort 1.0: resume with these"):
         run(tmp_path / "a", seed=1, resume=True)
-    with pytest.raises(UserError, match="another --seed or --effort"):
+    with pytest.raises(UserError, match="begun with --seed 0 --effort 1.0: resume with these"):
         run(tmp_path / "a", effort=2.0, resume=True)
     with pytest.raises(UserError, match="another --data"):
         stages.run(tmp_path / "a", Toy, tiny.images(49), quiet=True, resume=True)
-    with pytest.raises(UserError, match="effort must be above 0"):
-        run(tmp_path / "b", effort=0.0)
+    for effort in (0.0, 101.0, float("nan")):
+        with pytest.raises(UserError, match="effort must be above 0 and at most 100"):
+            run(tmp_path / "b", effort=effort)
     assert run(tmp_path / "a", resume=True).system.config.width == 2        # what the run was begun with
 
     class Other(Toy):
         name = "other"
     with pytest.raises(UserError, match="holds a run of 'toy', not of 'other'"):
         stages.run(tmp_path / "a", Other, tiny.images(50), quiet=True, resume=True)
-    (tmp_path / "a" / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json does not say what run this is"):
+    begun = json.loads((tmp_path / "a" / "run.json").read_text())
+    (tmp_path / "a" / "run.json").write_text(json.dumps(begun | {"config": {"width": 3}}))
+    with pytest.raises(UserError, match="of a run with another configuration"):
         run(tmp_path / "a", resume=True)
+    for damaged in ("{", "[]", "[" * 100_000, json.dumps(begun | {"config": 3})):
+        (tmp_path / "a" / "run.json").write_text(damaged)
+        with pytest.raises(UserError, match="run.json does not say what run this is"):
+            run(tmp_path / "a", resume=True)
+    (tmp_path / "a" / "run.json").unlink()
+    with pytest.raises(UserError, match="holds a run of another kind"):
+        run(tmp_path / "a")
+
+
+def test_the_state_of_a_stage_is_no_model(tmp_path):
+    run(tmp_path / "a")
+    with pytest.raises(UserError, match="is the state of one stage: name the run's model.safetensors"):
+        Toy.load(tmp_path / "a" / "1-first" / "step-000004.safetensors")
 
 
 def test_a_file_of_one_system_is_refused_by_another(tmp_path):

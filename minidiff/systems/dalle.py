@@ -281,7 +281,7 @@ class DALLE(System):
             B = part.stop - part.start
             both = np.concatenate([ids[part], null.repeat(B, axis=0)]) if guided else ids[part]
             z = np.empty((B, PLACES), np.int64)
-            with no_grad():
+            with no_grad(), np.errstate(over="ignore"):     # of a scale too large, which `check_finite` says
                 logits, caches = self.prior.start(both)                             # (B, K), guided (2 B, K)
                 for n in range(PLACES):
                     if n:

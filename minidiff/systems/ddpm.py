@@ -84,8 +84,9 @@ class DDPMConfig:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-        if self.image_size < 1 or self.image_size % self.unet.multiple:
-            raise ValueError(f"image_size must be a multiple of {self.unet.multiple}, not {self.image_size}")
+        if not 1 <= self.image_size <= 256 or self.image_size % self.unet.multiple:
+            raise ValueError(f"image_size must be a multiple of {self.unet.multiple} of at most 256, "
+                             f"not {self.image_size}")
         if self.T < 2 or self.steps < 1:
             raise ValueError(f"T must be at least 2 and steps at least 1, not {self.T} and {self.steps}")
         if self.unet.out != 2 * self.unet.channels or self.unet.text:
@@ -190,8 +191,8 @@ class DDPM(System):
         """Every state from x_T to x_0, each with its x0_hat (progressive generation, DDPM section 4.3)."""
         streams, size = streams_for(captions, seed, streams), self.config.image_size
         if any(caption.strip() for caption in captions):
-            raise UserError("ddpm draws whatever it likes: give one '' for each picture, or let a classifier guide it "
-                            "toward a caption's digit (the system adm).")
+            raise UserError("ddpm draws whatever it likes: give '' for a caption (minidiff sample --system ddpm ''), "
+                            "or let a classifier guide it toward a caption's digit (the system adm).")
         # 1: x_T ~ N(0, I)                                                                          Algorithm 2
         x_T = streams.normal((size, size, self.config.unet.channels))
         yield from self.reverse(x_T, times(self.schedule, steps), streams=streams, variance=variance)

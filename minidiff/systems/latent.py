@@ -64,8 +64,9 @@ class LatentConfig:
             raise ValueError(f"unet.channels ({self.unet.channels}) must be autoencoder.latent "
                              f"({self.autoencoder.latent}), and unet.text ({self.unet.text}) clip.width "
                              f"({self.clip.width})")
-        if self.image_size < 4 or self.image_size % (4 * self.unet.multiple):
-            raise ValueError(f"image_size must be a multiple of {4 * self.unet.multiple}, not {self.image_size}")
+        if not 4 <= self.image_size <= 256 or self.image_size % (4 * self.unet.multiple):
+            raise ValueError(f"image_size must be a multiple of {4 * self.unet.multiple} of at most 256, "
+                             f"not {self.image_size}")
 
 
 class LatentDiffusion(System):

@@ -133,6 +133,9 @@ class System(Module):
         system, path = saved.meta.get("system"), saved.path
         if system != cls.name:
             raise UserError(f"{path} holds {str(system)[:40]!r}, and {cls.name!r} was asked for.")
+        if "stage" in saved.meta:
+            raise UserError(f"{path} is the state of one stage: name the run's model.safetensors, which is there when "
+                            "its last stage is done (go on with --resume).")
         try:
             config = config_from(cls.Config, saved.meta.get("config"))
             told = saved.meta.get("tokenizer")
@@ -168,6 +171,8 @@ def streams_for(captions: Sequence[str], seed: int, streams: Streams | None) -> 
 
 
 def check_streams(captions: Sequence[str], streams: Streams) -> Streams:
+    if not hasattr(streams, "normal"):
+        raise TypeError(f"streams must be Streams, one for each caption, not {type(streams).__name__}")
     if len(streams) != len(captions):
         raise ValueError(f"streams must be one for each of the {len(captions)} captions, not {len(streams)}")
     return streams

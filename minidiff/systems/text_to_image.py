@@ -50,8 +50,9 @@ class TextToImageConfig:
         check_predicts(self.predicts)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-        if self.image_size < 1 or self.image_size % self.unet.multiple:
-            raise ValueError(f"image_size must be a multiple of {self.unet.multiple}, not {self.image_size}")
+        if not 1 <= self.image_size <= 256 or self.image_size % self.unet.multiple:
+            raise ValueError(f"image_size must be a multiple of {self.unet.multiple} of at most 256, "
+                             f"not {self.image_size}")
         if self.unet.text != self.text.width:
             raise ValueError(f"unet.text ({self.unet.text}) must be text.width ({self.text.width})")
 

@@ -166,7 +166,7 @@ BUGS = [
         "x.shape[3] != c.channels:",
         "diffusers #255"),
     Bug("odd image sizes in a configuration", "systems/text_to_image.py",
-        "if self.image_size < 1 or self.image_size % self.unet.multiple:",
+        "if not 1 <= self.image_size <= 256 or self.image_size % self.unet.multiple:",
         "if self.image_size < 1:",
         "diffusers #255"),
     Bug("a schedule's tables can be overwritten", SCHEDULES,

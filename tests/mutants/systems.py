@@ -27,7 +27,7 @@ BUGS = [
         "max(1, round(stage.steps * effort))",
         "max(1, stage.steps)"),
     Bug("a resumed run takes the default configuration", STAGES,
-        "_begun(folder, kind) or config)",
+        'begun["config"] if begun else config)',
         "config)"),
     Bug("a state of another run is gone on with", STAGES,
         "if saved.meta.get(what) != mine:",
