@@ -29,7 +29,7 @@ ROWS = {
     "DDPM": ("ddpm", {}),
     "classifier guidance": ("adm", {}),
     "classifier-free guidance": ("text-to-image", {"scale": 2.0, "steps": 15}),
-    "GLIDE, CLIP guidance": ("glide", {}),
+    "CLIP guidance (GLIDE)": ("glide", {}),
     "DALL-E": ("dalle", {}),
     "DALL-E, best of 8": ("dalle", {"rerank": 8}),
     "DALL-E 2": ("dalle2", {}),
@@ -117,7 +117,8 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     write_whole(Path(out) / "systems.md", f"# The systems side by side\n\n`python examples/compare_systems.py --count "
                 f"{count}`\n\n{text}\n\n{NOTE}\n".encode())
     if shown:
-        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=list(shown), scale=4)
+        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=[label.split(" guid")[0] for label in shown],
+                                 scale=4)
         pictures.save(picture, Path(out) / "systems.png")
 
 
