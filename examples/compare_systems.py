@@ -117,8 +117,8 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     write_whole(Path(out) / "systems.md", f"# The systems side by side\n\n`python examples/compare_systems.py --count "
                 f"{count}`\n\n{text}\n\n{NOTE}\n".encode())
     if shown:
-        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=[label.split(" guid")[0] for label in shown],
-                                 scale=4)
+        labels = [label.split(" guid")[0] for label in shown]
+        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=labels, scale=4)
         pictures.save(picture, Path(out) / "systems.png")
 
 

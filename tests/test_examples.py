@@ -29,5 +29,23 @@ def test_convergence(tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
+def test_compare_systems(tmp_path, monkeypatch, capsys):
+    compare = load("compare_systems")
+    monkeypatch.setattr(compare, "ROWS", {"DALL-E": ("dalle", {}), "DDPM": ("ddpm", {"steps": 2})})
+    for _ in range(2):                                      # the second time from what was kept
+        compare.main([], count=4, out=str(tmp_path), cache=str(tmp_path / "cache"))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| D")]
+    assert [row.split(" | ")[0] for row in rows] == ["| DALL-E", "| DDPM"] * 2
+    assert rows[0].split(" | ")[5:] == rows[2].split(" | ")[5:]                     # but for the pace
+    assert rows[0].split(" | ")[9] in (tmp_path / "systems.md").read_text()
+    assert (tmp_path / "systems.png").stat().st_size > 1000
+
+
+def test_every_example_is_run_by_a_test():
+    tests = "".join(p.read_text() for p in Path(__file__).parent.rglob("test_*.py"))
+    for path in EXAMPLES.glob("*.py"):
+        assert f'"{path.stem}"' in tests or path.name in tests, path.name
+
+
 def test_it_is_short_enough_to_read():
     assert len((EXAMPLES / "train_mnist_text.py").read_text().splitlines()) <= 150
