@@ -24,8 +24,8 @@ from minidiff.engine.backend import to_device, to_numpy
 from minidiff.errors import UserError
 from minidiff.fit import Fit, FitConfig, fit, open_run
 from minidiff.nn.precision import in_precision
+from minidiff.systems.system import caption_tokenizer
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
-from minidiff.text.tokenizer import Tokenizer
 
 PROMPTS = ("a bold seven leaning left", "the digit seven", "a thin, upright three", "3", "a wide zero", "0",
            "a narrow, right-leaning 5", "a heavy four", "one", "a fine 8 leaning right", "nine, bold", "")
@@ -45,8 +45,7 @@ class TrainConfig(FitConfig):
 def new_model(data: CaptionedDigits, config: TextToImageConfig, seed: int) -> TextToImage:
     """An untrained model, its tokenizer learned from captions of the data."""
     rng = np.random.default_rng([seed, 1])
-    corpus = [f" {data.caption(int(i), rng)}" for i in rng.integers(0, len(data.digits), 20_000)]
-    return TextToImage(config, Tokenizer.train(corpus, config.text.vocab), rng)
+    return TextToImage(config, caption_tokenizer(data, config.text.vocab, rng), rng)
 
 
 TRAINING = 2**32                                            # the first place of training's streams; a sampler's is 0

@@ -39,7 +39,7 @@ from minidiff.data.captioned import CaptionedDigits
 from minidiff.engine import ops
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.systems.system import Stage, System, as_read, check_captions
+from minidiff.systems.system import Stage, System, as_read, caption_tokenizer, check_captions
 from minidiff.text.clip import ImageTower, ImageTowerConfig, TextTower, capped, clip_loss, first_log_scale, unit
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
@@ -80,8 +80,7 @@ class Contrastive(System):
 
     @classmethod
     def tokenizer_for(cls, data: CaptionedDigits, config, rng: np.random.Generator) -> Tokenizer:
-        corpus = [as_read(data.caption(int(i), rng)) for i in rng.integers(0, len(data.digits), 20_000)]
-        return Tokenizer.train(corpus, config.text.vocab)
+        return caption_tokenizer(data, config.text.vocab, rng)
 
     def tokens(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Captions as ids and mask, (B, N).  Nothing but white space is the null caption."""

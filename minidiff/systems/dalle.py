@@ -51,7 +51,7 @@ from minidiff.nn.gumbel import gumbel, gumbel_softmax, kl_to_uniform
 from minidiff.nn.layers import Embedding, LayerNorm, Linear, parameter
 from minidiff.nn.module import Module
 from minidiff.nn.transformer import KVCache, TransformerBlock
-from minidiff.systems.system import Stage, System, as_read, check_finite, streams_for
+from minidiff.systems.system import Stage, System, as_read, caption_tokenizer, check_finite, streams_for
 from minidiff.text.tokenizer import PAD, Tokenizer
 
 SIDE, PLACES = 7, 49                                        # of the grid of image tokens
@@ -225,8 +225,7 @@ class DALLE(System):
 
     @classmethod
     def tokenizer_for(cls, data: CaptionedDigits, config: DALLEConfig, rng: np.random.Generator) -> Tokenizer:
-        corpus = [as_read(data.caption(int(i), rng)) for i in rng.integers(0, len(data.digits), 20_000)]
-        return Tokenizer.train(corpus, config.vocab)
+        return caption_tokenizer(data, config.vocab, rng)
 
     def ids(self, captions: Sequence[str]) -> np.ndarray:
         """Captions as text tokens (B, L)."""

@@ -152,6 +152,12 @@ def as_read(caption: str) -> str:
     return f" {words}" if words else ""
 
 
+def caption_tokenizer(data: CaptionedDigits, vocab: int, rng: np.random.Generator) -> Tokenizer:
+    """Learned from 20,000 captions of the data."""
+    return Tokenizer.train([as_read(data.caption(int(i), rng)) for i in rng.integers(0, len(data.digits), 20_000)],
+                           vocab)
+
+
 def check_captions(captions: Sequence[str]) -> None:
     if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
         raise TypeError(f"captions must be a list of str, one for each picture, not {str(captions)[:40]!r}")
