@@ -25,6 +25,7 @@ from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.posterior import Observed, posterior, reconstruction
 from minidiff.diffusion.samplers import sample, times
 from minidiff.engine.backend import Streams
+from minidiff.errors import told
 from minidiff.systems.ddpm import DDPM, VARIANCES, step_weights
 
 SHOWN = (7, 2, 13, 15, 17, 4)                               # of the packed training images
@@ -103,4 +104,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="docs", help="folder of the pictures (default: docs)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of MNIST's files, for --bits")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

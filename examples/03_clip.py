@@ -22,6 +22,7 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data import attributes, captions, mnist
 from minidiff.data.pixels import to_float
+from minidiff.errors import told
 from minidiff.systems.clip import CLIP, PROMPTS
 from minidiff.text.clip import recall_at
 
@@ -80,4 +81,4 @@ if __name__ == "__main__":
     parser.add_argument("--nearest", type=int, default=10, help="pictures to draw for each query (default: 10)")
     parser.add_argument("--out", default="docs/clip_retrieval.png")
     parser.add_argument("--data", default=None, help="folder of MNIST's files")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

@@ -17,6 +17,7 @@ from minidiff import pictures, systems
 from minidiff.data import attributes, captions, mnist
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.gaussian import q_sample
+from minidiff.errors import told
 from minidiff.evaluate import Judge
 from minidiff.fidelity import Fidelity, measure
 from minidiff.systems.adm import classes
@@ -74,4 +75,4 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=30, help="of the samplers")
     parser.add_argument("--model", help="weights of adm, if not those that come with minidiff")
     parser.add_argument("--out", default="classifier_guidance.png")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

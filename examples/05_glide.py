@@ -16,6 +16,7 @@ from minidiff import pictures
 from minidiff.data import captions, mnist
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.gaussian import q_sample, score_from_x0
+from minidiff.errors import told
 from minidiff.evaluate import evaluate
 from minidiff.systems.glide import GLIDE
 from minidiff.systems.text_to_image import TextToImage
@@ -89,4 +90,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=int, default=0, help="pictures to judge for each row of the table")
     parser.add_argument("--out", default="docs/glide.png")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

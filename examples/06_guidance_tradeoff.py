@@ -21,6 +21,7 @@ from minidiff import pictures, plots
 from minidiff.data import attributes, captions, mnist
 from minidiff.data.captioned import CaptionedDigits
 from minidiff.data.pixels import to_float
+from minidiff.errors import told
 from minidiff.evaluate import Judge
 from minidiff.fidelity import Fidelity, measure
 from minidiff.nn.unet import UNetConfig
@@ -97,4 +98,4 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="folder with MNIST's four files")
     parser.add_argument("--runs", default="runs/guidance-tradeoff", help="where the models are kept")
     parser.add_argument("--out", default="cfg_tradeoff.png")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

@@ -28,7 +28,7 @@ from minidiff import pictures
 from minidiff.data import attributes, captions, mnist
 from minidiff.data.pixels import to_float
 from minidiff.engine.backend import Streams
-from minidiff.errors import UserError
+from minidiff.errors import UserError, told
 from minidiff.evaluate import Judge
 from minidiff.systems.dalle2 import PRIORS, UnCLIP
 
@@ -98,4 +98,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="dalle2.png")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

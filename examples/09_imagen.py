@@ -20,6 +20,7 @@ from minidiff.data import attributes, captions, mnist
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.cascade import resized
 from minidiff.engine.backend import Streams, keep_freed_memory
+from minidiff.errors import told
 from minidiff.evaluate import Judge
 from minidiff.stages import run
 from minidiff.systems.imagen import PROMPTS, Imagen
@@ -106,4 +107,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", default=".", help="the folder of the pictures")
     parser.add_argument("--steps", type=int, default=20, help="of the base model; half as many above it")
     parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

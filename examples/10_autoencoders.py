@@ -19,6 +19,7 @@ import numpy as np
 from minidiff import pictures, stages
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
+from minidiff.errors import told
 from minidiff.systems.autoencoder import Autoencoder, KLAutoencoder, Reconstruction, VQAutoencoder
 
 
@@ -67,4 +68,4 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="folder with MNIST's four files; without it, the packed training images")
     parser.add_argument("--runs", default="runs", help="the folder that the trained autoencoders are kept in")
     parser.add_argument("--out", default="autoencoders.png")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

@@ -18,6 +18,7 @@ import numpy as np
 from minidiff import pictures, stages
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
+from minidiff.errors import told
 from minidiff.systems.latent import LatentDiffusion
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]
@@ -72,4 +73,4 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="latent.png")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from minidiff import pictures, stages, systems
 from minidiff.data import mnist
 from minidiff.engine.backend import keep_freed_memory
+from minidiff.errors import told
 from minidiff.evaluate import BATCH, Judge, Streams, evaluate, fidelity
 from minidiff.files import write_json, write_whole
 
@@ -129,4 +130,4 @@ if __name__ == "__main__":
     parser.add_argument("--train", action="store_true", help="train what has no weights")
     parser.add_argument("--out", default="docs", help="folder of systems.md and systems.png (docs)")
     parser.add_argument("--cache", default="runs/compare", help="folder of the rows (runs/compare)")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

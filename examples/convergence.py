@@ -25,6 +25,7 @@ from minidiff import pictures, plots
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.samplers import ddim, ddim_inverse, dpm_solver_pp_2m, heun, sample, times
 from minidiff.diffusion.schedules import log_snr_linear
+from minidiff.errors import told
 
 SAMPLERS = {"DDIM": ddim, "DDIM, inverse": ddim_inverse, "Heun": heun, "DPM-Solver++(2M)": dpm_solver_pp_2m}
 
@@ -100,4 +101,4 @@ def main(steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256), out: str = "docs/co
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="docs/convergence.png")
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

@@ -28,6 +28,7 @@ from minidiff.engine import ops
 from minidiff.engine.backend import Streams, keep_freed_memory
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import told
 from minidiff.nn.optim import EMA, AdamW, WarmupCosine, clip_by_norm
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
@@ -116,4 +117,4 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="folder with MNIST's four files")
     parser.add_argument("--out", default="samples.png")
     parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+    told(main, **vars(parser.parse_args()))

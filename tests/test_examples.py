@@ -3,6 +3,10 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
+from minidiff.errors import told
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -39,6 +43,12 @@ def test_compare_systems(tmp_path, monkeypatch, capsys):
     assert rows[0].split(" | ")[5:] == rows[2].split(" | ")[5:]                     # but for the pace
     assert rows[0].split(" | ")[9] in (tmp_path / "systems.md").read_text()
     assert (tmp_path / "systems.png").stat().st_size > 1000
+
+
+def test_a_users_mistake_is_one_sentence():
+    with pytest.raises(SystemExit, match=r"^The output path 'nowhere/x.png' lies in a folder that is not there"):
+        told(load("convergence").main, out="nowhere/x.png")
+    assert all("told(main" in path.read_text() for path in EXAMPLES.glob("*.py"))
 
 
 def test_every_example_is_run_by_a_test():
