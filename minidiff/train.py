@@ -20,6 +20,7 @@ import numpy as np
 from minidiff import checkpoint, pictures
 from minidiff.data import mnist
 from minidiff.data.captioned import CaptionedDigits
+from minidiff.diffusion.losses import spread
 from minidiff.engine.backend import to_device, to_numpy
 from minidiff.errors import UserError
 from minidiff.fit import Fit, FitConfig, fit, open_run
@@ -75,7 +76,7 @@ class Trainer(Fit):
         ids, mask = self.model.tokens(texts)
         longest = int(mask.sum(axis=1).max())               # columns of nothing but padding are left out
         # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
-        T, u = self.model.schedule.T, (rng.random() + np.arange(c.batch) / c.batch) % 1
+        T, u = self.model.schedule.T, spread(rng, c.batch)
         # t = T u^(1/3): a density of 3 t^2 / T^3, which grows with t
         t = (T * np.cbrt(u)).astype(np.int64)
         if self.on_device:

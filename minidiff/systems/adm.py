@@ -45,6 +45,7 @@ from minidiff.data.captions import parse
 from minidiff.diffusion.denoiser import Denoiser, static_threshold
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
 from minidiff.diffusion.guidance import ClassifierGuidance
+from minidiff.diffusion.losses import spread
 from minidiff.diffusion.samplers import State, beta_tilde, checked_times, ddim, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import Schedule
@@ -103,7 +104,7 @@ class ADM(System):
         def batch(rng: np.random.Generator, B: int) -> tuple:
             chosen = rng.integers(0, len(y), B)
             # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
-            T, u = self.ddpm.schedule.T, (rng.random() + np.arange(B) / B) % 1
+            T, u = self.ddpm.schedule.T, spread(rng, B)
             t = np.minimum((T * u).astype(np.int64), T - 1)
             eps = rng.standard_normal((B, *data.x_0.shape[1:]), dtype=np.float32)
             return q_sample(self.ddpm.schedule, data.x_0[chosen], t, eps), t, y[chosen]

@@ -44,6 +44,7 @@ from minidiff.data.captioned import CaptionedDigits
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import q_sample, target
 from minidiff.diffusion.guidance import ClassifierFree
+from minidiff.diffusion.losses import spread
 from minidiff.diffusion.samplers import ddim, ddim_inverse, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import SCHEDULES
@@ -351,11 +352,6 @@ class UnCLIP(System):
         z_d = (z_t[1] - z_t[0]) / np.linalg.norm(z_t[1] - z_t[0])
         z = slerp(np.repeat(z_i, n, axis=0), np.repeat(z_d[None], n, axis=0), np.asarray(thetas))
         return self.decode(z, [""] * n, scale=scale, steps=steps, x_T=np.repeat(x_T, n, axis=0))
-
-
-def spread(rng: np.random.Generator, B: int) -> np.ndarray:
-    """B numbers, each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)."""
-    return (rng.random() + np.arange(B) / B) % 1
 
 
 def best_of(z_i: np.ndarray, z_t: np.ndarray) -> np.ndarray:

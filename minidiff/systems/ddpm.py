@@ -56,6 +56,7 @@ from minidiff.diffusion.gaussian import (
     to_x0,
 )
 from minidiff.diffusion.likelihood import DiscretisedGaussian
+from minidiff.diffusion.losses import spread
 from minidiff.diffusion.samplers import State, beta, beta_tilde, checked_times, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
@@ -143,7 +144,7 @@ class DDPM(System):
         def batch(rng: np.random.Generator, B: int) -> tuple:
             # 2, 3, 4: x_0 ~ q(x_0),  t ~ uniform,  eps ~ N(0, I)                                   Algorithm 1
             x_0 = data.x_0[rng.integers(0, len(data.x_0), B)]
-            t = np.minimum((T * ((rng.random() + np.arange(B) / B) % 1)).astype(np.int64), T - 1)
+            t = np.minimum((T * spread(rng, B)).astype(np.int64), T - 1)
             return x_0, t, rng.standard_normal(x_0.shape, dtype=np.float32)
 
         yield Stage("diffusion", self.unet, batch, self.loss, self.config.steps, size=32,

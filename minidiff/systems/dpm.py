@@ -52,6 +52,7 @@ from minidiff.data import swiss_roll
 from minidiff.data.captioned import CaptionedDigits
 from minidiff.diffusion.entropy import KBound, bits, k_bound, log_likelihood_of_noise
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
+from minidiff.diffusion.losses import spread
 from minidiff.diffusion.samplers import State
 from minidiff.diffusion.schedules import Schedule, even_loss, from_betas
 from minidiff.engine import ops
@@ -158,7 +159,7 @@ class DPM(System):
         """The reverse process on the given schedule, then both.  Points are made as they are wanted, without `data`."""
         def batch(rng: np.random.Generator, B: int) -> tuple:
             # t is uniform on 1..T-1, and spread evenly over the batch
-            t = 1 + ((self.config.T - 1) * ((rng.random() + np.arange(B) / B) % 1)).astype(np.int64)
+            t = 1 + ((self.config.T - 1) * spread(rng, B)).astype(np.int64)
             return swiss_roll.points(rng, B, self.config.noise), t, rng.standard_normal((B, D), dtype=np.float32)
 
         yield Stage("reverse", self.reverse, batch, self.loss, self.config.steps, size=128, lr=3e-2, draw=self.picture)

@@ -45,6 +45,7 @@ from minidiff.diffusion.cascade import Given, augmented, cascade, noise_time, re
 from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
 from minidiff.diffusion.gaussian import q_sample, target
 from minidiff.diffusion.guidance import ClassifierFree
+from minidiff.diffusion.losses import spread
 from minidiff.diffusion.schedules import cosine
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams
@@ -172,7 +173,7 @@ class Imagen(System):
         captions = ["" if rng.random() < 0.1 else data.caption(int(i), rng) for i in chosen]
         x_0 = resized(data.x_0[chosen], sizes[k])                                   # (B, size, size, 1)
         # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
-        u = (rng.random() + np.arange(B) / B) % 1
+        u = spread(rng, B)
         # t = T u^(1/3) for the base, which decides at noisy times what to draw; the others paint in detail: t = T u
         t = np.minimum((T * (np.cbrt(u) if k == 0 else u)).astype(np.int64), T - 1)
         eps = rng.standard_normal(x_0.shape, dtype=np.float32)
