@@ -397,7 +397,7 @@ PLANTED = [
     (4, "S[n][u] *= dP[n][u] - delta_tile[8 * n + lane % 4 * 2 + u % 2]",
      "S[n][u] *= dP[n][u] - delta_tile[8 * n + lane % 4 * 2]", None),
     (4, "i0 + n < N ? lse[i0 + n] : POS_INF", "lse[i0 + n]", "address"),
-    (4, f"{BARRIER} // nobody reads the tiles any more\n    }}\n    store_rows(dk", "}\n    store_rows(dk", "thread"),
+    (4, f"{BARRIER} // nobody reads the tiles any more\n    }}\n    dk +=", "}\n    dk +=", "thread"),
     (4, "r < rows && c < columns) to[", "c < columns) to[", "address"),
 ]
 
