@@ -106,12 +106,13 @@ def keep_freed_memory() -> bool:
     A fresh large array costs a page fault for every 4 KiB that it touches; a training step frees and
     asks again for the same sizes, and with this it gets the same pages back.
     """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, FOREVER = -1, -3, 2**31 - 1
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, FOREVER = -1, -3, -8, 2**31 - 1
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):                       # not glibc
         return False
-    kept = mallopt(M_TRIM_THRESHOLD, FOREVER)
+    # one arena for all threads: those of their own give back what is empty, whatever the threshold
+    kept = mallopt(M_TRIM_THRESHOLD, FOREVER) and mallopt(M_ARENA_MAX, 1)
     OLD_MOST = 32 << 20                                     # glibc before 2.35 refuses more
     return bool(kept and (mallopt(M_MMAP_THRESHOLD, FOREVER) or mallopt(M_MMAP_THRESHOLD, OLD_MOST)))
 

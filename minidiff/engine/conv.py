@@ -28,8 +28,8 @@ import numpy as np
 
 from minidiff.engine import conv_cuda, conv_shift, conv_winograd
 from minidiff.engine.backend import narrow, xp_of
-from minidiff.engine.ops import _same_dtype, _sums_dtype, in_float32_on_cpu
-from minidiff.engine.tensor import Tensor, record
+from minidiff.engine.ops import _rows, _same_dtype, _sum_rows, _sums_dtype, in_float32_on_cpu
+from minidiff.engine.tensor import Tensor, is_recording, record
 
 
 @in_float32_on_cpu
@@ -41,12 +41,20 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
                          f"{w.shape[2]}")
     if min(x.shape[1] + 2 * padding - w.shape[0], x.shape[2] + 2 * padding - w.shape[1]) < 0:
         raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
-    y = correlate(x.data, w.data, stride, padding, None if bias is None else bias.data)
+    if is_recording() and xp_of(x.data, w.data) is np \
+            and _fastest(x.shape, w.shape, stride, padding) is conv_winograd:
+        y, back = conv_winograd.correlate_and_back(x.data, w.data, padding)     # the way back needs what y needed
+        if bias is not None:
+            y += bias.data
+    else:
+        y = correlate(x.data, w.data, stride, padding, None if bias is None else bias.data)
+
+        def back(dy, with_dx: bool, with_dw: bool):
+            return (correlate_dx(dy, w.data, x.shape, stride, padding) if with_dx else None,
+                    correlate_dw(x.data, dy, w.shape, stride, padding) if with_dw else None)
 
     def pullback(dy):
-        return (correlate_dx(dy, w.data, x.shape, stride, padding) if x.requires_grad else None,
-                correlate_dw(x.data, dy, w.shape, stride, padding) if w.requires_grad else None,
-                *(() if bias is None else (_sum_rows(dy),)))
+        return *back(dy, x.requires_grad, w.requires_grad), *(() if bias is None else (_sum_rows(dy),))
     return record(y, (x, w) if bias is None else (x, w, bias), pullback)
 
 
@@ -120,7 +128,7 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
     (kh, kw, C, D), pixels = w_shape, x_shape[1] * x_shape[2]
     if stride != 1 or kh != kw or padding >= kh:
         return None
-    if kh == 3 and min(C, D) >= 32 and (pixels < 100 or C + D > 128):
+    if kh == 3 and min(C, D) >= 16:
         return conv_winograd
     # small images have many pixels at an edge, whose share of the work conv_shift does in vain
     return conv_shift if pixels >= 100 else None
@@ -161,16 +169,6 @@ def _patches(x, kh: int, kw: int, stride: int):
     b, h, w, c = x.strides
     shape = B, (H - kh) // stride + 1, (W - kw) // stride + 1, kh, kw, C
     return xp_of(x).lib.stride_tricks.as_strided(x, shape, (b, h * stride, w * stride, h, w, c))
-
-
-def _rows(x):
-    return x.reshape(-1, x.shape[-1])
-
-
-def _sum_rows(x):
-    """The sum over all axes but the last, as a product with ones: BLAS reads x once, in order."""
-    rows = _rows(x)
-    return (xp_of(x).ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
 def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride: int, padding: int) -> None:

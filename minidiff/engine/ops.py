@@ -4,6 +4,7 @@
     z = x + y                   dx = dy = dz,  summed over the axes that broadcasting repeated
     y = sum(x)                  dx = dy, repeated along the summed axes
     z = x @ y                   dx = dz y^T,  dy = x^T dz
+    y = x w + b                 dx = dy w^T,  dw = x^T dy,  db = sum(dy)
     y = softmax(x)              dx = y (dy - sum(y dy))
 
 Arrays of two floating dtypes do not meet in an op: nothing is upcast silently, and `cast` says so.  Python numbers
@@ -118,6 +119,24 @@ def matmul(x, y) -> Tensor:
         return (_unbroadcast(dz @ y.data.swapaxes(-1, -2), x) if x.requires_grad else None,
                 _unbroadcast(x.data.swapaxes(-1, -2) @ dz, y) if y.requires_grad else None)
     return record(x.data @ y.data, (x, y), pullback)
+
+
+@in_float32_on_cpu
+def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """y = x w + b on the last axis: x (..., C), w (C, D), b (D,) -> (..., D).  One op, for `add` would copy y."""
+    if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
+        raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
+    _same_dtype(x, w, b)
+    rows = _rows(x.data)                                    # (M, C)
+    y = rows @ w.data
+    y += b.data
+
+    def pullback(dy):
+        dy = _rows(dy)                                      # (M, D)
+        return ((dy @ w.data.T).reshape(x.shape) if x.requires_grad else None,
+                rows.T @ dy if w.requires_grad else None,
+                _sum_rows(dy) if b.requires_grad else None)
+    return record(y.reshape(*x.shape[:-1], -1), (x, w, b), pullback)
 
 
 # --- functions of one element -----------------------------------------------------------------------------
@@ -383,6 +402,16 @@ def _unbroadcast(dz, x: Tensor):
     repeated = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and dz.shape[i + extra] != 1)
     axes = (*range(extra), *repeated)
     return narrow(dz.sum(axis=axes, dtype=_sums_dtype(dz.dtype), keepdims=True).reshape(x.shape), dz.dtype)
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _sum_rows(x):
+    """The sum over all axes but the last, as a product with ones: BLAS reads x once, in order."""
+    rows = _rows(x)
+    return (xp_of(x).ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
 def _sums_dtype(dtype):

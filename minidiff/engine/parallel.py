@@ -23,9 +23,32 @@ _one_at_a_time = threading.Lock()                           # BLAS has one limit
 SHARD = 32                                                  # samples: 32 x 14 x 14 x 64 floats are 1.6 MB
 
 
+def allowed_cores() -> set[int]:
+    """The numbers of the cores that the system lets this process use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of cores that this process may use; of cores that ranks share, its part."""
+    return _part or len(allowed_cores())
+
+
+_part = 0                                                   # of the cores that ranks share; 0 where nobody shares
+
+
+def divide_cores(allowed: Sequence[Iterable[int]]) -> None:
+    """From now on the ranks of one machine use its cores() in equal parts, at least one each, BLAS included.
+
+    allowed: the cores that each of them may use, this process among them.  Cores that mpiexec has bound to one rank
+    are its own.
+    """
+    global _part
+    everybodys = [set(of_one) for of_one in allowed]
+    # a core that k ranks may use is 1/k of one to each
+    parts = sum(1 / sum(core in of_one for of_one in everybodys) for core in allowed_cores())
+    _part = max(1, int(parts + 1e-9))
+    _pool.cache_clear()
+    _blas().limit(limits=_part, user_api="blas")            # where no map of ours holds it to one
 
 
 def parallel_map(f: Callable, items: Iterable) -> Iterator:

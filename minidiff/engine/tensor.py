@@ -113,16 +113,22 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
     It frees the graph on its way.  Several threads may call it for graphs that share leaves.
     """
     found = {id(leaf): dx for leaf, dx in _walk(y, dy, keep_graph=False)}
-    taken = set() if dy is None or xp_of(dy) is np else {dy.data.ptr}
+
+    def memory(a):
+        if xp_of(a) is not np:
+            return a.data.ptr
+        while isinstance(a.base, np.ndarray):               # a view
+            a = a.base
+        return id(a)
+    taken = {memory(dy)} if hasattr(dy, "dtype") else set()
 
     def own(dx):
-        # a copy, for a pullback may give one array to two leaves, or the caller's dy itself
-        if xp_of(dx) is np:
-            return np.array(dx, order="C")                  # of a leaf of shape () it may be a number
-        # on a GPU each copy is a launch: only where it must be
-        if not dx.flags.c_contiguous or dx.data.ptr in taken:
+        # a pullback may give one array to two leaves, or the caller's dy itself: only then, for a copy costs a pass
+        if isinstance(dx, np.number):                       # of a leaf of shape ()
+            return np.array(dx)
+        if not (dx.flags.c_contiguous and dx.flags.writeable) or memory(dx) in taken:
             dx = dx.copy()
-        taken.add(dx.data.ptr)
+        taken.add(memory(dx))
         return dx
     return [own(found[id(leaf)]) if id(leaf) in found else xp_of(leaf.data).zeros_like(leaf.data) for leaf in leaves]
 

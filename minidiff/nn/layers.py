@@ -29,7 +29,7 @@ class Linear(Module):
         self.b = parameter((D,), 0, rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.w + self.b
+        return ops.linear(x, self.w, self.b)
 
 
 class Conv2d(Module):

@@ -325,13 +325,17 @@ class Libc:
         return self.grants.pop(0)
 
 
-@pytest.mark.parametrize("grants, kept", [((1, 1), True), ((1, 0, 1), True), ((1, 0, 0), False), ((0,), False)])
+@pytest.mark.parametrize("grants, kept", [((1, 1, 1), True), ((1, 1, 0, 1), True), ((1, 1, 0, 0), False),
+                                          ((1, 0), False), ((0,), False)])
 def test_keep_freed_memory_asks_glibc(monkeypatch, grants, kept):
-    """M_TRIM_THRESHOLD is -1 and M_MMAP_THRESHOLD -3 in malloc.h; before 2.35 glibc takes 32 MiB at most for that."""
+    """In malloc.h M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3 and M_ARENA_MAX -8.
+
+    Before 2.35 glibc takes 32 MiB at most for the second.
+    """
     libc, opened = Libc(*grants), []
     monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: opened.append(name) or libc)
     assert backend.keep_freed_memory() is kept and opened == [None]
-    assert libc.calls == [(-1, 2**31 - 1), (-3, 2**31 - 1), (-3, 32 * 2**20)][:len(grants)]
+    assert libc.calls == [(-1, 2**31 - 1), (-8, 1), (-3, 2**31 - 1), (-3, 32 * 2**20)][:len(grants)]
 
 
 def test_keep_freed_memory_where_there_is_no_mallopt(monkeypatch):

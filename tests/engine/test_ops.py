@@ -113,6 +113,21 @@ def test_matmul_refuses_shapes_that_do_not_fit(x, y):
         Tensor(np.ones(x)) @ Tensor(np.ones(y))
 
 
+@few
+@given(hnp.array_shapes(min_dims=0, max_dims=3, max_side=4), st.integers(1, 5), st.integers(1, 5))
+def test_linear(leading, C, D):
+    x, w, b = normal(*leading, C), normal(C, D, seed=1), normal(D, seed=2)
+    np.testing.assert_allclose(value(ops.linear, x, w, b), np.einsum("...c,cd->...d", x, w) + b, rtol=1e-12, atol=1e-13)
+    check_gradients(ops.linear, x, w, b)
+
+
+@pytest.mark.parametrize("shapes", [((3, 2), (3, 2), (2,)), ((2, 3), (3, 2), (3,)), ((2, 3), (3, 2), (1, 2)),
+                                    ((2, 3), (1, 3, 2), (2,)), ((), (3, 2), (2,))])
+def test_linear_refuses_shapes_that_do_not_fit(shapes):
+    with pytest.raises(ValueError, match=r"linear takes x \(\.\.\., C\)"):
+        ops.linear(*(Tensor(np.ones(shape)) for shape in shapes))
+
+
 # ---- functions of one element ----------------------------------------------------------------------------
 
 WIDE = np.concatenate([np.linspace(-40, 40, 401), [-1e4, 1e4, -700.0, 700.0, 1e-9, -1e-9]])

@@ -1,0 +1,211 @@
+"""One training run on several processes, its ranks: each learns from its part of the batch, and all step alike.
+
+    rank r of R     has the samples  B r/R ... B (r+1)/R - 1  of the batch, a share s_r of its B
+    g = sum_r s_r g_r,   L = sum_r s_r L_r                  g_r, L_r: means over rank r's samples
+
+The sums are one Allreduce over one buffer, [g_1 ... g_P, L, how many ranks want to stop].  Every rank draws the same
+batch and makes the same step with the same sum, so that nothing else need be exchanged: the weights of all ranks are
+the same bits, and those of one process with the whole batch to rounding.
+
+mpiexec starts the ranks, mpi4py carries the sums; without mpiexec it is never imported.  Only the main thread calls
+MPI (MPI_THREAD_FUNNELED): the threads of parallel.py compute, and have come to rest by then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from minidiff.engine import parallel
+from minidiff.engine.backend import xp_of
+from minidiff.errors import UserError
+
+# the variables by which an mpiexec tells a process its number, and how many there are
+_PLACES = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+
+
+def place() -> tuple[int, int]:
+    """(rank, number of ranks) as mpiexec told this process, (0, 1) where no mpiexec did."""
+    for rank, size in _PLACES:
+        if os.environ.get(rank, "").isdecimal() and os.environ.get(size, "").isdecimal():
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+class Alone:
+    """A process by itself: the whole batch is its part, and the means are its own."""
+
+    rank, size = 0, 1
+
+    def part(self, count: int) -> slice:
+        """The samples of a batch of `count` that this rank learns from; UserError where a rank would have none."""
+        return slice(0, count)
+
+    def mean(self, loss, grads: Sequence, share: float, stop: bool) -> tuple[Any, Sequence, bool]:
+        """(loss, gradients, whether any rank wants to stop) of the whole batch, from those of each rank's part.
+
+        loss: a number, or on a GPU an array of shape ().  share: this rank's, of the batch.  The gradients may lie in
+        memory that the next call writes to.
+        """
+        return loss, grads, stop
+
+    def check_alike(self, fingerprint: Callable[[], str]) -> None:
+        """UserError unless fingerprint() is the same on all ranks."""
+
+    def in_turn(self, load: Callable) -> Any:
+        """load(), on rank 0 first and then on the others: what one has put on the disk, the next finds there."""
+        return load()
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+
+    def command(self) -> list[str]:
+        """The words before a command that start as many ranks of it."""
+        return []
+
+
+class Ranks:
+    """The ranks that mpiexec started, of which this process is one; what is not said here, `Alone` says."""
+
+    def __init__(self, comm, here: int = 0):
+        """comm: mpi4py's.  here: this rank's number among those of its machine."""
+        self.comm, self.here = comm, here
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self._buffer = None
+
+    def part(self, count: int) -> slice:
+        if count < self.size:
+            raise UserError(f"a batch of {count} cannot be divided among {self.size} ranks: start {count} of them at "
+                            "most, or take a larger batch")
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def mean(self, loss, grads: Sequence, share: float, stop: bool) -> tuple[Any, Sequence, bool]:
+        flat, at = self._flat(grads), 0
+        for g in grads:
+            flat[at:at + g.size] = g.reshape(-1)
+            at += g.size
+        flat[-2] = loss
+        with np.errstate(over="ignore", invalid="ignore"):  # a gradient that is not finite: whoever clips will look
+            flat *= share
+        flat[-1] = stop
+        self._sum(flat)
+        means, at = [], 0
+        for g in grads:
+            means.append(flat[at:at + g.size].reshape(g.shape))
+            at += g.size
+        return self._loss(flat[-2]), means, self._stops(flat[-1], stop)
+
+    def _flat(self, grads: Sequence):
+        """The buffer of the exchange: all gradients, the loss, and a place for who wants to stop."""
+        count, dtype = sum(g.size for g in grads) + 2, np.result_type(*{g.dtype for g in grads})
+        if self._buffer is None or (self._buffer.size, self._buffer.dtype) != (count, dtype):
+            self._buffer = xp_of(*grads).empty(count, dtype)
+        return self._buffer
+
+    def _sum(self, flat) -> None:
+        from mpi4py import MPI
+        self.comm.Allreduce(MPI.IN_PLACE, flat)
+
+    def _loss(self, total):
+        return float(total)
+
+    def _stops(self, total, stop: bool) -> bool:
+        return bool(total > 0)
+
+    def check_alike(self, fingerprint: Callable[[], str]) -> None:
+        if len(set(self.comm.allgather(fingerprint()))) > 1:
+            raise UserError("the ranks do not begin alike: every machine must see the same --out and the same --data, "
+                            "and have the same version of minidiff")
+
+    def in_turn(self, load: Callable) -> Any:
+        mine = 0 if self.rank == 0 else 1 if self.here == 0 else 2          # a machine's first, if its disk is its own
+        result = error = None
+        for turn in range(3):
+            if turn == mine:
+                try:
+                    result = load()
+                except Exception as e:                      # the others meet it in their turn, and all fail alike
+                    error = e
+            self.wait()
+        if error:
+            raise error
+        return result
+
+    def wait(self) -> None:
+        self.comm.Barrier()
+
+    def command(self) -> list[str]:
+        return ["mpiexec", "-n", str(self.size)]
+
+
+class RanksOnGPUs(Ranks):
+    """Ranks with a GPU each: the buffer lies there, and NCCL sums it, in the order of the stream.
+
+    Nothing in it waits for the GPU: who wants to stop is asked of the hosts, by MPI.
+
+    Not run on GPUs yet: the tests hold what the host does against a stand-in for `cupyx.distributed.NCCLBackend`.
+    """
+
+    def __init__(self, comm, here: int, backend):
+        """backend: cupyx.distributed's NCCLBackend, or what has its all_reduce(in, out)."""
+        super().__init__(comm, here)
+        self.backend = backend
+
+    def _sum(self, flat) -> None:
+        self.backend.all_reduce(flat, flat)
+
+    def _loss(self, total):
+        return total.copy()                                 # it is fetched when the buffer holds another step's
+
+    def _stops(self, total, stop: bool) -> bool:
+        return self.comm.allreduce(int(stop)) > 0
+
+
+def ranks(device: str = "cpu") -> Alone | Ranks:
+    """The ranks of this run, which exchange arrays of this device.
+
+    The first call joins MPI, where mpiexec started more than one process, and divides each machine's cores; UserError
+    where mpi4py is missing, or does not see the ranks that mpiexec started.  With "cuda" the first call gives each
+    rank a GPU of its own.
+    """
+    if place()[1] == 1:
+        return Alone()
+    return _on_cpus() if device == "cpu" else _on_gpus()
+
+
+@cache
+def _on_cpus() -> Ranks:
+    size = place()[1]
+    try:
+        import mpi4py
+        mpi4py.rc(thread_level="funneled")
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:            # RuntimeError: it finds no MPI to load
+        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({' '.join(str(error).split())})"
+        raise UserError(f"mpiexec started {size} ranks, and they need mpi4py to exchange gradients{reason}: "
+                        "pip install 'minidiff[mpi]'") from error
+    comm = MPI.COMM_WORLD
+    if comm.Get_size() != size:
+        raise UserError(f"mpiexec started {size} ranks, and mpi4py sees {comm.Get_size()} of them: start them with the "
+                        "mpiexec of the MPI that mpi4py loads; pip install 'minidiff[mpi]' brings one with the other")
+    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    parallel.divide_cores(machine.allgather(sorted(parallel.allowed_cores())))
+    here = machine.Get_rank()
+    machine.Free()
+    return Ranks(comm, here)
+
+
+@cache
+def _on_gpus() -> RanksOnGPUs:
+    import cupy
+    from cupyx.distributed import NCCLBackend
+    hosts, count = _on_cpus(), cupy.cuda.runtime.getDeviceCount()
+    if hosts.here >= count:
+        raise UserError(f"mpiexec started more ranks on this machine than the {count} GPUs that it has: give it -n "
+                        f"{count} for each such machine")
+    cupy.cuda.Device(hosts.here).use()
+    return RanksOnGPUs(hosts.comm, hosts.here, NCCLBackend(hosts.size, hosts.rank, use_mpi=True))
