@@ -39,18 +39,8 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
         return _by_kernels(q, k, v, mask, causal, scale)
     if causal:
         mask = causal_mask(max(q.shape[2], k.shape[2]), xp)[:q.shape[2], :k.shape[2]] & (True if mask is None else mask)
-    P = q.data @ k.data.swapaxes(2, 3)                                              # (B, h, N, M)
-    P *= scale
-    if mask is not None:
-        P = xp.where(mask, P, -xp.inf)
-        top = P.max(axis=3, keepdims=True, initial=-xp.inf)
-        P -= xp.where(xp.isfinite(top), top, 0)
-        xp.exp(P, out=P)
-        P /= xp.maximum(P.sum(axis=3, keepdims=True), xp.finfo(P.dtype).tiny)       # 0/tiny where all is masked
-    else:
-        P -= P.max(axis=3, keepdims=True, initial=-xp.inf)
-        xp.exp(P, out=P)
-        P /= P.sum(axis=3, keepdims=True)
+    S = (q.data * q.dtype.type(scale)) @ k.data.swapaxes(2, 3)                      # (B, h, N, M)
+    P = _softmax_in_place(S, mask, xp)
 
     def pullback(dy):
         dS = dy @ v.data.swapaxes(2, 3)                                             # dP
@@ -60,6 +50,26 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
         dS *= scale
         return dS @ k.data, dS.swapaxes(2, 3) @ q.data, dv
     return record(P @ v.data, (q, k, v), pullback)
+
+
+BOUND = 60                                                  # neither e^60 nor the sum of 10^12 of them leaves float32
+
+
+def _softmax_in_place(S, mask, xp):
+    """softmax(S) over the last axis, of the places where mask is True; a row without any is 0."""
+    if mask is not None:
+        S *= mask                                           # what is not looked at shall decide nothing
+    # the softmax is the same whatever is taken from a row: nothing need be where no exponential overflows
+    if not max(S.max(initial=0), -S.min(initial=0)) <= BOUND:
+        S = S if mask is None else xp.where(mask, S, -xp.inf)
+        top = S.max(axis=3, keepdims=True, initial=-xp.inf)
+        S, mask = S - xp.where(xp.isfinite(top), top, 0), None
+    P = xp.exp(S, out=S)
+    if mask is not None:
+        P *= mask
+    total = P @ xp.ones((P.shape[3], 1), dtype=P.dtype)                             # (B, h, N, 1)
+    P /= xp.maximum(total, xp.finfo(P.dtype).tiny)          # 0/tiny where all is masked
+    return P
 
 
 def _by_kernels(q: Tensor, k: Tensor, v: Tensor, mask, causal: bool, scale: float) -> Tensor:

@@ -110,6 +110,16 @@ def shards(count: int, size: int = SHARD) -> list[slice]:
     return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
 
 
+def in_parts(f: Callable[[slice], object], sizes: Sequence[int]) -> list:
+    """f of each of a few slices that cut len(sizes) things, each of its size, into parts of about equal size.
+
+    There are as many parts as cores, so f's results must not depend on where it cuts.
+    """
+    ends = np.searchsorted(np.cumsum(sizes), np.linspace(0, sum(sizes), cores() + 1)[1:-1]).tolist()
+    ends = sorted({0, *ends, len(sizes)})
+    return list(parallel_map(f, [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]))
+
+
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(cores(), thread_name_prefix=_NAME)

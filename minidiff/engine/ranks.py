@@ -97,7 +97,7 @@ class Ranks:
         for g in grads:
             means.append(flat[at:at + g.size].reshape(g.shape))
             at += g.size
-        return self._loss(flat[-2]), means, self._stops(flat[-1], stop)
+        return self._loss(flat[-2, ...]), means, self._stops(flat[-1], stop)
 
     def _flat(self, grads: Sequence):
         """The buffer of the exchange: all gradients, the loss, and a place for who wants to stop."""
@@ -159,7 +159,7 @@ class RanksOnGPUs(Ranks):
         self.backend.all_reduce(flat, flat)
 
     def _loss(self, total):
-        return total.copy()                                 # it is fetched when the buffer holds another step's
+        return total.copy()                                 # it is read when the buffer holds another step's
 
     def _stops(self, total, stop: bool) -> bool:
         return self.comm.allreduce(int(stop)) > 0

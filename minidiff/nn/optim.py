@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from minidiff.engine.backend import device_of, to_device, to_numpy, xp_of
+from minidiff.engine.parallel import in_parts
 from minidiff.engine.tensor import Tensor
 
 
@@ -40,23 +41,26 @@ class AdamW:
         self.n += 1
         m_scale = 1 / (1 - c.b1**self.n)
         v_scale = 1 / (1 - c.b2**self.n)
-        for (name, p), g in zip(self.parameters.items(), grads, strict=True):
-            m, v, w = self.m[name], self.v[name], p.data
-            # m <- b1 m + (1 - b1) g
-            m *= c.b1
-            m += (1 - c.b1) * g
-            # v <- b2 v + (1 - b2) g^2
-            v *= c.b2
-            v += (1 - c.b2) * (g * g)
-            # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
-            update = xp_of(w).asarray(v * v_scale)          # of a parameter of shape () NumPy makes a number
-            xp_of(w).sqrt(update, out=update)
-            update += c.eps
-            xp_of(w).divide(m, update, out=update)
-            update *= lr * m_scale
-            if w.ndim > 1:
-                w *= 1 - lr * c.decay
-            w -= update
+
+        def update(part: list) -> None:
+            for (name, p), g in part:
+                m, v, w = self.m[name], self.v[name], p.data
+                # m <- b1 m + (1 - b1) g
+                m *= c.b1
+                m += (1 - c.b1) * g
+                # v <- b2 v + (1 - b2) g^2
+                v *= c.b2
+                v += (1 - c.b2) * (g * g)
+                # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
+                change = xp_of(w).asarray(v * v_scale)      # of a parameter of shape () NumPy makes a number
+                xp_of(w).sqrt(change, out=change)
+                change += c.eps
+                xp_of(w).divide(m, change, out=change)
+                change *= lr * m_scale
+                if w.ndim > 1:
+                    w *= 1 - lr * c.decay
+                w -= change
+        _on_all_cores(update, list(zip(self.parameters.items(), grads, strict=True)), grads)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         return {f"{kind}.{name}": to_numpy(a).copy() for kind, held in (("m", self.m), ("v", self.v))
@@ -75,14 +79,26 @@ def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
     scale: of the loss that they are gradients of, by which they are divided first, whatever they are.  Returns the
     norm of these quotients; where it is not finite they are not clipped.
     """
-    if scale != 1:
-        for g in grads:
-            g /= scale
-    norm = math.sqrt(sum(float(xp_of(g).vdot(g, g)) for g in grads))
-    if math.isfinite(norm) and norm > max_norm:
-        for g in grads:
+    def squares(part: Sequence) -> list[float]:
+        for g in part:
+            if scale != 1:
+                g /= scale
+        return [float(xp_of(g).vdot(g, g)) for g in part]
+    norm = math.sqrt(sum(sum(_on_all_cores(squares, grads, grads), [])))
+
+    def clip(part: Sequence) -> None:
+        for g in part:
             g *= max_norm / norm
+    if math.isfinite(norm) and norm > max_norm:
+        _on_all_cores(clip, grads, grads)
     return norm
+
+
+def _on_all_cores(f: Callable[[Sequence], object], items: Sequence, arrays: Sequence) -> list:
+    """f of parts of the items, which are each about an array; a GPU's in one part, for it has cores of its own."""
+    if not items or xp_of(arrays[0]) is not np:
+        return [f(items)]
+    return in_parts(lambda part: f(items[part]), [a.size for a in arrays])
 
 
 class UpdateOnDevice:
@@ -164,10 +180,13 @@ class EMA:
     def step(self) -> None:
         d = self.decay_at(self.n)
         self.n += 1
-        for name, p in self.parameters.items():
-            # ema <- ema + (1 - d)(w - ema)
-            average = self.average[name]
-            average += (1 - d) * (p.data - average)
+
+        def follow(part: list) -> None:
+            for average, p in part:
+                # ema <- ema + (1 - d)(w - ema)
+                average += (1 - d) * (p.data - average)
+        averages = list(self.average.values())
+        _on_all_cores(follow, list(zip(averages, self.parameters.values(), strict=True)), averages)
 
     def decay_at(self, n: int) -> float:
         return min(self.decay, (1 + n) / (10 + n))
