@@ -11,8 +11,8 @@ For an image both directions are one affine function for each channel, y = a (x 
 dx = a dy + p (x - mean) + q, whose coefficients (B, C) come from a few sums.  So no x_hat is kept for the way
 back: only x, mean and rstd.
 
-A silu often follows.  On a GPU, where the norm waits for memory, its kernels apply the silu as they write
-(norm_cuda.py), and its way back computes it anew from x.
+A silu often follows.  It is applied before the result is stored, and its way back computes z = gamma x_hat + beta
+anew from x; on a GPU the kernels of norm_cuda.py do both.
 """
 
 from __future__ import annotations
@@ -53,13 +53,22 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     y = rows - mean[:, None]
     var = per_group(_sum_products(y, y)) / n                                        # (B, C)
     rstd = 1 / xp.sqrt(var + eps)
-    # y = gamma (x - mean) rstd + beta
-    y *= (g * rstd)[:, None]
-    y += b[:, None] if b.ndim == 2 else b
+
+    def affine(centred, out=None):
+        """z = gamma (x - mean) rstd + beta; half of it where a silu follows, which wants that."""
+        half = 0.5 if silu else 1.0
+        z = xp.multiply(centred, (half * g * rstd)[:, None], out=out)
+        z += half * (b[:, None] if b.ndim == 2 else b)
+        return z
+    y = affine(y, out=y)
+    if silu:
+        y = ops.silu_of_half(y)
 
     def pullback(dy):
         dy = wide(dy).reshape(B, N, C)
         centred = rows - mean[:, None]                                              # (B, N, C)
+        if silu:
+            dy = ops.silu_slope(affine(centred)) * dy                               # dz
         sum_dy = _sum_pixels(dy)                                                    # (B, C)
         sum_dy_xhat = _sum_products(dy, centred) * rstd                             # (B, C)
         dgamma, dbeta = sum_dy_xhat, sum_dy
@@ -78,8 +87,7 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
             dx += dy * a[:, None]
             dx = narrow(dx.reshape(x.shape), x.dtype)
         return dx, narrow(dgamma, x.dtype), narrow(dbeta, x.dtype)
-    y = record(narrow(y.reshape(x.shape), x.dtype), (x, gamma, beta), pullback)
-    return ops.silu(y) if silu else y
+    return record(narrow(y.reshape(x.shape), x.dtype), (x, gamma, beta), pullback)
 
 
 def _group_norm_on_gpu(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float, silu: bool) -> Tensor:

@@ -175,25 +175,7 @@ def relu(x: Tensor) -> Tensor:
 @in_float32
 def silu(x: Tensor) -> Tensor:
     """y = x sigmoid(x)  (Elfwing et al. 2018)."""
-    # sigmoid(x) = (1 + t)/2  with  h = x/2, t = tanh(h):     y = h (1 + t)
-    xp = xp_of(x.data)
-    h = x.data * 0.5
-    y = xp.tanh(h)
-    y *= h
-    y += h
-
-    def pullback(dy):
-        # dy/dx = (1 + t)/2 (1 + h (1 - t))
-        h = x.data * 0.5
-        t = xp.tanh(h)
-        h -= h * t
-        h += 1
-        t += 1
-        h *= t
-        h *= 0.5
-        h *= dy
-        return (h,)
-    return record(y, (x,), pullback)
+    return record(silu_of_half(x.data * 0.5), (x,), lambda dy: (silu_slope(x.data * 0.5) * dy,))
 
 
 @in_float32
@@ -432,6 +414,27 @@ def _is_basic(index) -> bool:
     """Whether an index selects each element at most once, by slices and ints alone."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(isinstance(part, (int, slice, type(None), type(Ellipsis))) for part in parts)
+
+
+def silu_of_half(h):
+    """silu(2 h), of an array."""
+    # sigmoid(x) = (1 + t)/2  with  h = x/2, t = tanh(h):     y = h (1 + t)
+    y = xp_of(h).tanh(h)
+    y *= h
+    y += h
+    return y
+
+
+def silu_slope(h):
+    """The derivative of silu at 2 h, in h's place."""
+    # dy/dx = (1 + t)/2 (1 + h (1 - t))
+    t = xp_of(h).tanh(h)
+    h -= h * t
+    h += 1
+    t += 1
+    h *= t
+    h *= 0.5
+    return h
 
 
 def _sigmoid(x):

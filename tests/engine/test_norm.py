@@ -48,8 +48,9 @@ def test_group_norm(drawn):
 
 
 @few
-@given(norms(), st.sampled_from([np.float64, np.float32, np.float16]))
+@given(norms(), st.sampled_from([np.float64, np.float32]))
 def test_the_silu_of_a_group_norm_is_the_two_ops_bit_for_bit(drawn, dtype):
+    """Half of z is as exact as z.  (In float16 the two ops would round z, and the one does not.)"""
     x, groups, gamma, beta = drawn
     dy, results = normal(*x.shape, seed=3), []
     for f in (lambda x, g, b: norm.group_norm(x, groups, g, b, silu=True),
