@@ -6,6 +6,8 @@ here = Path(__file__).parent
 init = (here / "minidiff" / "__init__.py").read_text(encoding="utf-8")
 version = next(line.split('"')[1] for line in init.splitlines() if line.startswith("__version__"))
 
+mpi = ["mpi4py>=4.1", 'mpich>=4.3; platform_system != "Windows"']      # mpiexec comes with the latter
+
 setup(
     name="minidiff",
     version=version,
@@ -28,9 +30,11 @@ setup(
         "threadpoolctl>=3.1",       # holds BLAS to one thread while ours share the work
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ml_dtypes>=0.5"],     # the last: bfloat16
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ml_dtypes>=0.5",      # the last: bfloat16
+                 *mpi],
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
+        "mpi": mpi,                                         # training on several processes, started by mpiexec
         "kernels": ["nvidia-cuda-nvrtc>=13"],               # compiles kernels/*.cu where there is no GPU
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],

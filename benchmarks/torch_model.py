@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minidiff.diffusion.samplers import times
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.text_to_image import TextToImageConfig
@@ -202,6 +204,38 @@ def sinusoidal_embedding(t, dim: int, dtype, max_period: float = 10_000.0):
                      * (-math.log(max_period) / (dim // 2)))
     angle = t[:, None].double() * freq
     return torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)                   # (B, dim)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------
+
+@torch.inference_mode()
+def sample(model: TextToImage, x_T, ids, mask, no_ids, no_mask, *, scale: float, steps: int):
+    """DPM-Solver++(2M) with classifier-free guidance, as samplers.py and guidance.py do it: x_T -> x_0, (B, C, H, W).
+
+    ids, mask (B, N) captions; no_ids, no_mask (1, N) the null caption.
+    """
+    schedule, B = SCHEDULES[model.config.schedule](model.config.T), len(x_T)
+    captions, none = model.text(ids, mask), model.text(no_ids, no_mask)
+    both = tuple(torch.cat([u.expand(B, *u.shape[1:]), c]) for u, c in zip(none, captions, strict=True))
+    x_t, path = x_T, [*times(schedule, steps).tolist(), -1]
+    x0_before = h_before = None
+    for t, s in pairwise(path):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((float(schedule.alpha(r)), float(schedule.sigma(r))) for r in (t, s))
+        v = model.unet(torch.cat([x_t, x_t]), torch.full((2 * B,), t), both)
+        # x0_hat = alpha x_t - sigma v, guided like eps: x_t is the same in both branches
+        v_uncond, v_cond = v.chunk(2)
+        x0_hat = (alpha_t * x_t - sigma_t * (v_uncond + scale * (v_cond - v_uncond))).clamp(-1, 1)
+        # e^{-h} = sigma_s alpha_t / (alpha_s sigma_t);  D = (1 + 1/(2r)) x0_hat - 1/(2r) x0_before,  r = h_before / h
+        e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
+        h = -math.log(e_h) if e_h > 0 else math.inf
+        D = x0_hat
+        if x0_before is not None and s >= 0:
+            half_of_1_r = h / (2 * h_before)
+            D = (1 + half_of_1_r) * x0_hat - half_of_1_r * x0_before
+        # x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D
+        x_t = sigma_s / sigma_t * x_t - alpha_s * (e_h - 1) * D
+        x0_before, h_before = x0_hat, h
+    return x_t
 
 
 # --- the door ---------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from minidiff import __version__, cli_systems, systems
+from minidiff import __version__, cli_ranks, cli_systems, systems
+from minidiff.engine.ranks import place, ranks
 from minidiff.errors import UserError
 
 LONGEST_PROMPT = 2_000                                      # characters; what a caption keeps is far shorter
@@ -29,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 interrupted and saved, or a law broken, 2 a mistake to put right.
     """
+    if place()[1] > 1:
+        return cli_ranks.together(lambda: _main(argv))
+    return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -39,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        if args.command is not train and ranks().size > 1:
+            raise UserError(f"mpiexec started {ranks().size} ranks of minidiff, which only train divides among them: "
+                            "leave out mpiexec")
         from minidiff.engine.backend import check_device, keep_freed_memory
         if getattr(args, "device", None):
             check_device(args.device)
@@ -95,7 +105,7 @@ def train(args: argparse.Namespace) -> int:
     if (args.out / stages.BEGUN).exists():
         raise UserError(f"{args.out} holds a run of another system: choose another --out")
     open_run(args.out, args.resume)                         # what cannot be written is said before the work
-    data = mnist.load(args.data)
+    data = ranks().in_turn(lambda: mnist.load(args.data))
     print(f"training on {data.source} ({len(data)} images); the run is in {args.out}, "
           f"its pictures in {args.out / 'samples.png'}")
     try:
@@ -103,6 +113,8 @@ def train(args: argparse.Namespace) -> int:
     except Interrupted as stop:
         print(f"minidiff: {stop}; go on with: {_resume_command(args)}", file=sys.stderr)
         return 1
+    if ranks().rank > 0:
+        return 0
     model = trainer.averaged()
     print(f"trained in {_minutes(trainer.seconds)}: {args.out / 'model.safetensors'}")
     sheet = args.out / "sheet.png"
@@ -124,7 +136,7 @@ def train(args: argparse.Namespace) -> int:
 
 def _resume_command(args: argparse.Namespace) -> str:
     """The command that goes on with an interrupted run, with the options that it was given."""
-    words = ["minidiff", "train", "--resume", "--out", str(args.out)]
+    words = [*ranks().command(), "minidiff", "train", "--resume", "--out", str(args.out)]
     for name in ("images", "scale", "sample_steps", "seed"):
         words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     words += ["--data", str(args.data)] if args.data else []

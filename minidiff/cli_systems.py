@@ -18,6 +18,7 @@ import numpy as np
 
 from minidiff import checkpoint, systems
 from minidiff.engine.backend import Streams
+from minidiff.engine.ranks import ranks
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.systems.system import System
@@ -36,12 +37,12 @@ def train(args: argparse.Namespace) -> int:
 
     kind = systems.kind_of(args.system)
     stages.check_run(args.out, kind, args.resume)
-    data = mnist.load(args.data)
+    data = ranks().in_turn(lambda: mnist.load(args.data))
     print(f"training {args.system} on {data.source} ({len(data)} images); the run is in {args.out}")
     try:
         trained = stages.run(args.out, kind, data, seed=args.seed, effort=args.effort, resume=args.resume)
     except Interrupted as stop:
-        words = ["minidiff", "train", "--system", args.system, "--resume", "--out", str(args.out),
+        words = [*ranks().command(), "minidiff", "train", "--system", args.system, "--resume", "--out", str(args.out),
                  "--seed", str(args.seed), "--effort", f"{args.effort:g}"]
         words += ["--data", str(args.data)] if args.data else []
         print(f"minidiff: {stop}; go on with: {shlex.join(words)}", file=sys.stderr)

@@ -9,10 +9,15 @@ on the same machine.
 
 On a GPU nothing in a step waits for the device: the update decides by itself what to do, and the losses are fetched
 every FETCH_EVERY steps, and before saving.
+
+Started by mpiexec, each rank takes its part of the batch and the gradients are summed (engine/ranks.py); the first
+rank alone writes files and draws, while the others wait for it in the next step's sum.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import signal
@@ -30,6 +35,7 @@ import numpy as np
 from minidiff import checkpoint
 from minidiff.engine.backend import to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
+from minidiff.engine.ranks import ranks
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
@@ -74,7 +80,8 @@ class Fit:
     """
 
     def __init__(self, model: Module, config: FitConfig, device: str = "cpu"):
-        self.model, self.config = model, config
+        self.model, self.config, self.ranks = model, config, ranks(device)
+        self.part = self.ranks.part(config.batch)           # of each batch, that this rank learns from
         self.parameters = model.parameters()
         self.optimiser = AdamW(self.parameters)
         self.ema = EMA(self.parameters, config.ema)
@@ -84,6 +91,8 @@ class Fit:
         # on a GPU the update is the device's business
         self.on_device = (UpdateOnDevice(self.optimiser, self.ema, self.scaling, config.clip) if device == "cuda"
                           else None)
+        self.asked_to_stop: Callable[[], bool] = lambda: False      # here
+        self.stopping = False                               # whether any rank was, before the last step's sum
         self.pending: list = []                             # losses that were not fetched yet
         self.n = 0                                          # steps made
         self.losses: list[float] = []
@@ -109,13 +118,14 @@ class Fit:
         On a GPU the loss is an array of shape (), and the error of a step, with the weights as they were before it,
         comes with a later one, when the losses are fetched.
         """
-        c = self.config
-        batch = self.batch()
+        c, count = self.config, self.part.stop - self.part.start
+        batch = tuple(a[self.part] for a in self.batch())
 
         def loss_of(part: slice):
             return self.loss(*(a[part] for a in batch))
         scale = self.on_device.scale if self.on_device else self.scaling.scale
-        loss, grads = parallel_gradients(loss_of, list(self.parameters.values()), c.batch, scale)
+        loss, grads = parallel_gradients(loss_of, list(self.parameters.values()), count, scale)
+        loss, grads, self.stopping = self.ranks.mean(loss, grads, count / c.batch, self.asked_to_stop())
         if self.on_device:
             self.on_device.step(grads, loss, self.lr(self.n), self.n + 1)
             self.n += 1
@@ -173,6 +183,14 @@ class Fit:
         tensors["losses"] = np.array(self.losses, dtype=np.float64)
         return tensors, self.describe() | {"train": asdict(self.config), "seconds": self.seconds}
 
+    def fingerprint(self) -> str:
+        """Of all that the next step depends on."""
+        tensors, meta = self.state()
+        told = hashlib.sha256(json.dumps(meta | {"seconds": 0, "n": self.n}, sort_keys=True).encode())
+        for name in sorted(tensors):
+            told.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+        return told.hexdigest()
+
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes back to a saved state; UserError if it is of another model."""
         expected = {name: (a.shape, a.dtype) for name, a in self.state()[0].items()}
@@ -220,7 +238,8 @@ def open_run(folder: Path, resume: bool, keep: int = 3) -> tuple[checkpoint.Keep
                         "or choose another --out.")
     if resume and not saved:
         raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
-    keeper.prepare(saved.meta["step"] if saved and type(saved.meta.get("step")) is int else 0)
+    if ranks().rank == 0:
+        keeper.prepare(saved.meta["step"] if saved and type(saved.meta.get("step")) is int else 0)
     return keeper, saved
 
 
@@ -233,26 +252,27 @@ def fit(trainer: Fit, keeper: checkpoint.Keeper, draw: Callable[[Fit, Path], Non
     """The loop to the last step: a progress bar, now and then a picture by `draw`, now and then a saved state.
 
     last_good: the state that it goes on from.  Ctrl-C ends the step, saves, and raises Interrupted; a loss that is not
-    finite raises UserError.
+    finite raises UserError.  Of several ranks the first alone shows, draws and saves, and all end after the same step.
     """
     from tqdm import tqdm
 
-    config, folder = trainer.config, keeper.folder
+    config, folder, first = trainer.config, keeper.folder, trainer.ranks.rank == 0
+    trainer.ranks.check_alike(trainer.fingerprint)
     drawn = saved_at = time.monotonic()
     ended = deque([drawn], maxlen=FETCH_EVERY + 1)          # when the last steps did
 
-    def save() -> Path:
-        return keeper.save(trainer.n, *trainer.state())
+    def save() -> Path | None:
+        return keeper.save(trainer.n, *trainer.state()) if first else None
 
-    bar = tqdm(total=config.steps, initial=trainer.n, unit="step", disable=quiet, dynamic_ncols=True,
+    bar = tqdm(total=config.steps, initial=trainer.n, unit="step", disable=quiet or not first, dynamic_ncols=True,
                desc=what, mininterval=0.5, smoothing=0.05)
-    with bar, _ctrl_c() as interrupted:
+    with bar, _ctrl_c(aloud=first) as trainer.asked_to_stop:
         while trainer.n < config.steps:
             started = time.monotonic()
             try:
                 trainer.step()
-                now, stop = time.monotonic(), interrupted()
-                save_now, draw_now = now - saved_at > SAVE_EVERY, now - drawn > DRAW_EVERY
+                now, stop = time.monotonic(), trainer.stopping
+                save_now, draw_now = first and now - saved_at > SAVE_EVERY, first and now - drawn > DRAW_EVERY
                 if stop or save_now or draw_now or trainer.n == config.steps:
                     trainer.fetch()
             except FloatingPointError as error:
@@ -268,6 +288,7 @@ def fit(trainer: Fit, keeper: checkpoint.Keeper, draw: Callable[[Fit, Path], Non
             bar.update()
             if stop:
                 path = save()
+                trainer.ranks.wait()                        # until it is saved
                 raise Interrupted(f"stopped after step {trainer.n} of {config.steps}, saved as {path}")
             try:                                            # a disk that is full now need not be so at the end
                 if save_now:
@@ -281,7 +302,7 @@ def fit(trainer: Fit, keeper: checkpoint.Keeper, draw: Callable[[Fit, Path], Non
 
 
 @contextmanager
-def _ctrl_c() -> Iterator:
+def _ctrl_c(aloud: bool = True) -> Iterator:
     """Within it Ctrl-C only raises a flag, which the returned function tells; a second one interrupts at once."""
     hits = []
 
@@ -289,7 +310,8 @@ def _ctrl_c() -> Iterator:
         hits.append(number)
         if len(hits) > 1:
             raise KeyboardInterrupt
-        os.write(2, b"\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)\n")
+        if aloud:
+            os.write(2, b"\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)\n")
     try:
         before = signal.signal(signal.SIGINT, on_signal)
     except ValueError:                                      # not in the main thread: nobody can press Ctrl-C here

@@ -18,6 +18,7 @@ import numpy as np
 from minidiff import checkpoint, pictures
 from minidiff.data import mnist
 from minidiff.data.captioned import CaptionedDigits
+from minidiff.engine.ranks import ranks
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.files import write_json
@@ -83,8 +84,11 @@ def run(folder: str | Path, kind: type[System], data: mnist.Images, *, seed: int
                         "these, or choose another --out.")
     digits = CaptionedDigits.of(data)
     system = kind.new(digits, seed, begun["config"] if begun else config)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / BEGUN, system.describe() | {"seed": seed, "effort": effort})
+    first = ranks().rank == 0
+    ranks().wait()                                          # until all have looked at the folder
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / BEGUN, system.describe() | {"seed": seed, "effort": effort})
     told = json.loads(json.dumps(asdict(system.config)))    # as a file will tell it: a tuple is a list there
     seconds = {}
     for number, stage in enumerate(system.stages(digits), start=1):
@@ -94,15 +98,18 @@ def run(folder: str | Path, kind: type[System], data: mnist.Images, *, seed: int
         saved = keeper.latest()
         if saved:
             trainer.restore(saved)
-        keeper.prepare(trainer.n)
+        if first:
+            keeper.prepare(trainer.n)
         if trainer.n < trainer.config.steps:
             fit(trainer, keeper, draw, quiet=quiet, last_good=saved.path if saved else None,
                 what=f"{kind.name}, {stage.name}")
-            draw(trainer, keeper.folder)
+            if first:
+                draw(trainer, keeper.folder)
         stage.module.load_state_dict(dict(trainer.ema.average))
         seconds[stage.name] = trainer.seconds
-    system.save(folder / "model.safetensors", notes={"seconds": seconds, "seed": seed, "effort": effort,
-                                                     "data": data.source})
+    if first:
+        system.save(folder / "model.safetensors", notes={"seconds": seconds, "seed": seed, "effort": effort,
+                                                         "data": data.source})
     return Trained(system, seconds)
 
 
@@ -121,7 +128,8 @@ def check_run(folder: Path, kind: type[System], resume: bool) -> dict | None:
         raise UserError(f"{folder} holds a run of {kind.name}: add --resume to go on with it, or choose another --out.")
     if resume and not begun:
         raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
-    checkpoint.Keeper(folder).prepare()
+    if ranks().rank == 0:
+        checkpoint.Keeper(folder).prepare()
     return begun
 
 

@@ -22,6 +22,7 @@ from minidiff.data import mnist
 from minidiff.data.captioned import CaptionedDigits
 from minidiff.diffusion.losses import spread
 from minidiff.engine.backend import to_device, to_numpy
+from minidiff.engine.ranks import ranks
 from minidiff.errors import UserError
 from minidiff.fit import Fit, FitConfig, fit, open_run
 from minidiff.nn.precision import in_precision
@@ -112,7 +113,7 @@ def run(folder: str | Path, data: mnist.Images, config: TrainConfig, *, resume: 
     end model.safetensors, the averaged weights.  Ctrl-C ends the step, saves, and raises Interrupted; with
     resume=True it goes on from the newest whole state.  A loss that is not finite raises UserError.
     """
-    folder = Path(folder)
+    folder, first = Path(folder), ranks(device).rank == 0   # a rank's GPU is chosen before there is an array on it
     keeper, saved = open_run(folder, resume, keep)
     digits = CaptionedDigits.of(data)
     if saved:
@@ -123,8 +124,10 @@ def run(folder: str | Path, data: mnist.Images, config: TrainConfig, *, resume: 
         model = new_model(digits, model_config or TextToImageConfig(), config.seed).to(device)
         trainer = Trainer(model, digits, config)
     fit(trainer, keeper, draw, quiet=quiet, last_good=saved.path if saved else None)
-    trainer.averaged().save(folder / "model.safetensors", notes={"train": asdict(trainer.config), "data": data.source})
-    draw(trainer, folder)
+    if first:
+        notes = {"train": asdict(trainer.config), "data": data.source}
+        trainer.averaged().save(folder / "model.safetensors", notes=notes)
+        draw(trainer, folder)
     return trainer
 
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minidiff"
 FLOOR = {"errors": 0, "loading": 0, "files": 0, "checkpoint": 0, "data": 0, "canvas": 0, "pictures": 0, "plots": 0,
          "engine": 1, "nn": 2, "diffusion": 3, "text": 4, "systems": 5,
          "fit": 6, "train": 6, "stages": 6, "evaluate": 6, "bits": 6, "fidelity": 6, "verify": 6, "schedulers": 6,
-         "cli": 7, "cli_systems": 7, "__main__": 8}
+         "cli": 7, "cli_ranks": 7, "cli_systems": 7, "__main__": 8}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "keras", "tinygrad", "mlx", "flax", "diffusers", "transformers"}
 
 

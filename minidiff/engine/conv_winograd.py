@@ -136,7 +136,8 @@ def _runs(tiles: list[int]) -> tuple[Run, ...]:
     """Points, one after another, with the same number of tiles."""
     ends = np.cumsum([0, *tiles]).tolist()                  # of each point's rows of P
     starts = [k for k, n in enumerate(tiles) if k == 0 or n != tiles[k - 1]]
-    return tuple(Run(slice(k, j), slice(ends[k], ends[j])) for k, j in zip(starts, [*starts[1:], len(tiles)], strict=True))
+    stops = [*starts[1:], len(tiles)]
+    return tuple(Run(slice(k, j), slice(ends[k], ends[j])) for k, j in zip(starts, stops, strict=True))
 
 
 def toom_cook(m: int) -> tuple[np.ndarray, np.ndarray]:
