@@ -125,13 +125,13 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
 
 def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
     """The form that is fastest for a shape on a CPU, None for the plain one.  Measured by benchmarks/ops.py."""
-    (kh, kw, C, D), pixels = w_shape, x_shape[1] * x_shape[2]
+    kh, kw = w_shape[:2]
     if stride != 1 or kh != kw or padding >= kh:
         return None
-    if kh == 3 and min(C, D) >= 16:
+    if kh == 3:
         return conv_winograd
     # small images have many pixels at an edge, whose share of the work conv_shift does in vain
-    return conv_shift if pixels >= 100 else None
+    return conv_shift if x_shape[1] * x_shape[2] >= 100 else None
 
 
 # --- the plain form: patches as rows ----------------------------------------------------------------------
