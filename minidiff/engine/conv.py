@@ -13,8 +13,8 @@ everything, and each one's derivatives are the other two:
 The plain form stands here: it unrolls all patches into the rows of one matrix (im2col), for one matrix product
 and a buffer kh kw times as large as the image.  Two faster ones, for stride 1, have files of their own:
 
-    conv_shift.py       the same multiplications without that buffer
     conv_winograd.py    a quarter of the multiplications, for 3 x 3 kernels
+    conv_shift.py       the same multiplications without that buffer, for the others
 
 `_fastest` chooses by shape; a test holds all three equal.  On the GPU the sums are kernels of our own, launched by
 conv_cuda.py.
