@@ -112,6 +112,18 @@ def test_finite_at_extreme_scores(dtype, mask):
     assert all(np.isfinite(dx).all() for dx in gradients(y, leaves, np.ones(y.shape, dtype)))
 
 
+@pytest.mark.parametrize("around", [-1000, -200, -61, -59, 0, 59, 61, 80, 200, 1000])
+@pytest.mark.parametrize("mask", [None, np.array([True, False, True, True, False])])
+@pytest.mark.filterwarnings("error")
+def test_scores_of_any_size_decide_by_their_differences(around, mask):
+    """In float32, whose exponential is inf at 89 and 0 at -104."""
+    q, v = np.ones((1, 2, 1, 1), np.float32), normal(1, 2, 5, 3, seed=1).astype(np.float32)
+    k = (around + normal(1, 2, 5, 1)).astype(np.float32)    # the scores themselves
+    y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), mask).data
+    everywhere = np.broadcast_to(True if mask is None else mask, (1, 2, 1, 5))
+    np.testing.assert_allclose(y, by_loops(*(a.astype(np.float64) for a in (q, k, v)), everywhere), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("shapes", [
     [(2, 2, 3, 4), (2, 2, 5, 3), (2, 2, 5, 4)], [(2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 4, 4)],
     [(2, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 4)], [(2, 3, 4), (2, 5, 4), (2, 5, 4)],

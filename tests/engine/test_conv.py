@@ -105,6 +105,19 @@ def test_gradients_where_one_form_takes_over_from_another(size, k):
                             normal(2, *size, 3), normal(k, k, 3, 2, seed=1), normal(2, seed=2), directions=2)
 
 
+@pytest.mark.parametrize("op", [conv.conv2d, conv.conv_transpose2d])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_the_gradient_to_one_alone_is_that_to_all(op, k):
+    arrays = normal(2, 11, 12, 4), normal(k, k, 4, 4, seed=1), normal(4, seed=2)
+    wanted = [Tensor(a, requires_grad=True) for a in arrays]
+    y = op(*wanted)
+    dy = normal(*y.shape, seed=3)
+    for i, dx in enumerate(gradients(y, wanted, dy)):
+        leaves = [Tensor(a, requires_grad=i == j) for j, a in enumerate(arrays)]
+        alone, = gradients(op(*leaves), [leaves[i]], dy)
+        assert dx.any() and np.array_equal(alone, dx)
+
+
 @pytest.mark.parametrize("size, C, D", [((7, 7), 32, 33), ((9, 11), 33, 32), ((10, 10), 64, 65), ((12, 9), 100, 32)])
 def test_gradients_with_many_channels(size, C, D):
     check_gradients(lambda x, w, b: conv.conv2d(x, w, b, padding=1),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidiff.engine import ops, parallel
-from minidiff.engine.parallel import parallel_gradients, parallel_map, shards
+from minidiff.engine.parallel import in_parts, parallel_gradients, parallel_map, shards
 from minidiff.engine.tensor import Tensor, gradients
 
 
@@ -28,6 +28,16 @@ def test_shards_cut_everything_once_into_equal_parts(count, size):
     lengths = [part.stop - part.start for part in parts]
     assert max(lengths) <= size and max(lengths) - min(lengths) <= 1
     assert len(parts) == max(-(-count // size), min(2, count)), "no more than needed, and two where there can be"
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=20), st.integers(1, 9))
+def test_parts_hold_everything_once_and_are_about_equal(sizes, n):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "cores", lambda: n)
+        parts = in_parts(lambda part: list(range(len(sizes)))[part], sizes)
+    assert sum(parts, []) == list(range(len(sizes)))
+    assert max(sum(sizes[i] for i in part) for part in parts) <= sum(sizes) / n + max(sizes)
 
 
 def test_results_come_in_order(cores):

@@ -217,6 +217,14 @@ def test_gradients_are_arrays_of_their_own(device, monkeypatch):
         assert dy.sum().item() == x.size
 
 
+def test_gradients_that_are_views_of_one_array_share_none_of_it():
+    """A reshape's pullback gives a view; nor is it a view of what the caller gave."""
+    x, w, dy = leaf(1.0, 2.0, 3.0), leaf(4.0, 5.0, 6.0), np.ones((1, 3))
+    for y in ((x + w.reshape(1, 3).reshape(3)).reshape(1, 3) * 2.0, (x + w).reshape(1, 3)):
+        dx, dw = gradients(y, [x, w], dy)
+        assert not (np.shares_memory(dx, dw) or np.shares_memory(dx, dy) or np.shares_memory(dw, dy))
+
+
 @of_the_double
 def test_gradients_on_a_gpu_are_copied_only_where_they_must_be(monkeypatch):
     """Each copy is a launch: of two leaves that are given one array one is copied, and of a product's none."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minidiff.engine import parallel
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn.layers import Linear
 from minidiff.nn.optim import EMA, AdamW, AdamWConfig, WarmupCosine, clip_by_norm
@@ -67,6 +68,24 @@ def test_adamw_keeps_float32_and_leaves_the_gradients_alone():
     assert all(np.array_equal(a, b) for a, b in zip(gs, kept, strict=True))
     with pytest.raises(ValueError, match="zip"):
         optimiser.step(gs[:1], 0.1)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_on_any_number_of_cores_all_parameters_are_clipped_stepped_and_averaged(monkeypatch, cores):
+    monkeypatch.setattr(parallel, "cores", lambda: cores)
+    parallel._pool.cache_clear()
+    sizes = [1, 50, 7, 30, 2, 60, 1]
+    w, g = ([normal(n, seed=i + seed) for i, n in enumerate(sizes)] for seed in (0, 100))
+    held, grads = {str(i): Tensor(a.copy(), True) for i, a in enumerate(w)}, [a.copy() for a in g]
+    ema, norm = EMA(held, 0.99), np.linalg.norm(np.concatenate(g))
+    assert clip_by_norm(grads, 1.0) == pytest.approx(norm, rel=1e-12)
+    np.testing.assert_allclose(np.concatenate(grads), np.concatenate(g) / norm, rtol=1e-12)
+    AdamW(held, AdamWConfig(eps=1e-12)).step(grads, 0.01)
+    ema.step()
+    for p, average, before, of_p in zip(held.values(), ema.average.values(), w, g, strict=True):
+        np.testing.assert_allclose(p.data, before - 0.01 * np.sign(of_p), atol=1e-8)    # the first step's
+        np.testing.assert_allclose(average, 0.1 * before + 0.9 * p.data, rtol=1e-12)    # decay 1/10 at first
+    parallel._pool.cache_clear()
 
 
 @pytest.mark.law(
