@@ -33,6 +33,7 @@ from side_by_side import (
     NETWORKS,
     minidiff_network,
     minidiff_update,
+    positive,
     ragged_mask,
     take_turns,
     torch_network,
@@ -389,7 +390,7 @@ def medians_of_one(runs: Mapping[str, Callable], rounds: int) -> dict[str, float
 def compare_ops(networks: list[str], word: str, batch: int, rounds: int) -> None:
     import torch
     layouts = {"first": torch.contiguous_format, "last": torch.channels_last}
-    best, slow = ceilings(), []
+    best, slow, measured = ceilings(), [], []
     print(f"medians, batch {batch}, {cores()} cores; {versions()}\nceilings: {best[FLOP]:.0f} GFLOP/s, "
           f"{best[BYTE]:.1f} GB/s\n\n{'':66}{'minidiff':^20}{'PyTorch':^20}\n"
           f"{'':66}{'ms':>8}{'speed':>8}    {'ms':>8}{'speed':>8}    {'ratio':>6}{'floor ms':>10}  layout")
@@ -397,6 +398,7 @@ def compare_ops(networks: list[str], word: str, batch: int, rounds: int) -> None
     def line(name: str, what: str, taken: dict[str, float], work: float, unit: str) -> None:
         rival = min((key for key in taken if key != "minidiff"), key=taken.get)
         us, them = taken["minidiff"], taken[rival]
+        measured.append(name)
         if us > TOO_SLOW * them:
             slow.append(f"{name}, {what} ({us / them:.2f})")
         print(f"{name:57}{what:9}{1e3 * us:8.2f}{work / us:8.1f}    {1e3 * them:8.2f}{work / them:8.1f}"
@@ -420,6 +422,8 @@ def compare_ops(networks: list[str], word: str, batch: int, rounds: int) -> None
             count, ours, theirs = update_runs(network)
             line(f"{name} of {count / 1e6:.2f} million weights", "step",
                  medians({"minidiff": ours, "fused": theirs}, rounds), 4.0 * count * 10 / 1e9, BYTE)
+    if not measured:
+        raise SystemExit(f"--only {word}: no op has this in its name")
     print(f"\nabove {TOO_SLOW} times PyTorch's: {'; '.join(slow) or 'none'}")
 
 
@@ -461,8 +465,8 @@ def forms_of(H: int, C: int, D: int, batch: int) -> tuple[dict[str, Callable], d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, help="one network's ops (both networks')")
-    parser.add_argument("--batch", type=int, default=128, help="samples (128)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant (5)")
+    parser.add_argument("--batch", type=positive, default=128, help="samples (128)")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each contestant (5)")
     parser.add_argument("--only", default="", metavar="WORD", help="the cases whose name holds this word")
     parser.add_argument("--forms", action="store_true", help="compare the forms of convolution; no PyTorch")
     args = parser.parse_args()

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from side_by_side import positive
 
 from minidiff import fit
 from minidiff.data import mnist
@@ -212,6 +213,15 @@ def print_model(T: Model, batch: int, clock: float) -> None:
                   f"{1e3 * T(n):.1f} | {batch / T(n):.0f} | {faster:.2f} | {faster / n:.0%} |")
 
 
+def positive_real(text: str) -> float:
+    try:
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+
+
 def main(batch: int, steps: int, rounds: int, bandwidth: float | None, latency: float | None) -> None:
     if len(allowed_cores()) < 2:
         raise UserError("benchmarks/scaling.py needs two cores, and may use one here")
@@ -234,11 +244,11 @@ def main(batch: int, steps: int, rounds: int, bandwidth: float | None, latency: 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128, help="images in a step of strong scaling")
-    parser.add_argument("--steps", type=int, default=15, help="steps that are timed in each run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each configuration, in turn")
-    parser.add_argument("--bandwidth", type=float, help="GB/s, of the model, in place of what was measured here")
-    parser.add_argument("--latency", type=float, help="microseconds, likewise")
+    parser.add_argument("--batch", type=positive, default=128, help="images in a step of strong scaling")
+    parser.add_argument("--steps", type=positive, default=15, help="steps that are timed in each run")
+    parser.add_argument("--rounds", type=positive, default=3, help="runs of each configuration, in turn")
+    parser.add_argument("--bandwidth", type=positive_real, help="GB/s, of the model, in place of what was measured here")
+    parser.add_argument("--latency", type=positive_real, help="microseconds, likewise")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:

@@ -253,13 +253,20 @@ def peak_mib() -> float:
 
 # --- the command ------------------------------------------------------------------------------------------
 
+def positive(text: str) -> int:
+    """An option's whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
 def parser_of(doc: str, batch: int, rounds: int, turn: int) -> argparse.ArgumentParser:
     """The options that train_step.py and sample.py have in common."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="mnist", help="which network (mnist)")
-    parser.add_argument("--batch", type=int, default=batch, help=f"images at a time ({batch})")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each contestant ({rounds})")
-    parser.add_argument("--turn", type=int, default=turn, help=f"runs that are timed in a turn ({turn})")
+    parser.add_argument("--batch", type=positive, default=batch, help=f"images at a time ({batch})")
+    parser.add_argument("--rounds", type=positive, default=rounds, help=f"turns of each contestant ({rounds})")
+    parser.add_argument("--turn", type=positive, default=turn, help=f"runs that are timed in a turn ({turn})")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", default=list(NAMES),
                         help=f"contestants to run: {', '.join(map(repr, NAMES))}")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")

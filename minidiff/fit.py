@@ -238,8 +238,8 @@ def open_run(folder: Path, resume: bool, keep: int = 3) -> tuple[checkpoint.Keep
                         "or choose another --out.")
     if resume and not saved:
         raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
-    if ranks().rank == 0:
-        keeper.prepare(saved.meta["step"] if saved and type(saved.meta.get("step")) is int else 0)
+    step = saved.meta["step"] if saved and type(saved.meta.get("step")) is int else 0
+    ranks().by_first(lambda: keeper.prepare(step))
     return keeper, saved
 
 

@@ -128,8 +128,7 @@ def check_run(folder: Path, kind: type[System], resume: bool) -> dict | None:
         raise UserError(f"{folder} holds a run of {kind.name}: add --resume to go on with it, or choose another --out.")
     if resume and not begun:
         raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
-    if ranks().rank == 0:
-        checkpoint.Keeper(folder).prepare()
+    ranks().by_first(checkpoint.Keeper(folder).prepare)
     return begun
 
 

@@ -58,7 +58,7 @@ BOUND = 60                                                  # neither e^60 nor t
 def _softmax_in_place(S, mask, xp):
     """softmax(S) over the last axis, of the places where mask is True; a row without any is 0."""
     if mask is not None:
-        S *= mask                                           # what is not looked at shall decide nothing
+        xp.copyto(S, 0, where=~mask)                        # what is not looked at shall decide nothing
     # the softmax is the same whatever is taken from a row: nothing need be where no exponential overflows
     if not max(S.max(initial=0), -S.min(initial=0)) <= BOUND:
         S = S if mask is None else xp.where(mask, S, -xp.inf)

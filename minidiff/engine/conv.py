@@ -41,20 +41,21 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
                          f"{w.shape[2]}")
     if min(x.shape[1] + 2 * padding - w.shape[0], x.shape[2] + 2 * padding - w.shape[1]) < 0:
         raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
-    if is_recording() and xp_of(x.data, w.data) is np \
+    flags = x.requires_grad, w.requires_grad
+    if is_recording() and any(flags) and xp_of(x.data, w.data) is np \
             and _fastest(x.shape, w.shape, stride, padding) is conv_winograd:
-        y, back = conv_winograd.correlate_and_back(x.data, w.data, padding)     # the way back needs what y needed
+        y, back = conv_winograd.correlate_and_back(x.data, w.data, padding, *flags)     # it needs what y needed
         if bias is not None:
             y += bias.data
     else:
         y = correlate(x.data, w.data, stride, padding, None if bias is None else bias.data)
 
-        def back(dy, with_dx: bool, with_dw: bool):
-            return (correlate_dx(dy, w.data, x.shape, stride, padding) if with_dx else None,
-                    correlate_dw(x.data, dy, w.shape, stride, padding) if with_dw else None)
+        def back(dy):
+            return (correlate_dx(dy, w.data, x.shape, stride, padding) if x.requires_grad else None,
+                    correlate_dw(x.data, dy, w.shape, stride, padding) if w.requires_grad else None)
 
     def pullback(dy):
-        return *back(dy, x.requires_grad, w.requires_grad), *(() if bias is None else (_sum_rows(dy),))
+        return *back(dy), *(() if bias is None else (_sum_rows(dy),))
     return record(y, (x, w) if bias is None else (x, w, bias), pullback)
 
 
@@ -126,9 +127,9 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
 def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
     """The form that is fastest for a shape on a CPU, None for the plain one.  Measured by benchmarks/ops.py."""
     kh, kw = w_shape[:2]
-    if stride != 1 or kh != kw or padding >= kh:
+    if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:
         return None
-    if kh == 3:
+    if kh == 3 and max(x_shape[1:3]) <= conv_winograd.LONGEST:
         return conv_winograd
     # small images have many pixels at an edge, whose share of the work conv_shift does in vain
     return conv_shift if x_shape[1] * x_shape[2] >= 100 else None

@@ -1,12 +1,16 @@
 """Convolution with 3 x 3 kernels in a quarter of the multiplications: Winograd's, a whole line of pixels at a time.
 
-In one dimension, a tile of m results y_i = sum_j w_j d_{i+j} reads n = m + 2 pixels d.  With points a_0 ... a_{n-2}
-and the Lagrange polynomials l_k of these points, l_k(a_j) = [j = k], every power i + j <= n-1 of x is
+In one dimension, a tile of m results y_i = sum_j w_j d_{i+j} reads m + 2 pixels d.  With m + 1 points a_k, and the
+Lagrange polynomials l_k of these points, l_k(a_j) = [j = k], every power i + j <= m+1 of x is
 
-    x^(i+j) = sum_k a_k^i a_k^j l_k(x)  +  [i + j = n-1] prod_k (x - a_k)
+    x^(i+j) = sum_k a_k^i a_k^j l_k(x)  +  [i + j = m+1] prod_k (x - a_k)
 
-Write d_c for x^c in the polynomials on the right (their coefficients are B^T) and sum over w_j: the tile in n
-multiplications in place of 3 m (Toom & Cook; Lavin & Gray 2016, section 4, with another scale for each point),
+Both sides are polynomials; put d_c in the place of x^c, written l_k(d), and sum over w_j:
+
+    y_i = sum_k a_k^i (sum_j a_k^j w_j) l_k(d)  +  [i = m-1] w_2 prod_k (d - a_k)
+
+So a tile takes m + 2 multiplications in place of 3 m, one for each point and one for "infinity" (Toom & Cook; Lavin &
+Gray 2016, section 4, with another scale for each point):
 
     y = A^T [ (G w) * (B^T d) ]     B^T_k = coefficients of l_k           G_kj = a_k^j      A^T_ik = a_k^i
                       at infinity:  B^T   = those of prod_k (x - a_k)     G = (0, 0, 1)     A^T = (0, ..., 0, 1)
@@ -21,8 +25,17 @@ and the way back is the transpose of each step, with the same V and U:
 
     dM = R^T dy R       dU = V^T dM     dw = G^T dU G       dV = dM U^T     dx = L^T dV L
 
-An image of 14 x 14 takes 20 x 20 products in place of 14 x 14 x 9: 4.4 times fewer.  In float32 the relative error is
-4e-6, that of the plain form 3e-7.
+The P numbers of a line stand point after point, those of all tiles at infinity, then those at a_0, ..., for at a point
+all tiles meet the same U: one matrix product.  14 pixels are tiles of 4, 5 and 5 results, with 6, 7 and 7 points:
+
+    infinity  0      1      -1     2      -2     1/2
+    3 tiles   3      3      3      3      3      2 tiles         P = 20: a run of 6 points, and one of 1
+
+An image of 14 x 14 takes 20 x 20 products in place of 14 x 14 x 9: 4.4 times fewer.  L and R are dense, so that a line
+of H pixels costs H^2: right for the images of this house, and not for lines beyond LONGEST.
+
+In float32 the error is 4e-6 of the result's norm, that of the plain form 3e-7; it goes by the largest number of a whole
+image, over all of which a NaN or an infinity spreads.
 """
 
 from __future__ import annotations
@@ -34,8 +47,9 @@ from functools import cache
 import numpy as np
 from numpy.polynomial.polynomial import polyfromroots
 
-POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)                   # and infinity.  An eighth would cost another digit
+POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)                   # and infinity.  One more would cost another digit
 TILE = len(POINTS) - 1                                      # results of a tile, at most
+LONGEST = 40                                                # pixels of a line, beyond which other forms are faster
 
 
 def correlate(x, w, padding: int):
@@ -54,25 +68,28 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], padding: int):
     return _kernel_gradient(dU, rows, columns)
 
 
-def correlate_and_back(x, w, padding: int) -> tuple[np.ndarray, Callable]:
-    """y, and the function (dy, with_dx, with_dw) -> (dx, dw) that uses again what was computed for y."""
-    rows, columns = _lines(x, padding)
-    U, V = _kernel_points(w, rows, columns), []
+def correlate_and_back(x, w, padding: int, with_dx: bool, with_dw: bool) -> tuple[np.ndarray, Callable]:
+    """y, and the function dy -> (dx, dw), each None where it is not wanted, that uses U and V again.
 
-    def back(dy, with_dx: bool = True, with_dw: bool = True):
+    V, which dw takes, is two to three times as large as x.
+    """
+    rows, columns = _lines(x, padding)
+    U, V, x_shape = _kernel_points(w, rows, columns), [], x.shape
+
+    def back(dy):
         dY = _down(dy, rows.R.T)                                                    # (P, B, W', D)
-        dU = np.empty_like(U)
-        dX = np.empty((dY.shape[0], x.shape[2], dY.shape[1], x.shape[3]), dtype=dy.dtype)       # (P, W, B, C)
-        for run, V_run in zip(rows.runs, V, strict=True):
+        dU, dX = np.empty_like(U) if with_dw else None, None
+        if with_dx:
+            dX = np.empty((len(dY), x_shape[2], x_shape[0], x_shape[3]), dtype=dy.dtype)        # (P, W, B, C)
+        for i, run in enumerate(rows.runs):
             dM = _along(run.of(dY), columns.R.T)                                    # (k, Q, n, B, D)
             if with_dw:
-                _sum_products(V_run, dM, dU[run.points], columns)
+                _sum_products(V[i], dM, dU[run.points], columns)
             if with_dx:
                 dV = _products(dM, U[run.points].swapaxes(2, 3), columns)           # (k, Q, n, B, C)
                 _back_along(dV, columns.L.T, run.of(dX))
-        return (_back_down(dX, rows.L.T) if with_dx else None,
-                _kernel_gradient(dU, rows, columns) if with_dw else None)
-    return _forward(x, U, rows, columns, V), back
+        return _back_down(dX, rows.L.T) if with_dx else None, _kernel_gradient(dU, rows, columns) if with_dw else None
+    return _forward(x, U, rows, columns, keep=V if with_dw else None), back
 
 
 def _forward(x, U, rows: Line, columns: Line, keep: list | None = None):
@@ -96,9 +113,17 @@ class Run:
     points: slice                           # of the points
     rows: slice                             # of P: n rows of the first point, n of the next, ...
 
+    @property
+    def k(self) -> int:
+        return self.points.stop - self.points.start
+
+    @property
+    def n(self) -> int:
+        return (self.rows.stop - self.rows.start) // self.k
+
     def of(self, X):
         """X (P, ...) -> the run's part of it, (k, n, ...)."""
-        return X[self.rows].reshape(self.points.stop - self.points.start, -1, *X.shape[1:])
+        return X[self.rows].reshape(self.k, self.n, *X.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -177,7 +202,7 @@ def _along(X, L):
 def _back_along(M, R, out) -> None:
     """(k, Q, n, B, D) -> out (k, n, W, B, D)."""
     k, Q, n, B, D = M.shape
-    np.matmul(R, M.swapaxes(1, 2).reshape(k, n, Q, B * D), out=out.reshape(k, n, -1, B * D))
+    np.matmul(R, M.swapaxes(1, 2).reshape(k, n, Q, B * D), out=out.reshape(k, n, len(R), B * D))
 
 
 def _back_down(Y, R):
@@ -206,7 +231,8 @@ def _sum_products(V, dM, dU, columns: Line) -> None:
 
 def _matrices(V, run: Run):
     """The matrix of each point of a run of the columns: (k, Q, n, B, C) -> (k, points, tiles n B, C)."""
-    return V[:, run.rows].reshape(len(V), run.points.stop - run.points.start, -1, V.shape[4])
+    k, _, n, B, C = V.shape
+    return V[:, run.rows].reshape(k, run.k, run.n * n * B, C)
 
 
 def _kernel_points(w, rows: Line, columns: Line):

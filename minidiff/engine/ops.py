@@ -136,7 +136,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return ((dy @ w.data.T).reshape(x.shape) if x.requires_grad else None,
                 rows.T @ dy if w.requires_grad else None,
                 _sum_rows(dy) if b.requires_grad else None)
-    return record(y.reshape(*x.shape[:-1], -1), (x, w, b), pullback)
+    return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
 
 
 # --- functions of one element -----------------------------------------------------------------------------

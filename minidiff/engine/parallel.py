@@ -115,8 +115,9 @@ def in_parts(f: Callable[[slice], object], sizes: Sequence[int]) -> list:
 
     There are as many parts as cores, so f's results must not depend on where it cuts.
     """
-    ends = np.searchsorted(np.cumsum(sizes), np.linspace(0, sum(sizes), cores() + 1)[1:-1]).tolist()
-    ends = sorted({0, *ends, len(sizes)})
+    sums = np.cumsum([0, *sizes])                           # after 0, 1, ... things
+    ideal = np.linspace(0, sums[-1], cores() + 1)[1:-1]
+    ends = sorted({0, *(int(np.abs(sums - at).argmin()) for at in ideal), len(sizes)})
     return list(parallel_map(f, [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]))
 
 

@@ -60,6 +60,10 @@ class Alone:
         """load(), on rank 0 first and then on the others: what one has put on the disk, the next finds there."""
         return load()
 
+    def by_first(self, act: Callable[[], object]) -> None:
+        """act() on the first rank; UserError on all of them where it raised one."""
+        act()
+
     def wait(self) -> None:
         """Until all ranks are here."""
 
@@ -134,6 +138,17 @@ class Ranks:
         if error:
             raise error
         return result
+
+    def by_first(self, act: Callable[[], object]) -> None:
+        said = None
+        if self.rank == 0:
+            try:
+                act()
+            except UserError as error:
+                said = str(error)
+        said = self.comm.bcast(said)
+        if said:
+            raise UserError(said)
 
     def wait(self) -> None:
         self.comm.Barrier()

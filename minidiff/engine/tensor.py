@@ -100,7 +100,11 @@ class Tensor:
 
 
 def record(data, parents: Sequence[Tensor], pullback: Callable) -> Tensor:
-    """The Tensor of an op's result.  pullback(dy) returns one cotangent (or None) for each parent."""
+    """The Tensor of an op's result.  pullback(dy) returns one cotangent (or None) for each parent.
+
+    A cotangent is an array of its own, or dy, or a view of these; never one that the op keeps, for it becomes a
+    gradient, which whoever asked for it may write to.
+    """
     y = Tensor(data)
     if is_recording() and any(parent.requires_grad for parent in parents):
         y.requires_grad, y._parents, y._pullback = True, tuple(parents), pullback

@@ -1,5 +1,7 @@
 """Convolution against SciPy and against loops, the fast forms against the plain one, and changes of resolution."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -287,3 +289,23 @@ def test_refused_in_a_sentence(refused, message):
 def test_two_dtypes_are_refused():
     with pytest.raises(TypeError, match="one dtype, not float32 and float64"):
         conv.conv2d(IMAGE, zeros(3, 3, 2, 4, dtype=np.float64))
+
+
+def test_an_empty_batch_goes_through():
+    for size in (8, 12, 50):                                # of each form
+        x, w = Tensor(np.zeros((0, size, size, 3)), requires_grad=True), Tensor(normal(3, 3, 3, 4), requires_grad=True)
+        y = conv.conv2d(x, w, padding=1)
+        dx, dw = gradients(y, [x, w], np.zeros(y.shape))
+        assert y.shape == (0, size, size, 4) and dx.shape == x.shape and not dw.any()
+
+
+def test_what_the_way_back_of_a_frozen_kernel_keeps():
+    """V serves the kernel's gradient alone, and is several times as large as x."""
+    x = normal(4, 14, 14, 16)
+    held = []
+    for w in (Tensor(normal(3, 3, 16, 16)), Tensor(normal(3, 3, 16, 16), requires_grad=True)):
+        tracemalloc.start()
+        y = conv.conv2d(Tensor(x, requires_grad=True), w, padding=1)
+        held.append((tracemalloc.get_traced_memory()[0] - y.data.nbytes) / x.nbytes)
+        tracemalloc.stop()
+    assert held[0] < 1.5 < held[1]                          # U is all: 49 numbers for each of w's 9

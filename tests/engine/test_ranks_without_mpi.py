@@ -73,6 +73,9 @@ class OfTheSame:
     def allgather(self, value):
         return [value, value]
 
+    def bcast(self, value):
+        return value
+
 
 @pytest.mark.parametrize("rank, written", [
     (0, {"step-000001.safetensors", "step-000002.safetensors", "model.safetensors", "samples.png", "loss.png"}),
