@@ -247,7 +247,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=positive, default=128, help="images in a step of strong scaling")
     parser.add_argument("--steps", type=positive, default=15, help="steps that are timed in each run")
     parser.add_argument("--rounds", type=positive, default=3, help="runs of each configuration, in turn")
-    parser.add_argument("--bandwidth", type=positive_real, help="GB/s, of the model, in place of what was measured here")
+    parser.add_argument("--bandwidth", type=positive_real, help="GB/s, of the model, not what was measured here")
     parser.add_argument("--latency", type=positive_real, help="microseconds, likewise")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
