@@ -203,9 +203,9 @@ def test_a_picture_depends_on_its_own_seed_and_caption_only(model, algorithm):
     assert together.shape == (5, 28, 28, 1) and together.dtype == np.float32 and np.abs(together).max() <= 1
     for i, prompt in enumerate(PROMPTS):
         alone = model.sample([prompt], streams=Streams(3, 5)[i:i + 1], **options)
-        np.testing.assert_allclose(alone[0], together[i], atol=2e-4)                # float32 through two networks
+        np.testing.assert_allclose(alone[0], together[i], atol=2e-3)                # float32, steepened by scale 5
     others = model.sample(PROMPTS[::-1], seed=3, **options)
-    assert np.abs(others[0] - together[0]).max() > 1e-3 and np.array_equal(others[2], together[2])
+    assert np.abs(others[0] - together[0]).max() > 2e-2 and np.array_equal(others[2], together[2])
 
 
 def test_the_classifier_is_asked_at_x_t_itself(model, monkeypatch):

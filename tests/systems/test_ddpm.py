@@ -218,7 +218,7 @@ def test_interpolation_ends_at_what_each_image_alone_becomes(model, data):
 def test_a_sample_depends_on_its_own_seed_only(model):
     together = model.sample([""] * 3, steps=4, seed=5)
     alone = model.sample([""], steps=4, streams=Streams(5, 3)[1:2])
-    np.testing.assert_allclose(alone[0], together[1], atol=2e-4)
+    np.testing.assert_allclose(alone[0], together[1], atol=1e-3)
 
 
 def test_the_derivative_of_the_denoiser(model):

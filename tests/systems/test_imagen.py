@@ -212,7 +212,7 @@ def test_a_picture_depends_on_its_own_caption_and_stream_only(model, scale):
     together = model.sample(prompts, seed=4, **options)
     for i in range(4):
         alone = model.sample(prompts[i:i + 1], streams=Streams(4, 4)[i:i + 1], **options)
-        np.testing.assert_allclose(alone[0], together[i], atol=2e-4)            # float32 through three UNets
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-3)            # float32 through three UNets
     assert np.abs(together[0] - model.sample(prompts, seed=5, **options)[0]).max() > 1e-3
 
 

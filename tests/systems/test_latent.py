@@ -211,11 +211,11 @@ def test_a_sample_depends_on_its_own_seed_and_caption_only(model):
     for i, caption in enumerate(CAPTIONS):
         own = slice(i, i + 1)
         np.testing.assert_allclose(model.sample([caption], steps=3, streams=Streams(5, 4)[own]), together[own],
-                                   atol=2e-4)
+                                   atol=1e-3)
         np.testing.assert_allclose(model.vary(x[own], [caption], steps=5, streams=Streams(5, 4)[own]), varied[own],
-                                   atol=2e-4)
+                                   atol=1e-3)
         np.testing.assert_allclose(model.inpaint(x[own], mask[own], [caption], steps=3, repeats=2,
-                                                 streams=Streams(5, 4)[own]), painted[own], atol=2e-4)
+                                                 streams=Streams(5, 4)[own]), painted[own], atol=1e-3)
     assert np.abs(model.sample(CAPTIONS, steps=3, seed=6) - together).max() > 1e-3
 
 
