@@ -35,7 +35,8 @@ setup(
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
         "mpi": mpi,                                         # training on several processes, started by mpiexec
-        "kernels": ["nvidia-cuda-nvrtc>=13"],               # compiles kernels/*.cu where there is no GPU
+        "kernels": ["nvidia-cuda-nvrtc==13.5.37"],          # compiles kernels/*.cu where there is no GPU: this one, as
+                                                            # every release hands out registers in its own way
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
     },

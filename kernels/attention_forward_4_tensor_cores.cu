@@ -96,7 +96,7 @@ __device__ __forceinline__ bool in_fours(const T* rows, int stride, int columns)
 // Copies (rows, columns) from memory into a tile of (64, HEAD_DIM), with zeros around them.
 __device__ __forceinline__ void load_tile(unsigned* tile, const T* from, int stride, int rows, int columns, bool fours)
 {
-    #pragma unroll 4
+    #pragma unroll (2 * WORD)                               // 32 bytes on their way at once
     for (int step = 0; step < 64 * HEAD_DIM / 4 / THREADS; step++) {
         const int i = step * THREADS + threadIdx.x, row = i / (HEAD_DIM / 4), c = i % (HEAD_DIM / 4) * 4;
         Four x = {};
@@ -128,7 +128,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     q += b * q_b + head * q_h + n0 * q_n;
     k += b * k_b + head * k_h;
     v += b * v_b + head * v_h;
-    y += b * y_b + head * y_h + n0 * y_n;
     if (mask) mask += b * mask_b + head * mask_h + n0 * mask_n;
     const int tile_end = causal ? min(M, n0 + TILE_N) : M;  // one past the last key that any of these may look at
     const int first = n0 + threadIdx.x / 32 * 16;           // of this warp's queries
@@ -232,6 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         }
     }
 
+    y += b * y_b + head * y_h + n0 * y_n;                   // only now: the loop has no registers left for it
     #pragma unroll
     for (int i = 0; i < 2; i++) {
         #pragma unroll
