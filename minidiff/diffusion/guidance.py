@@ -22,7 +22,7 @@ from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import per_sample
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
-from minidiff.engine.tensor import Tensor, gradients
+from minidiff.engine.tensor import Tensor, gradients, recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +119,10 @@ def clip_gradient(features: Callable[[Tensor, Any], Tensor]) -> Callable[[Any, A
     """
     def gradient(x_t, t, y):
         x = Tensor(x_t, requires_grad=True)
+        with recording():
+            f = features(x, t)
         # row i of f hears of x_i alone: the gradient of sum_i f_i . y_i is that of each
-        return gradients(features(x, t), [x], y)[0]
+        return gradients(f, [x], y)[0]
     return gradient
 
 

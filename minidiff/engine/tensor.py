@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
@@ -24,10 +24,15 @@ from minidiff.engine.backend import xp_of
 _mode = threading.local()                                   # each thread records, or not, for itself
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+def no_grad() -> AbstractContextManager:
     """Within it, in this thread, ops compute and remember nothing."""
-    before, _mode.off = is_recording(), True
+    return recording(False)
+
+
+@contextmanager
+def recording(on: bool = True) -> Iterator[None]:
+    """Within it, in this thread, ops remember how their results were made, even inside no_grad()."""
+    before, _mode.off = is_recording(), not on
     try:
         yield
     finally:

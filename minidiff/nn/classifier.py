@@ -18,7 +18,7 @@ import numpy as np
 from minidiff.engine import conv, ops
 from minidiff.engine.backend import xp_of
 from minidiff.engine.parallel import parallel_map, shards
-from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
 from minidiff.nn.module import Module
 from minidiff.nn.transformer import Attention
@@ -86,7 +86,8 @@ class NoisyClassifier(Module):
         """grad log p(y | x_t) by x_t, of x_t's shape: what `diffusion.guidance.ClassifierGuidance` asks for."""
         def one(part: slice):
             x = Tensor(x_t[part], requires_grad=True)
-            log_p = self.log_prob(x, t[part], y[part])
+            with recording():
+                log_p = self.log_prob(x, t[part], y[part])
             return gradients(log_p, [x], np.ones(log_p.shape, log_p.dtype))[0]      # no sample hears of another
         return np.concatenate(list(parallel_map(one, shards(len(x_t)))))
 

@@ -63,7 +63,7 @@ from minidiff.diffusion.schedules import SCHEDULES, Schedule
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards
-from minidiff.engine.tensor import Tensor, gradients, no_grad, record
+from minidiff.engine.tensor import Tensor, gradients, no_grad, record, recording
 from minidiff.errors import UserError
 from minidiff.nn.gaussian import kl
 from minidiff.nn.unet import UNet, UNetConfig
@@ -168,7 +168,8 @@ class DDPM(System):
         """What `predict` gives, and dy^T d predict / d x_t, of x_t's shape."""
         def one(part: slice):
             x = Tensor(x_t[part], requires_grad=True)
-            eps, _ = self(x, t[part])
+            with recording():
+                eps, _ = self(x, t[part])
             return eps.data, gradients(eps, [x], dy[part])[0]
         ys, dxs = zip(*parallel_map(one, shards(len(x_t))), strict=True)
         return np.concatenate(ys), np.concatenate(dxs)

@@ -27,7 +27,7 @@ from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams, device_of, streams_on, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_map, shards
-from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 from minidiff.errors import UserError
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.system import WEIGHTS, System, as_read, check_captions, check_streams
@@ -122,7 +122,8 @@ class TextToImage(System):
         def one(part: slice):
             tokens, pooled, mask = (a[part] for a in cond)
             x = Tensor(x_t[part], requires_grad=True)
-            y = self.unet(x, t[part], TextStates(Tensor(tokens), Tensor(pooled), mask))
+            with recording():
+                y = self.unet(x, t[part], TextStates(Tensor(tokens), Tensor(pooled), mask))
             return y.data, gradients(y, [x], dy[part])[0]
         ys, dxs = zip(*parallel_map(one, self._parts(len(x_t))), strict=True)
         return xp_of(x_t).concatenate(ys), xp_of(x_t).concatenate(dxs)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidiff.engine import ops
-from minidiff.engine.tensor import Tensor, gradients, no_grad, record
+from minidiff.engine.tensor import Tensor, gradients, no_grad, record, recording
 
 
 def leaf(*values, dtype=np.float64) -> Tensor:
@@ -271,6 +271,10 @@ def test_no_grad_is_for_this_thread_only():
             pass
         assert not (x * x).requires_grad, "leaving an inner no_grad must not end the outer one"
     assert seen == [True] and (x * x).requires_grad
+    with no_grad():
+        with recording():
+            assert (x * x).requires_grad, "who asks for a gradient records even there"
+        assert not (x * x).requires_grad
     with pytest.raises(KeyError), no_grad():
         raise KeyError
     assert (x * x).requires_grad, "an exception within must not leave it off"

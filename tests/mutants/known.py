@@ -188,13 +188,25 @@ BUGS = [
     Bug("resuming begins the random streams anew", FIT,
         'self.losses, self.n = saved.tensors["losses"].tolist(), n',
         'self.losses, self.n = saved.tensors["losses"].tolist(), 0'),
+
+    # --- systems ------------------------------------------------------------------------------------------
+    Bug("a log missing in the learned variance's loss", "systems/ddpm.py",
+        "return np.log(schedule.betas), np.log(",
+        "return schedule.betas, np.log(",
+        "diffusers #2090"),
+    Bug("a log missing in the learned variance of a step", "systems/ddpm.py",
+        "v * math.log(beta(s, t, r)) +",
+        "v * beta(s, t, r) +",
+        "diffusers #2090"),
+    Bug("small images get their noise before they are brought to [-1, 1] in training, and after it in sampling",
+        "systems/imagen.py",
+        "augmented(self.schedule, resized(x_0, sizes[k - 1]), sizes[k], s, noise), s",
+        "2 * augmented(self.schedule, (resized(x_0, sizes[k - 1]) + 1) / 2, sizes[k], s, noise) - 1, s",
+        "lucidrains/imagen-pytorch #160"),
 ]
 
-# What the list of known bugs names, and no code of ours can have yet.
+# What the list of known bugs names, and no code of ours can have.
 NOT_PLANTED = [
-    ("A log missing in learned variance (diffusers #2090)", "the reverse variance is not learned here"),
-    ("Low-resolution conditioning noised before normalising in training and after it in sampling "
-     "(lucidrains/imagen-pytorch #160)", "there is no cascade yet"),
     ("Odd image sizes breaking the skip connections (diffusers #255), as it was", "such sizes are refused; planted is "
      "the loss of the refusal"),
     ("EMA overwriting schedule buffers (lucidrains/denoising-diffusion-pytorch #136), as it was", "schedules are no "

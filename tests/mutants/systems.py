@@ -16,6 +16,20 @@ TOWERS, EMBEDDINGS, SPANS, T5 = "text/clip.py", "text/embeddings.py", "text/span
 STAGES, SYSTEM, FIDELITY = "stages.py", "systems/system.py", "fidelity.py"
 
 BUGS = [
+    # --- inside no_grad() nobody is guided ----------------------------------------------------------------
+    Bug("a classifier's gradient is not recorded", CLASSIFIER,
+        "with recording():",
+        "if True:"),
+    Bug("CLIP's gradient is not recorded", GUIDANCE,
+        "with recording():",
+        "if True:"),
+    Bug("the derivative of the denoiser is not recorded", "systems/text_to_image.py",
+        "with recording():",
+        "if True:"),
+    Bug("DDPM: the derivative of the denoiser is not recorded", DDPM,
+        "with recording():",
+        "if True:"),
+
     # --- training in stages, and what every system has in common ------------------------------------------
     Bug("two stages draw the same batches", STAGES,
         "[self.config.seed, 2, self.number, self.n]",

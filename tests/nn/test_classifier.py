@@ -43,6 +43,8 @@ def test_the_gradient_that_guides_is_that_of_log_prob():
     net, x = classifier(), normal(3, 4, 4, 1)
     g = net.grad_log_prob(x, T, Y)
     assert g.shape == x.shape and not g[2].any() and g[:2].all()        # the third is asked nothing
+    with no_grad():                                         # one sample stays in this thread: it asks for a gradient
+        np.testing.assert_allclose(net.grad_log_prob(x[:1], T[:1], Y[:1]), g[:1], rtol=1e-9, atol=1e-12)
 
     def log_p(x):
         with no_grad():

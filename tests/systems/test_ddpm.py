@@ -20,7 +20,7 @@ from minidiff.diffusion.likelihood import DiscretisedGaussian, reverse_kl
 from minidiff.diffusion.samplers import beta, beta_tilde, ddpm, times
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams
-from minidiff.engine.tensor import Tensor, gradients
+from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.ddpm import DDPM, DDPMConfig, log_probability, step_weights
@@ -230,6 +230,9 @@ def test_the_derivative_of_the_denoiser(model):
     np.testing.assert_allclose(x0_hat, denoiser(x, t))
     numeric = ((denoiser(x + h * u, t) - denoiser(x - h * u, t)) * dy).sum() / (2 * h)
     assert (dx * u).sum() == pytest.approx(numeric, rel=1e-6)
+    with no_grad():                                         # one sample stays in this thread: it asks for a gradient
+        _, alone = denoiser.vjp(x[:1], t[:1], dy[:1])
+    np.testing.assert_allclose(alone, dx[:1], rtol=1e-9, atol=1e-12)
 
 
 def test_its_stage_and_its_file(tmp_path, data):

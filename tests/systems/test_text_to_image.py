@@ -49,7 +49,8 @@ def test_each_sample_is_differentiated_at_its_own_time_and_caption(model):
     np.testing.assert_allclose(y, model.predict(x_t, t, cond), rtol=1e-4, atol=1e-5)    # float32 through a UNet
     for i in range(4):
         i = slice(i, i + 1)
-        _, alone = model.predict_vjp(x_t[i], t[i], dy[i], tuple(a[i] for a in cond))
+        with no_grad():                                     # one sample stays in this thread: it asks for a gradient
+            _, alone = model.predict_vjp(x_t[i], t[i], dy[i], tuple(a[i] for a in cond))
         np.testing.assert_allclose(dx[i], alone, rtol=1e-3, atol=1e-4 * np.abs(alone).max())
 
 
