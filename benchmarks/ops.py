@@ -428,30 +428,36 @@ def compare_ops(networks: list[str], word: str, batch: int, rounds: int) -> None
 
 
 def compare_forms(batch: int, rounds: int) -> None:
-    """The three forms of a 3x3 convolution: what conv._fastest chooses by.  dx is a correlation like y."""
-    print(f"median ms of a 3x3 convolution, batch {batch} in shards, {cores()} cores; NumPy {np.__version__}\n")
-    titles = [f"{what} {form}" for what in ("y", "dw") for form in ("patches", "shift", "winograd")]
-    print(f"{'':20}" + "".join(f"{title:>14}" for title in titles) + "   chosen")
-    shapes = (28, 64, 64), (14, 4, 64), (14, 64, 64), (14, 128, 64), (10, 64, 64), (7, 128, 128), (7, 256, 128)
-    for H, C, D in shapes:
-        seconds = [s for runs in forms_of(H, C, D, batch) for s in medians(runs, rounds).values()]
-        chosen = conv._fastest((batch, H, H, C), (3, 3, C, D), 1, 1)
-        print(f"{f'{H}x{H} {C}->{D}':20}" + "".join(f"{1e3 * s:14.2f}" for s in seconds)
+    """The forms of a convolution: what conv._fastest chooses by.  dx is a correlation like y."""
+    print(f"median ms of a convolution, batch {batch} in shards, {cores()} cores; NumPy {np.__version__}\n")
+    forms = "patches", "shift", "winograd"
+    titles = [f"{what} {form}" for what in ("y", "dw") for form in forms]
+    print(f"{'':24}" + "".join(f"{title:>14}" for title in titles) + "   chosen")
+    shapes = [(3, H, C, D) for H, C, D in ((56, 32, 32), (48, 32, 32), (40, 32, 32), (32, 32, 32), (28, 64, 64),
+                                           (14, 4, 64), (14, 64, 64), (14, 128, 64), (7, 128, 128), (7, 256, 128))]
+    for k, H, C, D in [*shapes, *((5, H, 64, 64) for H in (14, 12, 10, 9, 7))]:
+        taken = [medians(runs, rounds) for runs in forms_of(k, H, C, D, batch)]
+        cells = [f"{1e3 * seconds[form]:14.2f}" if form in seconds else f"{'-':>14}"
+                 for seconds in taken for form in forms]
+        chosen = conv._fastest((batch, H, H, C), (k, k, C, D), 1, k // 2)
+        print(f"{f'{k}x{k} on {H}x{H} {C}->{D}':24}" + "".join(cells)
               + f"   {chosen.__name__.rpartition('_')[2] if chosen else 'patches'}", flush=True)
 
 
-def forms_of(H: int, C: int, D: int, batch: int) -> tuple[dict[str, Callable], dict[str, Callable]]:
-    """y and dw by each form, as functions without arguments whose results agree."""
+def forms_of(k: int, H: int, C: int, D: int, batch: int) -> tuple[dict[str, Callable], dict[str, Callable]]:
+    """y and dw by each form that takes k x k, as functions without arguments whose results agree."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, H, H, C), dtype=np.float32)
     dy = rng.standard_normal((batch, H, H, D), dtype=np.float32)
-    w = rng.standard_normal((3, 3, C, D), dtype=np.float32)
-    y_by = {"patches": lambda part: conv.plain_correlate(x[part], w, 1, 1),
-            "shift": lambda part: conv_shift.correlate(x[part], w, 1),
-            "winograd": lambda part: conv_winograd.correlate(x[part], w, 1)}
-    dw_by = {"patches": lambda part: conv.plain_correlate_dw(x[part], dy[part], w.shape, 1, 1),
-             "shift": lambda part: conv_shift.correlate_dw(x[part], dy[part], w.shape, 1),
-             "winograd": lambda part: conv_winograd.correlate_dw(x[part], dy[part], w.shape, 1)}
+    w, p = rng.standard_normal((k, k, C, D), dtype=np.float32), k // 2
+    y_by = {"patches": lambda part: conv.plain_correlate(x[part], w, 1, p),
+            "shift": lambda part: conv_shift.correlate(x[part], w, p),
+            "winograd": lambda part: conv_winograd.correlate(x[part], w, p)}
+    dw_by = {"patches": lambda part: conv.plain_correlate_dw(x[part], dy[part], w.shape, 1, p),
+             "shift": lambda part: conv_shift.correlate_dw(x[part], dy[part], w.shape, p),
+             "winograd": lambda part: conv_winograd.correlate_dw(x[part], dy[part], w.shape, p)}
+    if k != 3:                                              # Winograd's is for 3 x 3
+        del y_by["winograd"], dw_by["winograd"]
     runs_y, runs_dw = ({name: (lambda f=f: list(parallel_map(f, shards(batch)))) for name, f in by.items()}
                        for by in (y_by, dw_by))
     for runs in (runs_y, runs_dw):

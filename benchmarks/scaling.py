@@ -132,7 +132,7 @@ def run(case: Case, steps: int) -> dict:
     beside = Path(sys.executable).parent / "mpiexec"
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     if case.ranks > 1 and not mpiexec:
-        raise UserError("two ranks need an mpiexec: pip install 'minidiff[mpi]'")
+        raise UserError("two ranks need an mpiexec: pip install mpi4py mpich")
     chosen = sorted(allowed_cores())[:case.cores]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "laps.json"

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from side_by_side import versions
 from tqdm import tqdm
 
 from minidiff import checkpoint, pictures, plots
@@ -182,14 +183,19 @@ def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
     saved = keeper.latest() if args.resume else None
     keeper.prepare(saved.meta["step"] if saved else 0)
     make = maker_of(name, data, saved)
+    about = {"contestant": CONTESTANTS[name].title, "data": data.source, "target": args.target, "cores": cores(),
+             "versions": versions()}
     began = time.process_time()                             # one thread's work: what it takes if none disturbs it
     contestant = make()
     if saved:
         contestant.restore(saved)
         log = Log.load(path, contestant.inner.n)
+        for key, now in about.items():
+            if log.about[key] != now:
+                raise UserError(f"{path} was begun with {key} {log.about[key]}, not {now}: go on with the same, or "
+                                "choose another --out")
     else:
-        log = Log(name, {"contestant": CONTESTANTS[name].title, "data": data.source, "target": args.target,
-                         "cores": cores(), "versions": versions()})
+        log = Log(name, about)
         log.preparing = time.process_time() - began
     judge, prompts = Judge.load(), prompts_like(mnist.packed(), args.count, np.random.default_rng(0))[:args.count]
 
@@ -261,11 +267,6 @@ def accuracy(contestant, prompts: list[str], judge: Judge, target: float, whole:
 
 def told(found: dict) -> str:
     return f"{100 * found['accuracy']:.1f} % +- {100 * found['error']:.1f} of {found['count']}, {found['way']}"
-
-
-def versions() -> str:
-    torch = sys.modules.get("torch")
-    return f"NumPy {np.__version__}" + (f", PyTorch {torch.__version__}" if torch else "")
 
 
 # --- the result -------------------------------------------------------------------------------------------

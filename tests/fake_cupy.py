@@ -52,6 +52,7 @@ METHODS = """
 all any argmax argmin argsort astype clip compress conj copy cumprod cumsum diagonal dot fill flatten max mean min
 nonzero prod ravel repeat reshape round searchsorted sort squeeze std sum swapaxes take tobytes tolist trace var
 """.split()
+FLAGS = "c_contiguous f_contiguous fnc forc owndata".split()
 UNKNOWN_TO_CUPY = {"where", "initial", "subok", "like", "device", "correction"}     # keywords
 
 
@@ -70,11 +71,14 @@ class ndarray:
 
     @property
     def flags(self):
-        return self._a.flags
+        return SimpleNamespace(**{name: getattr(self._a.flags, name) for name in FLAGS})
 
     @property
     def data(self):
-        return SimpleNamespace(ptr=self._a.ctypes.data)
+        whole = self._a
+        while isinstance(whole.base, np.ndarray):           # a view
+            whole = whole.base
+        return SimpleNamespace(ptr=self._a.ctypes.data, mem=SimpleNamespace(ptr=whole.ctypes.data))
 
     @property
     def device(self):

@@ -89,7 +89,7 @@ def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: i
 def correlate(x, w, stride: int, padding: int, bias=None):
     """y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d]  + bias[d]."""
     if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        y = (_rows(x) @ w[0, 0]).reshape(*x.shape[:3], -1)
+        y = (_rows(x) @ w[0, 0]).reshape(*x.shape[:3], w.shape[3])
     elif xp_of(x, w) is not np:
         return conv_cuda.correlate(x, w, stride, padding, bias)
     else:

@@ -17,6 +17,8 @@ anew from x; on a GPU the kernels of norm_cuda.py do both.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minidiff.engine import norm_cuda, ops
@@ -39,8 +41,8 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     xp = xp_of(x.data, gamma.data, beta.data)
     if xp is not np:
         return _group_norm_on_gpu(x, groups, gamma, beta, eps, silu)
-    rows, g, b = wide(x.data).reshape(B, -1, C), wide(gamma.data), wide(beta.data)    # (B, N, C)
-    N = rows.shape[1]
+    N = math.prod(x.shape[1:-1])
+    rows, g, b = wide(x.data).reshape(B, N, C), wide(gamma.data), wide(beta.data)     # (B, N, C)
     n = N * C // groups                                     # elements of a group
 
     def per_group(sums):
@@ -55,7 +57,7 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     rstd = 1 / xp.sqrt(var + eps)
 
     def affine(centred, out=None):
-        """z = gamma (x - mean) rstd + beta; half of it where a silu follows, which wants that."""
+        """z = gamma (x - mean) rstd + beta; z / 2 where a silu follows: `silu_of_half` takes that."""
         half = 0.5 if silu else 1.0
         z = xp.multiply(centred, (half * g * rstd)[:, None], out=out)
         z += half * (b[:, None] if b.ndim == 2 else b)

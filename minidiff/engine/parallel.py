@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from minidiff.engine.backend import device_of
-from minidiff.engine.tensor import Tensor, gradients
+from minidiff.engine.tensor import Tensor, gradients, recording
 
 _NAME = "minidiff"
 _one_at_a_time = threading.Lock()                           # BLAS has one limit for the whole process
@@ -76,14 +76,15 @@ def parallel_gradients(loss: Callable[[slice], Tensor], leaves: Sequence[Tensor]
     read it would be to wait for it.
     """
     if device_of(leaves[0].data) != "cpu":
-        value = loss(slice(0, count))
+        with recording():
+            value = loss(slice(0, count))
         return value.data, gradients(value, leaves, scale)
 
     # a scaled gradient may overflow: whoever scales will look
     warn = {} if scale == 1 else {"over": "ignore", "invalid": "ignore"}
 
     def one(part: slice):
-        with np.errstate(**warn):                           # each thread has its own
+        with np.errstate(**warn), recording():              # each thread has its own
             value = loss(part)
             share = (part.stop - part.start) / count
             return share * value.item(), gradients(value, leaves, value.dtype.type(share * scale))

@@ -202,11 +202,11 @@ def _on_cpus() -> Ranks:
     except (ImportError, RuntimeError) as error:            # RuntimeError: it finds no MPI to load
         reason = "" if isinstance(error, ModuleNotFoundError) else f" ({' '.join(str(error).split())})"
         raise UserError(f"mpiexec started {size} ranks, and they need mpi4py to exchange gradients{reason}: "
-                        "pip install 'minidiff[mpi]'") from error
+                        "pip install mpi4py mpich") from error
     comm = MPI.COMM_WORLD
     if comm.Get_size() != size:
         raise UserError(f"mpiexec started {size} ranks, and mpi4py sees {comm.Get_size()} of them: start them with the "
-                        "mpiexec of the MPI that mpi4py loads; pip install 'minidiff[mpi]' brings one with the other")
+                        "mpiexec of the MPI that mpi4py loads; pip install mpi4py mpich brings one with the other")
     machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
     parallel.divide_cores(machine.allgather(sorted(parallel.allowed_cores())))
     here = machine.Get_rank()

@@ -125,7 +125,7 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
 
     def memory(a):
         if xp_of(a) is not np:
-            return a.data.ptr
+            return a.data.mem.ptr                           # where the view's whole piece of memory begins
         while isinstance(a.base, np.ndarray):               # a view
             a = a.base
         return id(a)
@@ -135,7 +135,8 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
         # a pullback may give one array to two leaves, or the caller's dy itself: only then, for a copy costs a pass
         if isinstance(dx, np.number):                       # of a leaf of shape ()
             return np.array(dx)
-        if not (dx.flags.c_contiguous and dx.flags.writeable) or memory(dx) in taken:
+        read_only = xp_of(dx) is np and not dx.flags.writeable                      # CuPy's arrays never are
+        if read_only or not dx.flags.c_contiguous or memory(dx) in taken:
             dx = dx.copy()
         taken.add(memory(dx))
         return dx

@@ -77,6 +77,14 @@ def test_layer_norm(leading, C):
     check_gradients(lambda x, g, b: norm.layer_norm(x, g, b, eps=0.1), x, gamma, beta)
 
 
+@pytest.mark.parametrize("silu", [False, True])
+def test_an_empty_batch_goes_through(silu):
+    leaves = [Tensor(a, requires_grad=True) for a in (np.zeros((0, 3, 3, 4)), np.ones(4), np.zeros(4))]
+    y = norm.group_norm(leaves[0], 2, *leaves[1:], silu=silu)
+    dx, dgamma, dbeta = gradients(y, leaves, np.zeros(y.shape))
+    assert y.shape == dx.shape == (0, 3, 3, 4) and not dgamma.any() and not dbeta.any()
+
+
 def test_shifting_and_scaling_the_input_changes_nothing():
     x, ones, zeros = normal(2, 5, 5, 6), np.ones(6), np.zeros(6)
     for f in (lambda x: norm.group_norm(Tensor(x), 3, Tensor(ones), Tensor(zeros), eps=0),

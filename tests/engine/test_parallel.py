@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minidiff.engine import ops, parallel
 from minidiff.engine.parallel import in_parts, parallel_gradients, parallel_map, shards
-from minidiff.engine.tensor import Tensor, gradients
+from minidiff.engine.tensor import Tensor, gradients, no_grad
 
 
 @pytest.fixture(params=[1, 3])
@@ -83,6 +83,10 @@ def test_blas_is_held_to_one_thread_meanwhile(monkeypatch):
         assert set(threads(None)) == {2}
 
 
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape)
+
+
 def loss_of(x, w):
     """Shards' losses over a batch x with shared weights w, as in training."""
     return lambda part: ops.mean(ops.tanh(ops.tanh(Tensor(x[part]) @ w) @ w))
@@ -98,6 +102,15 @@ def test_gradients_by_shards_are_the_whole_batchs(cores, count):
     assert loss == pytest.approx(whole.item(), rel=1e-12)
     np.testing.assert_allclose(grads[0], gradients(whole, [w])[0], rtol=1e-11, atol=1e-14)
     assert grads[1].tolist() == [0, 0] and w.grad is None and not isinstance(loss, np.ndarray)
+
+
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_a_gradient_is_asked_for_by_name_inside_no_grad_too(cores, count):
+    x, w = normal(count, 7), Tensor(normal(7, 7), requires_grad=True)
+    with no_grad():
+        loss, (dw,) = parallel_gradients(loss_of(x, w), [w], count)
+    expected, (dw_outside,) = parallel_gradients(loss_of(x, w), [w], count)
+    assert loss == expected and np.array_equal(dw, dw_outside) and dw.any()
 
 
 def test_the_sum_does_not_depend_on_the_number_of_cores(monkeypatch):

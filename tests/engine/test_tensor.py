@@ -239,6 +239,18 @@ def test_gradients_on_a_gpu_are_copied_only_where_they_must_be(monkeypatch):
     assert copies == ["copy"]
 
 
+@of_the_double
+def test_gradients_on_a_gpu_share_no_memory(monkeypatch):
+    """Nor do the halves of one array, of which the second begins where no other does."""
+    cupy = install(monkeypatch)
+    a, b, c = (Tensor(cupy.ones(shape), requires_grad=True) for shape in ((4, 2), (2, 2), (2, 2)))
+    da, db, dc = gradients(((ops.concat([b, c], axis=0) + a) * 2).sum(), [a, b, c])
+    da *= 10
+    db *= 100
+    for dx, value in ((da, 20), (db, 200), (dc, 2)):
+        assert (dx.get() == value).all()
+
+
 def test_gradients_touches_no_grad():
     x, w, unused = leaf(2.0), leaf(3.0), leaf(1.0, 1.0)
     w.grad = np.array([7.0])

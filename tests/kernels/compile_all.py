@@ -116,7 +116,7 @@ def nvrtc() -> ctypes.CDLL:
     try:
         files = metadata.files("nvidia-cuda-nvrtc") or []
     except metadata.PackageNotFoundError:
-        raise NoCompiler("NVRTC is not installed: pip install 'minidiff[kernels]'") from None
+        raise NoCompiler("NVRTC is not installed: pip install '.[kernels]'") from None
     library = next((f.locate() for f in files if re.match(r"(lib)?nvrtc(\.so|64_\d+_\d+\.dll)", f.name)), None)
     if library is None:
         raise NoCompiler("the package nvidia-cuda-nvrtc holds no NVRTC: install it again")

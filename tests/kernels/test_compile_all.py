@@ -173,10 +173,10 @@ def test_without_nvrtc_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compile_all, "KERNELS", tmp_path)
 
     def none():
-        raise NoCompiler("NVRTC is not installed: pip install 'minidiff[kernels]'")
+        raise NoCompiler("NVRTC is not installed: pip install '.[kernels]'")
     monkeypatch.setattr(compile_all, "nvrtc", none)
     assert compile_all.main([]) == 2
-    assert "pip install 'minidiff[kernels]'" in capsys.readouterr().err
+    assert "pip install '.[kernels]'" in capsys.readouterr().err
 
 
 def test_a_name_that_no_file_has_is_said(capsys):
