@@ -41,8 +41,8 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
            "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")
 TITLES = ("system", "stands on", "parameters", "training, min", "ms / image", "digit", "attributes",
           "held out: all right", "FID (floor, ceiling)", "recall")
-NOTE = ("Parameters are those in the system's file, copies of what it stands on among them; minutes are of its own "
-        "stages, on one core.")
+NOTE = ("Parameters are those in the system's file, copies of what it stands on among them, except that GLIDE borrows "
+        "text-to-image's and best of 8 borrows CLIP's; minutes are of its own stages, on one core.")
 
 
 def needs_of(name: str, options: dict) -> list[str]:
