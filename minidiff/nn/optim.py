@@ -95,7 +95,10 @@ def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
 
 
 def _on_all_cores(f: Callable[[Sequence], object], items: Sequence, arrays: Sequence) -> list:
-    """f of parts of the items, which are each about an array; a GPU's in one part, for it has cores of its own."""
+    """f of parts of the items, which are each about an array; a GPU's in one part, for it has cores of its own.
+
+    AdamW of 10 million weights takes 22 ms on two cores and 30 on one; of 2 million, 6 to 7 on either.
+    """
     if not items or xp_of(arrays[0]) is not np:
         return [f(items)]
     return in_parts(lambda part: f(items[part]), [a.size for a in arrays])
