@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minidiff.engine import cuda
 from minidiff.engine.backend import xp_of
+from minidiff.engine.cuda import launch as cuda
 from minidiff.nn.precision import dtype_of
 
 MODES = ("float32", "tf32", "float16", "bfloat16")
@@ -53,7 +53,7 @@ class Conv:
         return random_arrays(mode, (B, H, H, C), (k, k, C, D), (D,), (B, out, out, D))
 
     def ours(self, version: int, x, w, bias, dy) -> Callable:
-        from minidiff.engine import conv_cuda
+        from minidiff.engine.cuda import conv as conv_cuda
         s, p = self.stride, self.k // 2
         return {"forward": lambda: conv_cuda.correlate(x, w, s, p, version=version),
                 "fused": lambda: conv_cuda.correlate(x, w, s, p, bias, True, version=version),
@@ -136,7 +136,7 @@ class Attention:
         return tuple(a.swapaxes(1, 2) for a in arrays)
 
     def ours(self, version: int, q, k, v, dy) -> Callable:
-        from minidiff.engine import attention_cuda
+        from minidiff.engine.cuda import attention as attention_cuda
         scale = 1 / math.sqrt(self.d)
         if self.op == "forward":
             return lambda: attention_cuda.forward(q, k, v, None, False, scale, version=version)[0]
@@ -211,7 +211,7 @@ class GroupNorm:
         return random_arrays(mode, (B, N, C), (C,), (C,), (B, N, C))
 
     def ours(self, version: int, x, gamma, beta, dy) -> Callable:
-        from minidiff.engine import norm_cuda
+        from minidiff.engine.cuda import norm as norm_cuda
         G = self.groups
         if self.op == "forward":
             return lambda: norm_cuda.group_norm(x, G, gamma, beta, EPS, True, version=version)[0]
@@ -285,7 +285,7 @@ class LayerNorm:
         return random_arrays(mode, (self.M, self.C), (self.C,), (self.C,), (self.M, self.C))
 
     def ours(self, version: int, x, gamma, beta, dy) -> Callable:
-        from minidiff.engine import norm_cuda
+        from minidiff.engine.cuda import norm as norm_cuda
         if self.op == "forward":
             return lambda: norm_cuda.layer_norm(x, gamma, beta, EPS, version=version)[0]
         _, mean, rstd = norm_cuda.layer_norm(x, gamma, beta, EPS, version=version)

@@ -36,8 +36,8 @@ from cases import MODES, Case, cases, copies, versions_for
 from clock import Card, ceilings, take_time
 from tables import is_ours, machine_line, write_tables
 
-from minidiff.engine import cuda
 from minidiff.engine.backend import check_device
+from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.parallel import cores
 from minidiff.errors import UserError
 

@@ -16,12 +16,12 @@ import time
 
 import numpy as np
 
-from minidiff import stages
 from minidiff.data import mnist
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.systems.latent import LatentDiffusion
 from minidiff.systems.text_to_image import TextToImage
-from minidiff.train import TrainConfig, Trainer
+from minidiff.training import run as stages
+from minidiff.training.main_job import TrainConfig, Trainer
 
 BATCH = 32
 

@@ -31,7 +31,8 @@ from side_by_side import (
     torch_network,
 )
 
-from minidiff.data import attributes, captions
+from minidiff.data import attributes
+from minidiff.data import digit_captions as captions
 from minidiff.engine.backend import Streams
 from minidiff.systems.system import as_read
 from minidiff.systems.text_to_image import TextToImage

@@ -35,15 +35,15 @@ from pathlib import Path
 import numpy as np
 from side_by_side import positive
 
-from minidiff import fit
 from minidiff.data import mnist
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import allowed_cores
-from minidiff.engine.ranks import ranks
 from minidiff.errors import UserError, told
 from minidiff.systems.text_to_image import TextToImageConfig
-from minidiff.train import TrainConfig, Trainer, new_model
+from minidiff.training import trainer as fit
+from minidiff.training.main_job import TrainConfig, Trainer, new_model
+from minidiff.training.ranks import ranks
 
 WARM = 3                                                    # steps that are not counted
 PHASES = ("data", "gradient", "waiting", "packing", "sum", "update")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cases import MODES, OURS
 
-from minidiff.engine import cuda
+from minidiff.engine.cuda import launch as cuda
 
 # what is aimed at on an H100: words, family, ops, modes, whose shapes, what it is measured by, at least
 CONV = "forward", "dx", "dw"

@@ -42,17 +42,19 @@ import numpy as np
 from side_by_side import versions
 from tqdm import tqdm
 
-from minidiff import checkpoint, pictures, plots
-from minidiff.canvas import PAPER
-from minidiff.data import captions, mnist
-from minidiff.data.captioned import CaptionedDigits
+from minidiff import checkpoint, pictures
+from minidiff.data import digit_captions as captions
+from minidiff.data import mnist
+from minidiff.data.digits import CaptionedDigits
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import cores
 from minidiff.errors import UserError
-from minidiff.evaluate import Judge, prompts_like
+from minidiff.evaluation.judge import Judge, prompts_like
 from minidiff.files import check_writable, write_json
+from minidiff.pictures import plots
+from minidiff.pictures.canvas import PAPER
 from minidiff.systems.text_to_image import TextToImageConfig
-from minidiff.train import TrainConfig, Trainer, new_model
+from minidiff.training.main_job import TrainConfig, Trainer, new_model
 
 FAR, PILOT = 0.15, 60
 SAVE_EVERY = 300.0                                          # seconds

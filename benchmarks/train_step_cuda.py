@@ -22,7 +22,7 @@ from minidiff.data import mnist
 from minidiff.engine.backend import to_device
 from minidiff.nn.optim import AdamWConfig
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
-from minidiff.train import CaptionedDigits, TrainConfig, Trainer
+from minidiff.training.main_job import CaptionedDigits, TrainConfig, Trainer
 
 MODES = ("float32", "tf32", "float16", "bfloat16")
 AGREEMENT = {"float32": 1e-4, "tf32": 2e-3, "float16": 1e-2, "bfloat16": 3e-2}      # relative, between losses

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from minidiff import pictures
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.errors import told
-from minidiff.stages import StageFit
 from minidiff.systems.dpm import DPM, DPMConfig
+from minidiff.training.run import StageFit
 
 
 def main(effort: float = 1.0, points: int = 4000, out: str = "docs/swiss_roll.png", seed: int = 0) -> DPM:

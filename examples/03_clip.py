@@ -20,7 +20,8 @@ import argparse
 import numpy as np
 
 from minidiff import pictures
-from minidiff.data import attributes, captions, mnist
+from minidiff.data import attributes, mnist
+from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.errors import told
 from minidiff.systems.clip import CLIP, PROMPTS

@@ -14,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from minidiff import pictures, systems
-from minidiff.data import attributes, captions, mnist
+from minidiff.data import attributes, mnist
+from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.errors import told
-from minidiff.evaluate import Judge
-from minidiff.fidelity import Fidelity, measure
+from minidiff.evaluation.judge import Judge
+from minidiff.evaluation.metrics import Fidelity, measure
 from minidiff.systems.adm import classes
 
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning five",

@@ -13,11 +13,12 @@ import argparse
 import numpy as np
 
 from minidiff import pictures
-from minidiff.data import captions, mnist
+from minidiff.data import digit_captions as captions
+from minidiff.data import mnist
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.gaussian import q_sample, score_from_x0
 from minidiff.errors import told
-from minidiff.evaluate import evaluate
+from minidiff.evaluation.judge import evaluate
 from minidiff.systems.glide import GLIDE
 from minidiff.systems.text_to_image import TextToImage
 

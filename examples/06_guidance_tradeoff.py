@@ -17,17 +17,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minidiff import pictures, plots
-from minidiff.data import attributes, captions, mnist
-from minidiff.data.captioned import CaptionedDigits
+from minidiff import pictures
+from minidiff.data import attributes, mnist
+from minidiff.data import digit_captions as captions
+from minidiff.data.digits import CaptionedDigits
 from minidiff.data.pixels import to_float
 from minidiff.errors import told
-from minidiff.evaluate import Judge
-from minidiff.fidelity import Fidelity, measure
+from minidiff.evaluation.judge import Judge
+from minidiff.evaluation.metrics import Fidelity, measure
 from minidiff.nn.unet import UNetConfig
+from minidiff.pictures import plots
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.encoder import TextEncoderConfig
-from minidiff.train import TrainConfig, Trainer, new_model
+from minidiff.training.main_job import TrainConfig, Trainer, new_model
 
 CONFIG = TextToImageConfig(text=TextEncoderConfig(width=48), unet=UNetConfig(widths=(32, 64), embedding=128, text=48))
 

@@ -25,11 +25,12 @@ import numpy as np
 from tqdm import tqdm
 
 from minidiff import pictures
-from minidiff.data import attributes, captions, mnist
+from minidiff.data import attributes, mnist
+from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.engine.backend import Streams
 from minidiff.errors import UserError, told
-from minidiff.evaluate import Judge
+from minidiff.evaluation.judge import Judge
 from minidiff.systems.dalle2 import PRIORS, UnCLIP
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]

@@ -16,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from minidiff import pictures
-from minidiff.data import attributes, captions, mnist
+from minidiff.data import attributes, mnist
+from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.cascade import resized
 from minidiff.engine.backend import Streams, keep_freed_memory
 from minidiff.errors import told
-from minidiff.evaluate import Judge
-from minidiff.stages import run
+from minidiff.evaluation.judge import Judge
 from minidiff.systems.imagen import PROMPTS, Imagen
+from minidiff.training.run import run
 
 SCALES = (1.0, 2.0, 4.0, 8.0, 15.0)
 THRESHOLDS = ("static", "dynamic")

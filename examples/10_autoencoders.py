@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff import pictures, stages
+from minidiff import pictures
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
 from minidiff.errors import told
 from minidiff.systems.autoencoder import Autoencoder, KLAutoencoder, Reconstruction, VQAutoencoder
+from minidiff.training import run as stages
 
 
 def trained(kind: type[Autoencoder], runs: str, data: mnist.Images, effort: float, config=None) -> Autoencoder:

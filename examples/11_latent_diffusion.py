@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff import pictures, stages
+from minidiff import pictures
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
 from minidiff.errors import told
 from minidiff.systems.latent import LatentDiffusion
+from minidiff.training import run as stages
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]
 STRENGTHS = (0.0, 0.4, 0.6, 0.8)

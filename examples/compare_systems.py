@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minidiff import pictures, stages, systems
+from minidiff import pictures, systems
 from minidiff.data import mnist
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.errors import told
-from minidiff.evaluate import BATCH, Judge, Streams, evaluate, fidelity
+from minidiff.evaluation.judge import BATCH, Judge, Streams, evaluate, fidelity
 from minidiff.files import write_json, write_whole
+from minidiff.training import run as stages
 
 # row -> (system, options of its sampling); the best of 8 is chosen by CLIP
 ROWS = {

@@ -21,11 +21,12 @@ import math
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from minidiff import pictures, plots
+from minidiff import pictures
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.samplers import ddim, ddim_inverse, dpm_solver_pp_2m, heun, sample, times
 from minidiff.diffusion.schedules import log_snr_linear
 from minidiff.errors import told
+from minidiff.pictures import plots
 
 SAMPLERS = {"DDIM": ddim, "DDIM, inverse": ddim_inverse, "Heun": heun, "DPM-Solver++(2M)": dpm_solver_pp_2m}
 

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from minidiff import pictures
-from minidiff.data import attributes, captions, mnist
+from minidiff.data import attributes, mnist
+from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import q_sample, v_from_x0_eps

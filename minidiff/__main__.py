@@ -1,5 +1,5 @@
 import sys
 
-from minidiff.cli import main
+from minidiff.cli.main import main
 
 sys.exit(main())

@@ -3,10 +3,10 @@ with their formula, their numbers and their seed."""
 
 import os
 
-import fake_cupy
 import pytest
 from hypothesis import HealthCheck, settings
-from law_table import laws_of
+from support import fake_cupy
+from support.law_table import laws_of
 
 settings.register_profile("minidiff", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("minidiff")

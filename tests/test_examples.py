@@ -1,24 +1,15 @@
 """The examples run, tiny."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from support.examples import EXAMPLES, load
 
 from minidiff.errors import told
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_train_mnist_text(tmp_path, monkeypatch):
-    import tiny
+    from support import tiny
 
     from minidiff.data import mnist
     monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
-import tiny
-from test_examples import EXAMPLES, load
+from support import tiny
+from support.examples import EXAMPLES, load
 
 from minidiff import systems
 from minidiff.data import mnist

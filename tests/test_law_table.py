@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from law_table import LAWS, NOT_YET, PAGE, ROOT, Law, Row, laws_of, page, unproved
+from support.law_table import LAWS, NOT_YET, PAGE, ROOT, Law, Row, laws_of, page, unproved
 
 
 def run(*command, **more):
@@ -17,7 +17,7 @@ def run(*command, **more):
 
 
 def test_the_page_is_what_the_tests_say():
-    done = run("-m", "tests.law_table", "--check")
+    done = run("-m", "tests.support.law_table", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -17,8 +17,8 @@ import math
 
 import numpy as np
 
-from minidiff.engine import attention_cuda
 from minidiff.engine.backend import xp_of
+from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.ops import _same_dtype, in_float32_on_cpu
 from minidiff.engine.tensor import Tensor, record
 

@@ -169,5 +169,5 @@ def streams_on(device: str, seed: int, count: int) -> Streams:
     """A stream for each of `count` samples, whose numbers are made on the device: each device's are its own."""
     if device == "cpu":
         return Streams(seed, count)
-    from minidiff.engine.random_cuda import DeviceStreams
+    from minidiff.engine.cuda.random import DeviceStreams
     return DeviceStreams(seed, count)

@@ -26,8 +26,9 @@ from types import ModuleType
 
 import numpy as np
 
-from minidiff.engine import conv_cuda, conv_shift, conv_winograd
+from minidiff.engine import conv_shift, conv_winograd
 from minidiff.engine.backend import narrow, xp_of
+from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.ops import _rows, _same_dtype, _sum_rows, _sums_dtype, in_float32_on_cpu
 from minidiff.engine.tensor import Tensor, is_recording, record
 

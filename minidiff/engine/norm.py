@@ -22,8 +22,9 @@ import math
 
 import numpy as np
 
-from minidiff.engine import norm_cuda, ops
+from minidiff.engine import ops
 from minidiff.engine.backend import narrow, wide, xp_of
+from minidiff.engine.cuda import norm as norm_cuda
 from minidiff.engine.ops import _same_dtype
 from minidiff.engine.tensor import Tensor, record
 

@@ -113,7 +113,7 @@ class UpdateOnDevice:
 
     def __init__(self, optimiser: AdamW, ema: EMA, scaling, clip: float):
         """scaling: a precision.LossScale."""
-        from minidiff.engine.optim_cuda import FusedAdamW
+        from minidiff.engine.cuda.adamw import FusedAdamW
         self.optimiser, self.ema, self.scaling, self.clip = optimiser, ema, scaling, clip
         self._update = FusedAdamW([p.shape for p in optimiser.parameters.values()],
                                   patience=0 if scaling.fixed else scaling.patience)

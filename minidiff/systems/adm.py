@@ -40,8 +40,8 @@ import numpy as np
 
 from minidiff import pictures, systems
 from minidiff.data.attributes import VOCABULARY, Words
-from minidiff.data.captioned import CaptionedDigits
-from minidiff.data.captions import parse
+from minidiff.data.digit_captions import parse
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import Denoiser, static_threshold
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
 from minidiff.diffusion.guidance import ClassifierGuidance

@@ -34,14 +34,14 @@ from typing import ClassVar
 import numpy as np
 
 from minidiff import pictures
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.engine import ops
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.adversary import PatchDiscriminator, discriminator_loss, generator_loss
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
 from minidiff.nn.digit_classifier import Classifier, perceptual_distance
-from minidiff.nn.gaussian import kl
+from minidiff.nn.kl import kl
 from minidiff.nn.quantise import Codebook, usage
 from minidiff.systems.system import Stage, System
 

@@ -34,8 +34,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from minidiff.data import captions
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data import digit_captions as captions
+from minidiff.data.digits import CaptionedDigits
 from minidiff.engine import ops
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, no_grad

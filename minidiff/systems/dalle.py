@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minidiff import pictures
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards

@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minidiff import pictures
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import q_sample, target
 from minidiff.diffusion.guidance import ClassifierFree
@@ -52,6 +52,7 @@ from minidiff.engine import ops
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.decoding import next_tokens
+from minidiff.nn.embedding_codes import PCA, Buckets, Quantiles, slerp
 from minidiff.nn.layers import Linear
 from minidiff.nn.module import Module
 from minidiff.nn.prior import AutoregressivePrior, DiffusionPrior, PriorConfig
@@ -59,7 +60,6 @@ from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.clip import CLIP, CLIPConfig, mapped
 from minidiff.systems.system import Stage, System, check_finite, streams_for
 from minidiff.text.clip import unit
-from minidiff.text.embeddings import PCA, Buckets, Quantiles, slerp
 from minidiff.text.tokenizer import Tokenizer
 
 PRIORS = ("diffusion", "autoregressive", "text", "none")    # "text": z_t in place of z_i; "none": no embedding

@@ -44,7 +44,7 @@ from itertools import pairwise
 import numpy as np
 
 from minidiff import pictures
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import (
     eps_from_x0,
@@ -65,7 +65,7 @@ from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, gradients, no_grad, record, recording
 from minidiff.errors import UserError
-from minidiff.nn.gaussian import kl
+from minidiff.nn.kl import kl
 from minidiff.nn.unet import UNet, UNetConfig
 from minidiff.systems.system import Stage, System, check_finite, streams_for
 

@@ -47,9 +47,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidiff.canvas import BLUE, GAP, INK, MARGIN, RULE, TEXT, Canvas
 from minidiff.data import swiss_roll
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.entropy import KBound, bits, k_bound, log_likelihood_of_noise
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
 from minidiff.diffusion.losses import spread
@@ -58,9 +57,10 @@ from minidiff.diffusion.schedules import Schedule, even_loss, from_betas
 from minidiff.engine import ops
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.nn.gaussian import kl
+from minidiff.nn.kl import kl
 from minidiff.nn.layers import parameter
 from minidiff.nn.module import Module
+from minidiff.pictures.canvas import BLUE, GAP, INK, MARGIN, RULE, TEXT, Canvas
 from minidiff.systems.system import Stage, System, check_finite
 
 if TYPE_CHECKING:

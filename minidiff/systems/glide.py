@@ -39,7 +39,7 @@ from functools import cache
 
 import numpy as np
 
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.gaussian import per_sample, q_sample
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, clip_gradient

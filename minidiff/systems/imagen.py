@@ -38,9 +38,9 @@ from functools import partial
 import numpy as np
 
 from minidiff import pictures
-from minidiff.data import captions as grammar
+from minidiff.data import digit_captions as grammar
 from minidiff.data.attributes import VOCABULARY, Words
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.cascade import Given, augmented, cascade, noise_time, resized
 from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
 from minidiff.diffusion.gaussian import q_sample, target

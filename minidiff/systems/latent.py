@@ -28,7 +28,7 @@ import numpy as np
 from scipy.ndimage import binary_erosion
 
 from minidiff import pictures
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion import editing
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.gaussian import q_sample, target

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from minidiff import checkpoint
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError

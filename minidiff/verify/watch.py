@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidiff import pictures, plots
-from minidiff.canvas import GAP, INK, LINE, MARGIN, SOFT, TEXT, TITLE, Canvas, enlarged, wrapped
+from minidiff import pictures
 from minidiff.data.pixels import to_float
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.schedules import Schedule
 from minidiff.errors import UserError
+from minidiff.pictures import plots
+from minidiff.pictures.canvas import GAP, INK, LINE, MARGIN, SOFT, TEXT, TITLE, Canvas, enlarged, wrapped
 from minidiff.verify.forward import MEAN_SIGMAS, chains, simulate, variance_bound
 from minidiff.verify.rows import Row, compare
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import covariance, quickly
+from support.law_tools import covariance, quickly
 
 from minidiff.diffusion import cascade as cascades
 from minidiff.diffusion.cascade import Given, augmented, cascade, noise_time, resized

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import Noise, covariance, quickly
+from support.diffusion_strategies import any_schedule, seeds
+from support.law_tools import Noise, covariance, quickly
 
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.editing import inpaint, shortened

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import Noise, quickly
 from scipy import integrate, stats
+from support.diffusion_strategies import any_schedule
+from support.law_tools import Noise, quickly
 
 from minidiff.diffusion.entropy import (
     bits,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from law_tools import one
+from support.law_tools import one
 
 from minidiff.diffusion import gaussian, schedules
 from minidiff.diffusion.gaussian import PREDICTIONS

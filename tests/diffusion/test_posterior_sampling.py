@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from law_tools import Noise, fitted_order
 from scipy import stats
 from scipy.integrate import quad, solve_ivp
+from support.law_tools import Noise, fitted_order
 
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.posterior import Nudged, Observed, posterior, reconstruction

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from law_tools import Noise, start
+from support.law_tools import Noise, start
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser, NetworkDenoiser

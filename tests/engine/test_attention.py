@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import scipy.special
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gradcheck import check_gradients
 
 from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
 from minidiff.engine.tensor import Tensor, gradients

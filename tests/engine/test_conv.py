@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.signal
-from gradcheck import check_gradients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.gradcheck import check_gradients
 
 from minidiff.engine import conv, conv_shift, conv_winograd
 from minidiff.engine.tensor import Tensor, gradients, no_grad

@@ -3,12 +3,12 @@
 import shutil
 from types import SimpleNamespace
 
-import fake_cupy
 import numpy as np
 import pytest
-from fake_cupy import one_sentence
+from support import fake_cupy
+from support.fake_cupy import one_sentence
 
-from minidiff.engine import cuda
+from minidiff.engine.cuda import launch as cuda
 from minidiff.errors import UserError
 
 pytestmark = fake_cupy.of_the_double
@@ -298,7 +298,7 @@ def test_a_module_that_the_driver_does_not_load_is_said(cupy, monkeypatch):
 @compiles
 def test_out_of_memory_passes_and_the_next_call_works(cupy, monkeypatch):
     """As MemoryError, of which the command line makes a sentence (test_cli.py)."""
-    from minidiff.engine import norm_cuda
+    from minidiff.engine.cuda import norm as norm_cuda
     monkeypatch.undo()                                      # the folder of kernels is ours again
     cupy = fake_cupy.install(monkeypatch)
     cuda.versions.cache_clear(), cuda._picked.cache_clear()

@@ -4,10 +4,10 @@ import os
 import re
 import sys
 
-import fake_cupy
 import numpy as np
 import pytest
-from gradcheck import check_gradients
+from support import fake_cupy
+from support.gradcheck import check_gradients
 
 from minidiff.engine import attention, backend, blas, conv, norm, ops, parallel
 from minidiff.engine.backend import Streams, check_device, device_of, to_numpy

@@ -6,8 +6,8 @@ import weakref
 
 import numpy as np
 import pytest
-from every_op import EVERY_OP
-from gradcheck import check_gradients
+from support.every_op import EVERY_OP
+from support.gradcheck import check_gradients
 
 from minidiff.engine import attention, conv, norm, ops
 from minidiff.engine.tensor import Tensor, gradients, no_grad

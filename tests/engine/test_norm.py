@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gradcheck import check_gradients
 
 from minidiff.engine import norm, ops
 from minidiff.engine.tensor import Tensor, gradients

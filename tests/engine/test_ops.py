@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import scipy.special
-from gradcheck import check_gradients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.gradcheck import check_gradients
 
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients

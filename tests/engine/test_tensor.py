@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_cupy import install, of_the_double
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_cupy import install, of_the_double
+from support.gradcheck import check_gradients
 
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients, no_grad, record, recording

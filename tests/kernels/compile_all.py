@@ -31,7 +31,7 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 
-from minidiff.engine import cuda
+from minidiff.engine.cuda import launch as cuda
 
 KERNELS = cuda.folder()
 ARCHS = ("sm_75", "sm_80", "sm_90", "sm_100")               # Turing, Ampere, Hopper, Blackwell

@@ -2,16 +2,15 @@
 
 import math
 
-import cuda_on_cpu
-import fake_cupy
 import numpy as np
 import pytest
-from fake_cupy import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import cuda_on_cpu, fake_cupy
+from support.fake_cupy import install
 
-from minidiff.engine import cuda
-from minidiff.engine.optim_cuda import FAILED, GOOD, NORM, SCALE, SKIPPED, FusedAdamW
+from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda.adamw import FAILED, GOOD, NORM, SCALE, SKIPPED, FusedAdamW
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.optim import EMA, AdamW, UpdateOnDevice, clip_by_norm
 from minidiff.nn.precision import LossScale

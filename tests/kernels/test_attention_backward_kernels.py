@@ -3,15 +3,15 @@
 import functools
 import math
 
-import cuda_on_cpu
-import fake_cupy
 import numpy as np
 import pytest
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import cuda_on_cpu, fake_cupy
+from support.gradcheck import check_gradients
 
-from minidiff.engine import attention_cuda, cuda
+from minidiff.engine.cuda import attention as attention_cuda
+from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.tensor import record
 
 pytestmark = fake_cupy.needs_compiler

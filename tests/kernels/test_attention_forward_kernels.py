@@ -4,19 +4,19 @@ import math
 import shutil
 from dataclasses import replace
 
-import cuda_on_cpu
-import fake_cupy
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from law_tools import alphas_sigmas
 from scipy.special import logsumexp
+from support import cuda_on_cpu, fake_cupy
+from support.law_tools import alphas_sigmas
 
 from minidiff.diffusion.denoiser import DatasetDenoiser
 from minidiff.diffusion.schedules import cosine
-from minidiff.engine import attention_cuda, cuda
 from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
+from minidiff.engine.cuda import attention as attention_cuda
+from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.tensor import Tensor
 
 pytestmark = fake_cupy.needs_device

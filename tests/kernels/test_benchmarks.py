@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_cupy
 import numpy as np
 import pytest
-from small_cases import SMALL, host_inputs, name_of
+from support import fake_cupy
+from support.small_cases import SMALL, host_inputs, name_of
 
 TOP = Path(__file__).parents[2]
 sys.path.insert(0, str(TOP / "benchmarks"))
@@ -22,8 +22,9 @@ import clock  # noqa: E402
 import tables  # noqa: E402
 
 import kernels  # noqa: E402
-from minidiff.engine import conv, cuda, norm, ops  # noqa: E402
+from minidiff.engine import conv, norm, ops  # noqa: E402
 from minidiff.engine.attention import scaled_dot_product_attention  # noqa: E402
+from minidiff.engine.cuda import launch as cuda  # noqa: E402
 from minidiff.engine.tensor import Tensor, gradients  # noqa: E402
 
 FAMILIES = tuple(dict.fromkeys(case.family for case in SMALL))

@@ -3,14 +3,15 @@
 import functools
 import math
 
-import cuda_on_cpu
-import fake_cupy
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import cuda_on_cpu, fake_cupy
 
-from minidiff.engine import conv, conv_cuda, cuda
+from minidiff.engine import conv
+from minidiff.engine.cuda import conv as conv_cuda
+from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.tensor import Tensor, gradients
 
 pytestmark = fake_cupy.needs_device

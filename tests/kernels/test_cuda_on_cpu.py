@@ -4,12 +4,12 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fake_cupy
 import numpy as np
 import pytest
-from cuda_on_cpu import LaunchError, Program
 from hypothesis import given
 from hypothesis import strategies as st
+from support import fake_cupy
+from support.cuda_on_cpu import LaunchError, Program
 
 pytestmark = fake_cupy.needs_compiler
 

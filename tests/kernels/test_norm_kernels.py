@@ -2,15 +2,17 @@
 
 import math
 
-import fake_cupy
 import numpy as np
 import pytest
-from gradcheck import check_gradients
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
+from support import fake_cupy
+from support.gradcheck import check_gradients
 
-from minidiff.engine import cuda, norm, norm_cuda, ops
+from minidiff.engine import norm, ops
+from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda import norm as norm_cuda
 from minidiff.engine.tensor import Tensor, gradients, record
 
 pytestmark = fake_cupy.needs_compiler

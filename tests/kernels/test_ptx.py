@@ -4,10 +4,10 @@ The fragment layouts are written down here a second time, lane by lane, from the
 use them are held against NumPy's matrix product.
 """
 
-import fake_cupy
 import numpy as np
 import pytest
-from cuda_on_cpu import LaunchError, Program
+from support import fake_cupy
+from support.cuda_on_cpu import LaunchError, Program
 
 pytestmark = fake_cupy.needs_compiler
 

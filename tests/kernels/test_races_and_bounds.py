@@ -4,13 +4,13 @@ In the default run threads go forward and in reverse, and must give the same bit
 addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.
 """
 
-import fake_cupy
 import numpy as np
 import pytest
-from cuda_on_cpu import LaunchError
-from kernel_examples import EXAMPLES, every_version
+from support import fake_cupy
+from support.cuda_on_cpu import LaunchError
+from support.kernel_examples import EXAMPLES, every_version
 
-from minidiff.engine import cuda
+from minidiff.engine.cuda import launch as cuda
 
 pytestmark = [fake_cupy.needs_compiler,
               fake_cupy.of_the_double]

@@ -2,17 +2,16 @@
 
 import math
 
-import cuda_on_cpu
-import fake_cupy
 import numpy as np
 import pytest
-from fake_cupy import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
+from support import cuda_on_cpu, fake_cupy
+from support.fake_cupy import install
 
-from minidiff.engine import cuda
-from minidiff.engine.random_cuda import DeviceStreams
+from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda.random import DeviceStreams
 
 needs_compiler = fake_cupy.needs_compiler
 pytestmark = fake_cupy.needs_device

@@ -1,21 +1,21 @@
-"""`python -m tests.step_through`, and what docs/cuda_on_cpu.md shows of it."""
+"""`python -m tests.support.step_through`, and what docs/cuda_on_cpu.md shows of it."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import fake_cupy
+from support import fake_cupy
 
-from minidiff.engine import cuda
+from minidiff.engine.cuda import launch as cuda
 
 ROOT = Path(__file__).parents[2]
 pytestmark = fake_cupy.needs_compiler
 
 
 def step_through(*arguments):
-    return subprocess.run([sys.executable, "-m", "tests.step_through", *arguments], capture_output=True, text=True,
-                          cwd=ROOT)
+    return subprocess.run([sys.executable, "-m", "tests.support.step_through", *arguments], capture_output=True,
+                          text=True, cwd=ROOT)
 
 
 def test_it_says_how_to_debug_each_launch(tmp_path):

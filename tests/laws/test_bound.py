@@ -6,11 +6,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import LEVELS, Noise, few
 from scipy import integrate, special, stats
+from support.diffusion_strategies import any_schedule, seeds
+from support.law_tools import LEVELS, Noise, few
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, NetworkDenoiser, static_threshold

@@ -31,8 +31,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import Noise, alpha_sigma, fitted_order, quickly, schedule_and_list, start
 from scipy.integrate import solve_ivp
+from support.law_tools import Noise, alpha_sigma, fitted_order, quickly, schedule_and_list, start
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser

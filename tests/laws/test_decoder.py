@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import LEVELS, Noise
 from scipy import integrate, special, stats
+from support.law_tools import LEVELS, Noise
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import DatasetDenoiser

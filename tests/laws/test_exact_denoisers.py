@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, seeds, shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import alpha_sigma, alphas_sigmas, covariance, few, gradient, quickly, random_mixture, rotation
 from scipy import integrate, stats
+from support.diffusion_strategies import any_schedule, seeds, shapes
+from support.law_tools import alpha_sigma, alphas_sigmas, covariance, few, gradient, quickly, random_mixture, rotation
 
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float

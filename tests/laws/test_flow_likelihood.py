@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
-import tiny
-from diffusion_strategies import any_schedule, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import few
 from scipy import stats
+from support import tiny
+from support.diffusion_strategies import any_schedule, seeds
+from support.law_tools import few
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser

@@ -9,12 +9,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, schedule_and_times, seeds, shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import alphas_sigmas, few, random_mixture
 from scipy import integrate
 from scipy.stats import norm
+from support.diffusion_strategies import any_schedule, schedule_and_times, seeds, shapes
+from support.law_tools import alphas_sigmas, few, random_mixture
 
 from minidiff.diffusion import gaussian, schedules
 from minidiff.diffusion.schedules import SCHEDULES, Schedule

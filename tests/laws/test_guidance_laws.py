@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import alpha_sigma, alphas_sigmas, quickly
+from support.diffusion_strategies import any_schedule, seeds
+from support.law_tools import alpha_sigma, alphas_sigmas, quickly
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import MixtureDenoiser, NetworkDenoiser, dynamic_threshold, static_threshold

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, seeds, shapes
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import few
+from support.diffusion_strategies import any_schedule, seeds, shapes
+from support.law_tools import few
 
 from minidiff.diffusion import gaussian, losses, schedules
 from minidiff.diffusion.gaussian import PREDICTIONS

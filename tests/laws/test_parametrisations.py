@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, seeds, shapes
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import alphas_sigmas, few, one
 from scipy import stats
+from support.diffusion_strategies import any_schedule, seeds, shapes
+from support.law_tools import alphas_sigmas, few, one
 
 from minidiff.diffusion import gaussian, schedules
 from minidiff.diffusion.denoiser import GaussianDenoiser, NetworkDenoiser

@@ -8,11 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, schedule_and_times, seeds, shapes
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import alpha_sigma, coefficient, covariance, few, matrix_of, one, quickly, rotation
 from scipy.stats import norm
+from support.diffusion_strategies import any_schedule, schedule_and_times, seeds, shapes
+from support.law_tools import alpha_sigma, coefficient, covariance, few, matrix_of, one, quickly, rotation
 
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.denoiser import GaussianDenoiser

@@ -8,10 +8,12 @@ import math
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, seeds
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from law_tools import (
+from scipy import stats
+from scipy.spatial.distance import cdist
+from support.diffusion_strategies import any_schedule, seeds
+from support.law_tools import (
     Noise,
     alpha_sigma,
     covariance,
@@ -22,8 +24,6 @@ from law_tools import (
     schedule_and_list,
     start,
 )
-from scipy import stats
-from scipy.spatial.distance import cdist
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser

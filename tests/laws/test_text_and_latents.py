@@ -9,12 +9,12 @@ import math
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule, schedule_and_times, seeds
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import Noise, alphas_sigmas, covariance, quickly, rotation, start
 from scipy import stats
+from support.diffusion_strategies import any_schedule, schedule_and_times, seeds
+from support.gradcheck import check_gradients
+from support.law_tools import Noise, alphas_sigmas, covariance, quickly, rotation, start
 
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser

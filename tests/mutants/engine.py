@@ -4,7 +4,7 @@ from .bug import Bug
 
 TENSOR, OPS, NORM, ATTENTION = "engine/tensor.py", "engine/ops.py", "engine/norm.py", "engine/attention.py"
 CONV, SHIFT, WINOGRAD = "engine/conv.py", "engine/conv_shift.py", "engine/conv_winograd.py"
-BACKEND, BLAS, PARALLEL, RANKS = "engine/backend.py", "engine/blas.py", "engine/parallel.py", "engine/ranks.py"
+BACKEND, BLAS, PARALLEL, RANKS = "engine/backend.py", "engine/blas.py", "engine/parallel.py", "training/ranks.py"
 
 BUGS = [
     # --- the walk from y to its leaves --------------------------------------------------------------------

@@ -51,9 +51,9 @@ class Floor:
 
 FLOORS = {
     "diffusion": Floor("minidiff/diffusion/",
-                       ("tests/diffusion", "tests/laws", "tests/test_second_device_diffusion.py"),
-                       ("tests/test_second_device_diffusion.py::test_the_tables_are_complete",)),
-    "engine": Floor("minidiff/engine/", ("tests/engine", "tests/nn", "tests/test_second_device.py"),
+                       ("tests/diffusion", "tests/laws", "tests/diffusion/test_second_device_diffusion.py"),
+                       ("tests/diffusion/test_second_device_diffusion.py::test_the_tables_are_complete",)),
+    "engine": Floor("minidiff/engine/", ("tests/engine", "tests/nn", "tests/engine/test_second_device.py"),
                     ("tests/engine/test_every_op.py::test_the_table_is_complete",)),
 }
 # what mutmut's status of a change means; a crash or a loop without an end is noticed, too

@@ -2,7 +2,7 @@
 
 from .bug import Bug
 
-CUDA = "engine/cuda.py"
+CUDA = "engine/cuda/launch.py"
 
 BUGS = [
     # --- the launch -----------------------------------------------------------------------------------------

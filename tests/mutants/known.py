@@ -5,7 +5,8 @@ from .bug import Bug
 SCHEDULES, GAUSSIAN, DENOISER = "diffusion/schedules.py", "diffusion/gaussian.py", "diffusion/denoiser.py"
 LOSSES, SAMPLERS, GUIDANCE = "diffusion/losses.py", "diffusion/samplers.py", "diffusion/guidance.py"
 LIKELIHOOD = "diffusion/likelihood.py"
-LAYERS, OPTIM, UNET, TRAIN, FIT = "nn/layers.py", "nn/optim.py", "nn/unet.py", "train.py", "fit.py"
+LAYERS, OPTIM, UNET = "nn/layers.py", "nn/optim.py", "nn/unet.py"
+TRAIN, FIT = "training/main_job.py", "training/trainer.py"
 
 BUGS = [
     # --- lists of times -----------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ LAYERS, MODULE, OPTIM, UNET, TRANSFORMER = ("nn/layers.py", "nn/module.py", "nn/
                                             "nn/transformer.py")
 TOKENIZER, ENCODER, CLIP, SYSTEM = ("text/tokenizer.py", "text/encoder.py", "text/clip.py",
                                     "systems/text_to_image.py")
-TRAIN, FIT, CHECKPOINT, EVALUATE = "train.py", "fit.py", "checkpoint.py", "evaluate.py"
-PIXELS, CAPTIONS, ATTRIBUTES, CAPTIONED = ("data/pixels.py", "data/captions.py", "data/attributes.py",
-                                           "data/captioned.py")
+TRAIN, FIT, CHECKPOINT, EVALUATE = "training/main_job.py", "training/trainer.py", "checkpoint.py", "evaluation/judge.py"
+PIXELS, CAPTIONS, ATTRIBUTES, CAPTIONED = ("data/pixels.py", "data/digit_captions.py", "data/attributes.py",
+                                           "data/digits.py")
 
 BUGS = [
     # --- layers -------------------------------------------------------------------------------------------

@@ -63,19 +63,19 @@ LAWS = {
 }
 # files whose tests have other names
 OWN = {
-    "fit.py": ("train",),
-    "data/captioned.py": ("train",),
-    "stages.py": ("stages", "every_system"),
-    "systems/system.py": ("stages", "every_system", "text_to_image"),
+    "training/trainer.py": ("train",),
+    "data/digits.py": ("train",),
+    "training/run.py": ("stages", "every_system"),
+    "systems/system.py": ("run", "every_system", "text_to_image"),
     "diffusion/posterior.py": ("posterior_sampling",),
     "diffusion/guidance.py": ("guidance", "adm", "glide"),
-    "nn/gaussian.py": ("gaussian_kl",),
+    "nn/kl.py": ("gaussian_kl",),
     "nn/transformer.py": ("transformer", "kv_cache"),
 }
 # where a floor's tests are, for bugs that the file's own tests pass
 FLOORS = {"engine": ("tests/engine",), "nn": ("tests/nn",), "diffusion": ("tests/laws", "tests/diffusion"),
           "text": ("tests/text", "tests/laws"), "systems": ("tests/systems",), "data": ("tests/data",),
-          "verify": ("tests/test_verify.py",), "kernels": ("tests/kernels",)}
+          "verify": ("tests/verify/test_verify.py",), "kernels": ("tests/kernels",)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class NotGreen(Exception):
 def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
     """Test paths, likeliest first, that hold all tests together: those of the file, of its floor, all."""
     # of conv_cuda.py and conv_2_tiles.cu it is test_conv_kernels.py; those tests take long, and are no others' own
-    path = Path(re.sub(r"(_cuda\.py|_\d\w*\.cu)$", "_kernels.py", bug.file))
+    path = Path(re.sub(r"(?:engine/cuda/)(\w+)\.py$|_\d\w*\.cu$", lambda m: (m[1] or "") + "_kernels.py", bug.file))
     kernels = path.stem.endswith("_kernels")
     laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
     own = [p for p in laws if (root / p).exists()]

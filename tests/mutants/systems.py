@@ -10,10 +10,10 @@ CASCADE, EDITING, ENTROPY, POSTERIOR, GUIDANCE = ("diffusion/cascade.py", "diffu
                                                   "diffusion/entropy.py", "diffusion/posterior.py",
                                                   "diffusion/guidance.py")
 ADVERSARY, CLASSIFIER, DECODING, KL, GUMBEL, PRIOR, QUANTISE, TRANSFORMER = (
-    "nn/adversary.py", "nn/classifier.py", "nn/decoding.py", "nn/gaussian.py", "nn/gumbel.py", "nn/prior.py",
+    "nn/adversary.py", "nn/classifier.py", "nn/decoding.py", "nn/kl.py", "nn/gumbel.py", "nn/prior.py",
     "nn/quantise.py", "nn/transformer.py")
-TOWERS, EMBEDDINGS, SPANS, T5 = "text/clip.py", "text/embeddings.py", "text/span_corruption.py", "text/t5.py"
-STAGES, SYSTEM, FIDELITY = "stages.py", "systems/system.py", "fidelity.py"
+TOWERS, EMBEDDINGS, SPANS, T5 = "text/clip.py", "nn/embedding_codes.py", "text/span_corruption.py", "text/t5.py"
+STAGES, SYSTEM, FIDELITY = "training/run.py", "systems/system.py", "evaluation/metrics.py"
 
 BUGS = [
     # --- inside no_grad() nobody is guided ----------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
+from support.gradcheck import check_gradients
 
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients
@@ -101,7 +101,7 @@ def test_the_perceptual_distance_compares_directions_of_feature_maps():
 
 
 def test_the_judges_classifier_is_the_one_of_the_weights():
-    from minidiff.evaluate import Judge
+    from minidiff.evaluation.judge import Judge
     x = np.random.default_rng(0).uniform(-1, 1, (3, 28, 28, 1)).astype(np.float32)
     judge = Classifier.judge()
     assert np.array_equal(judge.read(x)[0], Judge.load().classifier.read(x)[0])

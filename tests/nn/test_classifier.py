@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gradcheck import STEP, check_gradients
+from support.gradcheck import STEP, check_gradients
 
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.classifier import NOT_ASKED, NoisyClassifier

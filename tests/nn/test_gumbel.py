@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.gumbel import gumbel, gumbel_max, gumbel_softmax, kl_to_uniform

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import Conv2d, Dropout, Embedding, GroupNorm, LayerNorm, Linear, sinusoidal_embedding

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 import pytest
-import tiny
-from every_op import EVERY_OP
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tiny
+from support.every_op import EVERY_OP
 
-from minidiff import checkpoint, train
+from minidiff import checkpoint
 from minidiff.engine import attention, conv, norm, ops
 from minidiff.engine.backend import is_floating, is_half
 from minidiff.engine.parallel import parallel_gradients
@@ -21,6 +21,7 @@ from minidiff.engine.tensor import Tensor, gradients
 from minidiff.errors import UserError
 from minidiff.nn.layers import Linear
 from minidiff.nn.precision import LossScale, dtype_of, in_precision
+from minidiff.training import main_job as train
 
 HALVES = ("float16", "bfloat16")
 EPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}            # the largest relative error of rounding to it

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
+from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.prior import AutoregressivePrior, DiffusionPrior, Prefixed, PriorConfig

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.special
-from gradcheck import check_gradients
+from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.transformer import Attention, TransformerBlock

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
+from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.nn.unet import ResidualBlock, SpatialAttention, Stage, TextStates, UNet, UNetConfig

@@ -16,8 +16,8 @@ import numpy as np
 
 from minidiff import __version__
 from minidiff.diffusion import samplers, schedules
-from minidiff.schedulers import load, report
-from minidiff.schedulers.laws import STEPS
+from minidiff.verify.scheduler import load, report
+from minidiff.verify.scheduler.laws import STEPS
 
 LINEAR = schedules.linear(1000)
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
@@ -175,8 +175,8 @@ def _smalldiffusion() -> dict[str, list[Case]]:
 HEAD = """
 # Other people's schedulers under the laws
 
-Which laws do the schedulers in use keep? Each was asked by `minidiff.schedulers.report`, which needs no network and
-draws no numbers: on two kinds of data the right answers are known. Runs have {steps} steps, and a cell tells
+Which laws do the schedulers in use keep? Each was asked by `minidiff.verify.scheduler.report`, which needs no network
+and draws no numbers: on two kinds of data the right answers are known. Runs have {steps} steps, and a cell tells
 the worst of them: by how much it is off what the row computes, after `kept` no more than is allowed (rounding; 0.02 for
 law 4; for the order of law 25 a quarter, since orders are whole numbers). `n/a` is a law that does not apply, and
 counts for nothing; the middle of the stride is asked of DPM-Solver++(2M) only, which extrapolates to it, and

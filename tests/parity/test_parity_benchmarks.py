@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_cases import SMALL, host_inputs, name_of
-from tiny import images, trained_a_little
+from support.small_cases import SMALL, host_inputs, name_of
+from support.tiny import images, trained_a_little
 
 torch = pytest.importorskip("torch", reason="the rivals are PyTorch's: pip install torch")
 
@@ -23,9 +23,9 @@ from minidiff.data import mnist  # noqa: E402
 from minidiff.data.pixels import to_float  # noqa: E402
 from minidiff.diffusion import samplers  # noqa: E402
 from minidiff.diffusion.schedules import Schedule  # noqa: E402
-from minidiff.evaluate import Judge  # noqa: E402
+from minidiff.evaluation.judge import Judge  # noqa: E402
 from minidiff.systems.text_to_image import TextToImage  # noqa: E402
-from minidiff.train import CaptionedDigits  # noqa: E402
+from minidiff.training.main_job import CaptionedDigits  # noqa: E402
 
 
 @pytest.mark.parametrize("case", SMALL, ids=name_of)

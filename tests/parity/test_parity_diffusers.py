@@ -27,12 +27,12 @@ from diffusers import (  # noqa: E402
     HeunDiscreteScheduler,
 )
 
-from minidiff.cli import main  # noqa: E402
+from minidiff.cli.main import main  # noqa: E402
 from minidiff.diffusion import gaussian, samplers, schedules  # noqa: E402
 from minidiff.diffusion.denoiser import NetworkDenoiser  # noqa: E402
-from minidiff.schedulers import load, report  # noqa: E402
-from minidiff.schedulers.adapters import Diffusers, Draws  # noqa: E402
-from minidiff.schedulers.runs import last_spread  # noqa: E402
+from minidiff.verify.scheduler import load, report  # noqa: E402
+from minidiff.verify.scheduler.adapters import Diffusers, Draws  # noqa: E402
+from minidiff.verify.scheduler.runs import last_spread  # noqa: E402
 
 CLASSES = (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler)
 PREDICTION = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}

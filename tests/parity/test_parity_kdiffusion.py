@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from diffusion_strategies import any_schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.diffusion_strategies import any_schedule
 
 pytest.importorskip("torch", reason="parity with k-diffusion needs PyTorch: pip install torch")
 from parity.samplers_of_others import k_diffusion, of_k_diffusion  # noqa: E402
@@ -16,8 +16,8 @@ except ImportError as error:
 
 from minidiff.diffusion import samplers, schedules  # noqa: E402
 from minidiff.diffusion.denoiser import MixtureDenoiser  # noqa: E402
-from minidiff.schedulers import report  # noqa: E402
-from minidiff.schedulers.adapters import Draws  # noqa: E402
+from minidiff.verify.scheduler import report  # noqa: E402
+from minidiff.verify.scheduler.adapters import Draws  # noqa: E402
 
 LINEAR = schedules.linear(1000)
 quickly = settings(deadline=None, max_examples=20)

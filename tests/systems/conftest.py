@@ -1,9 +1,9 @@
 """What the tests of all systems share."""
 
 import pytest
-import small_systems
+from support import small_systems
 
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import Noise, alpha_sigma, alphas_sigmas, fitted_order, quickly, random_mixture
-from small_systems import CONFIGS, UNET
+from support import tiny
+from support.law_tools import Noise, alpha_sigma, alphas_sigmas, fitted_order, quickly, random_mixture
+from support.small_systems import CONFIGS, UNET
 
 from minidiff import systems
-from minidiff.data import attributes, captions
+from minidiff.data import attributes
+from minidiff.data import digit_captions as captions
 from minidiff.data.attributes import VOCABULARY, Words
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.guidance import ClassifierGuidance

@@ -5,25 +5,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import quickly, rotation
 from scipy import integrate, stats
-from small_systems import moved
+from support import tiny
+from support.gradcheck import check_gradients
+from support.law_tools import quickly, rotation
+from support.small_systems import moved
 
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.nn.autoencoder import AutoencoderConfig
 from minidiff.nn.layers import Linear
 from minidiff.nn.module import Module
-from minidiff.stages import StageFit
 from minidiff.systems.autoencoder import (
     KLAutoencoder,
     KLAutoencoderConfig,
     VQAutoencoder,
     VQAutoencoderConfig,
 )
+from minidiff.training.run import StageFit
 
 NETWORK = AutoencoderConfig(widths=(4, 8), groups=2)
 KL = KLAutoencoderConfig(network=NETWORK, latent=2, steps=4, perceptual=0.0)
@@ -266,7 +266,7 @@ def test_linear_is_a_module_that_fits(data):
 
 
 def test_the_example(tmp_path, monkeypatch):
-    from test_examples import load
+    from support.examples import load
 
     from minidiff.data import mnist
     monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())

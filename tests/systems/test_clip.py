@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
-from gradcheck import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_systems import moved
-from test_examples import load
+from support import tiny
+from support.examples import load
+from support.gradcheck import check_gradients
+from support.small_systems import moved
 
 from minidiff.data import mnist
-from minidiff.data.captions import DIGITS
+from minidiff.data.digit_captions import DIGITS
 from minidiff.data.pixels import to_float
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.systems.clip import CLIP, PROMPTS, CLIPConfig

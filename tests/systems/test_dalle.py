@@ -9,17 +9,17 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-import tiny
-from gradcheck import check_gradients
-from small_systems import CONFIGS, moved
+from support import tiny
+from support.gradcheck import check_gradients
+from support.small_systems import CONFIGS, moved
 
-from minidiff import stages
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.decoding import next_tokens
 from minidiff.systems import clip, dalle
 from minidiff.systems.dalle import DALLE, DALLEConfig, DiscreteVAE, Prior
 from minidiff.text.tokenizer import PAD
+from minidiff.training import run as stages
 
 CONFIG = CONFIGS["dalle"]
 CAPTIONS = ["a bold 7", "", "the digit three, leaning left", "0"]

@@ -5,22 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_examples
-import tiny
 from scipy.stats import chi2, norm, qmc
+from support import examples as test_examples
+from support import tiny
 
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.samplers import times
 from minidiff.engine.backend import Streams
 from minidiff.engine.tensor import no_grad
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
-from minidiff.stages import run
 from minidiff.systems.clip import CLIP, CLIPConfig
 from minidiff.systems.dalle2 import PRIORS, UnCLIP, UnCLIPConfig, best_of
 from minidiff.text.clip import ImageTowerConfig
 from minidiff.text.encoder import TextEncoderConfig
+from minidiff.training.run import run
 
 D = 8
 SMALL_CLIP = CLIPConfig(image=ImageTowerConfig(widths=(8, 16), groups=4, last=2),

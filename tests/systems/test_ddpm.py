@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
-from gradcheck import check_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from support import tiny
+from support.gradcheck import check_gradients
 
-from minidiff.data.captioned import CaptionedDigits
+from minidiff.data.digits import CaptionedDigits
 from minidiff.data.pixels import to_float
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
@@ -250,7 +250,7 @@ def test_its_stage_and_its_file(tmp_path, data):
 
 
 def test_the_example(tmp_path, capsys, monkeypatch):
-    from test_examples import load
+    from support.examples import load
 
     from minidiff import systems
     monkeypatch.setattr(systems, "find", lambda name, path: DDPM(replace(CONFIG, image_size=28), None,

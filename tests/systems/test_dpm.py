@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
 from scipy import stats
-from small_systems import CONFIGS
+from support.gradcheck import check_gradients
+from support.small_systems import CONFIGS
 
 from minidiff.data import swiss_roll
 from minidiff.diffusion.entropy import log_likelihood_of_noise
@@ -132,7 +132,7 @@ def test_a_point_depends_on_its_own_seed_only_and_a_file_holds_all(tmp_path):
 
 def test_the_picture_and_the_example(tmp_path, capsys):
     assert made().picture(20).size == (890, 486)
-    from test_examples import load
+    from support.examples import load
     load("01_swiss_roll").main(effort=0.001, points=20, out=str(tmp_path / "s.png"))
     assert (tmp_path / "s.png").stat().st_size > 1000
     told = capsys.readouterr().out

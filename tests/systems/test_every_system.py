@@ -3,14 +3,15 @@ their own streams, and what it cannot do it refuses."""
 
 import numpy as np
 import pytest
-import small_systems
-import tiny
+from support import small_systems, tiny
 
-from minidiff import checkpoint, fit, stages, systems
+from minidiff import checkpoint, systems
 from minidiff.engine.backend import Streams
 from minidiff.errors import UserError
+from minidiff.training import run as stages
+from minidiff.training import trainer as fit
 
-NAMES = [name for name in systems.SYSTEMS if name != "text-to-image"]               # which tests/test_train.py trains
+NAMES = [name for name in systems.SYSTEMS if name != "text-to-image"]    # tests/training/test_main_job.py trains it
 FEW = {"steps": 2, "super_steps": 2}                        # of what takes long
 DRAWING = [name for name in systems.SYSTEMS if systems.kind_of(name).options() is not None]
 

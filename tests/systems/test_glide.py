@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import tiny
-from diffusion_strategies import any_schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import Noise, covariance, gradient
-from small_systems import CONFIGS, moved
-from test_examples import load
+from support import tiny
+from support.diffusion_strategies import any_schedule
+from support.examples import load
+from support.law_tools import Noise, covariance, gradient
+from support.small_systems import CONFIGS, moved
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from law_tools import quickly
-from small_systems import CONFIGS, FINER, moved
+from support.law_tools import quickly
+from support.small_systems import CONFIGS, FINER, moved
 
-from minidiff.data import captions
+from minidiff.data import digit_captions as captions
 from minidiff.diffusion import cascade as cascades
 from minidiff.diffusion.cascade import augmented, resized
 from minidiff.diffusion.denoiser import dynamic_threshold, static_threshold
@@ -307,7 +307,7 @@ def test_a_cascade_to_56(data):
 
 
 def test_the_example_runs_tiny(model, tmp_path):
-    from test_examples import load
+    from support.examples import load
     model.save(tmp_path / "tiny.safetensors")
     example = load("09_imagen")
     assert 0 <= example.probe(model, 0, count=60) < 0.5                         # untrained: by chance a tenth

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_tools import rotation
-from small_systems import CONFIGS, moved
+from support import tiny
+from support.law_tools import rotation
+from support.small_systems import CONFIGS, moved
 
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.gaussian import q_sample
@@ -324,7 +324,7 @@ def test_damaged_weights_are_told_of(model):
 
 
 def test_the_example(tmp_path, monkeypatch, shipped):
-    from test_examples import load
+    from support.examples import load
 
     from minidiff.data import mnist
     monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())

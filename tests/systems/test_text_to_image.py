@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tiny
 
 from minidiff import checkpoint
 from minidiff.diffusion.samplers import SAMPLERS

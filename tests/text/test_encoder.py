@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
+from support.gradcheck import check_gradients
 
 from minidiff.engine import ops
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig

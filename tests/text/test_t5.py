@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
+from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig

@@ -1,0 +1,114 @@
+"""The command line's part for ranks that mpiexec started: they speak with one voice, and end together.
+
+    all fail            (a mistake in an argument)          the first rank says it, and all leave with its status
+    one fails           (a disk, memory, a mistake here)    it says what in one sentence, and ends the others
+    one is killed       mpiexec kills the others, too, and who could speak is dead: a helper beside the first rank,
+                        which waits for nothing else, says how to go on
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+
+from minidiff.errors import UserError
+from minidiff.training.ranks import place, ranks
+
+GRACE = 3.0                                                 # seconds in which all have failed, if they fail alike
+GO_ON = "if it had saved a state, go on from it with --resume"
+
+
+def together(main: Callable[[], int]) -> int:
+    """main() on each rank, whose status it returns; the first rank alone prints.
+
+    A rank that fails alone, by an exception or a status other than 0, ends them all.
+    """
+    (rank, size), said = place(), io.StringIO()
+    helper = _Helper(size) if rank == 0 else None
+    try:
+        if rank == 0:
+            status, words = _status_of(main)
+        else:
+            with redirect_stdout(io.StringIO()), redirect_stderr(said):
+                status, words = _status_of(main)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _leave(status, words, said.getvalue())
+    finally:
+        if helper:
+            helper.dismiss()
+    return status
+
+
+def _status_of(main: Callable[[], int]) -> tuple[int, str]:
+    """main's status, and what is to be said where it raised."""
+    try:
+        ranks()                                             # UserError before all else, if they cannot be joined
+        return main(), ""
+    except SystemExit as stop:                              # of the parser of arguments
+        return stop.code if isinstance(stop.code, int) else 2, ""
+    except UserError as error:
+        print(f"minidiff: {error}", file=sys.stderr)
+        return 2, str(error)
+    except Exception as error:                              # a mistake of ours: all that is known of it
+        traceback.print_exc()
+        return 2, f"{type(error).__name__}: {error}"
+
+
+def _leave(status: int, words: str, said: str) -> None:
+    """Waits until all ranks are here; one that failed waits for GRACE, then says so and ends the others."""
+    try:
+        own = ranks()
+    except UserError:                                       # nobody can be asked, and all of them know it
+        return
+    failed = status != 0
+    words = words or " ".join(said.split("minidiff: ")[-1].split())
+    everyones = np.zeros(own.size, bool)                    # whether they failed
+    there, deadline = own.comm.Iallgather(np.array([failed]), everyones), time.monotonic() + GRACE
+    while not there.Test():
+        if failed and time.monotonic() > deadline:
+            _say(own, words, said, f", and the {own.size} were stopped: {GO_ON}")
+            time.sleep(0.5)                                 # until mpiexec has handed it on, which it may not once told
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)                # MPI's own words on it
+            own.comm.Abort(status)
+        time.sleep(0.01)                                    # not MPI's wait, which would keep a core busy
+    if failed and not everyones[:own.rank].any():           # else it is said
+        _say(own, words, said, "")
+
+
+def _say(own, words: str, said: str, what_then: str) -> None:
+    """What this rank failed by, in one sentence; the first has said it already, and where it came from."""
+    if own.rank == 0:
+        if what_then:
+            sys.__stderr__.write(f"minidiff: rank 0 failed so{what_then}\n")
+    else:
+        at = said.find("Traceback (")                       # a bar may stand on this line
+        sys.__stderr__.write("\n" + (said[at:] if at >= 0 else "") +
+                             f"minidiff: rank {own.rank} failed ({words}){what_then}\n")
+    sys.__stderr__.flush()
+
+
+class _Helper:
+    """A process that speaks if this one ends without having dismissed it: killed, it could not say a word itself.
+
+    It is in a session of its own, which a signal to the ranks does not reach.
+    """
+
+    def __init__(self, size: int):
+        words = (f"\nminidiff: the run was broken off: one of its {size} ranks was killed or crashed, and mpiexec "
+                 f"ended the others; {GO_ON}\n")
+        code = "import os, sys\nif not os.read(0, 1): os.write(2, sys.argv[1].encode())"
+        self.process = subprocess.Popen([sys.executable, "-ISc", code, words], stdin=subprocess.PIPE,
+                                        start_new_session=True)
+
+    def dismiss(self) -> None:
+        self.process.communicate(b".")

@@ -1,0 +1,68 @@
+"""Clipping, AdamW and the moving average of all parameters in three launches, without a word to the host.
+
+    square_sums  ->  decide  ->  adamw                      kernels/adamw_*.cu
+
+The state of the run lives on the device: the loss scale, its good and its left-out steps, and whether a step failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidiff.engine.cuda import launch as cuda
+
+SCALE, GOOD, SKIPPED, FAILED, NORM = range(5)               # the state's numbers, as in the kernel
+
+
+class FusedAdamW:
+    """The update of parameters of given shapes, as functions of arrays that live elsewhere."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], dtype=np.float32, *, patience: int = 0,
+                 version: int | None = None):
+        """patience: good steps after which the loss scale is doubled; 0: it stays as it is."""
+        import cupy
+        dtype = np.dtype(dtype)
+        source = cuda.pick("adamw", dtype.name, version)
+        self._square_sums, self._decide, self._adamw = (
+            cuda.kernel(source, name, dtype.name) for name in ("square_sums", "decide", "adamw"))
+        lengths, chunk = [int(np.prod(shape)) for shape in shapes], source.constants["CHUNK"]
+        chunks = np.array([(p, first) for p, n in enumerate(lengths) for first in range(0, n, chunk)], np.int32)
+        self._threads, self._blocks, self._count = source.constants["THREADS"], len(chunks), len(shapes)
+        self._shapes, self._dtype, self._patience = tuple(shapes), dtype, patience
+        self._lengths, self._chunks = cupy.asarray(np.array(lengths, np.int32)), cupy.asarray(chunks.reshape(-1, 2))
+        self._decays = cupy.asarray(np.array([len(shape) > 1 for shape in shapes], np.uint8))
+        self._partial, self._step = cupy.empty(self._blocks, dtype), cupy.empty(5, dtype)
+        self.set_state()
+
+    def set_state(self, scale: float = 1.0, good: int = 0, skipped: int = 0) -> None:
+        import cupy
+        self.state = cupy.asarray(np.array([scale, good, skipped, 0, 0], self._dtype))
+
+    @property
+    def scale(self):
+        """The loss scale, on the device: the cotangent that a loss is given."""
+        return self.state[SCALE]
+
+    def __call__(self, w: Sequence, g: Sequence, m: Sequence, v: Sequence, average: Sequence, loss, *, number: int,
+                 lr: float, clip: float, b1: float, b2: float, eps: float, decay: float, ema: float) -> None:
+        """One step, the run's `number`-th, counted from 1.  Lists of arrays; g is of the scaled loss; loss is ()."""
+        import cupy
+        g = [a if a.flags.c_contiguous else cupy.ascontiguousarray(a) for a in g]
+        for arrays in (w, g, m, v, average):
+            self._check(arrays)
+        table = cupy.asarray(np.array([a.data.ptr for arrays in (w, g, m, v, average) for a in arrays], np.uint64))
+        parameters, count = (table, self._lengths, self._chunks), self._count
+        self._square_sums(self._blocks, self._threads, *parameters, self._partial, count)
+        self._decide(1, self._threads, loss, self._partial, self.state, self._step, self._blocks, number,
+                     self._patience, clip, lr, b1, b2, ema)
+        self._adamw(self._blocks, self._threads, *parameters, self._decays, self._step, count,
+                    b1, 1 - b1, b2, 1 - b2, eps, 1 - lr * decay)
+
+    def _check(self, arrays: Sequence) -> None:
+        """What a table of pointers points to, no signature can say."""
+        for a, shape in zip(arrays, self._shapes, strict=True):
+            if a.shape != shape or a.dtype != self._dtype or not a.flags.c_contiguous:
+                raise TypeError(f"the update takes contiguous arrays of {self._dtype}, here of shape {shape}, "
+                                f"not {a.dtype} {a.shape}")

@@ -1,0 +1,154 @@
+"""Attention on the GPU, by kernels/attention_*.cu, on CuPy arrays; the equations are in attention.py.
+
+The matrix of scores is never in memory.  The way there gives y and one number for each query,
+
+    lse = log sum_m exp(s_m)            (B, h, N), float32 or float64; +inf where a query may look nowhere
+
+from which the way back computes the weights again, P = exp(S - lse).
+
+A block of threads has TILE_N queries of one head of one image, and the grid is one row of such tiles.  Arrays are
+passed as they lie, with their strides, so that the heads of (B, N, h, d), transposed, need no copy.
+"""
+
+from __future__ import annotations
+
+from minidiff.engine.backend import xp_of
+from minidiff.engine.cuda import launch as cuda
+
+MOST = 160                                                  # columns of a head: a row of y must fit into registers
+
+
+def forward(q, k, v, mask, causal: bool, scale: float, version: int | None = None):
+    """q (B, h, N, d), k (B, h, M, d), v (B, h, M, e) -> y (B, h, N, e), lse (B, h, N).
+
+    mask    boolean, broadcasts to (B, h, N, M): True where a query may look at a key; or None
+    causal  query n looks at keys 0..n only, besides what the mask says; costs no mask, and half the time
+    scale   of the scores, positive
+    y       lies in memory as (B, N, h, e), so that y.transpose(0, 2, 1, 3).reshape(B, N, h * e) copies nothing
+    """
+    check(q, k, v, mask)
+    (B, h, N, d), (M, e) = q.shape, v.shape[2:]
+    xp = xp_of(q, k, v) if mask is None else xp_of(q, k, v, mask)
+    head_dim = _head_dim(d, e)
+    source = cuda.pick("attention_forward", str(q.dtype), version)
+    while version is None and _shared(source, head_dim, q.itemsize) > cuda.shared_limit():
+        source = cuda.pick("attention_forward", str(q.dtype), source.number - 1)        # the first two ask for none
+    q, k, v = _ready(q), _ready(k), _ready(v)
+    y = xp.empty((B, N, h, e), dtype=q.dtype).transpose(0, 2, 1, 3)
+    lse = xp.empty((B, h, N), dtype="float64" if q.dtype == "float64" else "float32")
+    kernel = cuda.kernel(source, "attention_forward", str(q.dtype), HEAD_DIM=head_dim)
+    kernel(B * h * -(-N // source.constants["TILE_N"]), source.constants["THREADS"],
+           *map(cuda.strided, (q, k, v)), _strided(mask), cuda.strided(y), lse, B, h, N, M, d, e,
+           *_strides(q), *_strides(k), *_strides(v), *_strides(y), *_mask_strides(mask, (B, h, N, M)),
+           causal, scale, shared=_shared(source, head_dim, q.itemsize))
+    return y, lse
+
+
+def _shared(source: cuda.Source, head_dim: int, itemsize: int) -> int:
+    """Bytes of the tiles that a version of attention_forward lays out in dynamic shared memory."""
+    n, m = source.constants["TILE_N"], source.constants.get("TILE_M", 0)
+    acc = max(4, itemsize)
+    if source.number == 3:                                  # q; k or v; the weights; each row 16 bytes longer
+        return (n + m) * (head_dim * acc + 16) + n * (m * acc + 16)
+    if source.number == 4:                                  # k; v
+        return 2 * m * (head_dim * itemsize + 16)
+    return 0
+
+
+def backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, version: int | None = None):
+    """dq, dk, dv, of the shapes of q, k and v, from what `forward` took and gave and from dy (B, h, N, e).
+
+    Each lies in memory as (B, N, h, d), as y does.  The same numbers each time: no sum depends on who was first.
+    """
+    check(q, k, v, mask)
+    (B, h, N, d), (M, e), dtype = q.shape, v.shape[2:], str(q.dtype)
+    xp = xp_of(dy, q, k, v, y, lse) if mask is None else xp_of(dy, q, k, v, y, lse, mask)
+    if not dy.shape == y.shape == (B, h, N, e) or lse.shape != (B, h, N):
+        raise ValueError(f"attention's way back takes dy and y of {(B, h, N, e)} and lse of {(B, h, N)}, "
+                         f"not {dy.shape}, {y.shape} and {lse.shape}")
+    head_dim = _head_dim(d, e)
+    source = cuda.pick("attention_backward", dtype, version)
+    while version is None and _backward_tiles(source, head_dim, dtype)[2] > cuda.shared_limit():
+        source = cuda.pick("attention_backward", dtype, source.number - 1)      # the first asks for none
+    rows, threads, shared = _backward_tiles(source, head_dim, dtype)
+    delta_kernel, dq_kernel, dkv_kernel = (cuda.kernel(source, f"attention_{name}", dtype, HEAD_DIM=head_dim)
+                                           for name in ("delta", "dq", "dkv"))
+    dy, q, k, v, y = map(_ready, (dy, q, k, v, y))
+    delta = xp.empty((B, h, N), dtype="float64" if dtype == "float64" else "float32")
+    delta_kernel((B * h, -(-N // source.constants["DELTA_ROWS"])), source.constants["DELTA_THREADS"],
+                 cuda.strided(dy), cuda.strided(y), delta, B, h, N, e, *_strides(dy), *_strides(y))
+
+    dq, dk, dv = (xp.empty((B, length, h, columns), dtype=q.dtype).transpose(0, 2, 1, 3)
+                  for length, columns in ((N, d), (M, d), (M, e)))
+    read = (*map(cuda.strided, (q, k, v, dy)), _strided(mask), lse, delta)
+    sizes = (B, h, N, M, d, e, *_strides(q), *_strides(k), *_strides(v), *_strides(dy))
+    last = (*_mask_strides(mask, (B, h, N, M)), causal, scale)
+    dq_kernel((B * h, -(-N // rows)), threads, *read, cuda.strided(dq), *sizes, *_strides(dq), *last, shared=shared)
+    dkv_kernel((B * h, -(-M // rows)), threads, *read, cuda.strided(dk), cuda.strided(dv), *sizes, *_strides(dk),
+               *_strides(dv), *last, shared=shared)
+    return dq, dk, dv
+
+
+def _backward_tiles(source: cuda.Source, head_dim: int, dtype: str) -> tuple[int, int, int]:
+    """Rows of a gradient a block, its threads, and its bytes of dynamic shared memory."""
+    kind = "WIDE" if head_dim > 64 or (source.number == 3 and dtype == "float64") else "NARROW"
+    of = source.constants
+    rows, columns, threads = (of.get(name) or of.get(f"{name}_{kind}") for name in ("ROWS", "COLUMNS", "THREADS"))
+    if source.number == 1:
+        return rows, threads, 0
+    pad, acc = of["PAD_BYTES"], 8 if dtype == "float64" else 4
+    if source.number < 4:                                   # two tiles on each side, and the scores
+        return rows, threads, 2 * (rows + columns) * (head_dim * acc + pad) + rows * (columns * acc + pad)
+    itemsize = 4 if dtype == "float32" else 2               # the tiles as they came; lse and delta
+    return rows, threads, 2 * (rows + columns) * (head_dim * itemsize + pad) + 2 * columns * acc
+
+
+# --- what both ways share -------------------------------------------------------------------------------------
+
+def check(q, k, v, mask) -> None:
+    """What attention, on any device, refuses: the kernels would read beyond such arrays."""
+    fits = q.ndim == k.ndim == v.ndim == 4 and k.shape[:2] == q.shape[:2] and k.shape[3] == q.shape[3]
+    if not fits or v.shape[:3] != k.shape[:3]:
+        raise ValueError("attention takes q (B, h, N, d), k (B, h, M, d) and v (B, h, M, e), "
+                         f"not {q.shape}, {k.shape} and {v.shape}")
+    if q.shape[3] == 0:
+        raise ValueError(f"attention takes q and k of at least one column, not q {q.shape}")
+    if mask is None:
+        return
+    dtype = getattr(mask, "dtype", None)
+    if dtype is None or dtype.kind != "b":
+        raise TypeError("attention: mask must be boolean, True where a query may look, "
+                        f"not {dtype or type(mask).__name__}")
+    shape = (*q.shape[:3], k.shape[2])
+    if mask.ndim > 4 or any(m not in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"attention: mask must broadcast to (B, h, N, M), here {shape}, and has shape {mask.shape}")
+
+
+def _head_dim(d: int, e: int) -> int:
+    """The columns that a kernel is compiled for; the last of them may be zeros."""
+    if max(d, e) > MOST:
+        raise ValueError(f"attention on the GPU takes heads of up to {MOST} columns, not {max(d, e)}: "
+                         "use more heads, or the CPU")
+    return -(-max(d, e, 1) // 16) * 16
+
+
+def _ready(a):
+    """The array, or a copy where its last axis does not lie in one piece, or its far end is out of an int's reach."""
+    xp = xp_of(a)
+    together = a.shape[3] == 1 or a.strides[3] == a.itemsize
+    reach = sum(stride * (n - 1) for n, stride in zip(a.shape, a.strides, strict=True)) // a.itemsize
+    return a if together and min(a.strides) >= 0 and reach < 2**31 else xp.ascontiguousarray(a)
+
+
+def _strides(a) -> tuple[int, ...]:
+    """In elements, of all axes but the last."""
+    return tuple(stride // a.itemsize for stride in a.strides[:3])
+
+
+def _strided(mask):
+    return None if mask is None else cuda.strided(mask)
+
+
+def _mask_strides(mask, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """0 along the axes that the mask is repeated on."""
+    return (0, 0, 0, 0) if mask is None else xp_of(mask).broadcast_to(mask, shape).strides

@@ -1,0 +1,220 @@
+"""Convolution on the GPU: the three sums of conv.py, by kernels/conv_*.cu, on CuPy arrays.
+
+Each sum is a product of two matrices, one of which is gathered from an image and never written out:
+
+                    (rows               ,  k)              (k, columns)
+    correlate       pixels of y            taps, c             d            + bias, SiLU
+    correlate_dx    pixels of x            taps, d             c
+    correlate_dw    taps, c                pixels of y         d
+
+A block of threads makes one tile of the result, whose size the version's file names.  Where there are fewer tiles
+than the card has room for, several blocks share k, and kernels/sum_partials_1.cu adds what they found, in order: the
+bits are the same each time on one card.  The grid is (tiles, 1, layers), the tiles of a row beside each other.  Layers
+are the shares of k; for dx with stride s also the s^2 classes of pixels that the same taps reach.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from minidiff.engine.backend import xp_of
+from minidiff.engine.cuda import launch as cuda
+
+MOST = 2**31 - 2**12                                        # of elements: kernels count in int, to a tile past the end
+MOST_PARTIALS = 2**28                                       # numbers, of all shares together: 1 GiB
+
+
+def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *, version: int | None = None,
+              splits: int | None = None):
+    """y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d], plus bias[d], through SiLU if asked.
+
+    x (B, H, W, C), w (kh, kw, C, D), bias (D,), of one dtype, which y has too; sums are of float32, of float64 for
+    float64.  Copies what is not contiguous.  version, splits: for tests and benchmarks, else chosen.
+    silu: nothing in minidiff asks for it, since no layer of ours has a SiLU right after a convolution.
+    ValueError for shapes that do not fit, images that are empty, or too large; TypeError for dtypes.
+    """
+    source = cuda.pick("conv", str(x.dtype), version)
+    plan = _plan("conv_forward", source, x.shape, w.shape, stride, padding, splits)
+    if bias is not None and bias.shape != w.shape[3:]:
+        raise ValueError(f"conv: bias must have shape {w.shape[3:]}, not {bias.shape}")
+    xp, x, w, bias = _ready(x, w, bias)
+    y = xp.empty(plan.y_shape, dtype=x.dtype)
+    if not y.size:
+        return y
+    if plan.splits == 1:
+        plan.launch(x.dtype, x, w, bias, y, *plan.sizes, silu)
+    else:
+        partial = plan.partials(x)
+        plan.launch(x.dtype, x, w, partial, *plan.sizes, plan.splits)
+        sum_partials(partial, y, bias, silu)
+    return y
+
+
+def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
+                 splits: int | None = None):
+    """dx[b,i,j,c] = sum over (m,n,d) and the pixels of y that x[b,i,j] had part in; as `correlate`."""
+    source = cuda.pick("conv", str(dy.dtype), version)
+    plan = _plan("conv_dx", source, tuple(x_shape), w.shape, stride, padding, splits)
+    _check_dy(dy, plan)
+    xp, dy, w = _ready(dy, w)
+    dx = xp.empty(plan.x_shape, dtype=dy.dtype)
+    if not dx.size:
+        return dx
+    if plan.splits == 1:
+        plan.launch(dy.dtype, dy, w, dx, *plan.sizes)
+    else:
+        partial = plan.partials(dy)
+        plan.launch(dy.dtype, dy, w, partial, *plan.sizes, plan.splits)
+        sum_partials(partial, dx)
+    return dx
+
+
+def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
+                 splits: int | None = None):
+    """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]; as `correlate`."""
+    source = cuda.pick("conv", str(x.dtype), version)
+    plan = _plan("conv_dw", source, x.shape, tuple(w_shape), stride, padding, splits)
+    _check_dy(dy, plan)
+    xp, x, dy = _ready(x, dy)
+    if not x.size:
+        return xp.zeros(plan.w_shape, dtype=x.dtype)
+    dw = xp.empty(plan.w_shape, dtype=x.dtype)
+    whole = plan.splits == 1 and dw.dtype == _acc(dw.dtype)  # the one part is the sum
+    partial = dw if whole else plan.partials(x)
+    plan.launch(x.dtype, x, dy, partial, *plan.sizes, plan.splits)
+    if not whole:
+        sum_partials(partial, dw)
+    return dw
+
+
+# --- the launch ---------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Plan:
+    """How one sum of one shape is launched."""
+
+    source: cuda.Source
+    kernel: str
+    sizes: tuple[int, ...]                                  # B, H, W, C, Ho, Wo, D, kh, kw, stride, padding
+    grid: tuple[int, int, int]
+    splits: int                                             # blocks that share k
+    results: int                                            # numbers in the sum
+
+    x_shape = property(lambda self: self.sizes[:4])
+    y_shape = property(lambda self: (self.sizes[0], *self.sizes[4:7]))
+    w_shape = property(lambda self: (*self.sizes[7:9], self.sizes[3], self.sizes[6]))
+
+    def launch(self, dtype, *args) -> None:
+        constants = self.source.constants
+        kernel = cuda.kernel(self.source, self.kernel, str(dtype))
+        kernel(self.grid, constants["THREADS"], *args, shared=constants.get("SHARED", 0))
+
+    def partials(self, like):
+        return xp_of(like).empty((self.splits, self.results), dtype=_acc(like.dtype))
+
+
+@lru_cache(maxsize=4096)
+def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int,
+          padding: int, splits: int | None) -> Plan:
+    """ValueError where the shapes do not fit each other or the kernels."""
+    sizes = B, H, W, C, Ho, Wo, D, kh, kw, s, p = _sizes(x_shape, w_shape, stride, padding)
+    tile_m, tile_n = source.constants["TILE_M"], source.constants["TILE_N"]
+    classes = s * s if kernel == "conv_dx" else 1
+    if classes >= 2**16:
+        raise ValueError(f"conv: stride must be at most 255 for the gradient to x, not {stride}")
+    rows, k, columns, results = {
+        "conv_forward": (B * Ho * Wo, kh * kw * C, D, B * Ho * Wo * D),
+        "conv_dx": (B * _up(H, s) * _up(W, s), _up(kh, s) * _up(kw, s) * D, C, B * H * W * C),
+        "conv_dw": (kh * kw * C, B * Ho * Wo, D, kh * kw * C * D)}[kernel]
+    tiles, steps = _up(rows, tile_m) * _up(columns, tile_n), _up(k, max(16, source.constants.get("TILE_K", 16)))
+    if kernel != "conv_dw" and f"{kernel}_part" not in source.signatures:
+        splits = 1
+    elif splits is None:
+        splits = _best_splits(tiles * classes, steps, results, min(65535 // classes, MOST_PARTIALS // max(1, results)),
+                              cuda.multiprocessors())
+    if kernel != "conv_dw" and splits > 1:
+        kernel += "_part"
+    return Plan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results)
+
+
+def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessors: int) -> int:
+    """How many blocks should share one tile's sum over k, by a rough model of the card.
+
+    Unit: a block's step along k with a multiprocessor to itself, some 0.4 us on an H100 (from the operations of a
+    tile; not measured).  The busiest multiprocessor has n blocks, which take turns; one alone keeps it half busy.
+    Beginning and end of a block cost ENDS steps, a further launch LAUNCH, and one step adds up ADDED partial sums; but
+    each part costs PART, however few its sums: a thread waits for all the parts of its own.
+    """
+    ENDS, LAUNCH, ADDED, PART = 6, 6, 250_000, 0.05
+
+    def cost(splits: int) -> float:
+        n = _up(tiles * splits, multiprocessors)
+        adding = 0 if splits == 1 else LAUNCH + splits * PART + results * splits / ADDED
+        return max(n, 2) * (_up(steps, splits) + ENDS) + adding
+
+    best = min(range(1, max(1, min(steps, most, 512)) + 1), key=cost)
+    return best if cost(best) < 0.9 * cost(1) else 1        # not for a gain within the model's error
+
+
+def sum_partials(partial, result, bias=None, silu: bool = False) -> None:
+    """result = [silu](the sum of partial's rows, plus bias)."""
+    source, dtype = cuda.pick("sum_partials", str(result.dtype)), str(result.dtype)
+    threads, n, splits = source.constants["THREADS"], result.size, len(partial)
+    if bias is None and not silu:
+        cuda.kernel(source, "sum_partials", dtype)(_up(n, threads), threads, partial, result, n, splits)
+    else:
+        cuda.kernel(source, "sum_partials_bias", dtype)(
+            _up(n, threads), threads, partial, bias, result, n, splits, result.shape[-1], silu)
+
+
+def _ready(*arrays):
+    """CuPy, and the arrays, copied where not contiguous or where vector loads may not begin: off 16 bytes."""
+    xp = xp_of(*arrays)
+    if xp is np:
+        raise TypeError("conv_cuda takes arrays on the GPU: move them there with backend.to_device")
+
+    def ready(a):
+        a = xp.ascontiguousarray(a)
+        return a if a.data.ptr % 16 == 0 else a.copy()
+    return xp, *(a if a is None else ready(a) for a in arrays)
+
+
+def _acc(dtype) -> np.dtype:
+    """What sums are kept in."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def _up(n: int, by: int) -> int:
+    return -(-n // by)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+def _sizes(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> tuple[int, ...]:
+    """B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, once they fit each other and the kernels."""
+    if len(x_shape) != 4 or len(w_shape) != 4 or x_shape[3] != w_shape[2]:
+        raise ValueError(f"conv takes x (B, H, W, C) and w (kh, kw, C, D), not {x_shape} and {w_shape}")
+    if stride < 1 or padding < 0:
+        raise ValueError(f"conv takes stride >= 1 and padding >= 0, not {stride} and {padding}")
+    (B, H, W, C), (kh, kw, _, D) = x_shape, w_shape
+    Ho, Wo = (H + 2 * padding - kh) // stride + 1, (W + 2 * padding - kw) // stride + 1
+    if min(H, W, C, kh, kw, D) < 1:
+        raise ValueError(f"conv: images of x {x_shape} and w {w_shape} must not be empty")
+    if min(Ho, Wo) < 1:
+        raise ValueError(f"conv: the kernel {(kh, kw)} is larger than the padded image of x {x_shape}")
+    for name, shape in ("x", x_shape), ("w", w_shape), ("y", (B, Ho, Wo, D)):
+        if math.prod(shape) > MOST:
+            raise ValueError(f"conv: {name} {shape} has {math.prod(shape)} elements, and the kernels count to {MOST}: "
+                             "work on parts of the batch")
+    if max(H, W) + 2 * padding + stride > 2**30:
+        raise ValueError(f"conv: padding {padding} and stride {stride} must be less than 2^29 together")
+    return B, H, W, C, Ho, Wo, D, kh, kw, int(stride), int(padding)
+
+
+def _check_dy(dy, plan: Plan) -> None:
+    if dy.shape != plan.y_shape:
+        raise ValueError(f"conv: dy must have y's shape {plan.y_shape}, not {dy.shape}")

@@ -1,0 +1,227 @@
+"""Group norm (and its SiLU) and layer norm on CuPy's arrays, through kernels/group_norm_*.cu and layer_norm_*.cu.
+
+    y, mean, rstd     = group_norm(x, groups, gamma, beta, eps, silu)         y = [silu](gamma x_hat + beta)
+    dx, dgamma, dbeta = group_norm_backward(x, dy, groups, gamma, beta, mean, rstd, silu)
+
+    y, mean, rstd     = layer_norm(x, gamma, beta, eps)
+    dx, dgamma, dbeta = layer_norm_backward(x, dy, gamma, mean, rstd)
+
+x is (B, ..., C), gamma and beta are (C,) or, of a group norm, (B, C), all of one dtype; mean and rstd (B, groups), or
+one for each token, in float32 or, of float64, float64.  What is kept for the way back is x, mean and rstd: a group
+norm's z = gamma x_hat + beta is computed again.
+
+The kernels count pixels and bytes; what a block gets is decided here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda.conv import sum_partials
+
+SECTOR = 32                                                 # bytes: the least that memory gives
+LINE = 128                                                  # bytes: the least that one load of a warp asks for
+PART = 32 << 10                                             # bytes of a part in version 4: several fit side by side
+BUSY = 4                                                    # blocks for each multiprocessor that keep it so
+
+
+def group_norm(x, groups: int, gamma, beta, eps: float, silu: bool = False, *, version: int | None = None):
+    """-> y of x's shape and dtype, mean and rstd (B, groups)."""
+    import cupy
+    x, gamma, beta = _contiguous(x, gamma, beta)
+    B, N, C = _sizes(x, groups, gamma, beta)
+    y = cupy.empty_like(x)
+    if not x.size:
+        return y, *cupy.zeros((2, B, groups), dtype=_acc(x))
+    mean, rstd = cupy.empty((2, B, groups), dtype=_acc(x))
+    dtype = str(x.dtype)
+    source, plan = _choose(dtype, version, B, N, C, groups, x.itemsize, 1)
+    kernel = cuda.kernel(source, "group_norm_forward", dtype)
+    sizes = (B, N, C, groups, gamma.ndim == 2, silu, eps)
+    if source.number <= 2:
+        kernel(plan.grid, plan.threads, x, gamma, beta, y, mean, rstd, *sizes)
+    elif source.number == 3:
+        kernel(plan.grid, plan.threads, x, gamma, beta, y, mean, rstd, *sizes, plan.slab, plan.kept, shared=plan.shared)
+    else:
+        found = cupy.empty((plan.splits, 2, B, groups), dtype=mean.dtype)
+        sums = cuda.kernel(source, "group_norm_forward_sums", dtype)
+        sums(plan.grid, plan.threads, x, found, B, N, C, groups, plan.slab, plan.kept, plan.part, shared=plan.shared)
+        kernel(plan.grid, plan.threads, x, gamma, beta, found, y, mean, rstd, *sizes, plan.slab, plan.part,
+               shared=2 * plan.slab * mean.itemsize)
+    return y, mean, rstd
+
+
+def group_norm_backward(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool = False, *,
+                        version: int | None = None):
+    """-> dx of x's shape, dgamma and dbeta of gamma's; all of x's dtype."""
+    import cupy
+    x, dy, gamma, beta = _contiguous(x, dy, gamma, beta)
+    B, N, C = _sizes(x, groups, gamma, beta)
+    if dy.shape != x.shape:
+        raise ValueError(f"group_norm: dy must have x's shape {x.shape}, not {dy.shape}")
+    if not mean.shape == rstd.shape == (B, groups):
+        raise ValueError(f"group_norm: mean and rstd must be {(B, groups)}, not {mean.shape} and {rstd.shape}")
+    dx = cupy.empty_like(x)
+    dgamma, dbeta = of_samples = (cupy.empty if x.size else cupy.zeros)((2, B, C), dtype=_acc(x))
+    if x.size:
+        dtype = str(x.dtype)
+        source, plan = _choose(dtype, version, B, N, C, groups, x.itemsize, 2)
+        kernel = cuda.kernel(source, "group_norm_backward", dtype)
+        sizes = (B, N, C, groups, gamma.ndim == 2, silu)
+        given, wanted = (x, dy, gamma, beta, mean, rstd), (dx, dgamma, dbeta)
+        if source.number <= 2:
+            kernel(plan.grid, plan.threads, *given, *wanted, *sizes)
+        elif source.number == 3:
+            kernel(plan.grid, plan.threads, *given, *wanted, *sizes, plan.slab, plan.kept, shared=plan.shared)
+        else:
+            found = cupy.empty((plan.splits, 2, B, C), dtype=mean.dtype)
+            sums = cuda.kernel(source, "group_norm_backward_sums", dtype)
+            sums(plan.grid, plan.threads, *given, found, *sizes, plan.slab, plan.part,
+                 shared=8 * plan.threads * mean.itemsize)
+            kernel(plan.grid, plan.threads, *given, found, *wanted, *sizes, plan.slab, plan.part,
+                   shared=2 * (plan.slab * C // groups + plan.slab) * mean.itemsize)
+    if gamma.ndim == 1:
+        of_samples = of_samples.sum(axis=1)                                         # (2, C)
+    of_samples = of_samples.astype(x.dtype, copy=False)
+    return dx, of_samples[0], of_samples[1]
+
+
+def layer_norm(x, gamma, beta, eps: float, *, version: int | None = None):
+    """x (..., C), gamma and beta (C,) -> y of x's shape and dtype, mean and rstd (M,) for its M rows."""
+    import cupy
+    x, gamma, beta = _contiguous(x, gamma, beta)
+    C = x.shape[-1]
+    if gamma.shape != (C,) or beta.shape != (C,):
+        raise ValueError(f"layer_norm: gamma and beta must be {(C,)}, not {gamma.shape} and {beta.shape}")
+    M = math.prod(x.shape[:-1])
+    y = cupy.empty_like(x)
+    mean, rstd = cupy.empty((2, M), dtype=_acc(x))
+    if x.size:
+        source = cuda.pick("layer_norm", str(x.dtype), version)
+        kernel = cuda.kernel(source, "layer_norm_forward", str(x.dtype))
+        kernel(math.ceil(M / source.constants["WARPS"]), source.constants["THREADS"],
+               x, gamma, beta, y, mean, rstd, M, C, eps)
+    return y, mean, rstd
+
+
+def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None):
+    """-> dx of x's shape, dgamma and dbeta of gamma's; all of x's dtype."""
+    import cupy
+    x, dy, gamma = _contiguous(x, dy, gamma)
+    if dy.shape != x.shape:
+        raise ValueError(f"layer_norm: dy must have x's shape {x.shape}, not {dy.shape}")
+    C, M = x.shape[-1], math.prod(x.shape[:-1])
+    if not (gamma.shape == (C,) and mean.shape == rstd.shape == (M,)):
+        raise ValueError(f"layer_norm: gamma must be {(C,)} and mean and rstd {(M,)}, "
+                         f"not {gamma.shape}, {mean.shape} and {rstd.shape}")
+    dx = cupy.empty_like(x)
+    if not x.size:
+        return dx, cupy.zeros(C, dtype=x.dtype), cupy.zeros(C, dtype=x.dtype)
+    source = cuda.pick("layer_norm", str(x.dtype), version)
+    warps, threads = source.constants["WARPS"], source.constants["THREADS"]
+    kernel = cuda.kernel(source, "layer_norm_backward", str(x.dtype))
+    kernel(math.ceil(M / warps), threads, x, dy, gamma, mean, rstd, dx, M, C)
+    # enough blocks for the card, but a few rows for each warp
+    columns = math.ceil(C / source.constants["CHANNELS"])
+    part = max(4 * warps, math.ceil(M * columns / (BUSY * cuda.multiprocessors())))
+    splits = math.ceil(M / part)
+    found = cupy.empty((splits, 2, C), dtype=mean.dtype)
+    sums = cuda.kernel(source, "layer_norm_backward_sums", str(x.dtype))
+    sums((columns, splits), threads, x, dy, mean, rstd, found, M, C, part)
+    summed = cupy.empty((2, C), dtype=x.dtype)
+    sum_partials(found, summed)
+    return dx, summed[0], summed[1]
+
+
+# --- what a block gets ------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Plan:
+    """How a version is launched."""
+
+    grid: tuple[int, ...]
+    threads: int
+    slab: int = 0                                           # groups of a block
+    kept: int = 0                                           # pixels of it that stay in shared memory
+    part: int = 0                                           # pixels of a block, where a slab is split
+    splits: int = 1                                         # parts of a slab
+    shared: int = 0                                         # bytes, of the kernel that keeps x there
+
+
+def _choose(dtype: str, version: int | None, B: int, N: int, C: int, groups: int, itemsize: int, arrays: int):
+    """The kernels' file, and how to launch them.  arrays: how many a block keeps (x; or x and dy)."""
+    source = cuda.pick("group_norm", dtype, version)
+    card = cuda.shared_limit(), cuda.multiprocessors()
+    if version is None:
+        found = cuda.versions("group_norm")
+        whole, split = (plan(number, B, N, C, groups, itemsize, arrays, *card) for number in (3, 4))
+        # version 3 reads memory once, where a slab fits; but 16 blocks, say, would leave most of a card idle
+        if source.number == 4 and whole.kept == N and math.prod(whole.grid) >= min(card[1], math.prod(split.grid)):
+            source = found[3]
+        if source.number >= 3 and plan(source.number, B, N, C, groups, itemsize, arrays, *card).shared > card[0]:
+            source = found[2]                               # sums of many thousand channels, on a small card
+    chosen = plan(source.number, B, N, C, groups, itemsize, arrays, *card)
+    if chosen.shared > card[0]:
+        raise ValueError(f"{source.path.name}: the sums of a slab's {chosen.slab * C // groups} channels take "
+                         f"{chosen.shared} bytes of shared memory, and a block has {card[0]}: version 2 takes any")
+    return source, chosen
+
+
+@functools.cache
+def plan(version: int, B: int, N: int, C: int, groups: int, itemsize: int, arrays: int, limit: int,
+         multiprocessors: int) -> Plan:
+    """limit: bytes of shared memory that a block may have."""
+    if version <= 2:
+        constants = cuda.versions("group_norm")[version].constants
+        threads = constants["THREADS"]
+        return Plan((B * groups if version == 2 else math.ceil(B * groups / threads),), threads)
+    size = C // groups
+    slab = _slab(groups, size * itemsize, most=B * groups // (BUSY * multiprocessors) if version == 3 else groups)
+    W = slab * size
+    pixels, splits = N, 1
+    if version == 4:
+        pixels = max(1, min(N, PART // (W * itemsize)))
+        splits = math.ceil(N / pixels)
+        pixels = math.ceil(N / splits)                      # as even as whole pixels allow
+        splits = math.ceil(N / pixels)
+    pieces = pixels * W // (4 if C % 4 == W % 4 == 0 else 1)
+    threads = min(512, max(64, 2 ** math.ceil(math.log2(max(1, pieces / 8)))))
+    acc = max(4, itemsize)
+    while 4 * arrays * threads * acc > limit // 2 and threads > 64:                 # half is for x
+        threads //= 2
+    sums = (4 * arrays * threads + 2 * W + 4 * slab) * acc
+    if version == 4 and arrays == 2:                        # its backward keeps nothing
+        return Plan((B * groups // slab, splits), threads, slab, 0, pixels, splits, sums)
+    kept = max(0, min(pixels, (limit - sums) // (arrays * W * itemsize)))
+    grid = (B * groups // slab,) if version == 3 else (B * groups // slab, splits)
+    return Plan(grid, threads, slab, kept, pixels, splits, sums + arrays * kept * W * itemsize)
+
+
+def _slab(groups: int, group_bytes: int, most: int) -> int:
+    """How many groups make a slab: the fewest that fill whole sectors, more (at most `most`) to fill a line."""
+    divisors = [k for k in range(1, groups + 1) if groups % k == 0]
+    # beyond 8 sectors it no longer matters that two are read in vain
+    fewest = next((k for k in divisors if k * group_bytes % SECTOR == 0 or k * group_bytes > 8 * SECTOR), groups)
+    return max((k for k in divisors if k % fewest == 0 and k * group_bytes <= LINE and k <= most), default=fewest)
+
+
+def _sizes(x, groups: int, gamma, beta) -> tuple[int, int, int]:
+    """(B, N, C), once the shapes fit."""
+    if x.ndim < 2 or groups < 1 or x.shape[-1] % groups:
+        raise ValueError(f"group_norm: x must be (B, ..., C) with C a multiple of {groups} groups, not {x.shape}")
+    B, C = x.shape[0], x.shape[-1]
+    if gamma.shape not in ((C,), (B, C)) or beta.shape != gamma.shape:
+        raise ValueError(f"group_norm: gamma and beta must both be {(C,)} or {(B, C)}, not {gamma.shape}, {beta.shape}")
+    return B, math.prod(x.shape[1:-1]), C
+
+
+def _contiguous(*arrays):
+    import cupy
+    return tuple(map(cupy.ascontiguousarray, arrays))
+
+
+def _acc(x) -> str:
+    return "float64" if x.dtype == "float64" else "float32"

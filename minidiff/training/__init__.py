@@ -1,0 +1,1 @@
+"""Training: one trainer, a run on disk, stage after stage."""

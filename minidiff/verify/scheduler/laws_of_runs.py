@@ -1,0 +1,225 @@
+"""Laws of a scheduler's runs: what must come of data whose answers are known (runs.py).
+
+    x_0 is a point        the sample at t is alpha_t x_0 + sigma_t N(0, 1), and at the end x_0
+    x_0 ~ N(0, s^2)       one step of first order multiplies by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t
+                          the exact flow of the probability-flow ODE by sqrt(V_s / V_t),   V = alpha^2 s^2 + sigma^2
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidiff.verify.rows import Row, compare, skipped
+from minidiff.verify.scheduler.law import BOTH, Law, Named, compare_noise, worst
+from minidiff.verify.scheduler.protocol import Scheduler, rounding, shown
+from minidiff.verify.scheduler.runs import PIXEL, X_0, allowed, draws_noise, gaussian, last_spread, point, spreads, walk
+
+VARIANCE = 0.25                                             # s^2 of the Gaussian data
+MANY = (16, 32, 64)                                         # runs whose errors show an order of convergence
+# Orders are whole numbers, so that a quarter is far from the next one below. It is what a second term of about half the
+# first costs at N = 16: for errors N^-p (1 + c/N) the fit loses log((1 + c/16) / (1 + c/64)) / log 4 = 1/4 at c = 9.
+ORDER_MISSED = 0.25
+SLOPE = 0.05                                                # of x0_hat over log(alpha / sigma): |x0_hat| stays below 1
+LOWEST = -20.0                                              # where x0_hat stops falling, which SNR 0 needs
+
+
+def noise_of_a_run(named: Named, scheduler: Scheduler, steps) -> Row:
+    """What the network is shown of add_noise's samples must have their scale, too."""
+    x_0, eps = (np.reshape(a, (3, *PIXEL)) for a in zip((1.0, 0.0), (0.0, 1.0), BOTH, strict=True))
+    rows = []
+    for n in steps:
+        scheduler.set_steps(n)
+        times, seen = np.array(scheduler.timesteps), []
+        # what is shown may depend on where the run is: so it walks, on x_0 = 0, and leaves its last step
+        for t, (alpha, sigma, _) in zip(times, walk(scheduler, n, np.zeros((1, *PIXEL)), point(0.0)), strict=False):
+            x_t = np.asarray(scheduler.add_noise(x_0, eps, np.full(3, t)))
+            seen.append((alpha, sigma, *shown(scheduler, x_t, t).reshape(-1)))
+        alpha, sigma, *noised = np.array(seen).T
+        rows.append(compare_noise(named, scheduler, times, alpha, sigma, np.stack(noised), f"N = {n}"))
+    return worst(rows)
+
+
+def marginals(named: Named, scheduler: Scheduler, steps) -> Row:
+    if draws_noise(scheduler):
+        # the variance of a draw is right for a point (beta~) or for N(0, I) (beta): DDPM section 3.2 has both
+        return min(worst(_on_the_way(named, scheduler, steps, 0.0)), worst(_on_the_way(named, scheduler, steps, 1.0)),
+                   key=lambda r: r.error / r.tolerance if math.isfinite(r.error) else math.inf)
+    row = worst(_on_the_way(named, scheduler, steps, 0.0))
+    order = getattr(scheduler, "order", 1)
+    if row.passed or order == 1 or not _has_room(scheduler):
+        return row
+    # of higher order and not exact on a point, as it is where the slope is not constant: then its error vanishes
+    errors = []
+    for n in MANY:
+        alpha, sigma, mean, spread, _ = _until_half_way(spreads(scheduler, n))[-1]
+        errors.append(max(abs(spread - sigma), abs(mean - alpha * X_0)))
+    return _converges(named, order, errors, "the error on a point vanishes as N^-order")
+
+
+def _on_the_way(named: Named, scheduler: Scheduler, steps, s2: float) -> list[Row]:
+    rows = []
+    for n in steps:
+        alpha, sigma, mean, spread, _ = np.array(list(spreads(scheduler, n, s2))[1:-1]).T
+        data = f"data N(0, {s2:g})" if s2 else f"data x_0 = {X_0}"
+        expected = np.sqrt(alpha**2 * s2 + sigma**2)
+        where = lambda i, n=n, data=data: f"after {i + 1} of the list, N = {n}, {data}"  # noqa: E731
+        rows.append(compare(*named, expected, spread, allowed(scheduler, n),
+                            "Var x_t = alpha_t^2 s^2 + sigma_t^2", where))
+        rows.append(compare(*named, 0 if s2 else alpha * X_0, mean, allowed(scheduler, n),
+                            "E x_t = alpha_t E x_0", where))
+    return rows
+
+
+def end_of_a_point(named: Named, scheduler: Scheduler, steps) -> Row:
+    ends = {n: last_spread(scheduler, n) for n in steps}
+    # each x0_hat makes its rounding anew: at the end stands the last, and the one before, if it is extrapolated from
+    return worst([compare(*named, X_0, end[2], allowed(scheduler, n, at=-2), "x_0 = the point", f"N = {n}")
+                  for n, end in ends.items()])
+
+
+def noise_left(named: Named, scheduler: Scheduler, steps) -> Row:
+    ends = {n: last_spread(scheduler, n) for n in steps}
+    return worst([compare(*named, 0.0, end[3], allowed(scheduler, n), "sigma = 0 at the end", f"N = {n}")
+                  for n, end in ends.items()])
+
+
+def one_step(named: Named, scheduler: Scheduler, steps) -> Row:
+    if draws_noise(scheduler):
+        return skipped(*named, "it draws noise")
+    if getattr(scheduler, "order", 1) > 1:
+        return skipped(*named, f"its steps are of order {scheduler.order}")
+    rows = []
+    for n in steps:
+        states = list(_flow(scheduler, n))[:-1]
+        alpha, sigma, u = (np.array(a) for a in zip(*((a, s, float(u.item())) for a, s, u in states), strict=True))
+        # (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t
+        factor = (alpha[1:] * alpha[:-1] * VARIANCE + sigma[1:] * sigma[:-1]) / _variance(alpha, sigma)[:-1]
+        rows.append(compare(*named, factor, u[1:] / u[:-1], allowed(scheduler, n),
+                            "x_s / x_t = (alpha_s alpha_t s^2 + sigma_s sigma_t) / (alpha_t^2 s^2 + sigma_t^2)",
+                            lambda i, n=n: f"step {i + 1} of {n}, s^2 = {VARIANCE}"))
+    return worst(rows)
+
+
+def order_of_convergence(named: Named, scheduler: Scheduler, steps) -> Row:
+    if draws_noise(scheduler):
+        return skipped(*named, "it draws noise")
+    if not _has_room(scheduler):
+        return skipped(*named, f"T = {len(scheduler.alpha_bar)} has no room for even lists of 64 times")
+    errors = []
+    for n in MANY:
+        states = _until_half_way(_flow(scheduler, n))
+        (alpha_t, sigma_t, x_t), (alpha_s, sigma_s, x_s) = states[0], states[-1]
+        # x_s / x_t = sqrt(V_s / V_t)
+        exact = math.sqrt(_variance(alpha_s, sigma_s) / _variance(alpha_t, sigma_t))
+        errors.append(abs(float(x_s.item() / x_t.item()) / exact - 1))
+    return _converges(named, getattr(scheduler, "order", 1), errors, "x_s / x_t = sqrt(V_s / V_t)")
+
+
+def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
+    """Errors of an extrapolation may cancel along a list, so that no order shows them: each step is read off alone."""
+    if not getattr(scheduler, "extrapolates", False):
+        return skipped(*named, "it does not say that it extrapolates x0_hat along log(alpha / sigma)")
+
+    def half_log_snr(alpha, sigma):
+        return np.maximum(np.log(alpha / sigma), LOWEST)
+
+    def linear(u, alpha, sigma):
+        return SLOPE * half_log_snr(alpha, sigma) + np.zeros_like(u)
+
+    rows = []
+    for n in steps:
+        # neither the first step, which has nothing to extrapolate from, nor the last, to log(alpha / sigma) = infinity
+        states = list(walk(scheduler, n, np.full((1, *PIXEL), 0.1), linear))[:-1]
+        alpha, sigma, u = (np.array(a) for a in zip(*((a, s, float(u.item())) for a, s, u in states), strict=True))
+        half = half_log_snr(alpha, sigma)
+        h = np.diff(half)
+        e_h = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
+        # x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^{-h}) D
+        D = (u[1:] - sigma[1:] / sigma[:-1] * u[:-1]) / (alpha[1:] * (1 - e_h))
+        # x_s, and x0_hat before, which an eps divided by its alpha, are off by roundings
+        tolerance = 100 * rounding(scheduler) * (1 / (alpha[1:] * (1 - e_h)))[1:] + \
+            100 * rounding(scheduler) / np.maximum(alpha[:-2], 1e-4)
+        steps_of = np.flatnonzero(half[:-2] > LOWEST)       # from SNR 0 no stride can be told
+        if steps_of.size:
+            expected = SLOPE * (half[:-1] + h / 2)
+            rows.append(compare(*named, expected[1:][steps_of], D[1:][steps_of], tolerance[steps_of],
+                                "D = x0_hat at lambda_t + h / 2,   lambda = log(alpha / sigma)",
+                                lambda i, n=n, k=steps_of: f"step {k[i] + 2} of {n}"))
+    return worst(rows) if rows else skipped(*named, "no run has a step that extrapolates to another time: N >= 3")
+
+
+def alone(named: Named, scheduler: Scheduler, steps) -> Row:
+    n = steps[-1]
+    scheduler.set_steps(n)
+    rng = np.random.default_rng(0)
+    start = 0.1 * rng.standard_normal((3, 2, 2, 1))
+    z = 0.1 * rng.standard_normal((len(scheduler.timesteps), *start.shape))
+    *_, (_, _, together) = walk(scheduler, n, start, gaussian(VARIANCE), z)
+    by_itself = []
+    for i in range(3):
+        *_, (_, _, end) = walk(scheduler, n, start[i:i + 1], gaussian(VARIANCE), z[:, i:i + 1])
+        by_itself.append(end[0])
+    return compare(*named, together, by_itself, allowed(scheduler, n), "f(x)[i] = f(x[i])", f"N = {n}")
+
+
+def thresholding(named: Named, scheduler: Scheduler, steps) -> Row:
+    """What is clipped is told from what is not by linearity: without clipping the end is some multiple of x_0. That it
+    is x_0 itself, laws 24 and 26 ask."""
+    n, ends = steps[-1], {}
+    for most in (1 / 8, 1.0, 3.0):
+        x_0 = np.linspace(-most, most, 9).reshape(1, 3, 3, 1)
+        *_, (_, _, end) = walk(scheduler, n, np.zeros_like(x_0), point(x_0))
+        ends[most] = end.reshape(-1)
+    tolerance = allowed(scheduler, n)                       # for x_0 of size 1, and as often as large for a larger one
+    unclipped = 8 * ends[1 / 8]                             # as it is multiplied where there is nothing to clip
+    if abs(ends[3.0] - 3 * unclipped).max() <= 3 * tolerance and abs(ends[1.0] - unclipped).max() <= tolerance:
+        return skipped(*named, "it clips nothing: x_0 up to 3 comes out as large as it went in")
+    row = compare(*named, unclipped, ends[1.0], tolerance, "end(x_0) = 8 end(x_0 / 8) where |x_0| <= 1", f"N = {n}")
+    return worst([row, compare(*named, np.clip(ends[3.0], -1, 1), ends[3.0], 3 * tolerance,
+                               "|x_0| <= 1 after clipping", f"x_0 up to 3, N = {n}")])
+
+
+def _flow(scheduler: Scheduler, n: int):
+    return walk(scheduler, n, np.full((1, *PIXEL), 0.1), gaussian(VARIANCE))   # small: who clips has nothing to clip
+
+
+def _variance(alpha, sigma):
+    return alpha**2 * VARIANCE + sigma**2
+
+
+def _has_room(scheduler: Scheduler) -> bool:
+    return len(scheduler.alpha_bar) >= 8 * MANY[-1]
+
+
+def _until_half_way(states):
+    """As far as the first with sigma <= alpha. Below it strides of t are huge in log(sigma / alpha), and an order is
+    not seen with so few steps."""
+    kept = []
+    for state in states:
+        kept.append(state)
+        if state[1] <= state[0]:
+            return kept
+    return kept
+
+
+def _converges(named: Named, order: float, errors: Sequence[float], formula: str) -> Row:
+    measured = -float(np.polyfit(np.log(MANY), np.log(errors), 1)[0])
+    error = max(0.0, order - measured) if math.isfinite(measured) else math.inf
+    return Row(*named, order, measured, error, ORDER_MISSED, formula,
+               f"errors {', '.join(f'{e:.2g}' for e in errors)} at N = {', '.join(map(str, MANY))}", side=">=")
+
+
+RUNS = (
+    Law("1 q(x_t | x_0)", "what is shown of add_noise in a run", noise_of_a_run),
+    Law("23 marginals", "mean, spread at the list's next time", marginals),
+    Law("24 a point is reached", "the end of a run without noise", end_of_a_point),
+    Law("24 one step", "its factor on Gaussian data", one_step),
+    Law("25 order", "of convergence to the exact flow", order_of_convergence),
+    Law("25 second order", "x0_hat in the middle of each stride", middle_of_the_stride),
+    Law("26 no noise is left", "spread at the end, on a point", noise_left),
+    Law("28 batches", "the end, alone and in a batch of 3", alone),
+    Law("32 thresholding", "the end, for x_0 in [-1, 1]", thresholding),
+)

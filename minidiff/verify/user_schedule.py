@@ -1,0 +1,212 @@
+"""The reader's own schedule: betas or alpha_bar from a file, or whatever a Python function returns.
+
+    betas.npy     one array (T,)
+    betas.csv     one number a line, or all in one line; a first line without numbers is a header
+    betas.json    [0.0001, ...], or {"betas": [0.0001, ...]}
+
+What cannot be a schedule is refused in one sentence (UserError) that names the entry. What can be one is taken, also
+where it keeps signal to its end: that is for `report` to say.
+"""
+
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minidiff.diffusion.schedules import Schedule, from_betas
+from minidiff.errors import UserError
+from minidiff.verify.loading import brief, load_named
+
+LARGEST_FILE = 8 << 20                                      # bytes
+MOST_TIMES = 100_000
+NAMES = {type(None): "null", bool: "a truth value", str: "a string", dict: "an object"}       # in JSON
+
+
+class Own(NamedTuple):
+    """The reader's schedule, how it was read, and the betas (T,) that it was made from, if it was."""
+
+    schedule: Schedule
+    said: str
+    betas: np.ndarray | None = None
+
+
+def from_file(path: str | os.PathLike, key: str) -> Own:
+    """The schedule of a file. key: what its numbers are, "betas" or "alpha_bar"."""
+    shown = ascii(os.fspath(path))
+    readers = {".npy": _npy, ".csv": _csv, ".txt": _csv, ".json": _json}
+    if (suffix := Path(path).suffix.lower()) not in readers:
+        raise UserError(f"{shown} takes one of the endings {', '.join(readers)}")
+    try:
+        numbers, how = readers[suffix](_bytes(Path(path)), key)
+        return _own(numbers, key, Path(path).name, f"{key} from {shown}: {how}")
+    except OSError as error:
+        raise UserError(f"{shown} cannot be read: {error.strerror}") from error
+    except ValueError as error:                             # UserError, too: each says what, and this says where
+        raise UserError(f"{shown}: {error}") from error
+
+
+def from_function(spec: str) -> Own:
+    """The schedule that `module:function` makes: function() returns betas (T,), or a Schedule of minidiff's.
+
+    The module is looked for in the current folder, too, as by `python -m`. It is the caller's own code, and runs.
+    """
+    function = load_named(spec, "--python")
+    if not callable(function):
+        raise UserError(f"{spec} is of the type {type(function).__name__}, and --python takes a function")
+    try:
+        result = function()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{spec}() raised {brief(error)}") from error
+    if isinstance(result, Schedule):
+        return Own(result, f"the schedule {ascii(result.name)} from {spec}()")
+    numbers = _array(result)
+    if numbers.dtype.kind not in "fiu" or numbers.ndim != 1:
+        what = f"an array of {numbers.dtype}, shape {numbers.shape}" if numbers.dtype.kind in "fiucbSU" else \
+            f"a {type(result).__name__} that is not all numbers"
+        raise UserError(f"{spec}() must return betas, numbers of shape (T,), or a minidiff Schedule, "
+                        f"and returned {what}")
+    try:
+        return _own(numbers, "betas", spec, f"betas from {spec}()")
+    except ValueError as error:
+        raise UserError(f"{spec}(): {error}") from error
+
+
+def notes(schedule: Schedule) -> list[str]:
+    """What is lawful and unusual, one sentence each."""
+    # a beta read off the table is off by eps
+    falls = np.flatnonzero(np.diff(schedule.betas) < -1e-12) + 1
+    if not falls.size:
+        return []
+    t = falls[0]
+    return [f"betas fall at t = {t}, from {schedule.betas[t - 1]:.6g} to {schedule.betas[t]:.6g}"
+            + (f", and at {falls.size - 1} more times" if falls.size > 1 else "")
+            + ": lawful, since alpha_bar still falls, but unusual"]
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise UserError("it is a folder or device, and an ordinary file is taken")
+    with open(path, "rb") as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise UserError(f"it is larger than {LARGEST_FILE >> 20} MB, and a table has at most {MOST_TIMES:,} numbers")
+    if not data.strip():
+        raise UserError("the file is empty, and at least one number is taken")
+    return data
+
+
+def _npy(data: bytes, key: str) -> tuple[np.ndarray, str]:
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = header(file)
+    except Exception as error:                              # whatever damage makes of the header
+        raise UserError("it is no .npy file that numpy.save wrote") from error
+    if dtype.kind not in "fiu" or len(shape) != 1:
+        what = "pickled objects" if dtype.hasobject else f"an array of {dtype}, shape {shape}"
+        raise UserError(f"it holds {what}, and numbers of shape (T,) are taken")
+    if shape[0] > MOST_TIMES:
+        raise UserError(_too_many(shape[0]))
+    if len(data) - file.tell() < shape[0] * dtype.itemsize:
+        raise UserError(f"it ends before the {shape[0]} numbers that its header promises")
+    array = np.frombuffer(data, dtype, shape[0], file.tell())
+    return array, f"{shape[0]} numbers of dtype {dtype}"
+
+
+def _csv(data: bytes, key: str) -> tuple[np.ndarray, str]:
+    lines = [(i, line.strip().rstrip(",;")) for i, line in enumerate(_text(data).splitlines(), start=1)]
+    lines = [(i, line) for i, line in lines if line]
+    header = ""
+    if lines and not any(map(_is_number, _cells(lines[0][1]))):
+        header = f", after the header {ascii(lines[0][1][:40])}"
+        lines = lines[1:]
+    numbers = []
+    for i, line in lines:
+        cells = _cells(line)
+        if len(lines) > 1 and len(cells) > 1:
+            if all(re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", line) for _, line in lines):
+                raise UserError(f"line {i} holds {ascii(line[:40])}: is that a decimal comma? A point is taken, as in "
+                                f"0.02")
+            raise UserError(f"line {i} holds {len(cells)} values: one column of {key} is taken, a number a line, or "
+                            f"all in one line")
+        for cell in cells:
+            if not _is_number(cell):
+                raise UserError(f"line {i} holds {ascii(cell[:40])}, which is no number")
+            numbers.append(float(cell))
+    return np.array(numbers), f"{len(numbers)} numbers, {'in one line' if len(lines) == 1 else 'one a line'}{header}"
+
+
+def _json(data: bytes, key: str) -> tuple[np.ndarray, str]:
+    try:
+        value = json.loads(_text(data))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"it is no JSON ({error})") from error
+    except ValueError as error:                             # of more digits than Python reads
+        raise UserError("it holds an integer too large for a float") from error
+    where = "a list"
+    if isinstance(value, dict):
+        if key not in value:
+            raise UserError(f'it is an object without "{key}": [numbers] is taken, or {{"{key}": [numbers]}}')
+        value, where = value[key], f'the list "{key}"'
+    if not isinstance(value, list):
+        raise UserError(f'it holds {NAMES.get(type(value), "a number")}: [numbers] is taken, or {{"{key}": [numbers]}}')
+    for i, entry in enumerate(value):
+        if isinstance(entry, bool) or not isinstance(entry, int | float):
+            raise UserError(f"{key}[{i}] is {ascii(entry)[:40]}, which is no number")
+    try:
+        return np.array(value, dtype=np.float64), f"{where} of {len(value)} numbers"
+    except OverflowError as error:
+        raise UserError("it holds an integer too large for a float") from error
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------
+
+
+def _own(numbers: np.ndarray, key: str, name: str, said: str) -> Own:
+    """Raises ValueError, in a sentence that names the entry."""
+    if numbers.size == 0:
+        raise UserError("it holds no number, and at least one is taken: T = 0 is no schedule")
+    if numbers.size > MOST_TIMES:
+        raise UserError(_too_many(numbers.size))
+    if key == "alpha_bar":
+        return Own(Schedule(numbers, name), said)
+    betas = np.array(numbers, np.float64)                   # a copy, for `report` to hold the table to
+    return Own(from_betas(numbers, name, allow_signal=True), said, betas)
+
+
+def _array(result) -> np.ndarray:
+    try:
+        return np.asarray(result)
+    except Exception:                                       # a ragged list, or an object that will not be an array
+        return np.asarray(None)
+
+
+def _too_many(count: int) -> str:
+    return f"it holds {count:,} numbers, and at most {MOST_TIMES:,} are taken"
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("it is no text in UTF-8") from error
+
+
+def _cells(line: str) -> list[str]:
+    return line.replace(";", ",").replace(",", " ").split()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,217 @@
+"""The command line, used well and badly: a mistake is one sentence, exit status 2, and nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import fake_cupy, tiny
+from support.command_line import call
+
+from minidiff.data import mnist
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    tiny.trained_a_little().save(path, notes={"train": {"steps": 1, "batch": 2, "seed": 0}})
+    return path
+
+
+# --- used well --------------------------------------------------------------------------------------------
+
+def test_sample_draws_a_sheet(model, tmp_path, capsys):
+    out = tmp_path / "seven.png"
+    assert call("sample", "a bold seven leaning left", "--model", model, "--count", 4, "--steps", 3, "-o", out) == 0
+    with Image.open(out) as image:
+        assert image.width > 150 and len(image.getcolors(1 << 20)) > 20
+    assert "seven.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, kind", [("way.gif", "GIF"), ("way.png", "PNG")])
+def test_trajectory(model, tmp_path, name, kind):
+    assert call("sample", "3", "--model", model, "--count", 2, "--steps", 4, "-o", tmp_path / "s.png",
+                "--trajectory", tmp_path / name) == 0
+    with Image.open(tmp_path / name) as image:
+        assert image.format == kind and getattr(image, "n_frames", 1) == (5 if kind == "GIF" else 1)
+
+
+def test_the_same_seed_gives_the_same_picture(model, tmp_path):
+    pictures = []
+    for i, seed in enumerate((1, 1, 2)):
+        assert call("sample", "3", "--model", model, "--count", 2, "--steps", 2, "--seed", seed,
+                    "-o", tmp_path / f"{i}.png") == 0
+        pictures.append((tmp_path / f"{i}.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_the_shipped_weights_sample_right_after_install(tmp_path):
+    assert call("sample", "a bold seven leaning left", "--count", 2, "--steps", 8, "-o", tmp_path / "s.png") == 0
+
+
+def test_evaluate_prints_a_table_and_writes_json(model, tmp_path, capsys):
+    assert call("evaluate", "--model", model, "--images", 10, "--sample-steps", 2, "--json", tmp_path / "r.json") == 0
+    printed, saved = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+    for word in ("prompt accuracy", "attribute agreement", "held-out", "FID", "floor", "ceiling"):
+        assert word in printed
+    assert saved["images"] == 10 and 0 <= saved["digit_accuracy"] <= 1
+
+
+def test_info(model, capsys):
+    assert call("info", "--model", model) == 0 and call("info") == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_train_ends_with_everything_promised(tmp_path, monkeypatch, capsys):
+    from minidiff.training import main_job as train
+    run = train.run
+    monkeypatch.setattr(train, "run", lambda *a, **k: run(*a, model_config=tiny.CONFIG, **k))
+    monkeypatch.setattr(mnist, "load", lambda *a, **k: tiny.images())
+    out = tmp_path / "run"
+    assert call("train", "--out", out, "--steps", 3, "--batch", 4, "--images", 10, "--sample-steps", 2) == 0
+    names = {p.name for p in out.iterdir()}
+    assert {"sheet.png", "samples.png", "loss.png", "model.safetensors", "results.json"} <= names
+    printed = capsys.readouterr().out
+    for word in ("prompt accuracy", "attribute agreement", "FID", "in all"):
+        assert word in printed
+    assert json.loads((out / "results.json").read_text())["steps"] == 3
+    assert call("train", "--out", out, "--steps", 3) == 2 and "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["verify"], ["info"]])
+def test_help(command, capsys):
+    assert call(*command, "--help") == 0
+    assert "usage: minidiff" in capsys.readouterr().out
+
+
+# --- used badly -------------------------------------------------------------------------------------------
+
+BAD = {
+    "no command": [],
+    "an unknown command": ["draw"],
+    "scale of NaN": ["sample", "3", "--scale", "nan"],
+    "infinite scale": ["evaluate", "--scale", "inf"],
+    "scale of letters": ["sample", "3", "--scale", "big"],
+    "count of 0": ["sample", "3", "--count", "0"],
+    "negative count": ["sample", "3", "--count", "-4"],
+    "steps of 0": ["sample", "3", "--steps", "0"],
+    "steps beyond the schedule": ["sample", "3", "--steps", "1001"],
+    "training steps of 0": ["train", "--steps", "0"],
+    "batch of 0": ["train", "--batch", "0"],
+    "lr of 0": ["train", "--lr", "0"],
+    "an unknown precision": ["train", "--precision", "float8"],
+    "negative seed": ["sample", "3", "--seed", "-1"],
+    "unknown sampler": ["sample", "3", "--sampler", "euler"],
+    "an output folder that is not there": ["sample", "3", "-o", "nowhere/s.png"],
+    "an output that is a folder": ["sample", "3", "-o", "."],
+    "an output of unknown kind": ["sample", "3", "-o", "s.txt"],
+    "no output name": ["sample", "3", "-o", ""],
+    "a trajectory that cannot be written": ["sample", "3", "--trajectory", "nowhere/s.gif"],
+    "a model that is not there": ["sample", "3", "--model", "nowhere.safetensors"],
+    "a model that is no model": ["sample", "3", "--model", __file__],
+    "a folder for a model": ["info", "--model", "."],
+    "a device that is not there": ["sample", "3", "--device", "cuda"],
+    "an unknown device": ["train", "--device", "tpu"],
+    "data that is not there": ["train", "--data", "nowhere"],
+    "nothing to resume": ["train", "--resume", "--out", "empty"],
+    "json that cannot be written": ["evaluate", "--json", "nowhere/r.json"],
+    "one image to evaluate": ["evaluate", "--images", "1"],
+    "one image after training": ["train", "--images", "1"],
+    "one file for two pictures": ["sample", "3", "-o", "s.png", "--trajectory", "s.png"],
+    "data that the shipped judge does not read": ["evaluate", "--data", "."],
+    "a scale beyond reason": ["sample", "3", "--scale", "1e300"],
+    "a file where the run's folder should be": ["train", "--out", __file__],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
+def test_a_mistake_is_one_sentence_and_status_2(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mnist, "load", mnist.load if "--data" in arguments else lambda *a, **k: tiny.images())
+    if "cuda" in arguments:
+        monkeypatch.setitem(sys.modules, "cupy", None)      # as where CuPy is not installed
+    assert call(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("minidiff: ") and said.err.count("\n") == 1, said.err
+    assert "Traceback" not in said.err
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("error, says", [
+    (fake_cupy.OutOfMemoryError("Out of memory allocating 512 bytes"), "out of memory: ask for fewer images"),
+    (type("CUDARuntimeError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.runtime"})("illegal address"),
+     "the GPU failed: illegal address; start the command again"),
+])
+def test_a_gpu_that_fails_under_way_is_a_sentence(monkeypatch, capsys, error, says):
+    def fail(*_, **__):
+        raise error
+    monkeypatch.setattr("minidiff.systems.text_to_image.TextToImage.trajectory", fail)
+    assert call("sample", "3") == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "7" * 10_000,
+                                    "\u202eseven \U0001f600 \u0645\u0631\u062d\u0628\u0627 七", "a\x00b", "\ud800"])
+def test_odd_prompts_are_drawn_all_the_same(model, tmp_path, prompt):
+    out = tmp_path / "s.png"
+    assert call("sample", prompt, "--model", model, "--count", 1, "--steps", 2, "-o", out) == 0
+    assert out.exists()
+
+
+def test_a_model_with_damaged_weights_is_a_sentence(tmp_path, capsys):
+    damaged = tiny.trained_a_little()
+    for p in damaged.parameters().values():
+        p.data = p.data * 0 + np.float32(3e38)
+    damaged.save(tmp_path / "m.safetensors")
+    assert call("sample", "3", "--model", tmp_path / "m.safetensors", "--count", 1, "--steps", 1,
+                "-o", tmp_path / "s.png") == 2
+    assert "weights are damaged" in capsys.readouterr().err and not (tmp_path / "s.png").exists()
+
+
+def test_a_long_prompt_is_cut_aloud(model, tmp_path, capsys):
+    call("sample", "seven " * 2000, "--model", model, "--count", 1, "--steps", 1, "-o", tmp_path / "s.png")
+    err = capsys.readouterr().err
+    assert "12000 characters" in err and "tokens were kept" in err
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_picture(model, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "s.png"
+    out.write_bytes(b"the old picture")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    assert call("sample", "3", "--model", model, "--count", 1, "--steps", 1, "-o", out) == 2
+    assert "No space left" in capsys.readouterr().err and out.read_bytes() == b"the old picture"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "minidiff", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("minidiff ")
+
+
+def test_importing_minidiff_loads_no_heavy_package():
+    """What makes an import slow is what it loads: SciPy, Pillow and tqdm wait until they are needed."""
+    code = ("import minidiff, minidiff.cli, sys;"
+            "print([m for m in ('scipy', 'PIL', 'tqdm', 'safetensors') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_python_api_of_the_readme(tmp_path, monkeypatch):
+    """The README's own lines, run."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    draw, check = (block.split("```")[0] for block in readme.split("```python\n")[1:])
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(draw, names)
+    exec(check, names)
+    assert {row.verdict for row in names["rows"]} == {"kept", "skipped"}
+    assert names["images"].shape == (4, 28, 28, 1) and np.abs(names["images"]).max() <= 1
+    assert (tmp_path / "seven.png").stat().st_size > 1000

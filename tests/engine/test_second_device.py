@@ -1,0 +1,209 @@
+"""Floor I on a second device: the same inputs on a fake GPU give the same results, and give them there.
+
+NumPy computes on both devices, so results agree to rounding; where they differ at all, NumPy took a faster form of
+convolution, or added in another order.  What is proved is that every line asks for the right library.
+"""
+
+import numpy as np
+import pytest
+from support import every_op
+from support.every_op import EVERY_OP
+from support.fake_cupy import CUDARuntimeError, assert_same, install, of_the_double, one_sentence, watch_launches
+from support.gradcheck import check_gradients
+
+from minidiff.engine import backend, ops
+from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
+from minidiff.engine.backend import device_of, to_device, to_numpy, xp_of
+from minidiff.engine.conv import conv_transpose2d
+from minidiff.engine.tensor import Tensor, gradients, record
+from minidiff.errors import UserError
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return install(monkeypatch)
+
+
+# --- the stand-in itself ------------------------------------------------------------------------------------
+
+@of_the_double
+def test_the_fake_is_as_strict_as_cupy(cupy):
+    """Each of these raises TypeError, or AttributeError, on CuPy too."""
+    host, x = np.ones((2, 3)), cupy.ones((2, 3))
+    forbidden = [lambda: x + host, lambda: host * x, lambda: x @ host.T, lambda: x == host, lambda: x.__iadd__(host),
+                 lambda: cupy.exp(host), lambda: cupy.where(host > 0, x, 0), lambda: cupy.concatenate([x, host]),
+                 lambda: x.__setitem__(0, host[0]), lambda: cupy.exp(x, out=host), lambda: cupy.vdot(x, host),
+                 lambda: np.exp(x), lambda: np.concatenate([x, x]), lambda: np.asarray(x), lambda: np.array([x]),
+                 lambda: np.add(host, x), lambda: np.all(x), lambda: x * np.array(2.0), lambda: hash(x),
+                 lambda: x.sum(where=True), lambda: x.max(initial=0), lambda: cupy.sum(x, where=True)]
+    for f in forbidden:
+        with pytest.raises(TypeError):
+            f()
+    for f in (lambda: cupy.geomspace, lambda: cupy.errstate, lambda: x.itemset, lambda: x.ctypes, lambda: x.setflags):
+        with pytest.raises(AttributeError):
+            f()
+
+
+@of_the_double
+def test_the_fake_computes(cupy):
+    host = np.arange(6.0).reshape(2, 3)
+    x = cupy.asarray(host)
+    host[0, 0] = 9                                          # the device has a memory of its own
+    assert x[0, 0].item() == 0 and isinstance(x.sum(), cupy.ndarray) and x.sum().shape == ()
+    x[0] += 1
+    x -= 2 * np.float64(0.5)
+    assert x.get().tolist() == [[0, 1, 2], [2, 3, 4]] and float(x[1, 2]) == 4 and bool((x >= 0).all())
+    assert (1 - x).dtype == np.float64 and len(x) == 2 and [row.shape for row in x] == [(3,), (3,)]
+    assert x[np.array([1, 0])].get().tolist() == [[2, 3, 4], [0, 1, 2]]
+
+
+# --- backend ------------------------------------------------------------------------------------------------
+
+def test_arrays_move_and_say_where_they_are(cupy):
+    host = np.arange(3.0, dtype=np.float32)
+    x = to_device(host, "cuda")
+    assert_same(x, host)
+    assert device_of(x) == "cuda" and device_of(host) == device_of(host.sum()) == "cpu"
+    assert to_device(x, "cuda") is x
+    back = to_device(x, "cpu")
+    assert isinstance(back, np.ndarray) and back.tolist() == [0, 1, 2] and to_numpy(x).dtype == np.float32
+
+
+def test_xp_of_is_the_library_of_all_the_arrays(cupy):
+    host, x = np.ones(2), cupy.ones(2)
+    assert xp_of(x) is cupy and xp_of(1.0, x, x) is cupy and xp_of(host, 2) is np and xp_of(1.0) is np
+    assert xp_of(x, np.float64(1)) is cupy and xp_of(np.float32(1), host) is np     # NumPy's scalars are numbers
+    for arrays in ((x, host), (host, x), (1.0, x, host)):
+        with pytest.raises(TypeError, match="arrays on two devices in one op") as error:
+            xp_of(*arrays)
+        one_sentence(error)
+
+
+@of_the_double
+def test_a_machine_without_a_gpu(monkeypatch):
+    module = install(monkeypatch, gpus=0)
+    with pytest.raises(UserError, match="device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu"):
+        backend.check_device("cuda")
+
+    def no_driver():
+        raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    module.cuda.runtime.getDeviceCount = no_driver
+    with pytest.raises(UserError, match=r"needs an NVIDIA GPU and its driver \(cudaErrorNoDevice.*--device cpu"):
+        to_device(np.ones(2), "cuda")
+
+
+# --- ops ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def masks(cupy, monkeypatch):
+    """The masks that the ops of every_op.py close over, on the device; ids and labels stay, for CuPy takes them."""
+    for name in ("SOME", "LOOK"):
+        monkeypatch.setattr(every_op, name, cupy.asarray(getattr(every_op, name)))
+
+
+every = pytest.mark.parametrize("name", EVERY_OP)
+
+
+@every
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_op(cupy, masks, monkeypatch, name, dtype):
+    op, dy = EVERY_OP[name], None
+    results = []
+    for device in ("cuda", "cpu"):
+        if device == "cpu":
+            monkeypatch.undo()
+        leaves = [Tensor(to_device(x, device) if device == "cuda" else x, requires_grad=True)
+                  for x in op.inputs(dtype)]
+        y = op.f(*leaves)
+        dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+        results.append([y.data, *gradients(y, leaves, to_device(dy, device) if device == "cuda" else dy)])
+    for found, expected in zip(*results, strict=True):
+        assert_same(found, expected)
+
+
+@of_the_double
+@pytest.mark.parametrize("name, forward, backward", [
+    ("conv2d", ["conv_forward"], ["conv_dx", "conv_dw"]),
+    ("conv2d, strided", ["conv_forward"], ["conv_dx", "conv_dw"]),
+    ("conv_transpose2d", ["conv_dx"], ["conv_forward", "conv_dw"]),
+    ("scaled_dot_product_attention", ["attention_forward"], ["attention_delta", "attention_dq", "attention_dkv"]),
+    ("group_norm", ["group_norm_forward"], ["group_norm_backward"]),
+    ("layer_norm", ["layer_norm_forward"], ["layer_norm_backward", "layer_norm_backward_sums", "sum_partials"]),
+])
+def test_ops_take_their_kernels(cupy, monkeypatch, name, forward, backward):
+    """Both ways, and not NumPy's functions, which on the double are there for CuPy's."""
+    leaves = [Tensor(cupy.asarray(x), requires_grad=True) for x in EVERY_OP[name].inputs(np.float32)]
+    launched = watch_launches(monkeypatch)
+    y = EVERY_OP[name].f(*leaves)
+    assert launched == forward
+    gradients(y, leaves, cupy.ones_like(y.data))
+    assert launched == forward + backward
+
+
+@every
+def test_gradient(cupy, masks, name):
+    """Central differences, as on the CPU (engine/test_every_op.py): the checker's arrays stay there, the op is here."""
+    def across(x: Tensor, there: str, back: str) -> Tensor:
+        return record(to_device(x.data, there), (x,), lambda dy: (to_device(dy, back),))
+
+    op = EVERY_OP[name]
+    check_gradients(lambda *xs: across(op.f(*(across(x, "cuda", "cpu") for x in xs)), "cpu", "cuda"), *op.inputs())
+
+
+@every
+def test_op_refuses_two_devices(cupy, masks, name):
+    op = EVERY_OP[name]
+    inputs = op.inputs()
+    for i in range(len(inputs)):
+        if len(inputs) > 1:
+            mixed = [Tensor(x if i == j else cupy.asarray(x)) for j, x in enumerate(inputs)]
+            with pytest.raises(TypeError) as error:
+                op.f(*mixed)
+            one_sentence(error)
+
+
+def test_an_array_that_goes_with_an_op_must_be_beside_it(cupy):
+    x, SOME = Tensor(cupy.ones((2, 3))), every_op.SOME
+    with pytest.raises(TypeError, match="two devices"):
+        ops.where(SOME, x, x)
+    with pytest.raises(TypeError, match="two devices"):
+        ops.where(cupy.asarray(SOME), Tensor(np.ones((2, 3))), Tensor(np.ones((2, 3))))
+    q = Tensor(cupy.ones((2, 1, 3, 4)))
+    with pytest.raises(TypeError):
+        scaled_dot_product_attention(q, q, q, np.ones((3, 3), bool))
+    there, here = Tensor(cupy.ones((2, 1, 3, 4))), Tensor(np.ones((2, 1, 3, 4)))
+    for qkv in ((here, there, there), (there, here, there), (there, there, here)):
+        with pytest.raises(TypeError, match="two devices"):
+            scaled_dot_product_attention(*qkv)
+    images, w = np.ones((1, 2, 2, 3)), np.ones((4, 4, 2, 3))
+    for pair in ((Tensor(images), Tensor(cupy.asarray(w))), (Tensor(cupy.asarray(images)), Tensor(w))):
+        with pytest.raises(TypeError, match="two devices"):
+            conv_transpose2d(*pair, stride=2)
+    with pytest.raises(TypeError):
+        ops.embedding(Tensor(np.ones((5, 2))), cupy.asarray(every_op.IDS))
+    with pytest.raises(TypeError):
+        x + np.ones(3)
+    assert_same(causal_mask(3, cupy), np.tri(3, dtype=bool))
+
+
+def test_ids_and_labels_of_the_device(cupy):
+    table, ids = np.arange(10.0).reshape(5, 2), cupy.asarray(every_op.IDS)
+    assert_same(ops.embedding(Tensor(cupy.asarray(table)), ids).data, table[every_op.IDS])
+    assert_same(ops.getitem(Tensor(cupy.asarray(table)), ids).data, table[every_op.IDS])
+    logits = np.random.default_rng(0).standard_normal((3, 4))
+    loss = ops.cross_entropy(Tensor(cupy.asarray(logits)), cupy.asarray(every_op.LABELS))
+    assert_same(loss.data, ops.cross_entropy(Tensor(logits), every_op.LABELS).data)
+    with pytest.raises(IndexError):
+        ops.embedding(Tensor(cupy.asarray(table)), ids + 1)
+
+
+def test_operators_numbers_and_leaves_without_a_part_in_the_result(cupy):
+    x = Tensor(cupy.asarray(np.array([1.0, 2.0], np.float32)), requires_grad=True)
+    unused = Tensor(cupy.ones(3), requires_grad=True)
+    y = (2 * x - 1) / 4 + np.float32(3) + cupy.ones(2, np.float32) * x
+    y.backward(np.ones(2, np.float32))                      # a cotangent moves to where y is
+    assert_same(x.grad, np.full(2, 1.5, np.float32))
+    assert_same(y.data, np.array([4.25, 5.75], np.float32))
+    loss = ops.sum(x)
+    assert loss.item() == 3
+    assert_same(gradients(loss, [unused])[0], np.zeros(3))

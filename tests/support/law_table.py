@@ -1,0 +1,163 @@
+"""The laws, and where each is proved: reads the `law` markers of the tests and writes docs/laws.md.
+
+    @pytest.mark.law(12, "E[x_0|x_t] = mu + alpha S V^-1 (x_t - alpha mu)", source="Bayes", tolerance="1e-7: ...")
+
+number: an integer, or one with a letter ("2a") for a law beside it. formula: the statement, in the README's notation.
+source: the paper and equation, or how it is derived, and what the test computes independently. tolerance: how far the
+two sides may differ, and why so far.
+
+    python -m tests.support.law_table               writes docs/laws.md anew, from the root of the repository
+    python -m tests.support.law_table --check       says whether it is up to date
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE, INI = ROOT / "docs" / "laws.md", ROOT / "pyproject.toml"
+LAWS = range(1, 40)                                         # the whole numbers, each of which some test must prove
+
+CHAPTERS = {                                                # in reading order; tests of other files come last
+    "test_forward_process.py": "The forward process",
+    "test_posterior.py": "The posterior",
+    "test_parametrisations.py": "Parametrisations",
+    "test_exact_denoisers.py": "Exact denoisers",
+    "test_loss_weights.py": "Loss weights",
+    "test_bound.py": "The variational bound",
+    "test_decoder.py": "The decoder, and bits",
+    "test_flow_likelihood.py": "The density of the flow",
+    "test_sampler_laws.py": "Samplers",
+    "test_convergence.py": "The order at which samplers converge",
+    "test_guidance_laws.py": "Guidance",
+    "test_text_and_latents.py": "Text and latents",
+}
+ELSEWHERE = "Networks, training and the whole system"
+
+NOT_YET = {                                                 # the parts of a law of which there is no code to prove them
+    25: "the order of DPM-Solver-2: it is not among the samplers",
+}
+
+HEAD = """# The laws
+
+Each row is a statement that a test holds the code to, over random schedules, times, shapes and data wherever nothing
+else is said. Most compute one side with minidiff and the other independently, in the way that *source* names; some hold
+two parts of minidiff to each other, which proves that they agree and not that they are right, and their *source* says
+so; what of a law has no code to be held to stands at the end. *Tolerance* says how far the two sides may differ and why
+so far, and no test allows more; a failing law prints its formula, its numbers and the seed that brings it back. The
+notation is [the README's](../README.md#notation); a number with a letter is a law beside that one.
+
+This page is written by `python -m tests.support.law_table`, and a test holds it up to date.
+"""
+
+
+@dataclass(frozen=True)
+class Law:
+    """One marker. Raises TypeError or ValueError where the marker breaks its form."""
+
+    number: int | str
+    formula: str
+    source: str
+    tolerance: str
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[1-9]\d*[a-z]?", str(self.number)):
+            raise ValueError(f"a law's number must be an integer such as 12, or one with a letter, got {self.number!r}")
+        for name in ("formula", "source", "tolerance"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
+                raise ValueError(f"law {self.number} must state its {name}, got {getattr(self, name)!r}")
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """12 before 12a before 13."""
+        digits = re.match(r"\d+", str(self.number)).group()
+        return int(digits), str(self.number)[len(digits):]
+
+
+def laws_of(item) -> list[Law]:
+    """The laws that a collected test proves: most name one, some two."""
+    return sorted((Law(*mark.args, **mark.kwargs) for mark in item.iter_markers("law")), key=lambda law: law.order)
+
+
+@dataclass(frozen=True)
+class Row:
+    law: Law
+    file: str                                               # tests/laws/test_posterior.py
+    test: str
+    slow: bool
+
+    def __str__(self) -> str:
+        cells = [str(self.law.number), f"`{_cell(self.law.formula)}`", _text(self.law.source),
+                 f"[`{self.test}`](../{self.file})" + (" (slow)" if self.slow else ""), _text(self.law.tolerance)]
+        return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Prose in which * and ~ and < mean themselves."""
+    return re.sub(r"([*~<])", r"\\\1", _cell(text))
+
+
+def collect() -> list[Row]:
+    """One row for each law of each test function, collected by pytest but not run."""
+    rows: dict[tuple, Row] = {}
+
+    class Collector:
+        def pytest_collection_finish(self, session):
+            for item in session.items:
+                file = item.path.relative_to(ROOT).as_posix()
+                for law in laws_of(item):
+                    row = Row(law, file, item.originalname, item.get_closest_marker("slow") is not None)
+                    rows.setdefault((file, item.originalname, law), row)
+
+    with_laws = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.law(" in path.read_text("utf-8")]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = pytest.main(["--collect-only", "-m", "law", "-p", "no:cacheprovider", "-c", str(INI),
+                              *map(str, sorted(with_laws))], plugins=[Collector()])
+    if status != pytest.ExitCode.OK:
+        raise RuntimeError(f"pytest could not collect the tests:\n{said.getvalue()}")
+    return list(rows.values())
+
+
+def page(rows: list[Row]) -> str:
+    """docs/laws.md: chapter by chapter, in each by number and then as in the file."""
+    chapters: dict[str, list[Row]] = {title: [] for title in [*CHAPTERS.values(), ELSEWHERE]}
+    for row in rows:
+        chapters[CHAPTERS.get(Path(row.file).name, ELSEWHERE)].append(row)
+    parts = [HEAD]
+    for title, chapter in chapters.items():
+        if chapter:
+            chapter.sort(key=lambda row: row.law.order)
+            parts.append("\n".join([f"## {title}", "", "| law | statement | source | test | tolerance |",
+                                    "|---|---|---|---|---|", *map(str, chapter), ""]))
+    missing = NOT_YET | {number: "all of it" for number in unproved(rows)}
+    if missing:
+        parts.append("\n".join(["## Not yet", "", "There is no code to prove these of:", "",
+                                *(f"- law {number}: {_text(missing[number])}" for number in sorted(missing)), ""]))
+    return "\n".join(parts)
+
+
+def unproved(rows: list[Row]) -> list[int]:
+    proved = {row.law.order[0] for row in rows if not row.law.order[1]}
+    return [number for number in LAWS if number not in proved]
+
+
+if __name__ == "__main__":
+    written = page(collect())
+    if sys.argv[1:] == ["--check"]:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != written:
+            sys.exit("docs/laws.md is not what the tests say: run `python -m tests.support.law_table`")
+    else:
+        PAGE.write_text(written, encoding="utf-8")
+        print(f"wrote {PAGE.relative_to(ROOT)}")

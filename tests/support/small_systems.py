@@ -1,0 +1,84 @@
+"""Every system so small that tests can train it: a configuration of each, and what stands for the shipped weights."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+from support import tiny
+
+from minidiff import systems
+from minidiff.data.digits import CaptionedDigits
+from minidiff.nn.autoencoder import AutoencoderConfig
+from minidiff.nn.prior import PriorConfig
+from minidiff.nn.unet import UNetConfig
+from minidiff.systems import glide
+from minidiff.systems.adm import ADMConfig
+from minidiff.systems.autoencoder import KLAutoencoderConfig, VQAutoencoderConfig
+from minidiff.systems.clip import CLIP, CLIPConfig
+from minidiff.systems.dalle import DALLEConfig
+from minidiff.systems.dalle2 import UnCLIPConfig
+from minidiff.systems.ddpm import DDPMConfig
+from minidiff.systems.dpm import DPMConfig
+from minidiff.systems.glide import GLIDEConfig
+from minidiff.systems.imagen import ImagenConfig
+from minidiff.systems.latent import LatentConfig
+from minidiff.systems.system import System
+from minidiff.text.clip import ImageTowerConfig
+from minidiff.text.encoder import TextEncoderConfig
+
+TEXT = TextEncoderConfig(width=8, layers=1, heads=2)
+TOWER = ImageTowerConfig(widths=(8, 8), groups=4, last=2)
+UNET = UNetConfig(widths=(8, 16), heads=2, groups=4, embedding=16)
+GRID = UNetConfig(patch=1, groups=4, heads=2, embedding=8, text=8)                  # of a few pixels
+FINER = replace(GRID, channels=2, out=1, widths=(8, 8), attention=(False, False))
+NETWORK = AutoencoderConfig(widths=(4, 8), groups=2)
+SMALL_CLIP = CLIPConfig(pairs=4, image=TOWER, text=TEXT)
+SMALL_DDPM = DDPMConfig(T=50, steps=3, unet=replace(UNET, out=2))
+SMALL_KL = KLAutoencoderConfig(network=NETWORK, latent=2, steps=3, perceptual=0.0)
+
+CONFIGS = {
+    "text-to-image": tiny.CONFIG,
+    "dpm": DPMConfig(T=6, hidden=5, steps=2, schedule_steps=2),
+    "ddpm": SMALL_DDPM,
+    "clip": SMALL_CLIP,
+    "adm": ADMConfig(SMALL_DDPM, UNET, steps=3),
+    "glide": GLIDEConfig(T=50, pairs=4, embedding=8, image=TOWER, text=TEXT),
+    "dalle": DALLEConfig(autoencoder=AutoencoderConfig(widths=(8, 8)), codes=5, length=20, width=8, layers=2, heads=2),
+    "dalle2": UnCLIPConfig(clip=SMALL_CLIP, prior=PriorConfig(width=8, layers=1, heads=2), components=3, buckets=3,
+                           dots=2, unet=replace(UNET, text=8)),
+    "imagen": ImagenConfig(T=20, text=replace(TEXT, vocab=440, length=60), decoder_layers=1,
+                           base=replace(GRID, widths=(8,), attention=(True,)), super1=FINER,
+                           super2=replace(FINER, patch=2)),
+    "autoencoder-kl": SMALL_KL,
+    "autoencoder-vq": VQAutoencoderConfig(network=NETWORK, latent=3, codes=8, steps=3, perceptual=0.0),
+    "latent": LatentConfig(T=50, steps=3, clip=SMALL_CLIP, autoencoder=SMALL_KL,
+                           unet=replace(GRID, channels=2, widths=(8,), attention=(True,))),
+}
+
+
+@cache
+def data() -> CaptionedDigits:
+    return CaptionedDigits.of(tiny.images())
+
+
+def moved(system, seed: int = 0, by: float = 0.1):
+    """Every parameter off its first value, so that no branch is zero."""
+    rng = np.random.default_rng(seed)
+    for p in system.parameters().values():
+        p.data = np.asarray(p.data + by * rng.standard_normal(p.shape), p.dtype)
+    return system
+
+
+@cache
+def small(name: str) -> System:
+    """One that has not learned, but in which no weight is 0."""
+    if name == "text-to-image":
+        return tiny.trained_a_little()
+    return moved(systems.kind_of(name).new(data(), config=CONFIGS[name]))
+
+
+def ship(monkeypatch) -> None:
+    """Puts small ones in the place of the weights that other systems stand on."""
+    monkeypatch.setattr(CLIP, "load", classmethod(lambda cls, path=None: small("clip")))
+    monkeypatch.setattr(systems, "find", lambda name, path=None: small(name))
+    monkeypatch.setattr(glide, "unconditional", lambda: tiny.trained_a_little())

@@ -1,0 +1,336 @@
+"""The training loop: it learns, it is reproducible to the bit, and a run on disk loses nothing."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+from support import tiny
+
+from minidiff import checkpoint
+from minidiff.data import attributes
+from minidiff.data import digit_captions as captions
+from minidiff.errors import UserError
+from minidiff.nn.optim import AdamW, WarmupCosine
+from minidiff.systems.text_to_image import TextToImage
+from minidiff.training import main_job as train
+from minidiff.training import trainer as fit
+
+
+def equal(a, b) -> bool:
+    """Bit for bit, NaN included."""
+    return a.keys() == b.keys() and all(x.dtype == b[k].dtype and x.tobytes() == b[k].tobytes() for k, x in a.items())
+
+
+def test_it_learns():
+    t = tiny.trainer(steps=60, batch=16, lr=5e-3)
+    while t.n < 60:
+        t.step()
+    # x_0 of norm about 1 a pixel and v's variance near 1: a network that answers 0 has a loss near 1
+    assert 0.7 < np.mean(t.losses[:3]) < 1.3
+    assert np.mean(t.losses[-10:]) < 0.75 * np.mean(t.losses[:3])
+
+
+@pytest.mark.law(
+    37, "N + M steps are N steps, save, load, M steps: weights, EMA, optimiser, random streams and losses of a "
+        "training run",
+    source="the same run without the break", tolerance="exact, to the last bit")
+@settings(max_examples=6)
+@given(n=st.integers(1, 4), m=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_n_plus_m_steps_equal_n_steps_saved_loaded_and_m_more(tmp_path_factory, n, m, seed):
+    path = tmp_path_factory.mktemp("run") / "state.safetensors"
+    straight = tiny.trainer(seed)
+    for _ in range(n + m):
+        straight.step()
+
+    first = tiny.trainer(seed)
+    for _ in range(n):
+        first.step()
+    checkpoint.save(path, *first.state())
+    second = tiny.trainer(seed)
+    second.restore(checkpoint.load(path))
+    for _ in range(m):
+        second.step()
+
+    assert second.n == n + m and second.losses == straight.losses
+    assert equal(straight.state()[0], second.state()[0])
+    # the next data and noise are the same, too
+    assert all(np.array_equal(a, b) for a, b in zip(straight.batch(), second.batch(), strict=True))
+
+
+def test_the_state_holds_all_that_the_next_step_depends_on():
+    names = tiny.trainer().state()[0].keys()
+    parameters = tiny.trainer().parameters
+    for part in ("model.", "ema.", "optimiser.m.", "optimiser.v."):
+        assert {part + name for name in parameters} <= names
+
+
+@pytest.mark.parametrize("lost", ["ema.", "optimiser.m.", "model."])
+def test_a_state_that_lost_something_is_refused(tmp_path, lost):
+    t = tiny.trainer()
+    tensors, meta = t.state()
+    name = next(name for name in tensors if name.startswith(lost))
+    checkpoint.save(tmp_path / "state.safetensors", {k: v for k, v in tensors.items() if k != name}, meta)
+    with pytest.raises(ValueError, match=f"state.safetensors.*{name}"):
+        t.restore(checkpoint.load(tmp_path / "state.safetensors"))
+
+
+def test_steps_differ_and_seeds_differ():
+    t, other = tiny.trainer(0), tiny.trainer(1)
+    a, b = t.batch(), other.batch()
+    t.n += 1
+    c = t.batch()
+    assert not np.array_equal(a[4], b[4]) and not np.array_equal(a[4], c[4])
+
+
+def test_times_are_spread_evenly_over_their_distribution():
+    """P(t < k) = (k/T)^3; of B evenly spread draws the count below any k is within 1 of B times that."""
+    t = tiny.trainer(batch=100)
+    for n in range(5):
+        t.n = n
+        drawn = t.batch()[3]
+        assert drawn.min() >= 0 and drawn.max() <= 49
+        for k in range(51):
+            assert abs((drawn < k).sum() - 100 * (k / 50) ** 3) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("drop, expected", [(0.0, False), (1.0, True)])
+def test_captions_are_dropped_to_the_null_caption(drop, expected):
+    t = tiny.trainer(batch=16, drop_caption=drop)
+    _, ids, mask, _, _ = t.batch()
+    assert ((mask.sum(axis=1) == 2) == expected).all()      # BOS and EOS alone
+
+
+def test_the_share_of_dropped_captions():
+    """64 captions of 40 steps, dropped with p = .25: 640 +- 22; six sigmas, false alarm 2e-9."""
+    t, dropped = tiny.trainer(batch=64, drop_caption=0.25), 0
+    for n in range(40):
+        t.n = n
+        dropped += int((t.batch()[2].sum(axis=1) == 2).sum())
+    assert abs(dropped - 640) < 6 * math.sqrt(2560 * 0.25 * 0.75)
+
+
+def test_every_image_comes_with_its_own_caption():
+    t = tiny.trainer(batch=64, drop_caption=0.0)
+    digit_of = {x_0.tobytes(): int(d) for x_0, d in zip(t.data.x_0, t.data.digits, strict=True)}
+    x_0, ids, _, _, _ = t.batch()
+    said = [captions.parse(t.model.tokenizer.decode(row))[0] for row in ids]
+    assert said == [digit_of[x.tobytes()] for x in x_0]
+
+
+def test_the_noise_is_standard_normal_and_each_images_own():
+    """The distribution by Dvoretzky, Kiefer and Wolfowitz's bound, and the correlation between two images of a batch,
+    which is 1/sqrt(784) = .036 by chance: 150 pairs, each beyond 7 sigmas with probability 3e-12. False alarm 1e-7."""
+    t, drawn = tiny.trainer(batch=6), []
+    for t.n in range(10):
+        eps = t.batch()[4].reshape(6, -1)
+        correlation = np.corrcoef(eps) - np.eye(6)
+        assert np.abs(correlation).max() < 7 / math.sqrt(784)
+        drawn.append(eps)
+    x = np.sort(np.concatenate(drawn), axis=None)
+    # P(sup |F_n - F| > d) <= 2 e^{-2 n d^2}
+    assert np.abs(np.arange(1, x.size + 1) / x.size - special.ndtr(x)).max() < math.sqrt(math.log(2e7) / (2 * x.size))
+
+
+def test_gradients_are_clipped_to_a_common_norm(monkeypatch):
+    norms = []
+    monkeypatch.setattr(AdamW, "step", lambda self, grads, lr: norms.append(
+        math.sqrt(sum(float((g * g).sum()) for g in grads))))
+    for clip in (1e-3, 1e3):
+        tiny.trainer(clip=clip).step()
+    assert norms[0] == pytest.approx(1e-3, rel=1e-4) and 1e-2 < norms[1] < 1e3      # float32, and never lengthened
+
+
+def test_held_out_combinations_are_never_trained_on():
+    images = tiny.images(2000)
+    data = train.CaptionedDigits.of(images)
+    combinations = {(int(d), w.thickness, w.slant) for d, w in zip(data.digits, data.words, strict=True)}
+    assert not combinations & attributes.HELD_OUT
+    assert len(data.digits) < 2000                          # and there were some to leave out
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        digit, words = captions.parse(data.caption(i, rng))
+        assert (digit, words.thickness, words.slant) not in attributes.HELD_OUT
+
+
+def test_a_loss_that_is_not_finite_stops_the_step_and_changes_nothing():
+    t = tiny.trainer()
+    t.step()
+    before = t.state()[0]
+    before = {k: v.copy() for k, v in before.items()}
+    t.data.x_0[:] = np.nan
+    with pytest.raises(FloatingPointError, match="step 2"):
+        t.step()
+    assert equal(before, t.state()[0]) and t.n == 1
+
+
+def test_a_run_that_diverges_says_where_and_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
+    step = train.Trainer.step
+
+    def diverge(self):
+        if self.n == 3:
+            raise FloatingPointError("the loss of step 3 is nan and its gradient's norm nan")
+        return step(self)
+    monkeypatch.setattr(train.Trainer, "step", diverge)
+    with pytest.raises(ValueError, match=r"step 3 is nan.*step-000003\.safetensors.*lower --lr"):
+        train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=5, batch=4), model_config=tiny.CONFIG,
+                  quiet=True)
+    assert checkpoint.Keeper(tmp_path / "run").latest().meta["step"] == 3
+
+
+def test_a_run_writes_what_it_promises_and_can_be_resumed(tmp_path, monkeypatch):
+    straight = train.run(tmp_path / "a", tiny.images(), train.TrainConfig(steps=6, batch=4), model_config=tiny.CONFIG,
+                         quiet=True)
+    names = {p.name for p in (tmp_path / "a").iterdir()}
+    assert names == {"step-000006.safetensors", "model.safetensors", "samples.png", "loss.png"}
+
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)           # a state after every step
+    step, config = train.Trainer.step, train.TrainConfig(steps=6, batch=4)
+
+    def killed(self):
+        if self.n == 4:
+            raise KeyboardInterrupt
+        return step(self)
+    monkeypatch.setattr(train.Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(tmp_path / "b", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
+    monkeypatch.setattr(train.Trainer, "step", step)
+    assert sorted(p.name for p in (tmp_path / "b").glob("step-*")) == [f"step-00000{i}.safetensors" for i in (2, 3, 4)]
+    resumed = train.run(tmp_path / "b", tiny.images(), config, resume=True, quiet=True)
+    assert equal(straight.state()[0], resumed.state()[0])
+    a, b = (TextToImage.load(tmp_path / x / "model.safetensors").state_dict() for x in "ab")
+    assert equal(a, b) and equal(a, straight.averaged().state_dict())
+
+
+def test_a_run_is_not_overwritten_and_not_mixed(tmp_path):
+    config = train.TrainConfig(steps=1, batch=2)
+    with pytest.raises(ValueError, match="no run to resume"):
+        train.run(tmp_path / "run", tiny.images(), config, resume=True, model_config=tiny.CONFIG, quiet=True)
+    train.run(tmp_path / "run", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
+    with pytest.raises(ValueError, match="--resume"):
+        train.run(tmp_path / "run", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
+    with pytest.raises(ValueError, match="batch=2.*no other batch"):
+        train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=1, batch=3), resume=True, quiet=True)
+    with pytest.raises(ValueError, match="same --data"):
+        train.run(tmp_path / "run", tiny.images(150), config, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"lr": math.nan}, {"lr": 0.0}, {"drop_caption": 1.5}])
+def test_a_configuration_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        train.TrainConfig(**wrong)
+
+
+@pytest.mark.law(
+    36, "training leaves the schedule alone, and samples come from the average",
+    source="a copy taken before", tolerance="exact")
+def test_the_average_is_sampled_from_and_the_schedule_is_left_alone():
+    t = tiny.trainer()
+    table = t.model.schedule.alpha_bar.copy()
+    for _ in range(3):
+        t.step()
+    assert np.array_equal(t.model.schedule.alpha_bar, table)
+    averaged = t.averaged()
+    assert equal(averaged.state_dict(), t.ema.average)
+    assert not equal(averaged.state_dict(), t.model.state_dict())
+
+
+def test_the_learning_rate_used_is_that_of_the_step(monkeypatch):
+    rates, step = [], AdamW.step
+    monkeypatch.setattr(AdamW, "step", lambda self, grads, lr: (rates.append(lr), step(self, grads, lr)))
+    t = tiny.trainer(steps=4)
+    for _ in range(4):
+        t.step()
+    course = WarmupCosine(t.config.lr, 4, t.config.warmup)
+    assert rates == [course(n) for n in range(4)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
+    """The real command, a real SIGINT."""
+    command = [sys.executable, "-m", "minidiff", "train", "--out", "run", "--batch", "4", "--images", "0"]
+    data = tmp_path / "data"
+    data.mkdir()
+    from minidiff.data import mnist
+    for file in mnist.PACKED.glob("*.gz"):
+        (data / file.name).write_bytes(file.read_bytes())
+    command += ["--data", str(data)]
+    process = subprocess.Popen([*command, "--steps", "100000"], cwd=tmp_path, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    said = b""
+    while b"loss" not in said:                              # the progress bar shows one after the first steps
+        part = process.stderr.read1()
+        assert part, f"it ended by itself: {said.decode()}"
+        said += part
+    process.send_signal(signal.SIGINT)
+    said = (said + process.communicate(timeout=300)[1]).decode()
+    assert process.returncode == 1
+    assert "go on with: minidiff train --resume --out run" in said
+    saved = checkpoint.Keeper(tmp_path / "run").latest()
+    assert saved.meta["step"] > 0
+    # shorten the saved run, so that it ends; then go on as the message says
+    tensors, meta = saved.tensors, saved.meta
+    meta["train"] = dict(meta["train"], steps=saved.meta["step"] + 2)
+    checkpoint.save(saved.path, tensors, meta)
+    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_another_seed_makes_another_model():
+    a, b, c = (tiny.trainer(seed).model.state_dict() for seed in (0, 1, 0))
+    assert not equal(a, b) and equal(a, c)
+
+
+@pytest.mark.parametrize("break_it", [
+    lambda tensors, meta: tensors.update({"optimiser.n": np.array(-1)}),
+    lambda tensors, meta: tensors.update({"optimiser.n": np.array([1, 2])}),
+    lambda tensors, meta: tensors.update({"ema.n": np.array(7)}),
+    lambda tensors, meta: tensors.update(losses=np.zeros((1, 1))),
+    lambda tensors, meta: tensors.update(losses=np.zeros(5)),
+    lambda tensors, meta: tensors.update({k: v.astype(np.int64) for k, v in tensors.items() if k.startswith("ema.")}),
+    lambda tensors, meta: meta.update(data="of other images"),
+], ids=["negative step", "two steps", "two counts", "losses of two axes", "too many losses", "whole numbers",
+        "other data"])
+def test_a_state_that_is_not_one_is_refused(tmp_path, break_it):
+    t = tiny.trainer()
+    t.step()
+    tensors, meta = t.state()
+    break_it(tensors, meta)
+    checkpoint.save(tmp_path / "state.safetensors", tensors, meta)
+    with pytest.raises(ValueError, match="state.safetensors") as error:
+        tiny.trainer().restore(checkpoint.load(tmp_path / "state.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_training_state_can_be_sampled_from(tmp_path):
+    t = tiny.trainer()
+    for _ in range(3):
+        t.step()
+    checkpoint.save(tmp_path / "step-000003.safetensors", *t.state())
+    assert equal(TextToImage.load(tmp_path / "step-000003.safetensors").state_dict(), t.averaged().state_dict())
+
+
+def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch):
+    """While the disk is full, saving warns; once there is room again, all is saved."""
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
+    save, calls = checkpoint.Keeper.save, []
+
+    def full_at_first(self, step, *state):
+        calls.append(step)
+        if step < 3:
+            raise UserError("runs/x could not be written (No space left on device).")
+        return save(self, step, *state)
+    monkeypatch.setattr(checkpoint.Keeper, "save", full_at_first)
+    with pytest.warns(UserWarning, match="No space left.*goes on"):
+        train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=4, batch=2), model_config=tiny.CONFIG,
+                  quiet=True)
+    assert calls == [1, 2, 3, 4, 4]
+    assert checkpoint.Keeper(tmp_path / "run").latest().meta["step"] == 4

@@ -1,0 +1,185 @@
+"""Any system trains stage by stage, and a run that is broken off anywhere goes on to the same bits."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import tiny
+from support.toy import Toy, ToyConfig
+
+from minidiff import checkpoint, systems
+from minidiff.errors import UserError
+from minidiff.nn.layers import Linear
+from minidiff.systems.system import Stage, System
+from minidiff.systems.text_to_image import TextToImage
+from minidiff.training import run as stages
+from minidiff.training import trainer as fit
+
+
+def equal(a: System, b: System) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def run(folder, **options):
+    return stages.run(folder, Toy, tiny.images(50), quiet=True, **options)
+
+
+class Killed(BaseException):
+    pass
+
+
+@settings(max_examples=4)
+@given(data=st.data())
+def test_a_run_killed_anywhere_goes_on_to_the_same_bits(tmp_path_factory, data):
+    """Within a stage, between two, and more than once."""
+    kills = sorted(data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=3)))
+    folder, straight = tmp_path_factory.mktemp("runs"), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "SAVE_EVERY", 0.0)               # a state after every step
+        straight = run(folder / "a").system
+        step, made = stages.StageFit.step, [0]
+
+        def killed(self):
+            if kills and made[0] == kills[0]:
+                kills.pop(0)
+                raise Killed
+            made[0] += 1
+            return step(self)
+        patch.setattr(stages.StageFit, "step", killed)
+        resume = False
+        while True:
+            try:
+                again = run(folder / "b", resume=resume).system
+                break
+            except Killed:
+                resume = True
+    assert equal(straight, again)
+    assert equal(straight, Toy.load(folder / "b" / "model.safetensors"))
+
+
+def test_the_next_stage_stands_on_the_averaged_weights_of_the_last(tmp_path):
+    trained = run(tmp_path / "a").system
+    saved = checkpoint.Keeper(tmp_path / "a" / "1-first").latest()
+    for name, w in trained.seen[0].items():
+        assert w.tobytes() == saved.tensors[f"ema.{name}"].tobytes() == trained.a.state_dict()[name].tobytes()
+        assert (w != saved.tensors[f"model.{name}"]).any()  # which are not the last step's
+
+
+def test_a_run_writes_what_it_promises(tmp_path):
+    trained = run(tmp_path / "a", seed=3)
+    assert {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*.*")} == {
+        "run.json", "model.safetensors", "1-first/step-000004.safetensors", "1-first/loss.png",
+        "2-second/step-000005.safetensors", "2-second/loss.png"}
+    assert trained.seconds.keys() == {"first", "second"} and min(trained.seconds.values()) > 0
+    notes = Toy.load(tmp_path / "a" / "model.safetensors").notes
+    assert notes["seed"] == 3 and notes["effort"] == 1 and notes["seconds"].keys() == {"first", "second"}
+
+
+def test_effort_is_a_share_of_the_steps_and_seeds_differ(tmp_path):
+    run(tmp_path / "a", effort=0.5)
+    assert (tmp_path / "a" / "1-first" / "step-000002.safetensors").exists()
+    assert (tmp_path / "a" / "2-second" / "step-000002.safetensors").exists()
+    assert not equal(run(tmp_path / "b").system, run(tmp_path / "c", seed=1).system)
+
+
+def test_stages_and_steps_draw_numbers_of_their_own(tmp_path):
+    drawn = set()
+    for number in (1, 2):
+        stage = Stage("s", Linear(1, 1, np.random.default_rng(0)), lambda rng, B: (rng.random(B),), None, 9, size=3)
+        trainer = stages.StageFit(stage, number, 0, 1.0, {})
+        for trainer.n in range(3):
+            drawn.add(trainer.batch()[0].tobytes())
+    assert len(drawn) == 6
+
+
+def test_what_cannot_be_gone_on_with_is_said(tmp_path):
+    with pytest.raises(UserError, match="holds no run to resume"):
+        run(tmp_path / "a", resume=True)
+    run(tmp_path / "a", config=ToyConfig(2))
+    with pytest.raises(UserError, match="holds a run of toy: add --resume"):
+        run(tmp_path / "a")
+    with pytest.raises(UserError, match="begun with --seed 0 --effort 1.0: resume with these"):
+        run(tmp_path / "a", seed=1, resume=True)
+    with pytest.raises(UserError, match="begun with --seed 0 --effort 1.0: resume with these"):
+        run(tmp_path / "a", effort=2.0, resume=True)
+    with pytest.raises(UserError, match="another --data"):
+        stages.run(tmp_path / "a", Toy, tiny.images(49), quiet=True, resume=True)
+    for effort in (0.0, 101.0, float("nan")):
+        with pytest.raises(UserError, match="effort must be above 0 and at most 100"):
+            run(tmp_path / "b", effort=effort)
+    assert run(tmp_path / "a", resume=True).system.config.width == 2        # what the run was begun with
+
+    class Other(Toy):
+        name = "other"
+    with pytest.raises(UserError, match="holds a run of 'toy', not of 'other'"):
+        stages.run(tmp_path / "a", Other, tiny.images(50), quiet=True, resume=True)
+    begun = json.loads((tmp_path / "a" / "run.json").read_text())
+    (tmp_path / "a" / "run.json").write_text(json.dumps(begun | {"config": {"width": 3}}))
+    with pytest.raises(UserError, match="of a run with another configuration"):
+        run(tmp_path / "a", resume=True)
+    for damaged in ("{", "[]", "[" * 100_000, json.dumps(begun | {"config": 3})):
+        (tmp_path / "a" / "run.json").write_text(damaged)
+        with pytest.raises(UserError, match="run.json does not say what run this is"):
+            run(tmp_path / "a", resume=True)
+    (tmp_path / "a" / "run.json").unlink()
+    with pytest.raises(UserError, match="holds a run of another kind"):
+        run(tmp_path / "a")
+
+
+def test_the_state_of_a_stage_is_no_model(tmp_path):
+    run(tmp_path / "a")
+    with pytest.raises(UserError, match="is the state of one stage: name the run's model.safetensors"):
+        Toy.load(tmp_path / "a" / "1-first" / "step-000004.safetensors")
+
+
+def test_a_file_of_one_system_is_refused_by_another(tmp_path):
+    system = Toy.new(None)
+    system.save(tmp_path / "toy.safetensors")
+    with pytest.raises(UserError, match="holds 'toy', and 'text-to-image' was asked for"):
+        TextToImage.load(tmp_path / "toy.safetensors")
+    with pytest.raises(UserError, match="holds 'text-to-image', and 'toy' was asked for"):
+        Toy.load(TextToImage.shipped())
+
+
+@pytest.mark.parametrize("config, says", [({"width": -1}, "width is '-1'"), ({"width": 5000}, "width is '5000'"),
+                                          ({"width": "3"}, "width is '3'"), ({"depth": 1}, "has no 'depth'"),
+                                          (7, "is no dict"), ({"width": 9}, "more weights than the file holds")])
+def test_a_strangers_configuration_is_refused(tmp_path, config, says):
+    system = Toy.new(None)
+    checkpoint.save(tmp_path / "x.safetensors", system.state_dict(), system.describe() | {"config": config})
+    with pytest.raises(UserError, match=says):
+        Toy.load(tmp_path / "x.safetensors")
+
+
+def test_a_field_that_an_older_file_does_not_know_takes_its_default(tmp_path):
+    system = Toy.new(None)
+    checkpoint.save(tmp_path / "x.safetensors", system.state_dict(), system.describe() | {"config": {}})
+    assert Toy.load(tmp_path / "x.safetensors").config == ToyConfig()
+
+
+def test_systems_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Toy, "shipped", classmethod(lambda cls: tmp_path / "nothing"))
+    monkeypatch.setattr(systems, "kind_of", lambda name: Toy)
+    with pytest.raises(UserError, match="no weights of toy yet: train it with minidiff train --system toy"):
+        systems.find("toy")
+    system = Toy.new(None)
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    system.save(tmp_path / "runs" / "toy" / "model.safetensors")
+    assert equal(system, systems.find("toy"))
+    system.save(tmp_path / "named.safetensors")
+    assert equal(system, systems.find("toy", tmp_path / "named.safetensors"))
+
+
+def test_every_name_is_a_system():
+    for name in systems.SYSTEMS:
+        assert systems.kind_of(name).name == name
+    with pytest.raises(UserError, match="no system 'dall-e'.*text-to-image"):
+        systems.kind_of("dall-e")
+
+
+def test_describe_is_json():
+    assert json.loads(json.dumps(Toy.new(None).describe())) == {"system": "toy", "config": {"width": 3}}
