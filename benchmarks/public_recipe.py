@@ -54,10 +54,11 @@ class Up(nn.Module):
 
     def __init__(self, C: int, D: int):
         super().__init__()
-        self.grow, self.blocks = nn.ConvTranspose2d(C, D, 2, stride=2), nn.Sequential(ConvBlock(D, D), ConvBlock(D, D))
+        self.upsample = nn.ConvTranspose2d(C, D, 2, stride=2)
+        self.blocks = nn.Sequential(ConvBlock(D, D), ConvBlock(D, D))
 
     def forward(self, h, skip):
-        return self.blocks(self.grow(torch.cat([h, skip], dim=1)))
+        return self.blocks(self.upsample(torch.cat([h, skip], dim=1)))
 
 
 class Embedding(nn.Sequential):

@@ -33,7 +33,7 @@ from side_by_side import (
 
 from minidiff.data import attributes
 from minidiff.data import digit_captions as captions
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.systems.system import as_read
 from minidiff.systems.text_to_image import TextToImage
 
@@ -54,7 +54,7 @@ def tokenizer():
 
 def minidiff_sample(network: str, count: int) -> Run:
     model, asked = minidiff_network(network, tokenizer()), prompts(count)
-    return lambda: model.sample(asked, scale=SCALE, steps=STEPS, streams=Streams(SEED, count))
+    return lambda: model.sample(asked, scale=SCALE, steps=STEPS, streams=SampleStreams(SEED, count))
 
 
 def torch_sample(network: str, count: int, *, channels_last: bool = False, compile: bool = False) -> Run:
@@ -69,7 +69,7 @@ def torch_sample(network: str, count: int, *, channels_last: bool = False, compi
         model.unet = compiled(model.unet)
 
     def once() -> np.ndarray:
-        x_T = torch.from_numpy(Streams(SEED, count).normal(shape)).permute(0, 3, 1, 2)
+        x_T = torch.from_numpy(SampleStreams(SEED, count).normal(shape)).permute(0, 3, 1, 2)
         x_0 = torch_model.sample(model, x_T.contiguous(memory_format=layout), ids[:-1], mask[:-1], ids[-1:], mask[-1:],
                                  scale=SCALE, steps=STEPS)
         return x_0.permute(0, 2, 3, 1).numpy()

@@ -39,7 +39,7 @@ from minidiff.data import mnist
 from minidiff.data.digits import CaptionedDigits
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import allowed_cores
-from minidiff.errors import UserError, told
+from minidiff.errors import UserError, run_main
 from minidiff.systems.text_to_image import TextToImageConfig
 from minidiff.training import trainer as fit
 from minidiff.training.main_job import TrainConfig, Trainer, new_model
@@ -254,5 +254,5 @@ if __name__ == "__main__":
     if args.work:
         work(args.batch, args.steps, args.work)
     else:
-        told(main, batch=args.batch, steps=args.steps, rounds=args.rounds, bandwidth=args.bandwidth,
+        run_main(main, batch=args.batch, steps=args.steps, rounds=args.rounds, bandwidth=args.bandwidth,
              latency=args.latency)

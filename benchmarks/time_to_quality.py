@@ -181,7 +181,7 @@ class Arrival:
 def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
     """Trains one contestant until it has arrived, has no step left, or the clock has run out."""
     folder, path = args.out / name, args.out / f"{name}.json"
-    keeper = checkpoint.Keeper(folder, keep=2)
+    keeper = checkpoint.CheckpointFolder(folder, keep=2)
     saved = keeper.latest() if args.resume else None
     keeper.prepare(saved.meta["step"] if saved else 0)
     make = maker_of(name, data, saved)

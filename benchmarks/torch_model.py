@@ -61,23 +61,23 @@ class UNet(nn.Module):
         self.time1, self.time2 = nn.Linear(c.embedding, c.embedding), nn.Linear(c.embedding, c.embedding)
         self.pooled = nn.Linear(c.text, c.embedding) if c.text else None
         self.conv_in = nn.Conv2d(folded, c.widths[0], 3, padding=1)
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        self.down_blocks, self.downsample = nn.ModuleList(), nn.ModuleList()
+        self.up_blocks, self.upsample = nn.ModuleList(), nn.ModuleList()
         skips, width = [], c.widths[0]
         for level, out in enumerate(c.widths):
             if level:
-                self.shrink.append(nn.Conv2d(width, out, 2, stride=2))
+                self.downsample.append(nn.Conv2d(width, out, 2, stride=2))
                 width = out
             for _ in range(c.blocks):
-                self.down.append(Stage(c, width, out, c.attention[level]))
+                self.down_blocks.append(UNetBlock(c, width, out, c.attention[level]))
                 skips.append(out)
-        self.middle = Stage(c, width, width, True)
+        self.middle = UNetBlock(c, width, width, True)
         for level, out in reversed(list(enumerate(c.widths))):
             for _ in range(c.blocks):
-                self.up.append(Stage(c, width + skips.pop(), out, c.attention[level]))
+                self.up_blocks.append(UNetBlock(c, width + skips.pop(), out, c.attention[level]))
                 width = out
             if level:
-                self.grow.append(nn.Conv2d(width, 4 * c.widths[level - 1], 1))
+                self.upsample.append(nn.Conv2d(width, 4 * c.widths[level - 1], 1))
                 width = c.widths[level - 1]
         self.norm_out = nn.GroupNorm(c.groups, width)
         self.conv_out = nn.Conv2d(width, folded, 3, padding=1)
@@ -90,20 +90,20 @@ class UNet(nn.Module):
         emb = F.silu(emb)                                                           # (B, E)
         h = self.conv_in(F.pixel_unshuffle(x, c.patch))                             # (B, D, H/p, W/p)
         skips = []
-        for i, stage in enumerate(self.down):
+        for i, block in enumerate(self.down_blocks):
             if i and i % c.blocks == 0:
-                h = self.shrink[i // c.blocks - 1](h)
-            h = stage(h, emb, text)
+                h = self.downsample[i // c.blocks - 1](h)
+            h = block(h, emb, text)
             skips.append(h)
         h = self.middle(h, emb, text)
-        for i, stage in enumerate(self.up):
+        for i, block in enumerate(self.up_blocks):
             if i and i % c.blocks == 0:
-                h = F.pixel_shuffle(self.grow[i // c.blocks - 1](h), 2)
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb, text)
+                h = F.pixel_shuffle(self.upsample[i // c.blocks - 1](h), 2)
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, text)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), c.patch)
 
 
-class Stage(nn.Module):
+class UNetBlock(nn.Module):
     def __init__(self, config: UNetConfig, C: int, D: int, attends: bool):
         super().__init__()
         self.block = ResidualBlock(C, D, config.embedding, config.groups)
@@ -260,7 +260,7 @@ def in_minidiff_layout(model: TextToImage, of: Callable = lambda p: p) -> dict[s
     """
     c, views = model.config.unet, {}
     folded_in = {"unet.conv_in": c.patch}
-    folded_out = {"unet.conv_out": c.patch} | {f"unet.grow.{i}": 2 for i in range(len(c.widths) - 1)}
+    folded_out = {"unet.conv_out": c.patch} | {f"unet.upsample.{i}": 2 for i in range(len(c.widths) - 1)}
     for name, m in model.named_modules():
         if isinstance(m, nn.Linear):
             views |= {f"{name}.w": of(m.weight).T, f"{name}.b": of(m.bias)}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minidiff import pictures
 from minidiff.engine.backend import keep_freed_memory
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.systems.dpm import DPM, DPMConfig
 from minidiff.training.run import StageFit
 
@@ -48,4 +48,4 @@ if __name__ == "__main__":
     parser.add_argument("--points", type=int, default=4000, help="points that K is measured on (default: 4000)")
     parser.add_argument("--out", default="docs/swiss_roll.png")
     parser.add_argument("--seed", type=int, default=0)
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

@@ -24,8 +24,8 @@ from minidiff.data.pixels import to_float
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.posterior import Observed, posterior, reconstruction
 from minidiff.diffusion.samplers import sample, times
-from minidiff.engine.backend import Streams
-from minidiff.errors import told
+from minidiff.engine.random import SampleStreams
+from minidiff.errors import run_main
 from minidiff.systems.ddpm import DDPM, VARIANCES, step_weights
 
 SHOWN = (7, 2, 13, 15, 17, 4)                               # of the packed training images
@@ -64,10 +64,10 @@ def inpainting(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
     left, everywhere = np.zeros(x_0.shape[1:], bool), np.ones(x_0.shape[1:], bool)
     left[:, :size // 2] = True
     noise = 0.5
-    noisy = x_0 + noise**0.5 * Streams(seed + 1, B).normal(x_0.shape[1:])
+    noisy = x_0 + noise**0.5 * SampleStreams(seed + 1, B).normal(x_0.shape[1:])
 
     def draw(factor, which: int = 0):
-        streams = Streams(seed + 10 + which, B)
+        streams = SampleStreams(seed + 10 + which, B)
         return sample(posterior(denoiser, streams.normal(x_0.shape[1:]), path, factor, streams=streams))
 
     seen = Observed(model.schedule, x_0, left)
@@ -79,7 +79,7 @@ def inpainting(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
 
 def main(model: str | None = None, steps: int = 250, count: int = 6, bits: int = 0, out: str = "docs",
          seed: int = 0, data: str | None = None) -> None:
-    ddpm, folder = systems.find("ddpm", model), Path(out)
+    ddpm, folder = systems.load_system("ddpm", model), Path(out)
     pictures.check_writable(folder / "inpainting.png")      # before the work, not after
     weights(ddpm, steps)
     x_0 = to_float(mnist.packed().images[list(SHOWN)])[..., None]
@@ -104,4 +104,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="docs", help="folder of the pictures (default: docs)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of MNIST's files, for --bits")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

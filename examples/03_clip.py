@@ -23,7 +23,7 @@ from minidiff import pictures
 from minidiff.data import attributes, mnist
 from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.systems.clip import CLIP, PROMPTS
 from minidiff.text.clip import recall_at
 
@@ -82,4 +82,4 @@ if __name__ == "__main__":
     parser.add_argument("--nearest", type=int, default=10, help="pictures to draw for each query (default: 10)")
     parser.add_argument("--out", default="docs/clip_retrieval.png")
     parser.add_argument("--data", default=None, help="folder of MNIST's files")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

@@ -18,7 +18,7 @@ from minidiff.data import attributes, mnist
 from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.gaussian import q_sample
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.evaluation.judge import Judge
 from minidiff.evaluation.metrics import Fidelity, measure
 from minidiff.systems.adm import classes
@@ -30,7 +30,7 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
 def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, count: int = 300, steps: int = 30,
          model: str | None = None, out: str = "classifier_guidance.png") -> dict[tuple[int, float], Fidelity]:
     pictures.check_writable(out)                            # before the work, not after
-    adm, judge = systems.find("adm", model), Judge.load()
+    adm, judge = systems.load_system("adm", model), Judge.load()
 
     # --- captions of `count` real images, the same at every scale, and as many other real images ---
     rng, real = np.random.default_rng(0), mnist.packed()
@@ -76,4 +76,4 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=30, help="of the samplers")
     parser.add_argument("--model", help="weights of adm, if not those that come with minidiff")
     parser.add_argument("--out", default="classifier_guidance.png")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

@@ -17,7 +17,7 @@ from minidiff.data import digit_captions as captions
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.gaussian import q_sample, score_from_x0
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.evaluation.judge import evaluate
 from minidiff.systems.glide import GLIDE
 from minidiff.systems.text_to_image import TextToImage
@@ -91,4 +91,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=int, default=0, help="pictures to judge for each row of the table")
     parser.add_argument("--out", default="docs/glide.png")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

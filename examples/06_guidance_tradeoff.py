@@ -22,7 +22,7 @@ from minidiff.data import attributes, mnist
 from minidiff.data import digit_captions as captions
 from minidiff.data.digits import CaptionedDigits
 from minidiff.data.pixels import to_float
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.evaluation.judge import Judge
 from minidiff.evaluation.metrics import Fidelity, measure
 from minidiff.nn.unet import UNetConfig
@@ -100,4 +100,4 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="folder with MNIST's four files")
     parser.add_argument("--runs", default="runs/guidance-tradeoff", help="where the models are kept")
     parser.add_argument("--out", default="cfg_tradeoff.png")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

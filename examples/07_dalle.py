@@ -25,7 +25,7 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.systems.dalle import DALLE
 
 CAPTIONS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight",
@@ -62,4 +62,4 @@ if __name__ == "__main__":
     parser.add_argument("--rerank", type=int, default=16, help="candidates for each caption, of which CLIP keeps one")
     parser.add_argument("--out", default="docs/dalle.png")
     parser.add_argument("--seed", type=int, default=0)
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

@@ -28,8 +28,8 @@ from minidiff import pictures
 from minidiff.data import attributes, mnist
 from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
-from minidiff.engine.backend import Streams
-from minidiff.errors import UserError, told
+from minidiff.engine.random import SampleStreams
+from minidiff.errors import UserError, run_main
 from minidiff.evaluation.judge import Judge
 from minidiff.systems.dalle2 import PRIORS, UnCLIP
 
@@ -52,7 +52,7 @@ def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", 
     x_0 = to_float(real.images[chosen])[..., None]
     table("(real images)", x_0, asked, model, judge)
     for prior in PRIORS:
-        streams = Streams(seed, count)
+        streams = SampleStreams(seed, count)
         x = np.concatenate([
             model.sample(asked[i:i + BATCH], prior=prior, steps=steps, streams=streams[i:i + BATCH])
             for i in tqdm(range(0, count, BATCH), desc=prior, leave=False)])
@@ -99,4 +99,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="dalle2.png")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

@@ -20,8 +20,9 @@ from minidiff.data import attributes, mnist
 from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.cascade import resized
-from minidiff.engine.backend import Streams, keep_freed_memory
-from minidiff.errors import told
+from minidiff.engine.backend import keep_freed_memory
+from minidiff.engine.random import SampleStreams
+from minidiff.errors import run_main
 from minidiff.evaluation.judge import Judge
 from minidiff.systems.imagen import PROMPTS, Imagen
 from minidiff.training.run import run
@@ -92,7 +93,7 @@ def table(model: Imagen, count: int, scales, seed: int, pace: dict) -> list[tupl
     settings = [(scale, threshold, 0.0) for scale in scales for threshold in THRESHOLDS]
     settings += [(4.0, "static", aug_level) for aug_level in LEVELS]
     for scale, threshold, aug_level in tqdm(settings, unit="row"):
-        streams = Streams(seed, count)
+        streams = SampleStreams(seed, count)
         x = [model.sample(prompts[i:i + BATCH], scale=scale, super_scale=scale, threshold=threshold,
                           aug_level=aug_level, streams=streams[i:i + BATCH], **pace) for i in range(0, count, BATCH)]
         add(f"{scale:g}", threshold, f"{aug_level:g}", np.concatenate(x))
@@ -108,4 +109,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", default=".", help="the folder of the pictures")
     parser.add_argument("--steps", type=int, default=20, help="of the base model; half as many above it")
     parser.add_argument("--seed", type=int, default=0)
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

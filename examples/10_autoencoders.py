@@ -19,7 +19,7 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.systems.autoencoder import Autoencoder, KLAutoencoder, Reconstruction, VQAutoencoder
 from minidiff.training import run as stages
 
@@ -69,4 +69,4 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="folder with MNIST's four files; without it, the packed training images")
     parser.add_argument("--runs", default="runs", help="the folder that the trained autoencoders are kept in")
     parser.add_argument("--out", default="autoencoders.png")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

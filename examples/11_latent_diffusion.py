@@ -18,7 +18,7 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.systems.latent import LatentDiffusion
 from minidiff.training import run as stages
 
@@ -74,4 +74,4 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="latent.png")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

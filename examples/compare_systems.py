@@ -21,8 +21,8 @@ from tqdm import tqdm
 from minidiff import pictures, systems
 from minidiff.data import mnist
 from minidiff.engine.backend import keep_freed_memory
-from minidiff.errors import told
-from minidiff.evaluation.judge import BATCH, Judge, Streams, evaluate, fidelity
+from minidiff.errors import run_main
+from minidiff.evaluation.judge import BATCH, Judge, SampleStreams, evaluate, fidelity
 from minidiff.files import write_json, write_whole
 from minidiff.training import run as stages
 
@@ -48,18 +48,18 @@ NOTE = ("Parameters are those in the system's file, copies of what it stands on 
 
 def needs_of(name: str, options: dict) -> list[str]:
     """The trained systems that a row stands on, besides its own."""
-    return [*systems.kind_of(name).needs, *(["clip"] if "rerank" in options else [])]
+    return [*systems.system_class(name).needs, *(["clip"] if "rerank" in options else [])]
 
 
 def measure(name: str, options: dict, count: int) -> dict:
     """One row, as plain numbers."""
-    model, judge = systems.find(name), Judge.load()
+    model, judge = systems.load_system(name), Judge.load()
     seconds = model.notes.get("seconds") or {"all": model.notes.get("train_seconds", float("nan"))}
     needs = needs_of(name, options)
     row = {"needs": needs, "parameters": model.parameter_count(), "minutes": sum(seconds.values()) / 60}
     if name == "ddpm":                                      # hears no caption
         batches = [slice(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
-        streams = Streams(0, count)
+        streams = SampleStreams(0, count)
         images = np.concatenate([model.sample([""] * (b.stop - b.start), streams=streams[b], **options)
                                  for b in tqdm(batches, desc=name, unit="batch")])
         features, _ = judge.classifier.read(images)
@@ -71,7 +71,7 @@ def measure(name: str, options: dict, count: int) -> dict:
 
 def pace(name: str, options: dict, count: int) -> float:
     """Milliseconds an image, over `count` of them, after a first few that warm up."""
-    model = systems.find(name)
+    model = systems.load_system(name)
     captions = [""] * count if name == "ddpm" else [PROMPTS[i % len(PROMPTS)] for i in range(count)]
     model.sample(captions[:2], **options)
     started = time.perf_counter()
@@ -104,7 +104,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
             print(f"{label}: no weights; train it with minidiff train --system {name}, or give --train")
             continue
         if path is None:
-            stages.run(run, systems.kind_of(name), mnist.load(), resume=(run / stages.BEGUN).exists())
+            stages.run(run, systems.system_class(name), mnist.load(), resume=(run / stages.BEGUN).exists())
             path = run / "model.safetensors"
         files = [path, *filter(None, map(systems.weights_of, needs_of(name, options)))]
         asked = hashlib.sha256(b"".join(p.read_bytes() for p in files) + f"{sorted(options.items())}{count}".encode())
@@ -113,7 +113,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
             write_json(kept, measure(name, options, count))
         table.append(cells(label, json.loads(kept.read_text()), pace(name, options, min(count, 64))))
         if name != "ddpm":
-            shown[label] = systems.find(name).sample(list(PROMPTS), seed=1, **options)
+            shown[label] = systems.load_system(name).sample(list(PROMPTS), seed=1, **options)
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     print(text)
     write_whole(Path(out) / "systems.md", f"# The systems side by side\n\n`python examples/compare_systems.py --count "
@@ -131,4 +131,4 @@ if __name__ == "__main__":
     parser.add_argument("--train", action="store_true", help="train what has no weights")
     parser.add_argument("--out", default="docs", help="folder of systems.md and systems.png (docs)")
     parser.add_argument("--cache", default="runs/compare", help="folder of the rows (runs/compare)")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

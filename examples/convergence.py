@@ -25,7 +25,7 @@ from minidiff import pictures
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.samplers import ddim, ddim_inverse, dpm_solver_pp_2m, heun, sample, times
 from minidiff.diffusion.schedules import log_snr_linear
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.pictures import plots
 
 SAMPLERS = {"DDIM": ddim, "DDIM, inverse": ddim_inverse, "Heun": heun, "DPM-Solver++(2M)": dpm_solver_pp_2m}
@@ -102,4 +102,4 @@ def main(steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256), out: str = "docs/co
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="docs/convergence.png")
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

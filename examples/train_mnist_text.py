@@ -26,10 +26,11 @@ from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.diffusion.schedules import cosine
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams, keep_freed_memory
+from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import parallel_gradients
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.errors import told
+from minidiff.errors import run_main
 from minidiff.nn.optim import EMA, AdamW, WarmupCosine, clip_by_norm
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
@@ -105,7 +106,7 @@ def main(steps: int = 2200, batch: int = 32, data: str | None = None, out: str =
 
     guided = ClassifierFree(NetworkDenoiser(schedule, "v", network), 3.0, encode([""]), clip=static_threshold)
     prompts = [prompt for prompt in PROMPTS for _ in range(6)]
-    x_T = Streams(seed, len(prompts)).normal((28, 28, 1))                           # (B, 28, 28, 1)
+    x_T = SampleStreams(seed, len(prompts)).normal((28, 28, 1))                           # (B, 28, 28, 1)
     x_0 = sample(ddim(guided, x_T, times(schedule, min(20, schedule.T)), encode(prompts)))
     pictures.save(pictures.sheet(x_0, prompts, columns=6), out)
     print(f"loss {value:.4f}, samples in {out}")
@@ -118,4 +119,4 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="folder with MNIST's four files")
     parser.add_argument("--out", default="samples.png")
     parser.add_argument("--seed", type=int, default=0)
-    told(main, **vars(parser.parse_args()))
+    run_main(main, **vars(parser.parse_args()))

@@ -6,7 +6,7 @@ the arrays. The configuration is JSON text in that header, under the key "minidi
     {"version": 1, "meta": {...}}
 
 Nothing in it is code, and nothing is ever unpickled. What is read may come from a stranger: `load` refuses,
-in a sentence, whatever is not exactly such a file. `Keeper` holds the last few of a run, and finds the newest
+in a sentence, whatever is not exactly such a file. `CheckpointFolder` holds the last few of a run, and finds the newest
 whole one after a run was killed.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from minidiff.errors import UserError
 from minidiff.files import check_writable, is_temporary, write_whole
 
-__all__ = ["Checkpoint", "Keeper", "check_shapes", "load", "save"]
+__all__ = ["Checkpoint", "CheckpointFolder", "check_shapes", "load", "save"]
 
 VERSION = 1
 KEY = "minidiff"
@@ -112,7 +112,7 @@ def check_shapes(
             )
 
 
-class Keeper:
+class CheckpointFolder:
     """The last `keep` checkpoints of one run, as folder/step-000123.safetensors. One writer, any readers."""
 
     def __init__(self, folder: str | os.PathLike, keep: int = 3):

@@ -10,7 +10,7 @@ class UserError(ValueError):
     """
 
 
-def told(main: Callable, **arguments) -> None:
+def run_main(main: Callable, **arguments) -> None:
     """Runs a program's `main`; a UserError ends it with that sentence, and status 1, in place of a traceback."""
     try:
         main(**arguments)

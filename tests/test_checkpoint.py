@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minidiff.checkpoint import Keeper, check_shapes, load, save
+from minidiff.checkpoint import CheckpointFolder, check_shapes, load, save
 from minidiff.errors import UserError
 from minidiff.files import check_writable, write_whole
 
@@ -361,7 +361,7 @@ def names(folder):
 
 
 def test_the_last_few_are_kept(tmp_path):
-    keeper = Keeper(tmp_path / "runs" / "a", keep=2)
+    keeper = CheckpointFolder(tmp_path / "runs" / "a", keep=2)
     assert keeper.latest() is None
     for step in (1, 2, 10, 999_999, 1_000_000):
         path = keeper.save(step, {"w": np.full(3, step)}, {"loss": 0.5})
@@ -382,14 +382,14 @@ def test_foreign_names_are_left_alone(tmp_path):
     ]
     for name in others:
         (tmp_path / name).write_text("x")
-    keeper = Keeper(tmp_path, keep=1)
+    keeper = CheckpointFolder(tmp_path, keep=1)
     for step in (1, 2):
         keeper.save(step, tensors(), {})
     assert names(tmp_path) == sorted([*others, "step-000002.safetensors"])
 
 
 def test_broken_ones_are_passed_over_aloud(tmp_path):
-    keeper = Keeper(tmp_path)
+    keeper = CheckpointFolder(tmp_path)
     for step in (1, 2, 3):
         keeper.save(step, tensors(step), {})
     for name, cut in (("step-000003.safetensors", 100), ("step-000002.safetensors", 0)):
@@ -407,16 +407,16 @@ def test_broken_ones_are_passed_over_aloud(tmp_path):
 
 
 def test_another_run_is_not_mixed_in(tmp_path):
-    Keeper(tmp_path).save(500, tensors(), {})
+    CheckpointFolder(tmp_path).save(500, tensors(), {})
     for act in (lambda k: k.prepare(), lambda k: k.prepare(499), lambda k: k.save(1, tensors(), {})):
         with pytest.raises(UserError, match="holds step-000500.safetensors of an earlier run, beyond step"):
-            act(Keeper(tmp_path))
-    Keeper(tmp_path).prepare(500)
+            act(CheckpointFolder(tmp_path))
+    CheckpointFolder(tmp_path).prepare(500)
     assert names(tmp_path) == ["step-000500.safetensors"]
 
 
 def test_leftovers_of_killed_runs_are_removed_by_the_writer_only(tmp_path):
-    keeper = Keeper(tmp_path)
+    keeper = CheckpointFolder(tmp_path)
     keeper.save(1, tensors(), {})
     left = tmp_path / ".step-000002.safetensors.0123abcd.tmp"
     left.write_bytes(b"half")
@@ -429,15 +429,15 @@ def test_leftovers_of_killed_runs_are_removed_by_the_writer_only(tmp_path):
 def test_a_folder_that_cannot_be_used_is_found_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="The folder .*file cannot take checkpoints"):
-        Keeper(tmp_path / "file").prepare()
+        CheckpointFolder(tmp_path / "file").prepare()
     with pytest.raises(ValueError, match="keep is 0; it takes at least 1"):
-        Keeper(tmp_path, keep=0)
+        CheckpointFolder(tmp_path, keep=0)
 
 
 def test_a_reader_that_meets_the_pruning_looks_again(tmp_path, monkeypatch):
     import minidiff.checkpoint as module
 
-    keeper = Keeper(tmp_path, keep=1)
+    keeper = CheckpointFolder(tmp_path, keep=1)
     keeper.save(1, tensors(1), {})
 
     def load_late(path, load=module.load):
@@ -454,8 +454,8 @@ def test_a_reader_that_meets_the_pruning_looks_again(tmp_path, monkeypatch):
 
 WRITER = """
 import sys, numpy as np
-from minidiff.checkpoint import Keeper
-keeper = Keeper(sys.argv[1], keep=3)
+from minidiff.checkpoint import CheckpointFolder
+keeper = CheckpointFolder(sys.argv[1], keep=3)
 last = keeper.latest()
 step = last.meta["step"] if last else 0
 print("ready", flush=True)
@@ -487,7 +487,7 @@ def test_killed_at_any_instant_the_newest_checkpoint_is_whole(tmp_path):
             warnings.simplefilter("error")
             for path in tmp_path.glob("step-*"):
                 load(path)
-            newest = Keeper(tmp_path).latest()
+            newest = CheckpointFolder(tmp_path).latest()
         if newest is not None:
             assert newest.meta["step"] >= step
             step = newest.meta["step"]
@@ -495,5 +495,5 @@ def test_killed_at_any_instant_the_newest_checkpoint_is_whole(tmp_path):
             assert np.array_equal(newest.tensors["w"], np.arange(200_000.0) * step)
             assert np.array_equal(newest.tensors["b"], np.full(1000, step))
     assert step > 0 and cut > 0  # it did get on, and some kills did fall inside a save
-    Keeper(tmp_path).save(step + 1, tensors(), {})  # sweeps up what the kills left
+    CheckpointFolder(tmp_path).save(step + 1, tensors(), {})  # sweeps up what the kills left
     assert len(names(tmp_path)) <= 3 and not any(name.endswith(".tmp") for name in names(tmp_path))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.examples import EXAMPLES, load
 
-from minidiff.errors import told
+from minidiff.errors import run_main
 
 
 def test_train_mnist_text(tmp_path, monkeypatch):
@@ -38,8 +38,8 @@ def test_compare_systems(tmp_path, monkeypatch, capsys):
 
 def test_a_users_mistake_is_one_sentence():
     with pytest.raises(SystemExit, match=r"^The output path 'nowhere/x.png' lies in a folder that is not there"):
-        told(load("convergence").main, out="nowhere/x.png")
-    assert all("told(main" in path.read_text() for path in EXAMPLES.glob("*.py"))
+        run_main(load("convergence").main, out="nowhere/x.png")
+    assert all("run_main(main" in path.read_text() for path in EXAMPLES.glob("*.py"))
 
 
 def test_every_example_is_run_by_a_test():

@@ -19,7 +19,7 @@ from minidiff import __version__, systems
 from minidiff.cli import ranks as cli_ranks
 from minidiff.cli import systems as cli_systems
 from minidiff.errors import UserError
-from minidiff.training.ranks import place, ranks
+from minidiff.training.ranks import rank_and_size, ranks
 
 LONGEST_PROMPT = 2_000                                      # characters; what a caption keeps is far shorter
 EVALUATED_SCALE, EVALUATED_STEPS = 2.0, 15                  # guidance and sampling steps, where none are asked for
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 interrupted and saved, or a law broken, 2 a mistake to put right.
     """
-    if place()[1] > 1:
+    if rank_and_size()[1] > 1:
         return cli_ranks.together(lambda: _main(argv))
     return _main(argv)
 
@@ -308,7 +308,7 @@ def _verify_scheduler(args: argparse.Namespace) -> int:
 
 
 def _schedule(args: argparse.Namespace):
-    """The schedule that the options ask for, as an `own.Own`; it need not reach noise."""
+    """The schedule that the options ask for, as an `own.UserSchedule`; it need not reach noise."""
     from minidiff.diffusion.schedules import SCHEDULES
     from minidiff.verify import user_schedule as own
 
@@ -321,9 +321,9 @@ def _schedule(args: argparse.Namespace):
     name, T = args.schedule or "cosine", 1000 if args.T is None else args.T
     try:
         try:
-            return own.Own(SCHEDULES[name](T), f"the {name} schedule")
+            return own.UserSchedule(SCHEDULES[name](T), f"the {name} schedule")
         except ValueError:                                  # it keeps signal: `report` says so among the other laws
-            return own.Own(SCHEDULES[name](T, allow_signal=True), f"the {name} schedule")
+            return own.UserSchedule(SCHEDULES[name](T, allow_signal=True), f"the {name} schedule")
     except ValueError as error:
         raise UserError(f"--schedule {name} -T {T}: {error}") from error
 

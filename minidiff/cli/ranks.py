@@ -20,7 +20,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import numpy as np
 
 from minidiff.errors import UserError
-from minidiff.training.ranks import place, ranks
+from minidiff.training.ranks import rank_and_size, ranks
 
 GRACE = 3.0                                                 # seconds in which all have failed, if they fail alike
 GO_ON = "if it had saved a state, go on from it with --resume"
@@ -31,7 +31,7 @@ def together(main: Callable[[], int]) -> int:
 
     A rank that fails alone, by an exception or a status other than 0, ends them all.
     """
-    (rank, size), said = place(), io.StringIO()
+    (rank, size), said = rank_and_size(), io.StringIO()
     helper = _Helper(size) if rank == 0 else None
     try:
         if rank == 0:

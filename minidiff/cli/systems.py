@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff import checkpoint, systems
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.systems.system import System
@@ -35,7 +35,7 @@ def train(args: argparse.Namespace) -> int:
     from minidiff.training import run as stages
     from minidiff.training.trainer import Interrupted
 
-    kind = systems.kind_of(args.system)
+    kind = systems.system_class(args.system)
     stages.check_run(args.out, kind, args.resume)
     data = ranks().in_turn(lambda: mnist.load(args.data))
     print(f"training {args.system} on {data.source} ({len(data)} images); the run is in {args.out}")
@@ -84,14 +84,14 @@ def options(kind: type[System], args: argparse.Namespace) -> dict:
 
 def captioned(args: argparse.Namespace) -> tuple[System, dict]:
     """The trained system of --system, and its options; UserError unless it draws pictures of captions on a CPU."""
-    kind = systems.kind_of(args.system)
+    kind = systems.system_class(args.system)
     if kind.options() is None:
         raise UserError(f"{args.system} draws no pictures of captions: python examples/{EXAMPLES[args.system]} shows "
                         "what it does")
     if args.device != "cpu":
         raise UserError(f"--device {args.device} is read by {MAIN} only: {args.system} runs on the cpu")
     chosen = options(kind, args)
-    return systems.find(args.system, args.model), chosen
+    return systems.load_system(args.system, args.model), chosen
 
 
 # of those that draw no pictures of captions
@@ -120,7 +120,7 @@ def sample(args: argparse.Namespace, prompt: str) -> int:
     pictures.check_writable(args.out)
     from tqdm import tqdm
     (model, chosen), started = captioned(args), time.monotonic()
-    streams, drawn = Streams(args.seed, args.count), []
+    streams, drawn = SampleStreams(args.seed, args.count), []
     with refusals(args.system), tqdm(total=args.count, desc="sampling", unit="picture", leave=False) as bar:
         for i in range(0, args.count, BATCH):
             part = streams[i:i + BATCH]
@@ -145,7 +145,7 @@ def described(path: Path | None) -> list[tuple[str, str]]:
     name = MAIN if path is None else checkpoint.load(path).meta.get("system")
     if name not in systems.SYSTEMS:
         raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems {', '.join(systems.SYSTEMS)}")
-    model = systems.find(name, path)
+    model = systems.load_system(name, path)
     parts = {part: value.parameter_count() for part, value in vars(model).items() if isinstance(value, Module)}
     rows = [("model", f"{name}, {path or model.shipped()}"),
             ("parameters", ", ".join(f"{count:,} {part}" for part, count in parts.items()))]

@@ -29,15 +29,16 @@ from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import dpm_solver_pp_2m, sample, times
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams, xp_of
+from minidiff.engine.backend import xp_of
 from minidiff.engine.conv import average_pool, upsample_nearest
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 
 Finer = Callable[[Any, np.ndarray], Denoiser]               # (y_s (B, H, W, C), s (B,)) -> the denoiser of x given y_s
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Conditioned:
     """A denoiser whose condition is settled: whatever a sampler asks it, it answers for `cond`."""
 
     denoiser: Denoiser
@@ -83,7 +84,7 @@ def augmented(schedule: Schedule, small, size: int, s, eps):
     return q_sample(schedule, resized(small, size), s, eps)
 
 
-def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int], streams: Streams, *,
+def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int], streams: SampleStreams, *,
             s: int, steps: Sequence[int], channels: int = 1, dtype=np.float32) -> list:
     """The images of every resolution, x^1 ... x^K: a list of (B, size, size, channels).
 

@@ -30,7 +30,8 @@ import numpy as np
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import q_sample, q_step
 from minidiff.diffusion.samplers import State, checked_times, ddpm
-from minidiff.engine.backend import Streams, xp_of
+from minidiff.engine.backend import xp_of
+from minidiff.engine.random import SampleStreams
 
 
 def shortened(times: Sequence[int], strength: float) -> list[int]:
@@ -41,7 +42,7 @@ def shortened(times: Sequence[int], strength: float) -> list[int]:
     return times[len(times) - round(strength * len(times)):]
 
 
-def inpaint(denoiser: Denoiser, x_T, times: Sequence[int], known, mask, cond=None, *, streams: Streams,
+def inpaint(denoiser: Denoiser, x_T, times: Sequence[int], known, mask, cond=None, *, streams: SampleStreams,
             repeats: int = 1) -> Iterator[State]:
     """Ancestral sampling that replaces what is known at every step; the last state holds it exactly.
 

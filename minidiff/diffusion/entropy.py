@@ -31,7 +31,7 @@ import numpy as np
 
 from minidiff.diffusion.gaussian import kl_gaussian, q_posterior_mean_variance, q_sample, q_step
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 Reverse = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]     # (x_t, t) -> mean, variance
 
@@ -78,7 +78,7 @@ class KBound:
         return -self.steps + self.ends + self.edge
 
 
-def k_bound(schedule: Schedule, reverse: Reverse, x_0: np.ndarray, *, streams: Streams) -> KBound:
+def k_bound(schedule: Schedule, reverse: Reverse, x_0: np.ndarray, *, streams: SampleStreams) -> KBound:
     """An unbiased estimate of K for each point x_0 (B, D), from one noise for every step.
 
     reverse: (x_t (B, D), t (B,)) -> mean and variance of p(x_{t-1} | x_t), each (B, D).  streams: one for each point.

@@ -111,7 +111,7 @@ class ClassifierGuidance:
         return x0_hat if self.clip is None else self.clip(x0_hat)
 
 
-def clip_gradient(features: Callable[[Tensor, Any], Tensor]) -> Callable[[Any, Any, Any], Any]:
+def similarity_gradient(features: Callable[[Tensor, Any], Tensor]) -> Callable[[Any, Any, Any], Any]:
     """What CLIP guidance has for a classifier's gradient: `(x_t, t, y) -> grad (f(x_t, t) . y)`, of x_t's shape.
 
     features: f, `(x_t (B, ...), t (B,)) -> (B, D)`, of *noised* pictures, each row by itself. y (B, D): g, of captions.

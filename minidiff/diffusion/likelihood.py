@@ -45,7 +45,8 @@ from minidiff.diffusion.gaussian import kl_gaussian, prior_kl, q_posterior_mean_
 from minidiff.diffusion.losses import bound_weight
 from minidiff.diffusion.samplers import angle, beta_tilde, checked_times
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams, to_numpy, xp_of
+from minidiff.engine.backend import to_numpy, xp_of
+from minidiff.engine.random import SampleStreams
 
 Decoder = Callable[[Any, Any], np.ndarray]      # (x_0, x0_hat) -> log p(x_0 | x_{t=0}) of every pixel, (B, ...)
 Variance = Callable[[Schedule, int, int], Any]  # (schedule, t, t-1) -> variance_t: a number, or one for each pixel
@@ -134,7 +135,7 @@ class Bound:
         return self.prior + self.steps + self.decoder
 
 
-def variational_bound(denoiser: Denoiser, x_0, cond=None, *, streams: Streams, decoder: Decoder,
+def variational_bound(denoiser: Denoiser, x_0, cond=None, *, streams: SampleStreams, decoder: Decoder,
                       variance: Variance = beta_tilde, terms: int | None = None) -> Bound:
     """An unbiased estimate of the bound for each sample: one eps for the decoder and for every L_{t-1}.
 
@@ -214,7 +215,7 @@ class Hutchinson:
     probes: Any
 
     @classmethod
-    def draw(cls, streams: Streams, like, count: int = 1) -> Hutchinson:
+    def draw(cls, streams: SampleStreams, like, count: int = 1) -> Hutchinson:
         """`count` probes for each sample of `like` (B, ...), which is also their dtype and device."""
         _check_streams(streams, len(like))
         z = np.stack([streams.normal(like.shape[1:], like.dtype) for _ in range(count)])
@@ -322,9 +323,9 @@ def _vjp(denoiser: Denoiser):
     return denoiser.vjp
 
 
-def _check_streams(streams: Streams, B: int) -> None:
+def _check_streams(streams: SampleStreams, B: int) -> None:
     if len(streams) != B:
-        raise ValueError(f"streams must be Streams, one for each of the {B} samples, got {len(streams)}")
+        raise ValueError(f"streams must be SampleStreams, one for each of the {B} samples, got {len(streams)}")
 
 
 def _check_positive(name: str, value) -> None:

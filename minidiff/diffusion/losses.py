@@ -54,7 +54,7 @@ def min_snr_weight(schedule: Schedule, t: Times, predicts: str, gamma: float = 5
     return np.minimum(schedule.snr(t), gamma) * _unit(abar, predicts)
 
 
-def spread(rng: np.random.Generator, B: int) -> np.ndarray:
+def stratified_uniform(rng: np.random.Generator, B: int) -> np.ndarray:
     """u (B,), each uniform on [0, 1), together spread evenly: where the times of a batch come from (VDM I.1)."""
     # u_i = u_0 + i/B mod 1
     return (rng.random() + np.arange(B) / B) % 1

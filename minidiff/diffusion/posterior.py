@@ -53,12 +53,13 @@ from minidiff.diffusion.denoiser import Denoiser, Differentiable
 from minidiff.diffusion.gaussian import per_sample, q_posterior_mean_variance
 from minidiff.diffusion.samplers import State, beta_tilde, checked_times
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams, xp_of
+from minidiff.engine.backend import xp_of
+from minidiff.engine.random import SampleStreams
 
 Factor = Callable[[Any, Any, int], tuple[Any, Any]]         # (mean, variance, s) -> mean~, variance~
 
 
-def posterior(denoiser: Denoiser, x_T, times: Sequence[int], factor: Factor, cond=None, *, streams: Streams,
+def posterior(denoiser: Denoiser, x_T, times: Sequence[int], factor: Factor, cond=None, *, streams: SampleStreams,
               variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
     """Ancestral sampling (samplers.ddpm) whose every step is multiplied by r.
 

@@ -35,7 +35,8 @@ import numpy as np
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance, q_step, v_from_x0
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams, xp_of
+from minidiff.engine.backend import xp_of
+from minidiff.engine.random import SampleStreams
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ def beta(schedule: Schedule, t: int, s: int) -> float:
     return float(q_step(schedule, s, t)[1])
 
 
-def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: Streams,
+def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: SampleStreams,
          variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
     """Ancestral sampling, DDPM algorithm 2, on the whole chain or on any part of it.
 
@@ -88,7 +89,7 @@ def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: S
 
 
 def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float = 0.0,
-         streams: Streams | None = None) -> Iterator[State]:
+         streams: SampleStreams | None = None) -> Iterator[State]:
     """DDIM, eq. 12: deterministic at eta = 0; at eta = 1 the ancestral sampler with variance beta_tilde.
 
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
@@ -269,9 +270,9 @@ def angle(schedule: Schedule, t: int) -> float:
     return math.atan2(sigma, alpha)
 
 
-def _normal(streams: Streams | None, x_t):
+def _normal(streams: SampleStreams | None, x_t):
     """Standard normal numbers of x_t's shape and dtype, each sample's from its own stream."""
     if streams is None or len(streams) != len(x_t):
         got = "None" if streams is None else f"{len(streams)} streams"
-        raise ValueError(f"streams must be Streams, one for each of the {len(x_t)} samples, got {got}")
+        raise ValueError(f"streams must be SampleStreams, one for each of the {len(x_t)} samples, got {got}")
     return xp_of(x_t).asarray(streams.normal(x_t.shape[1:], x_t.dtype))

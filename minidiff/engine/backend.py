@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -115,59 +114,3 @@ def keep_freed_memory() -> bool:
     kept = mallopt(M_TRIM_THRESHOLD, FOREVER) and mallopt(M_ARENA_MAX, 1)
     OLD_MOST = 32 << 20                                     # glibc before 2.35 refuses more
     return bool(kept and (mallopt(M_MMAP_THRESHOLD, FOREVER) or mallopt(M_MMAP_THRESHOLD, OLD_MOST)))
-
-
-# --- random numbers ---------------------------------------------------------------------------------------
-
-class Streams:
-    """One random stream per sample, so that an image does not depend on the batch it was made in.
-
-    Row i of `normal(shape)` depends on sample i's seed and on how often it was called, on nothing else.
-    """
-
-    def __init__(self, seed: int, count: int):
-        self._check(seed, count)
-        self._rngs = [np.random.default_rng([int(seed), i]) for i in range(count)]
-
-    @staticmethod
-    def _check(seed: int, count: int) -> None:
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
-        if not isinstance(count, (int, np.integer)) or count < 1:
-            raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
-
-    @classmethod
-    def of(cls, generators: Sequence[np.random.Generator]) -> Streams:
-        """The streams of given generators, which are shared and not copied."""
-        streams = cls.__new__(cls)
-        streams._rngs = list(generators)
-        return streams
-
-    @classmethod
-    def from_seeds(cls, seeds: Sequence[int]) -> Streams:
-        """One stream for each of the seeds, in their order; sample (seed, 0) of `Streams(seed, n)` is its equal."""
-        return cls.of([np.random.default_rng([int(seed), 0]) for seed in seeds])
-
-    def normal(self, shape: tuple[int, ...], dtype=np.float32) -> np.ndarray:
-        """Standard normal numbers, (len(self), *shape)."""
-        dtype = np.dtype(dtype)
-        drawn = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float32)
-        return np.stack([rng.standard_normal(shape, dtype=drawn) for rng in self._rngs]).astype(dtype, copy=False)
-
-    def uniform(self, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Numbers uniform on [0, 1), (len(self), *shape) float64."""
-        return np.stack([np.asarray(rng.random(shape)) for rng in self._rngs])
-
-    def __len__(self) -> int:
-        return len(self._rngs)
-
-    def __getitem__(self, part: slice) -> Streams:
-        return Streams.of(self._rngs[part])
-
-
-def streams_on(device: str, seed: int, count: int) -> Streams:
-    """A stream for each of `count` samples, whose numbers are made on the device: each device's are its own."""
-    if device == "cpu":
-        return Streams(seed, count)
-    from minidiff.engine.cuda.random import DeviceStreams
-    return DeviceStreams(seed, count)

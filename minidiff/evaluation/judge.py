@@ -26,8 +26,8 @@ from minidiff.data import digit_captions as captions
 from minidiff.data.attributes import Words
 from minidiff.data.pixels import to_float
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_gradients
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.evaluation.metrics import precision_recall
@@ -222,7 +222,7 @@ def evaluate(model, *, count: int = 1000, options: Mapping | None = None, seed: 
 
     started = time.perf_counter()
     batches = [range(i, min(i + BATCH, len(prompts))) for i in range(0, len(prompts), BATCH)]
-    streams = Streams(seed, len(prompts))
+    streams = SampleStreams(seed, len(prompts))
     images = np.concatenate([
         model.sample(prompts[batch.start:batch.stop], streams=streams[batch.start:batch.stop], **options)
         for batch in progress(batches)])

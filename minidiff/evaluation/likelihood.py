@@ -28,7 +28,8 @@ from minidiff.diffusion.likelihood import (
     variational_bound,
 )
 from minidiff.diffusion.samplers import beta, times
-from minidiff.engine.backend import Streams, to_device
+from minidiff.engine.backend import to_device
+from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 
 BATCH = 50                                                  # images at a time
@@ -108,7 +109,7 @@ def likelihood(model, test: mnist.Images, *, count: int = 1000, seed: int = 0,
 
     # MNIST's later test images are harder than its first ones: a random part of them, not the beginning
     chosen = test.images[np.random.default_rng([seed, 4]).permutation(len(test))[:count]]
-    streams, bounds, flows = Streams(seed, count), [], []
+    streams, bounds, flows = SampleStreams(seed, count), [], []
     for part in progress(_parts(count), "bound"):
         x_0, cond = with_caption(chosen[part])
         b = variational_bound(clipped, x_0, cond, streams=streams[part], decoder=decoder, variance=beta, terms=TERMS)

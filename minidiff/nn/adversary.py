@@ -31,13 +31,13 @@ class PatchDiscriminator(Module):
 
     def __init__(self, channels: int, width: int, rng: np.random.Generator):
         self.conv1 = Conv2d(4 * channels, width, rng)
-        self.shrink, self.norm1 = Linear(4 * width, 2 * width, rng), GroupNorm(2 * width, 4)
+        self.downsample, self.norm1 = Linear(4 * width, 2 * width, rng), GroupNorm(2 * width, 4)
         self.conv2, self.norm2 = Conv2d(2 * width, 2 * width, rng), GroupNorm(2 * width, 4)
         self.conv_out = Conv2d(2 * width, 1, rng, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = ops.silu(self.conv1(conv.space_to_depth(x)))                            # (B, H/2, W/2, width)
-        h = self.norm1.then_silu(self.shrink(conv.space_to_depth(h)))               # (B, H/4, W/4, 2 width)
+        h = self.norm1.then_silu(self.downsample(conv.space_to_depth(h)))               # (B, H/4, W/4, 2 width)
         return self.conv_out(self.norm2.then_silu(self.conv2(h)))
 
 

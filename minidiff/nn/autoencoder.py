@@ -41,13 +41,13 @@ class Encoder(Module):
         half, quarter = config.widths
         self.conv_in = Conv2d(4 * config.channels, half, rng)
         self.block1 = Block(half, config.groups, rng)
-        self.shrink = Linear(4 * half, quarter, rng)
+        self.downsample = Linear(4 * half, quarter, rng)
         self.block2, self.block3 = Block(quarter, config.groups, rng), Block(quarter, config.groups, rng)
         self.norm_out, self.conv_out = GroupNorm(quarter, config.groups), Conv2d(quarter, out, rng, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.block1(self.conv_in(conv.space_to_depth(x)))                       # (B, H/2, W/2, half)
-        h = self.shrink(conv.space_to_depth(h))                                     # (B, H/4, W/4, quarter)
+        h = self.downsample(conv.space_to_depth(h))                                     # (B, H/4, W/4, quarter)
         return self.conv_out(self.norm_out.then_silu(self.block3(self.block2(h))))
 
 
@@ -58,13 +58,13 @@ class Decoder(Module):
         half, quarter = config.widths
         self.conv_in = Conv2d(code, quarter, rng)
         self.block1, self.block2 = Block(quarter, config.groups, rng), Block(quarter, config.groups, rng)
-        self.grow = Linear(quarter, 4 * half, rng)
+        self.upsample = Linear(quarter, 4 * half, rng)
         self.block3 = Block(half, config.groups, rng)
         self.norm_out, self.conv_out = GroupNorm(half, config.groups), Conv2d(half, 4 * config.channels, rng)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.block2(self.block1(self.conv_in(z)))                               # (B, H/4, W/4, quarter)
-        h = self.block3(conv.depth_to_space(self.grow(h)))                          # (B, H/2, W/2, half)
+        h = self.block3(conv.depth_to_space(self.upsample(h)))                          # (B, H/2, W/2, half)
         return conv.depth_to_space(self.conv_out(self.norm_out.then_silu(h)))       # (B, H, W, channels)
 
 

@@ -22,7 +22,7 @@ from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
 from minidiff.nn.module import Module
 from minidiff.nn.transformer import Attention
-from minidiff.nn.unet import Stage, UNetConfig
+from minidiff.nn.unet import UNetBlock, UNetConfig
 
 NOT_ASKED = -1
 
@@ -40,12 +40,12 @@ class NoisyClassifier(Module):
         c, self.config, self.classes = config, config, tuple(classes)
         self.time1, self.time2 = Linear(c.embedding, c.embedding, rng), Linear(c.embedding, c.embedding, rng)
         self.conv_in = Conv2d(c.channels * c.patch**2, c.widths[0], rng)
-        self.down, self.shrink, width = [], [], c.widths[0]
+        self.down_blocks, self.downsample, width = [], [], c.widths[0]
         for level, out in enumerate(c.widths):
             if level:
-                self.shrink.append(Linear(4 * width, out, rng))
+                self.downsample.append(Linear(4 * width, out, rng))
                 width = out
-            self.down += [Stage(c, width, out, c.attention[level], rng) for _ in range(c.blocks)]
+            self.down_blocks += [UNetBlock(c, width, out, c.attention[level], rng) for _ in range(c.blocks)]
         self.norm_out, self.pool = GroupNorm(width, c.groups), Attention(width, c.heads, rng)
         self.norm_pool, self.logits = LayerNorm(width), Linear(width, sum(classes), rng)
 
@@ -58,10 +58,10 @@ class NoisyClassifier(Module):
         emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
         emb = ops.silu(self.time2(ops.silu(self.time1(emb))))
         h = self.conv_in(conv.space_to_depth(x, c.patch))                           # (B, 14, 14, 32)
-        for i, stage in enumerate(self.down):               # c.blocks stages to a level
+        for i, block in enumerate(self.down_blocks):               # c.blocks stages to a level
             if i and i % c.blocks == 0:                     # the next level: half the resolution
-                h = self.shrink[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 64)
-            h = stage(h, emb, None)
+                h = self.downsample[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 64)
+            h = block(h, emb, None)
         pixels = self.norm_out.then_silu(h).reshape(h.shape[0], -1, h.shape[3])     # (B, N, D)
         q = ops.mean(pixels, axis=1, keepdims=True)                                 # (B, 1, D)
         h = q + self.pool(q, pixels)

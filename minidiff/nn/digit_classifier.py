@@ -31,7 +31,7 @@ class Classifier(Module):
     def __init__(self, rng: np.random.Generator):
         self.conv1, self.norm1 = Conv2d(4, 32, rng), GroupNorm(32, 8)
         self.conv2, self.norm2 = Conv2d(32, 32, rng), GroupNorm(32, 8)
-        self.shrink = Linear(128, 64, rng)
+        self.downsample = Linear(128, 64, rng)
         self.conv3, self.norm3 = Conv2d(64, 64, rng), GroupNorm(64, 8)
         self.conv4, self.norm4 = Conv2d(64, 64, rng), GroupNorm(64, 8)
         self.features_in, self.logits = Linear(7 * 7 * 64, 64, rng), Linear(64, 10, rng)
@@ -57,7 +57,7 @@ class Classifier(Module):
         """What each of the four convolutions sees: two of (B, 14, 14, 32), two of (B, 7, 7, 64)."""
         h1 = ops.silu(self.norm1(self.conv1(conv.space_to_depth(x))))               # (B, 14, 14, 32)
         h2 = h1 + ops.silu(self.norm2(self.conv2(h1)))
-        h3 = self.shrink(conv.space_to_depth(h2))                                   # (B, 7, 7, 64)
+        h3 = self.downsample(conv.space_to_depth(h2))                                   # (B, 7, 7, 64)
         h3 = h3 + ops.silu(self.norm3(self.conv3(h3)))
         return [h1, h2, h3, h3 + ops.silu(self.norm4(self.conv4(h3)))]
 

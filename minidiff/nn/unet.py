@@ -71,22 +71,22 @@ class UNet(Module):
         self.pooled = Linear(c.text, c.embedding, rng) if c.text else None
         self.conv_in = Conv2d(folded, c.widths[0], rng)
 
-        self.down, self.shrink, skips, width = [], [], [], c.widths[0]
+        self.down_blocks, self.downsample, skips, width = [], [], [], c.widths[0]
         for level, out in enumerate(c.widths):
             if level:
-                self.shrink.append(Linear(4 * width, out, rng))
+                self.downsample.append(Linear(4 * width, out, rng))
                 width = out
             for _ in range(c.blocks):
-                self.down.append(Stage(c, width, out, c.attention[level], rng))
+                self.down_blocks.append(UNetBlock(c, width, out, c.attention[level], rng))
                 skips.append(out)
-        self.middle = Stage(c, width, width, True, rng)
-        self.up, self.grow = [], []
+        self.middle = UNetBlock(c, width, width, True, rng)
+        self.up_blocks, self.upsample = [], []
         for level, out in reversed(list(enumerate(c.widths))):
             for _ in range(c.blocks):
-                self.up.append(Stage(c, width + skips.pop(), out, c.attention[level], rng))
+                self.up_blocks.append(UNetBlock(c, width + skips.pop(), out, c.attention[level], rng))
                 width = out
             if level:
-                self.grow.append(Linear(width, 4 * c.widths[level - 1], rng))
+                self.upsample.append(Linear(width, 4 * c.widths[level - 1], rng))
                 width = c.widths[level - 1]
         self.norm_out = GroupNorm(width, c.groups)
         self.conv_out = Conv2d(width, (c.out or c.channels) * c.patch**2, rng, zero=True)
@@ -109,16 +109,16 @@ class UNet(Module):
         h = conv.space_to_depth(x, c.patch)                                         # (B, H/p, W/p, p p C)
         h = self.conv_in(h)                                                         # (B, 14, 14, 64) by default
         skips = []
-        for i, stage in enumerate(self.down):               # c.blocks stages to a level
+        for i, block in enumerate(self.down_blocks):               # c.blocks stages to a level
             if i and i % c.blocks == 0:                     # the next level: half the resolution
-                h = self.shrink[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 128)
-            h = stage(h, emb, text)
+                h = self.downsample[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 128)
+            h = block(h, emb, text)
             skips.append(h)
         h = self.middle(h, emb, text)                                               # (B, 7, 7, 128)
-        for i, stage in enumerate(self.up):
+        for i, block in enumerate(self.up_blocks):
             if i and i % c.blocks == 0:                     # back to twice the resolution
-                h = conv.depth_to_space(self.grow[i // c.blocks - 1](h))            # (B, 14, 14, 64)
-            h = stage(ops.concat([h, skips.pop()]), emb, text)
+                h = conv.depth_to_space(self.upsample[i // c.blocks - 1](h))            # (B, 14, 14, 64)
+            h = block(ops.concat([h, skips.pop()]), emb, text)
         h = self.conv_out(self.norm_out.then_silu(h))                               # (B, 14, 14, p p C)
         return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
 
@@ -143,7 +143,7 @@ class TextStates:
     mask: np.ndarray                        # (B, M)    True where there is a token, False where padding
 
 
-class Stage(Module):
+class UNetBlock(Module):
     """A residual block, then, where it attends, self-attention and cross-attention to the caption."""
 
     def __init__(self, config: UNetConfig, C: int, D: int, attends: bool, rng: np.random.Generator):

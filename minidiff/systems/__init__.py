@@ -24,7 +24,7 @@ SYSTEMS: dict[str, tuple[str, str]] = {
 }
 
 
-def kind_of(name: str):
+def system_class(name: str):
     """The class of the system called `name`; UserError where there is none."""
     if name not in SYSTEMS:
         raise UserError(f"there is no system {name!r}: it is one of {', '.join(SYSTEMS)}")
@@ -34,14 +34,14 @@ def kind_of(name: str):
 
 def weights_of(name: str) -> Path | None:
     """The file of the system's weights: the one that comes with minidiff, else the one trained here, in runs/NAME."""
-    places = (kind_of(name).shipped(), Path("runs") / name / "model.safetensors")
+    places = (system_class(name).shipped(), Path("runs") / name / "model.safetensors")
     return next((path for path in places if path.exists()), None)
 
 
-def find(name: str, path: str | Path | None = None):
+def load_system(name: str, path: str | Path | None = None):
     """The trained system called `name`, from `path` or from where `weights_of` finds it.  UserError says how to train
     it where there is none."""
     path = path or weights_of(name)
     if path is None:
         raise UserError(f"there are no weights of {name} yet: train it with minidiff train --system {name}")
-    return kind_of(name).load(path)
+    return system_class(name).load(path)

@@ -45,12 +45,12 @@ from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import Denoiser, static_threshold
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
 from minidiff.diffusion.guidance import ClassifierGuidance
-from minidiff.diffusion.losses import spread
+from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import State, beta_tilde, checked_times, ddim, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.nn.classifier import NOT_ASKED, NoisyClassifier
@@ -94,7 +94,7 @@ class ADM(System):
     # --- training -----------------------------------------------------------------------------------------
 
     def stages(self, data: CaptionedDigits) -> Iterator[Stage]:
-        trained = systems.find("ddpm")                      # UserError, with the way out, where there is none
+        trained = systems.load_system("ddpm")                      # UserError, with the way out, where there is none
         if trained.config != self.config.ddpm:
             raise UserError("the trained ddpm is another than this adm was made for: give its configuration "
                             f"({trained.config}), or train the ddpm anew")
@@ -104,7 +104,7 @@ class ADM(System):
         def batch(rng: np.random.Generator, B: int) -> tuple:
             chosen = rng.integers(0, len(y), B)
             # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
-            T, u = self.ddpm.schedule.T, spread(rng, B)
+            T, u = self.ddpm.schedule.T, stratified_uniform(rng, B)
             t = np.minimum((T * u).astype(np.int64), T - 1)
             eps = rng.standard_normal((B, *data.x_0.shape[1:]), dtype=np.float32)
             return q_sample(self.ddpm.schedule, data.x_0[chosen], t, eps), t, y[chosen]
@@ -122,7 +122,7 @@ class ADM(System):
     # --- sampling -----------------------------------------------------------------------------------------
 
     def sample(self, captions: Sequence[str], *, scale: float = 32.0, steps: int = 30, algorithm: int = 1,
-               seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+               seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption; scale 0 is the unconditional model.
 
         algorithm: 1, with noise at every step, or 2, without.
@@ -141,7 +141,7 @@ class ADM(System):
 
 
 def algorithm_1(denoiser: Denoiser, grad_log_prob: Callable, scale: float, x_T, times: Sequence[int], y, *,
-                streams: Streams, variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
+                streams: SampleStreams, variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
     """The paper's algorithm 1 on the whole chain or any part of it: ancestral sampling with shifted means.
 
     grad_log_prob: (x_t, t, y) -> grad log p(y | x_t).  variance: Sigma, `beta_tilde` or `beta` of samplers.py.

@@ -42,8 +42,8 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data.digits import CaptionedDigits
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
 from minidiff.nn.decoding import check_choices, next_tokens
@@ -293,7 +293,7 @@ class DALLE(System):
         return np.concatenate(list(parallel_map(one, shards(len(ids)))))
 
     def sample(self, captions: Sequence[str], *, scale: float = 3.0, temperature: float = 0.9, top_k: int = 0,
-               rerank: int = 1, seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+               rerank: int = 1, seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption.
 
         scale: of the guidance, 1 for none.  temperature, top_k (0: all codes): of each token's draw, as nn/decoding.py

@@ -44,12 +44,12 @@ from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import q_sample, target
 from minidiff.diffusion.guidance import ClassifierFree
-from minidiff.diffusion.losses import spread
+from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import ddim, ddim_inverse, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.decoding import next_tokens
 from minidiff.nn.embedding_codes import PCA, Buckets, Quantiles, slerp
@@ -130,7 +130,7 @@ class UnCLIP(System):
         """That of the CLIP which comes with minidiff."""
         return CLIP.load().tokenizer
 
-    def hear(self, captions: Sequence[str], longest: int | None = None) -> tuple[np.ndarray, ...]:
+    def encode_text(self, captions: Sequence[str], longest: int | None = None) -> tuple[np.ndarray, ...]:
         """z_t (B, D), and CLIP's states of the captions: tokens (B, N, W), pooled (B, W), mask (B, N).
 
         N: `longest`, or without it as long as the longest of these captions is.
@@ -156,19 +156,19 @@ class UnCLIP(System):
             i, captions = chosen(rng, B, DROP_CAPTION)
             kept = rng.random((B, 1), dtype=np.float32) >= DROP_EMBEDDING
             # t = T u^(1/3): which digit it will be is decided at the noisy times
-            t = np.minimum((T * np.cbrt(spread(rng, B))).astype(np.int64), T - 1)
+            t = np.minimum((T * np.cbrt(stratified_uniform(rng, B))).astype(np.int64), T - 1)
             eps = rng.standard_normal((B, *data.x_0.shape[1:]), dtype=np.float32)
-            return data.x_0[i], z_i[i] * kept, *self.hear(captions)[1:], t, eps
+            return data.x_0[i], z_i[i] * kept, *self.encode_text(captions)[1:], t, eps
 
         def prior_batch(rng: np.random.Generator, B: int) -> tuple:
             i, captions = chosen(rng, B, DROP_TEXT)
-            z_t, tokens, _, mask = self.hear(captions)
+            z_t, tokens, _, mask = self.encode_text(captions)
             eps = rng.standard_normal((B, self.D), dtype=np.float32)
-            return z_i[i], z_t, tokens, mask, (T * spread(rng, B)).astype(np.int64), eps
+            return z_i[i], z_t, tokens, mask, (T * stratified_uniform(rng, B)).astype(np.int64), eps
 
         def codes_batch(rng: np.random.Generator, B: int) -> tuple:
             i, captions = chosen(rng, B, DROP_TEXT)
-            z_t, tokens, _, mask = self.hear(captions)
+            z_t, tokens, _, mask = self.encode_text(captions)
             dot = self.dots.quantise((z_i[i] * z_t).sum(axis=1))
             dot[[c == "" for c in captions]] = self.config.dots                     # any
             return self.encode(z_i[i]), dot, z_t, tokens, mask
@@ -232,7 +232,7 @@ class UnCLIP(System):
         return ClassifierFree(NetworkDenoiser(self.schedule, "x0", network), scale, null)
 
     def embed(self, captions: Sequence[str], *, prior: str = "diffusion", scale: float = 1.5, steps: int = 20,
-              candidates: int = 2, temperature: float = 1.0, seed: int = 0, streams: Streams | None = None):
+              candidates: int = 2, temperature: float = 1.0, seed: int = 0, streams: SampleStreams | None = None):
         """Image embeddings (B, D) drawn from p(z_i | y), one for each caption.
 
         prior: one of PRIORS; "text" gives z_t itself, "none" zeros, which is no embedding to the decoder.
@@ -245,8 +245,8 @@ class UnCLIP(System):
         if not math.isfinite(scale):
             raise ValueError(f"the prior's scale must be a finite number, such as 1.0, not {scale!r}")
         streams = streams_for(captions, seed, streams)
-        z_t, tokens, _, mask = self.hear(captions)
-        null = self.hear([""], tokens.shape[1])
+        z_t, tokens, _, mask = self.encode_text(captions)
+        null = self.encode_text([""], tokens.shape[1])
         cond, null = (z_t, tokens, mask), (null[0], null[1], null[3])
         if prior == "text":
             return z_t
@@ -260,7 +260,7 @@ class UnCLIP(System):
         z_0 = last(ddim(self.prior_denoiser(scale, null), z_T, times(self.schedule, steps), repeated))
         return best_of(z_0.reshape(-1, candidates, self.D) / np.float32(math.sqrt(self.D)), z_t)
 
-    def _embed_by_codes(self, cond: tuple, null: tuple, scale: float, temperature: float, streams: Streams):
+    def _embed_by_codes(self, cond: tuple, null: tuple, scale: float, temperature: float, streams: SampleStreams):
         """(B, D): the codes one after another, then the embedding that they stand for."""
         B, half = len(cond[0]), self.config.dots // 2
         # "sample the dot product from the top half of the distribution"
@@ -291,27 +291,27 @@ class UnCLIP(System):
         return ClassifierFree(NetworkDenoiser(self.schedule, "v", network), scale, null, clip=static_threshold)
 
     def decode(self, z_i: np.ndarray, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20,
-               eta: float = 0.0, seed: int = 0, streams: Streams | None = None, x_T: np.ndarray | None = None):
+               eta: float = 0.0, seed: int = 0, streams: SampleStreams | None = None, x_T: np.ndarray | None = None):
         """Images (B, 28, 28, 1) in [-1, 1] of embeddings z_i (B, D), by DDIM with eta, from noise or from x_T."""
         streams = streams_for(captions, seed, streams)
         x_T = streams.normal((28, 28, 1)) if x_T is None else x_T
-        denoiser, cond = self._told(z_i, captions, scale)
+        denoiser, cond = self.conditioned(z_i, captions, scale)
         return check_finite(last(ddim(denoiser, x_T, times(self.schedule, steps), cond, eta=eta, streams=streams)))
 
-    def _told(self, z_i, captions: Sequence[str], scale: float) -> tuple:
+    def conditioned(self, z_i, captions: Sequence[str], scale: float) -> tuple:
         """The decoder's denoiser and its condition."""
         if z_i.shape != (len(captions), self.D):
             raise ValueError(f"z_i must be one row of {self.D} for each of the {len(captions)} captions, "
                              f"not {z_i.shape}")
-        cond = (z_i.astype(np.float32), *self.hear(captions)[1:])
-        null = self.hear([""], cond[1].shape[1])
+        cond = (z_i.astype(np.float32), *self.encode_text(captions)[1:])
+        null = self.encode_text([""], cond[1].shape[1])
         return self.decoder_denoiser(scale, (np.zeros((1, self.D), np.float32), *null[1:])), cond
 
     # --- what can be done with it -------------------------------------------------------------------------
 
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, prior: str = "diffusion",
                prior_scale: float = 1.5, prior_steps: int = 20, candidates: int = 2, temperature: float = 1.0,
-               seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+               seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption: z_i ~ p(z_i | y), then x ~ p(x | z_i, y).
 
         scale, steps: of the decoder.  The others: of the prior, as `embed` has them.
@@ -324,11 +324,11 @@ class UnCLIP(System):
     def invert(self, images: np.ndarray, *, scale: float = 2.0, steps: int = 40) -> tuple[np.ndarray, np.ndarray]:
         """The bipartite latent of images (B, 28, 28, 1), section 3: z_i (B, D), and x_T, all that z_i does not say."""
         z_i = self.clip.embed_images(images)
-        denoiser, cond = self._told(z_i, [""] * len(images), scale)
+        denoiser, cond = self.conditioned(z_i, [""] * len(images), scale)
         return z_i, last(ddim_inverse(denoiser, images.astype(np.float32), times(self.schedule, steps), cond))
 
     def variations(self, images: np.ndarray, *, eta: float = 1.0, scale: float = 2.0, steps: int = 40, seed: int = 0,
-                   streams: Streams | None = None) -> np.ndarray:
+                   streams: SampleStreams | None = None) -> np.ndarray:
         """Other images of the same z_i, (B, 28, 28, 1); eta 0 gives the same images again (section 3.1)."""
         z_i, x_T = self.invert(images, scale=scale, steps=steps)
         return self.decode(z_i, [""] * len(images), eta=eta, scale=scale, steps=steps, seed=seed, streams=streams,

@@ -56,13 +56,13 @@ from minidiff.diffusion.gaussian import (
     to_x0,
 )
 from minidiff.diffusion.likelihood import DiscretisedGaussian
-from minidiff.diffusion.losses import spread
+from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import State, beta, beta_tilde, checked_times, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, no_grad, record, recording
 from minidiff.errors import UserError
 from minidiff.nn.kl import kl
@@ -144,7 +144,7 @@ class DDPM(System):
         def batch(rng: np.random.Generator, B: int) -> tuple:
             # 2, 3, 4: x_0 ~ q(x_0),  t ~ uniform,  eps ~ N(0, I)                                   Algorithm 1
             x_0 = data.x_0[rng.integers(0, len(data.x_0), B)]
-            t = np.minimum((T * spread(rng, B)).astype(np.int64), T - 1)
+            t = np.minimum((T * stratified_uniform(rng, B)).astype(np.int64), T - 1)
             return x_0, t, rng.standard_normal(x_0.shape, dtype=np.float32)
 
         yield Stage("diffusion", self.unet, batch, self.loss, self.config.steps, size=32,
@@ -180,7 +180,7 @@ class DDPM(System):
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def sample(self, captions: Sequence[str], *, seed: int = 0, streams: Streams | None = None, steps: int = 100,
+    def sample(self, captions: Sequence[str], *, seed: int = 0, streams: SampleStreams | None = None, steps: int = 100,
                variance: str = "learned") -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption, which must be ''; sample i from stream (seed, i).
 
@@ -188,7 +188,7 @@ class DDPM(System):
         """
         return last(self.trajectory(captions, seed=seed, streams=streams, steps=steps, variance=variance))
 
-    def trajectory(self, captions: Sequence[str], *, seed: int = 0, streams: Streams | None = None, steps: int = 100,
+    def trajectory(self, captions: Sequence[str], *, seed: int = 0, streams: SampleStreams | None = None, steps: int = 100,
                    variance: str = "learned") -> Iterator[State]:
         """Every state from x_T to x_0, each with its x0_hat (progressive generation, DDPM section 4.3)."""
         streams, size = streams_for(captions, seed, streams), self.config.image_size
@@ -199,7 +199,7 @@ class DDPM(System):
         x_T = streams.normal((size, size, self.config.unet.channels))
         yield from self.reverse(x_T, times(self.schedule, steps), streams=streams, variance=variance)
 
-    def reverse(self, x_t, path: Sequence[int], *, streams: Streams, variance: str = "learned") -> Iterator[State]:
+    def reverse(self, x_t, path: Sequence[int], *, streams: SampleStreams, variance: str = "learned") -> Iterator[State]:
         """Algorithm 2 from x_t (B, H, W, C) at the time path[0] down a strictly falling list of times, and to -1."""
         s = self.schedule
         if variance not in VARIANCES:
@@ -236,13 +236,13 @@ class DDPM(System):
         if lambdas.ndim != 1 or not len(lambdas) or not ((0 <= lambdas) & (lambdas <= 1)).all():
             raise ValueError(f"lambdas must be numbers of 0..1, such as [0, 0.5, 1], not {lambdas}")
         ends = np.stack([x_0, x_0_other])
-        x_t, other = q_sample(self.schedule, ends, t, Streams(seed, 2).normal(ends.shape[1:]))
+        x_t, other = q_sample(self.schedule, ends, t, SampleStreams(seed, 2).normal(ends.shape[1:]))
         mix = lambdas[:, None, None, None]
         x_t = (1 - mix) * x_t + mix * other                                           # (L, H, W, C)
         if not 1 <= steps <= t + 1:
             raise ValueError(f"steps must be within 1..{t + 1}, the times up to t, not {steps}")
         path = np.round(np.linspace(t, 0, steps)).astype(int) if steps > 1 else [t]
-        streams = Streams.from_seeds([seed + 1] * len(lambdas))
+        streams = SampleStreams.from_seeds([seed + 1] * len(lambdas))
         return last(self.reverse(x_t, path, streams=streams, variance=variance))
 
     # --- what it is worth ---------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class DDPM(System):
             raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, not {variance!r}")
         if not 1 <= terms <= T:
             raise ValueError(f"terms must be within 1..{T}, the number of times, not {terms}")
-        streams = Streams(seed, B)
+        streams = SampleStreams(seed, B)
         total = prior_kl(self.schedule, x_0.astype(np.float64)).reshape(B, -1).mean(1) / math.log(2)
         for k in range(terms):
             t = np.minimum((T * (k + streams.uniform()) / terms).astype(np.int64), T - 1)

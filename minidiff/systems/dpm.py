@@ -51,11 +51,11 @@ from minidiff.data import swiss_roll
 from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.entropy import KBound, bits, k_bound, log_likelihood_of_noise
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
-from minidiff.diffusion.losses import spread
+from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import State
 from minidiff.diffusion.schedules import Schedule, even_loss, from_betas
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.kl import kl
 from minidiff.nn.layers import parameter
@@ -159,7 +159,7 @@ class DPM(System):
         """The reverse process on the given schedule, then both.  Points are made as they are wanted, without `data`."""
         def batch(rng: np.random.Generator, B: int) -> tuple:
             # t is uniform on 1..T-1, and spread evenly over the batch
-            t = 1 + ((self.config.T - 1) * spread(rng, B)).astype(np.int64)
+            t = 1 + ((self.config.T - 1) * stratified_uniform(rng, B)).astype(np.int64)
             return swiss_roll.points(rng, B, self.config.noise), t, rng.standard_normal((B, D), dtype=np.float32)
 
         yield Stage("reverse", self.reverse, batch, self.loss, self.config.steps, size=128, lr=3e-2, draw=self.picture)
@@ -180,7 +180,7 @@ class DPM(System):
 
     def bound(self, x_0: np.ndarray, *, seed: int = 0) -> KBound:
         """The parts of K for each of the points x_0 (B, 2), in nats."""
-        return k_bound(self.schedule, self.reverse_step, x_0, streams=Streams(seed, len(x_0)))
+        return k_bound(self.schedule, self.reverse_step, x_0, streams=SampleStreams(seed, len(x_0)))
 
     def report(self, count: int = 4000, *, seed: int = 0) -> dict[str, float]:
         """K in bits on so many new points, its standard error, K - L_null, and the truth that K bounds from below."""
@@ -190,9 +190,9 @@ class DPM(System):
                 "K - L_null": float(K.mean() - bits(log_likelihood_of_noise(D))),
                 "truth": float(bits(swiss_roll.log_prob(x_0, self.config.noise).mean()))}
 
-    def trajectory(self, count: int, *, seed: int = 0, streams: Streams | None = None) -> Iterator[State]:
+    def trajectory(self, count: int, *, seed: int = 0, streams: SampleStreams | None = None) -> Iterator[State]:
         """Every state of the reverse chain for `count` points, from p(x_T); point i from its own stream (seed, i)."""
-        streams = streams or Streams(seed, count)
+        streams = streams or SampleStreams(seed, count)
         if len(streams) != count:
             raise ValueError(f"streams must be one for each of the {count} points, not {len(streams)}")
         T, x_t = self.config.T, streams.normal((D,), np.float64)
@@ -205,7 +205,7 @@ class DPM(System):
             x_t = mean + np.sqrt(variance) * streams.normal((D,), np.float64)
             yield State(T - t, t - 1, x_t, mean)
 
-    def sample(self, count: int = 1000, *, seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+    def sample(self, count: int = 1000, *, seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Points (count, 2) float32."""
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"count must be a whole number of points, at least 1, not {str(count)[:40]!r}: "

@@ -42,13 +42,13 @@ import numpy as np
 from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.gaussian import per_sample, q_sample
-from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, clip_gradient
+from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, similarity_gradient
 from minidiff.diffusion.samplers import SAMPLERS, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.engine import conv, ops
-from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear, parameter, sinusoidal_embedding
 from minidiff.nn.module import Module
@@ -95,7 +95,7 @@ class NoisedImageTower(Module):
         self.config = config
         self.time1, self.time2 = Linear(E, E, rng), Linear(E, E, rng)
         self.conv_in, self.block1 = Conv2d(4, half, rng), ResidualBlock(half, half, E, c.groups, rng)
-        self.shrink, self.block2 = Linear(4 * half, quarter, rng), ResidualBlock(quarter, quarter, E, c.groups, rng)
+        self.downsample, self.block2 = Linear(4 * half, quarter, rng), ResidualBlock(quarter, quarter, E, c.groups, rng)
         self.norm, self.narrow = GroupNorm(quarter, c.groups), Linear(quarter, c.last, rng)
         self.project = Linear(c.flat, D, rng)
         self.project.b = parameter((D,), 1.0, rng)          # not 0: at alpha_t = 0 it is all there is
@@ -106,7 +106,7 @@ class NoisedImageTower(Module):
         emb = Tensor(sinusoidal_embedding(t, c.embedding, dtype=x_t.dtype))         # (B, E)
         emb = ops.silu(self.time2(ops.silu(self.time1(emb))))
         h = self.block1(self.conv_in(conv.space_to_depth(x_t)), emb)                # (B, H/2, W/2, half)
-        h = self.block2(self.shrink(conv.space_to_depth(h)), emb)                   # (B, H/4, W/4, quarter)
+        h = self.block2(self.downsample(conv.space_to_depth(h)), emb)                   # (B, H/4, W/4, quarter)
         h = self.narrow(self.norm.then_silu(h)).reshape(len(t), c.image.flat)
         # f = (alpha_t h) W + b
         return self.project(h * Tensor(per_sample(alpha_t, h.data)))
@@ -149,7 +149,7 @@ class GLIDE(Contrastive):
 
     def grad_log_prob(self, x_t, t, g) -> np.ndarray:
         """grad (f(x_t) . g), of x_t's shape (B, H, W, 1), on all cores; t (B,), g (B, D) of `embed_captions`."""
-        gradient = clip_gradient(self.features)
+        gradient = similarity_gradient(self.features)
         return np.concatenate(list(parallel_map(lambda p: gradient(x_t[p], t[p], g[p]), shards(len(x_t)))))
 
     def denoiser(self, scale: float) -> ClassifierGuidance:
@@ -162,7 +162,7 @@ class GLIDE(Contrastive):
         return ClassifierGuidance(alone, self.grad_log_prob, scale, clip=static_threshold)
 
     def sample(self, captions: Sequence[str], *, scale: float = 4.0, steps: int = 20, sampler: str = "dpm++2m",
-               seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+               seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption, sample i from its own stream (seed, i).
 
         scale: s; 0 does not hear the caption.  steps: each asks the UNet once, where classifier-free guidance asks

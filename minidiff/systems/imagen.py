@@ -41,15 +41,15 @@ from minidiff import pictures
 from minidiff.data import digit_captions as grammar
 from minidiff.data.attributes import VOCABULARY, Words
 from minidiff.data.digits import CaptionedDigits
-from minidiff.diffusion.cascade import Given, augmented, cascade, noise_time, resized
+from minidiff.diffusion.cascade import Conditioned, augmented, cascade, noise_time, resized
 from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
 from minidiff.diffusion.gaussian import q_sample, target
 from minidiff.diffusion.guidance import ClassifierFree
-from minidiff.diffusion.losses import spread
+from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.schedules import cosine
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.layers import Linear, sinusoidal_embedding
 from minidiff.nn.module import Module
@@ -173,7 +173,7 @@ class Imagen(System):
         captions = ["" if rng.random() < 0.1 else data.caption(int(i), rng) for i in chosen]
         x_0 = resized(data.x_0[chosen], sizes[k])                                   # (B, size, size, 1)
         # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
-        u = spread(rng, B)
+        u = stratified_uniform(rng, B)
         # t = T u^(1/3) for the base, which decides at noisy times what to draw; the others paint in detail: t = T u
         t = np.minimum((T * (np.cbrt(u) if k == 0 else u)).astype(np.int64), T - 1)
         eps = rng.standard_normal(x_0.shape, dtype=np.float32)
@@ -198,7 +198,7 @@ class Imagen(System):
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def denoiser(self, k: int, cond: tuple, scale: float, threshold: str = "static") -> Given:
+    def denoiser(self, k: int, cond: tuple, scale: float, threshold: str = "static") -> Conditioned:
         """(x_t, t) -> x_hat of network k for settled captions, guided and then thresholded.
 
         cond: what network k takes beside x_t and t, each array (B, ...).
@@ -212,12 +212,12 @@ class Imagen(System):
             raise ValueError(f"threshold must be one of {', '.join(THRESHOLDS)}, not {threshold!r}")
         # the null caption, beside the same small image
         uncond = (*self.encode([""]), *cond[2:])
-        return Given(ClassifierFree(NetworkDenoiser(self.schedule, "v", predict), scale, uncond,
+        return Conditioned(ClassifierFree(NetworkDenoiser(self.schedule, "v", predict), scale, uncond,
                                     clip=THRESHOLDS[threshold]), cond)
 
     def cascade(self, captions: Sequence[str], *, scale: float = 2.0, super_scale: float = 2.0, steps: int = 20,
                 super_steps: int = 10, threshold: str = "static", aug_level: float = 0.0, until: int | None = None,
-                seed: int = 0, streams: Streams | None = None) -> list[np.ndarray]:
+                seed: int = 0, streams: SampleStreams | None = None) -> list[np.ndarray]:
         """The images of every resolution, as far as `until`: a list of (B, size, size, 1) in [-1, 1].
 
         scale, steps: of the base; super_scale, super_steps: of the others.  threshold: "dynamic" or "static", of all.
@@ -239,7 +239,7 @@ class Imagen(System):
 
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, super_scale: float = 2.0, steps: int = 20,
                super_steps: int = 10, threshold: str = "static", aug_level: float = 0.0, seed: int = 0,
-               streams: Streams | None = None) -> np.ndarray:
+               streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption: `cascade`, until 28."""
         return self.cascade(captions, scale=scale, super_scale=super_scale, steps=steps, super_steps=super_steps,
                             threshold=threshold, aug_level=aug_level, until=28, seed=seed, streams=streams)[-1]

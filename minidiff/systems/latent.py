@@ -37,8 +37,8 @@ from minidiff.diffusion.samplers import SAMPLERS, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import cosine
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
 from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.autoencoder import KLAutoencoder, KLAutoencoderConfig
@@ -154,7 +154,7 @@ class LatentDiffusion(System):
         return ClassifierFree(NetworkDenoiser(self.schedule, "v", self.predict), scale, self.clip.text_states([""]))
 
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
-               sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
+               sampler: str = "dpm++2m", streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1], one for each caption, sample i from its own stream (seed, i).
 
         scale: of guidance; 0 ignores the caption, 1 follows it.  sampler: a name in samplers.SAMPLERS.
@@ -163,7 +163,7 @@ class LatentDiffusion(System):
         return self._drawn(captions, streams.normal(self._shape), times(self.schedule, steps), scale, sampler, streams)
 
     def vary(self, images: np.ndarray, captions: Sequence[str], *, strength: float = 0.6, scale: float = 2.0,
-             steps: int = 20, seed: int = 0, sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
+             steps: int = 20, seed: int = 0, sampler: str = "dpm++2m", streams: SampleStreams | None = None) -> np.ndarray:
         """Image to image: pictures like `images` (B, 28, 28, 1) that fit the captions (SDEdit).
 
         strength: the share of the steps that is made; 0 gives the image as the autoencoder returns it, 1 a new one.
@@ -177,7 +177,7 @@ class LatentDiffusion(System):
         return self._drawn(captions, z_t, path, scale, sampler, streams)
 
     def inpaint(self, images: np.ndarray, mask: np.ndarray, captions: Sequence[str], *, repeats: int = 1,
-                scale: float = 2.0, steps: int = 50, seed: int = 0, streams: Streams | None = None) -> np.ndarray:
+                scale: float = 2.0, steps: int = 50, seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """The images (B, 28, 28, 1) where mask (booleans of that shape) is True; what the captions ask for elsewhere.
 
         A place of the code counts as known where all of its 4 x 4 pixels are, and those of the places around it.
@@ -196,7 +196,7 @@ class LatentDiffusion(System):
                                      self.clip.text_states(captions), streams=streams, repeats=repeats))
         return np.where(mask, images, check_finite(self.decode(drawn)))
 
-    def _drawn(self, captions, z_t, path, scale: float, sampler: str, streams: Streams) -> np.ndarray:
+    def _drawn(self, captions, z_t, path, scale: float, sampler: str, streams: SampleStreams) -> np.ndarray:
         """From z_t at path[0] down to z_0, and decoded."""
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")

@@ -23,7 +23,7 @@ import numpy as np
 
 from minidiff import checkpoint
 from minidiff.data.digits import CaptionedDigits
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
@@ -170,15 +170,15 @@ def check_finite(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def streams_for(captions: Sequence[str], seed: int, streams: Streams | None) -> Streams:
+def streams_for(captions: Sequence[str], seed: int, streams: SampleStreams | None) -> SampleStreams:
     """The streams that were given, or sample i's own (seed, i); ValueError unless there is one for each caption."""
     check_captions(captions)
-    return check_streams(captions, streams or Streams(seed, len(captions)))
+    return check_streams(captions, streams or SampleStreams(seed, len(captions)))
 
 
-def check_streams(captions: Sequence[str], streams: Streams) -> Streams:
+def check_streams(captions: Sequence[str], streams: SampleStreams) -> SampleStreams:
     if not hasattr(streams, "normal"):
-        raise TypeError(f"streams must be Streams, one for each caption, not {type(streams).__name__}")
+        raise TypeError(f"streams must be SampleStreams, one for each caption, not {type(streams).__name__}")
     if len(streams) != len(captions):
         raise ValueError(f"streams must be one for each of the {len(captions)} captions, not {len(streams)}")
     return streams

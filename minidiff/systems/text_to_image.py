@@ -25,8 +25,9 @@ from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams, device_of, streams_on, to_device, to_numpy, xp_of
+from minidiff.engine.backend import device_of, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.random import SampleStreams, sample_streams
 from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 from minidiff.errors import UserError
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
@@ -141,7 +142,7 @@ class TextToImage(System):
         return ClassifierFree(self.unguided(), scale, self.encode([""]), clip=static_threshold)
 
     def trajectory(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
-                   sampler: str = "dpm++2m", streams: Streams | None = None) -> Iterator[State]:
+                   sampler: str = "dpm++2m", streams: SampleStreams | None = None) -> Iterator[State]:
         """Every state from x_T to x_0, one sample for each caption, sample i from its own stream (seed, i).
 
         The last state's x_t is (B, H, W, C) in [-1, 1]; the first is the noise, of which no x0_hat is known yet.
@@ -151,7 +152,7 @@ class TextToImage(System):
         check_captions(captions)
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
-        streams = check_streams(captions, streams or streams_on(self.device, seed, len(captions)))
+        streams = check_streams(captions, streams or sample_streams(self.device, seed, len(captions)))
         size = self.config.image_size
         x_T = to_device(streams.normal((size, size, self.config.unet.channels)), self.device)   # (B, H, W, C)
         path = times(self.schedule, steps)                                          # T-1 ... 0
@@ -163,7 +164,7 @@ class TextToImage(System):
             raise UserError("the pictures are not finite: the model's weights are damaged, or the scale is too large")
 
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
-               sampler: str = "dpm++2m", streams: Streams | None = None) -> np.ndarray:
+               sampler: str = "dpm++2m", streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption: the end of `trajectory`."""
         return to_numpy(last(self.trajectory(captions, scale=scale, steps=steps, seed=seed, sampler=sampler,
                                              streams=streams)))

@@ -57,14 +57,14 @@ class ImageTower(Module):
         half, quarter = config.widths
         self.config = config
         self.conv_in, self.block1 = Conv2d(4, half, rng), Block(half, config.groups, rng)
-        self.shrink, self.block2 = Linear(4 * half, quarter, rng), Block(quarter, config.groups, rng)
+        self.downsample, self.block2 = Linear(4 * half, quarter, rng), Block(quarter, config.groups, rng)
         self.norm, self.narrow = GroupNorm(quarter, config.groups), Linear(quarter, config.last, rng)
         self.project = Linear(config.flat, D, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         check_pictures(x, self.config.size)
         h = self.block1(self.conv_in(conv.space_to_depth(x)))                       # (B, H/2, W/2, half)
-        h = self.block2(self.shrink(conv.space_to_depth(h)))                        # (B, H/4, W/4, quarter)
+        h = self.block2(self.downsample(conv.space_to_depth(h)))                        # (B, H/4, W/4, quarter)
         h = self.narrow(self.norm.then_silu(h))                                     # (B, H/4, W/4, last)
         return self.project(h.reshape(len(x.data), self.config.flat))
 

@@ -20,7 +20,7 @@ import numpy as np
 from minidiff import checkpoint, pictures
 from minidiff.data import mnist
 from minidiff.data.digits import CaptionedDigits
-from minidiff.diffusion.losses import spread
+from minidiff.diffusion.losses import stratified_uniform
 from minidiff.engine.backend import to_device, to_numpy
 from minidiff.errors import UserError
 from minidiff.nn.precision import in_precision
@@ -61,8 +61,8 @@ class Trainer(Fit):
         self.data = data
         self.x_0 = to_device(data.x_0, model.device)
         if self.on_device:
-            from minidiff.engine.cuda.random import DeviceStreams
-            self.noise = DeviceStreams(config.seed, config.batch, first=TRAINING)
+            from minidiff.engine.cuda.random import DeviceSampleStreams
+            self.noise = DeviceSampleStreams(config.seed, config.batch, first=TRAINING)
 
     def loss(self, *arrays):
         return in_precision(self.model, self.dtype).loss(*arrays)
@@ -77,7 +77,7 @@ class Trainer(Fit):
         ids, mask = self.model.tokens(texts)
         longest = int(mask.sum(axis=1).max())               # columns of nothing but padding are left out
         # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
-        T, u = self.model.schedule.T, spread(rng, c.batch)
+        T, u = self.model.schedule.T, stratified_uniform(rng, c.batch)
         # t = T u^(1/3): a density of 3 t^2 / T^3, which grows with t
         t = (T * np.cbrt(u)).astype(np.int64)
         if self.on_device:

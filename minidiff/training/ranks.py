@@ -28,7 +28,7 @@ from minidiff.errors import UserError
 _PLACES = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """(rank, number of ranks) as mpiexec told this process, (0, 1) where no mpiexec did."""
     for rank, size in _PLACES:
         if os.environ.get(rank, "").isdecimal() and os.environ.get(size, "").isdecimal():
@@ -36,7 +36,7 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-class Alone:
+class SingleProcess:
     """A process by itself: the whole batch is its part, and the means are its own."""
 
     rank, size = 0, 1
@@ -73,7 +73,7 @@ class Alone:
 
 
 class Ranks:
-    """The ranks that mpiexec started, of which this process is one; what is not said here, `Alone` says."""
+    """The ranks that mpiexec started, of which this process is one; what is not said here, `SingleProcess` says."""
 
     def __init__(self, comm, here: int = 0):
         """comm: mpi4py's.  here: this rank's number among those of its machine."""
@@ -180,21 +180,21 @@ class RanksOnGPUs(Ranks):
         return self.comm.allreduce(int(stop)) > 0
 
 
-def ranks(device: str = "cpu") -> Alone | Ranks:
+def ranks(device: str = "cpu") -> SingleProcess | Ranks:
     """The ranks of this run, which exchange arrays of this device.
 
     The first call joins MPI, where mpiexec started more than one process, and divides each machine's cores; UserError
     where mpi4py is missing, or does not see the ranks that mpiexec started.  With "cuda" the first call gives each
     rank a GPU of its own.
     """
-    if place()[1] == 1:
-        return Alone()
+    if rank_and_size()[1] == 1:
+        return SingleProcess()
     return _on_cpus() if device == "cpu" else _on_gpus()
 
 
 @cache
 def _on_cpus() -> Ranks:
-    size = place()[1]
+    size = rank_and_size()[1]
     try:
         import mpi4py
         mpi4py.rc(thread_level="funneled")

@@ -94,7 +94,7 @@ def run(folder: str | Path, kind: type[System], data: mnist.Images, *, seed: int
     for number, stage in enumerate(system.stages(digits), start=1):
         meta = {"system": kind.name, "stage": stage.name, "config": told, "data": digits.fingerprint}
         trainer = StageFit(stage, number, seed, effort, meta)
-        keeper = checkpoint.Keeper(folder / f"{number}-{stage.name}", keep)
+        keeper = checkpoint.CheckpointFolder(folder / f"{number}-{stage.name}", keep)
         saved = keeper.latest()
         if saved:
             trainer.restore(saved)
@@ -128,7 +128,7 @@ def check_run(folder: Path, kind: type[System], resume: bool) -> dict | None:
         raise UserError(f"{folder} holds a run of {kind.name}: add --resume to go on with it, or choose another --out.")
     if resume and not begun:
         raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
-    ranks().by_first(checkpoint.Keeper(folder).prepare)
+    ranks().by_first(checkpoint.CheckpointFolder(folder).prepare)
     return begun
 
 

@@ -229,9 +229,9 @@ def _not_finite(number: int, loss: float, norm: float) -> FloatingPointError:
 SAVE_EVERY, DRAW_EVERY = 120.0, 60.0                        # seconds
 
 
-def open_run(folder: Path, resume: bool, keep: int = 3) -> tuple[checkpoint.Keeper, checkpoint.Checkpoint | None]:
+def open_run(folder: Path, resume: bool, keep: int = 3) -> tuple[checkpoint.CheckpointFolder, checkpoint.Checkpoint | None]:
     """The folder's keeper and the state to go on from; UserError, before any work, where that cannot be."""
-    keeper = checkpoint.Keeper(folder, keep)
+    keeper = checkpoint.CheckpointFolder(folder, keep)
     saved = keeper.latest()
     if saved and not resume:
         raise UserError(f"{folder} holds a run of {saved.meta.get('step')} steps: add --resume to go on with it, "
@@ -247,7 +247,7 @@ class Interrupted(Exception):
     """Ctrl-C came, and the run is saved."""
 
 
-def fit(trainer: Fit, keeper: checkpoint.Keeper, draw: Callable[[Fit, Path], None], *, quiet: bool = False,
+def fit(trainer: Fit, keeper: checkpoint.CheckpointFolder, draw: Callable[[Fit, Path], None], *, quiet: bool = False,
         last_good: Path | None = None, what: str = "training") -> None:
     """The loop to the last step: a progress bar, now and then a picture by `draw`, now and then a saved state.
 

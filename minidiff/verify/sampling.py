@@ -19,7 +19,7 @@ import numpy as np
 from minidiff.diffusion import samplers
 from minidiff.diffusion.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.verify.forward import pairs
 from minidiff.verify.rows import ATOMS, Law, Row, compare, count, skipped
 
@@ -27,7 +27,7 @@ FLOW = "needs two times, T >= 2"
 STRIDES = "needs three times of alpha_bar > 0, whose log-SNRs are apart by 1e-6"
 
 
-class _Given(Streams):
+class _Given(SampleStreams):
     """Hands out given numbers for noise, so that a step shows what it multiplies them by."""
 
     def __init__(self, z: np.ndarray):
@@ -220,7 +220,7 @@ def the_end(schedule: Schedule, rng) -> Iterator[Row]:
     for name, sampler in samplers.SAMPLERS.items():
         for N in sorted({1, min(2, schedule.T), min(7, schedule.T)}):
             steps = samplers.times(schedule, N)
-            streams = {"streams": Streams(int(rng.integers(2**31)), 2)} if name == "ddpm" else {}
+            streams = {"streams": SampleStreams(int(rng.integers(2**31)), 2)} if name == "ddpm" else {}
             asked = _Asked(mixture)
             states = list(sampler(asked, rng.standard_normal((2, 2)), steps, **streams))
             names.append(f"{name}, {N} steps, times {', '.join(map(str, steps))}")

@@ -26,7 +26,7 @@ MOST_TIMES = 100_000
 NAMES = {type(None): "null", bool: "a truth value", str: "a string", dict: "an object"}       # in JSON
 
 
-class Own(NamedTuple):
+class UserSchedule(NamedTuple):
     """The reader's schedule, how it was read, and the betas (T,) that it was made from, if it was."""
 
     schedule: Schedule
@@ -34,7 +34,7 @@ class Own(NamedTuple):
     betas: np.ndarray | None = None
 
 
-def from_file(path: str | os.PathLike, key: str) -> Own:
+def from_file(path: str | os.PathLike, key: str) -> UserSchedule:
     """The schedule of a file. key: what its numbers are, "betas" or "alpha_bar"."""
     shown = ascii(os.fspath(path))
     readers = {".npy": _npy, ".csv": _csv, ".txt": _csv, ".json": _json}
@@ -49,7 +49,7 @@ def from_file(path: str | os.PathLike, key: str) -> Own:
         raise UserError(f"{shown}: {error}") from error
 
 
-def from_function(spec: str) -> Own:
+def from_function(spec: str) -> UserSchedule:
     """The schedule that `module:function` makes: function() returns betas (T,), or a Schedule of minidiff's.
 
     The module is looked for in the current folder, too, as by `python -m`. It is the caller's own code, and runs.
@@ -62,7 +62,7 @@ def from_function(spec: str) -> Own:
     except (Exception, SystemExit) as error:
         raise UserError(f"{spec}() raised {brief(error)}") from error
     if isinstance(result, Schedule):
-        return Own(result, f"the schedule {ascii(result.name)} from {spec}()")
+        return UserSchedule(result, f"the schedule {ascii(result.name)} from {spec}()")
     numbers = _array(result)
     if numbers.dtype.kind not in "fiu" or numbers.ndim != 1:
         what = f"an array of {numbers.dtype}, shape {numbers.shape}" if numbers.dtype.kind in "fiucbSU" else \
@@ -170,16 +170,16 @@ def _json(data: bytes, key: str) -> tuple[np.ndarray, str]:
 # ---- numbers -----------------------------------------------------------------------------------------------
 
 
-def _own(numbers: np.ndarray, key: str, name: str, said: str) -> Own:
+def _own(numbers: np.ndarray, key: str, name: str, said: str) -> UserSchedule:
     """Raises ValueError, in a sentence that names the entry."""
     if numbers.size == 0:
         raise UserError("it holds no number, and at least one is taken: T = 0 is no schedule")
     if numbers.size > MOST_TIMES:
         raise UserError(_too_many(numbers.size))
     if key == "alpha_bar":
-        return Own(Schedule(numbers, name), said)
+        return UserSchedule(Schedule(numbers, name), said)
     betas = np.array(numbers, np.float64)                   # a copy, for `report` to hold the table to
-    return Own(from_betas(numbers, name, allow_signal=True), said, betas)
+    return UserSchedule(from_betas(numbers, name, allow_signal=True), said, betas)
 
 
 def _array(result) -> np.ndarray:

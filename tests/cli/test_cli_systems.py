@@ -20,8 +20,8 @@ def toy(tmp_path, monkeypatch):
     """A house with one more system, whose weights are in runs/toy."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(systems.SYSTEMS, "toy", ("toy", "Toy"))
-    kind_of = systems.kind_of
-    monkeypatch.setattr(systems, "kind_of", lambda name: Toy if name == "toy" else kind_of(name))
+    system_class = systems.system_class
+    monkeypatch.setattr(systems, "system_class", lambda name: Toy if name == "toy" else system_class(name))
     monkeypatch.setattr(mnist, "load", lambda *a, **k: tiny.images(50))
     system = Toy.new(None)
     (tmp_path / "runs" / "toy").mkdir(parents=True)
@@ -67,7 +67,7 @@ BAD = {
     "no such system to train": (["train", "--system", "sora"], "no system 'sora'"),
     "no weights": (["sample", "--system", "toy", "--model", "gone.safetensors", "3"], "gone.safetensors is not there"),
     "another system's weights": (["sample", "--model", "runs/toy/model.safetensors", "3"], "holds 'toy'"),
-    "another system for these weights": (["sample", "--system", "toy", "--model", str(systems.kind_of(
+    "another system for these weights": (["sample", "--system", "toy", "--model", str(systems.system_class(
         "text-to-image").shipped()), "3"], "holds 'text-to-image', and 'toy' was asked for"),
     "an option that it has not": (["sample", "--system", "toy", "3", "--steps", "4"],
                                   "toy has no option 'steps': its options are scale (2.0), best (1)"),
@@ -104,7 +104,7 @@ def test_a_mistake_is_one_sentence(arguments, says, capsys, tmp_path):
     assert len(said) == 1 and said[0].startswith("minidiff: ") and says in said[0]
 
 
-@pytest.mark.parametrize("name", [name for name in systems.SYSTEMS if systems.kind_of(name).options() is None])
+@pytest.mark.parametrize("name", [name for name in systems.SYSTEMS if systems.system_class(name).options() is None])
 def test_what_draws_no_pictures_of_captions_names_its_example(name, capsys):
     from support.examples import EXAMPLES
     for command in (["sample", "3"], ["evaluate", "--images", "4"]):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.law_tools import covariance, quickly
 
 from minidiff.diffusion import cascade as cascades
-from minidiff.diffusion.cascade import Given, augmented, cascade, noise_time, resized
+from minidiff.diffusion.cascade import Conditioned, augmented, cascade, noise_time, resized
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.schedules import cosine
@@ -214,13 +214,13 @@ def test_a_cascade_needs_as_many_of_each():
 
 
 def test_a_settled_condition_is_what_is_asked_about():
-    """`Given` hands its own condition to what it wraps, whatever the sampler says."""
+    """`Conditioned` hands its own condition to what it wraps, whatever the sampler says."""
     class Asked:
         schedule, predicts = SCHEDULE, "x0"
 
         def __call__(self, x_t, t, cond=None):
             return x_t * cond[0]
     x, t = np.ones((2, 1)), np.zeros(2, int)
-    settled = Given(ClassifierFree(Asked(), 3.0, (np.array([1.0, 2.0])[:, None],)), (np.array([[2.0], [5.0]]),))
+    settled = Conditioned(ClassifierFree(Asked(), 3.0, (np.array([1.0, 2.0])[:, None],)), (np.array([[2.0], [5.0]]),))
     assert settled.schedule is SCHEDULE and settled.predicts == "x0"
     assert np.array_equal(settled(x, t, None), [[1 + 3 * (2 - 1)], [2 + 3 * (5 - 2)]])

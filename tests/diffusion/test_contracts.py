@@ -13,7 +13,7 @@ from minidiff.diffusion.denoiser import (
     static_threshold,
 )
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 SCHEDULE = schedules.linear(10, beta_max=0.9)
 
@@ -163,7 +163,7 @@ def test_a_covariance_is_taken_apart_in_float64():
 
 def test_the_bound_is_drawn_in_the_dtype_of_the_images():
     denoiser = GaussianDenoiser(SCHEDULE, np.zeros(2), np.ones(2))
-    bound = likelihood.variational_bound(denoiser, np.zeros((3, 2), np.float32), streams=Streams(0, 3),
+    bound = likelihood.variational_bound(denoiser, np.zeros((3, 2), np.float32), streams=SampleStreams(0, 3),
                                          decoder=likelihood.GaussianDensity(0.1))
     assert bound.total.dtype == np.float64 and np.isfinite(bound.total).all()
 
@@ -214,7 +214,7 @@ def test_inverse_ddim_says_where_it_stands_and_asks_at_the_lower_end_of_each_ste
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_a_sampler_says_where_it_stands_and_what_it_was_told(name):
     recorder, x_T = Recorder(), np.ones((3, 2))
-    streams = {"streams": Streams(0, len(x_T))} if name == "ddpm" else {}
+    streams = {"streams": SampleStreams(0, len(x_T))} if name == "ddpm" else {}
     states = list(samplers.SAMPLERS[name](recorder, x_T, [8, 5, 0], "a seven", **streams))
     assert [(s.step, s.t) for s in states] == [(1, 5), (2, 0), (3, -1)]
     asked = (8, 5, 5, 0, 0) if name == "heun" else (8, 5, 0)

@@ -18,7 +18,7 @@ from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.editing import inpaint, shortened
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.diffusion.schedules import cosine, linear, log_snr_linear
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.systems.latent import LatentDiffusion
 
 MASK = np.array([True, False])
@@ -82,11 +82,11 @@ def test_the_known_part_comes_back_exactly_and_each_sample_is_its_own(schedule, 
     denoiser = GaussianDenoiser(schedule, rng.normal(size=D), covariance(rng, D))
     x_T, known, mask = rng.normal(size=(B, D)), rng.normal(size=(B, D)), rng.random((B, D)) < 0.5
     path = sorted(rng.choice(schedule.T, size=min(5, schedule.T), replace=False), reverse=True)
-    states = list(inpaint(denoiser, x_T, path, known, mask, streams=Streams(seed, B), repeats=repeats))
+    states = list(inpaint(denoiser, x_T, path, known, mask, streams=SampleStreams(seed, B), repeats=repeats))
     assert [s.t for s in states] == [*path[1:], -1] and np.array_equal(states[-1].x_t[mask], known[mask])
     for i in range(B):
         i = slice(i, i + 1)
-        alone = sample(inpaint(denoiser, x_T[i], path, known[i], mask[i], streams=Streams(seed, B)[i],
+        alone = sample(inpaint(denoiser, x_T[i], path, known[i], mask[i], streams=SampleStreams(seed, B)[i],
                                repeats=repeats))
         np.testing.assert_allclose(alone, states[-1].x_t[i], rtol=1e-9, atol=1e-9)
 
@@ -190,10 +190,10 @@ def test_refusals():
             shortened([3, 2], strength)
     for repeats in (0, True, 1.5):
         with pytest.raises(ValueError, match="repeats must be a whole number of at least 1, not"):
-            next(inpaint(denoiser, x, [3], x, MASK, streams=Streams(0, 1), repeats=repeats))
+            next(inpaint(denoiser, x, [3], x, MASK, streams=SampleStreams(0, 1), repeats=repeats))
     with pytest.raises(ValueError, match=r"known must be of x_T's shape \(1, 2\)"):
-        next(inpaint(denoiser, x, [3], x[:, :1], MASK, streams=Streams(0, 1)))
+        next(inpaint(denoiser, x, [3], x[:, :1], MASK, streams=SampleStreams(0, 1)))
     with pytest.raises(ValueError, match="mask of booleans, not .* int64"):
-        next(inpaint(denoiser, x, [3], x, np.ones(2, int), streams=Streams(0, 1)))
+        next(inpaint(denoiser, x, [3], x, np.ones(2, int), streams=SampleStreams(0, 1)))
     with pytest.raises(ValueError, match="times must be integers that fall strictly"):
-        next(inpaint(denoiser, x, [3, 5], x, MASK, streams=Streams(0, 1)))
+        next(inpaint(denoiser, x, [3, 5], x, MASK, streams=SampleStreams(0, 1)))

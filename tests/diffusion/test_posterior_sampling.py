@@ -12,7 +12,7 @@ from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.posterior import Nudged, Observed, posterior, reconstruction
 from minidiff.diffusion.samplers import beta_tilde, ddpm, sample
 from minidiff.diffusion.schedules import cosine, linear, log_snr_linear
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 
 def moments(denoiser, factor, D, **options):
@@ -105,20 +105,20 @@ def test_observed_is_exact_in_the_limit_of_wide_data():
 def test_without_noise_what_was_seen_stays_and_what_was_not_is_the_models():
     denoiser = GaussianDenoiser(log_snr_linear(20), np.zeros(4), np.array([1., 2, 0.5, 0.1]))   # independent pixels
     known, y = np.array([True, False, True, False]), np.array([[0.3, 9, -0.6, 9]])
-    x_T, path = Streams(0, 5).normal((4,), np.float64), range(19, -1, -1)
-    x_0 = sample(posterior(denoiser, x_T, path, Observed(denoiser.schedule, y, known), streams=Streams(1, 5)))
-    free = sample(ddpm(denoiser, x_T, path, streams=Streams(1, 5)))
+    x_T, path = SampleStreams(0, 5).normal((4,), np.float64), range(19, -1, -1)
+    x_0 = sample(posterior(denoiser, x_T, path, Observed(denoiser.schedule, y, known), streams=SampleStreams(1, 5)))
+    free = sample(ddpm(denoiser, x_T, path, streams=SampleStreams(1, 5)))
     np.testing.assert_array_equal(x_0[:, known], np.broadcast_to(y[:, known], (5, 2)))
     np.testing.assert_array_equal(x_0[:, ~known], free[:, ~known])
 
 
 def test_nothing_known_is_the_sampler_itself():
     denoiser = GaussianDenoiser(log_snr_linear(12), MU, S)
-    x_T, nothing = Streams(0, 3).normal((3,), np.float64), np.zeros(3, bool)
-    expected = sample(ddpm(denoiser, x_T, [11, 7, 2], streams=Streams(1, 3)))
+    x_T, nothing = SampleStreams(0, 3).normal((3,), np.float64), np.zeros(3, bool)
+    expected = sample(ddpm(denoiser, x_T, [11, 7, 2], streams=SampleStreams(1, 3)))
     for factor in (Observed(denoiser.schedule, Y, nothing), reconstruction(denoiser, Y, nothing),
                    Nudged(lambda x, s: np.zeros_like(x))):
-        got = sample(posterior(denoiser, x_T, [11, 7, 2], factor, streams=Streams(1, 3), variance=beta_tilde))
+        got = sample(posterior(denoiser, x_T, [11, 7, 2], factor, streams=SampleStreams(1, 3), variance=beta_tilde))
         np.testing.assert_array_equal(got, expected)
 
 
@@ -222,6 +222,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="noise must be a finite number of at least 0, not -1"):
         reconstruction(denoiser, Y, KNOWN, -1)
     with pytest.raises(ValueError, match="streams must be one for each of the 2 samples, not 3"):
-        list(posterior(denoiser, np.zeros((2, 3)), [3, 1], None, streams=Streams(0, 3)))
+        list(posterior(denoiser, np.zeros((2, 3)), [3, 1], None, streams=SampleStreams(0, 3)))
     with pytest.raises(ValueError, match="times must be integers that fall strictly within 3..0"):
-        list(posterior(denoiser, np.zeros((2, 3)), [1, 3], None, streams=Streams(0, 2)))
+        list(posterior(denoiser, np.zeros((2, 3)), [1, 3], None, streams=SampleStreams(0, 2)))

@@ -12,7 +12,7 @@ import pytest
 from minidiff.diffusion import denoiser, gaussian, guidance, likelihood, losses, samplers, schedules
 from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 SCHEDULE = schedules.linear(10, beta_max=0.9)
 ZERO = schedules.zero_terminal_snr(SCHEDULE)
@@ -192,17 +192,17 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
     (ValueError, "times must be integers that fall strictly within 9..0, got [9.0, 4.0]",
      lambda: samplers.sample(samplers.dpm_solver_pp_2m(ONE_D, X, np.array([9.0, 4.0])))),
     (ValueError, "times must be integers that fall strictly within 9..0, got [9, True, False]",
-     lambda: samplers.sample(samplers.ddpm(ONE_D, X, [9, True, False], streams=Streams(0, 4)))),
+     lambda: samplers.sample(samplers.ddpm(ONE_D, X, [9, True, False], streams=SampleStreams(0, 4)))),
     (ValueError, "times must be integers that fall strictly within 9..0, got [True, False]",
      lambda: samplers.sample(samplers.ddim_inverse(ONE_D, X, np.array([True, False])))),
     (ValueError, "times must be integers that fall strictly within 9..0, got [10, 4]",
      lambda: samplers.sample(samplers.ddim(ONE_D, X, np.array([10, 4])))),
     (ValueError, "times must be integers that fall strictly within 9..0, got ['9', None]",
      lambda: samplers.sample(samplers.ddim(ONE_D, X, ["9", None]))),
-    (ValueError, "streams must be Streams, one for each of the 4 samples, got None",
+    (ValueError, "streams must be SampleStreams, one for each of the 4 samples, got None",
      lambda: samplers.sample(samplers.ddpm(ONE_D, X, [3, 1], streams=None))),
-    (ValueError, "streams must be Streams, one for each of the 4 samples, got 3 streams",
-     lambda: samplers.sample(samplers.ddim(ONE_D, X, [3, 1], eta=1, streams=Streams(0, 3)))),
+    (ValueError, "streams must be SampleStreams, one for each of the 4 samples, got 3 streams",
+     lambda: samplers.sample(samplers.ddim(ONE_D, X, [3, 1], eta=1, streams=SampleStreams(0, 3)))),
     # guidance
     (ValueError, "cond must be a tuple of arrays where scale is not 0, not None: there is nothing to guide toward",
      lambda: ClassifierFree(NETWORK, 2.0, ())(X, T3)),
@@ -222,9 +222,9 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: ClassifierGuidance(CLIPPING, lambda x, t, y: x)),
     # likelihood
     (ValueError, "terms must be None, for all, or at least 1, got 0",
-     lambda: likelihood.variational_bound(ONE_D, X, streams=Streams(0, 4), decoder=None, terms=0)),
-    (ValueError, "streams must be Streams, one for each of the 4 samples, got 3",
-     lambda: likelihood.variational_bound(ONE_D, X, streams=Streams(0, 3), decoder=None)),
+     lambda: likelihood.variational_bound(ONE_D, X, streams=SampleStreams(0, 4), decoder=None, terms=0)),
+    (ValueError, "streams must be SampleStreams, one for each of the 4 samples, got 3",
+     lambda: likelihood.variational_bound(ONE_D, X, streams=SampleStreams(0, 3), decoder=None)),
     (ValueError, "t must be at least 1, got [0 1 1 1]: at 0 there is no posterior left, but the decoder",
      lambda: likelihood.reverse_kl(ONE_D, X, np.array([0, 1, 1, 1]), X)),
     (ValueError, "x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got float64 from -2 to 0",

@@ -18,7 +18,7 @@ from minidiff.diffusion.samplers import (
     sample,
     times,
 )
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 
 def gaussian_1d(schedule, s2, mean=0.0):
@@ -63,7 +63,7 @@ def test_a_sampler_does_not_touch_x_T_and_hands_cond_on():
     x_T, cond = np.ones((2, 3), np.float32), (np.arange(2),)
     for sampler in (ddim, heun, dpm_solver_pp_2m):
         sample(sampler(denoiser, x_T, times(schedule, 3), cond))
-    sample(ddpm(denoiser, x_T, times(schedule, 3), cond, streams=Streams(0, 2)))
+    sample(ddpm(denoiser, x_T, times(schedule, 3), cond, streams=SampleStreams(0, 2)))
     assert all(c is cond for c in seen) and (x_T == 1).all()
 
 
@@ -80,8 +80,8 @@ def refused(sampler=ddim, ts=(3, 1), **options):
     (lambda: refused(ts=[3, -1]), "times must be integers that fall"),
     (lambda: refused(eta=1.5), "eta must lie within"),
     (lambda: refused(eta=math.nan), "eta must lie within"),
-    (lambda: refused(eta=0.5), "streams must be Streams, one for each of the 2 samples, got None"),
-    (lambda: refused(ddpm, streams=Streams(0, 3)), "streams must be .* got 3"),
+    (lambda: refused(eta=0.5), "streams must be SampleStreams, one for each of the 2 samples, got None"),
+    (lambda: refused(ddpm, streams=SampleStreams(0, 3)), "streams must be .* got 3"),
     (lambda: times(schedules.linear(), 0), "steps must be"),
     (lambda: times(schedules.linear(), 1001), "steps must be .* within 1..1000"),
     (lambda: times(schedules.linear(), 10.0), "steps must be"),

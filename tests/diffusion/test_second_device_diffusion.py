@@ -20,7 +20,7 @@ from minidiff.diffusion.denoiser import (
     static_threshold,
 )
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, stack_conditions
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 SCHEDULE = schedules.cosine(10, allow_signal=True)
 B, SHAPE = 3, (2, 2)
@@ -248,9 +248,9 @@ def test_classifier_guidance_and_stacked_conditions(cupy):
 PATH = [9, 6, 3, 0]
 SAMPLERS = {name: f for name, f in samplers.SAMPLERS.items() if name != "ddpm"} | {
     "ddim_inverse": samplers.ddim_inverse,
-    "ddim, eta": lambda d, x, path, cond: samplers.ddim(d, x, path, cond, eta=0.7, streams=Streams(3, B)),
-    "ddpm": lambda d, x, path, cond: samplers.ddpm(d, x, path, cond, streams=Streams(3, B)),
-    "ddpm, beta": lambda d, x, path, cond: samplers.ddpm(d, x, path, cond, streams=Streams(3, B),
+    "ddim, eta": lambda d, x, path, cond: samplers.ddim(d, x, path, cond, eta=0.7, streams=SampleStreams(3, B)),
+    "ddpm": lambda d, x, path, cond: samplers.ddpm(d, x, path, cond, streams=SampleStreams(3, B)),
+    "ddpm, beta": lambda d, x, path, cond: samplers.ddpm(d, x, path, cond, streams=SampleStreams(3, B),
                                                          variance=samplers.beta),
 }
 
@@ -274,12 +274,12 @@ NATS = {
     "discretised Gaussian": lambda d, x: likelihood.DiscretisedGaussian(0.1)(x, 0.9 * x),
     "Gaussian density": lambda d, x: likelihood.GaussianDensity(0.1)(x, 0.9 * x),
     "bound": lambda d, x: likelihood.variational_bound(
-        d, x, streams=Streams(0, B), decoder=likelihood.GaussianDensity(0.1)).total,
+        d, x, streams=SampleStreams(0, B), decoder=likelihood.GaussianDensity(0.1)).total,
     "bound, some terms": lambda d, x: likelihood.variational_bound(
-        d, x, streams=Streams(0, B), decoder=likelihood.DiscretisedGaussian(0.1), terms=2).total,
+        d, x, streams=SampleStreams(0, B), decoder=likelihood.DiscretisedGaussian(0.1), terms=2).total,
     "flow": lambda d, x: likelihood.log_prob(d, x, PATH),
     "flow, Hutchinson": lambda d, x: likelihood.log_prob(
-        d, x, PATH, divergence=likelihood.Hutchinson.draw(Streams(1, B), x, 2)),
+        d, x, PATH, divergence=likelihood.Hutchinson.draw(SampleStreams(1, B), x, 2)),
     "flow bound": lambda d, x: likelihood.flow_bound(
         d, x, PATH, eps=x * 0.5, decoder=likelihood.GaussianDensity(0.1)).total,
 }
@@ -298,8 +298,8 @@ def test_reverse_kl_and_probes(cupy):
     refuses(lambda: likelihood.reverse_kl(MIXTURE, cupy.asarray(x), t, eps))
     refuses(lambda: likelihood.flow_bound(MIXTURE, cupy.asarray(x), PATH, eps=eps,
                                           decoder=likelihood.GaussianDensity(0.1)))
-    probes = likelihood.Hutchinson.draw(Streams(1, B), cupy.asarray(x), 2).probes
-    assert_same(probes, likelihood.Hutchinson.draw(Streams(1, B), x, 2).probes)
+    probes = likelihood.Hutchinson.draw(SampleStreams(1, B), cupy.asarray(x), 2).probes
+    assert_same(probes, likelihood.Hutchinson.draw(SampleStreams(1, B), x, 2).probes)
     for found, expected in zip(likelihood.exact_trace(MIXTURE, cupy.asarray(x), t),
                                likelihood.exact_trace(MIXTURE, x, t), strict=True):
         (on_the_host if isinstance(found, np.ndarray) else assert_same)(found, expected)

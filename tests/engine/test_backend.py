@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidiff.engine import backend
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 
 few = settings(deadline=None, max_examples=25)
@@ -22,7 +22,7 @@ few = settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**40), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
 def test_a_sample_depends_on_its_own_seed_only(seed, count, more, calls):
     """Law 28: not on how many others there are, nor on how the batch was cut."""
-    alone, crowd, cut = Streams(seed, count), Streams(seed, count + more), Streams(seed, count)
+    alone, crowd, cut = SampleStreams(seed, count), SampleStreams(seed, count + more), SampleStreams(seed, count)
     for _ in range(calls):
         expected = alone.normal((2, 3))
         assert expected.shape == (count, 2, 3) and expected.dtype == np.float32
@@ -32,13 +32,13 @@ def test_a_sample_depends_on_its_own_seed_only(seed, count, more, calls):
 
 
 def test_samples_calls_and_seeds_differ():
-    streams = Streams(0, 3)
-    drawn = [*streams.normal((4,)), *streams.normal((4,)), *Streams(1, 3).normal((4,))]
+    streams = SampleStreams(0, 3)
+    drawn = [*streams.normal((4,)), *streams.normal((4,)), *SampleStreams(1, 3).normal((4,))]
     assert len({a.tobytes() for a in drawn}) == 9
 
 
 def test_a_slice_shares_the_state():
-    streams, copy = Streams(5, 4), Streams(5, 4)
+    streams, copy = SampleStreams(5, 4), SampleStreams(5, 4)
     first = streams[1:3].normal((2,))
     assert np.array_equal(first, copy.normal((2,))[1:3])
     assert np.array_equal(streams[1:3].normal((2,)), copy.normal((2,))[1:3])
@@ -47,19 +47,19 @@ def test_a_slice_shares_the_state():
 
 def test_streams_from_seeds():
     seeds = [7, 3, 7, 12]
-    drawn = Streams.from_seeds(seeds).normal((5,))
+    drawn = SampleStreams.from_seeds(seeds).normal((5,))
     assert np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
     for seed, row in zip(seeds, drawn, strict=True):
-        assert np.array_equal(Streams(seed, 3).normal((5,))[0], row)
+        assert np.array_equal(SampleStreams(seed, 3).normal((5,))[0], row)
     generator = np.random.default_rng(1)
-    assert np.array_equal(Streams.of([generator]).normal((3,), np.float64)[0],
+    assert np.array_equal(SampleStreams.of([generator]).normal((3,), np.float64)[0],
                           np.random.default_rng(1).standard_normal(3))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_numbers_are_standard_normal(dtype):
     """200,000 numbers of 100 streams: mean and variance at 5.5 standard errors: false alarm 8e-8 each."""
-    x = Streams(0, 100).normal((2000,), dtype)
+    x = SampleStreams(0, 100).normal((2000,), dtype)
     assert x.dtype == dtype
     x = x.astype(float)
     assert abs(x.mean()) < 5.5 / np.sqrt(x.size) and abs(x.var() - 1) < 5.5 * np.sqrt(2 / x.size)
@@ -74,7 +74,7 @@ def test_numbers_are_standard_normal(dtype):
 ])
 def test_bad_seeds_and_counts_are_refused(seed, count, message):
     with pytest.raises(ValueError, match=message):
-        Streams(seed, count)
+        SampleStreams(seed, count)
 
 
 def test_on_the_cpu():

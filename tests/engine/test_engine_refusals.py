@@ -10,7 +10,8 @@ from support import fake_cupy
 from support.gradcheck import check_gradients
 
 from minidiff.engine import attention, backend, blas, conv, norm, ops, parallel
-from minidiff.engine.backend import Streams, check_device, device_of, to_numpy
+from minidiff.engine.backend import check_device, device_of, to_numpy
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
 
@@ -129,10 +130,10 @@ def f32(*shape):
                      ["float32", "float32", "float64"])),
     # arrays and devices
     (UserError, "device must be one of cpu, cuda, not 'gpu'", lambda: check_device("gpu")),
-    (ValueError, "seed must be a whole number of at least 0, not -1", lambda: Streams(-1, 2)),
-    (ValueError, "seed must be a whole number of at least 0, not 0.5", lambda: Streams(0.5, 2)),
-    (ValueError, "count must be a whole number of at least 1, not 0", lambda: Streams(0, 0)),
-    (ValueError, "count must be a whole number of at least 1, not 1.5", lambda: Streams(0, 1.5)),
+    (ValueError, "seed must be a whole number of at least 0, not -1", lambda: SampleStreams(-1, 2)),
+    (ValueError, "seed must be a whole number of at least 0, not 0.5", lambda: SampleStreams(0.5, 2)),
+    (ValueError, "count must be a whole number of at least 1, not 0", lambda: SampleStreams(0, 0)),
+    (ValueError, "count must be a whole number of at least 1, not 1.5", lambda: SampleStreams(0, 1.5)),
     (TypeError, "add_product: x, w and y must all be float32 or float64, not float32, float64, float32",
      lambda: blas.add_product(f32(2, 4), f32(2, 3), np.zeros((3, 4)), first=True)),
     (ValueError, "add_product: x (2, 3) @ w (2, 4) does not fit y (2, 4)",
@@ -247,9 +248,9 @@ def test_streams_are_numpys_own_generators():
     """Row i is default_rng([seed, i]) drawn in the asked-for dtype; half precision is rounded from single."""
     rows = {dtype: np.stack([np.random.default_rng([7, i]).standard_normal((5,), dtype=dtype) for i in range(3)])
             for dtype in (np.float32, np.float64)}
-    assert (Streams(7, 3).normal((5,)) == rows[np.float32]).all()
-    assert (Streams(7, 3).normal((5,), np.float64) == rows[np.float64]).all()
-    half = Streams(7, 3).normal((5,), np.float16)
+    assert (SampleStreams(7, 3).normal((5,)) == rows[np.float32]).all()
+    assert (SampleStreams(7, 3).normal((5,), np.float64) == rows[np.float64]).all()
+    half = SampleStreams(7, 3).normal((5,), np.float16)
     assert half.dtype == np.float16 and (half == rows[np.float32].astype(np.float16)).all()
 
 

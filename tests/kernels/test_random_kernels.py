@@ -11,7 +11,7 @@ from support import cuda_on_cpu, fake_cupy
 from support.fake_cupy import install
 
 from minidiff.engine.cuda import launch as cuda
-from minidiff.engine.cuda.random import DeviceStreams
+from minidiff.engine.cuda.random import DeviceSampleStreams
 
 needs_compiler = fake_cupy.needs_compiler
 pytestmark = fake_cupy.needs_device
@@ -81,7 +81,7 @@ def expected_normals(seed: int, place: int, call: int, n: int) -> np.ndarray:
 @given(seed=st.integers(0, 2**64 - 1), count=st.integers(1, 5), n=st.integers(1, 9), call=st.integers(0, 2**32 - 1),
        first=st.sampled_from([0, 2**32, 2**32 - 1]), dtype=st.sampled_from(["float16", "float32", "float64"]))
 def test_every_number_is_the_formulas(cupy, seed, count, n, call, first, dtype):
-    z = DeviceStreams(seed, count, first).at(call).normal((n,), dtype)
+    z = DeviceSampleStreams(seed, count, first).at(call).normal((n,), dtype)
     assert isinstance(z, cupy.ndarray) and z.dtype == dtype and z.shape == (count, n)
     expected = [expected_normals(seed, first + i, call, n) for i in range(count)]
     # float32 knows u_0 to 2^-25, and next to 1 the radius is sqrt(2 (1 - u_0)): an absolute error of up to 2.4e-4
@@ -95,7 +95,7 @@ def test_every_number_is_the_formulas(cupy, seed, count, n, call, first, dtype):
 @few
 @given(st.integers(0, 2**40), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
 def test_a_sample_depends_on_its_own_seed_only(cupy, seed, count, more, calls):
-    alone, crowd, cut = (DeviceStreams(seed, n) for n in (count, count + more, count))
+    alone, crowd, cut = (DeviceSampleStreams(seed, n) for n in (count, count + more, count))
     for _ in range(calls):
         expected = alone.normal((2, 3)).get()
         assert expected.shape == (count, 2, 3) and expected.dtype == np.float32
@@ -105,35 +105,35 @@ def test_a_sample_depends_on_its_own_seed_only(cupy, seed, count, more, calls):
 
 
 def test_samples_calls_seeds_and_places_differ(cupy):
-    streams = DeviceStreams(0, 3)
-    drawn = [*streams.normal((4,)).get(), *streams.normal((4,)).get(), *DeviceStreams(1, 3).normal((4,)).get(),
-             *DeviceStreams(0, 3, first=2**32).normal((4,)).get()]
+    streams = DeviceSampleStreams(0, 3)
+    drawn = [*streams.normal((4,)).get(), *streams.normal((4,)).get(), *DeviceSampleStreams(1, 3).normal((4,)).get(),
+             *DeviceSampleStreams(0, 3, first=2**32).normal((4,)).get()]
     assert len({a.tobytes() for a in drawn}) == 12
 
 
 def test_streams_from_seeds(cupy):
-    drawn = DeviceStreams.from_seeds([7, 3, 7]).normal((5,)).get()
+    drawn = DeviceSampleStreams.from_seeds([7, 3, 7]).normal((5,)).get()
     assert np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
-    assert np.array_equal(DeviceStreams(3, 2).normal((5,)).get()[0], drawn[1])
+    assert np.array_equal(DeviceSampleStreams(3, 2).normal((5,)).get()[0], drawn[1])
     with pytest.raises(TypeError, match="from_seeds"):
-        DeviceStreams.of([np.random.default_rng(0)])
+        DeviceSampleStreams.of([np.random.default_rng(0)])
     with pytest.raises(ValueError, match="seed must be"):
-        DeviceStreams(-1, 2)
+        DeviceSampleStreams(-1, 2)
 
 
 def test_a_call_number_is_the_whole_state(cupy):
-    streams = DeviceStreams(5, 4)
+    streams = DeviceSampleStreams(5, 4)
     drawn = [streams.normal((3,)).get() for _ in range(3)]
-    assert np.array_equal(DeviceStreams(5, 4).at(2).normal((3,)).get(), drawn[2])
+    assert np.array_equal(DeviceSampleStreams(5, 4).at(2).normal((3,)).get(), drawn[2])
 
 
 def test_seeds_and_calls_that_would_be_taken_for_others_are_refused(cupy):
     for seed in (-1, 2**64, 0.5, "3"):
-        for make in (lambda seed: DeviceStreams(seed, 2), lambda seed: DeviceStreams.from_seeds([0, seed])):
+        for make in (lambda seed: DeviceSampleStreams(seed, 2), lambda seed: DeviceSampleStreams.from_seeds([0, seed])):
             with pytest.raises(ValueError, match="^seed must be a whole number of") as error:
                 make(seed)
             assert "\n" not in str(error.value)
-    streams = DeviceStreams(2**64 - 1, 1).at(2**32 - 1)
+    streams = DeviceSampleStreams(2**64 - 1, 1).at(2**32 - 1)
     assert streams.normal((2,)).shape == (1, 2)
     for call in (-1, 2**32, 0.5):
         with pytest.raises(ValueError, match="call must be a whole number of 0..4294967295"):
@@ -146,7 +146,7 @@ def test_seeds_and_calls_that_would_be_taken_for_others_are_refused(cupy):
 def test_numbers_are_standard_normal(cupy, dtype):
     """100 streams of 1000 numbers.  Mean and variance at 5.5 standard errors, false alarm 8e-8 each; the distribution
     by Dvoretzky, Kiefer and Wolfowitz's bound, 1e-7; the correlation of two streams beyond 7/sqrt(n), 1e-8 in all."""
-    drawn = DeviceStreams(0, 100).normal((1000,), dtype).get().astype(float)
+    drawn = DeviceSampleStreams(0, 100).normal((1000,), dtype).get().astype(float)
     x = np.sort(drawn, axis=None)
     assert abs(x.mean()) < 5.5 / np.sqrt(x.size) and abs(x.var() - 1) < 5.5 * np.sqrt(2 / x.size)
     # P(sup |F_n - F| > d) <= 2 e^{-2 n d^2};  float16 itself moves F by up to 2^-11

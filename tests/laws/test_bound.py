@@ -25,7 +25,7 @@ from minidiff.diffusion.likelihood import (
 )
 from minidiff.diffusion.samplers import beta, beta_tilde
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 
 class Wrong:
@@ -112,7 +112,7 @@ def test_the_whole_bound_adds_every_term_once(schedule, seed):
     rng = np.random.default_rng(seed)
     x_0, error = rng.normal(size=(3, 4)), float(rng.normal())
     # the denoiser hears of x_0 through its condition, and would be off by 9 without it
-    bound = variational_bound(Wrong(schedule, x_0 + 9, [error] * schedule.T), x_0, (x_0,), streams=Streams(1, 3),
+    bound = variational_bound(Wrong(schedule, x_0 + 9, [error] * schedule.T), x_0, (x_0,), streams=SampleStreams(1, 3),
                               decoder=GaussianDensity(0.3))
     telescoped = float(exact_snr(schedule, 0) - exact_snr(schedule, schedule.T - 1)) * 4 * error**2 / 2
     np.testing.assert_allclose(bound.steps, telescoped, rtol=1e-7, atol=1e-12)
@@ -151,7 +151,7 @@ def test_drawn_terms_of_a_network_whose_v_is_equally_wrong_everywhere(schedule, 
     denoiser = Wrong(schedule, x_0, schedule.sigma(np.arange(schedule.T)))
 
     def bound(**options):
-        return variational_bound(denoiser, x_0, streams=Streams(7, 3), decoder=GaussianDensity(1.0), **options)
+        return variational_bound(denoiser, x_0, streams=SampleStreams(7, 3), decoder=GaussianDensity(1.0), **options)
     np.testing.assert_allclose(bound(terms=terms).steps, bound().steps, rtol=1e-7)
 
 
@@ -161,12 +161,12 @@ def test_a_sample_s_bound_does_not_depend_on_the_batch_and_each_draws_its_own_ti
     denoiser = GaussianDenoiser(schedule, np.zeros(3), np.ones(3))
 
     def steps(part):
-        return variational_bound(denoiser, x_0[part], streams=Streams(7, 4)[part], decoder=GaussianDensity(1.0),
+        return variational_bound(denoiser, x_0[part], streams=SampleStreams(7, 4)[part], decoder=GaussianDensity(1.0),
                                  terms=2).total
     assert np.allclose(steps(slice(0, 4)), np.concatenate([steps(slice(0, 1)), steps(slice(1, 4))]), rtol=1e-12)
     x_0 = np.ones((40, 3))
     denoiser = Wrong(schedule, x_0, np.arange(50.0))
-    drawn = variational_bound(denoiser, x_0, streams=Streams(7, 40), decoder=GaussianDensity(1.0), terms=1).steps
+    drawn = variational_bound(denoiser, x_0, streams=SampleStreams(7, 40), decoder=GaussianDensity(1.0), terms=1).steps
     assert len(np.unique(drawn)) > 10
 
 
@@ -349,11 +349,11 @@ def test_what_cannot_be_is_refused_in_a_sentence():
         reverse_kl(denoiser, x, np.array([1, 0, 2]), x)
     for terms in (0, -1):
         with pytest.raises(ValueError, match=f"terms must be None, for all, or at least 1, got {terms}"):
-            variational_bound(denoiser, x, streams=Streams(0, 3), decoder=GaussianDensity(1.0), terms=terms)
+            variational_bound(denoiser, x, streams=SampleStreams(0, 3), decoder=GaussianDensity(1.0), terms=terms)
     with pytest.raises(ValueError, match="streams must be .* 3 samples, got 2"):
-        variational_bound(denoiser, x, streams=Streams(0, 2), decoder=GaussianDensity(1.0))
+        variational_bound(denoiser, x, streams=SampleStreams(0, 2), decoder=GaussianDensity(1.0))
     with pytest.raises(ValueError, match="streams must be .* 3 samples, got 4"):
-        Hutchinson.draw(Streams(0, 4), x)
+        Hutchinson.draw(SampleStreams(0, 4), x)
     for sigma in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="sigma must be positive and finite"):
             DiscretisedGaussian(sigma)
@@ -377,6 +377,6 @@ def test_one_time_is_enough():
     schedule = Schedule(np.array([0.01]))
     denoiser = GaussianDenoiser(schedule, np.zeros(1), np.ones(1))
     x = np.array([[0.5], [-1.0]])
-    bound = variational_bound(denoiser, x, streams=Streams(0, 2), decoder=GaussianDensity(1.0), terms=3)
+    bound = variational_bound(denoiser, x, streams=SampleStreams(0, 2), decoder=GaussianDensity(1.0), terms=3)
     assert np.array_equal(bound.steps, [0, 0]) and np.isfinite(bound.total).all()
     np.testing.assert_allclose(log_prob(denoiser, x, [0]), stats.norm.logpdf(x[:, 0]), rtol=1e-12)

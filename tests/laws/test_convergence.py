@@ -368,7 +368,7 @@ def test_inverse_ddim_is_of_first_order():
 # ---- with noise: the order of the distribution ---------------------------------------------------------------
 
 def one_at_a_time(count):
-    """Stands in for Streams: draw number i is 1 for sample i, and 0 for the others."""
+    """Stands in for SampleStreams: draw number i is 1 for sample i, and 0 for the others."""
     return Noise(count, given=lambda draw: np.eye(count)[draw][:, None])
 
 

@@ -17,7 +17,7 @@ from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, Mixtu
 from minidiff.diffusion.gaussian import PREDICTIONS, q_sample
 from minidiff.diffusion.likelihood import GaussianDensity, Hutchinson, exact_trace, flow_bound, log_prob
 from minidiff.diffusion.samplers import times
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 # ---- law 22: the density of the flow ---------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ def test_the_flow_s_bound_hands_on_the_condition_and_the_divergence():
     np.testing.assert_allclose(bound.total, -stats.norm.logpdf(x_0, means[1], s).sum(1), atol=1e-2)
 
     A, path = rng.normal(size=(2, 2)), times(schedule, 20)
-    denoiser, probe = GaussianDenoiser(schedule, np.zeros(2), A @ A.T), Hutchinson.draw(Streams(0, 4), x_0)
+    denoiser, probe = GaussianDenoiser(schedule, np.zeros(2), A @ A.T), Hutchinson.draw(SampleStreams(0, 4), x_0)
     flows = [flow_bound(denoiser, x_0, path, eps=eps, decoder=decoder, divergence=d).flow for d in (probe, exact_trace)]
     x_t = q_sample(schedule, x_0, int(path[-1]), eps)
     densities = [log_prob(denoiser, x_t, path, divergence=d) for d in (probe, exact_trace)]
@@ -149,10 +149,10 @@ def test_hutchinson_s_estimate_over_all_signs(seed):
 
 def test_probes_are_signs_each_sample_s_own():
     """Their mean over 40,000 is within 5 / sqrt(40,000) of 0: false alarm 6e-7."""
-    z = Hutchinson.draw(Streams(3, 4), np.zeros((4, 100, 100), np.float32)).probes
+    z = Hutchinson.draw(SampleStreams(3, 4), np.zeros((4, 100, 100), np.float32)).probes
     assert z.shape == (1, 4, 100, 100) and z.dtype == np.float32 and set(np.unique(z)) == {-1, 1}
     assert abs(z.mean()) < 5 / 200
-    again = Hutchinson.draw(Streams(3, 4)[1:], np.zeros((3, 100, 100), np.float32), 2).probes
+    again = Hutchinson.draw(SampleStreams(3, 4)[1:], np.zeros((3, 100, 100), np.float32), 2).probes
     assert np.array_equal(again[0], z[0, 1:]) and not np.array_equal(again[0], again[1]) and len(again) == 2
 
 
@@ -166,7 +166,7 @@ def test_one_probe_is_enough_for_independent_pixels():
     for cov, same in [(np.diag([0.3, 1.0, 2.0, 0.5]), True), (A @ A.T, False)]:
         denoiser = GaussianDenoiser(schedule, np.zeros((2, 2)), cov)
         exact = log_prob(denoiser, x, path)
-        got = log_prob(denoiser, x, path, divergence=Hutchinson.draw(Streams(0, 3), x))
+        got = log_prob(denoiser, x, path, divergence=Hutchinson.draw(SampleStreams(0, 3), x))
         assert (np.isclose(got, exact, rtol=1e-10) == same).all()
 
 

@@ -14,7 +14,7 @@ from minidiff.diffusion.denoiser import MixtureDenoiser, NetworkDenoiser, dynami
 from minidiff.diffusion.gaussian import to_x0
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
 from minidiff.diffusion.samplers import ddim, ddpm, heun, sample, times
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 scales = st.floats(-2, 10)
 K = 3
@@ -117,7 +117,7 @@ def test_the_gradient_at_x_t_shifts_the_ancestral_mean_by_its_share(schedule, se
 
     def first_step(scale):
         guided = ClassifierGuidance(exact, lambda *a: seen.append(a) or g(*a), scale)
-        return next(ddpm(guided, x, [t, s], y, streams=Streams(seed, 4))).x_t
+        return next(ddpm(guided, x, [t, s], y, streams=SampleStreams(seed, 4))).x_t
 
     one_minus_beta = schedule.alpha_bar[t] / schedule.alpha_bar[s]
     shift = scale * (1 - one_minus_beta) / math.sqrt(one_minus_beta) * g(x, np.full(4, t), y)

@@ -39,7 +39,7 @@ from minidiff.diffusion.samplers import (
     sample,
     times,
 )
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 
 DETERMINISTIC = {name: sampler for name, sampler in SAMPLERS.items() if sampler is not ddpm}
 
@@ -97,8 +97,8 @@ def test_ddim_at_eta_1_is_ddpm(schedule_and_list, seed):
     rng = np.random.default_rng(seed)
     denoiser = MixtureDenoiser(schedule, [0.3, 0.7], rng.normal(size=(2, 2)), [0.1, 0.5])
     x_T = rng.normal(size=(3, 2))
-    a = ddpm(denoiser, x_T, ts, streams=Streams(seed, 3))
-    b = ddim(denoiser, x_T, ts, eta=1.0, streams=Streams(seed, 3))
+    a = ddpm(denoiser, x_T, ts, streams=SampleStreams(seed, 3))
+    b = ddim(denoiser, x_T, ts, eta=1.0, streams=SampleStreams(seed, 3))
     for ours, other in zip(a, b, strict=True):
         assert ours.t == other.t
         np.testing.assert_allclose(ours.x_t, other.x_t, rtol=1e-8, atol=1e-8)
@@ -358,7 +358,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     denoiser = MixtureDenoiser(schedule, [0.4, 0.6], np.array([[0.0, 1], [1, -1]]), [0.1, 0.3])
 
     def run(part):
-        streams = Streams(7, 5)[part]
+        streams = SampleStreams(7, 5)[part]
         x_T = streams.normal((2,), np.float64)
         if name == "ddpm":
             return sample(ddpm(denoiser, x_T, times(schedule, 10), streams=streams))

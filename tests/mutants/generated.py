@@ -73,7 +73,7 @@ class Change:
 
     @property
     def function(self) -> str:
-        """As one reads it: `Streams.normal` for mutmut's `xǁStreamsǁnormal`."""
+        """As one reads it: `SampleStreams.normal` for mutmut's `xǁStreamsǁnormal`."""
         mangled = self.name.rsplit(".", 1)[1].rsplit("__mutmut_", 1)[0]
         return mangled[2:] if mangled.startswith("x_") else ".".join(mangled.split("ǁ")[1:])
 

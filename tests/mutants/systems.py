@@ -53,8 +53,8 @@ BUGS = [
         "        self.room -= math.prod(shape)\n",
         ""),
     Bug("every seed draws the same pictures", SYSTEM,
-        "streams or Streams(seed, len(captions))",
-        "streams or Streams(0, len(captions))"),
+        "streams or SampleStreams(seed, len(captions))",
+        "streams or SampleStreams(0, len(captions))"),
 
     # --- DPM: the bound, and a schedule that is learned ---------------------------------------------------
     Bug("DPM: the schedule's entropy of one dimension", DPM,

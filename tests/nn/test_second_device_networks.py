@@ -9,9 +9,10 @@ from support.fake_cupy import assert_same, install, of_the_double, one_sentence
 from support.tiny import images, trained_a_little, trainer
 
 from minidiff import checkpoint
-from minidiff.engine.backend import Streams, to_device
-from minidiff.engine.cuda.random import DeviceStreams
+from minidiff.engine.backend import to_device
+from minidiff.engine.cuda.random import DeviceSampleStreams
 from minidiff.engine.parallel import parallel_gradients, parallel_map
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.errors import UserError
 from minidiff.evaluation import likelihood as bits
@@ -183,20 +184,20 @@ def test_without_streams_a_device_makes_its_own_noise(cupy):
     (host, *_) = model.trajectory(["3"], steps=1)
     model.to("cuda")
     (three, *_), (one, *_) = (model.trajectory(["3"] * n, steps=1, seed=5) for n in (3, 1))
-    (ours, *_) = model.trajectory(["3"], steps=1, streams=Streams(0, 1))
+    (ours, *_) = model.trajectory(["3"], steps=1, streams=SampleStreams(0, 1))
     assert isinstance(three.x_t, cupy.ndarray) and np.array_equal(three.x_t[:1].get(), one.x_t.get())
-    assert np.array_equal(DeviceStreams(5, 1).normal((28, 28, 1)).get(), one.x_t.get())
+    assert np.array_equal(DeviceSampleStreams(5, 1).normal((28, 28, 1)).get(), one.x_t.get())
     assert np.array_equal(ours.x_t.get(), host.x_t)
 
 
 @pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm"])
 def test_samples(cupy, sampler):
     model, captions = trained_a_little(), ["a bold seven", "", "3"]
-    expected = model.sample(captions, steps=3, sampler=sampler, streams=Streams(1, 3))
-    states = list(model.to("cuda").trajectory(captions, steps=3, sampler=sampler, streams=Streams(1, 3)))
+    expected = model.sample(captions, steps=3, sampler=sampler, streams=SampleStreams(1, 3))
+    states = list(model.to("cuda").trajectory(captions, steps=3, sampler=sampler, streams=SampleStreams(1, 3)))
     for state in states:
         assert isinstance(state.x_t, cupy.ndarray) and state.x_t.dtype == np.float32
-    found = model.sample(captions, steps=3, sampler=sampler, streams=Streams(1, 3))
+    found = model.sample(captions, steps=3, sampler=sampler, streams=SampleStreams(1, 3))
     assert isinstance(found, np.ndarray)
     # three steps of float32 through a network whose output moves by about as much as its input
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
@@ -382,13 +383,13 @@ def test_a_run_on_the_device_that_ends_in_nan_says_where_to_go_on(cupy, tmp_path
     monkeypatch.setattr(Trainer, "batch", batch)
     with pytest.raises(UserError, match=r"the loss of step 3 is nan.*last good state is .*step-000002\.safetensors"):
         train.run(tmp_path, images(), TrainConfig(steps=3, batch=2), model_config=SMALL, device="cuda", quiet=True)
-    assert checkpoint.Keeper(tmp_path).latest().meta["step"] == 2 and not (tmp_path / "model.safetensors").exists()
+    assert checkpoint.CheckpointFolder(tmp_path).latest().meta["step"] == 2 and not (tmp_path / "model.safetensors").exists()
 
 
 def test_trainings_noise_is_no_samplers(cupy):
-    """Streams of one seed: what is sampled was not trained on, and no step's noise is another's."""
+    """SampleStreams of one seed: what is sampled was not trained on, and no step's noise is another's."""
     t = small("cuda", seed=5)
-    drawn = [*t.batch()[4].get(), *DeviceStreams(5, 4).normal((28, 28, 1)).get()]
+    drawn = [*t.batch()[4].get(), *DeviceSampleStreams(5, 4).normal((28, 28, 1)).get()]
     t.n += 1
     drawn += [*t.batch()[4].get()]
     assert len({z.tobytes() for z in drawn}) == 8

@@ -9,7 +9,7 @@ import pytest
 from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor, gradients, no_grad
-from minidiff.nn.unet import ResidualBlock, SpatialAttention, Stage, TextStates, UNet, UNetConfig
+from minidiff.nn.unet import ResidualBlock, SpatialAttention, TextStates, UNet, UNetBlock, UNetConfig
 
 TINY = UNetConfig(widths=(4, 8), attention=(False, True), heads=2, groups=2, embedding=6)
 
@@ -84,7 +84,7 @@ def test_a_residual_block_is_its_equation():
 def test_skips_carry_the_image_past_the_low_resolutions():
     """With what comes up from below cut off, the output still depends on the image."""
     net, t = unet(), np.array([7])
-    for p in net.grow[0].parameters().values():
+    for p in net.upsample[0].parameters().values():
         p.data[...] = 0
     x = normal(1, 8, 8, 1)
     assert np.abs(net(Tensor(x), t).data - net(Tensor(x + 0.1), t).data).max() > 1e-3
@@ -150,7 +150,7 @@ def test_blocks_begin_as_the_identity():
     text = TextStates(Tensor(text.tokens.data.astype(np.float32)), text.pooled, text.mask)
     assert np.array_equal(ResidualBlock(8, 8, 6, 2, rng)(Tensor(x), emb).data, x)
     assert np.array_equal(SpatialAttention(8, config, rng)(Tensor(x), text).data, x)
-    assert np.array_equal(Stage(config, 8, 8, True, rng)(Tensor(x), emb, text).data, x)
+    assert np.array_equal(UNetBlock(config, 8, 8, True, rng)(Tensor(x), emb, text).data, x)
     assert not np.array_equal(moved(ResidualBlock(8, 8, 6, 2, rng))(Tensor(x.astype(float)),
                                                                     Tensor(emb.data.astype(float))).data, x)
 

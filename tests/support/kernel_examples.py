@@ -8,7 +8,7 @@ from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda import norm as norm_cuda
-from minidiff.engine.cuda.random import DeviceStreams
+from minidiff.engine.cuda.random import DeviceSampleStreams
 
 
 def _normal(xp, dtype: str, *shapes: tuple[int, ...]) -> list:
@@ -57,7 +57,7 @@ def layer_norm(xp, dtype: str, version: int) -> None:
 
 
 def normal(xp, dtype: str, version: int) -> None:
-    DeviceStreams(0, 3).normal((5, 7), dtype, version=version)
+    DeviceSampleStreams(0, 3).normal((5, 7), dtype, version=version)
 
 
 def sum_partials(xp, dtype: str, version: int) -> None:

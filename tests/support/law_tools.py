@@ -90,7 +90,7 @@ def random_mixture(schedule, rng, K=3, shape=(2,)):
 # ---- samplers ------------------------------------------------------------------------------------------------
 
 class Noise:
-    """Stands in for Streams: hands out given arrays, or those of one generator, which is fast; and counts.
+    """Stands in for SampleStreams: hands out given arrays, or those of one generator, which is fast; and counts.
 
     given: one array for all draws, or a function of the draw's number, 1 for the first.
     """

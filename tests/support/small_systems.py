@@ -74,7 +74,7 @@ def small(name: str) -> System:
     """One that has not learned, but in which no weight is 0."""
     if name == "text-to-image":
         return tiny.trained_a_little()
-    return moved(systems.kind_of(name).new(data(), config=CONFIGS[name]))
+    return moved(systems.system_class(name).new(data(), config=CONFIGS[name]))
 
 
 def ship(monkeypatch) -> None:

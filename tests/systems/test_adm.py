@@ -19,7 +19,7 @@ from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.guidance import ClassifierGuidance
 from minidiff.diffusion.samplers import beta, beta_tilde, ddim, ddpm, sample, times
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.classifier import NOT_ASKED
@@ -189,10 +189,10 @@ def test_at_scale_0_or_asked_for_nothing_it_is_the_unconditional_sampler(model, 
     """Bit for bit, by both algorithms."""
     prompts, scale = caption_and_scale
     denoiser = replace(model.ddpm.unguided(), clip=static_threshold)
-    x_T, path = Streams(4, 5).normal((28, 28, 1)), times(model.ddpm.schedule, 6)
+    x_T, path = SampleStreams(4, 5).normal((28, 28, 1)), times(model.ddpm.schedule, 6)
     found = model.sample(prompts, scale=scale, steps=6, seed=4, algorithm=2)
     np.testing.assert_array_equal(found, sample(ddim(denoiser, x_T, path)))
-    streams = Streams(4, 5)
+    streams = SampleStreams(4, 5)
     ancestral = sample(ddpm(denoiser, streams.normal((28, 28, 1)), path, streams=streams))
     np.testing.assert_array_equal(model.sample(prompts, scale=scale, steps=6, seed=4, algorithm=1), ancestral)
 
@@ -203,7 +203,7 @@ def test_a_picture_depends_on_its_own_seed_and_caption_only(model, algorithm):
     together = model.sample(PROMPTS, seed=3, **options)
     assert together.shape == (5, 28, 28, 1) and together.dtype == np.float32 and np.abs(together).max() <= 1
     for i, prompt in enumerate(PROMPTS):
-        alone = model.sample([prompt], streams=Streams(3, 5)[i:i + 1], **options)
+        alone = model.sample([prompt], streams=SampleStreams(3, 5)[i:i + 1], **options)
         np.testing.assert_allclose(alone[0], together[i], atol=2e-3)                # float32, steepened by scale 5
     others = model.sample(PROMPTS[::-1], seed=3, **options)
     assert np.abs(others[0] - together[0]).max() > 2e-2 and np.array_equal(others[2], together[2])
@@ -217,7 +217,7 @@ def test_the_classifier_is_asked_at_x_t_itself(model, monkeypatch):
         seen.clear()
         images = model.sample(PROMPTS, scale=2.0, steps=5, seed=8, algorithm=algorithm)
         path = times(model.ddpm.schedule, 5)
-        streams = Streams(8, 5)
+        streams = SampleStreams(8, 5)
         x_T, denoiser, y = streams.normal((28, 28, 1)), model.ddpm.unguided(), asked(PROMPTS)
         states = (algorithm_1(replace(denoiser, clip=static_threshold), real, 2.0, x_T, path, y, streams=streams)
                   if algorithm == 1 else ddim(ClassifierGuidance(denoiser, real, 2.0, static_threshold), x_T, path, y))
@@ -252,7 +252,7 @@ def test_the_stage_trains_the_classifier_on_noised_images_and_leaves_the_ddpm_al
     model = ADM.new(data, 0, CONFIG)
     [stage] = model.stages(data)
     assert stage.module is model.classifier
-    trained = systems.find("ddpm").state_dict()
+    trained = systems.load_system("ddpm").state_dict()
     assert all(np.array_equal(trained[name], w) for name, w in model.ddpm.state_dict().items())
     x_t, t, y = stage.batch(np.random.default_rng(0), 50)
     assert sorted(t) == list(range(50))                     # spread evenly over all times
@@ -279,9 +279,9 @@ def test_the_loss_is_the_cross_entropy_of_every_question(data):
 
 
 def test_without_a_ddpm_training_says_what_to_do_first(data, monkeypatch, tmp_path):
-    def find(name):
+    def load_system(name):
         raise UserError("there are no weights of ddpm yet: train it with minidiff train --system ddpm")
-    monkeypatch.setattr(systems, "find", find)
+    monkeypatch.setattr(systems, "load_system", load_system)
     with pytest.raises(UserError, match="train it with minidiff train --system ddpm"):
         next(ADM.new(data, 0, CONFIG).stages(data))
 
@@ -305,7 +305,7 @@ def test_its_file_holds_all_of_it(model, tmp_path):
     ({"algorithm": 3}, "algorithm must be 1 or 2, not 3"), ({"scale": np.nan}, "scale must be a finite number"),
     ({"scale": np.inf, "algorithm": 1}, "scale must be a finite number"), ({"steps": 51}, "steps must be an integer"),
     ({"scale": np.nan, "algorithm": 2}, "scale must be a finite number"),
-    ({"streams": Streams(0, 2)}, "streams must be one for each of the 5 captions"),
+    ({"streams": SampleStreams(0, 2)}, "streams must be one for each of the 5 captions"),
 ])
 def test_options_that_make_no_sense_are_refused(model, options, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -13,7 +13,7 @@ from support import tiny
 from support.gradcheck import check_gradients
 from support.small_systems import CONFIGS, moved
 
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.decoding import next_tokens
 from minidiff.systems import clip, dalle
@@ -264,7 +264,7 @@ def test_a_sample_does_not_depend_on_its_batch(exact):
     together = exact.sample(captions, seed=3)
     assert together.shape == (40, 28, 28, 1) and together.dtype == np.float32 and np.abs(together).max() <= 1
     for i in (0, 23, 39):
-        alone = exact.sample(captions[i:i + 1], streams=Streams(3, 40)[i:i + 1])
+        alone = exact.sample(captions[i:i + 1], streams=SampleStreams(3, 40)[i:i + 1])
         np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
     assert np.array_equal(exact.sample(captions[:4], seed=3), exact.sample(captions[:4], seed=3))
     assert not np.array_equal(exact.sample(["3", "3"])[0], exact.sample(["3", "3"])[1])
@@ -287,7 +287,7 @@ def test_reranking_keeps_the_best_and_its_first_candidate_is_the_plain_draw(exac
     captions = ["a bold 7", "1", "a bold three"]
     plain = {"scale": 1.0, "temperature": 1.0}
     best = exact.sample(captions, seed=4, rerank=6, **plain)
-    u = Streams(4, 3).uniform((6, 49))                                              # (3, 6, 49)
+    u = SampleStreams(4, 3).uniform((6, 49))                                              # (3, 6, 49)
     candidates = np.stack([exact.vae.images(exact.draw_tokens(captions, u[:, j])) for j in range(6)], axis=1)
     np.testing.assert_allclose(exact.sample(captions, seed=4, **plain), candidates[:, 0], atol=1e-5)
     ink = candidates.mean(axis=(2, 3, 4))                                           # (3, 6)
@@ -305,7 +305,7 @@ BAD = [
     ({"rerank": 0}, "rerank must be a whole number from 1 to 512"),
     ({"rerank": 2.0}, "rerank must be a whole number from 1 to 512"),
     ({"rerank": 10**6}, "rerank must be a whole number from 1 to 512"),
-    ({"streams": Streams(0, 3)}, "streams must be one for each of the 1 captions"),
+    ({"streams": SampleStreams(0, 3)}, "streams must be one for each of the 1 captions"),
 ]
 
 

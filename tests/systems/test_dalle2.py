@@ -12,7 +12,7 @@ from support import tiny
 from minidiff.data.digits import CaptionedDigits
 from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.samplers import times
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import no_grad
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
@@ -94,7 +94,7 @@ class Shifted:
 
 
 class GivenNoise:
-    """Stands in for Streams: sample i's noise is a unit vector, so that a linear map shows its columns.
+    """Stands in for SampleStreams: sample i's noise is a unit vector, so that a linear map shows its columns.
 
     Sample 0 has no noise at all; samples 1 ... D one entry of the prior's, the others one entry of the decoder's.
     """
@@ -123,7 +123,7 @@ def test_the_two_stages_compose_to_the_exact_conditional(linear):
     noise = GivenNoise(40)
     x = linear.sample(["a bold seven"] * len(noise), candidates=1, steps=250, prior_steps=250, streams=noise)
     x = x.reshape(len(noise), 784).astype(np.float64)
-    z_t, _, pooled, _ = (a.astype(np.float64) for a in linear.hear(["a bold seven"]))
+    z_t, _, pooled, _ = (a.astype(np.float64) for a in linear.encode_text(["a bold seven"]))
     mean = (linear.B @ linear.A @ z_t[0]) + linear.C @ pooled[0]
     np.testing.assert_allclose(x[0], mean, atol=1e-3 * np.abs(mean).max())
     J = (x[1:] - x[0]).T                                    # (784, D + 40)
@@ -139,7 +139,7 @@ def test_the_two_stages_compose_to_the_exact_conditional(linear):
 def test_without_a_draw_from_the_prior_the_covariance_is_lost(linear):
     """Feeding E[z | y] in place of z ~ p(z | y) leaves the mean as it is, and of B S B^T + s^2 I only s^2 I."""
     noise = GivenNoise(40)
-    z_t, _, pooled, _ = linear.hear(["a bold seven"] * len(noise))
+    z_t, _, pooled, _ = linear.encode_text(["a bold seven"] * len(noise))
     x = linear.decode(z_t @ linear.A.T, ["a bold seven"] * len(noise), steps=250, streams=noise).reshape(-1, 784)
     mean = linear.B @ linear.A @ z_t[0] + linear.C @ pooled[0]
     np.testing.assert_allclose(x[0], mean, atol=1e-3 * np.abs(mean).max())
@@ -180,7 +180,7 @@ class CodedGaussian(LinearGaussian):
 
 
 class EvenUniforms:
-    """Stands in for Streams: uniforms spread evenly over the cube (Sobol), and a decoder without noise."""
+    """Stands in for SampleStreams: uniforms spread evenly over the cube (Sobol), and a decoder without noise."""
 
     def __init__(self, log2_count: int):
         self.u = qmc.Sobol(D, scramble=True, seed=0).random_base2(log2_count)
@@ -202,7 +202,7 @@ def test_by_way_of_codes_too_the_two_stages_compose_to_the_exact_conditional(cli
     system = CodedGaussian(config, clip.tokenizer, np.random.default_rng(0)).made_of(np.random.default_rng(3))
     system.clip.load_state_dict(clip.state_dict())
     caption, streams = ["a bold seven"], EvenUniforms(10)
-    z_t, _, pooled, _ = (a.astype(np.float64) for a in system.hear(caption))
+    z_t, _, pooled, _ = (a.astype(np.float64) for a in system.encode_text(caption))
     system.fitted(z_t[0], np.random.default_rng(5))
     x = system.sample(caption * len(streams), prior="autoregressive", prior_scale=1.0, steps=10, streams=streams)
     x = x.reshape(-1, 784).astype(np.float64)
@@ -219,7 +219,7 @@ def test_by_way_of_codes_too_the_two_stages_compose_to_the_exact_conditional(cli
 def prior_batch(model, data, captions):
     rng = np.random.default_rng(0)
     z_i = model.clip.embed_images(data.x_0[:len(captions)])
-    z_t, tokens, _, mask = model.hear(captions)
+    z_t, tokens, _, mask = model.encode_text(captions)
     return z_i, z_t, tokens, mask, rng.integers(0, 1000, len(z_i)), rng.standard_normal(z_i.shape, dtype=np.float32)
 
 
@@ -254,7 +254,7 @@ def test_the_better_of_two_has_a_larger_dot_product_by_one_over_root_pi():
 
 def test_each_caption_keeps_the_candidate_that_fits_it_best(model):
     captions = ["7", "a bold 3", "one"]
-    z_t = model.hear(captions)[0]
+    z_t = model.encode_text(captions)[0]
     # candidates=1 takes the first of a stream's draws
     one, two = (model.embed(captions, candidates=n, steps=4, seed=5) for n in (1, 2))
     gain = ((two - one) * z_t).sum(axis=1)
@@ -266,7 +266,7 @@ def test_each_caption_keeps_the_candidate_that_fits_it_best(model):
 
 def likelihoods(model: UnCLIP, caption: str) -> dict:
     """p(c) of all 27 codes, as the training loss scores them."""
-    z_t, tokens, _, mask = model.hear([caption])
+    z_t, tokens, _, mask = model.encode_text([caption])
     dot = np.array([1])                                     # the upper half of two
     with no_grad():
         return {c: np.exp(-3 * model.codes_loss(np.array([c]), dot, z_t, tokens, mask).item())
@@ -322,7 +322,7 @@ def test_the_decoder_hears_of_the_embedding_in_both_ways(model):
     kept = [w.data for w in ways]
 
     def difference() -> float:
-        a, b = (model._told(e, captions, 1.0) for e in (z, -z))
+        a, b = (model.conditioned(e, captions, 1.0) for e in (z, -z))
         return float(np.abs(a[0](x_t, t, a[1]) - b[0](x_t, t, b[1])).max())
     found = {}
     try:
@@ -341,7 +341,7 @@ def test_the_decoder_s_loss_is_the_squared_error_of_v(model, data, monkeypatch):
     x_0, t, eps = data.x_0[:2], np.array([100, 700]), rng.standard_normal((2, 28, 28, 1), dtype=np.float32)
     alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (model.schedule.alpha(t), model.schedule.sigma(t)))
     v = (alpha * eps - sigma * x_0).astype(np.float32)
-    args = (x_0, np.zeros((2, D), np.float32), *model.hear(captions)[1:], t, eps)
+    args = (x_0, np.zeros((2, D), np.float32), *model.encode_text(captions)[1:], t, eps)
     monkeypatch.setattr(model, "decoder", lambda x_t, *a: 0 * x_t + v)
     assert model.decoder_loss(*args).item() == pytest.approx(0, abs=1e-12)
     monkeypatch.setattr(model, "decoder", lambda x_t, *a: 0 * x_t)
@@ -376,7 +376,7 @@ def test_without_new_noise_a_variation_is_the_image_itself(watched, data):
     """Inverse DDIM and DDIM undo each other, up to their order, 1 / steps.  To the decoder x is N(m, s^2 I): each step
     multiplies x - m, up to 11 here, by a number, and all of them by `factor`, from the table alone."""
     images, schedule = data.x_0[:3], watched.schedule
-    z_i, pooled = watched.clip.embed_images(images), watched.hear([""] * 3)[2]
+    z_i, pooled = watched.clip.embed_images(images), watched.encode_text([""] * 3)[2]
     m = (z_i @ watched.B.T + pooled @ watched.C.T).reshape(images.shape)
     found, gs = {}, []
     for n in (50, 200, 400):
@@ -424,7 +424,7 @@ def test_an_image_does_not_depend_on_its_batch(model, prior):
     together = model.sample(captions, seed=4, **options)
     assert together.shape == (3, 28, 28, 1) and together.dtype == np.float32 and np.abs(together).max() <= 1
     for i in range(3):
-        alone = model.sample(captions[i:i + 1], streams=Streams(4, 3)[i:i + 1], **options)
+        alone = model.sample(captions[i:i + 1], streams=SampleStreams(4, 3)[i:i + 1], **options)
         np.testing.assert_allclose(alone[0], together[i], atol=5e-4)                # float32 through two networks
 
 
@@ -457,13 +457,13 @@ def test_each_stage_learns_from_what_the_paper_drops(data, this_clip_is_shipped)
         if stage.name == "decoder":
             _, z_i, _, pooled, *_ = batch
             shares["embedding", 0.1] = ~z_i.any(axis=1)
-            shares["caption", 0.5] = np.abs(pooled - system.hear([""])[2]).max(axis=1) < 1e-5
+            shares["caption", 0.5] = np.abs(pooled - system.encode_text([""])[2]).max(axis=1) < 1e-5
         elif stage.name == "prior":
-            shares["text", 0.1] = np.abs(batch[1] - system.hear([""])[0]).max(axis=1) < 1e-5
+            shares["text", 0.1] = np.abs(batch[1] - system.encode_text([""])[0]).max(axis=1) < 1e-5
         else:
             shares["codes' text", 0.1] = batch[1] == system.config.dots
             np.testing.assert_array_equal(shares["codes' text", 0.1],
-                                          np.abs(batch[2] - system.hear([""])[0]).max(axis=1) < 1e-5)
+                                          np.abs(batch[2] - system.encode_text([""])[0]).max(axis=1) < 1e-5)
     for (what, p), dropped in shares.items():
         assert abs(dropped.mean() - p) < 6 * np.sqrt(p * (1 - p) / 2000), what
 

@@ -19,7 +19,7 @@ from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.likelihood import DiscretisedGaussian, reverse_kl
 from minidiff.diffusion.samplers import beta, beta_tilde, ddpm, times
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.unet import UNetConfig
@@ -59,7 +59,7 @@ def saying(model: DDPM, v: float) -> DDPM:
 @pytest.mark.parametrize("name, variance, steps", [("beta", beta, 7), ("beta_tilde", beta_tilde, 50)])
 def test_the_loop_of_the_page_is_the_sampler_of_the_lower_floor(model, name, variance, steps):
     mine = list(model.trajectory([""] * 2, seed=3, steps=steps, variance=name))
-    streams = Streams(3, 2)
+    streams = SampleStreams(3, 2)
     x_T = streams.normal((8, 8, 1))
     denoiser = NetworkDenoiser(model.schedule, "eps", model.predict, clip=static_threshold)
     theirs = list(ddpm(denoiser, x_T, times(model.schedule, steps), streams=streams, variance=variance))
@@ -80,8 +80,8 @@ def test_learned_variances_of_0_and_1_are_beta_tilde_and_beta(model, v, name, st
 def test_between_them_the_logarithms_are_mixed(model):
     """From one x_t, one step to s: what is added has the deviation beta~^((1-v)/2) beta^(v/2)."""
     x_t, s = np.random.default_rng(0).standard_normal((2, 8, 8, 1), dtype=np.float32), model.schedule
-    z = Streams(4, 2).normal((8, 8, 1))
-    states = {v: next(saying(model, v).reverse(x_t, [40, 12], streams=Streams(4, 2))).x_t for v in (0.0, 0.3)}
+    z = SampleStreams(4, 2).normal((8, 8, 1))
+    states = {v: next(saying(model, v).reverse(x_t, [40, 12], streams=SampleStreams(4, 2))).x_t for v in (0.0, 0.3)}
     more = beta_tilde(s, 40, 12) ** 0.35 * beta(s, 40, 12) ** 0.15 - beta_tilde(s, 40, 12) ** 0.5
     np.testing.assert_allclose(states[0.3] - states[0.0], more * z, atol=1e-5)
 
@@ -217,7 +217,7 @@ def test_interpolation_ends_at_what_each_image_alone_becomes(model, data):
 
 def test_a_sample_depends_on_its_own_seed_only(model):
     together = model.sample([""] * 3, steps=4, seed=5)
-    alone = model.sample([""], steps=4, streams=Streams(5, 3)[1:2])
+    alone = model.sample([""], steps=4, streams=SampleStreams(5, 3)[1:2])
     np.testing.assert_allclose(alone[0], together[1], atol=1e-3)
 
 
@@ -269,7 +269,7 @@ def test_refusals(model, data):
     with pytest.raises(ValueError, match="steps must be an integer within 1..50"):
         model.sample([""], steps=51)
     with pytest.raises(ValueError, match="streams must be one for each of the 2 captions"):
-        model.sample(["", ""], steps=5, streams=Streams(0, 3))
+        model.sample(["", ""], steps=5, streams=SampleStreams(0, 3))
     with pytest.raises(ValueError, match="lambdas must be numbers of 0..1"):
         model.interpolate(data.x_0[0], data.x_0[1], [2.0], t=20)
     with pytest.raises(ValueError, match="steps must be within 1..21"):

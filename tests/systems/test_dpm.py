@@ -11,7 +11,7 @@ from support.small_systems import CONFIGS
 from minidiff.data import swiss_roll
 from minidiff.diffusion.entropy import log_likelihood_of_noise
 from minidiff.diffusion.gaussian import kl_gaussian, q_posterior_mean_variance, q_sample
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import gradients
 from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW
@@ -112,8 +112,8 @@ def test_the_chain_draws_each_step_and_ends_with_q_turned_round():
     model = made()
     states = list(model.trajectory(4, seed=2))
     assert [state.t for state in states] == [5, 4, 3, 2, 1, 0, -1]
-    noise = [Streams(2, 4).normal((2,), np.float64)]
-    streams = Streams(2, 4)
+    noise = [SampleStreams(2, 4).normal((2,), np.float64)]
+    streams = SampleStreams(2, 4)
     noise = [streams.normal((2,), np.float64) for _ in range(7)]
     np.testing.assert_array_equal(states[0].x_t, noise[0])
     mean, variance = model.reverse_step(states[1].x_t, np.full(4, 4))
@@ -125,7 +125,7 @@ def test_a_point_depends_on_its_own_seed_only_and_a_file_holds_all(tmp_path):
     model = made()
     together = model.sample(5, seed=3)
     assert together.shape == (5, 2) and together.dtype == np.float32
-    np.testing.assert_allclose(model.sample(1, streams=Streams(3, 5)[2:3])[0], together[2], atol=1e-6)
+    np.testing.assert_allclose(model.sample(1, streams=SampleStreams(3, 5)[2:3])[0], together[2], atol=1e-6)
     model.save(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(DPM.load(tmp_path / "m.safetensors").sample(5, seed=3), together)
 
@@ -145,7 +145,7 @@ def test_refusals():
         with pytest.raises(ValueError, match="count must be a whole number of points, at least 1, not .* no captions"):
             model.sample(count)
     with pytest.raises(ValueError, match="streams must be one for each of the 3 points, not 2"):
-        model.sample(3, streams=Streams(0, 2))
+        model.sample(3, streams=SampleStreams(0, 2))
     with pytest.raises(ValueError, match="T must be at least 2"):
         DPMConfig(T=1)
     with pytest.raises(ValueError, match="beta_first and noise must lie between 0 and 1"):

@@ -6,14 +6,14 @@ import pytest
 from support import small_systems, tiny
 
 from minidiff import checkpoint, systems
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 from minidiff.training import run as stages
 from minidiff.training import trainer as fit
 
 NAMES = [name for name in systems.SYSTEMS if name != "text-to-image"]    # tests/training/test_main_job.py trains it
 FEW = {"steps": 2, "super_steps": 2}                        # of what takes long
-DRAWING = [name for name in systems.SYSTEMS if systems.kind_of(name).options() is not None]
+DRAWING = [name for name in systems.SYSTEMS if systems.system_class(name).options() is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ class Killed(BaseException):
 def test_a_run_killed_in_each_of_its_stages_ends_with_the_same_bits(tmp_path, monkeypatch, name):
     monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)             # a state after every step
     monkeypatch.setattr(stages, "draw", lambda trainer, folder: None)
-    kind, config = systems.kind_of(name), small_systems.CONFIGS[name]
+    kind, config = systems.system_class(name), small_systems.CONFIGS[name]
 
     def run(folder, resume=False):
         return stages.run(tmp_path / folder, kind, tiny.images(), config=config, effort=0.001, resume=resume,
@@ -81,7 +81,7 @@ def test_its_file_holds_all_of_it(tmp_path, name):
         np.testing.assert_array_equal(draw(again, captions_for(name), seed=1), draw(system, captions_for(name), seed=1))
     other = "clip" if name != "clip" else "ddpm"
     with pytest.raises(UserError, match=f"holds '{name}', and '{other}' was asked for"):
-        systems.kind_of(other).from_checkpoint(checkpoint.load(path))
+        systems.system_class(other).from_checkpoint(checkpoint.load(path))
 
 
 @pytest.mark.parametrize("name", DRAWING)
@@ -89,7 +89,7 @@ def test_a_picture_depends_on_its_caption_and_its_own_stream(name):
     system, captions = small_systems.small(name), captions_for(name)
     together = draw(system, captions, seed=5)
     assert together.shape == (3, 28, 28, 1) and together.dtype == np.float32 and np.abs(together).max() <= 1
-    alone = np.concatenate([draw(system, [c], streams=Streams(5, 3)[i:i + 1]) for i, c in enumerate(captions)])
+    alone = np.concatenate([draw(system, [c], streams=SampleStreams(5, 3)[i:i + 1]) for i, c in enumerate(captions)])
     # products of other shapes are rounded otherwise, by 1e-7, which a network magnifies
     np.testing.assert_allclose(together, alone, atol=1e-3)
     assert not np.array_equal(together, draw(system, captions, seed=6))
@@ -102,4 +102,4 @@ def test_what_it_cannot_draw_is_refused(name):
         with pytest.raises(TypeError, match="captions must be a list of str"):
             draw(system, wrong)
     with pytest.raises(ValueError, match="streams must be one for each of the 2 captions, not 3"):
-        draw(system, captions_for(name, 2), streams=Streams(0, 3))
+        draw(system, captions_for(name, 2), streams=SampleStreams(0, 3))

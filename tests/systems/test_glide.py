@@ -15,10 +15,10 @@ from support.small_systems import CONFIGS, moved
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.gaussian import score_from_x0
-from minidiff.diffusion.guidance import ClassifierGuidance, clip_gradient
+from minidiff.diffusion.guidance import ClassifierGuidance, similarity_gradient
 from minidiff.diffusion.samplers import ddpm
 from minidiff.engine import ops
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.systems import glide
 from minidiff.systems.glide import GLIDE, GLIDEConfig
@@ -56,7 +56,7 @@ def test_a_linear_clip_moves_a_gaussian_and_nothing_else(schedule, scale, seed):
     D, E, B = 3, 2, 4
     mu, S, W, g = rng.normal(size=D), covariance(rng, D), rng.normal(size=(D, E)), rng.normal(size=(B, E))
     t, x_t = rng.integers(0, schedule.T, B), rng.normal(size=(B, D))
-    guided = ClassifierGuidance(GaussianDenoiser(schedule, mu, S), clip_gradient(lambda x, t: x @ Tensor(W)), scale)
+    guided = ClassifierGuidance(GaussianDenoiser(schedule, mu, S), similarity_gradient(lambda x, t: x @ Tensor(W)), scale)
     score = score_from_x0(schedule, x_t, t, guided(x_t, t, g))
     for i in range(B):
         abar = schedule.alpha_bar[t[i]]
@@ -83,7 +83,7 @@ def test_with_the_critic_that_the_loss_makes_best_scale_1_is_conditional(seed, t
         # log p(x_t) = log sum_k w_k p(x_t | k), up to the constant that both leave out
         return log_p - ops.log(ops.sum(ops.exp(log_p) * Tensor(weights), axis=1, keepdims=True)) + 0.7
     x_t, c, times = rng.normal(size=(B, 2)), rng.integers(0, K, B), np.full(B, t)
-    guided = ClassifierGuidance(exact, clip_gradient(critic), 1.0)(x_t, times, np.eye(K)[c])
+    guided = ClassifierGuidance(exact, similarity_gradient(critic), 1.0)(x_t, times, np.eye(K)[c])
     expected = exact(x_t, times, (np.arange(K) == c[:, None],))
     np.testing.assert_allclose(guided, expected, rtol=1e-6, atol=1e-6)      # sigma^2 / alpha is up to 157 at t = 999
 
@@ -96,7 +96,7 @@ def test_an_ancestral_step_moves_its_mean_by_s_Sigma_grad(seed, scale, step):
     schedule = schedules.Schedule(schedule.alpha_bar[:t + 1])                       # so that t is where it begins
     W, g, x_t = rng.normal(size=(3, 2)), rng.normal(size=(4, 2)), rng.normal(size=(4, 3))
     alone = GaussianDenoiser(schedule, rng.normal(size=3), covariance(rng, 3))
-    guided = ClassifierGuidance(alone, clip_gradient(lambda x, t: x @ Tensor(W)), scale)
+    guided = ClassifierGuidance(alone, similarity_gradient(lambda x, t: x @ Tensor(W)), scale)
     x_s = [next(ddpm(d, x_t, [t, s], g, streams=Noise(4, given=np.zeros(3)))).x_t for d in (guided, alone)]
     beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
     # x0_hat moves by sigma^2 / alpha, up to 157, and counts for that much less: rounded at 1e-14 and below
@@ -180,7 +180,7 @@ def test_scale_0_is_the_unconditional_model(model, tiny_denoiser):
 def test_a_picture_does_not_depend_on_its_batch(model, tiny_denoiser, sampler):
     drawn = model.sample(CAPTIONS, scale=2.0, steps=3, sampler=sampler)
     assert drawn.shape == (3, 28, 28, 1) and drawn.dtype == np.float32 and np.abs(drawn).max() <= 1
-    alone = model.sample(CAPTIONS[1:2], scale=2.0, steps=3, sampler=sampler, streams=Streams(0, 3)[1:2])
+    alone = model.sample(CAPTIONS[1:2], scale=2.0, steps=3, sampler=sampler, streams=SampleStreams(0, 3)[1:2])
     np.testing.assert_allclose(drawn[1:2], alone, atol=1e-3)
     assert np.abs(drawn - model.sample(CAPTIONS, scale=0, steps=3, sampler=sampler)).max() > 1e-3
 
@@ -204,7 +204,7 @@ def test_guidance_raises_the_product_it_climbs(model, tiny_denoiser):
     (lambda m: m.sample(CAPTIONS, sampler="euler"), "sampler must be one of"),
     (lambda m: m.sample(CAPTIONS, scale=math.nan), "scale must be a finite number"),
     (lambda m: m.sample(CAPTIONS, steps=0), "steps must be an integer within 1..50"),
-    (lambda m: m.sample(CAPTIONS, streams=Streams(0, 2)), "streams must be one for each of the 3 captions"),
+    (lambda m: m.sample(CAPTIONS, streams=SampleStreams(0, 2)), "streams must be one for each of the 3 captions"),
     (lambda m: m.features(Tensor(np.zeros((1, 8, 8, 1), np.float32)), np.zeros(1, int)), "images must be"),
 ])
 def test_refusals_name_the_argument(model, tiny_denoiser, make, message):

@@ -17,7 +17,7 @@ from minidiff.data import digit_captions as captions
 from minidiff.diffusion import cascade as cascades
 from minidiff.diffusion.cascade import augmented, resized
 from minidiff.diffusion.denoiser import dynamic_threshold, static_threshold
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.systems import imagen
 from minidiff.systems.imagen import Imagen, paragraph
@@ -211,7 +211,7 @@ def test_a_picture_depends_on_its_own_caption_and_stream_only(model, scale):
     prompts, options = ["a bold 3", "seven", "", "a thin, upright 1"], dict(scale=scale, super_scale=scale, **FAST)
     together = model.sample(prompts, seed=4, **options)
     for i in range(4):
-        alone = model.sample(prompts[i:i + 1], streams=Streams(4, 4)[i:i + 1], **options)
+        alone = model.sample(prompts[i:i + 1], streams=SampleStreams(4, 4)[i:i + 1], **options)
         np.testing.assert_allclose(alone[0], together[i], atol=1e-3)            # float32 through three UNets
     assert np.abs(together[0] - model.sample(prompts, seed=5, **options)[0]).max() > 1e-3
 
@@ -274,7 +274,7 @@ def test_saturation(seed, size):
 
 @pytest.mark.parametrize("option, value", [
     ("threshold", "clip"), ("aug_level", -0.1), ("aug_level", 1.5), ("steps", 0), ("super_steps", 21), ("until", 8),
-    ("scale", float("nan")), ("super_scale", float("inf")), ("seed", -1), ("streams", Streams(0, 3))])
+    ("scale", float("nan")), ("super_scale", float("inf")), ("seed", -1), ("streams", SampleStreams(0, 3))])
 def test_wrong_options_are_named(model, option, value):
     with pytest.raises(ValueError, match=option.removeprefix("super_")):
         model.cascade(["a 3"], **FAST | {option: value})

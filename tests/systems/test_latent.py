@@ -15,7 +15,7 @@ from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.engine import conv
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.module import Module
 from minidiff.systems.clip import CLIP
@@ -104,7 +104,7 @@ def test_an_orthogonal_autoencoder_commutes_with_diffusion(clip, seed, steps):
         V[16 * n:16 * n + 16, 16 * n:16 * n + 16] = E @ np.diag(variance.ravel()[square]) @ E.T
     system.denoiser = lambda scale: GaussianDenoiser(system.schedule, encoded(mean[None])[0], V)
     z_T = encoded(eps).astype(np.float32)
-    in_latents = system._drawn(CAPTIONS[:3], z_T, path, 1.0, "ddim", Streams(0, 3))
+    in_latents = system._drawn(CAPTIONS[:3], z_T, path, 1.0, "ddim", SampleStreams(0, 3))
     assert np.abs(in_pixels).max() < 1
     np.testing.assert_allclose(in_latents, in_pixels, atol=1e-5)
 
@@ -210,12 +210,12 @@ def test_a_sample_depends_on_its_own_seed_and_caption_only(model):
     assert together.dtype == np.float32 and np.abs(together).max() <= 1
     for i, caption in enumerate(CAPTIONS):
         own = slice(i, i + 1)
-        np.testing.assert_allclose(model.sample([caption], steps=3, streams=Streams(5, 4)[own]), together[own],
+        np.testing.assert_allclose(model.sample([caption], steps=3, streams=SampleStreams(5, 4)[own]), together[own],
                                    atol=1e-3)
-        np.testing.assert_allclose(model.vary(x[own], [caption], steps=5, streams=Streams(5, 4)[own]), varied[own],
+        np.testing.assert_allclose(model.vary(x[own], [caption], steps=5, streams=SampleStreams(5, 4)[own]), varied[own],
                                    atol=1e-3)
         np.testing.assert_allclose(model.inpaint(x[own], mask[own], [caption], steps=3, repeats=2,
-                                                 streams=Streams(5, 4)[own]), painted[own], atol=1e-3)
+                                                 streams=SampleStreams(5, 4)[own]), painted[own], atol=1e-3)
     assert np.abs(model.sample(CAPTIONS, steps=3, seed=6) - together).max() > 1e-3
 
 
@@ -237,8 +237,8 @@ def test_guidance_is_the_line_through_both_predictions(model):
 def test_strength_0_is_the_reconstruction_and_strength_1_a_picture_from_the_last_time(model):
     x = pictures()
     np.testing.assert_allclose(model.vary(x, CAPTIONS, strength=0.0), model.autoencoder.reconstruct(x), atol=1e-5)
-    z_T = q_sample(model.schedule, model.encode(x), 49, Streams(3, 4).normal((7, 7, 2)))
-    expected = model._drawn(CAPTIONS, z_T, times(model.schedule, 6), 2.0, "dpm++2m", Streams(3, 4))
+    z_T = q_sample(model.schedule, model.encode(x), 49, SampleStreams(3, 4).normal((7, 7, 2)))
+    expected = model._drawn(CAPTIONS, z_T, times(model.schedule, 6), 2.0, "dpm++2m", SampleStreams(3, 4))
     np.testing.assert_allclose(model.vary(x, CAPTIONS, strength=1.0, steps=6, seed=3), expected, atol=1e-5)
 
 

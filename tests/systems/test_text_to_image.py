@@ -10,7 +10,7 @@ from support import tiny
 
 from minidiff import checkpoint
 from minidiff.diffusion.samplers import SAMPLERS
-from minidiff.engine.backend import Streams
+from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.systems.text_to_image import TextToImage
 
@@ -84,7 +84,7 @@ def test_a_sample_depends_on_its_own_seed_only(model):
     prompts = ["3", "a bold seven", "", "a thin 1", "8"]
     together = model.sample(prompts, steps=4, seed=5)
     for i, prompt in enumerate(prompts):
-        alone = model.sample([prompt], steps=4, streams=Streams(5, 5)[i:i + 1])
+        alone = model.sample([prompt], steps=4, streams=SampleStreams(5, 5)[i:i + 1])
         np.testing.assert_allclose(alone[0], together[i], atol=2e-4)
     assert np.abs(model.sample(prompts, steps=4, seed=6) - together).max() > 0.01
 

@@ -182,7 +182,7 @@ def test_a_run_that_diverges_says_where_and_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"step 3 is nan.*step-000003\.safetensors.*lower --lr"):
         train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=5, batch=4), model_config=tiny.CONFIG,
                   quiet=True)
-    assert checkpoint.Keeper(tmp_path / "run").latest().meta["step"] == 3
+    assert checkpoint.CheckpointFolder(tmp_path / "run").latest().meta["step"] == 3
 
 
 def test_a_run_writes_what_it_promises_and_can_be_resumed(tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     said = (said + process.communicate(timeout=300)[1]).decode()
     assert process.returncode == 1
     assert "go on with: minidiff train --resume --out run" in said
-    saved = checkpoint.Keeper(tmp_path / "run").latest()
+    saved = checkpoint.CheckpointFolder(tmp_path / "run").latest()
     assert saved.meta["step"] > 0
     # shorten the saved run, so that it ends; then go on as the message says
     tensors, meta = saved.tensors, saved.meta
@@ -321,16 +321,16 @@ def test_a_training_state_can_be_sampled_from(tmp_path):
 def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch):
     """While the disk is full, saving warns; once there is room again, all is saved."""
     monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
-    save, calls = checkpoint.Keeper.save, []
+    save, calls = checkpoint.CheckpointFolder.save, []
 
     def full_at_first(self, step, *state):
         calls.append(step)
         if step < 3:
             raise UserError("runs/x could not be written (No space left on device).")
         return save(self, step, *state)
-    monkeypatch.setattr(checkpoint.Keeper, "save", full_at_first)
+    monkeypatch.setattr(checkpoint.CheckpointFolder, "save", full_at_first)
     with pytest.warns(UserWarning, match="No space left.*goes on"):
         train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=4, batch=2), model_config=tiny.CONFIG,
                   quiet=True)
     assert calls == [1, 2, 3, 4, 4]
-    assert checkpoint.Keeper(tmp_path / "run").latest().meta["step"] == 4
+    assert checkpoint.CheckpointFolder(tmp_path / "run").latest().meta["step"] == 4

@@ -29,7 +29,7 @@ from minidiff.training import main_job as train
 from minidiff.training import ranks as ranks_module
 from minidiff.training import run as stages
 from minidiff.training import trainer as fit
-from minidiff.training.ranks import Alone, Ranks, RanksOnGPUs, ranks
+from minidiff.training.ranks import Ranks, RanksOnGPUs, SingleProcess, ranks
 
 TESTS = Path(__file__).parents[1]
 BESIDE = Path(sys.executable).parent / "mpiexec"            # where the wheel puts it
@@ -150,10 +150,10 @@ def test_two_ranks_have_the_same_bits_and_those_of_one_process_to_rounding(two, 
 def test_a_run_goes_on_with_another_number_of_ranks(two, whose, resumed_by):
     straight = weights(run(two / f"straight {whose}"))
     if resumed_by == "one process":
-        assert checkpoint.Keeper(two / whose).latest().meta["step"] == 3
+        assert checkpoint.CheckpointFolder(two / whose).latest().meta["step"] == 3
         assert not (two / whose / "model.safetensors").exists()
         assert run(two / whose, resume=True).n == STEPS
-    tensors = checkpoint.Keeper(two / whose).latest().tensors
+    tensors = checkpoint.CheckpointFolder(two / whose).latest().tensors
     assert (two / whose / "model.safetensors").exists() and tensors["losses"].shape == (STEPS,)
     for name, w in straight.items():
         if name.startswith("model."):
@@ -218,7 +218,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, rank, ho
     assert len(ours) == 1 and ours[0].startswith(says), said
     assert said.count("--resume") == 1 and ("Traceback" in said) == (how == "raise")
     assert (tmp_path / "died").exists()
-    keeper = checkpoint.Keeper(tmp_path / "run")
+    keeper = checkpoint.CheckpointFolder(tmp_path / "run")
     step = keeper.latest().meta["step"]
     assert step in (1, 2)                                   # the first rank may have been writing the second
     on = run(tmp_path / "run", resume=True, until=step + 1, data=mnist.load(tmp_path / "data", quiet=True),
@@ -286,10 +286,10 @@ def test_without_mpiexec_a_process_is_alone_and_never_imports_mpi4py(monkeypatch
         for name in names:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "mpi4py", None)        # an import of it raises
-    assert type(ranks()) is Alone and tiny.trainer().ranks.part(6) == slice(0, 6)
+    assert type(ranks()) is SingleProcess and tiny.trainer().ranks.part(6) == slice(0, 6)
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setenv("PMI_SIZE", "1")
-    assert type(ranks()) is Alone
+    assert type(ranks()) is SingleProcess
 
 
 @pytest.mark.parametrize("rank, size", ranks_module._PLACES)

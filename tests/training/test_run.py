@@ -62,7 +62,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(tmp_path_factory, data):
 
 def test_the_next_stage_stands_on_the_averaged_weights_of_the_last(tmp_path):
     trained = run(tmp_path / "a").system
-    saved = checkpoint.Keeper(tmp_path / "a" / "1-first").latest()
+    saved = checkpoint.CheckpointFolder(tmp_path / "a" / "1-first").latest()
     for name, w in trained.seen[0].items():
         assert w.tobytes() == saved.tensors[f"ema.{name}"].tobytes() == trained.a.state_dict()[name].tobytes()
         assert (w != saved.tensors[f"model.{name}"]).any()  # which are not the last step's
@@ -163,22 +163,22 @@ def test_a_field_that_an_older_file_does_not_know_takes_its_default(tmp_path):
 def test_systems_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Toy, "shipped", classmethod(lambda cls: tmp_path / "nothing"))
-    monkeypatch.setattr(systems, "kind_of", lambda name: Toy)
+    monkeypatch.setattr(systems, "system_class", lambda name: Toy)
     with pytest.raises(UserError, match="no weights of toy yet: train it with minidiff train --system toy"):
-        systems.find("toy")
+        systems.load_system("toy")
     system = Toy.new(None)
     (tmp_path / "runs" / "toy").mkdir(parents=True)
     system.save(tmp_path / "runs" / "toy" / "model.safetensors")
-    assert equal(system, systems.find("toy"))
+    assert equal(system, systems.load_system("toy"))
     system.save(tmp_path / "named.safetensors")
-    assert equal(system, systems.find("toy", tmp_path / "named.safetensors"))
+    assert equal(system, systems.load_system("toy", tmp_path / "named.safetensors"))
 
 
 def test_every_name_is_a_system():
     for name in systems.SYSTEMS:
-        assert systems.kind_of(name).name == name
+        assert systems.system_class(name).name == name
     with pytest.raises(UserError, match="no system 'dall-e'.*text-to-image"):
-        systems.kind_of("dall-e")
+        systems.system_class("dall-e")
 
 
 def test_describe_is_json():

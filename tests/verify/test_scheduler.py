@@ -48,7 +48,7 @@ class Toy:
     def x0_hat(self, eps, abar, x_t):
         return (x_t - (1 - abar) ** 0.5 * eps) / abar**0.5
 
-    def spread(self, t, s):
+    def stratified_uniform(self, t, s):
         abar_t, abar_s = self.abar(t), self.abar(s)
         return self.eta * math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
 
@@ -154,7 +154,7 @@ class EndsAtTheFirstTime(Toy):
 
 
 class NoiseAtTheLastStep(Ancestral):
-    def spread(self, t, s):
+    def stratified_uniform(self, t, s):
         return super().spread(t, s) if s >= 0 else 0.0
 
     def step(self, prediction, t, x_t, z):

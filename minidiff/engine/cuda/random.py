@@ -1,4 +1,4 @@
-"""One stream of random numbers per sample, as `backend.Streams`, made on the device.
+"""One stream of random numbers per sample, as `random.SampleStreams`, made on the device.
 
     z[i] = f(seed, place of sample i, call, element)        kernels/normal_*.cu
 
@@ -13,39 +13,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidiff.engine.backend import Streams
 from minidiff.engine.cuda import launch as cuda
 
 SEED, PLACE, CALL = range(3)                                # the columns of a table of streams
 
 
-class DeviceStreams(Streams):
-    """Streams whose numbers are made on the device.
+class DeviceSampleStreams:
+    """SampleStreams whose numbers are made on the device.
 
     Row i of `normal(shape)` depends on sample i's seed and place and on how often it was called.  Places count from
     `first`: streams whose places differ have nothing in common.  A slice shares its streams' calls.
     """
 
     def __init__(self, seed: int, count: int, first: int = 0):
-        self._check(seed, count)
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
         self._table = _table([seed] * count, range(first, first + count))
 
     @classmethod
-    def from_seeds(cls, seeds: Sequence[int]) -> DeviceStreams:
-        """One stream for each of the seeds; sample (seed, 0) of `DeviceStreams(seed, n)` is its equal."""
+    def from_seeds(cls, seeds: Sequence[int]) -> DeviceSampleStreams:
+        """One stream for each of the seeds; sample (seed, 0) of `DeviceSampleStreams(seed, n)` is its equal."""
         return cls._of_table(_table(seeds, [0] * len(seeds)))
 
     @classmethod
-    def of(cls, generators):
-        raise TypeError("DeviceStreams draw from no NumPy generators: use Streams.of, or from_seeds")
-
-    @classmethod
-    def _of_table(cls, table: np.ndarray) -> DeviceStreams:
+    def _of_table(cls, table: np.ndarray) -> DeviceSampleStreams:
         streams = cls.__new__(cls)
         streams._table = table
         return streams
 
-    def at(self, call: int) -> DeviceStreams:
+    def at(self, call: int) -> DeviceSampleStreams:
         """Takes these streams, themselves, to their call number `call`, counted from 0: the whole of their state."""
         if not isinstance(call, (int, np.integer)) or not 0 <= call < 2**32:
             raise ValueError(f"call must be a whole number of 0..{2**32 - 1}, not {call!r}")
@@ -69,7 +65,7 @@ class DeviceStreams(Streams):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, part: slice) -> DeviceStreams:
+    def __getitem__(self, part: slice) -> DeviceSampleStreams:
         return self._of_table(self._table[part])
 
 

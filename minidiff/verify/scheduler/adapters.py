@@ -222,7 +222,7 @@ class _Asked(Exception):
 
 
 class Draws:
-    """Stands in for Streams: its noise is given."""
+    """Stands in for SampleStreams: its noise is given."""
 
     def __init__(self, count: int, draw: Callable[[], Any]):
         self.count, self.draw = count, draw

@@ -1,0 +1,85 @@
+"""Registries: what users add (a sampler, a schedule, a system, a data set) is entered in one place.
+
+    minidiff.register_sampler("euler", euler, order=1)         by a call, in a program
+    [project.entry-points."minidiff.samplers"]                 by an entry point, in a package of one's own
+    euler = "my_package:EULER"
+
+The command line, `verify`, the tests of what all entries must keep and the docs' tables read the registry.  Nothing
+asks for an entry by name to treat it differently: what differs stands in the entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from minidiff.errors import UserError
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, Entry]):
+    """Named entries: those of minidiff, those of installed packages' entry points, and those that a program adds.
+
+    An entry of minidiff or of an entry point may be given as a function without arguments that loads it; it is called
+    when the entry is first asked for.
+    """
+
+    def __init__(self, kind: str, group: str, loaders: Mapping[str, Callable[[], Entry]] | None = None):
+        """kind: what an entry is, for messages ("sampler").  group: of entry points ("minidiff.samplers")."""
+        self.kind, self.group = kind, group
+        self._entries: dict[str, Entry] = {}
+        self._loaders: dict[str, Callable[[], Entry]] = dict(loaders or {})
+
+    def register(self, name: str, entry: Entry) -> Entry:
+        """Adds an entry and returns it; ValueError where the name is taken or is no name."""
+        check_name(self.kind, name)
+        if name in self._entries or name in self._loaders:
+            raise ValueError(f"there is already a {self.kind} {name!r}: choose another name")
+        self._entries[name] = entry
+        return entry
+
+    def unregister(self, name: str) -> None:
+        """Removes an entry that a program added."""
+        del self._entries[name]
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry; UserError, which lists the names, where there is none."""
+        if name in self._entries:
+            return self._entries[name]
+        if name in self._loaders:
+            self._entries[name] = self._loaders[name]()
+        elif isinstance(name, str) and name in self._outside:
+            self._entries[name] = self._load_outside(name)
+        else:
+            raise UserError(f"there is no {self.kind} {str(name)[:40]!r}: it is one of {', '.join(self)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._loaders or name in self._outside
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._loaders, *self._entries, *self._outside]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @cached_property
+    def _outside(self) -> dict[str, EntryPoint]:
+        """The entry points of installed packages."""
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def _load_outside(self, name: str) -> Entry:
+        try:
+            return self._outside[name].load()
+        except Exception as error:                          # whatever another package raises while it is imported
+            raise UserError(f"the {self.kind} {name!r} of the package entry point {self._outside[name].value!r} "
+                            f"cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+def check_name(kind: str, name: str) -> None:
+    """ValueError unless the name can stand on a command line and in a file's name."""
+    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "+-_." for c in name) or name[0] in "-.":
+        raise ValueError(f"the name of a {kind} takes letters, digits and + - _ . only, not {str(name)[:40]!r}")
