@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 from minidiff.engine.backend import device_of
-from minidiff.engine.tensor import Tensor, gradients, recording
+from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 
 _NAME = "minidiff"
 _one_at_a_time = threading.Lock()                           # BLAS has one limit for the whole process
@@ -100,6 +100,36 @@ def parallel_gradients(loss: Callable[[slice], Tensor], leaves: Sequence[Tensor]
             for g, shard_g in zip(grads, shard_grads, strict=True):
                 g += shard_g
     return total, grads
+
+
+def map_batch(f: Callable, *arrays, device: str = "cpu", size: int = SHARD):
+    """f of the arrays' rows, shard by shard on all cores, without gradients, its results joined along axis 0.
+
+    arrays: each has B rows, (B, ...).  f(*shards) returns an array or a Tensor with one row for each row of its
+    shards, or a tuple of these; map_batch returns an array of B rows, or a tuple of these.  f's result for one row
+    must not depend on the other rows.  A GPU takes the whole batch at once, since one batch fills it.
+    """
+    if len({len(array) for array in arrays}) != 1:
+        raise ValueError(f"map_batch requires arrays with the same number of rows, not {[len(a) for a in arrays]}")
+    count = len(arrays[0])
+
+    def one(shard: slice):
+        with no_grad():                                     # each thread records, or not, for itself
+            results = f(*(array[shard] for array in arrays))
+        if isinstance(results, tuple):
+            return tuple(map(_array_of, results))
+        return _array_of(results)
+
+    if device != "cpu" or count <= 1:
+        return one(slice(0, count))
+    results = list(parallel_map(one, shards(count, size)))
+    if isinstance(results[0], tuple):
+        return tuple(map(np.concatenate, zip(*results, strict=True)))
+    return np.concatenate(results)
+
+
+def _array_of(result):
+    return result.data if isinstance(result, Tensor) else result
 
 
 def shards(count: int, size: int = SHARD) -> list[slice]:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import fake_cupy
 
 from minidiff.engine import ops, parallel
-from minidiff.engine.parallel import in_parts, parallel_gradients, parallel_map, shards
-from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.engine.parallel import in_parts, map_batch, parallel_gradients, parallel_map, shards
+from minidiff.engine.tensor import Tensor, gradients, is_recording, no_grad
 
 
 @pytest.fixture(params=[1, 3])
@@ -85,6 +86,52 @@ def test_blas_is_held_to_one_thread_meanwhile(monkeypatch):
 
 def normal(*shape):
     return np.random.default_rng(0).standard_normal(shape)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 100])
+def test_a_map_over_a_batch_is_one_call_on_the_whole(cores, count):
+    x, ids = normal(count, 3), np.arange(count)
+    w = Tensor(normal(3, 4), requires_grad=True)
+    calls = []
+
+    def f(x, ids):
+        calls.append(len(x))
+        return Tensor(x) @ w, ids * 2                       # a Tensor and an array
+    y, doubled = map_batch(f, x, ids, size=8)
+    assert isinstance(y, np.ndarray) and y.shape == (count, 4)
+    np.testing.assert_allclose(y, x @ w.data, rtol=1e-12)
+    assert doubled.tolist() == [2 * i for i in range(count)], "in the order of the rows"
+    assert sorted(calls) == sorted(part.stop - part.start for part in shards(count, 8)) if count else calls == [0]
+    assert np.array_equal(map_batch(lambda x: x + 1, x), x + 1), "one result and no tuple"
+
+
+def test_a_map_over_a_batch_records_no_gradients(cores):
+    x = Tensor(normal(20, 3), requires_grad=True)
+    recorded = []
+
+    def f(x):
+        recorded.append(is_recording())
+        return x * 2
+    assert isinstance(map_batch(f, x), np.ndarray)
+    assert set(recorded) == {False} and is_recording()
+
+
+def test_a_map_over_a_batch_refuses_arrays_of_different_lengths():
+    with pytest.raises(ValueError, match=r"same number of rows, not \[3, 2\]"):
+        map_batch(lambda x, y: x, normal(3), normal(2))
+
+
+def test_a_gpu_takes_a_map_over_a_batch_as_one_call(monkeypatch):
+    cupy = fake_cupy.install(monkeypatch)
+    x, calls = normal(300, 3), []
+
+    def f(x, i):
+        calls.append(len(x))
+        return Tensor(x) * 2, x[:, 0]
+    y, first = map_batch(f, cupy.asarray(x), np.arange(300), device="cuda")
+    fake_cupy.assert_same(y, x * 2)
+    fake_cupy.assert_same(first, x[:, 0])
+    assert calls == [300]
 
 
 def loss_of(x, w):
