@@ -32,18 +32,18 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.evaluation.metrics import precision_recall
 from minidiff.files import check_writable
-from minidiff.nn.digit_classifier import JUDGE, Classifier
+from minidiff.nn.digit_classifier import SHIPPED, classifier_in
+from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig
 from minidiff.nn.optim import AdamW, WarmupCosine
 
-SHIPPED = JUDGE
 BATCH = 256                                                 # images sampled at a time
 
 
 def train_classifier(images: np.ndarray, labels: np.ndarray, *, epochs: int = 6, batch: int = 128, seed: int = 0,
-                     progress: Callable = lambda steps: steps) -> Classifier:
+                     progress: Callable = lambda steps: steps) -> ImageClassifier:
     """Learns from uint8 images (N, 28, 28), each shifted by up to two pixels at every sight of it."""
     rng = np.random.default_rng(seed)
-    model = Classifier(rng)
+    model = ImageClassifier(ImageClassifierConfig(), rng)
     parameters = model.parameters()
     optimiser, leaves = AdamW(parameters), list(parameters.values())
     steps = epochs * (len(images) // batch)
@@ -67,7 +67,7 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, *, epochs: int = 6,
 class Judge:
     """A frozen classifier, its accuracy on MNIST's test set, and what FID compares with."""
 
-    classifier: Classifier
+    classifier: ImageClassifier
     accuracy: float                         # on the 10,000 test images
     mean: np.ndarray                        # (64,) of the test images' features
     cov: np.ndarray                         # (64, 64)
@@ -83,19 +83,21 @@ class Judge:
 
     def save(self, path: str | Path) -> None:
         tensors = {f"classifier.{name}": w.astype(np.float16) for name, w in self.classifier.state_dict().items()}
-        checkpoint.save(path, tensors | {"test.mean": self.mean, "test.cov": self.cov},
-                        {"system": "judge", "accuracy": self.accuracy})
+        checkpoint.save(path, tensors | {"mean": self.mean, "cov": self.cov},
+                        {"system": "digit-classifier", "config": {}, "notes": {"accuracy": self.accuracy}})
 
     @classmethod
     def load(cls, path: str | Path = SHIPPED) -> Judge:
         """The judge that comes with minidiff, or another's file; UserError if it is none."""
         saved = checkpoint.load(path)
-        if not isinstance(saved.meta.get("accuracy"), float):
+        notes = saved.meta.get("notes")
+        if saved.meta.get("system") != "digit-classifier" or not isinstance(notes, dict) \
+                or not isinstance(notes.get("accuracy"), float):
             raise UserError(f"{path} holds {str(saved.meta.get('system'))[:40]!r}, and a judge was asked for.")
-        classifier = Classifier.of(saved)
+        classifier = classifier_in(saved)
         others = {name: a for name, a in saved.tensors.items() if not name.startswith("classifier.")}
-        checkpoint.check_shapes({"test.mean": (64,), "test.cov": (64, 64)}, others, path)
-        return cls(classifier, saved.meta["accuracy"], others["test.mean"], others["test.cov"])
+        checkpoint.check_shapes({"mean": (64,), "cov": (64, 64)}, others, path)
+        return cls(classifier, notes["accuracy"], others["mean"], others["cov"])
 
     def fid(self, features: np.ndarray) -> float:
         """FID between features (N, 64) and those of the test images."""

@@ -43,6 +43,23 @@ class Module:
     def parameter_count(self) -> int:
         return sum(p.size for p in self.parameters().values())
 
+    @property
+    def device(self) -> str:
+        """"cpu" or "cuda": where the first parameter is.  AttributeError if the module has none."""
+        return device_of(self._first_parameter("device").data)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the first parameter.  AttributeError if the module has none."""
+        return self._first_parameter("dtype").dtype
+
+    def _first_parameter(self, asked: str) -> Tensor:
+        for _, module in self.modules():
+            for value in vars(module).values():
+                if isinstance(value, Tensor):
+                    return value
+        raise AttributeError(f"{type(self).__name__} has no parameters, and so no {asked}")
+
     def train(self, mode: bool = True) -> Module:
         for _, module in self.modules():
             module.training = mode

@@ -10,7 +10,7 @@
 
 and with both, as in latent diffusion (Rombach et al. 2022, sec. 3.1 and appendix G; after Esser et al. 2021):
 
-        + perceptual d(x, x_hat)                    distance of feature maps, LPIPS: nn/digit_classifier.py
+        + perceptual d(x, x_hat)                    distance of feature maps, LPIPS: nn/image_classifier.py
         + adversary (L_G + L_D)                     a patch discriminator, off by default: nn/adversary.py
 
 All terms are means, over pixels, or over positions and their channels. Of the KL loss w = 2 s^2: divided by 2 s^2 it is
@@ -40,7 +40,8 @@ from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.adversary import PatchDiscriminator, discriminator_loss, generator_loss
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
-from minidiff.nn.digit_classifier import Classifier, perceptual_distance
+from minidiff.nn.digit_classifier import shipped
+from minidiff.nn.image_classifier import ImageClassifier, perceptual_distance
 from minidiff.nn.kl import kl
 from minidiff.nn.quantise import Codebook, usage
 from minidiff.systems.system import Stage, System
@@ -88,11 +89,11 @@ class Autoencoder(System):
         """How well images (N, 28, 28, 1) with these digits (N,) come back, and at what rate."""
         x_hat = self.reconstruct(x)
         mse = float(np.mean((x - x_hat) ** 2, dtype=np.float64))
-        _, read = Classifier.judge().read(x_hat)
+        _, read = shipped().read(x_hat)
         # PSNR = 10 log10(peak^2 / mse),  peak = 1 - -1
         return Reconstruction(mse, 10 * math.log10(4 / max(mse, 1e-12)), float((read == digits).mean()), **self.rate(x))
 
-    def image_loss(self, x: np.ndarray, x_hat: Tensor, judge: Classifier | None) -> Tensor:
+    def image_loss(self, x: np.ndarray, x_hat: Tensor, judge: ImageClassifier | None) -> Tensor:
         """The terms that compare images, (): squared error, what looks alike, what looks real."""
         c, d = self.config, x_hat - x
         loss = ops.mean(d * d)
@@ -112,8 +113,8 @@ class Autoencoder(System):
         return Stage("autoencoder", self, batch, loss, steps=self.config.steps, size=32, draw=draw,
                      paced=paced)
 
-    def _judge(self) -> Classifier | None:
-        return Classifier.judge() if self.config.perceptual else None
+    def _judge(self) -> ImageClassifier | None:
+        return shipped() if self.config.perceptual else None
 
 
 # --- a Gaussian for each place ----------------------------------------------------------------------------
@@ -151,7 +152,7 @@ class KLAutoencoder(Autoencoder):
         nats = rate(Tensor(mean), Tensor(2 * np.log(std))).data.sum(dtype=np.float64)
         return {"bits": float(nats) / len(x) / math.log(2)}
 
-    def loss(self, x: np.ndarray, eps: np.ndarray, judge: Classifier | None = None) -> Tensor:
+    def loss(self, x: np.ndarray, eps: np.ndarray, judge: ImageClassifier | None = None) -> Tensor:
         """L of images x (B, H, W, 1) with noise eps (B, H/4, W/4, C), ()."""
         moments, C = self.encoder(Tensor(x)), self.config.latent                    # (B, H/4, W/4, 2 C)
         mean, log_var = moments[..., :C], ops.clip(moments[..., C:], *LOG_VAR)
@@ -219,7 +220,7 @@ class VQAutoencoder(Autoencoder):
         perplexity, alive = usage(ids, K)
         return {"bits": ids[0].size * math.log2(K), "perplexity": perplexity, "alive": alive}
 
-    def loss(self, x: np.ndarray, judge: Classifier | None = None) -> Tensor:
+    def loss(self, x: np.ndarray, judge: ImageClassifier | None = None) -> Tensor:
         """L of images x (B, H, W, 1), ()."""
         q = self.codebook(self.encoder(Tensor(x)))
         # L = || x - D(e_k) ||^2  +  || sg[z] - e_k ||^2  +  beta || z - sg[e_k] ||^2

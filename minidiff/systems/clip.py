@@ -39,8 +39,9 @@ from minidiff.data.digits import CaptionedDigits
 from minidiff.engine import ops
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.nn.image_tower import ImageTower, ImageTowerConfig
 from minidiff.systems.system import Stage, System, as_read, caption_tokenizer, check_captions
-from minidiff.text.clip import ImageTower, ImageTowerConfig, TextTower, capped, clip_loss, first_log_scale, unit
+from minidiff.text.clip import TextTower, capped, clip_loss, first_log_scale, unit
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
 

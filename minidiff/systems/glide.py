@@ -50,13 +50,14 @@ from minidiff.engine import conv, ops
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.image_tower import ImageTowerConfig, check_images
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear, parameter, sinusoidal_embedding
 from minidiff.nn.module import Module
 from minidiff.nn.unet import ResidualBlock
 from minidiff.systems.clip import Contrastive, by_shards
 from minidiff.systems.system import Stage, check_finite, streams_for
 from minidiff.systems.text_to_image import TextToImage
-from minidiff.text.clip import ImageTowerConfig, capped, check_pictures, clip_loss, unit
+from minidiff.text.clip import capped, clip_loss, unit
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
 
@@ -94,7 +95,7 @@ class NoisedImageTower(Module):
         half, quarter = c.widths
         self.config = config
         self.time1, self.time2 = Linear(E, E, rng), Linear(E, E, rng)
-        self.conv_in, self.block1 = Conv2d(4, half, rng), ResidualBlock(half, half, E, c.groups, rng)
+        self.conv_in, self.block1 = Conv2d(4 * c.shape[2], half, rng), ResidualBlock(half, half, E, c.groups, rng)
         self.downsample, self.block2 = Linear(4 * half, quarter, rng), ResidualBlock(quarter, quarter, E, c.groups, rng)
         self.norm, self.narrow = GroupNorm(quarter, c.groups), Linear(quarter, c.last, rng)
         self.project = Linear(c.flat, D, rng)
@@ -102,7 +103,7 @@ class NoisedImageTower(Module):
 
     def forward(self, x_t: Tensor, t, alpha_t) -> Tensor:
         c = self.config
-        check_pictures(x_t, c.image.size)
+        check_images(x_t, c.image.shape)
         emb = Tensor(sinusoidal_embedding(t, c.embedding, dtype=x_t.dtype))         # (B, E)
         emb = ops.silu(self.time2(ops.silu(self.time1(emb))))
         h = self.block1(self.conv_in(conv.space_to_depth(x_t)), emb)                # (B, H/2, W/2, half)
@@ -171,9 +172,8 @@ class GLIDE(Contrastive):
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
         streams = streams_for(captions, seed, streams)
-        size = self.config.image.size
         noise = {"streams": streams} if sampler == "ddpm" else {}
-        x_T = streams.normal((size, size, 1))
+        x_T = streams.normal(self.config.image.shape)
         return check_finite(last(SAMPLERS[sampler](self.denoiser(scale), x_T, times(self.schedule, steps),
                                                    self.embed_captions(captions), **noise)))
 

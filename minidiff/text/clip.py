@@ -11,62 +11,18 @@ information (van den Oord et al. 2018, arXiv 1807.03748).
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from minidiff.engine import conv, ops
+from minidiff.engine import ops
 from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
-from minidiff.nn.autoencoder import Block
-from minidiff.nn.layers import Conv2d, GroupNorm, Linear
+from minidiff.nn.layers import Linear
 from minidiff.nn.module import Module
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 
 FIRST_LOG_SCALE = math.log(1 / 0.07)                        # where the paper begins (section 2.5)
 MOST = math.log(100)                                        # and where it stops
-
-
-@dataclass(frozen=True)
-class ImageTowerConfig:
-    """Widths are multiples of groups."""
-
-    size: int = 28                          # the image's height and width, a multiple of 4
-    widths: tuple[int, ...] = (32, 64)      # channels at half and at a quarter of the resolution
-    groups: int = 8
-    last: int = 16                          # channels of the last grid, which is read as one vector
-
-    def __post_init__(self):
-        if len(self.widths) != 2 or min(self.groups, self.last, *self.widths) < 1 \
-                or any(w % self.groups for w in self.widths):
-            raise ValueError(f"ImageTowerConfig: widths takes two multiples of groups ({self.groups}), "
-                             f"not {self.widths}")
-        if self.size < 4 or self.size % 4:
-            raise ValueError(f"ImageTowerConfig: size must be a multiple of 4, not {self.size}")
-
-    @property
-    def flat(self) -> int:
-        """The length of that vector."""
-        return (self.size // 4) ** 2 * self.last
-
-
-class ImageTower(Module):
-    """Pictures (B, H, W, 1) in [-1, 1] -> embeddings (B, D), of any length."""
-
-    def __init__(self, config: ImageTowerConfig, D: int, rng: np.random.Generator):
-        half, quarter = config.widths
-        self.config = config
-        self.conv_in, self.block1 = Conv2d(4, half, rng), Block(half, config.groups, rng)
-        self.downsample, self.block2 = Linear(4 * half, quarter, rng), Block(quarter, config.groups, rng)
-        self.norm, self.narrow = GroupNorm(quarter, config.groups), Linear(quarter, config.last, rng)
-        self.project = Linear(config.flat, D, rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_pictures(x, self.config.size)
-        h = self.block1(self.conv_in(conv.space_to_depth(x)))                       # (B, H/2, W/2, half)
-        h = self.block2(self.downsample(conv.space_to_depth(h)))                        # (B, H/4, W/4, quarter)
-        h = self.narrow(self.norm.then_silu(h))                                     # (B, H/4, W/4, last)
-        return self.project(h.reshape(len(x.data), self.config.flat))
 
 
 class TextTower(Module):
@@ -88,11 +44,6 @@ def first_log_scale() -> Tensor:
 def capped(log_scale: Tensor) -> Tensor:
     """log_scale, or log 100 where that is less; beyond the cap its gradient is 0."""
     return ops.clip(log_scale, -math.inf, MOST)
-
-
-def check_pictures(x, size: int) -> None:
-    if x.ndim != 4 or x.shape[1:] != (size, size, 1):
-        raise ValueError(f"images must be (B, {size}, {size}, 1), not {x.shape}")
 
 
 # --- the loss ---------------------------------------------------------------------------------------------

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from support.gradcheck import check_gradients
 
-from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn.adversary import PatchDiscriminator, discriminator_loss, frozen, generator_loss
-from minidiff.nn.digit_classifier import Classifier, perceptual_distance
 from minidiff.nn.layers import Linear
 from minidiff.nn.module import Module
 
@@ -77,34 +75,3 @@ def test_frozen_reaches_lists_of_parts():
         def forward(self, x):
             return self.parts[1](self.parts[0](x))
     assert not frozen(Chain())(Tensor(np.ones((1, 2), np.float32))).requires_grad
-
-
-# ---- what looks alike ------------------------------------------------------------------------------------
-
-def test_the_perceptual_distance_is_zero_at_home_and_its_gradient_goes_to_the_copy():
-    judge = Classifier(np.random.default_rng(0)).astype(np.float64)
-    x, y = np.random.default_rng(1).normal(size=(2, 1, 28, 28, 1))
-    assert perceptual_distance(judge, x, Tensor(x)).item() == 0
-    assert perceptual_distance(judge, x, Tensor(y)).item() > 0.01
-    check_gradients(lambda y: perceptual_distance(judge, x, y), y, directions=2)
-
-
-def test_the_perceptual_distance_compares_directions_of_feature_maps():
-    """Each of four layers adds at most 4, the distance of opposite unit vectors; 0 to 2 where they are orthogonal."""
-    class Fake:
-        def maps(self, x):
-            return [x]
-    e1, e2 = np.zeros((2, 1, 2, 2, 3))
-    e1[..., 0], e2[..., 1] = 5, 7
-    for y, expected in ((e1, 0), (3 * e1, 0), (e2, 2), (-e1, 4)):
-        assert perceptual_distance(Fake(), e1, Tensor(y)).item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_judges_classifier_is_the_one_of_the_weights():
-    from minidiff.evaluation.judge import Judge
-    x = np.random.default_rng(0).uniform(-1, 1, (3, 28, 28, 1)).astype(np.float32)
-    judge = Classifier.judge()
-    assert np.array_equal(judge.read(x)[0], Judge.load().classifier.read(x)[0])
-    h = judge.maps(Tensor(x))
-    assert [m.shape[1:] for m in h] == [(14, 14, 32)] * 2 + [(7, 7, 64)] * 2
-    assert np.array_equal(ops.silu(judge.features_in(h[-1].reshape(3, -1))).data, judge.features(Tensor(x)).data)

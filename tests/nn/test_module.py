@@ -95,3 +95,16 @@ def test_astype_and_to_keep_the_same_tensors():
     net.shift.grad = np.ones((2, 2), np.float32)
     assert net.astype(np.float64) is net and net.to("cpu") is net
     assert all(p is held[name] and p.dtype == np.float64 and p.grad is None for name, p in net.parameters().items())
+
+
+def test_device_and_dtype_are_those_of_the_first_parameter():
+    net = Linear(2, 3, np.random.default_rng(0))
+    assert (net.device, net.dtype) == ("cpu", np.float32)
+    assert net.astype(np.float16).dtype == np.float16
+
+    class Around(Module):
+        def __init__(self, part):
+            self.parts = [part]
+    assert Around(net).dtype == np.float16 and Around(net).device == "cpu"
+    with pytest.raises(AttributeError, match="Module has no parameters, and so no dtype"):
+        Module().dtype  # noqa: B018

@@ -9,6 +9,7 @@ from support import tiny
 from minidiff import systems
 from minidiff.data.digits import CaptionedDigits
 from minidiff.nn.autoencoder import AutoencoderConfig
+from minidiff.nn.image_tower import ImageTowerConfig
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems import glide
@@ -23,7 +24,6 @@ from minidiff.systems.glide import GLIDEConfig
 from minidiff.systems.imagen import ImagenConfig
 from minidiff.systems.latent import LatentConfig
 from minidiff.systems.system import System
-from minidiff.text.clip import ImageTowerConfig
 from minidiff.text.encoder import TextEncoderConfig
 
 TEXT = TextEncoderConfig(width=8, layers=1, heads=2)

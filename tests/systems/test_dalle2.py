@@ -14,11 +14,11 @@ from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.samplers import times
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import no_grad
+from minidiff.nn.image_tower import ImageTowerConfig
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.clip import CLIP, CLIPConfig
 from minidiff.systems.dalle2 import PRIORS, UnCLIP, UnCLIPConfig, best_of
-from minidiff.text.clip import ImageTowerConfig
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.training.run import run
 
