@@ -19,7 +19,7 @@ import numpy as np
 
 from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import attention as attention_cuda
-from minidiff.engine.ops import _same_dtype, in_float32_on_cpu
+from minidiff.engine.ops import check_same_dtype, in_float32_on_cpu
 from minidiff.engine.tensor import Tensor, record
 
 
@@ -32,7 +32,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
     causal  query n may look at keys 0..n only, as if `causal_mask` were in the mask; the GPU then stores none
     """
     attention_cuda.check(q, k, v, mask)
-    _same_dtype(q, k, v)
+    check_same_dtype(q, k, v)
     xp = xp_of(q.data, k.data, v.data)
     scale = 1 / math.sqrt(q.shape[3])
     if xp is not np:

@@ -29,7 +29,7 @@ import numpy as np
 from minidiff.engine import conv_shift, conv_winograd
 from minidiff.engine.backend import narrow, xp_of
 from minidiff.engine.cuda import conv as conv_cuda
-from minidiff.engine.ops import _rows, _same_dtype, _sum_rows, _sums_dtype, in_float32_on_cpu
+from minidiff.engine.ops import as_rows, check_same_dtype, in_float32_on_cpu, sum_dtype, sum_rows
 from minidiff.engine.tensor import Tensor, is_recording, record
 
 
@@ -56,7 +56,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
                     correlate_dw(x.data, dy, w.shape, stride, padding) if w.requires_grad else None)
 
     def pullback(dy):
-        return *back(dy), *(() if bias is None else (_sum_rows(dy),))
+        return *back(dy), *(() if bias is None else (sum_rows(dy),))
     return record(y, (x, w) if bias is None else (x, w, bias), pullback)
 
 
@@ -81,7 +81,7 @@ def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: i
     def pullback(dy):
         return (correlate(dy, w.data, stride, padding) if x.requires_grad else None,
                 correlate_dw(dy, x.data, w.shape, stride, padding) if w.requires_grad else None,
-                *(() if bias is None else (_sum_rows(dy),)))
+                *(() if bias is None else (sum_rows(dy),)))
     return record(y, (x, w) if bias is None else (x, w, bias), pullback)
 
 
@@ -90,7 +90,7 @@ def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: i
 def correlate(x, w, stride: int, padding: int, bias=None):
     """y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d]  + bias[d]."""
     if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        y = (_rows(x) @ w[0, 0]).reshape(*x.shape[:3], w.shape[3])
+        y = (as_rows(x) @ w[0, 0]).reshape(*x.shape[:3], w.shape[3])
     elif xp_of(x, w) is not np:
         return conv_cuda.correlate(x, w, stride, padding, bias)
     else:
@@ -104,7 +104,7 @@ def correlate(x, w, stride: int, padding: int, bias=None):
 def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
     """dx[b,i,j,c] = sum over (m,n,d) and the pixels of y that x[b,i,j] had part in."""
     if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return (_rows(dy) @ w[0, 0].T).reshape(x_shape)
+        return (as_rows(dy) @ w[0, 0].T).reshape(x_shape)
     if xp_of(dy, w) is not np:
         return conv_cuda.correlate_dx(dy, w, x_shape, stride, padding)
     form = _fastest(x_shape, w.shape, stride, padding)
@@ -118,7 +118,7 @@ def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
 def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
     """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]."""
     if w_shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return (_rows(x).T @ _rows(dy)).reshape(w_shape)
+        return (as_rows(x).T @ as_rows(dy)).reshape(w_shape)
     if xp_of(x, dy) is not np:
         return conv_cuda.correlate_dw(x, dy, w_shape, stride, padding)
     form = _fastest(x.shape, w_shape, stride, padding)
@@ -152,7 +152,7 @@ def plain_correlate(x, w, stride: int, padding: int):
 def plain_correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
     xp = xp_of(dy, w)
     (kh, kw, C, D), (B, H, W, _), (_, Ho, Wo, _) = w.shape, x_shape, dy.shape
-    dpatches = (_rows(dy) @ w.reshape(-1, D).T).reshape(B, Ho, Wo, kh, kw, C)
+    dpatches = (as_rows(dy) @ w.reshape(-1, D).T).reshape(B, Ho, Wo, kh, kw, C)
     dx = xp.zeros((B, H + 2 * padding, W + 2 * padding, C), dtype=dy.dtype)         # with its padding
     for m in range(kh):
         for n in range(kw):
@@ -163,7 +163,7 @@ def plain_correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: in
 def plain_correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
     kh, kw, C, D = w_shape
     patches = _patches(_pad(x, padding), kh, kw, stride)                            # (B, Ho, Wo, kh, kw, C)
-    return (patches.reshape(-1, kh * kw * C).T @ _rows(dy)).reshape(w_shape)
+    return (patches.reshape(-1, kh * kw * C).T @ as_rows(dy)).reshape(w_shape)
 
 
 def _pad(x, padding: int):
@@ -185,7 +185,7 @@ def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride
         raise ValueError(f"convolution takes whole numbers stride >= 1 and padding >= 0, not {stride} and {padding}")
     if bias is not None and bias.shape != (w.shape[axis_out],):
         raise ValueError(f"convolution: bias must have shape {(w.shape[axis_out],)}, not {bias.shape}")
-    _same_dtype(x, w, *(() if bias is None else (bias,)))
+    check_same_dtype(x, w, *(() if bias is None else (bias,)))
 
 
 # --- resolution -------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def upsample_nearest(x: Tensor, factor: int = 2) -> Tensor:
     y = xp.broadcast_to(x.data[:, :, None, :, None], (B, H, f, W, f, C)).reshape(B, H * f, W * f, C)
 
     def pullback(dy):
-        dx = dy.reshape(B, H, f, W, f, C).sum(axis=(2, 4), dtype=_sums_dtype(dy.dtype))
+        dx = dy.reshape(B, H, f, W, f, C).sum(axis=(2, 4), dtype=sum_dtype(dy.dtype))
         return (narrow(dx, dy.dtype),)
     return record(y, (x,), pullback)
 
@@ -208,7 +208,7 @@ def average_pool(x: Tensor, factor: int = 2) -> Tensor:
     _check_divisible("average_pool", x, factor)
     B, H, W, C = x.shape
     xp, f = xp_of(x.data), factor
-    y = narrow(x.data.reshape(B, H // f, f, W // f, f, C).mean(axis=(2, 4), dtype=_sums_dtype(x.dtype)), x.dtype)
+    y = narrow(x.data.reshape(B, H // f, f, W // f, f, C).mean(axis=(2, 4), dtype=sum_dtype(x.dtype)), x.dtype)
 
     def pullback(dy):
         dx = xp.broadcast_to((dy / (f * f))[:, :, None, :, None], (B, H // f, f, W // f, f, C))

@@ -25,7 +25,7 @@ import numpy as np
 from minidiff.engine import ops
 from minidiff.engine.backend import narrow, wide, xp_of
 from minidiff.engine.cuda import norm as norm_cuda
-from minidiff.engine.ops import _same_dtype
+from minidiff.engine.ops import check_same_dtype
 from minidiff.engine.tensor import Tensor, record
 
 
@@ -39,7 +39,7 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
         raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
     if gamma.shape not in ((C,), (B, C)) or beta.shape != gamma.shape:
         raise ValueError(f"group_norm: gamma and beta must both be {(C,)} or {(B, C)}, not {gamma.shape}, {beta.shape}")
-    _same_dtype(x, gamma, beta)
+    check_same_dtype(x, gamma, beta)
     xp = xp_of(x.data, gamma.data, beta.data)
     if xp is not np:
         return _group_norm_on_gpu(x, groups, gamma, beta, eps, silu)
@@ -107,7 +107,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     C = x.shape[-1]
     if gamma.shape != (C,) or beta.shape != (C,):
         raise ValueError(f"layer_norm: gamma and beta must be {(C,)}, not {gamma.shape} and {beta.shape}")
-    _same_dtype(x, gamma, beta)
+    check_same_dtype(x, gamma, beta)
     xp = xp_of(x.data, gamma.data, beta.data)
     if xp is not np:
         return _layer_norm_on_gpu(x, gamma, beta, eps)

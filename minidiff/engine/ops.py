@@ -46,7 +46,7 @@ def in_float32(op: Callable) -> Callable:
         dtype = x.dtype
         if not is_half(dtype):
             return op(x, *args, **kwargs)
-        _same_dtype(x, *(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
+        check_same_dtype(x, *(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
         args, kwargs = map(widened, args), {name: widened(a) for name, a in kwargs.items()}
         return cast(op(widened(x), *args, **kwargs), dtype)
     return wide_op
@@ -126,16 +126,16 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """y = x w + b on the last axis: x (..., C), w (C, D), b (D,) -> (..., D).  One op, for `add` would copy y."""
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
         raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
-    _same_dtype(x, w, b)
-    rows = _rows(x.data)                                    # (M, C)
+    check_same_dtype(x, w, b)
+    rows = as_rows(x.data)                                    # (M, C)
     y = rows @ w.data
     y += b.data
 
     def pullback(dy):
-        dy = _rows(dy)                                      # (M, D)
+        dy = as_rows(dy)                                      # (M, D)
         return ((dy @ w.data.T).reshape(x.shape) if x.requires_grad else None,
                 rows.T @ dy if w.requires_grad else None,
-                _sum_rows(dy) if b.requires_grad else None)
+                sum_rows(dy) if b.requires_grad else None)
     return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
 
 
@@ -262,7 +262,7 @@ def transpose(x: Tensor, axes: Sequence[int]) -> Tensor:
 def concat(xs: Sequence[Tensor], axis: int = -1) -> Tensor:
     xp = xp_of(*(x.data for x in xs))
     ends = np.cumsum([x.shape[axis] for x in xs])[:-1].tolist()
-    _same_dtype(*xs)
+    check_same_dtype(*xs)
     return record(xp.concatenate([x.data for x in xs], axis=axis), xs, lambda dy: xp.split(dy, ends, axis=axis))
 
 
@@ -271,7 +271,7 @@ def getitem(x: Tensor, index) -> Tensor:
     xp = xp_of(x.data)
 
     def pullback(dy):
-        dx = xp.zeros(x.shape, _sums_dtype(x.dtype))
+        dx = xp.zeros(x.shape, sum_dtype(x.dtype))
         if _is_basic(index):
             dx[index] = dy
         elif xp is np:
@@ -295,7 +295,7 @@ def embedding(table: Tensor, ids) -> Tensor:
         if xp is not np:                                    # whose add.at adds in another order every time
             chosen = xp.arange(table.shape[0])[:, None] == ids.reshape(-1)          # (V, N)
             return (chosen.astype(dy.dtype) @ dy.reshape(-1, table.shape[1]),)
-        dtable = xp.zeros(table.shape, _sums_dtype(dy.dtype))                       # (V, C)
+        dtable = xp.zeros(table.shape, sum_dtype(dy.dtype))                       # (V, C)
         xp.add.at(dtable, ids.reshape(-1), dy.reshape(-1, table.shape[1]))
         return (narrow(dtable, dy.dtype),)
     return record(table.data[ids], (table,), pullback)
@@ -349,7 +349,7 @@ def _pair(x, y) -> tuple[Tensor, Tensor]:
         x = _like(x, y)
     if not isinstance(y, Tensor):
         y = _like(y, x)
-    _same_dtype(x, y)
+    check_same_dtype(x, y)
     return x, y
 
 
@@ -363,7 +363,8 @@ def _like(number, x: Tensor) -> Tensor:
     return Tensor(xp_of(x.data).asarray(number, dtype=x.dtype))
 
 
-def _same_dtype(*xs: Tensor) -> None:
+def check_same_dtype(*xs: Tensor) -> None:
+    """TypeError unless the Tensors have one dtype."""
     if any(x.dtype != xs[0].dtype for x in xs):
         raise TypeError(f"an op takes one dtype, not {' and '.join(str(x.dtype) for x in xs)}: convert one of them")
 
@@ -383,21 +384,22 @@ def _unbroadcast(dz, x: Tensor):
     extra = dz.ndim - x.ndim
     repeated = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and dz.shape[i + extra] != 1)
     axes = (*range(extra), *repeated)
-    return narrow(dz.sum(axis=axes, dtype=_sums_dtype(dz.dtype), keepdims=True).reshape(x.shape), dz.dtype)
+    return narrow(dz.sum(axis=axes, dtype=sum_dtype(dz.dtype), keepdims=True).reshape(x.shape), dz.dtype)
 
 
-def _rows(x):
+def as_rows(x):
+    """(..., C) -> (M, C)."""
     return x.reshape(-1, x.shape[-1])
 
 
-def _sum_rows(x):
-    """The sum over all axes but the last, as a product with ones: BLAS reads x once, in order."""
-    rows = _rows(x)
+def sum_rows(x):
+    """(..., C) -> (C,): the sum over all axes but the last, as a product with ones: BLAS reads x once, in order."""
+    rows = as_rows(x)
     return (xp_of(x).ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
-def _sums_dtype(dtype):
-    """What numbers of a dtype are added in."""
+def sum_dtype(dtype):
+    """The dtype in which numbers of `dtype` are added: float32 for half precision, otherwise the same."""
     return np.dtype(np.float32) if is_half(dtype) else dtype
 
 

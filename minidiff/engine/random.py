@@ -1,11 +1,12 @@
-"""Random numbers: every use has a stream of its own, and every sample has one.
+"""Random numbers: one stream for each use of randomness, and one for each sample.
 
-    generator(seed, use, ...)       one use of randomness: first weights, the batch of step n, captions
-    SampleStreams(seed, B)          one stream for each sample of a batch
+    generator(seed, use, ...)               one use of randomness: first weights, the batch of step n, captions
+    SampleStreams(seed, B)                  one stream for each sample of a batch
+    sample_streams(device, seed, B)         the same on any device
 
 A sample's noise depends on its own seed only, not on the batch around it.  A generator's seed is a hash of the user's
-seed and of the words and numbers that name the use, so that no two uses share a stream, for any seed of any size.
-(NumPy pads a short seed with zeros: `default_rng([s, 2])` and `default_rng([s, 2, 0])` are one stream.)
+seed and of the words and numbers that name the use.  So no two uses share a stream, whatever the seed.  (NumPy pads a
+short seed with zeros: `default_rng([s, 2])` and `default_rng([s, 2, 0])` are the same stream.)
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ import numpy as np
 def generator(seed: int, use: str, *numbers: int) -> np.random.Generator:
     """The generator of one use of randomness, such as generator(seed, "batch", stage, step).
 
-    seed: a whole number of at least 0, of any size.  use: what it is for.  numbers: which one of its kind.
+    seed     the user's, a whole number of at least 0, of any size
+    use      what the numbers are for
+    numbers  which use of that name, where there are several
     """
     name = ":".join([use, *(str(int(number)) for number in (seed, *numbers))])
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big"))
 
 
 class SampleStreams:
-    """One random stream per sample, so that an image does not depend on the batch it was made in.
+    """One random stream per sample, so that an image does not depend on the batch in which it is made.
 
-    Row i of `normal(shape)` depends on sample i's seed and on how often it was called, on nothing else.
+    Row i of `normal(shape)` depends on sample i's seed and on the numbers drawn before, and on nothing else.  A slice
+    shares the streams of the whole: what it draws, the whole does not draw again.
     """
 
     def __init__(self, seed: int, count: int):
@@ -39,16 +43,15 @@ class SampleStreams:
         self._rngs = [np.random.default_rng([int(seed), i]) for i in range(count)]
 
     @classmethod
-    def of(cls, generators: Sequence[np.random.Generator]) -> SampleStreams:
-        """The streams of given generators, which are shared and not copied."""
-        streams = cls.__new__(cls)
-        streams._rngs = list(generators)
-        return streams
+    def from_seeds(cls, seeds: Sequence[int]) -> SampleStreams:
+        """One stream for each of the seeds; each equals sample 0 of `SampleStreams(seed, n)`."""
+        return cls._of([np.random.default_rng([int(seed), 0]) for seed in seeds])
 
     @classmethod
-    def from_seeds(cls, seeds: Sequence[int]) -> SampleStreams:
-        """One stream for each of the seeds; it equals sample 0 of `SampleStreams(seed, n)`."""
-        return cls.of([np.random.default_rng([int(seed), 0]) for seed in seeds])
+    def _of(cls, rngs: Sequence[np.random.Generator]) -> SampleStreams:
+        streams = cls.__new__(cls)
+        streams._rngs = list(rngs)
+        return streams
 
     def normal(self, shape: tuple[int, ...], dtype=np.float32) -> np.ndarray:
         """Standard normal numbers, (len(self), *shape)."""
@@ -64,13 +67,14 @@ class SampleStreams:
         return len(self._rngs)
 
     def __getitem__(self, part: slice) -> SampleStreams:
-        return SampleStreams.of(self._rngs[part])
+        return self._of(self._rngs[part])
 
 
 def sample_streams(device: str, seed: int, count: int):
-    """A stream for each of `count` samples, whose normal numbers are made on the device.
+    """One stream for each of `count` samples: SampleStreams on the CPU, DeviceSampleStreams on a GPU.
 
-    The same seed gives other numbers on another device.
+    Both have normal, whose numbers are on the device, and uniform, whose numbers are on the host.  The same seed gives
+    different numbers on the two devices.
     """
     if device == "cpu":
         return SampleStreams(seed, count)

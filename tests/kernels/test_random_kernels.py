@@ -12,6 +12,7 @@ from support.fake_cupy import install
 
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.random import DeviceSampleStreams
+from minidiff.engine.random import sample_streams
 
 needs_compiler = fake_cupy.needs_compiler
 pytestmark = fake_cupy.needs_device
@@ -115,8 +116,6 @@ def test_streams_from_seeds(cupy):
     drawn = DeviceSampleStreams.from_seeds([7, 3, 7]).normal((5,)).get()
     assert np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
     assert np.array_equal(DeviceSampleStreams(3, 2).normal((5,)).get()[0], drawn[1])
-    with pytest.raises(TypeError, match="from_seeds"):
-        DeviceSampleStreams.of([np.random.default_rng(0)])
     with pytest.raises(ValueError, match="seed must be"):
         DeviceSampleStreams(-1, 2)
 
@@ -125,6 +124,45 @@ def test_a_call_number_is_the_whole_state(cupy):
     streams = DeviceSampleStreams(5, 4)
     drawn = [streams.normal((3,)).get() for _ in range(3)]
     assert np.array_equal(DeviceSampleStreams(5, 4).at(2).normal((3,)).get(), drawn[2])
+
+
+def test_uniform_numbers_are_philoxs_of_seed_place_and_call(cupy):
+    """Against NumPy's generator, set up here word by word; on the host, and alike for every batch and cut."""
+    seed, first, shape = 2**64 - 1, 2**32, (3, 2)
+    streams = DeviceSampleStreams(seed, 3, first).at(7)
+    u = streams.uniform(shape)
+    assert isinstance(u, np.ndarray) and u.shape == (3, *shape) and u.dtype == np.float64
+    for i, row in enumerate(u):
+        counter = 7 << 192
+        assert np.array_equal(np.random.Generator(np.random.Philox(key=seed + ((first + i) << 64), counter=counter))
+                              .random(shape), row)
+    assert np.array_equal(DeviceSampleStreams(seed, 5, first + 1).at(7)[:2].uniform(shape), u[1:])
+    assert np.array_equal(streams.uniform(), DeviceSampleStreams(seed, 3, first).at(8).uniform()), "a call further"
+
+
+def test_normal_and_uniform_numbers_count_their_calls_together(cupy):
+    streams = DeviceSampleStreams(5, 2)
+    first, z, second = streams.uniform((4,)), streams.normal((4,)).get(), streams.uniform((4,))
+    assert np.array_equal(DeviceSampleStreams(5, 2).at(1).normal((4,)).get(), z)
+    assert np.array_equal(DeviceSampleStreams(5, 2).at(2).uniform((4,)), second)
+    assert len({row.tobytes() for row in (*first, *second)}) == 4
+
+
+def test_uniform_numbers_are_uniform(cupy):
+    """100 streams of 1000 numbers; false alarms: 1e-7 by Dvoretzky, Kiefer and Wolfowitz's bound, 1e-8 the rest."""
+    drawn = DeviceSampleStreams(0, 100).uniform((1000,))
+    u = np.sort(drawn, axis=None)
+    assert u[0] >= 0 and u[-1] < 1
+    assert np.abs(np.arange(1, u.size + 1) / u.size - u).max() < math.sqrt(math.log(2e7) / (2 * u.size))
+    assert np.abs(np.corrcoef(drawn)[np.triu_indices(100, 1)]).max() < 7 / np.sqrt(1000)
+
+
+def test_both_devices_streams_have_the_same_interface(cupy):
+    for device, kind in (("cpu", np.ndarray), ("cuda", cupy.ndarray)):
+        streams = sample_streams(device, 3, 4)
+        assert isinstance(streams.normal((2,)), kind) and streams.normal((2,), np.float64).dtype == np.float64
+        assert streams.uniform((2,)).shape == (4, 2) and streams.uniform().shape == (4,)
+        assert len(streams) == 4 and len(streams[1:3]) == 2 and len(type(streams).from_seeds([1, 2, 3])) == 3
 
 
 def test_seeds_and_calls_that_would_be_taken_for_others_are_refused(cupy):
@@ -138,7 +176,7 @@ def test_seeds_and_calls_that_would_be_taken_for_others_are_refused(cupy):
     for call in (-1, 2**32, 0.5):
         with pytest.raises(ValueError, match="call must be a whole number of 0..4294967295"):
             streams.at(call)
-    with pytest.raises(ValueError, match="no call left"):
+    with pytest.raises(ValueError, match="no calls left"):
         streams.normal((2,))
 
 

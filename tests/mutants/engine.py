@@ -4,7 +4,8 @@ from .bug import Bug
 
 TENSOR, OPS, NORM, ATTENTION = "engine/tensor.py", "engine/ops.py", "engine/norm.py", "engine/attention.py"
 CONV, SHIFT, WINOGRAD = "engine/conv.py", "engine/conv_shift.py", "engine/conv_winograd.py"
-BACKEND, BLAS, PARALLEL, RANKS = "engine/backend.py", "engine/blas.py", "engine/parallel.py", "training/ranks.py"
+BACKEND, RANDOM, BLAS = "engine/backend.py", "engine/random.py", "engine/blas.py"
+PARALLEL, RANKS = "engine/parallel.py", "training/ranks.py"
 
 BUGS = [
     # --- the walk from y to its leaves --------------------------------------------------------------------
@@ -92,13 +93,13 @@ BUGS = [
         "x.data.swapaxes(-1, -2) @ dz",
         "x.data[..., ::-1, :].swapaxes(-1, -2) @ dz"),
     Bug("linear: the bias gets no gradient", OPS,
-        "_sum_rows(dy) if b.requires_grad else None)",
+        "sum_rows(dy) if b.requires_grad else None)",
         "None)"),
     Bug("linear, d bias: summed over the channels, not over the rows", OPS,
-        "_sum_rows(dy) if b.requires_grad else None)",
+        "sum_rows(dy) if b.requires_grad else None)",
         "dy.sum(axis=1) if b.requires_grad else None)"),
     Bug("linear, d bias: the first row's only", OPS,
-        "_sum_rows(dy) if b.requires_grad else None)",
+        "sum_rows(dy) if b.requires_grad else None)",
         "dy[0] if b.requires_grad else None)"),
     Bug("linear, dx: the weights not transposed", OPS,
         "return ((dy @ w.data.T).reshape(x.shape)",
@@ -107,10 +108,10 @@ BUGS = [
         "    y = rows @ w.data\n    y += b.data\n",
         "    y = rows @ w.data\n    y += b.data\n    rows[:, :1] = y[:, :1]\n"),
     Bug("broadcast axes averaged, not summed", OPS,
-        "dz.sum(axis=axes, dtype=_sums_dtype(dz.dtype), keepdims=True)",
-        "dz.mean(axis=axes, dtype=_sums_dtype(dz.dtype), keepdims=True)"),
+        "dz.sum(axis=axes, dtype=sum_dtype(dz.dtype), keepdims=True)",
+        "dz.mean(axis=axes, dtype=sum_dtype(dz.dtype), keepdims=True)"),
     Bug("broadcast axes: the first, not the sum", OPS,
-        "dz.sum(axis=axes, dtype=_sums_dtype(dz.dtype), keepdims=True)",
+        "dz.sum(axis=axes, dtype=sum_dtype(dz.dtype), keepdims=True)",
         "dz[tuple(slice(0, 1) if i in axes else slice(None) for i in range(dz.ndim))]"),
     Bug("d exp(x) = 1", OPS,
         "lambda dy: (dy * y,))\n\n\ndef log",
@@ -225,11 +226,11 @@ BUGS = [
 
     # --- convolution --------------------------------------------------------------------------------------
     Bug("convolution, d bias: averaged over the pixels", CONV,
-        "*back(dy), *(() if bias is None else (_sum_rows(dy),))",
-        "*back(dy), *(() if bias is None else (_sum_rows(dy) / dy[..., 0].size,))"),
+        "*back(dy), *(() if bias is None else (sum_rows(dy),))",
+        "*back(dy), *(() if bias is None else (sum_rows(dy) / dy[..., 0].size,))"),
     Bug("transposed convolution, d bias: averaged over the pixels", CONV,
-        "if w.requires_grad else None,\n                *(() if bias is None else (_sum_rows(dy),))",
-        "if w.requires_grad else None,\n                *(() if bias is None else (_sum_rows(dy) / dy[..., 0].size,))"),
+        "if w.requires_grad else None,\n                *(() if bias is None else (sum_rows(dy),))",
+        "if w.requires_grad else None,\n                *(() if bias is None else (sum_rows(dy) / dy[..., 0].size,))"),
     Bug("convolution that is recorded forgets its bias", CONV,
         "            y += bias.data\n    else:\n",
         "            pass\n    else:\n"),
@@ -255,14 +256,14 @@ BUGS = [
         "xp.ascontiguousarray(dx[:, padding:padding + H, padding:padding + W])",
         "xp.ascontiguousarray(dx[:, :H, :W])"),
     Bug("convolution, plain dw: the order of the pixels", CONV,
-        "return (patches.reshape(-1, kh * kw * C).T @ _rows(dy)).reshape(w_shape)",
-        "return (patches.reshape(-1, kh * kw * C).T @ _rows(dy)[::-1]).reshape(w_shape)"),
+        "return (patches.reshape(-1, kh * kw * C).T @ as_rows(dy)).reshape(w_shape)",
+        "return (patches.reshape(-1, kh * kw * C).T @ as_rows(dy)[::-1]).reshape(w_shape)"),
     Bug("convolution 1 x 1, dx: the weights not transposed", CONV,
-        "return (_rows(dy) @ w[0, 0].T).reshape(x_shape)",
-        "return (_rows(dy) @ w[0, 0].reshape(w.shape[3], w.shape[2])).reshape(x_shape)"),
+        "return (as_rows(dy) @ w[0, 0].T).reshape(x_shape)",
+        "return (as_rows(dy) @ w[0, 0].reshape(w.shape[3], w.shape[2])).reshape(x_shape)"),
     Bug("convolution 1 x 1, dw: the pixels in reverse", CONV,
-        "return (_rows(x).T @ _rows(dy)).reshape(w_shape)",
-        "return (_rows(x)[::-1].T @ _rows(dy)).reshape(w_shape)"),
+        "return (as_rows(x).T @ as_rows(dy)).reshape(w_shape)",
+        "return (as_rows(x)[::-1].T @ as_rows(dy)).reshape(w_shape)"),
     Bug("transposed convolution, dw: the cotangent shifted", CONV,
         "correlate_dw(dy, x.data, w.shape, stride, padding)",
         "correlate_dw(np.roll(dy, 1, axis=1), x.data, w.shape, stride, padding)"),
@@ -480,9 +481,9 @@ BUGS = [
     Bug("y = x w where y += x w was asked for", BLAS,
         "real(0 if first else 1)",
         "real(0)"),
-    Bug("a sample's stream depends on its place in a list of seeds", BACKEND,
-        "return cls.of([np.random.default_rng([int(seed), 0]) for seed in seeds])",
-        "return cls.of([np.random.default_rng([int(seed), i]) for i, seed in enumerate(seeds)])"),
+    Bug("a sample's stream depends on its place in a list of seeds", RANDOM,
+        "return cls._of([np.random.default_rng([int(seed), 0]) for seed in seeds])",
+        "return cls._of([np.random.default_rng([int(seed), i]) for i, seed in enumerate(seeds)])"),
 
     # --- ranks --------------------------------------------------------------------------------------------
     Bug("ranks: means added as if they were shares", RANKS,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda.reduce import accumulator_dtype
 
 MOST = 160                                                  # columns of a head: a row of y must fit into registers
 
@@ -35,7 +36,7 @@ def forward(q, k, v, mask, causal: bool, scale: float, version: int | None = Non
         source = cuda.pick("attention_forward", str(q.dtype), source.number - 1)        # the first two ask for none
     q, k, v = _ready(q), _ready(k), _ready(v)
     y = xp.empty((B, N, h, e), dtype=q.dtype).transpose(0, 2, 1, 3)
-    lse = xp.empty((B, h, N), dtype="float64" if q.dtype == "float64" else "float32")
+    lse = xp.empty((B, h, N), dtype=accumulator_dtype(q.dtype))
     kernel = cuda.kernel(source, "attention_forward", str(q.dtype), HEAD_DIM=head_dim)
     kernel(B * h * -(-N // source.constants["TILE_N"]), source.constants["THREADS"],
            *map(cuda.strided, (q, k, v)), _strided(mask), cuda.strided(y), lse, B, h, N, M, d, e,
@@ -74,7 +75,7 @@ def backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, version: int
     delta_kernel, dq_kernel, dkv_kernel = (cuda.kernel(source, f"attention_{name}", dtype, HEAD_DIM=head_dim)
                                            for name in ("delta", "dq", "dkv"))
     dy, q, k, v, y = map(_ready, (dy, q, k, v, y))
-    delta = xp.empty((B, h, N), dtype="float64" if dtype == "float64" else "float32")
+    delta = xp.empty((B, h, N), dtype=accumulator_dtype(q.dtype))
     delta_kernel((B * h, -(-N // source.constants["DELTA_ROWS"])), source.constants["DELTA_THREADS"],
                  cuda.strided(dy), cuda.strided(y), delta, B, h, N, e, *_strides(dy), *_strides(y))
 

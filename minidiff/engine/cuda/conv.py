@@ -23,6 +23,7 @@ import numpy as np
 
 from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
 
 MOST = 2**31 - 2**12                                        # of elements: kernels count in int, to a tile past the end
 MOST_PARTIALS = 2**28                                       # numbers, of all shares together: 1 GiB
@@ -83,7 +84,7 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
     if not x.size:
         return xp.zeros(plan.w_shape, dtype=x.dtype)
     dw = xp.empty(plan.w_shape, dtype=x.dtype)
-    whole = plan.splits == 1 and dw.dtype == _acc(dw.dtype)  # the one part is the sum
+    whole = plan.splits == 1 and dw.dtype == accumulator_dtype(dw.dtype)            # the one part is the sum
     partial = dw if whole else plan.partials(x)
     plan.launch(x.dtype, x, dy, partial, *plan.sizes, plan.splits)
     if not whole:
@@ -114,7 +115,7 @@ class Plan:
         kernel(self.grid, constants["THREADS"], *args, shared=constants.get("SHARED", 0))
 
     def partials(self, like):
-        return xp_of(like).empty((self.splits, self.results), dtype=_acc(like.dtype))
+        return xp_of(like).empty((self.splits, self.results), dtype=accumulator_dtype(like.dtype))
 
 
 @lru_cache(maxsize=4096)
@@ -160,17 +161,6 @@ def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessor
     return best if cost(best) < 0.9 * cost(1) else 1        # not for a gain within the model's error
 
 
-def sum_partials(partial, result, bias=None, silu: bool = False) -> None:
-    """result = [silu](the sum of partial's rows, plus bias)."""
-    source, dtype = cuda.pick("sum_partials", str(result.dtype)), str(result.dtype)
-    threads, n, splits = source.constants["THREADS"], result.size, len(partial)
-    if bias is None and not silu:
-        cuda.kernel(source, "sum_partials", dtype)(_up(n, threads), threads, partial, result, n, splits)
-    else:
-        cuda.kernel(source, "sum_partials_bias", dtype)(
-            _up(n, threads), threads, partial, bias, result, n, splits, result.shape[-1], silu)
-
-
 def _ready(*arrays):
     """CuPy, and the arrays, copied where not contiguous or where vector loads may not begin: off 16 bytes."""
     xp = xp_of(*arrays)
@@ -181,11 +171,6 @@ def _ready(*arrays):
         a = xp.ascontiguousarray(a)
         return a if a.data.ptr % 16 == 0 else a.copy()
     return xp, *(a if a is None else ready(a) for a in arrays)
-
-
-def _acc(dtype) -> np.dtype:
-    """What sums are kept in."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def _up(n: int, by: int) -> int:

@@ -79,9 +79,14 @@ class Source:
 
 
 def folder() -> Path:
-    """Where the kernels are: beside the package in a checkout, in it where it was installed."""
+    """The folder of the .cu files.
+
+    In a checkout it is kernels/, beside the package, where readers find it.  A wheel can only bring files that are
+    inside a package, so setup.py puts the folder into the wheel as minidiff/kernels.
+    """
     package = Path(__file__).parents[2]
-    return next(path for path in (package.parent / "kernels", package / "kernels") if (path / "element.cuh").exists())
+    in_wheel, in_checkout = package / "kernels", package.parent / "kernels"
+    return in_wheel if in_wheel.exists() else in_checkout
 
 
 def families() -> list[str]:

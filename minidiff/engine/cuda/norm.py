@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass
 
 from minidiff.engine.cuda import launch as cuda
-from minidiff.engine.cuda.conv import sum_partials
+from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
 
 SECTOR = 32                                                 # bytes: the least that memory gives
 LINE = 128                                                  # bytes: the least that one load of a warp asks for
@@ -35,8 +35,8 @@ def group_norm(x, groups: int, gamma, beta, eps: float, silu: bool = False, *, v
     B, N, C = _sizes(x, groups, gamma, beta)
     y = cupy.empty_like(x)
     if not x.size:
-        return y, *cupy.zeros((2, B, groups), dtype=_acc(x))
-    mean, rstd = cupy.empty((2, B, groups), dtype=_acc(x))
+        return y, *cupy.zeros((2, B, groups), dtype=accumulator_dtype(x.dtype))
+    mean, rstd = cupy.empty((2, B, groups), dtype=accumulator_dtype(x.dtype))
     dtype = str(x.dtype)
     source, plan = _choose(dtype, version, B, N, C, groups, x.itemsize, 1)
     kernel = cuda.kernel(source, "group_norm_forward", dtype)
@@ -65,7 +65,7 @@ def group_norm_backward(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool 
     if not mean.shape == rstd.shape == (B, groups):
         raise ValueError(f"group_norm: mean and rstd must be {(B, groups)}, not {mean.shape} and {rstd.shape}")
     dx = cupy.empty_like(x)
-    dgamma, dbeta = of_samples = (cupy.empty if x.size else cupy.zeros)((2, B, C), dtype=_acc(x))
+    dgamma, dbeta = of_samples = (cupy.empty if x.size else cupy.zeros)((2, B, C), dtype=accumulator_dtype(x.dtype))
     if x.size:
         dtype = str(x.dtype)
         source, plan = _choose(dtype, version, B, N, C, groups, x.itemsize, 2)
@@ -98,7 +98,7 @@ def layer_norm(x, gamma, beta, eps: float, *, version: int | None = None):
         raise ValueError(f"layer_norm: gamma and beta must be {(C,)}, not {gamma.shape} and {beta.shape}")
     M = math.prod(x.shape[:-1])
     y = cupy.empty_like(x)
-    mean, rstd = cupy.empty((2, M), dtype=_acc(x))
+    mean, rstd = cupy.empty((2, M), dtype=accumulator_dtype(x.dtype))
     if x.size:
         source = cuda.pick("layer_norm", str(x.dtype), version)
         kernel = cuda.kernel(source, "layer_norm_forward", str(x.dtype))
@@ -221,7 +221,3 @@ def _sizes(x, groups: int, gamma, beta) -> tuple[int, int, int]:
 def _contiguous(*arrays):
     import cupy
     return tuple(map(cupy.ascontiguousarray, arrays))
-
-
-def _acc(x) -> str:
-    return "float64" if x.dtype == "float64" else "float32"

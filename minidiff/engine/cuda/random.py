@@ -1,9 +1,11 @@
-"""One stream of random numbers per sample, as `random.SampleStreams`, made on the device.
+"""One stream of random numbers per sample, made on the device; the interface is that of `random.SampleStreams`.
 
-    z[i] = f(seed, place of sample i, call, element)        kernels/normal_*.cu
+    normal      z[i] = f(seed, place of sample i, call, element)        on the device, kernels/normal_*.cu
+    uniform     u[i] = g(seed, place of sample i, call, element)        on the host
 
-There is no state to advance, only the number of the call: a whole batch is one launch, and what a sample is given
-depends on nothing around it.  The numbers are others than the CPU's of the same seed.
+f and g are counter-based generators (Philox, Salmon et al. 2011): they encrypt a counter and keep no state.  So a
+stream's only state is the number of its next call, one launch draws for the whole batch, and a sample's numbers do
+not depend on the batch around it.  They differ from the numbers that the CPU draws from the same seed.
 """
 
 from __future__ import annotations
@@ -19,20 +21,21 @@ SEED, PLACE, CALL = range(3)                                # the columns of a t
 
 
 class DeviceSampleStreams:
-    """SampleStreams whose numbers are made on the device.
+    """The streams of `count` samples, at the places first, first + 1, ...
 
-    Row i of `normal(shape)` depends on sample i's seed and place and on how often it was called.  Places count from
-    `first`: streams whose places differ have nothing in common.  A slice shares its streams' calls.
+    Row i of a draw depends on sample i's seed and place and on the number of draws before it, `normal` and `uniform`
+    counted together, and on nothing else.  Streams at different places are independent.  A slice shares the streams
+    of the whole, and its draws count for both.
     """
 
     def __init__(self, seed: int, count: int, first: int = 0):
         if not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
-        self._table = _table([seed] * count, range(first, first + count))
+        self._table = _table([seed] * count, range(first, first + count))           # (B, 3)
 
     @classmethod
     def from_seeds(cls, seeds: Sequence[int]) -> DeviceSampleStreams:
-        """One stream for each of the seeds; sample (seed, 0) of `DeviceSampleStreams(seed, n)` is its equal."""
+        """One stream for each of the seeds; each equals sample 0 of `DeviceSampleStreams(seed, n)`."""
         return cls._of_table(_table(seeds, [0] * len(seeds)))
 
     @classmethod
@@ -42,7 +45,7 @@ class DeviceSampleStreams:
         return streams
 
     def at(self, call: int) -> DeviceSampleStreams:
-        """Takes these streams, themselves, to their call number `call`, counted from 0: the whole of their state."""
+        """Sets the number of the next call, counted from 0, and returns these same streams."""
         if not isinstance(call, (int, np.integer)) or not 0 <= call < 2**32:
             raise ValueError(f"call must be a whole number of 0..{2**32 - 1}, not {call!r}")
         self._table[:, CALL] = call
@@ -51,8 +54,7 @@ class DeviceSampleStreams:
     def normal(self, shape: tuple[int, ...], dtype=np.float32, *, version: int | None = None):
         """Standard normal numbers, (len(self), *shape), on the device."""
         import cupy
-        if self._table[:, CALL].max(initial=0) >= 2**32:
-            raise ValueError("these streams have no call left: each has 2^32")
+        self._check_calls()
         dtype = np.dtype(dtype)
         z = cupy.empty((len(self), *shape), dtype)
         source = cuda.pick("normal", dtype.name, version)
@@ -61,6 +63,23 @@ class DeviceSampleStreams:
             -(-len(self) * -(-n // 4) // threads), threads, cupy.asarray(self._table), z, len(self), n)
         self._table[:, CALL] += np.uint64(1)
         return z
+
+    def uniform(self, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Numbers uniform on [0, 1), (len(self), *shape) float64, on the host.
+
+        They choose categories and time steps, which the host does.  The generator is NumPy's Philox4x64:
+            key = (seed, place)     counter = (block of four numbers, 0, 0, call)
+        """
+        self._check_calls()
+        rngs = [np.random.Generator(np.random.Philox(key=stream[[SEED, PLACE]],
+                                                     counter=np.array([0, 0, 0, stream[CALL]], np.uint64)))
+                for stream in self._table]
+        self._table[:, CALL] += np.uint64(1)
+        return np.stack([np.asarray(rng.random(shape)) for rng in rngs])
+
+    def _check_calls(self) -> None:
+        if self._table[:, CALL].max(initial=0) >= 2**32:
+            raise ValueError("these streams have no calls left: each has 2^32")
 
     def __len__(self) -> int:
         return len(self._table)
