@@ -1,13 +1,13 @@
-"""A discriminator that looks at patches, and the two losses that it and the decoder play for.
+"""A discriminator of image patches, and the losses of the discriminator and of the decoder that it trains.
 
-    L_D = E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))       moves the discriminator only         (hinge)
-    L_G = -E D(x_hat)                                       moves what made x_hat only
+    L_D = E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))       trains the discriminator only         (hinge)
+    L_G = -E D(x_hat)                                       trains the network that made x_hat only
 
-The papers take turns: a step of the one, a step of the other, each with its own optimiser. Here both are one loss,
-L_G + L_D, whose gradient each side receives only its own part of: L_D sees sg[x_hat], and L_G a copy of the
-discriminator whose weights are constants. So one step of one optimiser moves both from where they stood, which is
-simultaneous in place of alternating descent. Reversing a gradient would not do: the hinge's two losses are no
-negatives of one another.
+The papers alternate: a step for the discriminator, then a step for the decoder, each with its own optimiser. Here both
+losses are added, L_G + L_D, and each network receives only the gradient of its own loss: L_D sees sg[x_hat] (sg stops
+the gradient), and L_G sees a copy of the discriminator with constant weights. One step of one optimiser then updates
+both networks simultaneously. A reversed gradient would be wrong, since the two hinge losses are not the negative of
+each other.
 
     PatchGAN  Isola et al. 2017, arXiv 1611.07004, section 3.2.2
     hinge     Lim & Ye 2017, arXiv 1705.02894; in an autoencoder: Esser et al. 2021, arXiv 2012.09841, eq. 6
@@ -23,11 +23,14 @@ from minidiff.engine import conv, ops
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
+from minidiff.nn.precision import as_float32, as_input
 
 
 class PatchDiscriminator(Module):
-    """(B, H, W, channels) -> (B, H/4, W/4, 1): how real each patch of 16 x 16 pixels looks (and through the norms'
-    means and variances, a little, the rest)."""
+    """(B, H, W, channels) -> (B, H/4, W/4, 1), a logit for each patch of 16 x 16 pixels: larger looks more real.
+
+    The norms take their means and variances over the whole image, so a logit depends a little on the rest too.
+    """
 
     def __init__(self, channels: int, width: int, rng: np.random.Generator):
         self.conv1 = Conv2d(4 * channels, width, rng)
@@ -42,19 +45,20 @@ class PatchDiscriminator(Module):
 
 
 def discriminator_loss(D: Module, x: np.ndarray, x_hat: Tensor) -> Tensor:
-    """L_D, (): its gradient goes to D's parameters, none to x_hat."""
+    """L_D, ().  Its gradient reaches D's parameters, and not x_hat.  x, x_hat: (B, H, W, channels)."""
+    real, fake = (as_float32(D(as_input(D, images))) for images in (x, x_hat.detach()))
     # L_D = E max(0, 1 - D(x)) + E max(0, 1 + D(sg[x_hat]))
-    return ops.mean(ops.relu(1 - D(Tensor(x)))) + ops.mean(ops.relu(1 + D(x_hat.detach())))
+    return ops.mean(ops.relu(1 - real)) + ops.mean(ops.relu(1 + fake))
 
 
 def generator_loss(D: Module, x_hat: Tensor) -> Tensor:
-    """L_G, (): its gradient goes to x_hat, none to D's parameters."""
+    """L_G, ().  Its gradient reaches x_hat, and not D's parameters."""
     # L_G = -E sg[D](x_hat)
-    return -ops.mean(frozen(D)(x_hat))
+    return -ops.mean(as_float32(frozen(D)(as_input(D, x_hat))))
 
 
 def frozen(module: Module) -> Module:
-    """The same function, its parameters constants; it shares their arrays as they are now."""
+    """A copy of the module with constant parameters, which share the arrays that the module has now."""
     def constant(value):
         if isinstance(value, Tensor):
             return value.detach()

@@ -21,6 +21,7 @@ from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
 from minidiff.nn.module import Module
+from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.transformer import Attention
 from minidiff.nn.unet import UNetBlock, UNetConfig
 
@@ -74,11 +75,11 @@ class NoisyClassifier(Module):
                 or (y < NOT_ASKED).any() or (y >= self.classes).any():
             raise ValueError(f"y must be whole numbers ({x.shape[0]}, {len(self.classes)}), a class each of "
                              f"{self.classes} or {NOT_ASKED} for none, not {y.dtype} {y.shape}")
-        logits, total, start = self(x, t), 0, 0
+        logits, total, start = as_float32(self(as_input(self, x), t)), 0, 0
         for answer, K in zip(y.T, self.classes, strict=True):
-            # log p(y_a | x_t), and 0 where a is not asked
+            # log p(y_a | x_t), and 0 if a is not asked
             log_p = ops.log_softmax(logits[:, start:start + K])                     # (B, K)
-            chosen = (answer[:, None] == np.arange(K)).astype(x.dtype)              # (B, K)
+            chosen = xp_of(x.data).asarray(answer[:, None] == np.arange(K), log_p.dtype)        # (B, K)
             total, start = total + ops.sum(log_p * chosen, axis=1), start + K
         return total
 

@@ -20,6 +20,7 @@ from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.image_tower import check_images, check_shape
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
+from minidiff.nn.precision import as_float32, as_input
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ class ImageClassifier(Module):
 
 
 def perceptual_distance(classifier: ImageClassifier, x: np.ndarray, y: Tensor) -> Tensor:
-    """d(x, y) of images (B, H, W, C), the mean over the batch, (): its gradient goes to y."""
+    """d(x, y) of images (B, H, W, C), the mean over the batch, ().  Its gradient reaches y and the classifier."""
     with no_grad():
-        real = classifier.maps(Tensor(x))
+        real = classifier.maps(as_input(classifier, x))
     total = None
-    for f, g in zip(real, classifier.maps(y), strict=True):
+    for f, g in zip(real, classifier.maps(as_input(classifier, y)), strict=True):
         d = Tensor(_unit(f).data) - _unit(g)
         # d(x, y) = sum_l mean || f_l(x) - f_l(y) ||^2
         term = ops.mean(ops.sum(d * d, axis=-1))
@@ -99,4 +100,5 @@ def perceptual_distance(classifier: ImageClassifier, x: np.ndarray, y: Tensor) -
 
 def _unit(f: Tensor) -> Tensor:
     """Of length 1 at each position, (B, H, W, C); where the map is 0 it stays 0."""
+    f = as_float32(f)
     return f / ops.sqrt(ops.sum(f * f, axis=-1, keepdims=True) + 1e-6)

@@ -1,21 +1,29 @@
-"""The divergence of Gaussians whose means and variances are learned: the term that variational bounds are made of.
+"""The KL divergence between Gaussians whose means and variances are learned, as in a variational bound
+(docs/glossary.md).
 
     KL(N(mean1, var1) || N(mean2, var2)) = (var1/var2 - 1 - log(var1/var2) + (mean1 - mean2)^2 / var2) / 2
 
-Variances come as logarithms, which a network may give freely. diffusion/gaussian.py has the same of plain arrays.
+Variances are given as logarithms, which may be any number, so that a network can output them.  This is the form with
+gradients; diffusion/gaussian.py has the same formula for plain arrays.
 """
 
 from __future__ import annotations
 
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.precision import as_float32
 
 
 def kl(mean1, log_var1, mean2, log_var2) -> Tensor:
-    """In nats, elementwise; Tensors or arrays of one dtype, whose shapes broadcast; at least one is a Tensor."""
-    d, log_ratio = _tensor(mean1) - mean2, _tensor(log_var1) - log_var2
-    return 0.5 * (ops.exp(log_ratio) - 1 - log_ratio + d * d * ops.exp(-_tensor(log_var2)))
+    """The divergence in nats (docs/glossary.md), elementwise.
+
+    Each argument is a Tensor or an array; they have one dtype, and shapes that broadcast.  Half precision is computed
+    in float32, and so is the result.
+    """
+    mean1, log_var1, mean2, log_var2 = map(_tensor, (mean1, log_var1, mean2, log_var2))
+    d, log_ratio = mean1 - mean2, log_var1 - log_var2
+    return 0.5 * (ops.exp(log_ratio) - 1 - log_ratio + d * d * ops.exp(-log_var2))
 
 
 def _tensor(a) -> Tensor:
-    return a if isinstance(a, Tensor) else Tensor(a)
+    return as_float32(a if isinstance(a, Tensor) else Tensor(a))

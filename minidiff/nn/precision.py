@@ -1,13 +1,16 @@
-"""Mixed precision: the network computes in half precision, and learns in float32 (Micikevicius et al. 2018).
+"""Mixed precision: a network computes in half precision and learns in float32 (Micikevicius et al. 2018).
 
     w                  float32: the master weights, their moments and their average       section 3.1
-    w~ = half(w)       what the network computes with; dL/dw = float32(dL/dw~)
-    S L                the loss, float32, grows by S before its way back                  section 3.2
+    w~ = half(w)       the weights that the network computes with; dL/dw = float32(dL/dw~)
+    S L                the loss, in float32, is multiplied by S before the backward pass  section 3.2
     g = dL/dw = (d(S L)/dw) / S
 
-float16 ends at 65504 and rounds what is below 6e-8 to 0, where many gradients are: hence S, as large as does no
-harm.  A step whose gradient overflows is left out, and S halved; after 2000 good steps it is doubled.  bfloat16 has
-float32's range and needs no S, but only 8 bits: 1 + 1/256 is 1.  Sums, norms, softmax and the loss are float32's.
+float16 ends at 65504 and rounds numbers below 6e-8 to 0, and many gradients are that small.  S lifts them, as far as
+no gradient overflows: a step whose gradient overflows is skipped and S is halved; after 2000 good steps in a row S is
+doubled.  bfloat16 has float32's range and needs no S, but it has only 8 significant bits: 1 + 1/256 rounds to 1.
+Sums, norms and softmax are computed in float32, and so is the loss:
+
+    y = as_float32(network(as_input(network, x)))           the network in its own dtype, the loss in float32
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import copy
 import numpy as np
 
 from minidiff.engine import ops
+from minidiff.engine.backend import is_half, to_device
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
@@ -25,7 +29,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def dtype_of(precision: str) -> np.dtype:
-    """The dtype that a network of this precision computes in; UserError where it is not to be had."""
+    """The dtype that a network of this precision computes in; UserError if it is unknown or unavailable."""
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision != "bfloat16":
@@ -39,7 +43,10 @@ def dtype_of(precision: str) -> np.dtype:
 
 
 def in_precision(module: Module, dtype) -> Module:
-    """The module, computing in dtype: a copy whose parameters are casts of its own, which gradients pass through."""
+    """A copy of the module that computes in dtype: its parameters are casts of the module's own.
+
+    A gradient passes through the casts, so that it reaches the module's own parameters, in their dtype.
+    """
     if all(p.dtype == dtype for p in module.parameters().values()):
         return module
 
@@ -56,23 +63,37 @@ def in_precision(module: Module, dtype) -> Module:
     return twin_of(module)
 
 
-class LossScale:
-    """S, found while training: halved by a gradient that overflows, doubled by `patience` steps without one.
+def as_input(module: Module, x) -> Tensor:
+    """x, an array or a Tensor of a floating dtype, as a Tensor of the module's dtype, for the module to compute with.
 
-    With start 1 it stays 1: a gradient that is not finite then is no overflow to be cured.
+    An array is also moved to the module's device.  A Tensor keeps its gradient.
+    """
+    x = x if isinstance(x, Tensor) else Tensor(to_device(x, module.device))
+    return ops.cast(x, module.dtype)
+
+
+def as_float32(y: Tensor) -> Tensor:
+    """A half-precision result as float32, for a loss to compute with; float32 and float64 stay as they are."""
+    return ops.cast(y, np.float32) if is_half(y.dtype) else y
+
+
+class LossScale:
+    """The factor S.  A gradient that overflows halves it; `patience` steps in a row without overflow double it.
+
+    With start 1 it stays 1.  A gradient that is not finite then has another cause than overflow.
     """
 
     def __init__(self, start: float = 2.0**15, patience: int = 2000):
         self.scale, self.patience, self.fixed = start, patience, start == 1
         self.good = 0                                       # steps since S last changed
-        self.skipped = 0                                    # steps left out, in all
+        self.skipped = 0                                    # steps skipped, in all
 
     @classmethod
     def of(cls, precision: str) -> LossScale:
         return cls() if precision == "float16" else cls(1.0)
 
     def bears(self, finite: bool) -> bool:
-        """Whether training can go on from a step whose gradient was finite, or not."""
+        """Whether training can continue after a step whose gradient was, or was not, finite."""
         return finite or self.scale > 1
 
     def update(self, finite: bool) -> None:
@@ -86,7 +107,7 @@ class LossScale:
             self.good += 1
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Nothing, where S stays 1."""
+        """Empty if S stays 1."""
         return {} if self.fixed else {"scale": np.array(self.scale), "good": np.array(self.good, dtype=np.int64),
                                       "skipped": np.array(self.skipped, dtype=np.int64)}
 

@@ -74,10 +74,10 @@ class DiffusionPrior(Module):
 
     def forward(self, z_i_t: Tensor, t, z_t: Tensor, tokens: Tensor, mask) -> Tensor:
         """z_i_t, z_t (B, D) with entries of about 1; t (B,) training times; tokens (B, M, W), mask (B, M)."""
-        B, C = z_i_t.shape[0], self.query.shape[0]
-        time = Tensor(xp_of(z_i_t.data).asarray(sinusoidal_embedding(t, C, dtype=z_i_t.dtype)))
+        B, C, xp = z_i_t.shape[0], self.query.shape[0], xp_of(z_i_t.data)
+        time = Tensor(xp.asarray(sinusoidal_embedding(t, C, dtype=z_i_t.dtype)))
         time = self.time2(ops.silu(self.time1(time)))                               # (B, C)
-        query = self.query + Tensor(np.zeros((B, C), z_i_t.dtype))
+        query = self.query + Tensor(xp.zeros((B, C), z_i_t.dtype))
         rest = [self.z_t(z_t), time, self.z_i(z_i_t), query]
         h = self.transformer(tokens, mask, ops.concat([a.reshape(B, 1, C) for a in rest], axis=1))      # (B, 4, C)
         return self.out(h[:, 3])

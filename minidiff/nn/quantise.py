@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidiff.engine import ops
+from minidiff.engine.backend import to_numpy, wide, xp_of
 from minidiff.engine.tensor import Tensor, record
 from minidiff.nn.layers import parameter
 from minidiff.nn.module import Module
+from minidiff.nn.precision import as_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +32,8 @@ class Quantised:
 
     z_q: Tensor                             # (..., D) the codes, with the gradient of z
     ids: np.ndarray                         # (...,) which they are
-    codebook: Tensor                        # ()  mean || sg[z] - e_k ||^2 / D
-    commitment: Tensor                      # ()  mean || z - sg[e_k] ||^2 / D
+    codebook: Tensor                        # ()  mean || sg[z] - e_k ||^2 / D, float32 at least
+    commitment: Tensor                      # ()  mean || z - sg[e_k] ||^2 / D, float32 at least
 
 
 class Codebook(Module):
@@ -53,23 +55,25 @@ class Codebook(Module):
     def forward(self, z: Tensor) -> Quantised:
         ids = self.nearest(z.data)
         e = ops.embedding(self.codes, ids)                                          # (..., D)
-        return Quantised(straight_through(z, e.data), ids, _mean_square(z.detach() - e),
-                         _mean_square(z - e.detach()))
+        codes, vectors = as_float32(e), as_float32(z)       # for the losses
+        return Quantised(straight_through(z, e.data), ids, _mean_square(vectors.detach() - codes),
+                         _mean_square(vectors - codes.detach()))
 
     def revive(self, z: np.ndarray, rng: np.random.Generator, fewest: int = 1) -> int:
         """Codes that fewer than `fewest` of the vectors z (N, D) choose are put on some of these; returns how many."""
-        ids, error = self._nearest(z)
+        ids, error = map(to_numpy, self._nearest(z))
         dead = np.flatnonzero(np.bincount(ids, minlength=len(self.codes)) < fewest)
         there = np.flatnonzero(error > 0)                   # a vector that is a code needs no other
         dead = dead[:len(there)]
         if len(dead):
             p = error[there].astype(np.float64)
-            self.codes.data[dead] = z[rng.choice(there, len(dead), replace=False, p=p / p.sum())]
+            chosen, xp = rng.choice(there, len(dead), replace=False, p=p / p.sum()), xp_of(self.codes.data)
+            self.codes.data[xp.asarray(dead)] = z[xp.asarray(chosen)]
         return len(dead)
 
     def _nearest(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """k(z), and || z - e_k ||^2 from its own differences, of shape (...,) both."""
-        e = self.codes.data
+        e, z = wide(self.codes.data), wide(z)               # distances in float32
         if z.shape[-1:] != e.shape[1:]:
             raise ValueError(f"Codebook: z must be (..., {e.shape[1]}), not {z.shape}")
         rows = z.reshape(-1, e.shape[1])
@@ -89,7 +93,7 @@ def straight_through(z: Tensor, z_q: np.ndarray) -> Tensor:
 def usage(ids: np.ndarray, K: int) -> tuple[float, float]:
     """(perplexity, share alive) of a codebook's use: exp(-sum_k p_k log p_k), K if all are used alike and 1 if one is
     used alone; and the share of the K codes that are used at all."""
-    counts = np.bincount(np.asarray(ids).reshape(-1), minlength=K)
+    counts = np.bincount(to_numpy(ids).reshape(-1), minlength=K)
     if len(counts) > K or not counts.sum():
         raise ValueError(f"usage: ids must be some of 0..{K - 1}, not {counts.sum()} up to {len(counts) - 1}")
     p = counts[counts > 0] / counts.sum()

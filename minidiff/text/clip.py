@@ -19,6 +19,7 @@ from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import Linear
 from minidiff.nn.module import Module
+from minidiff.nn.precision import as_float32
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 
 FIRST_LOG_SCALE = math.log(1 / 0.07)                        # where the paper begins (section 2.5)
@@ -49,7 +50,7 @@ def capped(log_scale: Tensor) -> Tensor:
 # --- the loss ---------------------------------------------------------------------------------------------
 
 def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tensor) -> Tensor:
-    """The symmetric InfoNCE loss in nats, () of the embeddings' dtype: log N where nothing is known, 0 at best.
+    """The symmetric InfoNCE loss in nats, (), float32 at least: log N where nothing is known, 0 at best.
 
     image_embeddings, text_embeddings (N, D): row i of the one belongs to row i of the other; any lengths but 0.
     log_scale (): minus the log of the temperature. The paper begins at log(1/.07), and keeps the scale at most 100,
@@ -62,9 +63,10 @@ def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tens
     if log_scale.shape != () or not xp_of(log_scale.data).isfinite(log_scale.data):
         got = log_scale.item() if log_scale.shape == () else f"shape {log_scale.shape}"
         raise ValueError(f"log_scale must be one finite number, of shape (), not {got}")
-    image, text = unit("image_embeddings", image_embeddings), unit("text_embeddings", text_embeddings)      # (N, D)
+    image = unit("image_embeddings", as_float32(image_embeddings))                    # (N, D)
+    text = unit("text_embeddings", as_float32(text_embeddings))                       # (N, D)
     # logits = exp(log_scale) I T^t
-    logits = ops.exp(log_scale) * (image @ text.transpose(1, 0))                # (N, N)
+    logits = ops.exp(as_float32(log_scale)) * (image @ text.transpose(1, 0))                # (N, N)
     rows = xp_of(logits.data).arange(len(logits.data))
     # L = (CE(logits, rows) + CE(logits^T, rows)) / 2
     return (ops.cross_entropy(logits, rows) + ops.cross_entropy(logits.transpose(1, 0), rows)) / 2

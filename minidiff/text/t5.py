@@ -19,9 +19,11 @@ from itertools import zip_longest
 import numpy as np
 
 from minidiff.engine import ops
+from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import LayerNorm, Linear, parameter
 from minidiff.nn.module import Module
+from minidiff.nn.precision import as_float32
 from minidiff.nn.transformer import Attention
 from minidiff.text.encoder import TextEncoder
 from minidiff.text.span_corruption import corrupt, random_spans
@@ -49,7 +51,8 @@ class EncoderDecoder(Module):
     def forward(self, ids, mask, target_ids) -> Tensor:
         """ids, mask (B, N) of the input, target_ids (B, M) -> logits (B, M, vocab): m's from the tokens before m."""
         table = self.encoder.embedding.table
-        states, keys = self.encoder(ids, mask).tokens, mask[:, None, None]          # (B, N, D), (B, 1, 1, N)
+        encoded = self.encoder(ids, mask)
+        states, keys = encoded.tokens, encoded.mask[:, None, None]                  # (B, N, D), (B, 1, 1, N)
         start = np.full_like(target_ids[:, :1], BOS)
         before = np.concatenate([start, target_ids[:, :-1]], axis=1)                # (B, M)
         h = ops.embedding(table, before) + self.position[:before.shape[1]]          # (B, M, D)
@@ -59,10 +62,12 @@ class EncoderDecoder(Module):
 
     def loss(self, ids, mask, target_ids, weight) -> Tensor:
         """Cross entropy a token, in nats, (): weight (B, M), as `batch` gives it, adds up to the samples."""
-        log_p = ops.log_softmax(self(ids, mask, target_ids))                        # (B, M, vocab)
+        log_p = ops.log_softmax(as_float32(self(ids, mask, target_ids)))            # (B, M, vocab)
         B, M = target_ids.shape
-        chosen = log_p[np.arange(B)[:, None], np.arange(M), target_ids]             # (B, M)
-        return ops.sum(chosen * Tensor(weight)) * (-1 / B)
+        xp = xp_of(log_p.data)
+        rows, columns, labels = map(xp.asarray, (np.arange(B)[:, None], np.arange(M), target_ids))
+        chosen = log_p[rows, columns, labels]                                       # (B, M)
+        return ops.sum(chosen * Tensor(xp.asarray(weight))) * (-1 / B)
 
     def batch(self, texts: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple:
         """Token lists -> ids, mask (B, N), target_ids (B, M), weight (B, M): each text with gaps of its own.
@@ -111,8 +116,9 @@ class AttentionPooling(Module):
 
     def forward(self, tokens: Tensor, mask) -> Tensor:
         B, _, C = tokens.shape
-        query = self.query + Tensor(np.zeros((B, 1, C), tokens.dtype))
-        pooled = self.attention(query, self.norm_tokens(tokens), mask[:, None, None])   # (B, 1, C)
+        xp = xp_of(tokens.data)
+        query = self.query + Tensor(xp.zeros((B, 1, C), tokens.dtype))
+        pooled = self.attention(query, self.norm_tokens(tokens), xp.asarray(mask)[:, None, None])       # (B, 1, C)
         return self.norm(pooled.reshape(B, C))
 
 

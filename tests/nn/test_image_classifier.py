@@ -78,6 +78,8 @@ def test_the_perceptual_distance_is_zero_between_equals_and_its_gradient_goes_to
 def test_the_perceptual_distance_compares_directions_of_feature_maps():
     """Each of four layers adds at most 4, the distance of opposite unit vectors; 0 to 2 where they are orthogonal."""
     class Fake:
+        device, dtype = "cpu", np.float64
+
         def maps(self, x):
             return [x]
     e1, e2 = np.zeros((2, 1, 2, 2, 3))
