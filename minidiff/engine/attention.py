@@ -1,14 +1,14 @@
 """Scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
-    S = q k^T / sqrt(d)             (B, h, N, M)
-    P = softmax(S)                  rows sum to 1
-    y = P v                         (B, h, N, d)
+    S = q k^T / sqrt(d)             (B, h, N, M)        scores
+    P = softmax(S)                  (B, h, N, M)        weights: each row sums to 1
+    y = P v                         (B, h, N, e)
 
-and back, with the softmax's pullback  dS = P (dP - sum(dP P)):
+The backward pass, with the softmax's pullback  dS = P (dP - sum(dP P)):
 
     dv = P^T dy      dP = dy v^T      dq = dS k / sqrt(d)      dk = dS^T q / sqrt(d)
 
-On the GPU the same by kernels that store neither S nor P (attention_cuda.py).
+On a GPU, kernels compute the same and store neither S nor P (cuda/attention.py).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from minidiff.engine.tensor import Tensor, record
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, causal: bool = False) -> Tensor:
     """q (B, h, N, d), k (B, h, M, d), v (B, h, M, e) -> (B, h, N, e).
 
-    mask    boolean array that broadcasts to (B, h, N, M): True where a query may look at a key.  A query that may
-            look nowhere (M may be 0) gets zeros, and gives no gradient.
-    causal  query n may look at keys 0..n only, as if `causal_mask` were in the mask; the GPU then stores none
+    mask    boolean array that broadcasts to (B, h, N, M): True where a query attends to a key.  A query without any
+            key (M may be 0) gets zeros and passes no gradient.
+    causal  query n attends to keys 0..n only, as if the mask included `causal_mask`; the GPU stores no such mask
     """
     attention_cuda.check(q, k, v, mask)
     check_same_dtype(q, k, v)
@@ -52,15 +52,15 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
     return record(P @ v.data, (q, k, v), pullback)
 
 
-BOUND = 60                                                  # neither e^60 nor the sum of 10^12 of them leaves float32
+BOUND = 60                                                  # float32 can hold e^60, and the sum of 10^12 of these
 
 
 def _softmax_in_place(S, mask, xp):
-    """softmax(S) over the last axis, of the places where mask is True; a row without any is 0."""
+    """softmax(S) over the last axis, over the places where mask is True; a row without such places is 0."""
     if mask is not None:
-        xp.copyto(S, 0, where=~mask)                        # what is not looked at shall decide nothing
-    # the softmax is the same whatever is taken from a row: nothing need be where no exponential overflows
-    # (forward and backward, 49 tokens of 128 images: 8.2 ms in place of 9.0)
+        xp.copyto(S, 0, where=~mask)                        # masked scores must not affect the test below
+    # the softmax stays the same if a constant is subtracted from a row, so the maximum is subtracted only where an
+    # exponential could overflow (forward and backward of 49 tokens of 128 images: 8.2 ms instead of 9.0)
     if not max(S.max(initial=0), -S.min(initial=0)) <= BOUND:
         S = S if mask is None else xp.where(mask, S, -xp.inf)
         top = S.max(axis=3, keepdims=True, initial=-xp.inf)
@@ -69,7 +69,7 @@ def _softmax_in_place(S, mask, xp):
     if mask is not None:
         P *= mask
     total = P @ xp.ones((P.shape[3], 1), dtype=P.dtype)                             # (B, h, N, 1)
-    P /= xp.maximum(total, xp.finfo(P.dtype).tiny)          # 0/tiny where all is masked
+    P /= xp.maximum(total, xp.finfo(P.dtype).tiny)          # 0/tiny in a row that is masked entirely
     return P
 
 
@@ -83,5 +83,5 @@ def _by_kernels(q: Tensor, k: Tensor, v: Tensor, mask, causal: bool, scale: floa
 
 
 def causal_mask(n: int, xp):
-    """(n, n) boolean: token i may look at tokens 0..i."""
+    """(n, n) boolean: token i attends to tokens 0..i."""
     return xp.tril(xp.ones((n, n), dtype=bool))

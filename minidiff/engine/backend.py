@@ -1,6 +1,6 @@
-"""Where arrays live: NumPy on the CPU, CuPy on the GPU, and one stream of random numbers per sample.
+"""Where arrays live: NumPy's on the CPU, CuPy's on the GPU.
 
-Every op asks `xp_of(x)` for the library that owns x, so the same line runs on either.
+Every op asks `xp_of(x)` for the library that owns x, so the same line of code runs on either device.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ DEVICES = ("cpu", "cuda")
 
 
 def xp_of(*arrays) -> ModuleType:
-    """The library (numpy or cupy) that owns the arrays; TypeError where they live on two devices.
+    """The library (numpy or cupy) that owns the arrays; TypeError if they live on two devices.
 
-    Numbers, Python's and NumPy's, live nowhere.
+    Numbers, Python's and NumPy's, belong to no device.
     """
-    cupy = sys.modules.get("cupy")                          # an array of cupy's exists only if cupy was imported
+    cupy = sys.modules.get("cupy")                          # a CuPy array exists only if CuPy was imported
     if cupy is None:
         return np
     on_gpu = [isinstance(a, cupy.ndarray) for a in arrays if hasattr(a, "dtype") and not isinstance(a, np.generic)]
@@ -36,12 +36,12 @@ def to_numpy(a) -> np.ndarray:
 
 
 def device_of(a) -> str:
-    """"cpu" or "cuda": where the array lives."""
+    """The device of the array, "cpu" or "cuda"."""
     return "cpu" if isinstance(a, (np.ndarray, np.generic)) else "cuda"
 
 
 def to_device(a, device: str):
-    """The array on "cpu" or "cuda".  UserError where that device is not to be had."""
+    """The array on "cpu" or "cuda".  UserError if that device is unavailable."""
     if device == "cpu":
         return to_numpy(a)
     check_device(device)
@@ -50,7 +50,7 @@ def to_device(a, device: str):
 
 
 def check_device(device: str) -> None:
-    """UserError, in a sentence that says what is missing, unless arrays can live on `device`."""
+    """UserError, which says what is missing, if `device` is unavailable."""
     if device not in DEVICES:
         raise UserError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
     if device == "cpu":
@@ -62,7 +62,7 @@ def check_device(device: str) -> None:
             raise UserError(f"device 'cuda' needs CuPy, which cannot be loaded ({error}): use --device cpu") from None
         raise UserError("device 'cuda' needs CuPy, which is not installed: "
                         "pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x, or use --device cpu") from None
-    except ImportError as error:                            # a library of CUDA's that is missing
+    except ImportError as error:                            # one of CUDA's libraries is missing
         raise UserError(f"device 'cuda' needs CuPy, which is installed and cannot be loaded ({error}): "
                         "use --device cpu") from None
     try:
@@ -73,10 +73,10 @@ def check_device(device: str) -> None:
         raise UserError("device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu")
 
 
-# --- half precision: a form in memory ---------------------------------------------------------------------
+# --- half precision: a storage format ---------------------------------------------------------------------
 
 def is_floating(dtype) -> bool:
-    """Whether a dtype holds real numbers; NumPy itself does not count bfloat16, a guest, among them."""
+    """Whether a dtype holds real numbers.  ml_dtypes adds bfloat16 to NumPy, whose own test says that it does not."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
@@ -85,12 +85,12 @@ def is_half(dtype) -> bool:
 
 
 def wide(a):
-    """A half-precision array as float32, to compute in; any other array as it is."""
+    """A half-precision array in float32, for computing; any other array unchanged."""
     return a.astype(np.float32) if is_half(a.dtype) else a
 
 
 def narrow(a, dtype):
-    """The array rounded to a dtype; what is too large for float16 becomes inf, which loss scaling looks for."""
+    """The array rounded to a dtype.  A number too large for float16 becomes inf, and loss scaling tests for that."""
     if a.dtype == dtype:
         return a
     with np.errstate(over="ignore"):
@@ -100,17 +100,17 @@ def narrow(a, dtype):
 # --- memory -----------------------------------------------------------------------------------------------
 
 def keep_freed_memory() -> bool:
-    """Asks the C library to keep freed memory for reuse; returns whether it could (glibc only).
+    """Asks the C library to keep freed memory for reuse, and returns whether it does (glibc only).
 
-    A fresh large array costs a page fault for every 4 KiB that it touches; a training step frees and
-    asks again for the same sizes, and with this it gets the same pages back.
+    A new large array costs one page fault for each 4 KiB that is written.  Each training step frees and allocates the
+    same sizes, so with this setting it reuses the same pages.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, FOREVER = -1, -3, -8, 2**31 - 1
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):                       # not glibc
         return False
-    # one arena for all threads: those of their own give back what is empty, whatever the threshold
+    # one arena for all threads: each thread's own arena would return empty pages, whatever the threshold
     kept = mallopt(M_TRIM_THRESHOLD, FOREVER) and mallopt(M_ARENA_MAX, 1)
-    OLD_MOST = 32 << 20                                     # glibc before 2.35 refuses more
+    OLD_MOST = 32 << 20                                     # the largest threshold that glibc accepts before 2.35
     return bool(kept and (mallopt(M_MMAP_THRESHOLD, FOREVER) or mallopt(M_MMAP_THRESHOLD, OLD_MOST)))

@@ -2,22 +2,21 @@
 
     y[b, i, j, d] = sum_{m, n, c}  x[b, i s + m - p, j s + n - p, c]  w[m, n, c, d]  + bias[d]
 
-with stride s, padding p of zeros, images (B, H, W, C) and weights (kh, kw, C_in, C_out).  (The field's
-convolution: a mathematician's correlation.)  It is linear in x and in w, so three sums are enough for
-everything, and each one's derivatives are the other two:
+with stride s, zero padding p, images (B, H, W, C) and weights (kh, kw, C_in, C_out).  (What deep learning calls a
+convolution is a correlation in mathematics: the kernel is not flipped.)  y is linear in x and in w, so three sums
+compute everything, and the derivatives of each are the other two:
 
-    correlate(x, w)     y  from x and w
-    correlate_dx(dy, w) dx from dy and w         what a transposed convolution computes
-    correlate_dw(x, dy) dw from x and dy
+    correlate(x, w)             y  from x and w
+    correlate_dx(dy, w)         dx from dy and w        a transposed convolution computes this
+    correlate_dw(x, dy)         dw from x and dy
 
-The plain form stands here: it unrolls all patches into the rows of one matrix (im2col), for one matrix product
-and a buffer kh kw times as large as the image.  Two faster ones, for stride 1, have files of their own:
+This file has the plain algorithm: it copies all patches into the rows of one matrix (im2col), which takes one matrix
+product and a buffer kh kw times as large as the image.  Two faster ones, for stride 1, are in:
 
     conv_winograd.py    a quarter of the multiplications, for 3 x 3 kernels
-    conv_shift.py       the same multiplications without that buffer, for the others
+    conv_shift.py       the same multiplications without the buffer, for the others
 
-`_fastest` chooses by shape; a test holds all three equal.  On the GPU the sums are kernels of our own, launched by
-conv_cuda.py.
+`_fastest` chooses by shape, and a test compares all three.  On a GPU, cuda/conv.py launches our own kernels.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     flags = x.requires_grad, w.requires_grad
     if is_recording() and any(flags) and xp_of(x.data, w.data) is np \
             and _fastest(x.shape, w.shape, stride, padding) is conv_winograd:
-        y, back = conv_winograd.correlate_and_back(x.data, w.data, padding, *flags)     # it needs what y needed
+        y, back = conv_winograd.correlate_and_back(x.data, w.data, padding, *flags)     # it reuses what y computed
         if bias is not None:
             y += bias.data
     else:
@@ -62,7 +61,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
 
 @in_float32_on_cpu
 def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
-    """The transpose of conv2d, which takes its result's shape back to its input's.
+    """The transpose of conv2d: from the shape of conv2d's result back to the shape of its input.
 
     x (B, H, W, D), w (kh, kw, C, D), bias (C,) -> (B, (H-1)s + kh - 2p, (W-1)s + kw - 2p, C).
     """
@@ -102,16 +101,16 @@ def correlate(x, w, stride: int, padding: int, bias=None):
 
 
 def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int):
-    """dx[b,i,j,c] = sum over (m,n,d) and the pixels of y that x[b,i,j] had part in."""
+    """dx[b,i,j,c]: a sum over (m,n,d) and the pixels of y that depend on x[b,i,j]."""
     if w.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return (as_rows(dy) @ w[0, 0].T).reshape(x_shape)
     if xp_of(dy, w) is not np:
         return conv_cuda.correlate_dx(dy, w, x_shape, stride, padding)
     form = _fastest(x_shape, w.shape, stride, padding)
     if form:
-        # at stride 1 it is a convolution of dy with the kernel turned by 180 degrees, its channels swapped
-        turned = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))                 # (kh, kw, D, C)
-        return form.correlate(dy, turned, w.shape[0] - 1 - padding)
+        # at stride 1 it is a convolution of dy with the kernel rotated by 180 degrees and its channels swapped
+        rotated = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))                 # (kh, kw, D, C)
+        return form.correlate(dy, rotated, w.shape[0] - 1 - padding)
     return plain_correlate_dx(dy, w, x_shape, stride, padding)
 
 
@@ -126,22 +125,22 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
 
 
 def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
-    """The form that is fastest for a shape on a CPU, None for the plain one.
+    """The module with the algorithm that is fastest for a shape on a CPU; None for the plain one.
 
-    Measured by `benchmarks/ops.py --forms` (2 cores of an AMD EPYC, Zen 4, 2026-11-24), y and dw of 128 images: 3 x 3
-    by Winograd and by shifts take 57 and 64 ms on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on 48 x 48;
-    5 x 5 by shifts and by patches 48 and 48 ms on 10 x 10 pixels.
+    Measured by `benchmarks/ops.py --forms` (2 cores of an AMD EPYC, Zen 4, 2026-11-24), for y and dw of 128 images:
+    3 x 3 kernels take 57 ms by Winograd and 64 by shifts on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on
+    48 x 48; 5 x 5 kernels take 48 ms both by shifts and by patches on 10 x 10 pixels.
     """
     kh, kw = w_shape[:2]
     if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:
         return None
     if kh == 3 and max(x_shape[1:3]) <= conv_winograd.LONGEST:
         return conv_winograd
-    # small images have many pixels at an edge, whose share of the work conv_shift does in vain
+    # conv_shift also computes results beyond the edges, and these are a large share in small images
     return conv_shift if x_shape[1] * x_shape[2] >= 100 else None
 
 
-# --- the plain form: patches as rows ----------------------------------------------------------------------
+# --- the plain algorithm: patches as rows -----------------------------------------------------------------
 
 def plain_correlate(x, w, stride: int, padding: int):
     kh, kw, C, D = w.shape
@@ -171,7 +170,7 @@ def _pad(x, padding: int):
 
 
 def _patches(x, kh: int, kw: int, stride: int):
-    """A view of every patch: (B, H, W, C) -> (B, Ho, Wo, kh, kw, C)."""
+    """A view of all patches: (B, H, W, C) -> (B, Ho, Wo, kh, kw, C)."""
     B, H, W, C = x.shape
     b, h, w, c = x.strides
     shape = B, (H - kh) // stride + 1, (W - kw) // stride + 1, kh, kw, C
@@ -191,7 +190,7 @@ def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride
 # --- resolution -------------------------------------------------------------------------------------------
 
 def upsample_nearest(x: Tensor, factor: int = 2) -> Tensor:
-    """Each pixel becomes factor x factor equal ones: (B, H, W, C) -> (B, fH, fW, C)."""
+    """Each pixel becomes a square of factor x factor copies: (B, H, W, C) -> (B, fH, fW, C)."""
     _check_images("upsample_nearest", x, factor)
     B, H, W, C = x.shape
     xp, f = xp_of(x.data), factor
@@ -217,7 +216,7 @@ def average_pool(x: Tensor, factor: int = 2) -> Tensor:
 
 
 def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
-    """Squares of pixels into channels, nothing lost: (B, H, W, C) -> (B, H/f, W/f, f f C)."""
+    """Each square of pixels becomes the channels of one pixel: (B, H, W, C) -> (B, H/f, W/f, f f C)."""
     _check_divisible("space_to_depth", x, factor)
     B, H, W, C = x.shape
     f = factor
@@ -231,7 +230,7 @@ def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
     B, H, W, C = x.shape
     f = factor
     if C % (f * f):
-        raise ValueError(f"depth_to_space: {C} channels are no multiple of {f} x {f}")
+        raise ValueError(f"depth_to_space: {C} channels are not a multiple of {f} x {f}")
 
     def pullback(dy):
         return (dy.reshape(B, H, f, W, f, C // (f * f)).swapaxes(2, 3).reshape(x.shape),)

@@ -1,17 +1,17 @@
 """Convolution at stride 1 without a buffer of patches: shifts of one long list of pixels.
 
-Lay the zero-padded images out as one long list of pixels, and a shift of the image is a shift of the list:
+If the zero-padded images are stored as one long list of pixels, a shift of the image is a shift of the list:
 
     y[r] = sum_{m, n} pixels[r + m P + n] @ w[m, n]         P = pixels in a padded row
 
-k k matrix products that BLAS adds up in place.  The list has p zero pixels after each row of an image and p
-zero rows after each image.  They serve twice, as the right edge of one row and the left edge of the next, so
-that the list is hardly longer than x:
+These are k k matrix products, which BLAS sums in place.  The list has p zero pixels after each row of an image and p
+zero rows after each image.  They are both the right padding of one row and the left padding of the next, so the list
+is hardly longer than x:
 
-    . . . .        p = 1, an image of 2 x 3; the zeros before the first pixel are the list's own margin
+    . . . .        p = 1, an image of 2 x 3; the zeros before the first pixel are the margin of the list
     a b c .        P = W + p = 4
-    d e f .        the result for pixel (i, j) is r = i P + j,  and it reads pixels r + m P + n,  m, n in 0..2
-    . . . .        results at j >= W_out or i >= H_out are computed in vain, and dropped
+    d e f .        the result of pixel (i, j) is r = i P + j,  and it reads pixels r + m P + n,  m, n in 0..2
+    . . . .        results at j >= W_out or i >= H_out are computed too, and dropped
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def correlate(x, w, padding: int):
 
 
 def correlate_dw(x, dy, w_shape: tuple[int, ...], padding: int):
-    """The gradient to w, of shape w_shape (k, k, C, D), from x and dy."""
+    """The gradient with respect to w, of shape w_shape (k, k, C, D), from x and dy."""
     k, _, C, D = w_shape
     B, H, W, _ = x.shape
     pixels, P, R = _pixel_list(x, k, padding)
-    spread = np.zeros((B, H + padding, P, D), dtype=dy.dtype)       # dy where its results r lie, 0 elsewhere
+    spread = np.zeros((B, H + padding, P, D), dtype=dy.dtype)       # dy at its places r in the list, 0 elsewhere
     spread[:, :dy.shape[1], :dy.shape[2]] = dy
     dw = np.empty(w_shape, dtype=dy.dtype)
     for m in range(k):
@@ -52,7 +52,10 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], padding: int):
 
 
 def _pixel_list(x, k: int, padding: int):
-    """The list (R + what the last shift reads beyond, C), the length P of a row, and the number R of results."""
+    """The list, the length P of a padded row, and the number R of results.
+
+    The list is (R + n, C): the last shift reads n pixels beyond R.
+    """
     B, H, W, C = x.shape
     P = W + padding
     R, margin = B * (H + padding) * P, padding * (P + 1)

@@ -1,43 +1,44 @@
-"""Convolution with 3 x 3 kernels in a quarter of the multiplications: Winograd's, a whole line of pixels at a time.
+"""Winograd convolution with 3 x 3 kernels: a quarter of the multiplications, for a whole line of pixels at a time.
 
-In one dimension, a tile of m results y_i = sum_j w_j d_{i+j} reads m + 2 pixels d.  With m + 1 points a_k, and the
-Lagrange polynomials l_k of these points, l_k(a_j) = [j = k], every power i + j <= m+1 of x is
+In one dimension, a tile of m results y_i = sum_j w_j d_{i+j} reads m + 2 pixels d.  Take m + 1 points a_k and their
+Lagrange polynomials l_k, for which l_k(a_j) = [j = k].  Then every power i + j <= m+1 of x is
 
     x^(i+j) = sum_k a_k^i a_k^j l_k(x)  +  [i + j = m+1] prod_k (x - a_k)
 
-Both sides are polynomials; put d_c in the place of x^c, written l_k(d), and sum over w_j:
+Both sides are polynomials in x.  Replace each x^c by d_c, which is written l_k(d), multiply by w_j and sum over j:
 
     y_i = sum_k a_k^i (sum_j a_k^j w_j) l_k(d)  +  [i = m-1] w_2 prod_k (d - a_k)
 
-So a tile takes m + 2 multiplications in place of 3 m, one for each point and one for "infinity" (Toom & Cook; Lavin &
-Gray 2016, section 4, with another scale for each point):
+So a tile takes m + 2 multiplications instead of 3 m: one for each point and one for "infinity" (Toom & Cook; Lavin &
+Gray 2016, section 4, who scale each point differently):
 
     y = A^T [ (G w) * (B^T d) ]     B^T_k = coefficients of l_k           G_kj = a_k^j      A^T_ik = a_k^i
                       at infinity:  B^T   = those of prod_k (x - a_k)     G = (0, 0, 1)     A^T = (0, ..., 0, 1)
 
-A line of pixels is cut into tiles.  The B^T of all its tiles make one matrix L, in which the zeros beyond the image's
-edge are columns left out, and their A^T make one matrix R.  For an image these act on its rows and on its columns:
+A line of pixels is divided into tiles.  The B^T of all its tiles form one matrix L, without the columns of the padding
+zeros, and their A^T form one matrix R.  For an image, these act on its rows and on its columns:
 
     V = L x L^T         U = G w G^T     M = V U, a matrix product over the channels for each pair of points
     y = R M R^T
 
-and the way back is the transpose of each step, with the same V and U:
+and the backward pass takes the transpose of each step, with the same V and U:
 
     dM = R^T dy R       dU = V^T dM     dw = G^T dU G       dV = dM U^T     dx = L^T dV L
 
-The P numbers of a line stand point after point, those of all tiles at infinity, then those at a_0, ..., for at a point
-all tiles meet the same U: one matrix product.  14 pixels are tiles of 4, 5 and 5 results, with 6, 7 and 7 points:
+The P numbers of a line are ordered by point: those of all tiles at infinity, then those at a_0, and so on.  At one
+point all tiles are multiplied by the same U, so one matrix product serves them all.  14 pixels are tiles of 4, 5 and 5
+results, with 6, 7 and 7 points:
 
     infinity  0      1      -1     2      -2     1/2
     3 tiles   3      3      3      3      3      2 tiles         P = 20: a run of 6 points, and one of 1
 
-An image of 14 x 14 takes 20 x 20 products in place of 14 x 14 x 9: 4.4 times fewer.  L and R are dense, so that a line
-of H pixels costs H^2: right for the images of this house, and not for lines beyond LONGEST.
+An image of 14 x 14 takes 20 x 20 products instead of 14 x 14 x 9, which is 4.4 times fewer.  L and R are dense, so a
+line of H pixels costs H^2 operations.  That suits small images, and not lines longer than LONGEST.
 
-32 images of 14 x 14 x 64 take 4.7 ms on one core where patches take 9.6 (docs/speed.md has more).
+32 images of 14 x 14 x 64 take 4.7 ms on one core, and 9.6 ms by patches (docs/speed.md has more).
 
-In float32 the error is 4e-6 of the result's norm, that of the plain form 3e-7; it goes by the largest number that a
-tile reads.  A NaN or an infinity spreads over its whole image, for L has zeros to multiply it by.
+In float32 the error is 4e-6 of the result's norm; that of the plain algorithm is 3e-7.  It is proportional to the
+largest number that a tile reads.  A NaN or an infinity spreads over its whole image, since L multiplies it by zeros.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ from functools import cache
 import numpy as np
 from numpy.polynomial.polynomial import polyfromroots
 
-POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)                   # and infinity.  One more would cost another digit
-TILE = len(POINTS) - 1                                      # results of a tile, at most
-LONGEST = 40                                                # pixels of a line, beyond which other forms are faster
+POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)                   # and infinity; one more would cost another digit
+TILE = len(POINTS) - 1                                      # the most results of a tile
+LONGEST = 40                                                # pixels of a line, for which this is the fastest
 
 
 def correlate(x, w, padding: int):
@@ -61,7 +62,7 @@ def correlate(x, w, padding: int):
 
 
 def correlate_dw(x, dy, w_shape: tuple[int, ...], padding: int):
-    """The gradient to w, of shape w_shape (3, 3, C, D), from x and dy."""
+    """The gradient with respect to w, of shape w_shape (3, 3, C, D), from x and dy."""
     rows, columns = _lines(x, padding)
     X, dY = _down(x, rows.L), _down(dy, rows.R.T)
     dU = np.empty((len(rows.G), len(columns.G), *w_shape[2:]), dtype=dy.dtype)
@@ -71,9 +72,9 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], padding: int):
 
 
 def correlate_and_back(x, w, padding: int, with_dx: bool, with_dw: bool) -> tuple[np.ndarray, Callable]:
-    """y, and the function dy -> (dx, dw), each None where it is not wanted, that uses U and V again.
+    """y, and the function dy -> (dx, dw), which reuses U and V.  dx or dw is None if it is not asked for.
 
-    V, which dw takes, is two to three times as large as x.
+    V, which dw requires, is two to three times as large as x.
     """
     rows, columns = _lines(x, padding)
     U, V, x_shape = _kernel_points(w, rows, columns), [], x.shape
@@ -95,7 +96,7 @@ def correlate_and_back(x, w, padding: int, with_dx: bool, with_dw: bool) -> tupl
 
 
 def _forward(x, U, rows: Line, columns: Line, keep: list | None = None):
-    """y = R M R^T; V goes into `keep`."""
+    """y = R M R^T; appends V to `keep`."""
     X = _down(x, rows.L)                                                            # (P, B, W, C)
     Y = np.empty((len(X), columns.R.shape[0], len(x), U.shape[3]), dtype=x.dtype)   # (P, W', B, D)
     for run in rows.runs:
@@ -110,10 +111,10 @@ def _forward(x, U, rows: Line, columns: Line, keep: list | None = None):
 
 @dataclass(frozen=True)
 class Run:
-    """k points, one after another, at each of which n tiles of a line have a number."""
+    """k successive points with the same number n of tiles."""
 
-    points: slice                           # of the points
-    rows: slice                             # of P: n rows of the first point, n of the next, ...
+    points: slice                           # its points
+    rows: slice                             # its rows of P: n of the first point, n of the next, ...
 
     @property
     def k(self) -> int:
@@ -124,13 +125,13 @@ class Run:
         return (self.rows.stop - self.rows.start) // self.k
 
     def of(self, X):
-        """X (P, ...) -> the run's part of it, (k, n, ...)."""
+        """X (P, ...) -> its part in this run, (k, n, ...)."""
         return X[self.rows].reshape(self.k, self.n, *X.shape[1:])
 
 
 @dataclass(frozen=True)
 class Line:
-    """What takes a line of pixels to the points of its tiles and back.  Point after point, P numbers in all."""
+    """The matrices from a line of pixels to the points of its tiles, P numbers ordered by point, and back."""
 
     L: np.ndarray                           # (P, pixels)
     R: np.ndarray                           # (results, P)
@@ -140,14 +141,14 @@ class Line:
 
 @cache
 def line(pixels: int, padding: int, dtype: np.dtype) -> Line:
-    """The algorithm for a line that is padded with zeros on both sides."""
+    """The matrices for a line that is padded with zeros on both sides."""
     results = pixels + 2 * padding - 2
     n = -(-results // TILE)
     ends = [results * i // n for i in range(n + 1)]         # tiles as equal as can be
-    L, R = ([[] for _ in range(TILE + 2)] for _ in "LR")    # for each point what its tiles have there
+    L, R = ([[] for _ in range(TILE + 2)] for _ in "LR")    # for each point the rows of its tiles
     for start, end in zip(ends, ends[1:], strict=False):
         A_T, B_T = toom_cook(end - start)
-        at = np.arange(start, start + len(B_T)) - padding   # where the tile's pixels are
+        at = np.arange(start, start + len(B_T)) - padding   # the places of the tile's pixels in the line
         inside = (at >= 0) & (at < pixels)
         for k in range(len(B_T)):
             of_pixels, of_results = np.zeros(pixels), np.zeros(results)
@@ -160,8 +161,8 @@ def line(pixels: int, padding: int, dtype: np.dtype) -> Line:
 
 
 def _runs(tiles: list[int]) -> tuple[Run, ...]:
-    """Points, one after another, with the same number of tiles."""
-    ends = np.cumsum([0, *tiles]).tolist()                  # of each point's rows of P
+    """Groups successive points with the same number of tiles."""
+    ends = np.cumsum([0, *tiles]).tolist()                  # where each point's rows of P end
     starts = [k for k, n in enumerate(tiles) if k == 0 or n != tiles[k - 1]]
     stops = [*starts[1:], len(tiles)]
     return tuple(Run(slice(k, j), slice(ends[k], ends[j])) for k, j in zip(starts, stops, strict=True))
@@ -194,7 +195,7 @@ def _down(x, L):
 
 
 def _along(X, L):
-    """(k, n, B, W, C) -> (k, Q, n, B, C): for each point of the columns the rows of one matrix lie together."""
+    """(k, n, B, W, C) -> (k, Q, n, B, C): for each point of the columns, the rows of one matrix are adjacent."""
     k, n, B, _, C = X.shape
     V = np.empty((k, len(L), n, B, C), dtype=X.dtype)
     np.matmul(L, X, out=V.transpose(0, 2, 3, 1, 4))

@@ -1,4 +1,4 @@
-"""The elementary ops: each computes y and, beside it, the pullback dy -> dx.
+"""The elementary ops: each computes y and its pullback, the function dy -> dx (see tensor.py).
 
     y = f(x)                    dx = dy f'(x)
     z = x + y                   dx = dy = dz,  summed over the axes that broadcasting repeated
@@ -7,9 +7,9 @@
     y = x w + b                 dx = dy w^T,  dw = x^T dy,  db = sum(dy)
     y = softmax(x)              dx = y (dy - sum(y dy))
 
-Arrays of two floating dtypes do not meet in an op: nothing is upcast silently, and `cast` says so.  Python numbers
-take the dtype of the Tensor that they meet.  float16 and bfloat16 are forms in memory: an op that rounds more than
-once, or adds, computes in float32 and rounds its result (`in_float32`).
+All arrays of an op have one floating dtype: nothing is converted silently, only by `cast`.  A Python number takes the
+dtype of the op's Tensor.  float16 and bfloat16 are storage formats: an op that would round more than once, or that
+sums, computes in float32 and rounds its result (`in_float32`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from minidiff.engine.tensor import Tensor, record
 Axes = int | tuple[int, ...] | None
 
 
-# --- one dtype and another ----------------------------------------------------------------------------------
+# --- dtypes -------------------------------------------------------------------------------------------------
 
 def cast(x: Tensor, dtype) -> Tensor:
-    """x in another floating dtype; its gradient comes back in x's own."""
+    """x in another floating dtype; its gradient has x's own dtype."""
     dtype = np.dtype(dtype)
     if not (is_floating(x.dtype) and is_floating(dtype)):
         raise TypeError(f"cast takes one floating dtype to another, not {x.dtype} to {dtype}")
@@ -37,7 +37,7 @@ def cast(x: Tensor, dtype) -> Tensor:
 
 
 def in_float32(op: Callable) -> Callable:
-    """The op, which where its first Tensor is of half precision computes in float32, there and back."""
+    """The op, computed in float32, forward and backward, if its first Tensor has half precision."""
     def widened(a):
         return cast(a, np.float32) if isinstance(a, Tensor) else a
 
@@ -53,7 +53,7 @@ def in_float32(op: Callable) -> Callable:
 
 
 def in_float32_on_cpu(op: Callable) -> Callable:
-    """The same for an op that on the GPU has a kernel for half precision, which adds in float32 by itself."""
+    """The same, for an op that has a GPU kernel for half precision: the kernel itself sums in float32."""
     wide_op = in_float32(op)
     return wraps(op)(lambda x, *args, **kwargs: (
         wide_op if isinstance(x, Tensor) and xp_of(x.data) is np else op)(x, *args, **kwargs))
@@ -84,7 +84,7 @@ def div(x, y) -> Tensor:
     x, y = _pair(x, y)
 
     def pullback(dz):
-        dz, a, b = wide(dz), wide(x.data), wide(y.data)     # the square of a float16 is soon inf, or 0
+        dz, a, b = wide(dz), wide(x.data), wide(y.data)     # the square of a float16 easily becomes inf or 0
         return (narrow(_unbroadcast(dz / b, x), x.dtype) if x.requires_grad else None,
                 narrow(_unbroadcast(-dz * a / (b * b), y), y.dtype) if y.requires_grad else None)
     return record(x.data / y.data, (x, y), pullback)
@@ -95,7 +95,7 @@ def power(x: Tensor, n: float) -> Tensor:
     """x**n for a constant n."""
     if isinstance(n, Tensor):
         raise TypeError("power takes a constant exponent; write exp(y * log(x)) for a Tensor y")
-    n = float(n)                                            # NumPy's own float64 would upcast x
+    n = float(n)                                            # a NumPy float64 would convert x to float64
     return record(x.data ** n, (x,), lambda dy: (dy * (n * x.data ** (n - 1)) if n else 0 * dy,))
 
 
@@ -105,7 +105,7 @@ def matmul(x, y) -> Tensor:
     x, y = _pair(x, y)
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
         raise ValueError(f"matmul takes x (..., M, K) and y (..., K, N), not {x.shape} and {y.shape}")
-    if y.ndim == 2:                                         # one product for all the rows of x, not one each
+    if y.ndim == 2:                                         # one product for all rows of x, not one for each matrix
         K, N = y.shape
         rows = x.data.reshape(-1, K)                        # (M', K)
 
@@ -123,23 +123,23 @@ def matmul(x, y) -> Tensor:
 
 @in_float32_on_cpu
 def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """y = x w + b on the last axis: x (..., C), w (C, D), b (D,) -> (..., D).  One op, for `add` would copy y."""
+    """y = x w + b on the last axis: x (..., C), w (C, D), b (D,) -> (..., D).  One op, since `add` would copy y."""
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
         raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
     check_same_dtype(x, w, b)
-    rows = as_rows(x.data)                                    # (M, C)
+    rows = as_rows(x.data)                                  # (M, C)
     y = rows @ w.data
     y += b.data
 
     def pullback(dy):
-        dy = as_rows(dy)                                      # (M, D)
+        dy = as_rows(dy)                                    # (M, D)
         return ((dy @ w.data.T).reshape(x.shape) if x.requires_grad else None,
                 rows.T @ dy if w.requires_grad else None,
                 sum_rows(dy) if b.requires_grad else None)
     return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
 
 
-# --- functions of one element -----------------------------------------------------------------------------
+# --- elementwise functions --------------------------------------------------------------------------------
 
 def exp(x: Tensor) -> Tensor:
     y = xp_of(x.data).exp(x.data)
@@ -184,13 +184,13 @@ def gelu(x: Tensor) -> Tensor:
     # u = sqrt(2/pi) (x + 0.044715 x^3),     y = x (1 + tanh u)/2
     c, k = math.sqrt(2 / math.pi), 0.044715
     xp = xp_of(x.data)
-    z = x.data.clip(-10, 10)                                # beyond it tanh u is 1, and x^3 might overflow
-    t = xp.tanh(c * z * (1 + k * z * z))
+    z = x.data.clip(-10, 10)                                # beyond that tanh u is 1 or -1, and x^3 might overflow
+    tanh_u = xp.tanh(c * z * (1 + k * z * z))
 
     def pullback(dy):
         du = c * (1 + 3 * k * z * z)
-        return (dy * 0.5 * (1 + t + x.data * (1 - t * t) * du),)
-    return record(0.5 * x.data * (1 + t), (x,), pullback)
+        return (dy * 0.5 * (1 + tanh_u + x.data * (1 - tanh_u * tanh_u) * du),)
+    return record(0.5 * x.data * (1 + tanh_u), (x,), pullback)
 
 
 def absolute(x: Tensor) -> Tensor:
@@ -200,8 +200,8 @@ def absolute(x: Tensor) -> Tensor:
 
 @in_float32
 def clip(x: Tensor, low: float, high: float) -> Tensor:
-    """x within [low, high]; no gradient passes where it was clipped."""
-    low, high = float(low), float(high)                     # NumPy's own float64 would upcast x
+    """x clipped to [low, high]; no gradient passes where it was clipped."""
+    low, high = float(low), float(high)                     # a NumPy float64 would convert x to float64
     return record(x.data.clip(low, high), (x,), lambda dy: (dy * ((x.data >= low) & (x.data <= high)),))
 
 
@@ -230,7 +230,7 @@ def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noqa
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     xp = xp_of(x.data)
     y = xp.asarray(x.data.mean(axis=axis, keepdims=keepdims))
-    n = x.size // max(y.size, 1)                            # elements averaged for each result
+    n = x.size // max(y.size, 1)                            # elements in each mean
 
     def pullback(dy):
         return (xp.broadcast_to(_restore(dy, x, axis, keepdims) / n, x.shape),)
@@ -267,7 +267,7 @@ def concat(xs: Sequence[Tensor], axis: int = -1) -> Tensor:
 
 
 def getitem(x: Tensor, index) -> Tensor:
-    """x[index] for ints, slices, None, boolean masks and integer arrays (a repeated index adds up)."""
+    """x[index] for ints, slices, None, boolean masks and integer arrays; gradients of a repeated index add up."""
     xp = xp_of(x.data)
 
     def pullback(dy):
@@ -285,23 +285,23 @@ def getitem(x: Tensor, index) -> Tensor:
 def embedding(table: Tensor, ids) -> Tensor:
     """table (V, C), ids (...) int -> (..., C): row ids[...] of the table.
 
-    The host's ids are checked here, and may go with a table on a GPU; a GPU's would have to be waited for.
+    ids should be on the host, even if the table is on a GPU: they are checked, and on a GPU that means to wait.
     """
     _check_ids("embedding takes ids", ids, table.shape[0])
     xp = xp_of(table.data)
     ids = xp.asarray(ids)
 
     def pullback(dy):
-        if xp is not np:                                    # whose add.at adds in another order every time
+        if xp is not np:                                    # CuPy's add.at adds in a different order each time
             chosen = xp.arange(table.shape[0])[:, None] == ids.reshape(-1)          # (V, N)
             return (chosen.astype(dy.dtype) @ dy.reshape(-1, table.shape[1]),)
-        dtable = xp.zeros(table.shape, sum_dtype(dy.dtype))                       # (V, C)
+        dtable = xp.zeros(table.shape, sum_dtype(dy.dtype))                         # (V, C)
         xp.add.at(dtable, ids.reshape(-1), dy.reshape(-1, table.shape[1]))
         return (narrow(dtable, dy.dtype),)
     return record(table.data[ids], (table,), pullback)
 
 
-# --- softmax and what is made of it -----------------------------------------------------------------------
+# --- softmax, cross entropy, dropout ----------------------------------------------------------------------
 
 @in_float32
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
@@ -312,7 +312,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 @in_float32
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     xp = xp_of(x.data)
-    y = x.data - x.data.max(axis=axis, keepdims=True)       # so that no exponential overflows
+    y = x.data - x.data.max(axis=axis, keepdims=True)       # then no exponential overflows
     y = y - xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
 
     def pullback(dy):
@@ -341,10 +341,10 @@ def dropout(x: Tensor, p: float, rng: np.random.Generator | None) -> Tensor:
     return record(x.data * scale, (x,), lambda dy: (dy * scale,))
 
 
-# --- the pieces that ops share ----------------------------------------------------------------------------
+# --- what the ops share -----------------------------------------------------------------------------------
 
 def _pair(x, y) -> tuple[Tensor, Tensor]:
-    """Both as Tensors of one dtype; a bare number or array takes the Tensor's."""
+    """Both as Tensors of one dtype; a bare number takes the Tensor's."""
     if not isinstance(x, Tensor):
         x = _like(x, y)
     if not isinstance(y, Tensor):
@@ -354,12 +354,12 @@ def _pair(x, y) -> tuple[Tensor, Tensor]:
 
 
 def _like(number, x: Tensor) -> Tensor:
-    if hasattr(number, "dtype") and number.ndim:            # an array keeps its dtype, and must match
+    if hasattr(number, "dtype") and number.ndim:            # an array keeps its dtype, which must match
         return Tensor(number)
     if not is_floating(x.dtype) and not isinstance(number, (int, np.integer)):
         raise TypeError(f"a Tensor of {x.dtype} does not take the number {number!r}: convert it to a floating dtype")
-    if xp_of(x.data) is not np and x.dtype.kind != "V":     # bfloat16's
-        return Tensor(x.dtype.type(number))                 # a kernel's argument, and no array to be sent there
+    if xp_of(x.data) is not np and x.dtype.kind != "V":     # "V" is bfloat16's kind
+        return Tensor(x.dtype.type(number))                 # a number is a kernel's argument; an array would be copied
     return Tensor(xp_of(x.data).asarray(number, dtype=x.dtype))
 
 
@@ -370,7 +370,7 @@ def check_same_dtype(*xs: Tensor) -> None:
 
 
 def _check_ids(takes: str, ids, count: int) -> None:
-    """Python would read -1 as the last of them, in silence."""
+    """Raises for ids outside 0..count-1.  NumPy would silently take -1 as the last row."""
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{takes} that are whole numbers, not {ids.dtype}")
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= count):
@@ -378,7 +378,7 @@ def _check_ids(takes: str, ids, count: int) -> None:
 
 
 def _unbroadcast(dz, x: Tensor):
-    """Sums dz over the axes along which broadcasting had repeated x."""
+    """Sums dz over the axes along which broadcasting repeated x."""
     if dz.shape == x.shape:
         return dz
     extra = dz.ndim - x.ndim
@@ -393,7 +393,7 @@ def as_rows(x):
 
 
 def sum_rows(x):
-    """(..., C) -> (C,): the sum over all axes but the last, as a product with ones: BLAS reads x once, in order."""
+    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order."""
     rows = as_rows(x)
     return (xp_of(x).ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
@@ -404,7 +404,7 @@ def sum_dtype(dtype):
 
 
 def _restore(dy, x: Tensor, axis: Axes, keepdims: bool):
-    """Gives a reduction's cotangent its reduced axes back, with length 1."""
+    """A reduction's cotangent with the reduced axes restored, with length 1."""
     if keepdims:
         return dy
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
@@ -419,8 +419,8 @@ def _is_basic(index) -> bool:
 
 
 def silu_of_half(h):
-    """silu(2 h), of an array."""
-    # sigmoid(x) = (1 + t)/2  with  h = x/2, t = tanh(h):     y = h (1 + t)
+    """silu(2 h) of an array h."""
+    # sigmoid(x) = (1 + u)/2  with  h = x/2, u = tanh(h):     y = h (1 + u)
     y = xp_of(h).tanh(h)
     y *= h
     y += h
@@ -428,19 +428,19 @@ def silu_of_half(h):
 
 
 def silu_slope(h):
-    """The derivative of silu at 2 h, in h's place."""
-    # dy/dx = (1 + t)/2 (1 + h (1 - t))
-    t = xp_of(h).tanh(h)
-    h -= h * t
+    """The derivative of silu at 2 h; overwrites h."""
+    # dy/dx = (1 + u)/2 (1 + h (1 - u)),  u = tanh(h)
+    u = xp_of(h).tanh(h)
+    h -= h * u
     h += 1
-    t += 1
-    h *= t
+    u += 1
+    h *= u
     h *= 0.5
     return h
 
 
 def _sigmoid(x):
-    # sigmoid(x) = (1 + tanh(x/2))/2, which overflows nowhere
+    # sigmoid(x) = (1 + tanh(x/2))/2, which never overflows
     return 0.5 * xp_of(x).tanh(0.5 * x) + 0.5
 
 
@@ -452,7 +452,7 @@ def _softmax(x, axis: int):
 
 
 def _install_operators() -> None:
-    """x + y, x @ y, x[i] ... on Tensors."""
+    """Gives Tensor its operators: x + y, x @ y, x[i], ..."""
     Tensor.__add__, Tensor.__radd__ = add, lambda x, y: add(y, x)
     Tensor.__sub__, Tensor.__rsub__ = sub, lambda x, y: sub(y, x)
     Tensor.__mul__, Tensor.__rmul__ = mul, lambda x, y: mul(y, x)

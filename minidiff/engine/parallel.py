@@ -1,8 +1,8 @@
-"""Independent pieces of work on all cores: NumPy and BLAS let go of Python's lock while they compute.
+"""Independent pieces of work on all cores, in threads: NumPy and BLAS release Python's global lock while they compute.
 
-A batch is cut into shards and each thread carries whole shards through the network, forward and backward.
-That keeps both cores busy in every op, the element-wise ones too, and the shard's activations in cache.
-BLAS is held to one thread meanwhile, or its threads and ours would fight for the same cores.
+A batch is divided into shards, and each thread takes whole shards through the network, forward and backward.  So all
+cores are busy in every op, also in the elementwise ones, and a shard's activations stay in the cache.  Meanwhile BLAS
+is limited to one thread, since its threads and ours would compete for the same cores.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 
 _NAME = "minidiff"
 _one_at_a_time = threading.Lock()                           # BLAS has one limit for the whole process
-# samples; the main job's step at batch 128 takes 510 ms with shards of 64 and 550 with 32 (2 cores of an AMD EPYC)
+# in samples; a training step of the text-to-image model at batch 128 takes 510 ms with shards of 64, and 550 ms with 32
+# (2 cores of an AMD EPYC)
 SHARD = 64
 
 
 def allowed_cores() -> set[int]:
-    """The numbers of the cores that the system lets this process use."""
+    """The numbers of the cores that the operating system allows this process to use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def cores() -> int:
-    """The number of cores that this process may use; of cores that ranks share, its part."""
+    """The number of cores that this process uses: all that it may, or its part of those that ranks share."""
     return _part or len(allowed_cores())
 
 
-_part = 0                                                   # of the cores that ranks share; 0 where nobody shares
+_part = 0                                                   # of the cores that ranks share; 0 if there are no ranks
 
 
 def divide_cores(allowed: Sequence[Iterable[int]]) -> None:
-    """From now on the ranks of one machine use its cores() in equal parts, at least one each, BLAS included.
+    """Divides the cores of one machine equally among its ranks, at least one each, for our threads and BLAS's.
 
-    allowed: the cores that each of them may use, this process among them.  Cores that mpiexec has bound to one rank
-    are its own.
+    allowed: for each rank on this machine, this one included, the cores that it may use.  A core that mpiexec has
+    bound to one rank belongs to that rank alone.
     """
     global _part
-    everybodys = [set(of_one) for of_one in allowed]
-    # a core that k ranks may use is 1/k of one to each
-    parts = sum(1 / sum(core in of_one for of_one in everybodys) for core in allowed_cores())
+    ranks = [set(cores_of_rank) for cores_of_rank in allowed]
+    # a core that k ranks may use counts as 1/k for each of them
+    parts = sum(1 / sum(core in cores_of_rank for cores_of_rank in ranks) for core in allowed_cores())
     _part = max(1, int(parts + 1e-9))
     _pool.cache_clear()
-    _blas().limit(limits=_part, user_api="blas")            # where no map of ours holds it to one
+    _blas().limit(limits=_part, user_api="blas")            # outside of parallel_map
 
 
 def parallel_map(f: Callable, items: Iterable) -> Iterator:
-    """f of each item, in order, computed on all cores; it uses as many as there are items, at most.
+    """f of each item, in order, computed on all cores.
 
-    The results do not depend on the number of cores.  f must not write to anything shared.  One such map runs at
-    a time, and one that is called within another's f runs in that thread.
+    The results do not depend on the number of cores.  f must not write to anything shared.  Only one such map runs at
+    a time; a map that is called inside another's f runs in that thread.
     """
     items = list(items)
     if len(items) == 1 or cores() == 1 or threading.current_thread().name.startswith(_NAME):
@@ -70,24 +71,24 @@ def parallel_gradients(loss: Callable[[slice], Tensor], leaves: Sequence[Tensor]
                        scale=1.0) -> tuple[float | np.ndarray, list]:
     """The mean loss of a batch of `count` samples and the gradients of `scale` times it, shard by shard on all cores.
 
-    loss(part) is the mean loss of the samples in the slice `part`, a Tensor of shape ().  It sums in the order
-    of the shards, so that the result is the same, bit for bit, whichever thread was first.
+    loss(shard) is the mean loss of the samples in the slice `shard`, a Tensor of shape ().  The sum goes in the order
+    of the shards, so the result is the same, bit for bit, whichever thread finishes first.
 
-    A GPU takes the batch as a whole, since one shard fills it; and the loss is an array of shape () there, for to
-    read it would be to wait for it.
+    A GPU takes the whole batch at once, since one batch fills it.  The loss is then an array of shape () on the GPU,
+    since reading it would wait for the GPU.
     """
     if device_of(leaves[0].data) != "cpu":
         with recording():
             value = loss(slice(0, count))
         return value.data, gradients(value, leaves, scale)
 
-    # a scaled gradient may overflow: whoever scales will look
+    # a scaled gradient may overflow, and the caller who scales tests for that
     warn = {} if scale == 1 else {"over": "ignore", "invalid": "ignore"}
 
-    def one(part: slice):
-        with np.errstate(**warn), recording():              # each thread has its own
-            value = loss(part)
-            share = (part.stop - part.start) / count
+    def one(shard: slice):
+        with np.errstate(**warn), recording():              # both are settings of this thread alone
+            value = loss(shard)
+            share = (shard.stop - shard.start) / count
             return share * value.item(), gradients(value, leaves, value.dtype.type(share * scale))
 
     total, grads = 0.0, None
@@ -114,7 +115,7 @@ def map_batch(f: Callable, *arrays, device: str = "cpu", size: int = SHARD):
     count = len(arrays[0])
 
     def one(shard: slice):
-        with no_grad():                                     # each thread records, or not, for itself
+        with no_grad():                                     # a setting of this thread alone
             results = f(*(array[shard] for array in arrays))
         if isinstance(results, tuple):
             return tuple(map(_array_of, results))
@@ -133,9 +134,9 @@ def _array_of(result):
 
 
 def shards(count: int, size: int = SHARD) -> list[slice]:
-    """The slices that cut `count` samples into shards of at most `size`, as equal as can be, and at least two.
+    """The slices that divide `count` samples into shards of at most `size`, as equal as possible, and at least two.
 
-    How it cuts does not depend on the machine, and so neither does the sum over shards.
+    They do not depend on the machine, so neither does a sum over shards.
     """
     n = max(min(2, count), -(-count // size))
     ends = [count * i // n for i in range(n + 1)]
@@ -143,11 +144,11 @@ def shards(count: int, size: int = SHARD) -> list[slice]:
 
 
 def in_parts(f: Callable[[slice], object], sizes: Sequence[int]) -> list:
-    """f of each of a few slices that cut len(sizes) things, each of its size, into parts of about equal size.
+    """f of slices that divide len(sizes) items into parts of about the same total size, one part for each core.
 
-    There are as many parts as cores, so f's results must not depend on where it cuts.
+    sizes: the size of each item.  f's results must not depend on where the slices begin and end.
     """
-    sums = np.cumsum([0, *sizes])                           # after 0, 1, ... things
+    sums = np.cumsum([0, *sizes])                           # of the first 0, 1, ... items
     ideal = np.linspace(0, sums[-1], cores() + 1)[1:-1]
     ends = sorted({0, *(int(np.abs(sums - at).argmin()) for at in ideal), len(sizes)})
     return list(parallel_map(f, [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]))
@@ -160,6 +161,6 @@ def _pool() -> ThreadPoolExecutor:
 
 @cache
 def _blas():
-    import scipy.linalg.blas  # noqa: F401  (SciPy's BLAS, too, must be loaded before it can be held back)
+    import scipy.linalg.blas  # noqa: F401  (loads SciPy's own BLAS, so that it is limited too)
     from threadpoolctl import ThreadpoolController
     return ThreadpoolController()

@@ -1,14 +1,17 @@
-"""Tensor: an array that remembers how it was made.  The whole of reverse-mode differentiation.
+"""Tensor: an array that records how it was computed.  This file is the whole of reverse-mode differentiation.
 
-    y = f(x_1, ..., x_n)            an op computes y and, beside it, its pullback
-    pullback(dy) = (dy J_1, ..., dy J_n),  J_i = dy/dx_i
+    y = f(x_1, ..., x_n)                            an op computes y and its pullback
+    pullback(dy) = (dy J_1, ..., dy J_n)            J_i = dy/dx_i, the Jacobians
 
-`record` ties y to its parents and its pullback.  `Tensor.backward` walks from y to the leaves in reverse
-topological order, keeping each cotangent in a local dict until the last user of that tensor has added to
-it, and gives the leaves that asked for it their `.grad`.
+For a loss L, dL/dx is the *cotangent* of x: an array of x's shape, written dx.  The pullback of an op is the linear map
+that takes the cotangent of its result to the cotangents of its arguments.
 
-A pullback captures its inputs and, where it needs it, the *array* of its output, never the output Tensor:
-a graph without reference cycles is freed the moment its last reader lets go.
+`record` connects y with its parents and its pullback.  `Tensor.backward` walks from y to the leaves in reverse
+topological order.  It keeps each cotangent in a local dict until all users of that tensor have added to it, and stores
+the result in the `.grad` of the leaves that require it.
+
+A pullback keeps its inputs and, if it needs it, the *array* of its output, never the output Tensor.  So the graph has
+no reference cycles and is freed as soon as nobody refers to it.
 """
 
 from __future__ import annotations
@@ -21,17 +24,17 @@ import numpy as np
 
 from minidiff.engine.backend import xp_of
 
-_mode = threading.local()                                   # each thread records, or not, for itself
+_mode = threading.local()                                   # each thread has its own
 
 
 def no_grad() -> AbstractContextManager:
-    """Within it, in this thread, ops compute and remember nothing."""
+    """Within it, in this thread, ops only compute and record nothing."""
     return recording(False)
 
 
 @contextmanager
 def recording(on: bool = True) -> Iterator[None]:
-    """Within it, in this thread, ops remember how their results were made, even inside no_grad()."""
+    """Within it, in this thread, ops record how their results were computed, even inside no_grad()."""
     before, _mode.off = is_recording(), not on
     try:
         yield
@@ -44,16 +47,16 @@ def is_recording() -> bool:
 
 
 class Tensor:
-    """An array (numpy or cupy) that a gradient can be taken to.
+    """An array (of NumPy or CuPy) with respect to which gradients can be computed.
 
     data            the array; lists and numbers become float32, arrays keep their dtype
-    requires_grad   True for a leaf that wants `.grad`; only floating dtypes may
+    requires_grad   True for a leaf that shall get a `.grad`; its dtype must be floating
     grad            None, or an array of data's shape and dtype: the sum over all `backward` calls since it
                     was last set to None
     """
 
     __slots__ = ("data", "requires_grad", "grad", "_parents", "_pullback", "__weakref__")
-    __array_priority__ = 1000                               # so that ndarray * Tensor comes to Tensor.__rmul__
+    __array_priority__ = 1000                               # so that ndarray * Tensor calls Tensor.__rmul__
     __array_ufunc__ = None
 
     def __init__(self, data, requires_grad: bool = False):
@@ -70,11 +73,11 @@ class Tensor:
         self._pullback: Callable | None = None
 
     def backward(self, dy=None, *, keep_graph: bool = False) -> None:
-        """Adds d(self . dy)/d(leaf) to `.grad` of every leaf below self that requires it.
+        """Adds d(self . dy)/d(leaf) to the `.grad` of every leaf that self depends on and that requires it.
 
-        dy          cotangent, of self's shape; may be left out (meaning 1) where self has one element
-        keep_graph  False: what the graph holds is freed on the way down, and a second walk raises.
-                    True: the graph stays, and a second walk adds the same gradients again.
+        dy          cotangent of self, of self's shape; 1 by default, if self has a single element
+        keep_graph  False: the graph is freed during the walk, and a second walk raises RuntimeError.
+                    True: the graph is kept, and a second walk adds the same gradients again.
         """
         for leaf, dx in _walk(self, dy, keep_graph):
             leaf.grad = dx.copy() if leaf.grad is None else leaf.grad + dx
@@ -101,14 +104,14 @@ class Tensor:
         raise TypeError("a Tensor has no truth value: compare its .data")
 
     def __array__(self, *_, **__):
-        raise TypeError("a Tensor does not turn into an array by itself, which would lose its history: use .data")
+        raise TypeError("a Tensor is not converted to an array implicitly, which would lose its history: use .data")
 
 
 def record(data, parents: Sequence[Tensor], pullback: Callable) -> Tensor:
     """The Tensor of an op's result.  pullback(dy) returns one cotangent (or None) for each parent.
 
-    A cotangent is an array of its own, or dy, or a view of these; never one that the op keeps, for it becomes a
-    gradient, which whoever asked for it may write to.
+    A returned cotangent is a new array, or dy, or a view of these; never an array that the op keeps, since the caller
+    may write into the gradient that it becomes.
     """
     y = Tensor(data)
     if is_recording() and any(parent.requires_grad for parent in parents):
@@ -117,25 +120,25 @@ def record(data, parents: Sequence[Tensor], pullback: Callable) -> Tensor:
 
 
 def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
-    """[d(y . dy)/d(leaf) for each leaf], touching no `.grad`; zeros where y does not depend on the leaf.
+    """[d(y . dy)/d(leaf) for each leaf], without any change of `.grad`; zeros if y does not depend on the leaf.
 
-    It frees the graph on its way.  Several threads may call it for graphs that share leaves.
+    It frees the graph during the walk.  Several threads may call it for graphs that share leaves.
     """
     found = {id(leaf): dx for leaf, dx in _walk(y, dy, keep_graph=False)}
 
     def memory(a):
         if xp_of(a) is not np:
-            return a.data.mem.ptr                           # where the view's whole piece of memory begins
+            return a.data.mem.ptr                           # the beginning of the allocation that a lies in
         while isinstance(a.base, np.ndarray):               # a view
             a = a.base
         return id(a)
     taken = {memory(dy)} if hasattr(dy, "dtype") else set()
 
     def own(dx):
-        # a pullback may give one array to two leaves, or the caller's dy itself: only then, for a copy costs a pass
-        if isinstance(dx, np.number):                       # of a leaf of shape ()
+        # two leaves may have got the same array, or one the caller's dy itself: only these are copied
+        if isinstance(dx, np.number):                       # the leaf has shape ()
             return np.array(dx)
-        read_only = xp_of(dx) is np and not dx.flags.writeable                      # CuPy's arrays never are
+        read_only = xp_of(dx) is np and not dx.flags.writeable                      # CuPy arrays never are
         if read_only or not dx.flags.c_contiguous or memory(dx) in taken:
             dx = dx.copy()
         taken.add(memory(dx))
@@ -146,11 +149,11 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
 def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Yields (leaf, cotangent) for each leaf that requires a gradient."""
     if not y.requires_grad:
-        raise RuntimeError("backward: nothing that y was made from requires a gradient (or it was made in no_grad)")
+        raise RuntimeError("backward: y depends on nothing that requires a gradient (or it was computed in no_grad)")
     xp = xp_of(y.data)
     if dy is None:
         if y.size != 1:
-            raise ValueError(f"backward: dy must be given where y has more than one element; y is {y.shape}")
+            raise ValueError(f"backward: dy is required if y has more than one element; y is {y.shape}")
         dy = xp.ones_like(y.data)
     dy = xp.asarray(dy, dtype=y.dtype)
     if dy.shape != y.shape:
@@ -159,11 +162,11 @@ def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]
     order = _topological_order(y)
     if any(node._pullback is _released for node in order):
         raise RuntimeError("backward: this graph was freed by an earlier backward; pass keep_graph=True to the first")
-    cotangents = {id(y): dy}                                # dL/d(tensor), for those whose users are all done
+    cotangents = {id(y): dy}                                # id(tensor) -> the sum over its users so far
     while order:
         node = order.pop()                                  # every user of node comes before node
         dy = cotangents.pop(id(node), None)
-        if dy is None:                                      # all its users passed None
+        if dy is None:                                      # all its users returned None
             continue
         if node._pullback is None:
             yield node, dy
@@ -172,14 +175,14 @@ def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]
         for x, dx in zip(node._parents, dxs, strict=True):
             if dx is not None and x.requires_grad:
                 held = cotangents.get(id(x))
-                cotangents[id(x)] = dx if held is None else held + dx     # += would write into a shared array
+                cotangents[id(x)] = dx if held is None else held + dx     # += might write into a shared array
         if not keep_graph:
             node._parents, node._pullback = (), _released
-        del node, dy, dxs, x, dx, held                      # each would keep an array alive through the next pullback
+        del node, dy, dxs, x, dx, held                      # each would keep an array alive during the next pullback
 
 
 def _topological_order(y: Tensor) -> list[Tensor]:
-    """Every tensor that y needs a gradient through, parents before children; a loop, so that depth is no limit."""
+    """Every tensor on the paths from y to its leaves, parents before children; a loop, so the depth is unlimited."""
     order, seen, stack = [], {id(y)}, [(y, iter(y._parents))]
     while stack:
         node, parents = stack[-1]
@@ -195,4 +198,4 @@ def _topological_order(y: Tensor) -> list[Tensor]:
 
 
 def _released(dy):
-    """The pullback of a tensor whose graph was freed."""
+    """The pullback of a tensor whose graph was freed: a mark that is never called."""

@@ -30,11 +30,11 @@ def f32(*shape):
     (TypeError, "requires_grad needs a floating dtype, and data is int64",
      lambda: Tensor(np.zeros(2, np.int64), requires_grad=True)),
     (TypeError, "a Tensor has no truth value: compare its .data", lambda: bool(T(1))),
-    (TypeError, "a Tensor does not turn into an array by itself, which would lose its history: use .data",
+    (TypeError, "a Tensor is not converted to an array implicitly, which would lose its history: use .data",
      lambda: np.asarray(T(1))),
-    (RuntimeError, "backward: nothing that y was made from requires a gradient (or it was made in no_grad)",
+    (RuntimeError, "backward: y depends on nothing that requires a gradient (or it was computed in no_grad)",
      lambda: Tensor(f32(1)).backward()),
-    (ValueError, "backward: dy must be given where y has more than one element; y is (2,)",
+    (ValueError, "backward: dy is required if y has more than one element; y is (2,)",
      lambda: ops.exp(T(2)).backward()),
     (ValueError, "backward: dy must have y's shape (2,), not (3,)", lambda: ops.exp(T(2)).backward(f32(3))),
     # ops
@@ -140,7 +140,7 @@ def f32(*shape):
      lambda: blas.add_product(f32(2, 4), f32(2, 3), f32(2, 4), first=True)),
     (ValueError, "add_product: x (2, 3) @ w (3, 4) does not fit y (2, 3)",
      lambda: blas.add_product(f32(2, 3), f32(2, 3), f32(3, 4), first=True)),
-    *((ValueError, "add_product: the rows of x, w and y must be unbroken in memory, one after another",
+    *((ValueError, "add_product: each row of x, w and y must be contiguous, and the rows must be in order",
        lambda x=x: blas.add_product(f32(len(x), 4), x, f32(x.shape[1], 4), first=True))
       for x in (f32(2, 6)[:, ::2], f32(2, 4)[:, ::2], f32(6, 2).T[:, :2], f32(2, 3)[::-1], f32(2, 2)[:, ::-1],
                 np.broadcast_to(f32(1, 3), (2, 3)), np.broadcast_to(f32(1, 2), (2, 2)),

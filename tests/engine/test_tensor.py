@@ -157,7 +157,7 @@ def test_detach_cuts_the_history():
 
 def test_dy_may_be_left_out_for_one_element_only():
     x = leaf(1.0, 2.0)
-    with pytest.raises(ValueError, match=r"dy must be given.*\(2,\)"):
+    with pytest.raises(ValueError, match=r"dy is required.*\(2,\)"):
         (x * x).backward()
     with pytest.raises(ValueError, match=r"dy must have y's shape \(2,\), not \(3,\)"):
         (x * x).backward(np.ones(3))
