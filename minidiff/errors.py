@@ -1,17 +1,19 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""UserError: the exception whose message is written for the user of the program."""
 
 from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """A mistake from outside (a file, an argument, a machine), told in one sentence that names the remedy.
+    """A problem that the user can solve: a wrong argument, a damaged file, a missing package, a full disk.
 
-    The command line prints the sentence and exits with status 2; a program may catch it as a ValueError.
+    Its message is one sentence that names what is wrong and, where there is one, the remedy.  The command line prints
+    the sentence without a traceback and exits with status 2; a program may catch it as a ValueError.
     """
 
 
 def run_main(main: Callable, **arguments) -> None:
-    """Runs a program's `main`; a UserError ends it with that sentence, and status 1, in place of a traceback."""
+    """Calls `main(**arguments)` of a script.  A UserError ends the script with its message and status 1, without a
+    traceback."""
     try:
         main(**arguments)
     except UserError as error:

@@ -192,8 +192,8 @@ def test_paths_that_cannot_be_written_are_found_before_the_work(tmp_path):
         (tmp_path, "takes one of the endings .png, .gif"),
         (tmp_path / "a.bmp", "takes one of the endings .png, .gif"),
         ("", "takes one of the endings"),
-        (tmp_path / "none" / "a.png", "in a folder that is not there"),
-        (tmp_path / "file.png" / "a.png", "in a folder that is not there"),
+        (tmp_path / "none" / "a.png", "in a folder that does not exist"),
+        (tmp_path / "file.png" / "a.png", "in a folder that does not exist"),
         (tmp_path / "pipe.png", "a device or pipe"),
         (tmp_path / ("x" * 300 + ".png"), "File name too long"),
         ("a\0b.png", "cannot be written"),
@@ -308,7 +308,7 @@ def test_foreign_files_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="has a header of 8589934592 bytes; at most"):
         load(path)
     path.unlink()
-    with pytest.raises(UserError, match="foreign is not there"):
+    with pytest.raises(UserError, match="foreign does not exist"):
         load(path)
     path.mkdir()
     with pytest.raises(UserError, match="foreign is a folder"):
@@ -353,7 +353,7 @@ def test_shapes_are_compared_by_name(tmp_path):
         check_shapes({"a": (2, 3)}, have, "x.safetensors")
 
 
-# --- the keeper -------------------------------------------------------------------------------------------
+# --- the folder of a run -----------------------------------------------------------------------------------
 
 
 def names(folder):
@@ -361,15 +361,15 @@ def names(folder):
 
 
 def test_the_last_few_are_kept(tmp_path):
-    keeper = CheckpointFolder(tmp_path / "runs" / "a", keep=2)
-    assert keeper.latest() is None
+    checkpoints = CheckpointFolder(tmp_path / "runs" / "a", keep=2)
+    assert checkpoints.latest() is None
     for step in (1, 2, 10, 999_999, 1_000_000):
-        path = keeper.save(step, {"w": np.full(3, step)}, {"loss": 0.5})
+        path = checkpoints.save(step, {"w": np.full(3, step)}, {"loss": 0.5})
         assert load(path).meta == {"loss": 0.5, "step": step}
-        assert keeper.latest().path == path
-    assert names(keeper.folder) == ["step-1000000.safetensors", "step-999999.safetensors"]
-    keeper.save(1_000_000, {"w": np.zeros(3)}, {})  # the same step again
-    assert keeper.latest().tensors["w"].tolist() == [0, 0, 0] and len(names(keeper.folder)) == 2
+        assert checkpoints.latest().path == path
+    assert names(checkpoints.folder) == ["step-1000000.safetensors", "step-999999.safetensors"]
+    checkpoints.save(1_000_000, {"w": np.zeros(3)}, {})  # the same step again
+    assert checkpoints.latest().tensors["w"].tolist() == [0, 0, 0] and len(names(checkpoints.folder)) == 2
 
 
 def test_foreign_names_are_left_alone(tmp_path):
@@ -382,28 +382,28 @@ def test_foreign_names_are_left_alone(tmp_path):
     ]
     for name in others:
         (tmp_path / name).write_text("x")
-    keeper = CheckpointFolder(tmp_path, keep=1)
+    checkpoints = CheckpointFolder(tmp_path, keep=1)
     for step in (1, 2):
-        keeper.save(step, tensors(), {})
+        checkpoints.save(step, tensors(), {})
     assert names(tmp_path) == sorted([*others, "step-000002.safetensors"])
 
 
-def test_broken_ones_are_passed_over_aloud(tmp_path):
-    keeper = CheckpointFolder(tmp_path)
+def test_broken_ones_are_skipped_with_a_warning(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path)
     for step in (1, 2, 3):
-        keeper.save(step, tensors(step), {})
+        checkpoints.save(step, tensors(step), {})
     for name, cut in (("step-000003.safetensors", 100), ("step-000002.safetensors", 0)):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
     with pytest.warns(
-        UserWarning, match="Passed over a broken checkpoint: .*step-00000[23].* cut short"
+        UserWarning, match="Skipped a broken checkpoint: .*step-00000[23].* cut short"
     ) as caught:
-        assert keeper.latest().meta == {"step": 1}
+        assert checkpoints.latest().meta == {"step": 1}
     assert len(caught) == 2
     assert len(names(tmp_path)) == 3  # looking changes nothing
     with pytest.warns(UserWarning, match="Removed a broken checkpoint"):
-        keeper.save(2, tensors(2), {})  # as a run does that went on from step 1
+        checkpoints.save(2, tensors(2), {})  # as a run does that went on from step 1
     assert names(tmp_path) == ["step-000001.safetensors", "step-000002.safetensors"]
-    assert keeper.latest().meta == {"step": 2}
+    assert checkpoints.latest().meta == {"step": 2}
 
 
 def test_another_run_is_not_mixed_in(tmp_path):
@@ -416,13 +416,13 @@ def test_another_run_is_not_mixed_in(tmp_path):
 
 
 def test_leftovers_of_killed_runs_are_removed_by_the_writer_only(tmp_path):
-    keeper = CheckpointFolder(tmp_path)
-    keeper.save(1, tensors(), {})
+    checkpoints = CheckpointFolder(tmp_path)
+    checkpoints.save(1, tensors(), {})
     left = tmp_path / ".step-000002.safetensors.0123abcd.tmp"
     left.write_bytes(b"half")
-    keeper.latest()  # a reader, beside a writer that may be at work
+    checkpoints.latest()  # a reader, beside a writer that may be at work
     assert left.exists()
-    keeper.prepare(1)
+    checkpoints.prepare(1)
     assert names(tmp_path) == ["step-000001.safetensors"]
 
 
@@ -437,31 +437,31 @@ def test_a_folder_that_cannot_be_used_is_found_before_the_work(tmp_path):
 def test_a_reader_that_meets_the_pruning_looks_again(tmp_path, monkeypatch):
     import minidiff.checkpoint as module
 
-    keeper = CheckpointFolder(tmp_path, keep=1)
-    keeper.save(1, tensors(1), {})
+    checkpoints = CheckpointFolder(tmp_path, keep=1)
+    checkpoints.save(1, tensors(1), {})
 
     def load_late(path, load=module.load):
         if path.name == "step-000001.safetensors" and path.exists():
             monkeypatch.setattr(module, "load", load)
-            keeper.save(2, tensors(2), {})  # which removes step 1
+            checkpoints.save(2, tensors(2), {})  # which removes step 1
         return load(path)
 
     monkeypatch.setattr(module, "load", load_late)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert keeper.latest().meta == {"step": 2}
+        assert checkpoints.latest().meta == {"step": 2}
 
 
 WRITER = """
 import sys, numpy as np
 from minidiff.checkpoint import CheckpointFolder
-keeper = CheckpointFolder(sys.argv[1], keep=3)
-last = keeper.latest()
+checkpoints = CheckpointFolder(sys.argv[1], keep=3)
+last = checkpoints.latest()
 step = last.meta["step"] if last else 0
 print("ready", flush=True)
 while True:
     step += 1
-    keeper.save(step, {"w": np.arange(200_000.0) * step, "b": np.full(1000, step)}, {"twice": 2 * step})
+    checkpoints.save(step, {"w": np.arange(200_000.0) * step, "b": np.full(1000, step)}, {"twice": 2 * step})
 """
 
 

@@ -37,7 +37,7 @@ def test_compare_systems(tmp_path, monkeypatch, capsys):
 
 
 def test_a_users_mistake_is_one_sentence():
-    with pytest.raises(SystemExit, match=r"^The output path 'nowhere/x.png' lies in a folder that is not there"):
+    with pytest.raises(SystemExit, match=r"^The output path 'nowhere/x.png' is in a folder that does not exist"):
         run_main(load("convergence").main, out="nowhere/x.png")
     assert all("run_main(main" in path.read_text() for path in EXAMPLES.glob("*.py"))
 

@@ -227,7 +227,7 @@ def _checked(merges: object) -> tuple[Pair, ...]:
             raise UserError(f"{where} is malformed: it takes a pair of whole numbers.")
         if not all(FIRST_BYTE <= i < FIRST_MERGE + rank for i in pair):
             last = FIRST_MERGE + rank - 1
-            raise UserError(f"{where} joins an id that is not there yet: it takes {FIRST_BYTE}..{last}.")
+            raise UserError(f"{where} joins an id that does not exist yet: it takes {FIRST_BYTE}..{last}.")
         a, b = pair
         if (a, b) in seen:
             raise UserError(f"{where} joins ids {a} and {b} a second time.")

@@ -65,7 +65,7 @@ def test_train_can_be_stopped_and_resumed_by_the_command_that_it_prints(tmp_path
 BAD = {
     "no such system": (["sample", "--system", "dall-e", "3"], "no system 'dall-e'"),
     "no such system to train": (["train", "--system", "sora"], "no system 'sora'"),
-    "no weights": (["sample", "--system", "toy", "--model", "gone.safetensors", "3"], "gone.safetensors is not there"),
+    "no weights": (["sample", "--system", "toy", "--model", "gone.safetensors", "3"], "gone.safetensors does not exist"),
     "another system's weights": (["sample", "--model", "runs/toy/model.safetensors", "3"], "holds 'toy'"),
     "another system for these weights": (["sample", "--system", "toy", "--model", str(systems.system_class(
         "text-to-image").shipped()), "3"], "holds 'text-to-image', and 'toy' was asked for"),

@@ -342,14 +342,14 @@ BUGS = [
         "for match, p in named if match), reverse=True)",
         "for match, p in named if match), reverse=False)"),
     Bug("one state too few is kept", CHECKPOINT,
-        "self._files()[self.keep :]",
-        "self._files()[self.keep - 1 :]"),
+        "self._files()[self.keep:]",
+        "self._files()[self.keep - 1:]"),
     Bug("NaN may be saved", CHECKPOINT,
         '    _check_finite(path, arrays, "was not written")\n',
         ""),
     Bug("a scalar gains a dimension in a file", CHECKPOINT,
-        'a = np.asarray(a, order="C")',
-        "a = np.ascontiguousarray(a)"),
+        'np.asarray(a, order="C")',
+        "np.ascontiguousarray(a)"),
 
     # --- data and evaluation ------------------------------------------------------------------------------
     Bug("images in [0, 1]", PIXELS,

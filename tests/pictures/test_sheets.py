@@ -229,7 +229,7 @@ def test_a_path_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
         for name, sentence in {
             "a.bmp": "takes one of the endings .png, .jpg, .jpeg, .gif",
             "a": "takes one of the endings",
-            "none/a.png": "in a folder that is not there",
+            "none/a.png": "in a folder that does not exist",
             ".": "takes one of the endings",
         }.items():
             with pytest.raises(UserError, match=sentence):

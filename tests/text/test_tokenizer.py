@@ -241,15 +241,15 @@ KIND = "byte-level BPE"
         ({"kind": KIND, "merges": [[3, 4], [3, 4.0]]}, "merge 1 is malformed"),
         ({"kind": KIND, "merges": [[True, 4]]}, "merge 0 is malformed"),
         ({"kind": KIND, "merges": [["3", "4"]]}, "merge 0 is malformed"),
-        ({"kind": KIND, "merges": [[3, -1]]}, "merge 0 joins an id that is not there"),
-        ({"kind": KIND, "merges": [[PAD, 5]]}, "merge 0 joins an id that is not there"),
-        ({"kind": KIND, "merges": [[5, EOS]]}, "merge 0 joins an id that is not there"),
-        ({"kind": KIND, "merges": [[3, 259]]}, "merge 0 joins an id that is not there"),  # itself
+        ({"kind": KIND, "merges": [[3, -1]]}, "merge 0 joins an id that does not exist"),
+        ({"kind": KIND, "merges": [[PAD, 5]]}, "merge 0 joins an id that does not exist"),
+        ({"kind": KIND, "merges": [[5, EOS]]}, "merge 0 joins an id that does not exist"),
+        ({"kind": KIND, "merges": [[3, 259]]}, "merge 0 joins an id that does not exist"),  # itself
         (
             {"kind": KIND, "merges": [[3, 260], [3, 4]]},
-            "merge 0 joins an id that is not there",
+            "merge 0 joins an id that does not exist",
         ),  # a later one
-        ({"kind": KIND, "merges": [[3, 10**40]]}, "merge 0 joins an id that is not there"),
+        ({"kind": KIND, "merges": [[3, 10**40]]}, "merge 0 joins an id that does not exist"),
         ({"kind": KIND, "merges": [[3, 4], [3, 4]]}, "a second time"),
         ({"kind": KIND, "merges": [[3, 4]] * 70_000}, "70000 merges; at most 65536"),
         (

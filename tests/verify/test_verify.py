@@ -778,7 +778,7 @@ BAD = {
     "a function that returns a square": (["--python", "own_bad:square"], "shape (1, 1)"),
     "a function that returns an empty list": (["--python", "own_bad:empty"], "T = 0 is no schedule"),
     "a function that returns NaN": (["--python", "own_bad:nan"], "betas[1] = nan"),
-    "a plot that cannot be written": (["--plot", "nowhere/p.png"], "a folder that is not there"),
+    "a plot that cannot be written": (["--plot", "nowhere/p.png"], "a folder that does not exist"),
     "a plot of unknown kind": (["--plot", "p.svg"], "takes one of the endings"),
     "JSON of unknown kind": (["--json", "r.txt"], "takes one of the endings .json"),
     "-o without --watch": (["-o", "w.png"], "-o is read only with --watch"),
