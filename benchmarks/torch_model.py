@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.diffusion.samplers import times
-from minidiff.diffusion.schedules import SCHEDULES
+from minidiff.diffusion.schedules import schedule_from
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.text_to_image import TextToImageConfig
 from minidiff.text.encoder import TextEncoderConfig
@@ -34,7 +34,7 @@ class TextToImage(nn.Module):
         super().__init__()
         if config.predicts != "v":
             raise ValueError(f"config: this rival predicts v only, not {config.predicts!r}")
-        schedule, times = SCHEDULES[config.schedule](config.T), np.arange(config.T)
+        schedule, times = schedule_from(config.schedule, config.T), np.arange(config.T)
         self.config = config
         self.register_buffer("alpha", torch.from_numpy(schedule.alpha(times)))      # float64, as minidiff's
         self.register_buffer("sigma", torch.from_numpy(schedule.sigma(times)))
@@ -214,7 +214,7 @@ def sample(model: TextToImage, x_T, ids, mask, no_ids, no_mask, *, scale: float,
 
     ids, mask (B, N) captions; no_ids, no_mask (1, N) the null caption.
     """
-    schedule, B = SCHEDULES[model.config.schedule](model.config.T), len(x_T)
+    schedule, B = schedule_from(model.config.schedule, model.config.T), len(x_T)
     captions, none = model.text(ids, mask), model.text(no_ids, no_mask)
     both = tuple(torch.cat([u.expand(B, *u.shape[1:]), c]) for u, c in zip(none, captions, strict=True))
     x_t, path = x_T, [*times(schedule, steps).tolist(), -1]

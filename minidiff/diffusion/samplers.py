@@ -37,6 +37,7 @@ from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance, 
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
 from minidiff.engine.random import SampleStreams
+from minidiff.registry import Registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +167,6 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
         yield State(step, s, x_t, x0_hat)
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++2m": dpm_solver_pp_2m}
-
-
 def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> Iterator[State]:
     """DDIM run upwards: the noise x_T from which `ddim` on the same times comes back near x_0.
 
@@ -276,3 +274,47 @@ def _normal(streams: SampleStreams | None, x_t):
         got = "None" if streams is None else f"{len(streams)} streams"
         raise ValueError(f"streams must be SampleStreams, one for each of the {len(x_t)} samples, got {got}")
     return xp_of(x_t).asarray(streams.normal(x_t.shape[1:], x_t.dtype))
+
+
+# ---- checks ------------------------------------------------------------------------------------------------
+
+def _check_sampler(entry: Sampler) -> None:
+    if not callable(entry.function):
+        raise TypeError(f"function must be a sampler (denoiser, x_T, times, cond) -> states, got {entry.function!r}")
+    if isinstance(entry.order, bool) or not isinstance(entry.order, (int, float)) or not 0 < entry.order < math.inf:
+        raise ValueError(f"order must be a positive number, such as 1 or 2, got {entry.order!r}")
+    if isinstance(entry.calls, bool) or not isinstance(entry.calls, int) or entry.calls < 1:
+        raise ValueError(f"calls must be an integer of at least 1, got {entry.calls!r}")
+
+
+# ---- samplers by name --------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Sampler:
+    """An entry of SAMPLERS: a sampler, and what its callers must know about it.
+
+    function: `(denoiser, x_T, times, cond=None) -> Iterator[State]`; one that draws noise also takes `streams=`.
+    """
+
+    function: Callable[..., Iterator[State]]
+    order: float                    # of its error, N^-order in N steps; of the samples' moments if it draws noise
+    calls: int = 1                  # of the denoiser in a step
+    noise: bool = False             # draws from `streams` in each step but the last
+    extrapolates: bool = False      # uses x0_hat at the middle of its stride of log(alpha / sigma), as 2M does
+
+    def __post_init__(self):
+        _check_sampler(self)
+
+    def __call__(self, denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *,
+                 streams: SampleStreams | None = None) -> Iterator[State]:
+        """Runs the sampler; `streams` reach it only if it draws noise."""
+        if self.noise:
+            return self.function(denoiser, x_T, times, cond, streams=streams)
+        return self.function(denoiser, x_T, times, cond)
+
+
+SAMPLERS: Registry[Sampler] = Registry("sampler", "minidiff.samplers")
+SAMPLERS.register("ddpm", Sampler(ddpm, order=1, noise=True))
+SAMPLERS.register("ddim", Sampler(ddim, order=1))
+SAMPLERS.register("heun", Sampler(heun, order=2, calls=2))
+SAMPLERS.register("dpm++2m", Sampler(dpm_solver_pp_2m, order=2, extrapolates=True))

@@ -20,12 +20,16 @@ has no name here. Tables are float64 in host memory, and read-only.
     Zero SNR       Lin et al. 2024, arXiv 2305.08891         zero_terminal_snr
 """
 
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from minidiff.engine.backend import to_numpy
+from minidiff.errors import UserError
+from minidiff.registry import Registry
 
 # Sampling starts from N(0, I). With alpha_bar_T <= 0.02 that start costs at most 0.0102 nats a pixel for
 # images in [-1, 1] (gaussian.prior_kl); above, the sampler starts where the network never was.
@@ -126,28 +130,30 @@ def scaled_linear(
 ) -> Schedule:
     """sqrt(beta) rises linearly (LDM; the defaults are those of Stable Diffusion)."""
     _check_count("T", T, 1)
+    _check_not_negative(beta_min=beta_min, beta_max=beta_max)
     # beta_t = (sqrt(beta_min) + t/(T-1) (sqrt(beta_max) - sqrt(beta_min)))^2
     betas = np.linspace(beta_min**0.5, beta_max**0.5, T) ** 2
     return from_betas(betas, "scaled_linear", allow_signal=allow_signal)
 
 
 def cosine(
-    T: int = 1000, s: float = 0.008, beta_max: float = 0.999, *, allow_signal: bool = False
+    T: int = 1000, offset: float = 0.008, beta_max: float = 0.999, *, allow_signal: bool = False
 ) -> Schedule:
     """alpha_bar falls as a squared cosine (Improved DDPM eq. 17).
 
-    The offset s keeps the first steps from vanishing; clipping beta at beta_max keeps alpha_bar_T above 0.
+    The offset (s in the paper) keeps the first betas from vanishing; beta is at most beta_max, so that alpha_bar_T
+    stays above 0.
     """
     _check_count("T", T, 1)
     u = np.arange(T + 1) / T  # u = 0 is the clean image, so time t stands at u = (t + 1) / T
-    # f(u) = cos((u + s)/(1 + s) pi/2)^2,   alpha_bar = f(u) / f(0)
-    f = np.cos((u + s) / (1.0 + s) * np.pi / 2) ** 2
+    # f(u) = cos((u + offset)/(1 + offset) pi/2)^2,   alpha_bar = f(u) / f(0)
+    f = np.cos((u + offset) / (1.0 + offset) * np.pi / 2) ** 2
     # beta_t = min(1 - alpha_bar_t / alpha_bar_{t-1}, beta_max)
     betas = np.minimum(1.0 - f[1:] / f[:-1], beta_max)
     return from_betas(betas, "cosine", allow_signal=allow_signal)
 
 
-def even_loss(T: int = 40) -> Schedule:
+def even_loss(T: int = 1000) -> Schedule:
     """beta_t = 1/(T - t): each step takes the same 1/T of the signal's power (arXiv 1503.03585, section 2.4.1).
 
     alpha_bar_t = 1 - (t + 1)/T ends at 0, where only x0- and v-prediction are possible.
@@ -241,14 +247,62 @@ def respaced(schedule: Schedule, times: np.ndarray) -> Schedule:
     return Schedule(schedule.abar(times), f"{schedule.name}, {len(times)} of {schedule.T} times")
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "linear": linear,
-    "scaled_linear": scaled_linear,
-    "cosine": cosine,
-    "log_snr_linear": log_snr_linear,
-    "vp_sde": vp_sde,
-    "flow_matching": flow_matching,
-}
+# ---- schedules by name -----------------------------------------------------------------------------------
+# An entry is a function (T=1000, parameter=default, ...) -> Schedule, where each parameter is a number. A command line
+# and a model's configuration name a schedule by one text: "cosine", or "cosine:offset=0.01,beta_max=0.99".
+
+SCHEDULES: Registry[Callable[..., Schedule]] = Registry("schedule", "minidiff.schedules")
+for _entry in (linear, scaled_linear, cosine, log_snr_linear, vp_sde, flow_matching, even_loss):
+    SCHEDULES.register(_entry.__name__, _entry)
+
+
+def schedule_from(text: str, T: int | None = None, *, allow_signal: bool = False) -> Schedule:
+    """The schedule that NAME[:key=value,...] names, with T times, else as many as its function has by default.
+
+    UserError, in one sentence, if the text is wrong, the schedule cannot be made, or it ends above an alpha_bar of
+    0.02 without allow_signal.
+    """
+    name, parameters = parse_schedule(text)
+    function = SCHEDULES[name]
+    if allow_signal and "allow_signal" in inspect.signature(function).parameters:
+        parameters["allow_signal"] = True
+    try:
+        with np.errstate(all="ignore"):  # what overflows leaves a table that is refused
+            schedule = function(**parameters) if T is None else function(T, **parameters)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"its function must return a Schedule, got {type(schedule).__name__}")
+        return _reaching_noise(Schedule(schedule.alpha_bar, text), allow_signal)
+    except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise UserError(f"schedule {text!r}: {error}") from error
+
+
+def parse_schedule(text: str) -> tuple[str, dict[str, float]]:
+    """The name and the parameters in NAME[:key=value,...]; UserError, in one sentence, if they are wrong."""
+    if not isinstance(text, str) or len(text) > 200:
+        raise UserError(f"schedule must be a short text, such as 'cosine:offset=0.01', got {_brief_text(text)}")
+    name, colon, rest = text.partition(":")
+    defaults, parameters = schedule_parameters(name), {}
+    for pair in rest.split(",") if colon else []:
+        key, _, value = pair.partition("=")
+        if key not in defaults or key in parameters:
+            takes = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
+            what = "is given twice" if key in parameters else "is not a parameter"
+            raise UserError(f"schedule {text!r}: {key!r} {what}; the parameters of {name} are: {takes}")
+        parameters[key] = _number(text, key, value, defaults[key])
+    return name, parameters
+
+
+def check_schedule(text: str) -> None:
+    """UserError unless the text names a registered schedule with parameters that it takes; it is not made."""
+    parse_schedule(text)
+
+
+def schedule_parameters(name: str) -> dict[str, float]:
+    """The parameters of a registered schedule and their defaults, from its function's signature."""
+    _, *parameters = inspect.signature(SCHEDULES[name]).parameters.values()  # the first is T
+    defaults = {p.name: p.default for p in parameters if p.name != "allow_signal"}
+    _check_defaults(name, defaults)
+    return defaults
 
 
 # ---- checks ----------------------------------------------------------------------------------------------
@@ -315,6 +369,35 @@ def _checked_times(t: int | np.ndarray, first: int, last: int) -> np.ndarray:
         wrong = t[(t < first) | (t > last)].flat[0]
         raise IndexError(f"t must lie in {first}..{last}, got {wrong}")
     return t
+
+
+def _number(text: str, key: str, value: str, default: float) -> float:
+    """The value as a finite number: an integer if the default is one."""
+    try:
+        number = int(value) if type(default) is int else float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        kind = "an integer" if type(default) is int else "a finite number"
+        raise UserError(f"schedule {text!r}: {key} must be {kind}, such as {default!r}, got {value!r}")
+    return number
+
+
+def _check_defaults(name: str, defaults: dict[str, float]) -> None:
+    for key, default in defaults.items():
+        if type(default) not in (int, float):
+            raise UserError(f"the schedule {name!r} must be a function (T=1000, parameter=number, ...) -> Schedule, "
+                            f"and its parameter {key} has no number as default")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def _brief_text(value: object) -> str:
+    return f"{len(value)} characters" if isinstance(value, str) else repr(value)[:40]
 
 
 def _brief(a: np.ndarray) -> str:

@@ -47,7 +47,7 @@ from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import ddim, ddim_inverse, times
 from minidiff.diffusion.samplers import sample as last
-from minidiff.diffusion.schedules import SCHEDULES
+from minidiff.diffusion.schedules import check_schedule, schedule_from
 from minidiff.engine import ops
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
@@ -71,7 +71,7 @@ DROP_TEXT = 0.1                                             # of the priors' (se
 class UnCLIPConfig:
     """Everything that makes one model; it travels in its file."""
 
-    schedule: str = "cosine"                # a name in schedules.SCHEDULES
+    schedule: str = "cosine"                # NAME[:key=value,...] of schedules.SCHEDULES
     T: int = 1000                           # training times, of decoder and prior
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)             # of each of the two
@@ -82,8 +82,7 @@ class UnCLIPConfig:
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(48, 96), embedding=128, text=64))
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        check_schedule(self.schedule)
         if self.unet.text != self.clip.width:
             raise ValueError(f"unet.text ({self.unet.text}) must be clip.width ({self.clip.width})")
         if self.dots < 2 or self.dots % 2 or self.tokens < 1:
@@ -117,7 +116,7 @@ class UnCLIP(System):
     def __init__(self, config: UnCLIPConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         super().__init__(config, tokenizer, rng)
         D, N = config.clip.width, config.clip.text.length
-        self.D, self.schedule = D, SCHEDULES[config.schedule](config.T)
+        self.D, self.schedule = D, schedule_from(config.schedule, config.T)
         self.clip = CLIP(config.clip, tokenizer, rng)
         self.decoder = Decoder(config.unet, D, config.tokens, rng)
         self.prior = DiffusionPrior(config.prior, D, D, N, rng)

@@ -59,7 +59,7 @@ from minidiff.diffusion.likelihood import DiscretisedGaussian
 from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import State, beta, beta_tilde, checked_times, times
 from minidiff.diffusion.samplers import sample as last
-from minidiff.diffusion.schedules import SCHEDULES, Schedule
+from minidiff.diffusion.schedules import Schedule, check_schedule, schedule_from
 from minidiff.engine import ops
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.random import SampleStreams
@@ -77,14 +77,13 @@ class DDPMConfig:
     """Everything that makes one model; it travels in the checkpoint."""
 
     image_size: int = 28
-    schedule: str = "cosine"                # a name in schedules.SCHEDULES
+    schedule: str = "cosine"                # NAME[:key=value,...] of schedules.SCHEDULES
     T: int = 1000                           # training times
     steps: int = 3200                       # of training
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(40, 80), embedding=96, out=2))  # F and v
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        check_schedule(self.schedule)
         if not 1 <= self.image_size <= 256 or self.image_size % self.unet.multiple:
             raise ValueError(f"image_size must be a multiple of {self.unet.multiple} of at most 256, "
                              f"not {self.image_size}")
@@ -102,7 +101,7 @@ class DDPM(System):
 
     def __init__(self, config: DDPMConfig, tokenizer: None, rng: np.random.Generator):
         super().__init__(config, None, rng)
-        self.schedule = SCHEDULES[config.schedule](config.T)
+        self.schedule = schedule_from(config.schedule, config.T)
         self.log_beta, self.log_beta_tilde = log_variances(self.schedule)             # (T,) each
         self.unet = UNet(config.unet, rng)
 

@@ -45,7 +45,7 @@ from minidiff.diffusion.gaussian import per_sample, q_sample
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, similarity_gradient
 from minidiff.diffusion.samplers import SAMPLERS, times
 from minidiff.diffusion.samplers import sample as last
-from minidiff.diffusion.schedules import SCHEDULES
+from minidiff.diffusion.schedules import check_schedule, schedule_from
 from minidiff.engine import conv, ops
 from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.random import SampleStreams
@@ -66,7 +66,7 @@ from minidiff.text.tokenizer import Tokenizer
 class GLIDEConfig:
     """Everything that makes one noised CLIP; it travels in its file."""
 
-    schedule: str = "cosine"                # a name in schedules.SCHEDULES: that of the denoiser that it guides
+    schedule: str = "cosine"                # NAME[:key=value,...], that of the denoiser that it guides
     T: int = 1000                           # training times
     pairs: int = 128                        # N, among which a loss classifies
     embedding: int = 64                     # channels of the time's embedding
@@ -74,8 +74,7 @@ class GLIDEConfig:
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        check_schedule(self.schedule)
         if self.pairs < 2:
             raise ValueError(f"pairs must be at least 2, or there is nothing to tell apart, not {self.pairs}")
         if self.embedding < 2 or self.embedding % 2:
@@ -121,7 +120,7 @@ class GLIDE(Contrastive):
 
     def __init__(self, config: GLIDEConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         super().__init__(config, tokenizer, rng)
-        self.schedule = SCHEDULES[config.schedule](config.T)
+        self.schedule = schedule_from(config.schedule, config.T)
         self.image = NoisedImageTower(config, config.width, rng)
 
     # --- training -----------------------------------------------------------------------------------------
@@ -169,13 +168,10 @@ class GLIDE(Contrastive):
         scale: s; 0 does not hear the caption.  steps: each asks the UNet once, where classifier-free guidance asks
         twice, and CLIP's image tower for a gradient.  sampler: a name in samplers.SAMPLERS.
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
         streams = streams_for(captions, seed, streams)
-        noise = {"streams": streams} if sampler == "ddpm" else {}
         x_T = streams.normal(self.config.image.shape)
         return check_finite(last(SAMPLERS[sampler](self.denoiser(scale), x_T, times(self.schedule, steps),
-                                                   self.embed_captions(captions), **noise)))
+                                                   self.embed_captions(captions), streams=streams)))
 
 
 @cache

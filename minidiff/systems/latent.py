@@ -198,10 +198,8 @@ class LatentDiffusion(System):
 
     def _drawn(self, captions, z_t, path, scale: float, sampler: str, streams: SampleStreams) -> np.ndarray:
         """From z_t at path[0] down to z_0, and decoded."""
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
-        noise = {"streams": streams} if sampler == "ddpm" else {}
-        z_0 = last(SAMPLERS[sampler](self.denoiser(scale), z_t, path, self.clip.text_states(captions), **noise))
+        states = SAMPLERS[sampler](self.denoiser(scale), z_t, path, self.clip.text_states(captions), streams=streams)
+        z_0 = last(states)
         return check_finite(self.decode(z_0))
 
     @property

@@ -23,7 +23,7 @@ from minidiff.diffusion.gaussian import check_predicts, q_sample, target
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
-from minidiff.diffusion.schedules import SCHEDULES
+from minidiff.diffusion.schedules import check_schedule, schedule_from
 from minidiff.engine import ops
 from minidiff.engine.backend import device_of, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_map, shards
@@ -41,7 +41,7 @@ class TextToImageConfig:
     """Everything that makes one model; it travels in the checkpoint."""
 
     image_size: int = 28
-    schedule: str = "cosine"                # a name in schedules.SCHEDULES
+    schedule: str = "cosine"                # NAME[:key=value,...] of schedules.SCHEDULES
     T: int = 1000                           # training times
     predicts: str = "v"                     # eps, x0 or v
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
@@ -49,8 +49,7 @@ class TextToImageConfig:
 
     def __post_init__(self):
         check_predicts(self.predicts)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        check_schedule(self.schedule)
         if not 1 <= self.image_size <= 256 or self.image_size % self.unet.multiple:
             raise ValueError(f"image_size must be a multiple of {self.unet.multiple} of at most 256, "
                              f"not {self.image_size}")
@@ -68,7 +67,7 @@ class TextToImage(System):
             raise ValueError(f"config: text.vocab ({config.text.vocab}) must be at least the tokenizer's "
                              f"{tokenizer.vocab_size}")
         super().__init__(config, tokenizer, rng)
-        self.schedule = SCHEDULES[config.schedule](config.T)
+        self.schedule = schedule_from(config.schedule, config.T)
         self.text = TextEncoder(config.text, rng)
         self.unet = UNet(config.unet, rng)
 
@@ -150,15 +149,13 @@ class TextToImage(System):
         captions: '' is the null caption.  sampler: a name in samplers.SAMPLERS.
         """
         check_captions(captions)
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
         streams = check_streams(captions, streams or sample_streams(self.device, seed, len(captions)))
         size = self.config.image_size
         x_T = to_device(streams.normal((size, size, self.config.unet.channels)), self.device)   # (B, H, W, C)
         path = times(self.schedule, steps)                                          # T-1 ... 0
-        noise = {"streams": streams} if sampler == "ddpm" else {}
+        states = SAMPLERS[sampler](self.denoiser(scale), x_T, path, self.encode(captions), streams=streams)
         yield State(0, int(path[0]), x_T, None)
-        for state in SAMPLERS[sampler](self.denoiser(scale), x_T, path, self.encode(captions), **noise):
+        for state in states:
             yield state
         if not xp_of(state.x_t).isfinite(state.x_t).all():
             raise UserError("the pictures are not finite: the model's weights are damaged, or the scale is too large")

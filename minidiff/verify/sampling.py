@@ -56,7 +56,7 @@ class _Asked:
 
 def _one_step(name: str, denoiser: Denoiser, x_t: np.ndarray, t: int, s: int, **options) -> np.ndarray:
     """Where a step of the sampler takes x_t, (B,): from t to s, as the first of its list."""
-    return next(samplers.SAMPLERS[name](denoiser, x_t, [t, s] if s >= 0 else [t], **options)).x_t[:, 0]
+    return next(samplers.SAMPLERS[name].function(denoiser, x_t, [t, s] if s >= 0 else [t], **options)).x_t[:, 0]
 
 
 def marginals(schedule: Schedule, rng) -> Iterator[Row]:
@@ -220,9 +220,9 @@ def the_end(schedule: Schedule, rng) -> Iterator[Row]:
     for name, sampler in samplers.SAMPLERS.items():
         for N in sorted({1, min(2, schedule.T), min(7, schedule.T)}):
             steps = samplers.times(schedule, N)
-            streams = {"streams": SampleStreams(int(rng.integers(2**31)), 2)} if name == "ddpm" else {}
+            streams = SampleStreams(int(rng.integers(2**31)), 2) if sampler.noise else None
             asked = _Asked(mixture)
-            states = list(sampler(asked, rng.standard_normal((2, 2)), steps, **streams))
+            states = list(sampler(asked, rng.standard_normal((2, 2)), steps, streams=streams))
             names.append(f"{name}, {N} steps, times {', '.join(map(str, steps))}")
             # what the denoiser said last, whatever the sampler says that it said
             left.append(np.abs(states[-1].x_t - asked.answers[-1]).max())

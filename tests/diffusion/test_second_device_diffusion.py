@@ -246,10 +246,10 @@ def test_classifier_guidance_and_stacked_conditions(cupy):
 # --- samplers and likelihood --------------------------------------------------------------------------------
 
 PATH = [9, 6, 3, 0]
-SAMPLERS = {name: f for name, f in samplers.SAMPLERS.items() if name != "ddpm"} | {
+SAMPLERS = {name: lambda d, x, path, cond, f=f: f(d, x, path, cond, streams=SampleStreams(3, B))
+            for name, f in samplers.SAMPLERS.items()} | {
     "ddim_inverse": samplers.ddim_inverse,
     "ddim, eta": lambda d, x, path, cond: samplers.ddim(d, x, path, cond, eta=0.7, streams=SampleStreams(3, B)),
-    "ddpm": lambda d, x, path, cond: samplers.ddpm(d, x, path, cond, streams=SampleStreams(3, B)),
     "ddpm, beta": lambda d, x, path, cond: samplers.ddpm(d, x, path, cond, streams=SampleStreams(3, B),
                                                          variance=samplers.beta),
 }

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from support.diffusion_strategies import any_schedule
 
 from minidiff.diffusion.denoiser import MixtureDenoiser
-from minidiff.diffusion.samplers import ddpm
 from minidiff.diffusion.schedules import Schedule
 
 few = settings(deadline=None, max_examples=40)
@@ -123,6 +122,5 @@ def fitted_order(errors, Ns):
 
 
 def start(sampler, denoiser, x_T, ts, noise=None):
-    """Any sampler, ancestral or not, by one call."""
-    return sampler(denoiser, x_T, ts, **({"streams": noise or Noise(len(x_T), np.random.default_rng(0))}
-                                         if sampler is ddpm else {}))
+    """An entry of SAMPLERS at work, with noise if it needs some."""
+    return sampler(denoiser, x_T, ts, streams=noise or Noise(len(x_T), np.random.default_rng(0)))

@@ -198,10 +198,10 @@ def test_guidance_raises_the_product_it_climbs(model, tiny_denoiser):
 # ---- refusals ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("make, message", [
-    (lambda m: GLIDEConfig(schedule="sine"), "schedule must be one of"),
+    (lambda m: GLIDEConfig(schedule="sine"), "there is no schedule 'sine': it is one of linear"),
     (lambda m: GLIDEConfig(pairs=1), "pairs must be at least 2"),
     (lambda m: GLIDEConfig(embedding=7), "embedding must be even"),
-    (lambda m: m.sample(CAPTIONS, sampler="euler"), "sampler must be one of"),
+    (lambda m: m.sample(CAPTIONS, sampler="euler"), "there is no sampler 'euler': it is one of ddpm, ddim"),
     (lambda m: m.sample(CAPTIONS, scale=math.nan), "scale must be a finite number"),
     (lambda m: m.sample(CAPTIONS, steps=0), "steps must be an integer within 1..50"),
     (lambda m: m.sample(CAPTIONS, streams=SampleStreams(0, 2)), "streams must be one for each of the 3 captions"),

@@ -289,7 +289,7 @@ def test_the_scale_travels_in_the_file(model, tmp_path, dtype, atol):
 
 
 REFUSED = {
-    "an unknown sampler": (lambda m: m.sample(["3"], sampler="euler"), "sampler must be one of"),
+    "an unknown sampler": (lambda m: m.sample(["3"], sampler="euler"), "there is no sampler 'euler': it is one of"),
     "too many steps": (lambda m: m.sample(["3"], steps=51), "steps must be an integer within 1..50"),
     "a scale that is no number": (lambda m: m.sample(["3"], scale=math.nan), "scale must be a finite number"),
     "a caption that is no list": (lambda m: m.sample("3"), "captions must be a list"),

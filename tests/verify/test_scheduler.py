@@ -435,7 +435,7 @@ def test_a_missing_method_is_said_in_a_sentence(name):
 
 @pytest.mark.parametrize("name, config, sentence", [
     ("ddim", {}, "LIBRARY:NAME"),
-    ("minidiff:euler", {}, "only ddpm, ddim, heun"),
+    ("minidiff:euler", {}, "is one of ddpm, ddim, heun"),
     ("minidiff:ddim", {"schedule": "sine"}, "one of linear"),
     ("minidiff:heun", {"eta": 1.0}, "eta is an option of ddim"),
     ("minidiff:ddim", {"size": 3}, "refuses its configuration.*size"),

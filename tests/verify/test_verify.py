@@ -5,6 +5,7 @@ import math
 import sys
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def _few_chains(monkeypatch):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_our_schedules_keep_every_law(name):
     """False alarm 6e-7 each, from the simulated chains; nothing else is left to chance but where to look."""
-    schedule = SCHEDULES[name](200, **({} if name == "flow_matching" else {"allow_signal": True}))
+    schedule = schedules.schedule_from(name, 200, allow_signal=True)
     assert broken(verify.report(schedule)) == (set() if schedule.reaches_noise else {NOISE})
     assert broken(verify.report(schedules.zero_terminal_snr(schedule))) == set()
 
@@ -350,16 +351,21 @@ PLANTED_SAMPLERS = {
 }
 
 
+def plant(monkeypatch, name, bug):
+    """Puts a function in the place of a registered sampler's, and leaves the rest of its entry."""
+    monkeypatch.setitem(samplers.SAMPLERS._entries, name, replace(samplers.SAMPLERS[name], function=bug))
+
+
 @pytest.mark.parametrize("law, words, name, bug", PLANTED_SAMPLERS.values(), ids=PLANTED_SAMPLERS.keys())
 def test_a_planted_sampler_breaks_its_law(law, words, name, bug, monkeypatch):
-    monkeypatch.setitem(samplers.SAMPLERS, name, bug)
+    plant(monkeypatch, name, bug)
     report = verify.report(schedules.cosine(60))
     found = {row.computed for row in report if row.law == law and row.verdict == verify.BROKEN}
     assert set(words) <= found and "could not be computed" not in verify.table(report), verify.table(report)
 
 
 def test_the_copy_of_2m_that_bugs_are_planted_in_is_right(monkeypatch):
-    monkeypatch.setitem(samplers.SAMPLERS, "dpm++2m", two_m(right_D))
+    plant(monkeypatch, "dpm++2m", two_m(right_D))
     assert broken(verify.report(schedules.cosine(60))) == set()
 
 
@@ -441,7 +447,7 @@ def test_a_report_of_no_schedule_is_refused(wrong):
 
 
 def test_a_law_that_raises_keeps_the_rows_that_it_had(monkeypatch):
-    monkeypatch.setitem(samplers.SAMPLERS, "dpm++2m", None)
+    monkeypatch.setitem(samplers.SAMPLERS._entries, "dpm++2m", None)
     rows_of = [row for row in verify.report(schedules.cosine(20)) if row.law == "24 one step"]
     assert [row.verdict for row in rows_of] == ["kept", "BROKEN"]              # ddim's row, and what became of 2M's
 
@@ -884,8 +890,7 @@ def test_watch_draws_an_animation(here, image):
 @pytest.mark.parametrize("name", [*SCHEDULES, "one"])
 def test_every_schedule_can_be_drawn(name):
     T = 1 if name == "one" else 3
-    schedule = schedules.flow_matching(1) if name == "one" else SCHEDULES[name](
-        T, **({} if name == "flow_matching" else {"allow_signal": True}))
+    schedule = schedules.schedule_from("flow_matching" if name == "one" else name, T, allow_signal=True)
     assert watch.plot(schedule).height > 100
     states = watch.watch(schedule, np.zeros((1, 2, 1)))
     assert [w.t for w in states] == list(range(-1, T)) and watch.picture(schedule, states).width > 100

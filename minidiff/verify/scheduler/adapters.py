@@ -238,12 +238,8 @@ def ours(name: str = "ddim", schedule: str | Schedule = "linear", T: int = 1000,
          predicts: str = "eps", eta: float = 0.0) -> Replayed:
     """A sampler of ours as a scheduler. eta is DDIM's, 0 to 1."""
     _checked_eta(eta)
-    if name not in samplers.SAMPLERS:
-        raise UserError(f"minidiff has no sampler {name!r}, only {', '.join(samplers.SAMPLERS)}")
     if isinstance(schedule, str):
-        if schedule not in schedules.SCHEDULES:
-            raise UserError(f"schedule must be one of {', '.join(schedules.SCHEDULES)}, not {schedule!r}")
-        schedule = schedules.SCHEDULES[schedule](T)
+        schedule = schedules.schedule_from(schedule, T)
     sampler = samplers.SAMPLERS[name]
     if eta and name != "ddim":
         raise UserError(f"eta is an option of ddim, not of {name}")
@@ -252,10 +248,10 @@ def ours(name: str = "ddim", schedule: str | Schedule = "linear", T: int = 1000,
         # a schedule whose end has no signal is refused to eps, and so it ends where the run begins
         known = Schedule(schedule.alpha_bar[:times[0] + 1], schedule.name)
         denoiser = NetworkDenoiser(known, predicts, lambda x_t, t, cond: network(x_t, t))
-        options = {"ddpm": {"streams": Draws(len(x_T), draw)},
-                   "ddim": {"streams": Draws(len(x_T), draw), "eta": eta}}.get(name, {})
-        return samplers.sample(sampler(denoiser, x_T, times, **options))
+        streams = Draws(len(x_T), draw)
+        if eta:
+            return samplers.sample(sampler.function(denoiser, x_T, times, eta=eta, streams=streams))
+        return samplers.sample(sampler(denoiser, x_T, times, streams=streams))
 
     return Replayed(run, schedule.alpha_bar, predicts, lambda n: samplers.times(schedule, n, spacing),
-                    order=2 if name in ("heun", "dpm++2m") else 1, evaluations=2 if name == "heun" else 1,
-                    extrapolates=name == "dpm++2m")
+                    order=sampler.order, evaluations=sampler.calls, extrapolates=sampler.extrapolates)
