@@ -8,6 +8,7 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.gradcheck import check_gradients
+from support.refusals import check_message, zeros
 
 from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
 from minidiff.engine.tensor import Tensor, gradients
@@ -137,13 +138,13 @@ def test_shapes_that_do_not_fit_are_refused(shapes):
 def test_a_mask_of_numbers_is_refused():
     """An additive mask, 0 and -inf, would be read the wrong way round."""
     qkv = [Tensor(np.zeros((1, 1, 2, 3)))] * 3
-    with pytest.raises(TypeError, match="mask must be boolean, True where a query may look, not float64"):
+    with pytest.raises(TypeError, match="mask must be boolean, True where a query attends to a key, not float64"):
         scaled_dot_product_attention(*qkv, np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize("mask", [[[True, False], [True, True]], True])
 def test_a_mask_that_is_no_array_is_refused(mask):
-    with pytest.raises(TypeError, match="mask must be boolean, True where a query may look, not (list|bool)"):
+    with pytest.raises(TypeError, match="mask must be boolean, True where a query attends to a key, not (list|bool)"):
         scaled_dot_product_attention(*[Tensor(np.zeros((1, 1, 2, 3)))] * 3, mask)
 
 
@@ -166,3 +167,25 @@ def test_without_keys_there_are_zeros_and_without_columns_a_refusal(mask, causal
     assert not any(dx.any() for dx in gradients(y, [q, nothing], np.ones(y.shape)))
     with pytest.raises(ValueError, match=r"at least one column, not q \(1, 2, 3, 0\)"):
         scaled_dot_product_attention(*[Tensor(np.zeros((1, 2, 3, 0)))] * 3)
+
+
+def test_each_query_has_its_own_largest_score():
+    """Scores of 10,000 for one query and of -9,000 for another: neither overflows, and neither is lost."""
+    q, k = (Tensor(np.array(rows).reshape(1, 1, 2, 1)) for rows in ([100.0, -100.0], [100.0, 90.0]))
+    v = Tensor(np.array([1.0, 2.0]).reshape(1, 1, 2, 1))
+    assert scaled_dot_product_attention(q, k, v).data.ravel().tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("error, message, call", [
+    (ValueError, "attention takes q (B, h, N, d), k (B, h, M, d) and v (B, h, M, e), not (1, 1, 2, 3), (1, 1, 2, 4) "
+                 "and (1, 1, 2, 3)",
+     lambda: scaled_dot_product_attention(zeros(1, 1, 2, 3), zeros(1, 1, 2, 4), zeros(1, 1, 2, 3))),
+    (TypeError, "attention: mask must be boolean, True where a query attends to a key, not float32",
+     lambda: scaled_dot_product_attention(*[zeros(1, 1, 2, 3)] * 3, zeros(1, 1, 1, 2).data)),
+    *((TypeError, f"an op takes one dtype, not {' and '.join(dtypes)}: convert one of them",
+       lambda dtypes=dtypes: scaled_dot_product_attention(*(zeros(1, 1, 2, 3, dtype=d) for d in dtypes)))
+      for dtypes in (["float64", "float32", "float32"], ["float32", "float64", "float32"],
+                     ["float32", "float32", "float64"])),
+])
+def test_messages_of_refusals(error, message, call):
+    check_message(error, message, call)

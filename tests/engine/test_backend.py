@@ -1,35 +1,117 @@
-"""Devices: what is refused where there is none, and what the C library is asked."""
+"""Devices, what is said if one is unavailable, and the C library's setting for freed memory."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from support import fake_cupy
 
 from minidiff.engine import backend
+from minidiff.engine.backend import check_device, device_of, to_device, to_numpy, xp_of
 from minidiff.errors import UserError
 
+# --- where arrays live --------------------------------------------------------------------------------------
 
 def test_on_the_cpu():
     a = np.ones(3)
-    assert backend.xp_of(a, 1.0) is np and backend.to_numpy(a) is a and backend.to_device(a, "cpu") is a
-    assert backend.to_numpy([1, 2]).tolist() == [1, 2]
-    backend.check_device("cpu")
+    assert xp_of(a, 1.0) is np and to_numpy(a) is a and to_device(a, "cpu") is a and device_of(a) == "cpu"
+    assert to_numpy([1, 2]).tolist() == [1, 2]
+    check_device("cpu")
+
+
+def test_arrays_move_and_say_where_they_are(monkeypatch):
+    fake_cupy.install(monkeypatch)
+    host = np.arange(3.0, dtype=np.float32)
+    x = to_device(host, "cuda")
+    fake_cupy.assert_same(x, host)
+    assert device_of(x) == "cuda" and device_of(host) == device_of(host.sum()) == "cpu"
+    assert to_device(x, "cuda") is x
+    back = to_device(x, "cpu")
+    assert isinstance(back, np.ndarray) and back.tolist() == [0, 1, 2] and to_numpy(x).dtype == np.float32
+
+
+def test_xp_of_is_the_library_of_all_the_arrays(monkeypatch):
+    cupy = fake_cupy.install(monkeypatch)
+    host, x = np.ones(2), cupy.ones(2)
+    assert xp_of(x) is cupy and xp_of(1.0, x, x) is cupy and xp_of(host, 2) is np and xp_of(1.0) is np
+    assert xp_of(x, np.float64(1)) is cupy and xp_of(np.float32(1), host) is np     # NumPy's scalars are numbers
+    for arrays in ((x, host), (host, x), (1.0, x, host)):
+        with pytest.raises(TypeError, match="arrays on two devices in one op") as error:
+            xp_of(*arrays)
+        fake_cupy.one_sentence(error)
 
 
 def test_an_unknown_device_is_refused():
     with pytest.raises(UserError, match="device must be one of cpu, cuda, not 'tpu'"):
-        backend.to_device(np.ones(3), "tpu")
+        to_device(np.ones(3), "tpu")
 
 
-def test_a_gpu_asked_for_where_cupy_is_not(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)          # an import of it fails
-    with pytest.raises(UserError, match="needs CuPy, which is not installed.*--device cpu"):
-        backend.check_device("cuda")
+@fake_cupy.of_the_double
+def test_a_gpu_that_is_unavailable(monkeypatch):
+    def sentence():
+        with pytest.raises(UserError) as raised:
+            check_device("cuda")
+        return str(raised.value)
 
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert sentence() == ("device 'cuda' needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]', or "
+                          "cupy-cuda12x, or use --device cpu")
+
+    class Broken:                                           # CuPy is installed, and one of its libraries is missing
+        def find_spec(self, name, *_):
+            if name == "cupy":
+                raise ImportError("libcublas.so.13: cannot open shared object file")
+    monkeypatch.delitem(sys.modules, "cupy")
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "meta_path", [Broken()])
+        assert sentence() == ("device 'cuda' needs CuPy, which is installed and cannot be loaded (libcublas.so.13: "
+                              "cannot open shared object file): use --device cpu")
+    cupy = fake_cupy.install(monkeypatch, gpus=0)
+    assert sentence() == "device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu"
+
+    def no_driver():
+        raise cupy.cuda.runtime.CUDARuntimeError("no driver")
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", no_driver)
+    assert sentence() == "device 'cuda' needs an NVIDIA GPU and its driver (no driver): use --device cpu"
+    fake_cupy.install(monkeypatch, gpus=1)
+    check_device("cuda")
+
+
+# --- freed memory -------------------------------------------------------------------------------------------
 
 def test_keep_freed_memory_says_whether_it_could():
-    """In a process of its own, for it is not to be undone."""
+    """In a new process, since the setting cannot be undone."""
     code = "from minidiff.engine.backend import keep_freed_memory; print(keep_freed_memory())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() in ("True", "False")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() in ("True", "False")
+
+
+class Libc:
+    """A C library whose mallopt returns the given values in turn; it records its calls."""
+
+    def __init__(self, *grants):
+        self.grants, self.calls = list(grants), []
+
+    def mallopt(self, *call):
+        self.calls.append(call)
+        return self.grants.pop(0)
+
+
+@pytest.mark.parametrize("grants, kept", [((1, 1, 1), True), ((1, 1, 0, 1), True), ((1, 1, 0, 0), False),
+                                          ((1, 0), False), ((0,), False)])
+def test_keep_freed_memory_asks_glibc(monkeypatch, grants, kept):
+    """In malloc.h M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD is -3 and M_ARENA_MAX is -8.
+
+    glibc before 2.35 accepts at most 32 MiB for the second.
+    """
+    libc, opened = Libc(*grants), []
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: opened.append(name) or libc)
+    assert backend.keep_freed_memory() is kept and opened == [None]
+    assert libc.calls == [(-1, 2**31 - 1), (-8, 1), (-3, 2**31 - 1), (-3, 32 * 2**20)][:len(grants)]
+
+
+def test_keep_freed_memory_where_there_is_no_mallopt(monkeypatch):
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: object())
+    assert backend.keep_freed_memory() is False

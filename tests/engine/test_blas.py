@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.refusals import check_message
 
 from minidiff.engine.blas import add_product
 
@@ -71,3 +72,39 @@ def test_refuses_what_does_not_fit():
         add_product(y, x, w.astype(np.float32))
     with pytest.raises(TypeError, match="float32 or float64, not float16"):
         add_product(*(a.astype(np.float16) for a in (y, x, w)))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_add_product_takes_rows_of_any_distance(rows, columns):
+    """Also of length 1, of which strides say nothing, and rows that are cut from longer ones."""
+    rng = np.random.default_rng([rows, columns])
+    wide = rng.normal(size=(rows, columns + 2)).astype(np.float32)
+    one = np.broadcast_to(wide[0, :columns], (1, columns))          # whose row has a stride of 0
+    for x in (wide[:, :columns], wide[:, :columns].copy(), wide[::2, :columns], wide[:1, :columns], one):
+        w, y = rng.normal(size=(columns, 4)).astype(np.float32), np.ones((len(x), 4), np.float32)
+        add_product(y, x, w, first=False)
+        np.testing.assert_allclose(y, 1 + x.astype(float) @ w, rtol=1e-5, atol=1e-5)
+        add_product(y, x, w)                                   # it adds where nothing is said
+        np.testing.assert_allclose(y, 1 + 2 * (x.astype(float) @ w), rtol=1e-5, atol=1e-5)
+
+
+def f32(*shape):
+    return np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize("error, message, call", [
+    (TypeError, "add_product: x, w and y must all be float32 or float64, not float32, float64, float32",
+     lambda: add_product(f32(2, 4), f32(2, 3), np.zeros((3, 4)), first=True)),
+    (ValueError, "add_product: x (2, 3) @ w (2, 4) does not fit y (2, 4)",
+     lambda: add_product(f32(2, 4), f32(2, 3), f32(2, 4), first=True)),
+    (ValueError, "add_product: x (2, 3) @ w (3, 4) does not fit y (2, 3)",
+     lambda: add_product(f32(2, 3), f32(2, 3), f32(3, 4), first=True)),
+    *((ValueError, "add_product: each row of x, w and y must be contiguous, and the rows must be in order",
+       lambda x=x: add_product(f32(len(x), 4), x, f32(x.shape[1], 4), first=True))
+      for x in (f32(2, 6)[:, ::2], f32(2, 4)[:, ::2], f32(6, 2).T[:, :2], f32(2, 3)[::-1], f32(2, 2)[:, ::-1],
+                np.broadcast_to(f32(1, 3), (2, 3)), np.broadcast_to(f32(1, 2), (2, 2)),
+                np.lib.stride_tricks.sliding_window_view(f32(6), 4))),
+])
+def test_messages_of_refusals(error, message, call):
+    check_message(error, message, call)

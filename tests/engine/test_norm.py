@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.gradcheck import check_gradients
+from support.refusals import check_message, zeros
 
 from minidiff.engine import norm, ops
 from minidiff.engine.tensor import Tensor, gradients
@@ -140,3 +141,24 @@ def vector(*shape):
 def test_shapes_that_do_not_fit_are_refused(refused, message):
     with pytest.raises(ValueError, match=message):
         refused()
+
+
+@pytest.mark.parametrize("error, message, call", [
+    (ValueError, "group_norm: 6 channels do not divide into 4 groups",
+     lambda: norm.group_norm(zeros(1, 2, 2, 6), 4, zeros(6), zeros(6))),
+    (ValueError, "group_norm: gamma and beta must both be (6,) or (2, 6), not (6,), (2, 6)",
+     lambda: norm.group_norm(zeros(2, 2, 2, 6), 3, zeros(6), zeros(2, 6))),
+    (ValueError, "group_norm: gamma and beta must both be (6,) or (2, 6), not (5,), (5,)",
+     lambda: norm.group_norm(zeros(2, 2, 2, 6), 3, zeros(5), zeros(5))),
+    (ValueError, "layer_norm: gamma and beta must be (6,), not (6,) and (5,)",
+     lambda: norm.layer_norm(zeros(2, 6), zeros(6), zeros(5))),
+    (ValueError, "layer_norm: gamma and beta must be (6,), not (5,) and (6,)",
+     lambda: norm.layer_norm(zeros(2, 6), zeros(5), zeros(6))),
+    *((TypeError, f"an op takes one dtype, not {' and '.join(dtypes)}: convert one of them",
+       lambda f=f, dtypes=dtypes: f(zeros(1, 2, 2, 4, dtype=dtypes[0]), *(zeros(4, dtype=d) for d in dtypes[1:])))
+      for f in (lambda x, g, b: norm.group_norm(x, 2, g, b), norm.layer_norm)
+      for dtypes in (["float64", "float32", "float32"], ["float32", "float64", "float32"],
+                     ["float32", "float32", "float64"])),
+])
+def test_messages_of_refusals(error, message, call):
+    check_message(error, message, call)

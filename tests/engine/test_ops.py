@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.gradcheck import check_gradients
+from support.refusals import check_message, zeros
 
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients
@@ -364,3 +365,65 @@ def test_a_sum_over_what_was_broadcast_is_exact(broadcast):
     x, y = Tensor(np.ones(a), requires_grad=True), Tensor(np.ones(b))
     dx, = gradients(x + y, [x], np.ones(broadcast.result_shape))
     assert np.array_equal(dx, np.full(a, math.prod(broadcast.result_shape) / math.prod(a)))
+
+
+# ---- corners ---------------------------------------------------------------------------------------------
+
+
+def test_the_kinks():
+    """At 0 the slopes of relu and |x| are 0, and the slope of x**0 is 0 everywhere."""
+    zero = zeros(3)
+    for f in (ops.relu, ops.absolute, lambda x: x ** 0):
+        assert gradients(f(zero), [zero], np.array([0, 1, -2], np.float32))[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("f", [ops.mul, ops.div, ops.matmul])
+def test_a_cotangent_that_nobody_needs_is_not_computed(f):
+    for i in range(2):
+        pair = [Tensor(np.ones((2, 2), np.float32), requires_grad=i == j) for j in range(2)]
+        y = f(*pair)
+        assert [dx is None for dx in y._pullback(y.data)] == [i == 1, i == 0]
+
+
+def test_dropout_draws_single_precision():
+    x, p = Tensor(np.ones((4, 5))), 0.4
+    kept = np.random.default_rng(3).random((4, 5), dtype=np.float32) >= p
+    assert np.allclose(ops.dropout(x, p, np.random.default_rng(3)).data, kept / 0.6)
+    assert ops.dropout(x, 0, np.random.default_rng(3)) is x and ops.dropout(x, p, None) is x
+
+
+@pytest.mark.parametrize("f", [ops.sum, ops.mean])
+def test_reductions_take_all_axes_and_drop_them_by_default(f):
+    x = zeros(1, 4, 4, 2)
+    assert f(x).shape == () and f(x, 3).shape == (1, 4, 4) and f(x, 3, True).shape == (1, 4, 4, 1)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error, message, call", [
+    (TypeError, "power takes a constant exponent; write exp(y * log(x)) for a Tensor y",
+     lambda: zeros(2) ** zeros(2)),
+    (ValueError, "matmul takes x (..., M, K) and y (..., K, N), not (2, 3) and (2, 3)",
+     lambda: zeros(2, 3) @ zeros(2, 3)),
+    (ValueError, "matmul takes x (..., M, K) and y (..., K, N), not (3,) and (3, 2)", lambda: zeros(3) @ zeros(3, 2)),
+    (ValueError, "matmul takes x (..., M, K) and y (..., K, N), not (2, 3) and (3,)", lambda: zeros(2, 3) @ zeros(3)),
+    (TypeError, "an op takes one dtype, not float32 and float64: convert one of them",
+     lambda: zeros(2) + zeros(2, dtype=np.float64)),
+    (TypeError, "a Tensor of int64 does not take the number 0.5: convert it to a floating dtype",
+     lambda: Tensor(np.zeros(2, np.int64)) * 0.5),
+    (ValueError, "cross_entropy takes logits (B, K) and labels (B,), not (2, 3) and (3,)",
+     lambda: ops.cross_entropy(zeros(2, 3), np.zeros(3, int))),
+    (ValueError, "cross_entropy takes logits (B, K) and labels (B,), not (2, 3, 1) and (2,)",
+     lambda: ops.cross_entropy(zeros(2, 3, 1), np.zeros(2, int))),
+    (TypeError, "cross_entropy takes labels that are whole numbers, not float64",
+     lambda: ops.cross_entropy(zeros(2, 3), np.zeros(2))),
+    (IndexError, "cross_entropy takes labels of 0..2, not 0..3",
+     lambda: ops.cross_entropy(zeros(2, 3), np.array([0, 3]))),
+    (IndexError, "cross_entropy takes labels of 0..2, not -1..2",
+     lambda: ops.cross_entropy(zeros(2, 3), np.array([-1, 2]))),
+    (ValueError, "p must be in [0, 1), not 1", lambda: ops.dropout(zeros(2), 1, np.random.default_rng(0))),
+    (ValueError, "p must be in [0, 1), not -0.1", lambda: ops.dropout(zeros(2), -0.1, np.random.default_rng(0))),
+])
+def test_messages_of_refusals(error, message, call):
+    check_message(error, message, call)

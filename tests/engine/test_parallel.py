@@ -1,5 +1,6 @@
 """Work on all cores: the same results in the same order, whatever the number of cores."""
 
+import os
 import threading
 
 import numpy as np
@@ -173,3 +174,24 @@ def test_the_sum_does_not_depend_on_the_number_of_cores(monkeypatch):
         results.append((loss, grads[0].tobytes()))
     parallel._pool.cache_clear()
     assert len(set(results)) == 1
+
+
+def test_every_sample_is_in_one_shard(monkeypatch):
+    """parallel_gradients passes slices that cover the batch once.  A mean alone would not show that."""
+    asked, leaf = [], Tensor(np.zeros(3), requires_grad=True)
+
+    def loss(shard):
+        asked.append((shard.start, shard.stop))
+        return ops.sum(leaf)
+    parallel_gradients(loss, [leaf], 70)
+    assert sorted(asked) == [(s.start, s.stop) for s in shards(70)]
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7} if process == 0 else {1}, raising=False)
+    assert parallel.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert parallel.cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert parallel.cores() == 1

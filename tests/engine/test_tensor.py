@@ -1,6 +1,7 @@
 """The autograd itself: gradients of whole graphs, what is accumulated, what is freed, and what is refused."""
 
 import gc
+import re
 import sys
 import threading
 import tracemalloc
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_cupy import install, of_the_double
 from support.gradcheck import check_gradients
+from support.refusals import check_message, zeros
 
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients, no_grad, record, recording
@@ -405,3 +407,44 @@ def test_shape_and_item():
     x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
     assert (x.shape, x.ndim, x.size, len(x), x.dtype) == ((2, 3), 2, 6, 2, np.float64)
     assert x[1, 2].item() == 5.0 and "requires_grad=True" in repr(x)
+
+
+def test_a_tensor_shows_what_it_is():
+    assert repr(Tensor([1.0])) == "Tensor(array([1.], dtype=float32))"
+    assert repr(Tensor([1.0], requires_grad=True)) == "Tensor(array([1.], dtype=float32), requires_grad=True)"
+    assert len(zeros(3, 2)) == 3 and zeros(3, 2).ndim == 2 and zeros(3, 2).size == 6
+
+
+def test_no_grad_ends_with_its_block():
+    x = zeros(1)
+    with no_grad():
+        with no_grad():
+            pass
+        assert not ops.exp(x).requires_grad
+    assert ops.exp(x).requires_grad
+
+
+def test_a_graph_is_walked_once_unless_it_is_kept():
+    y = ops.exp(zeros(1))
+    y.backward()
+    with pytest.raises(RuntimeError, match=re.escape("backward: this graph was freed by an earlier backward; pass "
+                                                     "keep_graph=True to the first") + "$"):
+        y.backward()
+
+
+@pytest.mark.parametrize("error, message, call", [
+    (TypeError, "data is a Tensor already: use it, or its .data, or .detach()", lambda: Tensor(zeros(2))),
+    (TypeError, "requires_grad needs a floating dtype, and data is int64",
+     lambda: Tensor(np.zeros(2, np.int64), requires_grad=True)),
+    (TypeError, "a Tensor has no truth value: compare its .data", lambda: bool(zeros(1))),
+    (TypeError, "a Tensor is not converted to an array implicitly, which would lose its history: use .data",
+     lambda: np.asarray(zeros(1))),
+    (RuntimeError, "backward: y depends on nothing that requires a gradient (or it was computed in no_grad)",
+     lambda: Tensor(np.zeros(1, np.float32)).backward()),
+    (ValueError, "backward: dy is required if y has more than one element; y is (2,)",
+     lambda: ops.exp(zeros(2)).backward()),
+    (ValueError, "backward: dy must have y's shape (2,), not (3,)",
+     lambda: ops.exp(zeros(2)).backward(np.zeros(3, np.float32))),
+])
+def test_messages_of_refusals(error, message, call):
+    check_message(error, message, call)

@@ -63,6 +63,7 @@ LAWS = {
 }
 # files whose tests have other names
 OWN = {
+    "engine/cuda/launch.py": ("cuda_launch",),
     "training/trainer.py": ("train",),
     "data/digits.py": ("train",),
     "training/run.py": ("stages", "every_system"),
@@ -94,8 +95,8 @@ class NotGreen(Exception):
 
 def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
     """Test paths, likeliest first, that hold all tests together: those of the file, of its floor, all."""
-    # of conv_cuda.py and conv_2_tiles.cu it is test_conv_kernels.py; those tests take long, and are no others' own
-    path = Path(re.sub(r"(?:engine/cuda/)(\w+)\.py$|_\d\w*\.cu$", lambda m: (m[1] or "") + "_kernels.py", bug.file))
+    # test_conv_kernels.py tests engine/cuda/conv.py and conv_2_tiles.cu; it is slow, so no other file's bugs ask it first
+    path = Path(re.sub(r"engine/cuda/(?!launch)(\w+)\.py$|_\d\w*\.cu$", lambda m: (m[1] or "") + "_kernels.py", bug.file))
     kernels = path.stem.endswith("_kernels")
     laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
     own = [p for p in laws if (root / p).exists()]

@@ -1,8 +1,9 @@
-"""Clipping, AdamW and the moving average of all parameters in three launches, without a word to the host.
+"""Gradient clipping, AdamW and the moving average of all parameters in three launches, without waiting for the host.
 
     square_sums  ->  decide  ->  adamw                      kernels/adamw_*.cu
 
-The state of the run lives on the device: the loss scale, its good and its left-out steps, and whether a step failed.
+The state is kept on the device: the loss scale, the good steps since its last change, the skipped steps, and whether a
+step failed.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import numpy as np
 
 from minidiff.engine.cuda import launch as cuda
 
-SCALE, GOOD, SKIPPED, FAILED, NORM = range(5)               # the state's numbers, as in the kernel
+SCALE, GOOD, SKIPPED, FAILED, NORM = range(5)               # the places of the state's numbers, as in the kernel
 
 
 class FusedAdamW:
-    """The update of parameters of given shapes, as functions of arrays that live elsewhere."""
+    """The update of parameters of given shapes.  The caller keeps the arrays of parameters and moments."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype=np.float32, *, patience: int = 0,
                  version: int | None = None):
-        """patience: good steps after which the loss scale is doubled; 0: it stays as it is."""
+        """patience: the number of good steps after which the loss scale is doubled; 0: it never changes."""
         import cupy
         dtype = np.dtype(dtype)
         source = cuda.pick("adamw", dtype.name, version)
@@ -42,12 +43,15 @@ class FusedAdamW:
 
     @property
     def scale(self):
-        """The loss scale, on the device: the cotangent that a loss is given."""
+        """The loss scale, on the device: the factor of the loss whose gradients are computed."""
         return self.state[SCALE]
 
     def __call__(self, w: Sequence, g: Sequence, m: Sequence, v: Sequence, average: Sequence, loss, *, number: int,
                  lr: float, clip: float, b1: float, b2: float, eps: float, decay: float, ema: float) -> None:
-        """One step, the run's `number`-th, counted from 1.  Lists of arrays; g is of the scaled loss; loss is ()."""
+        """Step `number` of the run, counted from 1.
+
+        w, g, m, v, average: lists of arrays; g are the gradients of the scaled loss.  loss: an array of shape ().
+        """
         import cupy
         g = [a if a.flags.c_contiguous else cupy.ascontiguousarray(a) for a in g]
         for arrays in (w, g, m, v, average):
@@ -61,7 +65,7 @@ class FusedAdamW:
                     b1, 1 - b1, b2, 1 - b2, eps, 1 - lr * decay)
 
     def _check(self, arrays: Sequence) -> None:
-        """What a table of pointers points to, no signature can say."""
+        """Checks the arrays behind the table of pointers, which the check of the signature does not see."""
         for a, shape in zip(arrays, self._shapes, strict=True):
             if a.shape != shape or a.dtype != self._dtype or not a.flags.c_contiguous:
                 raise TypeError(f"the update takes contiguous arrays of {self._dtype}, here of shape {shape}, "

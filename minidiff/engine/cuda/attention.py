@@ -1,13 +1,13 @@
-"""Attention on the GPU, by kernels/attention_*.cu, on CuPy arrays; the equations are in attention.py.
+"""Attention on a GPU, by kernels/attention_*.cu, on CuPy arrays; the equations are in engine/attention.py.
 
-The matrix of scores is never in memory.  The way there gives y and one number for each query,
+The matrix of scores is never in memory.  The forward pass computes y and one number for each query,
 
-    lse = log sum_m exp(s_m)            (B, h, N), float32 or float64; +inf where a query may look nowhere
+    lse = log sum_m exp(s_m)            (B, h, N), float32 or float64; +inf for a query without any key
 
-from which the way back computes the weights again, P = exp(S - lse).
+from which the backward pass computes the weights again, P = exp(S - lse).
 
-A block of threads has TILE_N queries of one head of one image, and the grid is one row of such tiles.  Arrays are
-passed as they lie, with their strides, so that the heads of (B, N, h, d), transposed, need no copy.
+A block of threads computes TILE_N queries of one head of one image, and the grid is one row of such tiles.  Arrays are
+passed with their strides, so a transposed view of heads (B, N, h, d) is not copied.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.reduce import accumulator_dtype
 
-MOST = 160                                                  # columns of a head: a row of y must fit into registers
+MOST = 160                                                  # columns of a head: a row of y must fit in registers
 
 
 def forward(q, k, v, mask, causal: bool, scale: float, version: int | None = None):
     """q (B, h, N, d), k (B, h, M, d), v (B, h, M, e) -> y (B, h, N, e), lse (B, h, N).
 
-    mask    boolean, broadcasts to (B, h, N, M): True where a query may look at a key; or None
-    causal  query n looks at keys 0..n only, besides what the mask says; costs no mask, and half the time
+    mask    boolean, broadcasts to (B, h, N, M): True where a query attends to a key; or None
+    causal  query n attends to keys 0..n only, and of these to those that the mask allows; takes no memory for a mask
+            and half the time
     scale   of the scores, positive
-    y       lies in memory as (B, N, h, e), so that y.transpose(0, 2, 1, 3).reshape(B, N, h * e) copies nothing
+    y       is stored as (B, N, h, e), so y.transpose(0, 2, 1, 3).reshape(B, N, h * e) copies nothing
     """
     check(q, k, v, mask)
     (B, h, N, d), (M, e) = q.shape, v.shape[2:]
@@ -33,7 +34,7 @@ def forward(q, k, v, mask, causal: bool, scale: float, version: int | None = Non
     head_dim = _head_dim(d, e)
     source = cuda.pick("attention_forward", str(q.dtype), version)
     while version is None and _shared(source, head_dim, q.itemsize) > cuda.shared_limit():
-        source = cuda.pick("attention_forward", str(q.dtype), source.number - 1)        # the first two ask for none
+        source = cuda.pick("attention_forward", str(q.dtype), source.number - 1)        # the first two use none
     q, k, v = _ready(q), _ready(k), _ready(v)
     y = xp.empty((B, N, h, e), dtype=q.dtype).transpose(0, 2, 1, 3)
     lse = xp.empty((B, h, N), dtype=accumulator_dtype(q.dtype))
@@ -46,10 +47,10 @@ def forward(q, k, v, mask, causal: bool, scale: float, version: int | None = Non
 
 
 def _shared(source: cuda.Source, head_dim: int, itemsize: int) -> int:
-    """Bytes of the tiles that a version of attention_forward lays out in dynamic shared memory."""
+    """Bytes of the tiles that a version of attention_forward keeps in dynamic shared memory."""
     n, m = source.constants["TILE_N"], source.constants.get("TILE_M", 0)
     acc = max(4, itemsize)
-    if source.number == 3:                                  # q; k or v; the weights; each row 16 bytes longer
+    if source.number == 3:                                  # q; k or v; the weights; 16 bytes of padding a row
         return (n + m) * (head_dim * acc + 16) + n * (m * acc + 16)
     if source.number == 4:                                  # k; v
         return 2 * m * (head_dim * itemsize + 16)
@@ -57,20 +58,21 @@ def _shared(source: cuda.Source, head_dim: int, itemsize: int) -> int:
 
 
 def backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, version: int | None = None):
-    """dq, dk, dv, of the shapes of q, k and v, from what `forward` took and gave and from dy (B, h, N, e).
+    """dq, dk, dv, of the shapes of q, k and v, from the arguments and results of `forward` and dy (B, h, N, e).
 
-    Each lies in memory as (B, N, h, d), as y does.  The same numbers each time: no sum depends on who was first.
+    Each is stored as (B, N, h, d), like y.  The results are the same, bit for bit, each time: the order of every sum is
+    fixed.
     """
     check(q, k, v, mask)
     (B, h, N, d), (M, e), dtype = q.shape, v.shape[2:], str(q.dtype)
     xp = xp_of(dy, q, k, v, y, lse) if mask is None else xp_of(dy, q, k, v, y, lse, mask)
     if not dy.shape == y.shape == (B, h, N, e) or lse.shape != (B, h, N):
-        raise ValueError(f"attention's way back takes dy and y of {(B, h, N, e)} and lse of {(B, h, N)}, "
+        raise ValueError(f"attention's backward pass takes dy and y of {(B, h, N, e)} and lse of {(B, h, N)}, "
                          f"not {dy.shape}, {y.shape} and {lse.shape}")
     head_dim = _head_dim(d, e)
     source = cuda.pick("attention_backward", dtype, version)
     while version is None and _backward_tiles(source, head_dim, dtype)[2] > cuda.shared_limit():
-        source = cuda.pick("attention_backward", dtype, source.number - 1)      # the first asks for none
+        source = cuda.pick("attention_backward", dtype, source.number - 1)      # the first uses none
     rows, threads, shared = _backward_tiles(source, head_dim, dtype)
     delta_kernel, dq_kernel, dkv_kernel = (cuda.kernel(source, f"attention_{name}", dtype, HEAD_DIM=head_dim)
                                            for name in ("delta", "dq", "dkv"))
@@ -91,23 +93,23 @@ def backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, version: int
 
 
 def _backward_tiles(source: cuda.Source, head_dim: int, dtype: str) -> tuple[int, int, int]:
-    """Rows of a gradient a block, its threads, and its bytes of dynamic shared memory."""
+    """Of a block: its rows of a gradient, its threads, and its bytes of dynamic shared memory."""
     kind = "WIDE" if head_dim > 64 or (source.number == 3 and dtype == "float64") else "NARROW"
     of = source.constants
     rows, columns, threads = (of.get(name) or of.get(f"{name}_{kind}") for name in ("ROWS", "COLUMNS", "THREADS"))
     if source.number == 1:
         return rows, threads, 0
     pad, acc = of["PAD_BYTES"], 8 if dtype == "float64" else 4
-    if source.number < 4:                                   # two tiles on each side, and the scores
+    if source.number < 4:                                   # two tiles of rows, two of columns, and the scores
         return rows, threads, 2 * (rows + columns) * (head_dim * acc + pad) + rows * (columns * acc + pad)
-    itemsize = 4 if dtype == "float32" else 2               # the tiles as they came; lse and delta
+    itemsize = 4 if dtype == "float32" else 2               # the tiles in their own dtype; lse and delta
     return rows, threads, 2 * (rows + columns) * (head_dim * itemsize + pad) + 2 * columns * acc
 
 
-# --- what both ways share -------------------------------------------------------------------------------------
+# --- both passes ----------------------------------------------------------------------------------------------
 
 def check(q, k, v, mask) -> None:
-    """What attention, on any device, refuses: the kernels would read beyond such arrays."""
+    """Raises if the shapes or the mask do not fit, on any device: the kernels would read beyond such arrays."""
     fits = q.ndim == k.ndim == v.ndim == 4 and k.shape[:2] == q.shape[:2] and k.shape[3] == q.shape[3]
     if not fits or v.shape[:3] != k.shape[:3]:
         raise ValueError("attention takes q (B, h, N, d), k (B, h, M, d) and v (B, h, M, e), "
@@ -118,7 +120,7 @@ def check(q, k, v, mask) -> None:
         return
     dtype = getattr(mask, "dtype", None)
     if dtype is None or dtype.kind != "b":
-        raise TypeError("attention: mask must be boolean, True where a query may look, "
+        raise TypeError("attention: mask must be boolean, True where a query attends to a key, "
                         f"not {dtype or type(mask).__name__}")
     shape = (*q.shape[:3], k.shape[2])
     if mask.ndim > 4 or any(m not in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False)):
@@ -126,7 +128,7 @@ def check(q, k, v, mask) -> None:
 
 
 def _head_dim(d: int, e: int) -> int:
-    """The columns that a kernel is compiled for; the last of them may be zeros."""
+    """The number of columns for which a kernel is compiled; columns beyond d or e are zeros."""
     if max(d, e) > MOST:
         raise ValueError(f"attention on the GPU takes heads of up to {MOST} columns, not {max(d, e)}: "
                          "use more heads, or the CPU")
@@ -134,15 +136,15 @@ def _head_dim(d: int, e: int) -> int:
 
 
 def _ready(a):
-    """The array, or a copy where its last axis does not lie in one piece, or its far end is out of an int's reach."""
+    """The array, or a copy if its last axis is not contiguous or an offset within it exceeds an int."""
     xp = xp_of(a)
-    together = a.shape[3] == 1 or a.strides[3] == a.itemsize
+    contiguous = a.shape[3] == 1 or a.strides[3] == a.itemsize
     reach = sum(stride * (n - 1) for n, stride in zip(a.shape, a.strides, strict=True)) // a.itemsize
-    return a if together and min(a.strides) >= 0 and reach < 2**31 else xp.ascontiguousarray(a)
+    return a if contiguous and min(a.strides) >= 0 and reach < 2**31 else xp.ascontiguousarray(a)
 
 
 def _strides(a) -> tuple[int, ...]:
-    """In elements, of all axes but the last."""
+    """The strides of all axes but the last, in elements."""
     return tuple(stride // a.itemsize for stride in a.strides[:3])
 
 
@@ -151,5 +153,5 @@ def _strided(mask):
 
 
 def _mask_strides(mask, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """0 along the axes that the mask is repeated on."""
+    """The mask's strides: 0 along the axes on which it is repeated."""
     return (0, 0, 0, 0) if mask is None else xp_of(mask).broadcast_to(mask, shape).strides

@@ -1,16 +1,18 @@
-"""Convolution on the GPU: the three sums of conv.py, by kernels/conv_*.cu, on CuPy arrays.
+"""Convolution on a GPU: the three sums of engine/conv.py, by kernels/conv_*.cu, on CuPy arrays.
 
-Each sum is a product of two matrices, one of which is gathered from an image and never written out:
+Each sum is a product of two matrices.  One of them is gathered from an image and never stored (a tap is a place (m, n)
+of the kernel):
 
                     (rows               ,  k)              (k, columns)
     correlate       pixels of y            taps, c             d            + bias, SiLU
     correlate_dx    pixels of x            taps, d             c
     correlate_dw    taps, c                pixels of y         d
 
-A block of threads makes one tile of the result, whose size the version's file names.  Where there are fewer tiles
-than the card has room for, several blocks share k, and kernels/sum_partials_1.cu adds what they found, in order: the
-bits are the same each time on one card.  The grid is (tiles, 1, layers), the tiles of a row beside each other.  Layers
-are the shares of k; for dx with stride s also the s^2 classes of pixels that the same taps reach.
+A block of threads computes one tile of the result, whose size is in the version's .cu file.  If there are fewer tiles
+than the card can run at once, several blocks share the sum over k, and reduce.py adds their partial sums in a fixed
+order, so the result is the same, bit for bit, each time on one card.  The grid is (tiles, 1, layers); the tiles of a
+row are neighbours.  Layers are the shares of k, and for dx with stride s also the s^2 classes of pixels that the same
+taps reach.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
 
-MOST = 2**31 - 2**12                                        # of elements: kernels count in int, to a tile past the end
-MOST_PARTIALS = 2**28                                       # numbers, of all shares together: 1 GiB
+MOST = 2**31 - 2**12                                        # elements: kernels count in int, one tile beyond the end
+MOST_PARTIALS = 2**28                                       # numbers in all shares together: 1 GiB
 
 
 def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *, version: int | None = None,
               splits: int | None = None):
     """y[b,i,j,d] = sum_{m,n,c} x[b, i s + m - p, j s + n - p, c] w[m,n,c,d], plus bias[d], through SiLU if asked.
 
-    x (B, H, W, C), w (kh, kw, C, D), bias (D,), of one dtype, which y has too; sums are of float32, of float64 for
-    float64.  Copies what is not contiguous.  version, splits: for tests and benchmarks, else chosen.
-    silu: nothing in minidiff asks for it, since no layer of ours has a SiLU right after a convolution.
-    ValueError for shapes that do not fit, images that are empty, or too large; TypeError for dtypes.
+    x (B, H, W, C), w (kh, kw, C, D), bias (D,), and y of the same dtype; sums are in float32, for float64 in float64.
+    Arrays that are not contiguous are copied.  version and splits are for tests and benchmarks, and chosen otherwise.
+    silu is not used in minidiff, whose networks have no SiLU right after a convolution.
+    ValueError if the shapes do not fit, or if images are empty or too large; TypeError for other dtypes.
     """
     source = cuda.pick("conv", str(x.dtype), version)
     plan = _plan("conv_forward", source, x.shape, w.shape, stride, padding, splits)
@@ -57,7 +59,7 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
 
 def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
                  splits: int | None = None):
-    """dx[b,i,j,c] = sum over (m,n,d) and the pixels of y that x[b,i,j] had part in; as `correlate`."""
+    """dx[b,i,j,c]: a sum over (m,n,d) and the pixels of y that depend on x[b,i,j]; arguments as of `correlate`."""
     source = cuda.pick("conv", str(dy.dtype), version)
     plan = _plan("conv_dx", source, tuple(x_shape), w.shape, stride, padding, splits)
     _check_dy(dy, plan)
@@ -76,7 +78,7 @@ def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, 
 
 def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
                  splits: int | None = None):
-    """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]; as `correlate`."""
+    """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]; arguments as of `correlate`."""
     source = cuda.pick("conv", str(x.dtype), version)
     plan = _plan("conv_dw", source, x.shape, tuple(w_shape), stride, padding, splits)
     _check_dy(dy, plan)
@@ -84,7 +86,7 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
     if not x.size:
         return xp.zeros(plan.w_shape, dtype=x.dtype)
     dw = xp.empty(plan.w_shape, dtype=x.dtype)
-    whole = plan.splits == 1 and dw.dtype == accumulator_dtype(dw.dtype)            # the one part is the sum
+    whole = plan.splits == 1 and dw.dtype == accumulator_dtype(dw.dtype)            # the only part is the sum
     partial = dw if whole else plan.partials(x)
     plan.launch(x.dtype, x, dy, partial, *plan.sizes, plan.splits)
     if not whole:
@@ -121,7 +123,7 @@ class Plan:
 @lru_cache(maxsize=4096)
 def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int,
           padding: int, splits: int | None) -> Plan:
-    """ValueError where the shapes do not fit each other or the kernels."""
+    """ValueError if the shapes do not fit each other or the kernels."""
     sizes = B, H, W, C, Ho, Wo, D, kh, kw, s, p = _sizes(x_shape, w_shape, stride, padding)
     tile_m, tile_n = source.constants["TILE_M"], source.constants["TILE_N"]
     classes = s * s if kernel == "conv_dx" else 1
@@ -143,12 +145,12 @@ def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: t
 
 
 def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessors: int) -> int:
-    """How many blocks should share one tile's sum over k, by a rough model of the card.
+    """How many blocks should share one tile's sum over k, by a rough cost model of the card.
 
-    Unit: a block's step along k with a multiprocessor to itself, some 0.4 us on an H100 (from the operations of a
-    tile; not measured).  The busiest multiprocessor has n blocks, which take turns; one alone keeps it half busy.
-    Beginning and end of a block cost ENDS steps, a further launch LAUNCH, and one step adds up ADDED partial sums; but
-    each part costs PART, however few its sums: a thread waits for all the parts of its own.
+    The unit is one step along k of a block that has a multiprocessor to itself: about 0.4 us on an H100 (from the
+    operations of a tile; not measured).  The busiest multiprocessor has n blocks, which take turns; a single one uses
+    half of it.  Start and end of a block cost ENDS steps, another launch costs LAUNCH, and adding ADDED partial sums
+    costs one step.  Each part costs PART besides, however few its sums, since a thread waits for all its parts.
     """
     ENDS, LAUNCH, ADDED, PART = 6, 6, 250_000, 0.05
 
@@ -158,14 +160,14 @@ def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessor
         return max(n, 2) * (_up(steps, splits) + ENDS) + adding
 
     best = min(range(1, max(1, min(steps, most, 512)) + 1), key=cost)
-    return best if cost(best) < 0.9 * cost(1) else 1        # not for a gain within the model's error
+    return best if cost(best) < 0.9 * cost(1) else 1        # a smaller gain is within the model's error
 
 
 def _ready(*arrays):
-    """CuPy, and the arrays, copied where not contiguous or where vector loads may not begin: off 16 bytes."""
+    """CuPy, and the arrays, copied if they are not contiguous or not aligned to 16 bytes, as vector loads require."""
     xp = xp_of(*arrays)
     if xp is np:
-        raise TypeError("conv_cuda takes arrays on the GPU: move them there with backend.to_device")
+        raise TypeError("cuda.conv takes arrays on the GPU: move them there with backend.to_device")
 
     def ready(a):
         a = xp.ascontiguousarray(a)
@@ -177,10 +179,10 @@ def _up(n: int, by: int) -> int:
     return -(-n // by)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------------
 
 def _sizes(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> tuple[int, ...]:
-    """B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, once they fit each other and the kernels."""
+    """B, H, W, C, Ho, Wo, D, kh, kw, stride, padding.  ValueError if they do not fit each other or the kernels."""
     if len(x_shape) != 4 or len(w_shape) != 4 or x_shape[3] != w_shape[2]:
         raise ValueError(f"conv takes x (B, H, W, C) and w (kh, kw, C, D), not {x_shape} and {w_shape}")
     if stride < 1 or padding < 0:

@@ -1,18 +1,18 @@
-"""One checked way to launch the kernels of kernels/*.cu.
+"""Reads, compiles and launches the kernels of kernels/*.cu, and checks the arguments of each launch.
 
-    source = pick("conv", "float32")                        kernels/conv_3_registers.cu, say
-    conv = kernel(source, "conv_forward", "float32")        compiled once for each device and type of element
+    source = pick("conv", "float32")                        for example kernels/conv_3_registers.cu
+    conv = kernel(source, "conv_forward", "float32")        compiled once for each device and element type
     conv(grid, block, x, w, None, y, B, H, W, ...)          checked against the kernel's own signature, then launched
 
-A `.cu` file is the only place that knows its kernels: what stands here is read from it.
+All facts about a kernel are in its `.cu` file, and this module reads them there:
 
-    // takes   float32, float16          the types of element; tf32: float32 arrays, rounded for the tensor cores
-    // needs   sm_80                     the oldest compute capability; sm_90a: that one alone
-    constexpr int TILE_M = 128;          a size that the launch depends on
+    // takes   float32, float16          the element types; tf32: float32 arrays, rounded for the tensor cores
+    // needs   sm_80                     the oldest compute capability; sm_90a: only that one
+    constexpr int TILE_M = 128;          a size on which the launch depends
     extern "C" __global__ void conv_forward(const T* x, ..., int B)
 
-CuPy compiles through NVRTC and keeps what it made on disk, by source and options; since headers are pasted into the
-source, a change in one is a change of both.
+CuPy compiles with NVRTC and keeps the binaries on disk, under a hash of source and options.  Headers are pasted into
+the source, so a change in a header changes the hash as well.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SCALARS = {"int": np.int32, "unsigned int": np.uint32, "long long": np.int64, "u
            "float": np.float32, "double": np.float64}
 POINTERS = {"float": "float32", "double": "float64", "bool": "bool", "unsigned char": "uint8", "int": "int32",
             "unsigned int": "uint32", "long long": "int64", "unsigned long long": "uint64"}
-WITHOUT_ASKING = 48 << 10                                   # bytes of shared memory that every launch may have
+WITHOUT_ASKING = 48 << 10                                   # bytes of shared memory that a launch gets by default
 
 
 class KernelError(UserError):
-    """A kernel could not be compiled or launched; one sentence, and the next call may work."""
+    """A kernel could not be compiled or launched.  A later call may work."""
 
 
-# --- what a file says -------------------------------------------------------------------------------------
+# --- reading a .cu file -------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Parameter:
@@ -57,7 +57,7 @@ class Source:
     """A file of kernels."""
 
     family: str                                             # "conv"
-    number: int                                             # its version
+    number: int                                             # version
     path: Path
     takes: tuple[str, ...]
     needs: str                                              # "sm_80"
@@ -66,14 +66,14 @@ class Source:
 
     @property
     def text(self) -> str:
-        """The file with its headers pasted in, each line still known by its own file and number."""
+        """The file with its headers pasted in; #line directives keep each line's own file and number."""
         return _with_headers(self.path, set())
 
     def takes_dtype(self, dtype: str, *, tf32: bool) -> bool:
         return dtype in self.takes or (dtype == "float32" and tf32 and "tf32" in self.takes)
 
     def runs_on(self, capability: str) -> bool:
-        """capability: "80" or "90", as CuPy says it."""
+        """capability: "80" or "90", as CuPy gives it."""
         needed = self.needs.removeprefix("sm_")
         return needed == capability + "a" if needed.endswith("a") else int(capability) >= int(needed)
 
@@ -90,17 +90,17 @@ def folder() -> Path:
 
 
 def families() -> list[str]:
-    """Every family of kernels."""
+    """The names of all families of kernels."""
     return sorted({re.match(r"(\w+?)_\d+", path.stem)[1] for path in folder().glob("*.cu")})
 
 
 @functools.cache
 def versions(family: str) -> dict[int, Source]:
-    """The versions of a family of kernels, the plainest first."""
+    """The versions of a family of kernels by number, the simplest first."""
     named = [(re.fullmatch(rf"{family}_(\d+)(?:_\w+)?", path.stem), path) for path in folder().glob("*.cu")]
     files = {int(match[1]): path for match, path in named if match}
     if not files:
-        raise ValueError(f"there is no family of kernels {family!r} in {folder()}")
+        raise ValueError(f"no family of kernels {family!r} in {folder()}")
     return {number: _read(family, number, files[number]) for number in sorted(files)}
 
 
@@ -109,7 +109,7 @@ def _read(family: str, number: int, path: Path) -> Source:
     takes = re.search(r"^// takes +(\w+(?:, \w+)*)$", text, re.MULTILINE)
     needs = re.search(r"^// needs +(sm_\d+a?)$", text, re.MULTILINE)
     if not takes or not needs:
-        raise ValueError(f"{path} does not say what it takes and needs")
+        raise ValueError(f"{path} has no comment '// takes ...' or '// needs ...'")
     constants = {name: int(value) for name, value in re.findall(r"^constexpr int (\w+) = (\d+);", text, re.MULTILINE)}
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
     kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)", code)
@@ -135,13 +135,14 @@ def _with_headers(path: Path, seen: set[str]) -> str:
     return "\n".join(lines)
 
 
-# --- which version ----------------------------------------------------------------------------------------
+# --- choosing a version -----------------------------------------------------------------------------------
 
 def pick(family: str, dtype: str, version: int | None = None) -> Source:
-    """The last version that takes arrays of `dtype` on this card, or the one asked for.
+    """The latest version that takes arrays of `dtype` on this card, or the requested one.
 
-    MINIDIFF_KERNEL_VERSION=N chooses none later than N, for teaching.  Versions that round float32 to TF32 are chosen
-    only where CUPY_TF32=1, which does the same to CuPy's matrix products.  ValueError where there is none.
+    MINIDIFF_KERNEL_VERSION=N excludes versions later than N, for teaching.  Versions that round float32 to TF32 are
+    chosen only if CUPY_TF32=1, which makes CuPy's matrix products do the same.  TypeError if no version takes the
+    dtype, ValueError if the requested version does not exist or does not run on this card.
     """
     return _picked(family, dtype, version, _capability(), os.environ.get("CUPY_TF32") == "1",
                    os.environ.get("MINIDIFF_KERNEL_VERSION", ""))
@@ -175,7 +176,7 @@ def _latest(asked: str) -> int:
 
 
 def shared_limit() -> int:
-    """Bytes of shared memory that a block may ask for on this card."""
+    """The most bytes of shared memory that a block can get on this card."""
     return _attributes()["MaxSharedMemoryPerBlockOptin"]
 
 
@@ -208,16 +209,16 @@ def _attributes_of(device: int) -> dict[str, int]:
 # --- compiling and launching ------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class strided:  # noqa: N801  (a marker, read as a word where it is used)
-    """An array of any strides, which the caller passes beside it."""
+class strided:  # noqa: N801  (lower case, since it is used like a function)
+    """Marks an array that need not be contiguous: the caller passes its strides as further arguments."""
 
     array: object
 
 
 def kernel(source: Source, name: str, dtype: str, **defines: int) -> Kernel:
-    """A kernel of the file, compiled for this device, for arrays of dtype and with the macros `defines`.
+    """A kernel of the file, compiled for this device, for arrays of `dtype`, with the macros `defines`.
 
-    KernelError, with the compiler's message and the file's line, where it does not compile.
+    KernelError, with the compiler's message and the line, if it does not compile.
     """
     import cupy
     return _compiled(cupy.cuda.Device().id, source, name, dtype, tuple(sorted(defines.items())))
@@ -239,18 +240,18 @@ def _module(device: int, source: Source, dtype: str, defines: tuple[tuple[str, i
             else cupy.RawModule(code=source.text, options=options, backend="nvrtc")
         module.compile()
     except cupy.cuda.compiler.CompileException as error:
-        said = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines()
-        raise KernelError(f"{source.path.name} does not compile for {dtype}: {'; '.join(said)}") from error
-    except RuntimeError as error:                           # of the driver, or of a compiler that cannot be found
-        said = " ".join(str(error).split())
-        raise KernelError(f"{source.path.name} cannot be made ready on this machine: {said}") from error
+        lines = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines()
+        raise KernelError(f"{source.path.name} does not compile for {dtype}: {'; '.join(lines)}") from error
+    except RuntimeError as error:                           # from the driver, or because NVRTC is missing
+        message = " ".join(str(error).split())
+        raise KernelError(f"{source.path.name} cannot be compiled and loaded on this machine: {message}") from error
     return module
 
 
 def _binary(source: Source, options: tuple[str, ...]) -> Path:
-    """The file's kernels compiled for the one card that they need, where CuPy keeps what it compiles itself.
+    """The file's kernels, compiled for the one architecture that they need, in CuPy's own cache folder.
 
-    CuPy asks its compiler for sm_90 on a Hopper, and the instructions that no other card has are of sm_90a.
+    CuPy compiles for sm_90 on a Hopper card, but the instructions that only Hopper has require sm_90a.
     """
     import cupy
     nvrtc = cupy.cuda.nvrtc
@@ -285,7 +286,7 @@ class Kernel:
     def __call__(self, grid, block, *args, shared: int = 0) -> None:
         """args in the signature's order: CuPy arrays, contiguous or `strided`; numbers; None for a null pointer.
 
-        TypeError or ValueError for what does not fit the signature, KernelError for what the driver refuses.
+        TypeError or ValueError if they do not fit the signature, KernelError if the driver refuses the launch.
         """
         if len(args) != len(self._parameters):
             raise TypeError(f"{self.name} takes {len(self._parameters)} arguments, not {len(args)}")
@@ -297,8 +298,8 @@ class Kernel:
             raise ValueError(f"{self.name}: a grid of {grid} blocks is more than (2^31 - 1, 65535, 65535)")
         import cupy
         if shared > self._shared and shared > shared_limit():
-            raise ValueError(f"{self.name} asks for {shared} bytes of shared memory, and a block of this card has "
-                             f"{shared_limit()}")
+            raise ValueError(f"{self.name} asks for {shared} bytes of shared memory, and a block can get at most "
+                             f"{shared_limit()} on this card")
         try:
             if shared > self._shared:
                 self._function.max_dynamic_shared_size_bytes = self._shared = shared
@@ -314,9 +315,10 @@ def _three(sizes) -> tuple[int, int, int]:
 
 
 def _converter(parameter: Parameter, names: dict[str, str], dtype: str, where: str) -> Callable:
-    """What checks one argument and gives it the exact C type: f(device, argument).
+    """A function f(device, argument) that checks one argument and converts it to the exact C type.
 
-    Both begin with one quick test for what is right; a launch has dozens of arguments, and a step hundreds of launches.
+    It begins with one quick test for the usual case: a launch has dozens of arguments, and a training step hundreds of
+    launches.
     """
     type_, what = parameter.type.removeprefix("const "), f"{where}: {parameter.name}"
     if type_.endswith("*"):

@@ -1,4 +1,4 @@
-"""Group norm (and its SiLU) and layer norm on CuPy's arrays, through kernels/group_norm_*.cu and layer_norm_*.cu.
+"""Group norm (with or without SiLU) and layer norm on CuPy arrays, by kernels/group_norm_*.cu and layer_norm_*.cu.
 
     y, mean, rstd     = group_norm(x, groups, gamma, beta, eps, silu)         y = [silu](gamma x_hat + beta)
     dx, dgamma, dbeta = group_norm_backward(x, dy, groups, gamma, beta, mean, rstd, silu)
@@ -6,11 +6,11 @@
     y, mean, rstd     = layer_norm(x, gamma, beta, eps)
     dx, dgamma, dbeta = layer_norm_backward(x, dy, gamma, mean, rstd)
 
-x is (B, ..., C), gamma and beta are (C,) or, of a group norm, (B, C), all of one dtype; mean and rstd (B, groups), or
-one for each token, in float32 or, of float64, float64.  What is kept for the way back is x, mean and rstd: a group
-norm's z = gamma x_hat + beta is computed again.
+x is (B, ..., C); gamma and beta are (C,), or (B, C) in a group norm; all have one dtype.  mean and rstd are
+(B, groups), or one for each token, in float64 for float64 and in float32 otherwise.  The backward pass uses x, mean and
+rstd, and computes a group norm's z = gamma x_hat + beta again.
 
-The kernels count pixels and bytes; what a block gets is decided here.
+`plan` decides which part of the work each block of threads gets.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
 
-SECTOR = 32                                                 # bytes: the least that memory gives
-LINE = 128                                                  # bytes: the least that one load of a warp asks for
-PART = 32 << 10                                             # bytes of a part in version 4: several fit side by side
-BUSY = 4                                                    # blocks for each multiprocessor that keep it so
+SECTOR = 32                                                 # bytes: the smallest transfer from memory
+LINE = 128                                                  # bytes: the smallest request of a warp's load
+PART = 32 << 10                                             # bytes of a part in version 4: several blocks fit at once
+BUSY = 4                                                    # blocks that keep a multiprocessor busy
 
 
 def group_norm(x, groups: int, gamma, beta, eps: float, silu: bool = False, *, version: int | None = None):
@@ -124,7 +124,7 @@ def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None)
     warps, threads = source.constants["WARPS"], source.constants["THREADS"]
     kernel = cuda.kernel(source, "layer_norm_backward", str(x.dtype))
     kernel(math.ceil(M / warps), threads, x, dy, gamma, mean, rstd, dx, M, C)
-    # enough blocks for the card, but a few rows for each warp
+    # enough blocks to fill the card, but at least a few rows for each warp
     columns = math.ceil(C / source.constants["CHANNELS"])
     part = max(4 * warps, math.ceil(M * columns / (BUSY * cuda.multiprocessors())))
     splits = math.ceil(M / part)
@@ -136,7 +136,7 @@ def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None)
     return dx, summed[0], summed[1]
 
 
-# --- what a block gets ------------------------------------------------------------------------------------
+# --- the work of a block ----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Plan:
@@ -144,25 +144,25 @@ class Plan:
 
     grid: tuple[int, ...]
     threads: int
-    slab: int = 0                                           # groups of a block
-    kept: int = 0                                           # pixels of it that stay in shared memory
-    part: int = 0                                           # pixels of a block, where a slab is split
-    splits: int = 1                                         # parts of a slab
-    shared: int = 0                                         # bytes, of the kernel that keeps x there
+    slab: int = 0                                           # groups that a block normalises
+    kept: int = 0                                           # of its pixels, those kept in shared memory
+    part: int = 0                                           # pixels of a block, if the slab is split
+    splits: int = 1                                         # parts into which a slab is split
+    shared: int = 0                                         # bytes of shared memory
 
 
 def _choose(dtype: str, version: int | None, B: int, N: int, C: int, groups: int, itemsize: int, arrays: int):
-    """The kernels' file, and how to launch them.  arrays: how many a block keeps (x; or x and dy)."""
+    """The version and how to launch it.  arrays: the number of arrays that a block keeps (1: x; 2: x and dy)."""
     source = cuda.pick("group_norm", dtype, version)
     card = cuda.shared_limit(), cuda.multiprocessors()
     if version is None:
         found = cuda.versions("group_norm")
         whole, split = (plan(number, B, N, C, groups, itemsize, arrays, *card) for number in (3, 4))
-        # version 3 reads memory once, where a slab fits; but 16 blocks, say, would leave most of a card idle
+        # version 3 reads memory once if a slab fits in a block, but too few blocks would leave most of the card idle
         if source.number == 4 and whole.kept == N and math.prod(whole.grid) >= min(card[1], math.prod(split.grid)):
             source = found[3]
         if source.number >= 3 and plan(source.number, B, N, C, groups, itemsize, arrays, *card).shared > card[0]:
-            source = found[2]                               # sums of many thousand channels, on a small card
+            source = found[2]                               # the sums of thousands of channels, on a small card
     chosen = plan(source.number, B, N, C, groups, itemsize, arrays, *card)
     if chosen.shared > card[0]:
         raise ValueError(f"{source.path.name}: the sums of a slab's {chosen.slab * C // groups} channels take "
@@ -173,7 +173,7 @@ def _choose(dtype: str, version: int | None, B: int, N: int, C: int, groups: int
 @functools.cache
 def plan(version: int, B: int, N: int, C: int, groups: int, itemsize: int, arrays: int, limit: int,
          multiprocessors: int) -> Plan:
-    """limit: bytes of shared memory that a block may have."""
+    """How `version` is launched.  limit: the most bytes of shared memory of a block."""
     if version <= 2:
         constants = cuda.versions("group_norm")[version].constants
         threads = constants["THREADS"]
@@ -185,15 +185,15 @@ def plan(version: int, B: int, N: int, C: int, groups: int, itemsize: int, array
     if version == 4:
         pixels = max(1, min(N, PART // (W * itemsize)))
         splits = math.ceil(N / pixels)
-        pixels = math.ceil(N / splits)                      # as even as whole pixels allow
+        pixels = math.ceil(N / splits)                      # parts as equal as whole pixels allow
         splits = math.ceil(N / pixels)
     pieces = pixels * W // (4 if C % 4 == W % 4 == 0 else 1)
     threads = min(512, max(64, 2 ** math.ceil(math.log2(max(1, pieces / 8)))))
     acc = max(4, itemsize)
-    while 4 * arrays * threads * acc > limit // 2 and threads > 64:                 # half is for x
+    while 4 * arrays * threads * acc > limit // 2 and threads > 64:                 # the other half is for x
         threads //= 2
     sums = (4 * arrays * threads + 2 * W + 4 * slab) * acc
-    if version == 4 and arrays == 2:                        # its backward keeps nothing
+    if version == 4 and arrays == 2:                        # its backward pass keeps no pixels
         return Plan((B * groups // slab, splits), threads, slab, 0, pixels, splits, sums)
     kept = max(0, min(pixels, (limit - sums) // (arrays * W * itemsize)))
     grid = (B * groups // slab,) if version == 3 else (B * groups // slab, splits)
@@ -201,15 +201,15 @@ def plan(version: int, B: int, N: int, C: int, groups: int, itemsize: int, array
 
 
 def _slab(groups: int, group_bytes: int, most: int) -> int:
-    """How many groups make a slab: the fewest that fill whole sectors, more (at most `most`) to fill a line."""
+    """How many groups form a slab: the fewest that fill whole sectors, or more (at most `most`) to fill a line."""
     divisors = [k for k in range(1, groups + 1) if groups % k == 0]
-    # beyond 8 sectors it no longer matters that two are read in vain
+    # beyond 8 sectors, two that are only partly used no longer matter
     fewest = next((k for k in divisors if k * group_bytes % SECTOR == 0 or k * group_bytes > 8 * SECTOR), groups)
     return max((k for k in divisors if k % fewest == 0 and k * group_bytes <= LINE and k <= most), default=fewest)
 
 
 def _sizes(x, groups: int, gamma, beta) -> tuple[int, int, int]:
-    """(B, N, C), once the shapes fit."""
+    """(B, N, C).  ValueError if the shapes do not fit."""
     if x.ndim < 2 or groups < 1 or x.shape[-1] % groups:
         raise ValueError(f"group_norm: x must be (B, ..., C) with C a multiple of {groups} groups, not {x.shape}")
     B, C = x.shape[0], x.shape[-1]

@@ -1,4 +1,4 @@
-"""engine/cuda.py: what it reads from a .cu file, which version it picks, and what it refuses, each in a sentence."""
+"""Reading, choosing, compiling and launching kernels: what is read from a .cu file, and what is refused."""
 
 import shutil
 from types import SimpleNamespace
@@ -61,7 +61,15 @@ def cupy(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
-# --- what a file says ---------------------------------------------------------------------------------------
+# --- reading a .cu file -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("module, kernels", [("minidiff/engine/cuda/launch.py", "kernels"),
+                                             ("lib/minidiff/engine/cuda/launch.py", "lib/minidiff/kernels")])
+def test_the_folder_of_a_checkout_and_of_a_wheel(monkeypatch, tmp_path, module, kernels):
+    (tmp_path / kernels).mkdir(parents=True)
+    monkeypatch.setattr(cuda, "__file__", str(tmp_path / module))
+    assert cuda.folder() == tmp_path / kernels
+
 
 def test_a_file_is_read(cupy):
     source = cuda.versions("scale")[1]
@@ -86,7 +94,7 @@ def test_unknown_families_and_files_that_say_nothing(cupy):
     with pytest.raises(ValueError, match="no family of kernels 'scales'"):
         cuda.versions("scales")
     (cuda.folder() / "silent_1_plain.cu").write_text("// takes what comes\n")
-    with pytest.raises(ValueError, match="does not say what it takes and needs"):
+    with pytest.raises(ValueError, match="has no comment"):
         cuda.versions("silent")
 
 
@@ -103,7 +111,7 @@ def test_every_kernel_of_ours_can_be_read(monkeypatch):
                 cuda._converter(parameter, {"T": "float", "Acc": "float"}, "float32", source.path.name)
 
 
-# --- which version ------------------------------------------------------------------------------------------
+# --- choosing a version -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype, capability, environment, number", [
     ("float32", "90", {}, 1),                               # version 2 would round it to TF32
@@ -209,7 +217,7 @@ def test_a_grid_without_blocks_is_no_work(cupy):
     ({"n": 2**31}, ValueError, "n is 2147483648, and must be within -2147483648 and 2147483647"),
     ({"factor": None}, TypeError, "factor must be a number, not None"),
     ({"grid": (1, 2**16)}, ValueError, r"a grid of \(1, 65536, 1\) blocks is more than"),
-    ({"shared": 228 << 10}, ValueError, "asks for 233472 bytes of shared memory, and a block of this card has 232448"),
+    ({"shared": 228 << 10}, ValueError, "asks for 233472 bytes of shared memory, and a block can get at most 232448"),
 ])
 def test_what_does_not_fit_is_refused_and_the_next_call_works(cupy, monkeypatch, change, error, says):
     x = np.arange(32, dtype=np.float32)
@@ -288,7 +296,7 @@ def test_a_module_that_the_driver_does_not_load_is_said(cupy, monkeypatch):
         raise fake_cupy.CUDADriverError("CUDA_ERROR_NO_BINARY_FOR_GPU:\n no kernel image is available")
     with monkeypatch.context() as broken:
         broken.setattr(fake_cupy.RawModule, "compile", refuse)
-        with pytest.raises(cuda.KernelError, match="cannot be made ready on this machine: CUDA_ERROR_NO") as error:
+        with pytest.raises(cuda.KernelError, match="cannot be compiled and loaded on this machine: CUDA_") as error:
             cuda.kernel(cuda.versions("scale")[1], "scale", "float32")
         one_sentence(error)
     x = cupy.zeros(3, "float32")

@@ -1,0 +1,41 @@
+"""The stand-in for CuPy, tests/support/fake_cupy.py, is as strict as CuPy and computes the same."""
+
+import numpy as np
+import pytest
+from support.fake_cupy import install, of_the_double
+
+pytestmark = of_the_double
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return install(monkeypatch)
+
+
+def test_the_fake_is_as_strict_as_cupy(cupy):
+    """CuPy raises TypeError or AttributeError for each of these, too."""
+    host, x = np.ones((2, 3)), cupy.ones((2, 3))
+    forbidden = [lambda: x + host, lambda: host * x, lambda: x @ host.T, lambda: x == host, lambda: x.__iadd__(host),
+                 lambda: cupy.exp(host), lambda: cupy.where(host > 0, x, 0), lambda: cupy.concatenate([x, host]),
+                 lambda: x.__setitem__(0, host[0]), lambda: cupy.exp(x, out=host), lambda: cupy.vdot(x, host),
+                 lambda: np.exp(x), lambda: np.concatenate([x, x]), lambda: np.asarray(x), lambda: np.array([x]),
+                 lambda: np.add(host, x), lambda: np.all(x), lambda: x * np.array(2.0), lambda: hash(x),
+                 lambda: x.sum(where=True), lambda: x.max(initial=0), lambda: cupy.sum(x, where=True)]
+    for f in forbidden:
+        with pytest.raises(TypeError):
+            f()
+    for f in (lambda: cupy.geomspace, lambda: cupy.errstate, lambda: x.itemset, lambda: x.ctypes, lambda: x.setflags):
+        with pytest.raises(AttributeError):
+            f()
+
+
+def test_the_fake_computes(cupy):
+    host = np.arange(6.0).reshape(2, 3)
+    x = cupy.asarray(host)
+    host[0, 0] = 9                                          # the device has its own memory
+    assert x[0, 0].item() == 0 and isinstance(x.sum(), cupy.ndarray) and x.sum().shape == ()
+    x[0] += 1
+    x -= 2 * np.float64(0.5)
+    assert x.get().tolist() == [[0, 1, 2], [2, 3, 4]] and float(x[1, 2]) == 4 and bool((x >= 0).all())
+    assert (1 - x).dtype == np.float64 and len(x) == 2 and [row.shape for row in x] == [(3,), (3,)]
+    assert x[np.array([1, 0])].get().tolist() == [[2, 3, 4], [0, 1, 2]]
