@@ -40,7 +40,7 @@ class PatchDiscriminator(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = ops.silu(self.conv1(conv.space_to_depth(x)))                            # (B, H/2, W/2, width)
-        h = self.norm1.then_silu(self.downsample(conv.space_to_depth(h)))               # (B, H/4, W/4, 2 width)
+        h = self.norm1.then_silu(self.downsample(conv.space_to_depth(h)))           # (B, H/4, W/4, 2 width)
         return self.conv_out(self.norm2.then_silu(self.conv2(h)))
 
 

@@ -1,10 +1,11 @@
-"""The convolutional encoder and decoder of autoencoders: 28 x 28 pixels to a grid of 7 x 7, and back.
+"""The convolutional encoder and decoder of autoencoders: an image to a grid of a quarter of its height and width, and
+back.
 
     encoder    x --patch--> conv --> [block] --down--> [block] [block] --> norm, conv --> (B, H/4, W/4, out)
     decoder    z --> conv --> [block] [block] --up--> [block] --> norm, conv --unpatch--> (B, H, W, channels)
 
-What the numbers between them mean (a Gaussian's mean and variance, logits of a codebook, a vector to quantise) is the
-system's choice.
+The system decides what the numbers of the grid mean: the mean and variance of a Gaussian, logits of a codebook, or a
+vector to quantise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from minidiff.nn.module import Module
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Widths are multiples of groups; an image's height and width are multiples of 4."""
+    """Widths must be multiples of groups; an image's height and width must be multiples of 4."""
 
     channels: int = 1                       # of the image
     widths: tuple[int, ...] = (32, 64)      # channels at half and at a quarter of the resolution
@@ -40,14 +41,14 @@ class Encoder(Module):
     def __init__(self, config: AutoencoderConfig, out: int, rng: np.random.Generator):
         half, quarter = config.widths
         self.conv_in = Conv2d(4 * config.channels, half, rng)
-        self.block1 = Block(half, config.groups, rng)
+        self.block1 = ConvBlock(half, config.groups, rng)
         self.downsample = Linear(4 * half, quarter, rng)
-        self.block2, self.block3 = Block(quarter, config.groups, rng), Block(quarter, config.groups, rng)
+        self.block2, self.block3 = ConvBlock(quarter, config.groups, rng), ConvBlock(quarter, config.groups, rng)
         self.norm_out, self.conv_out = GroupNorm(quarter, config.groups), Conv2d(quarter, out, rng, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.block1(self.conv_in(conv.space_to_depth(x)))                       # (B, H/2, W/2, half)
-        h = self.downsample(conv.space_to_depth(h))                                     # (B, H/4, W/4, quarter)
+        h = self.downsample(conv.space_to_depth(h))                                 # (B, H/4, W/4, quarter)
         return self.conv_out(self.norm_out.then_silu(self.block3(self.block2(h))))
 
 
@@ -57,19 +58,19 @@ class Decoder(Module):
     def __init__(self, config: AutoencoderConfig, code: int, rng: np.random.Generator):
         half, quarter = config.widths
         self.conv_in = Conv2d(code, quarter, rng)
-        self.block1, self.block2 = Block(quarter, config.groups, rng), Block(quarter, config.groups, rng)
+        self.block1, self.block2 = ConvBlock(quarter, config.groups, rng), ConvBlock(quarter, config.groups, rng)
         self.upsample = Linear(quarter, 4 * half, rng)
-        self.block3 = Block(half, config.groups, rng)
+        self.block3 = ConvBlock(half, config.groups, rng)
         self.norm_out, self.conv_out = GroupNorm(half, config.groups), Conv2d(half, 4 * config.channels, rng)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.block2(self.block1(self.conv_in(z)))                               # (B, H/4, W/4, quarter)
-        h = self.block3(conv.depth_to_space(self.upsample(h)))                          # (B, H/2, W/2, half)
+        h = self.block3(conv.depth_to_space(self.upsample(h)))                      # (B, H/2, W/2, half)
         return conv.depth_to_space(self.conv_out(self.norm_out.then_silu(h)))       # (B, H, W, channels)
 
 
-class Block(Module):
-    """y = x + conv(silu(norm(conv(silu(norm(x)))))); the last convolution starts at 0: (B, H, W, C) -> the same."""
+class ConvBlock(Module):
+    """y = x + conv(silu(norm(conv(silu(norm(x)))))), of x's shape (B, H, W, C).  The last convolution starts at 0."""
 
     def __init__(self, C: int, groups: int, rng: np.random.Generator):
         self.norm1, self.conv1 = GroupNorm(C, groups), Conv2d(C, C, rng)

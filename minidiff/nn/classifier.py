@@ -1,12 +1,12 @@
-"""A classifier of noised images: the way down of a UNet, then attention pooling (Dhariwal & Nichol 2021, section 4).
+"""A classifier of noisy images: the downward half of a UNet, then attention pooling (Dhariwal & Nichol 2021, sec. 4).
 
     x_t --patch--> conv --> [block] --down--> [block] --> norm, silu --pool--> logits of every question
 
     pool:    q = mean of the pixels,  h = q + attention(q, the pixels)
     log p(y | x_t) = sum over the questions a that y answers of log softmax(logits_a)[y_a]
 
-It is asked several questions at once (which digit, how thick, ...), each with its own classes, and takes the answers
-for independent of one another given x_t.  Its gradient in x_t is what guides a sampler.
+The classifier answers several questions at once (which digit, how thick, ...), each with its own classes.  It treats
+the answers as independent given x_t.  The gradient of log p(y | x_t) by x_t guides a sampler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from minidiff.engine import conv, ops
 from minidiff.engine.backend import xp_of
-from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.parallel import map_batch
 from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
 from minidiff.nn.module import Module
@@ -29,9 +29,9 @@ NOT_ASKED = -1
 
 
 class NoisyClassifier(Module):
-    """(x_t, t) -> logits, the questions' side by side.
+    """(x_t, t) -> the logits of all questions, side by side.
 
-    config: of the UNet whose way down it is, without captions.  classes: the number of classes of each question.
+    config: of the UNet whose downward half it is, without captions.  classes: the number of classes of each question.
     """
 
     def __init__(self, config: UNetConfig, classes: Sequence[int], rng: np.random.Generator):
@@ -51,17 +51,17 @@ class NoisyClassifier(Module):
         self.norm_pool, self.logits = LayerNorm(width), Linear(width, sum(classes), rng)
 
     def forward(self, x: Tensor, t) -> Tensor:
-        """x (B, H, W, C), t (B,) training times -> (B, K), K the sum of all classes."""
+        """x (B, H, W, C), t (B,) training times -> (B, K), where K is the sum of all classes."""
         c, m = self.config, self.config.multiple
         if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % m or x.shape[2] % m or t.shape != x.shape[:1]:
             raise ValueError(f"NoisyClassifier: x must be (B, H, W, {c.channels}) with H and W multiples of {m}, and t "
                              f"(B,), not {x.shape} and {t.shape}")
         emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
         emb = ops.silu(self.time2(ops.silu(self.time1(emb))))
-        h = self.conv_in(conv.space_to_depth(x, c.patch))                           # (B, 14, 14, 32)
-        for i, block in enumerate(self.down_blocks):               # c.blocks stages to a level
+        h = self.conv_in(conv.space_to_depth(x, c.patch))                           # (B, H/p, W/p, C), p the patch
+        for i, block in enumerate(self.down_blocks):        # c.blocks of each level
             if i and i % c.blocks == 0:                     # the next level: half the resolution
-                h = self.downsample[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 64)
+                h = self.downsample[i // c.blocks - 1](conv.space_to_depth(h))
             h = block(h, emb, None)
         pixels = self.norm_out.then_silu(h).reshape(h.shape[0], -1, h.shape[3])     # (B, N, D)
         q = ops.mean(pixels, axis=1, keepdims=True)                                 # (B, 1, D)
@@ -69,7 +69,10 @@ class NoisyClassifier(Module):
         return self.logits(self.norm_pool(h).reshape(h.shape[0], h.shape[2]))       # (B, K)
 
     def log_prob(self, x: Tensor, t, y) -> Tensor:
-        """log p(y | x_t), (B,).  y (B, A) whole numbers: the class of each question, or NOT_ASKED."""
+        """log p(y | x_t), (B,).  y (B, A) whole numbers: the class of each of A questions, or NOT_ASKED.
+
+        x may have another dtype than the network, which computes in its own; the logarithm is float32 at least.
+        """
         y = np.asarray(y)
         if y.shape != (x.shape[0], len(self.classes)) or y.dtype.kind not in "iu" \
                 or (y < NOT_ASKED).any() or (y >= self.classes).any():
@@ -84,19 +87,18 @@ class NoisyClassifier(Module):
         return total
 
     def grad_log_prob(self, x_t, t, y) -> np.ndarray:
-        """grad log p(y | x_t) by x_t, of x_t's shape: what `diffusion.guidance.ClassifierGuidance` asks for."""
-        def one(part: slice):
-            x = Tensor(x_t[part], requires_grad=True)
+        """The gradient of log p(y | x_t) by x_t, of x_t's shape, for `diffusion.guidance.ClassifierGuidance`."""
+        def gradient(x_t, t, y):
+            x = Tensor(x_t, requires_grad=True)
             with recording():
-                log_p = self.log_prob(x, t[part], y[part])
-            return gradients(log_p, [x], np.ones(log_p.shape, log_p.dtype))[0]      # no sample hears of another
-        return np.concatenate(list(parallel_map(one, shards(len(x_t)))))
+                log_p = self.log_prob(x, t, y)
+            # a cotangent of ones: log_p of one sample does not depend on the other samples
+            return gradients(log_p, [x], xp_of(x_t).ones(log_p.shape, log_p.dtype))[0]
+        return map_batch(gradient, x_t, t, y, device=self.device)
 
     def read(self, x_t, t) -> list[np.ndarray]:
-        """p(y_a | x_t) of every question: arrays (B, K_a), rows of sum 1."""
-        def one(part: slice):
-            with no_grad():
-                return self(Tensor(x_t[part]), t[part]).data
-        logits = np.concatenate(list(parallel_map(one, shards(len(x_t)))))          # (B, K)
+        """p(y_a | x_t) of every question a: arrays (B, K_a), each row with the sum 1."""
+        logits = map_batch(lambda x_t, t: as_float32(self(as_input(self, x_t), t)), x_t, t, device=self.device)
         with no_grad():
-            return [ops.softmax(Tensor(part)).data for part in np.split(logits, np.cumsum(self.classes)[:-1], axis=1)]
+            return [ops.softmax(Tensor(of_one)).data
+                    for of_one in xp_of(logits).split(logits, np.cumsum(self.classes)[:-1].tolist(), axis=1)]

@@ -1,10 +1,10 @@
-"""From an autoregressive model's logits to its next token: temperature, top-k, and one uniform number.
+"""Draws the next token from an autoregressive model's logits, with a temperature, top-k, and one uniform number.
 
     p = softmax(l / temperature) over the top_k largest logits,  0 elsewhere        (top-k: Fan et al. 2018)
     z = the first k with  p_0 + ... + p_k > u,   u ~ uniform[0, 1)                  the inverse of p's CDF
 
-Temperature 1 and all K logits draw from the model itself; temperature 0, or top_k = 1, takes the likeliest token.
-One u a token, from the sample's own stream, makes a picture that does not depend on its batch.
+With temperature 1 and all K logits, the token is a sample of the model; with temperature 0, or top_k = 1, it is the
+likeliest token.  Each token uses one u from the sample's own stream, so that an image does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 
 
 def next_tokens(logits: np.ndarray, u: np.ndarray, temperature: float = 1.0, top_k: int = 0) -> np.ndarray:
-    """A token for each row: logits (B, K), u (B,) in [0, 1) -> (B,) int.
+    """One token for each row: logits (B, K), u (B,) in [0, 1) -> (B,) int.
 
-    temperature: at least 0.  top_k: how many of the largest logits take part, 0 for all; of equal ones the first do.
+    temperature: at least 0.  top_k: the number of largest logits that may be chosen, 0 for all; among equal logits the
+    first ones count as larger.
     """
     check_choices(temperature, top_k)
     if logits.ndim != 2 or u.shape != logits.shape[:1]:
@@ -26,13 +27,13 @@ def next_tokens(logits: np.ndarray, u: np.ndarray, temperature: float = 1.0, top
         raise ValueError(f"u must be within [0, 1), not {u.min():g} to {u.max():g}")
     if temperature == 0 or top_k == 1:
         return logits.argmax(axis=1)
-    # the largest is taken off first: a small temperature overflows no exponential
-    p = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature)   # up to any factor
+    # the largest logit is subtracted first, so that no exponential overflows at a small temperature
+    p = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature)   # up to a factor
     if 0 < top_k < logits.shape[1]:
         left_out = np.argsort(-logits, axis=1, kind="stable")[:, top_k:]
         np.put_along_axis(p, left_out, 0, axis=1)
     cdf = p.cumsum(axis=1)                                                          # (B, K)
-    # u is at most 1 - 2^-53, and u total is then less than the total, rounded too
+    # u is at most 1 - 2^-53, so that u * total is less than total even after rounding
     return (cdf <= u[:, None] * cdf[:, -1:]).sum(axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Vectors in an embedding space: the way between two, their principal axes, and vectors written as short codes.
+"""Embeddings as short codes: interpolation between two, principal axes, and numbers as bucket indices.
 
     slerp       slerp(a, b, theta) = (sin((1 - theta) omega) a + sin(theta omega) b) / sin(omega),  cos(omega) = a . b
                                                                                 (Shoemake 1985, section 3.3)
@@ -6,7 +6,7 @@
                 z_hat = mean + y U^T,   E ||z - z_hat||^2 = the sum of the eigenvalues left out  (Pearson 1901)
     Buckets     code = floor((y - low) / width),   y_hat = low + (code + 1/2) width,   |y - y_hat| <= width / 2
 
-What PCA and Buckets learn travels with the weights, as parameters that no gradient reaches.
+The numbers that PCA, Buckets and Quantiles learn are saved with the weights, as parameters without gradients.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from minidiff.nn.module import Module
 
 
 def slerp(a: np.ndarray, b: np.ndarray, theta) -> np.ndarray:
-    """From a (theta 0) to b (theta 1) at a constant angular speed: (..., D) and (..., D) -> (..., D).
+    """Spherical interpolation from a (theta 0) to b (theta 1), with constant angular speed: (..., D) -> (..., D).
 
-    theta: a number, or an array that broadcasts to the leading axes.  Vectors of length 1 stay on the sphere; of
-    others, such as noise, the angle between them counts and their own lengths are blended.  ValueError where one is 0
-    or the two are opposite, so that no way is the shortest.
+    theta: a number, or an array that broadcasts to the leading axes.  Between vectors of length 1, all results have
+    length 1.  Other vectors, such as noise, are interpolated with the same weights, from the angle between them.
+    ValueError if a vector is 0, or if a and b are opposite, since then no path is the shortest.
     """
     if a.shape != b.shape:
         raise ValueError(f"slerp takes a and b of one shape, not {a.shape} and {b.shape}")
@@ -34,14 +34,14 @@ def slerp(a: np.ndarray, b: np.ndarray, theta) -> np.ndarray:
     if (cosine < -1 + 1e-9).any():
         raise ValueError("slerp takes vectors that are not opposite, and one pair is")
     omega = np.arccos(cosine.clip(-1, 1))[..., None]
-    # as omega goes to 0 the weights go to 1 - theta and theta; sinc keeps them finite there
+    # as omega goes to 0 the weights go to 1 - theta and theta; sinc avoids the 0/0 there
     def weight(share):
         return share * np.sinc(share * omega / np.pi) / np.sinc(omega / np.pi)
     return (weight(1 - theta) * a + weight(theta) * b).astype(a.dtype)
 
 
 class PCA(Module):
-    """z (N, D) <-> y (N, K), K <= D principal components."""
+    """Principal component analysis: z (N, D) <-> y (N, K), the K <= D components with the largest variance."""
 
     def __init__(self, D: int, K: int):
         if not 1 <= K <= D:
@@ -55,9 +55,9 @@ class PCA(Module):
             raise ValueError(f"PCA: z must be (N, {D}) and not empty, not {z.shape}")
         mean = z.mean(axis=0, dtype=np.float64)
         centred = z - mean
-        values, vectors = np.linalg.eigh(centred.T @ centred / len(z))              # rising
+        values, vectors = np.linalg.eigh(centred.T @ centred / len(z))              # in rising order
         values, vectors = values[::-1], vectors[:, ::-1]
-        # an eigenvector's sign is the library's choice: here its largest entry is positive
+        # the sign of an eigenvector is arbitrary: choose it so that its largest entry is positive
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(D)])
         self.mean.data, self.axes.data = mean.astype(np.float32), vectors[:, :K].astype(np.float32)
         return values
@@ -72,7 +72,7 @@ class PCA(Module):
 
 
 class Buckets(Module):
-    """Each of K numbers as one of `count` codes, by buckets of equal width between its least and its largest value."""
+    """Writes each of K numbers as one of `count` codes, by buckets of equal width between its extremes."""
 
     def __init__(self, K: int, count: int):
         if min(K, count) < 1:
@@ -81,28 +81,28 @@ class Buckets(Module):
         self.low, self.high = Tensor(np.zeros(K, np.float32)), Tensor(np.ones(K, np.float32))
 
     def fit(self, y: np.ndarray) -> None:
-        """Takes the ends from y (N, K)."""
+        """Learns the smallest and largest values from y (N, K)."""
         self.low.data, self.high.data = y.min(axis=0).astype(np.float32), y.max(axis=0).astype(np.float32)
 
     @property
     def width(self) -> np.ndarray:
-        """Of a bucket, for each of the K numbers: (K,)."""
+        """The width of a bucket, for each of the K numbers: (K,)."""
         return (self.high.data - self.low.data) / np.float32(self.count)
 
     def quantise(self, y: np.ndarray) -> np.ndarray:
-        """(N, K) -> codes (N, K), whole numbers of 0..count-1; what lies outside goes to the nearest bucket."""
-        # code = floor((y - low) / width); a number that never varied has buckets of no width, and the code 0
+        """y (N, K) -> codes (N, K) of 0..count-1.  Values outside the learned range get the nearest bucket."""
+        # code = floor((y - low) / width); a number that was constant has width 0, and gets the code 0
         code = np.floor((y - self.low.data) / np.maximum(self.width, np.finfo(np.float32).tiny))
         return code.clip(0, self.count - 1).astype(np.int64)
 
     def dequantise(self, code: np.ndarray) -> np.ndarray:
-        """Codes (N, K) -> the middles of their buckets, (N, K) float32."""
+        """Codes (N, K) -> the midpoints of their buckets, (N, K) float32."""
         # y_hat = low + (code + 1/2) width
         return (self.low.data + (code + np.float32(0.5)) * self.width).astype(np.float32)
 
 
 class Quantiles(Module):
-    """A number as one of `count` codes, by buckets that hold equally many of the numbers it was fitted to."""
+    """Writes a number as one of `count` codes: buckets that hold equally many of the numbers of `fit`."""
 
     def __init__(self, count: int):
         if count < 2:
@@ -114,5 +114,5 @@ class Quantiles(Module):
         self.edges.data = np.quantile(numbers, np.arange(1, count) / count).astype(np.float32)
 
     def quantise(self, numbers: np.ndarray) -> np.ndarray:
-        """(N,) -> codes (N,), 0 for the lowest numbers and count-1 for the highest."""
+        """numbers (N,) -> codes (N,), 0 for the lowest and count-1 for the highest."""
         return np.searchsorted(self.edges.data, numbers, side="right")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidiff.engine import conv, ops
-from minidiff.engine.parallel import parallel_map, shards
+from minidiff.engine.backend import to_numpy
+from minidiff.engine.parallel import map_batch
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.image_tower import check_images, check_shape
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
@@ -77,12 +78,11 @@ class ImageClassifier(Module):
 
     def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, H, W, C) in [-1, 1] -> features (N, features), and the likeliest classes (N,) of 0..classes-1."""
-        def one(shard: slice):
-            with no_grad():
-                f = self.features(Tensor(images[shard]))
-                return f.data, self.logits(f).data.argmax(axis=1)
-        features, classes = zip(*parallel_map(one, shards(len(images), 256)), strict=True)
-        return np.concatenate(features), np.concatenate(classes)
+        def one(x):
+            f = self.features(as_input(self, x))
+            return as_float32(f), self.logits(f).data.argmax(axis=1)
+        features, classes = map_batch(one, images, device=self.device, size=256)
+        return to_numpy(features), to_numpy(classes)
 
 
 def perceptual_distance(classifier: ImageClassifier, x: np.ndarray, y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     pixels --> conv --> [block] --down--> [block] --> norm, silu --> linear --> all positions as one vector --> linear
       H x W         H/2 x W/2         H/4 x W/4           H/4 x W/4 x last
 
-The parameters of a position are shared, except in the last layer, which sees where everything is.
+All layers but the last treat every position alike; the last one has weights of its own for each position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from minidiff.engine import conv
 from minidiff.engine.tensor import Tensor
-from minidiff.nn.autoencoder import Block
+from minidiff.nn.autoencoder import ConvBlock
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
 
@@ -49,8 +49,8 @@ class ImageTower(Module):
     def __init__(self, config: ImageTowerConfig, D: int, rng: np.random.Generator):
         half, quarter = config.widths
         self.config = config
-        self.conv_in, self.block1 = Conv2d(4 * config.shape[2], half, rng), Block(half, config.groups, rng)
-        self.downsample, self.block2 = Linear(4 * half, quarter, rng), Block(quarter, config.groups, rng)
+        self.conv_in, self.block1 = Conv2d(4 * config.shape[2], half, rng), ConvBlock(half, config.groups, rng)
+        self.downsample, self.block2 = Linear(4 * half, quarter, rng), ConvBlock(quarter, config.groups, rng)
         self.norm, self.narrow = GroupNorm(quarter, config.groups), Linear(quarter, config.last, rng)
         self.project = Linear(config.flat, D, rng)
 

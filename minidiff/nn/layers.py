@@ -1,7 +1,8 @@
-"""The layers that networks are made of.  Each takes the generator that its first weights are drawn from.
+"""The layers of all networks.  Each constructor takes the random generator for the initial weights.
 
-Weights start as N(0, 1/fan_in), which keeps the size of what flows through; biases at 0.  `zero=True` starts
-a layer at 0: the last layer of a residual branch, so that a block begins as the identity.
+Weights start as N(0, 1/fan_in), so that the output of a layer has about the variance of its input; biases start at 0.
+`zero=True` starts the weights at 0.  The last layer of a residual branch does, so that the block starts as the
+identity.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Linear(Module):
 
 
 class Conv2d(Module):
-    """(B, H, W, C) -> (B, H', W', D); the default padding keeps H and W at stride 1."""
+    """(B, H, W, C) -> (B, H', W', D).  With stride 1 the default padding keeps H and W."""
 
     def __init__(self, C: int, D: int, rng: np.random.Generator, *, kernel: int = 3, stride: int = 1,
                  padding: int | None = None, zero: bool = False):
@@ -46,7 +47,8 @@ class Conv2d(Module):
 
 
 class GroupNorm(Module):
-    """(B, ..., C) -> (B, ..., C), each group of channels to mean 0 and variance 1, then gamma and beta."""
+    """(B, ..., C) -> (B, ..., C): shifts and scales each group of channels to mean 0 and variance 1, then applies the
+    learned gamma and beta."""
 
     def __init__(self, C: int, groups: int):
         if C % groups:
@@ -58,12 +60,13 @@ class GroupNorm(Module):
         return norm.group_norm(x, self.groups, self.gamma, self.beta)
 
     def then_silu(self, x: Tensor) -> Tensor:
-        """silu(self(x)), which a GPU does in one go."""
+        """silu(self(x)), which a GPU computes in one kernel."""
         return norm.group_norm(x, self.groups, self.gamma, self.beta, silu=True)
 
 
 class LayerNorm(Module):
-    """(..., C) -> (..., C), each token to mean 0 and variance 1, then gamma and beta."""
+    """(..., C) -> (..., C): shifts and scales each token to mean 0 and variance 1, then applies the learned gamma and
+    beta."""
 
     def __init__(self, C: int):
         self.gamma, self.beta = _ones(C), _zeros(C)
@@ -73,7 +76,7 @@ class LayerNorm(Module):
 
 
 class Embedding(Module):
-    """Row ids[...] of a table: (...) int -> (..., C)."""
+    """Rows of a learned table, ids (...) int -> table[ids] (..., C)."""
 
     def __init__(self, count: int, C: int, rng: np.random.Generator, *, std: float = 1.0):
         self.table = parameter((count, C), std, rng)
@@ -83,7 +86,7 @@ class Embedding(Module):
 
 
 class Dropout(Module):
-    """While training, each element is zeroed with probability p and the others grow by 1/(1-p)."""
+    """During training it sets each element to 0 with probability p, and multiplies the others by 1/(1-p)."""
 
     def __init__(self, p: float):
         if not 0 <= p < 1:
@@ -97,9 +100,9 @@ class Dropout(Module):
 
 
 def sinusoidal_embedding(t, dim: int, max_period: float = 10_000.0, dtype=np.float32):
-    """The position t as cosines and sines of geometrically falling frequencies (Vaswani et al. 2017, 3.5).
+    """The number t as cosines and sines of geometrically falling frequencies (Vaswani et al. 2017, section 3.5).
 
-    t (B,) numbers -> (B, dim) of dtype, dim even.  A function of t alone, not of the place in the batch.
+    t (B,) numbers -> (B, dim) of dtype, dim even.
     """
     if dim % 2:
         raise ValueError(f"sinusoidal_embedding: dim must be even, not {dim}")

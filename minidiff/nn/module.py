@@ -1,7 +1,7 @@
 """Module: a function with named parameters.
 
-A module's attributes that are Tensors are its parameters, those that are Modules (or lists of them) its
-parts; a parameter's name is the path to it, "down.0.conv1.w".  Nothing is registered and nothing is hidden:
+A module's attributes that are Tensors are its parameters, and those that are Modules (or lists of Modules) are its
+parts.  A parameter's name is the path to it, such as "down_blocks.0.block.conv1.w".  Nothing is registered:
 `parameters()` looks at the attributes when it is called.
 """
 
@@ -16,9 +16,9 @@ from minidiff.engine.tensor import Tensor
 
 
 class Module:
-    """A part of a network.  Subclasses set attributes in __init__ and compute in `forward`."""
+    """A network or a part of one.  Subclasses set attributes in __init__ and compute in `forward`."""
 
-    training = False                                        # only dropout asks
+    training = False                                        # only dropout reads it
 
     def __call__(self, *args):
         return self.forward(*args)
@@ -27,7 +27,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all its parts, with their names, in the order of definition."""
+        """(name, module) of this module and of all its parts, in the order of definition."""
         yield prefix, self
         for name, value in vars(self).items():
             parts = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
@@ -73,8 +73,10 @@ class Module:
         return {name: to_numpy(p.data).copy() for name, p in self.parameters().items()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Sets all parameters, converted to this module's dtypes; ValueError, and nothing set, where names or
-        shapes do not match."""
+        """Sets all parameters, converted to this module's dtypes.
+
+        Raises ValueError, and sets none, if names or shapes do not match.
+        """
         parameters = self.parameters()
         for name in [*parameters, *state]:
             if name not in state or name not in parameters:
@@ -87,7 +89,7 @@ class Module:
             p.data = to_device(np.array(state[name], dtype=p.dtype), device_of(p.data))
 
     def astype(self, dtype) -> Module:
-        """Converts all parameters in place (float64 for gradient checks)."""
+        """Converts all parameters in place, for instance to float64 for gradient checks."""
         for p in self.parameters().values():
             p.data, p.grad = p.data.astype(dtype), None
         return self

@@ -1,10 +1,11 @@
-"""AdamW, clipping, the learning rate's course, and the moving average of the weights.
+"""AdamW, gradient clipping, the learning-rate schedule, and the moving average of the weights.
 
     m <- b1 m + (1 - b1) g              v <- b2 v + (1 - b2) g^2
     w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w ),   m^ = m / (1 - b1^n),  v^ = v / (1 - b2^n)
 
-(Kingma & Ba 2015, algorithm 1; decoupled decay: Loshchilov & Hutter 2019, algorithm 2.)  What stands here is NumPy's;
-`UpdateOnDevice` does the same for a GPU, where nobody may wait for a number.
+(Kingma & Ba 2015, algorithm 1; decoupled weight decay: Loshchilov & Hutter 2019, algorithm 2.)  In this file v is
+Adam's second moment, not a velocity.  AdamW, clip_by_norm and EMA run on either device; a training step on a GPU uses
+`UpdateOnDevice` instead, which computes the same in a few kernels and reads nothing back to the host.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class AdamWConfig:
 
 
 class AdamW:
-    """Updates parameters (name -> Tensor) in place from a list of gradients in the same order."""
+    """Updates parameters (name -> Tensor) in place, from gradients in the same order."""
 
     def __init__(self, parameters: dict[str, Tensor], config: AdamWConfig = AdamWConfig()):  # noqa: B008 (frozen)
         self.parameters, self.config, self.n = parameters, config, 0
@@ -52,7 +53,7 @@ class AdamW:
                 v *= c.b2
                 v += (1 - c.b2) * (g * g)
                 # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
-                change = xp_of(w).asarray(v * v_scale)      # of a parameter of shape () NumPy makes a number
+                change = xp_of(w).asarray(v * v_scale)      # for a parameter of shape (), NumPy gives a number
                 xp_of(w).sqrt(change, out=change)
                 change += c.eps
                 xp_of(w).divide(m, change, out=change)
@@ -74,10 +75,10 @@ class AdamW:
 
 
 def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
-    """Scales all gradients in place by one factor so that their common 2-norm is at most max_norm.
+    """Scales all gradients in place by one factor, so that their common 2-norm is at most max_norm.
 
-    scale: of the loss that they are gradients of, by which they are divided first, whatever they are.  Returns the
-    norm of these quotients; where it is not finite they are not clipped.
+    scale: the loss scale (precision.py).  The gradients are first divided by it.  Returns the norm before clipping, of
+    the divided gradients; if it is not finite, they are not clipped.
     """
     def squares(part: Sequence) -> list[float]:
         for g in part:
@@ -95,9 +96,9 @@ def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
 
 
 def _on_all_cores(f: Callable[[Sequence], object], items: Sequence, arrays: Sequence) -> list:
-    """f of parts of the items, which are each about an array; a GPU's in one part, for it has cores of its own.
+    """f of parts of the items, each of which belongs to one of the arrays, on all cores; on a GPU, f of all items.
 
-    AdamW of 10 million weights takes 22 ms on two cores and 30 on one; of 2 million, 6 to 7 on either.
+    AdamW of 10 million weights takes 22 ms on two cores and 30 ms on one; of 2 million, 6 to 7 ms on either.
     """
     if not items or xp_of(arrays[0]) is not np:
         return [f(items)]
@@ -105,10 +106,10 @@ def _on_all_cores(f: Callable[[Sequence], object], items: Sequence, arrays: Sequ
 
 
 class UpdateOnDevice:
-    """Clipping, AdamW, the average and the loss scale of parameters on a GPU, decided and done there.
+    """Clipping, AdamW, the average and the loss scale for parameters on a GPU, without waiting for the GPU.
 
-    It works on the optimiser's and the average's own arrays.  Their counts, and what the loss scale became, are the
-    device's until `fetch` brings them; `push` takes them there.
+    It updates the arrays of the optimiser and of the average.  Their step counts and the loss scale are kept on the
+    device; `fetch` copies them to the host, and `push` copies them back to the device.
     """
 
     def __init__(self, optimiser: AdamW, ema: EMA, scaling, clip: float):
@@ -125,15 +126,18 @@ class UpdateOnDevice:
         return self._update.scale
 
     def step(self, grads: Sequence, loss, lr: float, number: int) -> None:
-        """The run's step `number`, counted from 1.  A gradient or loss that is not finite changes no weight."""
+        """Step `number` of the run, counted from 1.  If the gradient or the loss is not finite, no weight changes."""
         optimiser, ema, c = self.optimiser, self.ema, self.optimiser.config
         self._update([p.data for p in optimiser.parameters.values()], grads, list(optimiser.m.values()),
                      list(optimiser.v.values()), list(ema.average.values()), loss, number=number, lr=lr,
                      clip=self.clip, b1=c.b1, b2=c.b2, eps=c.eps, decay=c.decay, ema=ema.decay)
 
     def fetch(self, steps: int) -> tuple[int, float] | None:
-        """Waits for the device.  Where one of the run's `steps` steps failed, and none was made since: which, and the
-        norm of its gradient; the next step may follow it."""
+        """Waits for the device and copies its counts and loss scale to the host, after the run's `steps` steps.
+
+        Returns None, or (number, gradient norm) of a step that failed.  The device then ignored all steps after it, and
+        the next step may follow.
+        """
         scale, good, skipped, failed, norm = self._update.state.get().tolist()
         self.scaling.scale, self.scaling.good, self.scaling.skipped = scale, int(good), int(skipped)
         self.optimiser.n = self.ema.n = (int(failed) - 1 if failed else steps) - int(skipped)
@@ -143,21 +147,21 @@ class UpdateOnDevice:
         return int(failed), norm
 
     def push(self) -> None:
-        """Takes the loss scale's state to the device."""
-        s = self.scaling
-        self._update.set_state(s.scale, s.good, s.skipped)
+        """Copies the state of the loss scale to the device."""
+        scaling = self.scaling
+        self._update.set_state(scaling.scale, scaling.good, scaling.skipped)
 
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """lr rises in a straight line over `warmup` steps to `peak`, then falls along half a cosine to 0 at `steps`."""
+    """The learning rate rises linearly to `peak` over `warmup` steps, then falls as half a cosine to 0 at `steps`."""
 
     peak: float
     steps: int
     warmup: int = 50
 
     def __call__(self, step: int) -> float:
-        """The rate of step 0, 1, ..., steps - 1; beyond the last it stays at the last step's."""
+        """The learning rate of step 0, 1, ..., steps - 1; later steps have that of the last one."""
         step = min(step, self.steps - 1)
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
@@ -166,12 +170,12 @@ class WarmupCosine:
 
 
 class EMA:
-    """The exponential moving average of the weights: what is sampled from.
+    """The exponential moving average of the weights.  Samples are made with it.
 
         ema <- d_n ema + (1 - d_n) w,    d_n = min(decay, (1 + n) / (10 + n))
 
-    The warm-up of d_n lets it forget the first, random weights.  It holds parameters only: no table or
-    schedule is ever averaged.
+    d_n is small at first (a warm-up), so that the average forgets the random initial weights.  Only parameters are
+    averaged, and no table or schedule.
     """
 
     def __init__(self, parameters: dict[str, Tensor], decay: float = 0.999):

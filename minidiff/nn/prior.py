@@ -1,10 +1,11 @@
-"""Two causal transformers that predict a picture's embedding z_i from a caption (Ramesh et al. 2022, section 2.2).
+"""Two causal transformers that predict an image's embedding z_i from a caption (Ramesh et al. 2022, section 2.2).
 
     diffusion        [caption's tokens, z_t, time t, z_i^(t), query]        the query's state -> z_i
     autoregressive   [caption's tokens, z_t, dot, c_1 ... c_{K-1}]          the states from dot on -> c_1 ... c_K
 
-z_t is the caption's embedding, z_i^(t) the picture's under noise, and c_1 ... c_K are the codes of z_i; dot says how
-large z_i . z_t shall be.  A token looks at itself and at those before it.
+As in the paper, z_t is the embedding of the caption's text (not something at time t), z_i that of the image, and
+z_i^(t) the image's embedding with the noise of time t.  c_1 ... c_K are the codes of z_i, and dot is a token for the
+dot product z_i . z_t that is wanted.  Each token attends to itself and to the tokens before it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from minidiff.nn.transformer import TransformerBlock
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """The transformer of a prior: width a multiple of heads, and even."""
+    """The transformer of a prior.  width must be even and a multiple of heads."""
 
     width: int = 80
     layers: int = 3
@@ -36,10 +37,10 @@ class PriorConfig:
 
 
 class Prefixed(Module):
-    """A causal transformer over a caption and what follows it: (B, M, W), (B, R, C) -> (B, R, C), the rest's states."""
+    """A causal transformer over a caption and the R tokens after it: (B, M, W), (B, R, C) -> the R states (B, R, C)."""
 
     def __init__(self, config: PriorConfig, W: int, length: int, rest: int, rng: np.random.Generator):
-        """W: channels of a caption's states.  length, rest: the most tokens of a caption, and after it."""
+        """W: channels of a caption's states.  length, rest: the largest number of tokens of a caption, and after it."""
         C = config.width
         self.caption = Linear(W, C, rng)
         self.caption_position, self.rest_position = parameter((length, C), 0.1, rng), parameter((rest, C), 0.1, rng)
@@ -47,7 +48,7 @@ class Prefixed(Module):
         self.norm = LayerNorm(C)
 
     def forward(self, tokens: Tensor, mask, rest: Tensor) -> Tensor:
-        """tokens (B, M, W) with mask (B, M), True at a caption's own tokens; rest (B, R, C)."""
+        """tokens (B, M, W); mask (B, M), True at a caption's tokens and False at padding; rest (B, R, C)."""
         (B, M, _), R = tokens.shape, rest.shape[1]
         if M > self.caption_position.shape[0] or R > self.rest_position.shape[0] or mask.shape != (B, M):
             raise ValueError(f"a prior takes captions of at most {self.caption_position.shape[0]} tokens with their "
@@ -61,10 +62,10 @@ class Prefixed(Module):
 
 
 class DiffusionPrior(Module):
-    """z_i^(t), t, and the caption's z_t and states -> a guess of z_i: (B, D)."""
+    """z_i^(t), t, and the caption's z_t and states -> an estimate of z_i: (B, D)."""
 
     def __init__(self, config: PriorConfig, D: int, W: int, length: int, rng: np.random.Generator):
-        """D: channels of an embedding.  W, length: channels and most tokens of a caption's states."""
+        """D: channels of an embedding.  W, length: channels and largest number of tokens of a caption's states."""
         C = config.width
         self.z_t, self.z_i = Linear(D, C, rng), Linear(D, C, rng)
         self.time1, self.time2 = Linear(C, C, rng), Linear(C, C, rng)
@@ -84,15 +85,16 @@ class DiffusionPrior(Module):
 
 
 class AutoregressivePrior(Module):
-    """The codes so far, and the caption -> logits of each code given those before it."""
+    """The first k codes and the caption -> logits of the first k + 1 codes, each given the codes before it."""
 
     def __init__(self, config: PriorConfig, D: int, W: int, length: int, codes: int, values: int, dots: int,
                  rng: np.random.Generator):
-        """codes: K.  values: of a code.  dots: values of the dot product's token, and one more stands for "any"."""
+        """codes: K.  values: the number of values of a code.  dots: that of the dot product's token; one more means
+        "any"."""
         C = config.width
         self.z_t, self.dot = Linear(D, C, rng), Embedding(dots + 1, C, rng)
         self.code = Embedding(values, C, rng)
-        # codes are levels of a number: neighbours begin with neighbouring embeddings
+        # codes are levels of a number, so neighbours start with similar embeddings
         self.code.table.data = sinusoidal_embedding(np.arange(values), C, max_period=4.0 * values)
         self.transformer = Prefixed(config, W, length, codes + 1, rng)
         self.out = Linear(C, values, rng)
@@ -102,4 +104,4 @@ class AutoregressivePrior(Module):
         B, C = z_t.shape[0], self.code.table.shape[1]
         prefix = [self.z_t(z_t).reshape(B, 1, C), self.dot(dot).reshape(B, 1, C)]
         h = self.transformer(tokens, mask, ops.concat([*prefix, self.code(codes)], axis=1))     # (B, k + 2, C)
-        return self.out(h[:, 1:])                           # the state of dot says c_1, that of c_k says c_{k+1}
+        return self.out(h[:, 1:])                           # dot's state predicts c_1, that of c_k predicts c_{k+1}

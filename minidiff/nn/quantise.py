@@ -1,15 +1,15 @@
-"""Vector quantisation: each vector becomes the nearest entry of a codebook that is learned with it.
+"""Vector quantisation: each vector is replaced by the nearest entry of a codebook, which is learned.
 
     k(z) = argmin_j || z - e_j ||                                                                     (eq. 1, 2)
-    z_q  = e_k(z),   d z_q / d z = 1                        straight-through: the gradient passes as if nothing was done
+    z_q  = e_k(z),   d z_q / d z = 1                        straight-through: the gradient passes unchanged
     L    = || sg[z] - e_k ||^2  +  beta || z - sg[e_k] ||^2                                                (eq. 3)
 
-sg[.] stops gradients. The first term moves the codes to the vectors that chose them, and nothing else; the second
-commits the encoder to its codes, and moves nothing else. van den Oord et al. 2017, arXiv 1711.00937.
+sg[.] stops gradients. The first term moves only the codes, toward the vectors that chose them. The second, the
+commitment loss, moves only the encoder, toward its codes. van den Oord et al. 2017, arXiv 1711.00937.
 
-A code that nobody chooses gets no gradient and stays dead. `revive` puts it on a vector of a batch, drawn with a
-probability that grows as the squared error there, as k-means++ seeds its centres (Arthur & Vassilvitskii 2007). The
-optimiser's moments of that code, and its average, still come from where it was.
+A code that no vector chooses gets no gradient and stays unused. `revive` moves it to a vector of a batch, drawn with a
+probability in proportion to its squared error, as k-means++ chooses its centres (Arthur & Vassilvitskii 2007). The
+optimiser's moments and the average of that code are not reset.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from minidiff.nn.precision import as_float32
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """What a codebook makes of vectors."""
+    """The result of quantising vectors."""
 
-    z_q: Tensor                             # (..., D) the codes, with the gradient of z
-    ids: np.ndarray                         # (...,) which they are
+    z_q: Tensor                             # (..., D) the codes; its gradient passes to z
+    ids: np.ndarray                         # (...,) their numbers, of 0..K-1
     codebook: Tensor                        # ()  mean || sg[z] - e_k ||^2 / D, float32 at least
     commitment: Tensor                      # ()  mean || z - sg[e_k] ||^2 / D, float32 at least
 
@@ -60,10 +60,10 @@ class Codebook(Module):
                          _mean_square(vectors - codes.detach()))
 
     def revive(self, z: np.ndarray, rng: np.random.Generator, fewest: int = 1) -> int:
-        """Codes that fewer than `fewest` of the vectors z (N, D) choose are put on some of these; returns how many."""
+        """Moves each code that fewer than `fewest` of the vectors z (N, D) choose to one of these; returns how many."""
         ids, error = map(to_numpy, self._nearest(z))
         dead = np.flatnonzero(np.bincount(ids, minlength=len(self.codes)) < fewest)
-        there = np.flatnonzero(error > 0)                   # a vector that is a code needs no other
+        there = np.flatnonzero(error > 0)                   # a vector that equals its code needs no other
         dead = dead[:len(there)]
         if len(dead):
             p = error[there].astype(np.float64)
@@ -72,7 +72,7 @@ class Codebook(Module):
         return len(dead)
 
     def _nearest(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """k(z), and || z - e_k ||^2 from its own differences, of shape (...,) both."""
+        """k(z), and the error || z - e_k ||^2, of shape (...,) both."""
         e, z = wide(self.codes.data), wide(z)               # distances in float32
         if z.shape[-1:] != e.shape[1:]:
             raise ValueError(f"Codebook: z must be (..., {e.shape[1]}), not {z.shape}")
@@ -84,15 +84,17 @@ class Codebook(Module):
 
 
 def straight_through(z: Tensor, z_q: np.ndarray) -> Tensor:
-    """The value z_q, to the bit, with the gradient of z: z + sg[z_q - z] without its rounding."""
+    """A Tensor with exactly the value z_q, whose gradient passes to z: z + sg[z_q - z] without its rounding."""
     if z.shape != z_q.shape:
         raise ValueError(f"straight_through: z_q must have z's shape {z.shape}, not {z_q.shape}")
     return record(z_q, (z,), lambda dy: (dy,))
 
 
 def usage(ids: np.ndarray, K: int) -> tuple[float, float]:
-    """(perplexity, share alive) of a codebook's use: exp(-sum_k p_k log p_k), K if all are used alike and 1 if one is
-    used alone; and the share of the K codes that are used at all."""
+    """(perplexity, share of the K codes that are used) of the codes ids.
+
+    The perplexity is exp(-sum_k p_k log p_k): K if all codes are used equally often, 1 if only one is used.
+    """
     counts = np.bincount(to_numpy(ids).reshape(-1), minlength=K)
     if len(counts) > K or not counts.sum():
         raise ValueError(f"usage: ids must be some of 0..{K - 1}, not {counts.sum()} up to {len(counts) - 1}")

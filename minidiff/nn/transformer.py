@@ -3,9 +3,9 @@
     x <- x + attention(norm(x))
     x <- x + mlp(norm(x))
 
-In a causal block a token's keys and values do not depend on what follows it: kept in a KVCache, they need not be
-computed anew for each token that is drawn.  `step` is `forward` for the next tokens alone; what it gives is the same
-but for rounding, for its products are of other shapes.
+In a causal block, a token's keys and values do not depend on later tokens.  A KVCache keeps them, so that they are
+computed once and not again for each new token.  `step` computes `forward` for the next tokens alone, and gives the same
+result up to rounding.  (q, k and v are queries, keys and values here; v is not a velocity.)
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from minidiff.nn.module import Module
 
 
 class KVCache:
-    """The keys and values of one attention layer for the tokens so far: M of at most `room`."""
+    """The keys and values of one attention layer for the M tokens so far, at most `room`."""
 
     def __init__(self, room: int):
         self.room, self.M, self.k, self.v = room, 0, None, None
 
     def append(self, k, v) -> tuple:
-        """Takes in k, v (B, h, N, d), and gives all that it holds: two arrays (B, h, M, d), which are views."""
+        """Adds k, v (B, h, N, d), and returns all keys and values: two arrays (B, h, M, d), which are views."""
         B, h, N, d = k.shape
         if self.M + N > self.room:
             raise ValueError(f"KVCache: it has room for {self.room} tokens, and {self.M + N} were put in")
@@ -41,7 +41,7 @@ class KVCache:
 class Attention(Module):
     """Queries from x, keys and values from context: (B, N, C), (B, M, D) -> (B, N, C).
 
-    Self-attention is the case context = x.  It starts at 0 (`zero`), as the end of a residual branch.
+    Self-attention is the case context = x.  zero: the output starts at 0, as the end of a residual branch should.
     """
 
     def __init__(self, C: int, heads: int, rng: np.random.Generator, *, context: int | None = None, zero: bool = True):
@@ -57,14 +57,14 @@ class Attention(Module):
         return self._merge(scaled_dot_product_attention(q, kv[0], kv[1], mask, causal=causal))
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
-        """Causal self-attention of the tokens x (B, N, C) that follow those in the cache, which takes them in.
+        """Causal self-attention of the tokens x (B, N, C) that follow those in the cache, and adds them to the cache.
 
-        For sampling: no gradient flows back into the cache.
+        For sampling only: no gradient flows into the cache.
         """
         q, kv = self._project(x, x)
         k, v = cache.append(kv.data[0], kv.data[1])                                 # (B, h, M, d)
         N, M = x.shape[1], k.shape[2]
-        # the new token n is token M - N + n of all; one alone may look at every one
+        # the new token n is token M - N + n of all; a single new token attends to all, and needs no mask
         mask = None if N == 1 else causal_mask(M, xp_of(k))[M - N:]                 # (N, M)
         return self._merge(scaled_dot_product_attention(q, Tensor(k), Tensor(v), mask))
 
@@ -80,7 +80,7 @@ class Attention(Module):
 
 
 class TransformerBlock(Module):
-    """(B, N, C) -> (B, N, C).  causal: a token looks at itself and at those before it."""
+    """(B, N, C) -> (B, N, C).  causal: a token attends to itself and to the tokens before it."""
 
     def __init__(self, C: int, heads: int, rng: np.random.Generator, *, expand: int = 4, causal: bool = False):
         self.causal = causal
@@ -93,9 +93,9 @@ class TransformerBlock(Module):
         return self._mlp(x)
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
-        """What a causal block's forward gives for the tokens x (B, N, C) that follow those in the cache."""
+        """The result of a causal block's forward for the tokens x (B, N, C) that follow those in the cache."""
         if not self.causal:
-            raise ValueError("TransformerBlock: step needs causal=True: without it, early tokens look at later ones")
+            raise ValueError("TransformerBlock: step needs causal=True: without it, early tokens attend to later ones")
         return self._mlp(x + self.attention.step(self.norm1(x), cache))
 
     def _mlp(self, x: Tensor) -> Tensor:

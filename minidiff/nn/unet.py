@@ -6,10 +6,10 @@
                                       |          |
                                       [  middle  ]
 
-A block hears of the time t and of the pooled caption through its norm, y = (1 + scale) x_hat + shift with
-scale and shift computed from them, and at low resolution of each word through cross-attention.  The first
-step folds squares of pixels into channels (`patch`), so that the work is done at 14 x 14 and 7 x 7 rather
-than at 28 x 28.  Residual branches and the output start at 0.
+The time t and the pooled caption reach each block through its norm, y = (1 + scale) x_hat + shift, where scale and
+shift are computed from them.  At low resolution, each word also reaches the pixels through cross-attention.  The first
+step folds squares of pixels into channels (`patch`), so that an image of 28 x 28 is processed at 14 x 14 and 7 x 7.
+Residual branches and the output start at 0.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from minidiff.nn.transformer import Attention
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a UNet is made of.
+    """The sizes of a UNet.
 
-    An image's height and width must be multiples of patch * 2**(levels - 1); the widths, alone and where a skip
-    joins them, multiples of groups, and of heads where a level attends.
+    An image's height and width must be multiples of patch * 2**(levels - 1).  The widths, and the sums of widths where
+    a skip is concatenated, must be multiples of groups, and of heads at levels with attention.
     """
 
-    channels: int = 1                       # of the image, in and out
+    channels: int = 1                       # input channels, of the image
     patch: int = 2                          # squares of patch x patch pixels become channels
     widths: tuple[int, ...] = (64, 128)     # channels of each level; each next one has half the resolution
     blocks: int = 1                         # residual blocks of a level, on the way down and on the way up
-    attention: tuple[bool, ...] = (False, True)     # which levels attend; the middle always does
+    attention: tuple[bool, ...] = (False, True)     # which levels have attention; the middle always has
     heads: int = 4
     groups: int = 8                         # of the group norms
     embedding: int = 256                    # channels of the time's embedding
     text: int = 0                           # channels of a caption's token states; 0 for a UNet without captions
-    out: int = 0                            # channels that come out, where they are not those that go in
+    out: int = 0                            # output channels; 0 for as many as input channels
 
     def __post_init__(self):
         if len(self.attention) != len(self.widths):
@@ -62,7 +62,7 @@ class UNetConfig:
 
 
 class UNet(Module):
-    """(x_t, t, text) -> output, of x_t's height and width; what it means (eps, x0, v) is the trainer's choice."""
+    """(x_t, t, text) -> output, of x_t's height and width.  The system decides what it predicts: eps, x0 or v."""
 
     def __init__(self, config: UNetConfig, rng: np.random.Generator):
         c = self.config = config
@@ -92,9 +92,9 @@ class UNet(Module):
         self.conv_out = Conv2d(width, (c.out or c.channels) * c.patch**2, rng, zero=True)
 
     def forward(self, x: Tensor, t, text: TextStates | None = None, extra: Tensor | None = None) -> Tensor:
-        """x (B, H, W, C), t (B,) training times, text the captions' states -> (B, H, W, C), or out channels.
+        """x (B, H, W, C), t (B,) training times, text the captions' states -> (B, H, W, C), or with `out` channels.
 
-        extra (B, E): whatever else the blocks shall hear of, added to the time's embedding of E channels.
+        extra (B, E): added to the embedding of the time, which has E channels.
         """
         c = self.config
         self._check(x, t, text)
@@ -107,19 +107,19 @@ class UNet(Module):
         emb = ops.silu(emb)
 
         h = conv.space_to_depth(x, c.patch)                                         # (B, H/p, W/p, p p C)
-        h = self.conv_in(h)                                                         # (B, 14, 14, 64) by default
+        h = self.conv_in(h)                                                         # (B, H/p, W/p, widths[0])
         skips = []
-        for i, block in enumerate(self.down_blocks):               # c.blocks stages to a level
+        for i, block in enumerate(self.down_blocks):        # c.blocks of each level
             if i and i % c.blocks == 0:                     # the next level: half the resolution
-                h = self.downsample[i // c.blocks - 1](conv.space_to_depth(h))          # (B, 7, 7, 128)
+                h = self.downsample[i // c.blocks - 1](conv.space_to_depth(h))      # (B, H/2p, W/2p, widths[1])
             h = block(h, emb, text)
             skips.append(h)
-        h = self.middle(h, emb, text)                                               # (B, 7, 7, 128)
+        h = self.middle(h, emb, text)
         for i, block in enumerate(self.up_blocks):
             if i and i % c.blocks == 0:                     # back to twice the resolution
-                h = conv.depth_to_space(self.upsample[i // c.blocks - 1](h))            # (B, 14, 14, 64)
+                h = conv.depth_to_space(self.upsample[i // c.blocks - 1](h))        # (B, H/p, W/p, widths[0])
             h = block(ops.concat([h, skips.pop()]), emb, text)
-        h = self.conv_out(self.norm_out.then_silu(h))                               # (B, 14, 14, p p C)
+        h = self.conv_out(self.norm_out.then_silu(h))                               # (B, H/p, W/p, p p C)
         return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
 
     def _check(self, x: Tensor, t, text) -> None:
@@ -136,7 +136,7 @@ class UNet(Module):
 
 @dataclass(frozen=True)
 class TextStates:
-    """What a text encoder makes of captions."""
+    """The output of a text encoder for B captions of M tokens."""
 
     tokens: Tensor                          # (B, M, D) one state a token
     pooled: Tensor                          # (B, D)    one state a caption
@@ -144,7 +144,7 @@ class TextStates:
 
 
 class UNetBlock(Module):
-    """A residual block, then, where it attends, self-attention and cross-attention to the caption."""
+    """A residual block; then, if `attends`, self-attention and cross-attention to the caption."""
 
     def __init__(self, config: UNetConfig, C: int, D: int, attends: bool, rng: np.random.Generator):
         self.block = ResidualBlock(C, D, config.embedding, config.groups, rng)
@@ -174,7 +174,7 @@ class ResidualBlock(Module):
 
 
 class SpatialAttention(Module):
-    """Pixels as tokens: each attends to all pixels, then to the words of the caption."""
+    """Each position of the grid is a token: it attends to all positions, then to the words of the caption."""
 
     def __init__(self, C: int, config: UNetConfig, rng: np.random.Generator):
         self.norm1, self.self_attention = GroupNorm(C, config.groups), Attention(C, config.heads, rng)

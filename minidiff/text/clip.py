@@ -1,13 +1,14 @@
-"""CLIP: pictures and captions in one space, where a pair's cosine says how well they match.
+"""CLIP's text tower and loss: images and captions in one space, where the cosine of a pair measures how well they
+match (nn/image_tower.py has the image tower, systems/clip.py the whole system).
 
-    I, T   = image tower(x), text tower(caption)            (N, D), each row then divided by its length
+    I, T   = image tower(x), text tower(caption)            (N, D), each row divided by its length
     logits = exp(log_scale) I T^t                           log_scale = -log temperature, learned; at most log 100
     L      = (CE(logits, rows) + CE(logits^T, rows)) / 2    Radford et al. 2021, arXiv 2103.00020, fig. 3
 
-Picture i's own caption is T_i, so that the right class of row i is i, and of column j is j: two classifications
-among the N of the batch. What the loss estimates is the pointwise mutual information log p(I, T) / p(I) p(T): the
-logits that make it least, over all batches, are that plus any constant, and log N - L is at most the mutual
-information (van den Oord et al. 2018, arXiv 1807.03748).
+T_i is the caption of image i, so the right class of row i is i, and that of column j is j: two classifications among
+the N pairs of the batch. The logits that minimise the loss over all batches are the pointwise mutual information
+log p(I, T) / p(I) p(T) plus any constant, and log N - L is at most the mutual information (van den Oord et al. 2018,
+arXiv 1807.03748).
 """
 
 import math
@@ -22,12 +23,12 @@ from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 
-FIRST_LOG_SCALE = math.log(1 / 0.07)                        # where the paper begins (section 2.5)
-MOST = math.log(100)                                        # and where it stops
+FIRST_LOG_SCALE = math.log(1 / 0.07)                        # the initial value (section 2.5)
+MAX_LOG_SCALE = math.log(100)                               # the largest value
 
 
 class TextTower(Module):
-    """ids (B, N), mask (B, N) -> embeddings (B, D), of any length: the pooled state, projected."""
+    """ids (B, N), mask (B, N) -> embeddings (B, D), not normalised: the pooled state, projected."""
 
     def __init__(self, config: TextEncoderConfig, D: int, rng: np.random.Generator):
         self.encoder = TextEncoder(config, rng)
@@ -38,24 +39,23 @@ class TextTower(Module):
 
 
 def first_log_scale() -> Tensor:
-    """The learned log_scale, before it has learned: (), 1 / 0.07."""
+    """The parameter log_scale at the start of training, (): log(1 / 0.07)."""
     return Tensor(np.array(FIRST_LOG_SCALE, np.float32), requires_grad=True)
 
 
 def capped(log_scale: Tensor) -> Tensor:
-    """log_scale, or log 100 where that is less; beyond the cap its gradient is 0."""
-    return ops.clip(log_scale, -math.inf, MOST)
+    """min(log_scale, log 100); its gradient is 0 beyond log 100."""
+    return ops.clip(log_scale, -math.inf, MAX_LOG_SCALE)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------
 
 def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tensor) -> Tensor:
-    """The symmetric InfoNCE loss in nats, (), float32 at least: log N where nothing is known, 0 at best.
+    """The symmetric InfoNCE loss in nats, (), float32 at least: log N if all logits are equal, 0 at best.
 
-    image_embeddings, text_embeddings (N, D): row i of the one belongs to row i of the other; any lengths but 0.
-    log_scale (): minus the log of the temperature. The paper begins at log(1/.07), and keeps the scale at most 100,
-    which is the caller's (`capped`). Raises ValueError where shapes do not fit, or an embedding has no direction: it is
-    0, or not finite.
+    image_embeddings, text_embeddings (N, D): row i of one belongs to row i of the other; they need not be normalised.
+    log_scale (): minus the log of the temperature. The paper starts at log(1/.07) and keeps the scale at most 100; the
+    caller does that, with `capped`. Raises ValueError if shapes do not match, or if an embedding is 0 or not finite.
     """
     if image_embeddings.ndim != 2 or image_embeddings.shape != text_embeddings.shape or 0 in image_embeddings.shape:
         raise ValueError("clip_loss takes image_embeddings and text_embeddings (N, D), row for row and not empty, "
@@ -73,22 +73,22 @@ def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tens
 
 
 def unit(name: str, x: Tensor) -> Tensor:
-    """Rows of length 1, of the same direction: (N, D). ValueError, which says `name`, where one has none."""
+    """Each row divided by its length, (N, D). ValueError, which names `name`, if a row is 0 or not finite."""
     xp = xp_of(x.data)
     largest = xp.abs(x.data).max(axis=1, keepdims=True)                               # (N, 1)
-    lawful = (largest > 0) & xp.isfinite(largest)
-    if not lawful.all():
-        raise ValueError(f"{name} must have a direction, and row {int(lawful.argmin())} is 0 or not finite")
-    x = x / largest                                         # a constant: the length drops out, and x^2 stays finite
+    valid = (largest > 0) & xp.isfinite(largest)
+    if not valid.all():
+        raise ValueError(f"{name} must have a direction, and row {int(valid.argmin())} is 0 or not finite")
+    x = x / largest                                         # a constant, so that x^2 stays finite; it cancels below
     return x / ops.sqrt((x * x).sum(axis=1, keepdims=True))
 
 
-# --- what it is good for ----------------------------------------------------------------------------------
+# --- retrieval --------------------------------------------------------------------------------------------
 
 def recall_at(k: int, similarity: np.ndarray) -> float:
-    """The share of rows i whose own column i is among the k largest of the row; of equals none counts as larger.
+    """The share of rows i whose column i is among the k largest of the row; an equal entry does not count as larger.
 
-    similarity (N, M), N <= M: of queries and what is searched. Raises ValueError unless 1 <= k <= M.
+    similarity (N, M), N <= M: of N queries with M candidates. Raises ValueError unless 1 <= k <= M.
     """
     if similarity.ndim != 2 or not 0 < len(similarity) <= similarity.shape[1]:
         raise ValueError(f"similarity must be (N, M) with N at most M, and not empty, not {similarity.shape}")

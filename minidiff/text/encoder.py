@@ -1,12 +1,12 @@
-"""The text encoder: from a caption's tokens to what a UNet listens to.
+"""The text encoder: from a caption's tokens to the states that condition a UNet.
 
     h        = embedding[ids] + position                            (B, N, D)
-    h        = transformer blocks, each token looking at all tokens of its caption
-    tokens   = layer_norm(h)                                        one state a token, for cross-attention
-    pooled   = layer_norm(mean of tokens over the caption)          one state a caption, for the norms
+    h        = transformer blocks; each token attends to all tokens of its caption
+    tokens   = layer_norm(h)                                        one state per token, for cross-attention
+    pooled   = layer_norm(mean of tokens over the caption)          one state per caption, for the norms
 
-It is small and trained together with the UNet, from the diffusion loss alone.  The null caption '' is an
-ordinary caption of no words (BOS, EOS): nothing else stands for "unconditional".
+It is small, and trained together with the UNet by the diffusion loss alone.  The null caption '' is an ordinary caption
+without words (BOS, EOS); it is the only sign of "unconditional".
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from minidiff.nn.unet import TextStates
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    vocab: int = 512                        # ids that the embedding has rows for
-    length: int = 24                        # tokens of a caption, its BOS and EOS included
+    vocab: int = 512                        # rows of the embedding table: ids are 0..vocab-1
+    length: int = 24                        # most tokens of a caption, with BOS and EOS
     width: int = 64                         # channels D, a multiple of heads
     layers: int = 2
     heads: int = 4
@@ -43,7 +43,7 @@ class TextEncoder(Module):
     def __init__(self, config: TextEncoderConfig, rng: np.random.Generator):
         self.config, D = config, config.width
         self.embedding = Embedding(config.vocab, D, rng, std=1.0)
-        # small: at first, what is said counts, not where
+        # small, so that at first a word counts more than its position
         self.position = parameter((config.length, D), 0.1, rng)
         self.blocks = [TransformerBlock(D, config.heads, rng) for _ in range(config.layers)]
         self.norm, self.norm_pooled = LayerNorm(D), LayerNorm(D)
@@ -53,7 +53,7 @@ class TextEncoder(Module):
             raise ValueError(f"TextEncoder: ids and mask must both be (B, N), N at most {self.config.length}, "
                              f"not {ids.shape} and {mask.shape}")
         if not mask.any(axis=1).all():
-            raise ValueError("TextEncoder: mask must show at least one token of each caption")
+            raise ValueError("TextEncoder: mask must be True for at least one token of each caption")
         xp = xp_of(self.position.data)
         N = ids.shape[1]
         h = self.embedding(ids) + self.position[:N]                                 # (B, N, D)

@@ -1,13 +1,13 @@
-"""An encoder that learns from text alone, and the decoder that makes it learn (Raffel et al. 2020, arXiv 1910.10683).
+"""A text encoder that learns from text alone, together with a decoder (T5: Raffel et al. 2020, arXiv 1910.10683).
 
-    states   = encoder(input)                                       the text with gaps, read both ways
+    states   = encoder(input)                                       the text with gaps; each token attends to all
     h        = embedding[<start>, target_1 ... target_M-1] + position
     h        = blocks: causal self-attention, attention to the states, mlp
-    logits   = layer_norm(h) embedding^T / sqrt(D)                  the next token of the target; one table for all
+    logits   = layer_norm(h) embedding^T / sqrt(D)                  the next token of the target, by the same table
     L        = - mean log softmax(logits)[target]
 
-Whoever wants to know what a text means keeps the encoder and throws the decoder away.  Scaled down, and not as in T5:
-positions are learned, not relative; layer norms have biases; one document a row, unpacked.
+After training, only the encoder is used, and the decoder is discarded.  Unlike T5, which is also larger: positions are
+learned and absolute, not relative; layer norms have biases; each row holds one text, and texts are not packed together.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from minidiff.text.tokenizer import BOS, EOS, PAD
 class EncoderDecoder(Module):
     """A TextEncoder and a decoder of the same width, trained together.
 
-    targets: most tokens of a target.  The last `sentinels` rows of the encoder's table are the sentinels', counted
-    from the end, as in T5.
+    targets: the largest number of tokens of a target.  The last `sentinels` rows of the encoder's table belong to the
+    sentinels (span_corruption.py), counted from the end, as in T5.
     """
 
     def __init__(self, encoder: TextEncoder, layers: int, targets: int, sentinels: int, rng: np.random.Generator):
@@ -49,7 +49,7 @@ class EncoderDecoder(Module):
         self.norm = LayerNorm(c.width)
 
     def forward(self, ids, mask, target_ids) -> Tensor:
-        """ids, mask (B, N) of the input, target_ids (B, M) -> logits (B, M, vocab): m's from the tokens before m."""
+        """ids, mask (B, N) of the input, target_ids (B, M) -> logits (B, M, vocab), each given the target before it."""
         table = self.encoder.embedding.table
         encoded = self.encoder(ids, mask)
         states, keys = encoded.tokens, encoded.mask[:, None, None]                  # (B, N, D), (B, 1, 1, N)
@@ -61,7 +61,7 @@ class EncoderDecoder(Module):
         return self.norm(h) @ table.transpose(1, 0) * (1 / math.sqrt(table.shape[1]))
 
     def loss(self, ids, mask, target_ids, weight) -> Tensor:
-        """Cross entropy a token, in nats, (): weight (B, M), as `batch` gives it, adds up to the samples."""
+        """The mean cross-entropy of a token in nats, (), float32 at least.  weight (B, M), with the sum B: see `batch`."""
         log_p = ops.log_softmax(as_float32(self(ids, mask, target_ids)))            # (B, M, vocab)
         B, M = target_ids.shape
         xp = xp_of(log_p.data)
@@ -70,16 +70,16 @@ class EncoderDecoder(Module):
         return ops.sum(chosen * Tensor(xp.asarray(weight))) * (-1 / B)
 
     def batch(self, texts: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple:
-        """Token lists -> ids, mask (B, N), target_ids (B, M), weight (B, M): each text with gaps of its own.
+        """Lists of tokens -> ids, mask (B, N), target_ids (B, M), weight (B, M), with random gaps in each text.
 
-        A text that is longer than the encoder is cut.  weight is B over the number of tokens in all targets, and 0 on
-        padding: the mean over samples is then the mean over tokens.
+        A text longer than the encoder's context is cut.  weight is B over the number of tokens in all targets, and 0 on
+        padding, so that the mean over samples is the mean over tokens.
         """
         pairs = []
         for text in texts:
             text = text[:self.encoder.config.length - 2]
-            left, target = corrupt(text, random_spans(len(text), rng), self.sentinels)
-            pairs.append(([BOS, *left, EOS], target[:self.targets]))
+            corrupted, target = corrupt(text, random_spans(len(text), rng), self.sentinels)
+            pairs.append(([BOS, *corrupted, EOS], target[:self.targets]))
         ids, target_ids = (_padded(rows) for rows in zip(*pairs, strict=True))
         real = target_ids != PAD
         weight = real * np.float32(len(pairs) / real.sum())
@@ -89,7 +89,7 @@ class EncoderDecoder(Module):
 class DecoderBlock(Module):
     """(B, M, C), context (B, N, C) and its mask of keys (B, 1, 1, N) -> (B, M, C).
 
-    x <- x + self_attention(norm(x)), of each token to itself and those before it
+    x <- x + self_attention(norm(x)), causal: each token to itself and to those before it
     x <- x + cross_attention(norm(x), context)
     x <- x + mlp(norm(x))
     """
@@ -107,7 +107,7 @@ class DecoderBlock(Module):
 
 
 class AttentionPooling(Module):
-    """One learned query looks at all tokens: (B, N, C), mask (B, N) -> (B, C), of mean 0 and variance 1."""
+    """One learned query attends to all tokens: (B, N, C), mask (B, N) -> (B, C), with mean 0 and variance 1."""
 
     def __init__(self, C: int, heads: int, rng: np.random.Generator):
         self.query = parameter((1, 1, C), 1.0, rng)
@@ -123,5 +123,5 @@ class AttentionPooling(Module):
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """(B, longest) int32, PAD behind the end of each."""
+    """(B, longest) int32, with PAD after the end of each row."""
     return np.array(list(zip_longest(*rows, fillvalue=PAD)), dtype=np.int32).T

@@ -1,16 +1,16 @@
-"""Byte-level byte-pair encoding: text to numbers and back (floor IV).
+"""Byte-level byte-pair encoding: from text to numbers (ids) and back.
 
-A caption becomes ids in three steps, and each can be undone:
+A caption becomes ids in three steps, each of which can be reversed:
 
-    text    -> pieces   a regular expression cuts at words, numbers, signs, spaces; "".join(pieces) == text
-    piece   -> bytes    UTF-8, so that 256 symbols write every language and nothing is ever unknown
+    text    -> pieces   a regular expression splits words, numbers, signs, spaces; "".join(pieces) == text
+    piece   -> bytes    UTF-8, so that 256 symbols suffice for every language and no text is unknown
     bytes   -> ids      learned merges, applied in the order in which they were learned
 
 Training is algorithm 1 of Sennrich et al., arXiv 1508.07909, on bytes as in GPT-2 (Radford et al., 2019):
 
     repeat:  (a, b) = the pair of neighbours seen most often;  a new id = a b;  replace every a b by it
 
-Merges never cross a piece, so a word is encoded the same way whatever stands around it (and is cached).
+Merges never cross the border of a piece, so a word is encoded in the same way in every text (and cached).
 The ids:  0 PAD, 1 BOS, 2 EOS, 3..258 the bytes, 259.. the merges.
 """
 
@@ -31,7 +31,7 @@ FIRST_MERGE = FIRST_BYTE + 256
 
 Pair = tuple[int, int]
 
-# GPT-2's pattern in the words of Python's own `re`; [^\W\d_] is "a letter". A space goes with its next word.
+# GPT-2's pattern, written for Python's `re`; [^\W\d_] is "a letter". A space belongs to the word after it.
 # A piece has at most 32 characters (and that space), which bounds the cost of a piece, and so of a prompt.
 SPLIT = re.compile(
     r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]{1,32}| ?\d{1,32}| ?(?:[^\s\w]|_){1,32}|\s{1,32}(?!\S)|\s{1,32}"
@@ -45,7 +45,7 @@ class Tokenizer:
     """A vocabulary of bytes and merges. `merges[i]` is the pair of ids that became id 259 + i."""
 
     def __init__(self, merges: Sequence[Pair] = ()):
-        """merges: pairs of earlier ids, in the order learned; () gives the bytes alone. Raises UserError."""
+        """merges: pairs of earlier ids, in the order learned; () gives only the bytes. Raises UserError."""
         self.merges: tuple[Pair, ...] = _checked(merges)
         self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
         self._bytes = _bytes_of_ids(self.merges)
@@ -61,11 +61,11 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn merges from `texts`, up to `vocab_size` ids in all (259..65795).
+        """Learns merges from `texts`, up to `vocab_size` ids in all (259..65795).
 
-        The result depends on how often each piece occurs and not on the order of the texts; among pairs
-        equally frequent the smallest ids win. Learning stops early when no pair occurs twice, so that the
-        vocabulary may come out smaller than asked. Raises ValueError for a vocab_size out of range.
+        The result depends on how often each piece occurs, and not on the order of the texts; among equally
+        frequent pairs, the one with the smallest ids is merged. Learning stops early when no pair occurs twice,
+        so the vocabulary may be smaller than vocab_size. Raises ValueError for a vocab_size out of range.
         """
         if not FIRST_MERGE <= vocab_size <= FIRST_MERGE + MAX_MERGES:
             raise ValueError(
@@ -106,8 +106,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Any str -> ids, without BOS and EOS; decode(encode(text)) == text.
 
-        A lone surrogate, which UTF-8 has no form for, is written in the three bytes that it would have had.
-        No text gives a special id, whatever it spells. The time grows in proportion to the length.
+        A lone surrogate, which UTF-8 cannot encode, becomes the three bytes that UTF-8's scheme would give it.
+        No text gives a special id. The time is proportional to the length.
         """
         ids: list[int] = []
         for piece in _split(text):
@@ -133,7 +133,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Ids -> str; PAD, BOS and EOS are left out.
 
-        Bytes that are no UTF-8 (a caption cut inside a letter) read as U+FFFD.
+        Bytes that are not valid UTF-8 (from a caption cut within a letter) become U+FFFD.
         Raises ValueError for an id out of range.
         """
         data = bytearray()
@@ -149,8 +149,8 @@ class Tokenizer:
     def batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Captions -> (ids (B, N) int32, mask (B, N) bool) with N = length, the fixed context.
 
-        A row reads BOS, tokens, EOS, PAD ...; mask is True up to and including EOS. The null caption '' is
-        BOS, EOS. A caption of more than N - 2 tokens keeps its first N - 2 and EOS, and one warning says so.
+        A row is BOS, tokens, EOS, PAD ...; mask is True up to and including EOS. The null caption '' is
+        BOS, EOS. A caption of more than N - 2 tokens is cut to its first N - 2, with one warning for the batch.
         Raises ValueError for length < 2 and TypeError for anything that is not a list of str.
         """
         if isinstance(texts, str):
@@ -182,7 +182,7 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state: dict) -> "Tokenizer":
-        """The tokenizer that `state()` described; a stranger's malformed state raises UserError."""
+        """The tokenizer that `state()` described; a malformed state raises UserError."""
         if not isinstance(state, dict) or set(state) != {"kind", "merges"}:
             raise UserError("The tokenizer's state is malformed: it takes a dict of 'kind' and 'merges'.")
         if state["kind"] != "byte-level BPE":
