@@ -30,9 +30,7 @@ from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import dpm_solver_pp_2m, sample, times
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
-from minidiff.engine.conv import average_pool, upsample_nearest
 from minidiff.engine.random import SampleStreams
-from minidiff.engine.tensor import Tensor, no_grad
 
 Finer = Callable[[Any, np.ndarray], Denoiser]               # (y_s (B, H, W, C), s (B,)) -> the denoiser of x given y_s
 
@@ -56,48 +54,51 @@ class Conditioned:
         return self.denoiser(x_t, t, self.cond)
 
 
-def resized(x, size: int):
-    """Images (B, H, H, C) at (B, size, size, C): means of squares of pixels, or each pixel a square; x at H itself.
+def resized(x, size: int | tuple[int, int]):
+    """Images (B, H, W, C) at another size, (B, *size, C); one number means a square image.
 
-    ValueError unless one of size and H is a multiple of the other.  resized(resized(x, f H), H) is x.
+    Smaller: the mean of each square of pixels (P).  Larger: each pixel repeated (U).  P U x = x.
+    ValueError unless the old size is a multiple of the new one, or the new one of the old.
     """
-    H = x.shape[1]
-    if size < 1 or (H % size and size % H):
-        raise ValueError(f"size must be a multiple of the image's {H} pixels, or divide it, not {size}")
-    with no_grad():
-        return (average_pool(Tensor(x), H // size) if size < H else upsample_nearest(Tensor(x), size // H)).data
+    B, H, W, C = x.shape
+    h, w = (size, size) if np.ndim(size) == 0 else size
+    _check_size(H, W, h, w)
+    if h <= H:
+        # P: the mean over the H/h x W/w pixels of each new one
+        squares = x.reshape(B, h, H // h, w, W // w, C)
+        return squares.mean(axis=(2, 4), dtype=np.result_type(x.dtype, np.float32)).astype(x.dtype)   # (B, h, w, C)
+    # U: each pixel h/H x w/W times
+    return x.repeat(h // H, axis=1).repeat(w // W, axis=2)                            # (B, h, w, C)
 
 
 def noise_time(schedule: Schedule, aug_level: float) -> int:
     """The time s of an augmentation level within 0 (no noise, s = -1) and 1 (nothing but noise, s = T-1)."""
-    if not 0 <= aug_level <= 1:
-        raise ValueError(f"aug_level must lie within 0 and 1, not {aug_level!r}")
+    _check_level(aug_level)
     return round(aug_level * schedule.T) - 1
 
 
-def augmented(schedule: Schedule, small, size: int, s, eps):
-    """y_s: the small images (B, h, h, C) in [-1, 1], enlarged to `size`, with the noise of times s (B,), -1 for none.
+def augmented(schedule: Schedule, small, size: int | tuple[int, int], s, eps):
+    """y_s: the small images (B, h, w, C) in [-1, 1], enlarged to `size`, with the noise of times s (B,), -1 for none.
 
-    eps (B, size, size, C) standard normal, of small's dtype.
+    eps: (B, H, W, C) of the enlarged images, standard normal, of small's dtype.
     """
     # y_s = alpha_s U x + sigma_s eps
     return q_sample(schedule, resized(small, size), s, eps)
 
 
-def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int], streams: SampleStreams, *,
+def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int | tuple[int, int]], streams: SampleStreams, *,
             s: int, steps: Sequence[int], channels: int = 1, dtype=np.float32) -> list:
-    """The images of every resolution, x^1 ... x^K: a list of (B, size, size, channels).
+    """The images of every resolution, x^1 ... x^K: a list of (B, H, W, channels).
 
-    base: of images of sizes[0].  finer: one for each further size; each is given y_s and the times s (B,).
-    s: how much noise the small images get, -1 ... T-1.  steps: of the sampler, DPM-Solver++(2M), for each size.
-    streams: one for each sample; each draws x_T, and for every further size eps and x_T.
+    base: the denoiser of images of sizes[0].  finer: for each further size, a function of y_s and the times s (B,).
+    sizes: (H, W) each, or one number for square images.  s: the noise time of the small images, -1 ... T-1.
+    steps: of the sampler, DPM-Solver++(2M), for each size.  streams: one for each sample; each draws x_T for the first
+    size, and eps and x_T for each further one.
     """
-    if not len(finer) + 1 == len(sizes) == len(steps):
-        raise ValueError(f"finer, sizes and steps must be K-1, K and K of them, not {len(finer)}, {len(sizes)} "
-                         f"and {len(steps)}")
+    _check_counts(finer, sizes, steps)
     drawn = []
     for k, size in enumerate(sizes):
-        shape = (size, size, channels)
+        shape = (*((size, size) if np.ndim(size) == 0 else size), channels)
         denoiser = base
         if k:
             eps, at = streams.normal(shape, dtype), np.full(len(streams), s)
@@ -106,3 +107,23 @@ def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int], stream
         x_0 = sample(dpm_solver_pp_2m(denoiser, x_T, times(denoiser.schedule, steps[k])))
         drawn.append(xp_of(x_0).asarray(x_0, dtype=dtype))
     return drawn
+
+
+# ---- checks ------------------------------------------------------------------------------------------------
+
+def _check_size(H: int, W: int, h: int, w: int) -> None:
+    smaller = h >= 1 and w >= 1 and H % h == 0 and W % w == 0
+    larger = h >= 1 and w >= 1 and h % H == 0 and w % W == 0
+    if not (smaller or larger):
+        raise ValueError(f"size must be a multiple of the image's {H} x {W} pixels, or divide it, not {h} x {w}")
+
+
+def _check_level(aug_level: float) -> None:
+    if not 0 <= aug_level <= 1:
+        raise ValueError(f"aug_level must lie within 0 and 1, not {aug_level!r}")
+
+
+def _check_counts(finer: Sequence, sizes: Sequence, steps: Sequence) -> None:
+    if not len(finer) + 1 == len(sizes) == len(steps):
+        raise ValueError(f"finer, sizes and steps must be K-1, K and K of them, not {len(finer)}, {len(sizes)} "
+                         f"and {len(steps)}")

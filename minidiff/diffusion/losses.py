@@ -25,6 +25,7 @@ import numpy as np
 
 from minidiff.diffusion.gaussian import Times, check_predicts
 from minidiff.diffusion.schedules import Schedule
+from minidiff.diffusion.times import stratified_uniform  # noqa: F401
 
 
 def simple_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
@@ -54,13 +55,7 @@ def min_snr_weight(schedule: Schedule, t: Times, predicts: str, gamma: float = 5
     return np.minimum(schedule.snr(t), gamma) * _unit(abar, predicts)
 
 
-def stratified_uniform(rng: np.random.Generator, B: int) -> np.ndarray:
-    """u (B,), each uniform on [0, 1), together spread evenly: where the times of a batch come from (VDM I.1)."""
-    # u_i = u_0 + i/B mod 1
-    return (rng.random() + np.arange(B) / B) % 1
-
-
-WEIGHTS: dict[str, Callable[[Schedule, Times, str], np.ndarray]] = {
+LOSS_WEIGHTS: dict[str, Callable[[Schedule, Times, str], np.ndarray]] = {
     "simple": simple_weight,
     "bound": bound_weight,
     "min_snr": min_snr_weight,
@@ -68,10 +63,10 @@ WEIGHTS: dict[str, Callable[[Schedule, Times, str], np.ndarray]] = {
 
 
 def weight(schedule: Schedule, t: Times, predicts: str, kind: str) -> np.ndarray:
-    """The weight called `kind`, a name in WEIGHTS, for t an integer or (B,); float64 of t's shape."""
-    if kind not in WEIGHTS:
-        raise ValueError(f"kind must be one of {', '.join(WEIGHTS)}, got {kind!r}")
-    return WEIGHTS[kind](schedule, t, predicts)
+    """The weight called `kind`, a name in LOSS_WEIGHTS, for t an integer or (B,); float64 of t's shape."""
+    if kind not in LOSS_WEIGHTS:
+        raise ValueError(f"kind must be one of {', '.join(LOSS_WEIGHTS)}, got {kind!r}")
+    return LOSS_WEIGHTS[kind](schedule, t, predicts)
 
 
 def _unit(abar: np.ndarray, predicts: str) -> np.ndarray:

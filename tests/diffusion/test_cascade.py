@@ -174,14 +174,29 @@ def test_the_check_sees_noise_that_was_added_before_enlarging(monkeypatch):
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**32))
 def test_resizing_is_the_mean_of_squares_and_its_right_inverse(small, factor, seed):
     x = np.random.default_rng(seed).normal(size=(2, small * factor, small * factor, 3))
-    rows = x.reshape(2, small, factor, small, factor, 3)
-    np.testing.assert_allclose(resized(x, small), rows.mean(axis=(2, 4)), atol=1e-12)
+    blocks = [[x[:, i * factor:(i + 1) * factor, j * factor:(j + 1) * factor].mean(axis=(1, 2)) for j in range(small)]
+              for i in range(small)]
+    np.testing.assert_allclose(resized(x, small), np.array(blocks).transpose(2, 0, 1, 3), atol=1e-12)
     y = x[:, :small, :small]
     assert np.array_equal(resized(y, small * factor), np.repeat(np.repeat(y, factor, 1), factor, 2))
     np.testing.assert_allclose(resized(resized(y, small * factor), small), y, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [0, 3, 6, -2])
+def test_images_need_not_be_square():
+    x = np.arange(16.0).reshape(1, 2, 8, 1)
+    assert resized(x, (1, 2))[0, ..., 0].tolist() == [[5.5, 9.5]]                     # of 2 x 4 pixels each
+    assert resized(x, (2, 8)).tolist() == x.tolist()
+    assert np.array_equal(resized(x, (4, 16)), x.repeat(2, 1).repeat(2, 2))
+    with pytest.raises(ValueError, match="a multiple of the image's 2 x 8 pixels, or divide it, not 4 x 4"):
+        resized(x, 4)
+
+
+def test_half_precision_is_averaged_in_float32():
+    x = np.full((1, 64, 64, 1), 100, np.float16)            # a sum of 409,600 overflows float16
+    assert resized(x, 1).dtype == np.float16 and resized(x, 1).item() == 100
+
+
+@pytest.mark.parametrize("size", [0, 3, 6, -2, (0, 4), (4, 3), (2, 8)])
 def test_other_sizes_are_refused(size):
     with pytest.raises(ValueError, match="size"):
         resized(np.zeros((1, 4, 4, 1)), size)

@@ -13,7 +13,7 @@ def test_simple_weight_is_one_at_every_time(predicts):
     np.testing.assert_array_equal(weight, np.ones(10))
 
 
-@pytest.mark.parametrize("kind", losses.WEIGHTS)
+@pytest.mark.parametrize("kind", losses.LOSS_WEIGHTS)
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 def test_weights_are_positive_float64_of_the_shape_of_t(kind, predicts):
     schedule = schedules.cosine(10)
@@ -32,7 +32,7 @@ def test_what_has_no_weight_is_refused():
             losses.weight(schedule, -1, "x0", kind)
     with pytest.raises(ValueError, match="kind must be one of simple, bound, min_snr, got 'vlb'"):
         losses.weight(schedule, 3, "x0", "vlb")
-    for kind in losses.WEIGHTS:
+    for kind in losses.LOSS_WEIGHTS:
         with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, got 'noise'"):
             losses.weight(schedule, 3, "noise", kind)
     for gamma in (0.0, -1.0, float("nan")):

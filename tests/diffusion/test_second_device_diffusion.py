@@ -132,7 +132,7 @@ def test_tables_take_times_of_the_device(cupy):
     for f in (s.abar, s.alpha, s.sigma, s.snr, s.log_snr, s.half_log_snr):
         assert isinstance(f(other), np.ndarray) and np.array_equal(f(other), f(t))
     assert all(map(np.array_equal, gaussian.q_step(s, cupy.asarray(t - 1), other), gaussian.q_step(s, t - 1, t)))
-    for kind in losses.WEIGHTS:
+    for kind in losses.LOSS_WEIGHTS:
         for predicts in gaussian.PREDICTIONS:
             found = losses.weight(s, other, predicts, kind)
             assert isinstance(found, np.ndarray) and np.array_equal(found, losses.weight(s, t, predicts, kind))

@@ -152,7 +152,7 @@ def test_the_mathematics_is_finite_at_extreme_times_in_half_precision(schedule, 
                 try:
                     out = gaussian.target(schedule, predicts, x_0, eps, t) + error
                     finite.append(gaussian.to_x0(schedule, predicts, x_t, t, out))
-                    weights = [losses.weight(schedule, t, predicts, kind) for kind in losses.WEIGHTS
+                    weights = [losses.weight(schedule, t, predicts, kind) for kind in losses.LOSS_WEIGHTS
                                if t or kind != "bound"]
                     assert all(np.isfinite(weight * np.mean(error**2)) for weight in weights)
                 except ValueError as refusal:

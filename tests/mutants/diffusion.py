@@ -4,6 +4,7 @@ from .bug import Bug
 
 SCHEDULES, GAUSSIAN, DENOISER = "diffusion/schedules.py", "diffusion/gaussian.py", "diffusion/denoiser.py"
 LOSSES, SAMPLERS, GUIDANCE = "diffusion/losses.py", "diffusion/samplers.py", "diffusion/guidance.py"
+TIMES, CASCADE = "diffusion/times.py", "diffusion/cascade.py"
 
 BUGS = [
     # --- schedules ----------------------------------------------------------------------------------------
@@ -246,6 +247,29 @@ BUGS = [
     Bug("data set: the derivative without the mean taken off", DENOISER,
         "along = dy @ data.T - (x0_hat * dy).sum(1, keepdims=True)",
         "along = dy @ data.T"),
+
+    # --- training times, sizes of images ------------------------------------------------------------------
+    Bug("training times are uniform whatever the power", TIMES,
+        "(T * _root(u, power))",
+        "(T * u)"),
+    Bug("training times never reach T - 1", TIMES,
+        "(T * _root(u, power))",
+        "((T - 1) * _root(u, power))"),
+    Bug("training times reach T", TIMES,
+        "np.minimum((T * _root(u, power)).astype(np.int64), T - 1)",
+        "(T * _root(u, power)).astype(np.int64)"),
+    Bug("a batch's times are not stratified", TIMES,
+        "u = stratified_uniform(rng, shape) if stratified else",
+        "u = rng.random(shape) if stratified else"),
+    Bug("a batch's times all begin in the first interval", TIMES,
+        "return (rng.random() + np.arange(B) / B) % 1",
+        "return (rng.random() + np.arange(B)) / B"),
+    Bug("small images are every second pixel", CASCADE,
+        "squares.mean(axis=(2, 4), dtype=np.result_type(x.dtype, np.float32))",
+        "squares[:, :, 0, :, 0]"),
+    Bug("enlarged images are tiles", CASCADE,
+        "x.repeat(h // H, axis=1).repeat(w // W, axis=2)",
+        "np.tile(x, (1, h // H, w // W, 1))"),
 
     # --- losses -------------------------------------------------------------------------------------------
     Bug("the bound's weight without its half", LOSSES,
