@@ -6,8 +6,6 @@ What the user can put right (an argument, a file, a missing device) is said in o
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import shlex
 import sys
 import time
@@ -16,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minidiff import __version__, systems
+from minidiff.cli import arguments, verify
 from minidiff.cli import ranks as cli_ranks
 from minidiff.cli import systems as cli_systems
 from minidiff.errors import UserError
@@ -226,108 +225,6 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def verify(args: argparse.Namespace) -> int:
-    from minidiff import pictures
-    from minidiff import verify as laws
-    from minidiff.files import check_writable, write_json
-    from minidiff.verify import user_schedule as own
-    from minidiff.verify import watch
-
-    if args.scheduler:
-        return _verify_scheduler(args)
-    if args.scheduler_config or args.steps:
-        raise UserError("--scheduler-config and --steps are read only with --scheduler")
-    if args.out and not args.watch:
-        raise UserError("-o is read only with --watch, whose picture it names")
-    out = args.out or Path("watch.png")
-    for path in (args.plot, out if args.watch else None):
-        if path:
-            pictures.check_writable(path)
-    if args.json:
-        check_writable(args.json, (".json",))
-    _check_apart({"--plot": args.plot, "--out": out if args.watch else None, "--json": args.json},
-                 {"--betas": args.betas, "--alpha-bar": args.alpha_bar, "--watch": args.watch})
-    # before the user's code runs, which may go to another folder
-    plot_at, out_at, json_at = (path and path.absolute() for path in (args.plot, out, args.json))
-    image = watch.load_image(args.watch) if args.watch else None
-    schedule, said, betas = _schedule(args)
-
-    print(f"{said}; T = {schedule.T}, alpha_bar from {schedule.alpha_bar[0]:.6g} to {schedule.alpha_bar[-1]:.3g}")
-    for note in own.notes(schedule):
-        print(f"note: {note}")
-    rows = laws.report(schedule, betas=betas, seed=args.seed)
-    if image is not None:
-        frames = watch.watch(schedule, image, 37 if out.suffix.lower() == ".gif" else 10, seed=args.seed)
-        states = frames if len(frames) <= 10 else frames[::4]
-        print(f"\n{watch.table(states)}")
-        rows += watch.rows(states, args.seed)
-    print(f"\n{laws.table(rows)}")
-    if args.plot:
-        pictures.save(watch.plot(schedule, seed=args.seed), plot_at)
-        print(f"plot     {args.plot}")
-    if image is not None:
-        watch.save(schedule, frames, out_at)
-        print(f"watch    {out}")
-    if args.json:
-        write_json(json_at, laws.as_dict(schedule, rows, source=said, seed=args.seed))
-    return int(any(row.verdict == laws.BROKEN for row in rows))
-
-
-def _check_apart(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
-    """UserError where two outputs are one file, or an output is an input. The keys are the options that name them."""
-    outputs, inputs = ([(option, path) for option, path in paths.items() if path] for paths in (outputs, inputs))
-    for i, (option, path) in enumerate(outputs):
-        for other, there in [*outputs[:i], *inputs]:
-            both_exist = os.path.exists(path) and os.path.exists(there)
-            if os.path.realpath(path) == os.path.realpath(there) or both_exist and os.path.samefile(path, there):
-                raise UserError(f"{other} and {option} are both {ascii(str(path))}: name two files")
-
-
-def _verify_scheduler(args: argparse.Namespace) -> int:
-    """The laws that apply to a scheduler, ours or another library's."""
-    from minidiff import verify as laws
-    from minidiff.files import check_writable, write_json
-    from minidiff.verify import scheduler as schedulers
-
-    for option, why in (("T", ", which brings its own times"), ("plot", ": it draws the marginals of a schedule"),
-                        ("watch", ": it drowns a picture by a schedule"), ("out", ": it names the picture of --watch")):
-        if getattr(args, option) is not None:
-            raise UserError(f"{'-T' if option == 'T' else '--' + option} is not read with --scheduler{why}")
-    if args.json:
-        check_writable(args.json, (".json",))
-    json_at = args.json and args.json.absolute()            # before the user's code runs, which may go elsewhere
-    config = dict(args.scheduler_config or [])
-    scheduler = schedulers.load(args.scheduler, config)
-    print(f"{args.scheduler}{''.join(f', {key} {value}' for key, value in config.items())}; "
-          f"T = {len(scheduler.alpha_bar)}, predicts {scheduler.predicts}\n")
-    rows = schedulers.report(scheduler, [args.steps]) if args.steps else schedulers.report(scheduler)
-    print(laws.table(rows))
-    if args.json:
-        write_json(json_at, {"scheduler": args.scheduler, "config": config, "rows": schedulers.as_dicts(rows)})
-    return int(any(row.verdict == laws.BROKEN for row in rows))
-
-
-def _schedule(args: argparse.Namespace):
-    """The schedule that the options ask for, as an `own.UserSchedule`; it need not reach noise."""
-    from minidiff.diffusion.schedules import SCHEDULES
-    from minidiff.verify import user_schedule as own
-
-    if args.betas or args.alpha_bar or args.python:
-        if args.T is not None:
-            raise UserError("-T is read only with --schedule: a table has as many times as it has numbers")
-        if args.python:
-            return own.from_function(args.python)
-        return own.from_file(args.betas, "betas") if args.betas else own.from_file(args.alpha_bar, "alpha_bar")
-    name, T = args.schedule or "cosine", 1000 if args.T is None else args.T
-    try:
-        try:
-            return own.UserSchedule(SCHEDULES[name](T), f"the {name} schedule")
-        except ValueError:                                  # it keeps signal: `report` says so among the other laws
-            return own.UserSchedule(SCHEDULES[name](T, allow_signal=True), f"the {name} schedule")
-    except ValueError as error:
-        raise UserError(f"--schedule {name} -T {T}: {error}") from error
-
-
 def info(args: argparse.Namespace) -> int:
     import numpy
     import scipy
@@ -409,31 +306,17 @@ def _minutes(seconds: float) -> str:
 
 # --- the arguments ----------------------------------------------------------------------------------------
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one to show."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one sentence."""
-
-    def error(self, message: str):
-        self.exit(2, f"minidiff: {message} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    from minidiff.diffusion.schedules import SCHEDULES
     from minidiff.nn.precision import PRECISIONS
     from minidiff.training.main_job import TrainConfig
-    parser = _Parser(prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
+    parser = arguments.Parser(
+        prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
     parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=arguments.Parser)
 
     def command(name: str, function, help: str, epilog: str) -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=help, description=help, epilog=epilog,
-                                formatter_class=_Help)
+                                formatter_class=arguments.Help)
         p.set_defaults(command=function)
         return p
 
@@ -441,15 +324,15 @@ def _parser() -> argparse.ArgumentParser:
                 "Ctrl-C saves; --resume goes on, and gives the same result as a run that was never stopped.")
     _system(p)
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (else runs/mnist, or runs/SYSTEM)")
-    p.add_argument("--effort", type=_effort, default=1.0,
+    p.add_argument("--effort", type=arguments.effort, default=1.0,
                    help="of --system: the share of its stages' steps to make; 0.1 for a quick look")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    p.add_argument("--steps", type=_count, default=TrainConfig.steps, help="training steps")
-    p.add_argument("--batch", type=_count, default=TrainConfig.batch, help="images in a step")
-    p.add_argument("--lr", type=_positive, default=TrainConfig.lr, help="peak learning rate")
+    p.add_argument("--steps", type=arguments.count, default=TrainConfig.steps, help="training steps")
+    p.add_argument("--batch", type=arguments.count, default=TrainConfig.batch, help="images in a step")
+    p.add_argument("--lr", type=arguments.positive, default=TrainConfig.lr, help="peak learning rate")
     p.add_argument("--precision", choices=PRECISIONS, default=TrainConfig.precision,
                    help="what the network computes in; the half precisions are meant for a GPU, and slow without one")
-    p.add_argument("--images", type=_whole(0, 10_000), default=1000,
+    p.add_argument("--images", type=arguments.whole(0, 10_000), default=1000,
                    help="images to evaluate at the end; 0 for no evaluation")
     _common(p, scale=EVALUATED_SCALE)
     p.set_defaults(defaults={action.dest: action.default for action in p._actions})
@@ -459,9 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("prompt", help='a caption, such as "a thin, upright three"; "" for no caption')
     p.add_argument("-o", "--out", type=Path, default=Path("sample.png"), metavar="FILE",
                    help="the picture (.png, .jpg)")
-    p.add_argument("--count", type=_count, default=16, help="how many pictures")
+    p.add_argument("--count", type=arguments.count, default=16, help="how many pictures")
     _system(p)
-    p.add_argument("--steps", type=_steps,
+    p.add_argument("--steps", type=arguments.steps,
                    help=f"sampling steps, 1 to 1000: more are finer and slower ({cli_systems.MAIN}: {SAMPLED_STEPS})")
     p.add_argument("--sampler", choices=("dpm++2m", "ddim", "heun", "ddpm"),
                    help=f"the sampler ({cli_systems.MAIN}: dpm++2m)")
@@ -473,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("evaluate", evaluate, "Measure how well a model's pictures follow their captions.",
                 "A frozen classifier reads the digits; the attributes are measured as for the training captions.")
-    p.add_argument("--images", type=_two_or_more, default=1000,
+    p.add_argument("--images", type=arguments.two_or_more, default=1000,
                    help="how many pictures; FID wants many. With --likelihood, how many test images")
     p.add_argument("--likelihood", action="store_true",
                    help="measure bits/dim on MNIST's test images instead, of the model without a caption: the "
@@ -486,29 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     _common(p, scale=None, sample_steps=None)
     _model(p)
 
-    p = command("verify", verify, "Check the closed-form laws of q(x_t | x_0) on a noise schedule, ours or your own.",
-                "Exit status 1 where a law is broken. Example: minidiff verify --betas betas.csv --plot marginals.png")
-    which = p.add_mutually_exclusive_group()
-    which.add_argument("--schedule", choices=tuple(SCHEDULES), help="one of minidiff's schedules (else cosine)")
-    which.add_argument("--betas", type=Path, metavar="FILE", help="your own betas: .npy, .csv or .json")
-    which.add_argument("--alpha-bar", type=Path, metavar="FILE", help="your own alpha_bar, in the same kinds of file")
-    which.add_argument("--python", metavar="MODULE:FUNCTION",
-                       help="your own function, which returns betas or a minidiff Schedule; it is run")
-    which.add_argument("--scheduler", metavar="LIBRARY:NAME",
-                       help="another library's scheduler, such as diffusers:DDIMScheduler; one of our samplers, such "
-                            "as minidiff:heun; or your own MODULE:FACTORY; it is run")
-    p.add_argument("--scheduler-config", type=_setting, action="append", metavar="KEY=VALUE",
-                   help="an option of --scheduler, such as timestep_spacing=trailing; once for each")
-    p.add_argument("--steps", type=_whole(2, 1000), metavar="N",
-                   help="the length of --scheduler's runs (else 3, 7, 10, 20 and 50)")
-    p.add_argument("-T", type=_whole(1, 100_000), metavar="T", help="the number of times of --schedule (else 1000)")
-    p.add_argument("--seed", type=_natural, default=0, help="of the random numbers that some laws draw")
-    p.add_argument("--plot", type=Path, metavar="FILE",
-                   help="draw mean and variance over t, simulated and in closed form, and the SNR (.png, .jpg)")
-    p.add_argument("--watch", type=Path, metavar="IMAGE", help="also drown this picture in noise, and measure it")
-    p.add_argument("-o", "--out", type=Path, metavar="FILE",
-                   help="where --watch draws (.png, .jpg, .gif; else watch.png)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, too")
+    verify.add(commands)
 
     p = command("info", info, "Say what is installed, and what a model file holds.", "It changes nothing.")
     _model(p)
@@ -518,14 +379,14 @@ def _parser() -> argparse.ArgumentParser:
 def _common(p: argparse.ArgumentParser, scale: float | None, data: bool = True,
             sample_steps: int | None = EVALUATED_STEPS) -> None:
     """None is a default that the command fills in, having seen whether the option was given."""
-    p.add_argument("--scale", type=_number, default=scale,
+    p.add_argument("--scale", type=arguments.number, default=scale,
                    help="guidance: 0 ignores the caption, 1 follows it, more follows it more strictly"
                         + ("" if scale is not None else f" (else {EVALUATED_SCALE:g}; not with --likelihood)" if data
                            else f" ({cli_systems.MAIN}: {SAMPLED_SCALE:g})"))
-    p.add_argument("--seed", type=_natural, default=0, help="another seed, other pictures")
+    p.add_argument("--seed", type=arguments.natural, default=0, help="another seed, other pictures")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
     if data:
-        p.add_argument("--sample-steps", type=_steps, default=sample_steps,
+        p.add_argument("--sample-steps", type=arguments.steps, default=sample_steps,
                        help="sampling steps of the pictures that are evaluated"
                             + (f" (else {EVALUATED_STEPS}; not with --likelihood)" if sample_steps is None else ""))
         p.add_argument("--data", type=Path, metavar="DIR",
@@ -539,60 +400,10 @@ def _system(p: argparse.ArgumentParser) -> None:
 
 
 def _set(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--set", type=_setting, action="append", metavar="KEY=VALUE",
+    p.add_argument("--set", type=arguments.setting, action="append", metavar="KEY=VALUE",
                    help="an option of --system's sampling, such as temperature=0.9; once for each. minidiff info "
                         "--model FILE lists a system's, and so does a wrong name")
 
 
 def _model(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", type=Path, metavar="FILE", help="a model.safetensors (else the one shipped)")
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or abs(value) > 1000:
-        raise argparse.ArgumentTypeError(f"takes a number from -1000 to 1000, not {text!r}")
-    return value
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """KEY=VALUE; the value as JSON where it is that (0.1, true, null), else as a string."""
-    import json
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"takes KEY=VALUE, such as timestep_spacing=trailing, not {text!r}")
-    try:
-        return key, json.loads(value.lower() if value in ("True", "False") else value)
-    except (ValueError, RecursionError):
-        return key, value
-
-
-def _positive(text: str) -> float:
-    if (value := _number(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"takes a number above 0, not {text!r}")
-    return value
-
-
-def _effort(text: str) -> float:
-    if not 0 < (value := _number(text)) <= 100:
-        raise argparse.ArgumentTypeError(f"takes a number above 0 and at most 100, not {text!r}")
-    return value
-
-
-def _whole(low: int, high: int):
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"takes a whole number from {low} to {high}, not {text!r}")
-        return value
-    return convert
-
-
-_natural, _count = _whole(0, 2**31), _whole(1, 10**6)
-_two_or_more, _steps = _whole(2, 10_000), _whole(1, 1000)

@@ -48,7 +48,7 @@ class Toy:
     def x0_hat(self, eps, abar, x_t):
         return (x_t - (1 - abar) ** 0.5 * eps) / abar**0.5
 
-    def stratified_uniform(self, t, s):
+    def spread(self, t, s):
         abar_t, abar_s = self.abar(t), self.abar(s)
         return self.eta * math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
 
@@ -154,7 +154,7 @@ class EndsAtTheFirstTime(Toy):
 
 
 class NoiseAtTheLastStep(Ancestral):
-    def stratified_uniform(self, t, s):
+    def spread(self, t, s):
         return super().spread(t, s) if s >= 0 else 0.0
 
     def step(self, prediction, t, x_t, z):
@@ -592,7 +592,7 @@ def test_the_command_takes_a_scheduler(capsys, tmp_path):
 
 def test_the_command_takes_a_file_of_the_users(capsys, tmp_path, monkeypatch):
     (tmp_path / "my_scheduler.py").write_text(
-        "import sys\nfrom test_schedulers import FixedStride, Toy\n\n\ndef make(stride=False):\n"
+        "import sys\nfrom test_scheduler import FixedStride, Toy\n\n\ndef make(stride=False):\n"
         "    return FixedStride() if stride else Toy()\n\n\ndef half():\n    return object()\n")
     monkeypatch.chdir(tmp_path)
     assert main(["verify", "--scheduler", "my_scheduler:make", "--steps", "7"]) == 0
@@ -623,7 +623,7 @@ def test_whatever_a_file_of_the_users_raises_is_said_in_a_sentence(text, sentenc
 
 def test_the_laws_need_no_docstrings():
     """python -OO takes them away."""
-    code = "from minidiff import schedulers as s; print(len(s.report(s.load('minidiff:ddim'), [3])))"
+    code = "from minidiff.verify import scheduler as s; print(len(s.report(s.load('minidiff:ddim'), [3])))"
     ran = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True,
                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"})
     assert ran.stdout.split() == [str(len(LAWS))], ran.stderr

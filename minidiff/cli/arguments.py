@@ -1,0 +1,83 @@
+"""What the commands' parsers share: the parser, its help, and functions that convert an argument's text to a value."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each option that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one sentence, with exit status 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"minidiff: {message} (see {self.prog} --help)\n")
+
+
+def add_command(commands, name: str, function: Callable[[argparse.Namespace], int], *, help: str,
+                epilog: str) -> argparse.ArgumentParser:
+    """The parser of `minidiff NAME`, which runs function(args). commands: what `add_subparsers` returned."""
+    parser = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=Help)
+    parser.set_defaults(command=function)
+    return parser
+
+
+# ---- converters, for add_argument(type=...) ----------------------------------------------------------------
+
+def number(text: str) -> float:
+    """A finite number from -1000 to 1000."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or abs(value) > 1000:
+        raise argparse.ArgumentTypeError(f"takes a number from -1000 to 1000, not {text!r}")
+    return value
+
+
+def positive(text: str) -> float:
+    if (value := number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"takes a number above 0, not {text!r}")
+    return value
+
+
+def effort(text: str) -> float:
+    if not 0 < (value := number(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"takes a number above 0 and at most 100, not {text!r}")
+    return value
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The converter of whole numbers from low to high."""
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"takes a whole number from {low} to {high}, not {text!r}")
+        return value
+    return convert
+
+
+natural, count = whole(0, 2**31), whole(1, 10**6)
+two_or_more, steps = whole(2, 10_000), whole(1, 1000)
+
+
+def setting(text: str) -> tuple[str, object]:
+    """KEY=VALUE. The value is read as JSON if it is valid JSON (0.1, true, null), otherwise it is a string."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"takes KEY=VALUE, such as timestep_spacing=trailing, not {text!r}")
+    try:
+        return key, json.loads(value.lower() if value in ("True", "False") else value)
+    except (ValueError, RecursionError):
+        return key, value
