@@ -61,7 +61,7 @@ class EncoderDecoder(Module):
         return self.norm(h) @ table.transpose(1, 0) * (1 / math.sqrt(table.shape[1]))
 
     def loss(self, ids, mask, target_ids, weight) -> Tensor:
-        """The mean cross-entropy of a token in nats, (), float32 at least.  weight (B, M), with the sum B: see `batch`."""
+        """The mean cross-entropy of a token in nats, (), float32 at least.  weight (B, M) is that of `batch`."""
         log_p = ops.log_softmax(as_float32(self(ids, mask, target_ids)))            # (B, M, vocab)
         B, M = target_ids.shape
         xp = xp_of(log_p.data)

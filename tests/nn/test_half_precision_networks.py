@@ -1,9 +1,8 @@
-"""Every network computes in half precision, and on a second device: its loss and gradients are float32's, rounded."""
+"""Every network computes in half precision: its loss and gradients are float32's, rounded."""
 
 import numpy as np
 import pytest
 from support.every_network import NETWORKS
-from support.fake_cupy import assert_same, install
 
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn.layers import Linear
@@ -41,18 +40,6 @@ def test_the_loss_and_its_gradients_in_half_precision(network, precision):
     assert np.linalg.norm(half_g - g) < 60 * EPS[precision] * np.linalg.norm(g)
 
 
-@every_network
-def test_the_loss_and_its_gradients_on_a_second_device(network, monkeypatch):
-    cupy, results = install(monkeypatch), []
-    for device in ("cuda", "cpu"):
-        module = network.new().to(device)
-        loss = network.loss(module)
-        assert isinstance(loss.data, cupy.ndarray) == (device == "cuda")
-        results.append([loss.data, *gradients(loss, list(module.parameters().values()))])
-    for found, expected in zip(*results, strict=True):
-        assert_same(found, expected)
-
-
 # --- what a loss brings to a network, and takes from it ---------------------------------------------------
 
 @half
@@ -74,10 +61,3 @@ def test_what_has_the_right_dtype_stays_itself():
     assert as_input(layer, x) is x and as_float32(x) is x and as_input(layer, x.data).data is x.data
     single = Tensor(np.ones(2, np.float32))
     assert as_float32(single) is single
-
-
-def test_an_array_is_moved_to_the_modules_device(monkeypatch):
-    cupy = install(monkeypatch)
-    layer, x = Linear(3, 2, np.random.default_rng(0)).to("cuda"), np.ones((4, 3), np.float32)
-    assert layer.device == "cuda" and isinstance(as_input(layer, x).data, cupy.ndarray)
-    assert_same(layer(as_input(layer, x)).data, layer.to("cpu")(Tensor(x)).data)
