@@ -1,4 +1,4 @@
-"""The list of planted bugs does not rot, and the runner tells a caught bug from one that only looks caught."""
+"""Every planted bug still applies, and the runner tells a caught bug from one that only looks caught."""
 
 import ast
 
@@ -10,7 +10,7 @@ ALL = [bug for group in run.GROUPS.values() for bug in group]
 
 
 def test_every_bug_finds_its_text_once_and_leaves_python_behind():
-    """Where this fails the code has changed under a bug: give the bug its new text in tests/mutants."""
+    """If this fails, the code that a bug changes has itself changed: update the bug's text in tests/mutants."""
     lost = []
     for bug in ALL:
         try:
@@ -22,16 +22,48 @@ def test_every_bug_finds_its_text_once_and_leaves_python_behind():
     assert not lost, "\n".join(lost)
 
 
-def test_every_bug_has_a_name_of_its_own_and_changes_something():
+def test_bugs_have_different_names_and_change_something():
     assert len({bug.name for bug in ALL}) == len(ALL)
     assert all(bug.before != bug.after for bug in ALL)
 
 
 def test_there_are_enough():
-    """60 in the mathematics and what stands on it, 40 in the engine, lest a group be lost unseen."""
+    """At least 40 in the engine and 60 elsewhere, so that a lost group is noticed."""
     assert len(run.GROUPS["The engine and its derivatives"]) >= 40
     assert len(ALL) - len(run.GROUPS["The engine and its derivatives"]) >= 60
 
+
+# ---- the map from files to tests ---------------------------------------------------------------------------------
+
+def test_every_path_that_the_map_names_exists():
+    named = [f"tests/{path}" for paths in run.OWN.values() for path in paths]
+    named += [path for paths in run.FLOORS.values() for path in paths]
+    named += [f"minidiff/{file}" for file in run.OWN if not file.startswith("kernels/")]
+    named += [f"minidiff/{folder}" for folder in run.FLOORS if folder != "kernels"]
+    assert [path for path in named if not (run.ROOT / path).exists()] == []
+    families = [file for file in run.OWN if file.startswith("kernels/")]
+    assert [family for family in families if not list(run.ROOT.glob(f"{family}_*.cu"))] == []
+
+
+@pytest.mark.parametrize("file", sorted({bug.file for bug in ALL if not bug.file.endswith(".cuh")}))
+def test_a_file_with_planted_bugs_has_tests_of_its_own(file):
+    """They run before those of its folder: without them each bug of the file takes minutes instead of seconds."""
+    assert run.own_tests(file, run.ROOT), f"enter the tests of {file} in OWN of tests/mutants/run.py"
+
+
+@pytest.mark.parametrize("file, own", [
+    ("engine/conv.py", ["tests/engine/test_conv.py"]),
+    ("engine/cuda/conv.py", ["tests/kernels/test_conv_kernels.py"]),
+    ("kernels/conv_2_tiles.cu", ["tests/kernels/test_conv_kernels.py"]),
+    ("kernels/attention_forward_3_registers.cu", ["tests/kernels/test_attention_forward_kernels.py"]),
+    ("kernels/group_norm_1_naive.cu", ["tests/kernels/test_norm_kernels.py"]),
+    ("systems/dalle.py", ["tests/systems/test_dalle.py"]),
+])
+def test_the_map_finds_the_tests_of_a_file(file, own):
+    assert run.own_tests(file, run.ROOT) == own
+
+
+# ---- the runner, on a project of two lines -----------------------------------------------------------------------
 
 PLUS = """
 from minidiff.sums import plus
@@ -51,7 +83,7 @@ def test_minus():
 SETTINGS = """
 [tool.pytest.ini_options]
 addopts = "-p no:hypothesispytest"
-"""                                                         # these have no use for it, and it is slow to load
+"""                                                         # these tests do not use it, and it is slow to load
 
 
 @pytest.fixture
@@ -77,12 +109,12 @@ def test_a_bug_is_caught_by_the_first_test_that_fails(project, tmp_path):
     assert (result.verdict, result.test) == ("caught", "tests/test_sums.py::test_plus")
 
 
-def test_what_the_files_own_tests_pass_another_may_catch(project, tmp_path):
+def test_another_file_may_catch_what_the_own_tests_miss(project, tmp_path):
     result = judge(project, tmp_path, "abs(a) + abs(b)")
     assert (result.verdict, result.test) == ("caught", "tests/test_others.py::test_minus")
 
 
-def test_the_likeliest_test_is_asked_first_and_need_not_be_there(project, tmp_path):
+def test_the_likeliest_test_runs_first_if_it_exists(project, tmp_path):
     copy, bug = run.Copy(tmp_path / "copy", project), Bug("a bug", "sums.py", "a + b", "2 * a + b")
     assert copy.judge(bug, likeliest="tests/test_others.py::test_minus").test == "tests/test_others.py::test_minus"
     assert copy.judge(bug, likeliest="tests/test_gone.py::test_gone").test == "tests/test_sums.py::test_plus"
@@ -94,7 +126,7 @@ def test_a_harmless_change_survives(project, tmp_path):
 
 
 @pytest.mark.parametrize("after", ["a +", "a + no_such_name"])
-def test_code_that_is_nonsense_is_not_caught(project, tmp_path, after):
+def test_code_that_does_not_load_is_not_caught(project, tmp_path, after):
     assert judge(project, tmp_path, after).verdict == "broken"
 
 
@@ -103,7 +135,7 @@ def test_tests_that_do_not_end_catch_nothing(project, tmp_path):
     assert judge(project, tmp_path, loop, limit=2.0, before="def plus(a, b):\n").verdict == "timed out"
 
 
-def test_nothing_is_concluded_from_tests_that_fail_without_a_bug(project):
+def test_tests_that_fail_without_a_bug_are_refused(project):
     (project / "tests/test_sums.py").write_text("def test_red():\n    assert False\n", encoding="utf-8")
     with pytest.raises(run.NotGreen, match="test_red"):
         run.run([Bug("harmless", "sums.py", "a + b", "b + a")], jobs=1, original=project)

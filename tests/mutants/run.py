@@ -1,9 +1,9 @@
-"""Plants each bug in a copy of the code, one at a time, and asks the tests.
+"""Plants each bug in a copy of the code, one at a time, and runs the tests.
 
-A bug counts as caught when a test fails in its own body, on the wrong result.  Not so where the code no longer
-loads (a syntax error), where the plant is nonsense (a NameError), or where the tests do not end: those are said,
-and are failures of this list.  The test that caught the bug the last time runs first, then the tests of the bug's file,
-of its floor, and all others; only a bug that passes them all has survived.
+A bug is caught when a test fails in its own body, on the wrong result.  It is not caught if the code no longer loads
+(a syntax error), if the bug makes nonsense of it (a NameError), or if the tests do not end: the report names these
+cases, since the list of bugs has to be mended.  The test that caught the bug in the last report runs first, then the
+tests of the bug's file, those of its folder, and all others.  A bug that passes all of them has survived.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "docs" / "mutants.md"
 PARTS = ("minidiff", "tests", "kernels", "examples", "docs", "benchmarks", "pyproject.toml", "setup.py", "README.md",
          "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")          # what the tests may read
-NEVER = ("tests/parity", "tests/test_mutants.py")           # other libraries; the test of this very program
+NEVER = ("tests/parity", "tests/test_mutants.py")           # other libraries; the test of this program
 LIMIT = 900.0                                               # seconds for one round of tests
 NONSENSE = {"NameError", "ImportError", "AttributeError", "SyntaxError",
             "KernelError"}                                  # CUDA C++ that does not compile
@@ -50,38 +50,53 @@ GROUPS: dict[str, list[Bug]] = {
     "The CUDA kernels and their launch": kernels.BUGS,
 }
 
-# laws that say most of a file; tests named after it come next
-LAWS = {
-    "diffusion/schedules.py": ("forward_process",),
-    "diffusion/gaussian.py": ("posterior", "parametrisations", "forward_process"),
-    "diffusion/denoiser.py": ("exact_denoisers", "parametrisations"),
-    "diffusion/losses.py": ("loss_weights",),
-    "diffusion/samplers.py": ("sampler_laws", "convergence"),
-    "diffusion/guidance.py": ("guidance_laws",),
-    "diffusion/likelihood.py": ("bound", "decoder", "flow_likelihood"),
-    "text/clip.py": ("text_and_latents",),
-}
-# files whose tests have other names
+# the tests that check most of a file, likeliest first, where test_<file's name>.py is not the whole of them
 OWN = {
-    "engine/cuda/launch.py": ("cuda_launch",),
-    "training/trainer.py": ("train",),
-    "data/digits.py": ("train",),
-    "training/run.py": ("stages", "every_system"),
-    "systems/system.py": ("run", "every_system", "text_to_image"),
-    "diffusion/posterior.py": ("posterior_sampling",),
-    "diffusion/guidance.py": ("guidance", "adm", "glide"),
-    "nn/kl.py": ("gaussian_kl",),
-    "nn/transformer.py": ("transformer", "kv_cache"),
+    "checkpoint.py": ("test_checkpoint.py",),
+    "data/digits.py": ("training/test_main_job.py",),
+    "data/pixels.py": ("data/test_mnist.py",),
+    "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),
+    "diffusion/gaussian.py": ("laws/test_posterior.py", "laws/test_parametrisations.py",
+                              "laws/test_forward_process.py", "diffusion/test_gaussian.py"),
+    "diffusion/denoiser.py": ("laws/test_exact_denoisers.py", "laws/test_parametrisations.py",
+                              "diffusion/test_denoiser.py"),
+    "diffusion/losses.py": ("laws/test_loss_weights.py", "diffusion/test_losses.py"),
+    "diffusion/samplers.py": ("laws/test_sampler_laws.py", "laws/test_convergence.py", "diffusion/test_samplers.py"),
+    "diffusion/guidance.py": ("laws/test_guidance_laws.py", "diffusion/test_guidance.py", "systems/test_adm.py",
+                              "systems/test_glide.py"),
+    "diffusion/likelihood.py": ("laws/test_bound.py", "laws/test_decoder.py", "laws/test_flow_likelihood.py"),
+    "diffusion/posterior.py": ("diffusion/test_posterior_sampling.py",),
+    "engine/conv_shift.py": ("engine/test_conv.py",),
+    "engine/conv_winograd.py": ("engine/test_conv.py",),
+    "engine/cuda/attention.py": ("kernels/test_attention_forward_kernels.py",
+                                 "kernels/test_attention_backward_kernels.py"),
+    "engine/cuda/launch.py": ("engine/test_cuda_launch.py",),
+    "evaluation/judge.py": ("evaluation/test_report.py",),
+    "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
+    "systems/system.py": ("training/test_run.py", "systems/test_every_system.py", "systems/test_text_to_image.py"),
+    "text/clip.py": ("laws/test_text_and_latents.py", "systems/test_clip.py"),
+    "training/ranks.py": ("training/test_ranks_without_mpi.py", "training/test_ranks.py"),
+    "training/run.py": ("training/test_run.py", "systems/test_every_system.py"),
+    "training/trainer.py": ("training/test_main_job.py", "training/test_run.py"),
+    "verify/forward.py": ("verify/test_verify.py",),
+    "verify/reverse.py": ("verify/test_verify.py",),
+    "verify/rows.py": ("verify/test_verify.py",),
+    "verify/sampling.py": ("verify/test_verify.py",),
+    "kernels/group_norm": ("kernels/test_norm_kernels.py",),
+    "kernels/layer_norm": ("kernels/test_norm_kernels.py",),
+    "kernels/normal": ("kernels/test_random_kernels.py",),
+    "kernels/sum_partials": ("kernels/test_norm_kernels.py", "kernels/test_attention_backward_kernels.py"),
 }
-# where a floor's tests are, for bugs that the file's own tests pass
+# a folder's tests, for bugs that the file's own tests do not catch
 FLOORS = {"engine": ("tests/engine",), "nn": ("tests/nn",), "diffusion": ("tests/laws", "tests/diffusion"),
           "text": ("tests/text", "tests/laws"), "systems": ("tests/systems",), "data": ("tests/data",),
-          "verify": ("tests/verify/test_verify.py",), "kernels": ("tests/kernels",)}
+          "training": ("tests/training",), "evaluation": ("tests/evaluation",), "pictures": ("tests/pictures",),
+          "cli": ("tests/cli",), "verify": ("tests/verify",), "kernels": ("tests/kernels",)}
 
 
 @dataclass(frozen=True)
 class Result:
-    """verdict: "caught", "survived", "timed out" or "broken"; test: who caught it, or what went wrong."""
+    """verdict: "caught", "survived", "timed out" or "broken"; test: the test that caught it, or what went wrong."""
 
     bug: Bug
     verdict: str
@@ -93,23 +108,26 @@ class NotGreen(Exception):
     """The tests fail without any bug."""
 
 
+def own_tests(file: str, root: Path) -> list[str]:
+    """The paths of the tests that check most of a file: those of OWN, else every test_<file's name>.py."""
+    # of kernels/conv_2_tiles.cu the key is kernels/conv; engine/cuda/conv.py and kernels/conv have test_conv_kernels.py
+    key = re.sub(r"^(kernels/[a-z]+(?:_[a-z]+)*?)_\d\w*\.cu$", r"\1", file)
+    if key in OWN:
+        return [f"tests/{path}" for path in OWN[key] if (root / "tests" / path).exists()]
+    kernels = "_kernels" if key.startswith(("kernels/", "engine/cuda/")) else ""
+    return sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{Path(key).stem}{kernels}.py"))
+
+
 def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
-    """Test paths, likeliest first, that hold all tests together: those of the file, of its floor, all."""
-    # test_conv_kernels.py tests engine/cuda/conv.py and conv_2_tiles.cu; it is slow, so no other file's bugs ask it first
-    path = Path(re.sub(r"engine/cuda/(?!launch)(\w+)\.py$|_\d\w*\.cu$", lambda m: (m[1] or "") + "_kernels.py", bug.file))
-    kernels = path.stem.endswith("_kernels")
-    laws = [f"tests/laws/test_{name}.py" for name in LAWS.get(bug.file, ())]
-    own = [p for p in laws if (root / p).exists()]
-    for stem in OWN.get(bug.file, (path.stem,)):
-        own += sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{stem}*.py")
-                      if kernels == p.stem.endswith("_kernels"))
-    floor = [p for p in FLOORS.get(path.parts[0], ()) if (root / p).exists()]
-    return [tuple(stage) for stage in (own, floor, ["tests"]) if stage]
+    """Test paths, likeliest first: the file's own tests, then those of its folder, then all."""
+    folder = "kernels" if bug.file.startswith("engine/cuda/") else Path(bug.file).parts[0]
+    floor = [p for p in FLOORS.get(folder, ()) if (root / p).exists()]
+    return [tuple(stage) for stage in (own_tests(bug.file, root), floor, ["tests"]) if stage]
 
 
 @dataclass
 class Copy:
-    """A copy of the project in a folder of its own, in which bugs are planted and tests run."""
+    """A copy of the project, in which bugs are planted and tests run."""
 
     root: Path
     original: Path = ROOT
@@ -123,7 +141,7 @@ class Copy:
             elif source.exists():
                 shutil.copy(source, self.root / part)
         shutil.copy(Path(__file__).with_name("witness.py"), self.root / "witness.py")
-        # bytecode is told from its source by seconds and length, which a planted bug need not change
+        # Python recognises stale bytecode by the source's time in seconds and its length; a bug may change neither
         self.environment = os.environ | {
             "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1",
             "MUTANTS_WITNESS": str(self.root / "witness.json")}
@@ -153,8 +171,8 @@ class Copy:
     def judge(self, bug: Bug, limit: float = LIMIT, green=lambda paths: None, likeliest: str | None = None) -> Result:
         """Plants the bug, runs the stages until a test fails, and takes the bug out again.
 
-        green(paths) is called before each stage, and raises NotGreen where these tests fail without a bug.
-        likeliest: a test to ask before all others; if there is none of that name any more, no matter.
+        green(paths) is called before each stage; it raises NotGreen if these tests fail without a bug.
+        likeliest: the test to run first; a name that no longer exists is ignored.
         """
         started, file = time.monotonic(), bug.path(self.root)
         right, wrong, skip = file.read_text(encoding="utf-8"), bug.planted(self.root), []
@@ -178,7 +196,7 @@ class Copy:
                     return result("caught", seen["test"])
                 if seen:
                     return result("broken", f"{(*seen['error'], 'an error')[0]} at {seen['when']} of {seen['test']}")
-                if status not in (0, 5):                    # 5: nothing to run in these paths
+                if status not in (0, 5):                    # 5: there are no tests in these paths
                     return result("broken", f"pytest ended with status {status}: {output[-300:]}")
                 skip += paths
             return result("survived", "")
@@ -191,7 +209,7 @@ def _caught(seen: dict) -> bool:
 
 
 class Green:
-    """Runs test paths once without any bug, in a copy of its own, before anything is concluded from them."""
+    """Runs each test path once without any bug, so that a later failure can be blamed on the bug."""
 
     def __init__(self, copy: Copy):
         self.copy, self.lock, self.known = copy, Lock(), []
@@ -212,7 +230,7 @@ def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: 
         last: Mapping[str, str] = MappingProxyType({})) -> list[Result]:
     """The results in the order of the bugs.
 
-    show wraps the iterator of results as they come, for a progress bar; last names a likely test for a bug's name.
+    show wraps the iterator of results, for a progress bar; last maps a bug's name to the test that caught it last.
     """
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies: queue.Queue[Copy] = queue.Queue()
@@ -255,9 +273,9 @@ def report(results: Sequence[Result], seconds: float, jobs: int) -> str:
     of = {verdict: sum(r.verdict == verdict for r in results) for verdict in ("caught", "survived")}
     lines = [
         "# Every known bug, planted and caught", "",
-        "Bugs that others shipped, and every slip that we could think of, planted in our code one at a time; beside",
-        "each the first test that failed. Written by `python -m tests.mutants`, which runs the default tests on a copy",
-        "of the code, the likeliest first (not `tests/parity`, which needs other libraries).", "",
+        "Bugs that others shipped, and every mistake that we could think of, planted in our code one at a time. The",
+        "last column names the first test that failed. `python -m tests.mutants` writes this page: it runs the default",
+        "tests on a copy of the code, the likeliest first (without `tests/parity`, which needs other libraries).", "",
         f"{datetime.date.today()}, {machine()}, {jobs} at a time: **{len(results)} planted, {of['caught']} caught, "
         f"{of['survived']} survived**"
         + (f", {len(results) - sum(of.values())} without a verdict" if len(results) != sum(of.values()) else "")
@@ -272,7 +290,7 @@ def report(results: Sequence[Result], seconds: float, jobs: int) -> str:
             number += 1
             caught = f"`{r.test.removeprefix('tests/')}`" if r.verdict == "caught" else f"**{r.verdict}** {r.test}"
             lines.append("| " + " | ".join(_cell(c) for c in (str(number), _title(r.bug), r.bug.file, caught)) + " |")
-    lines += ["", "## Not planted, since the code for them is not here", "",
+    lines += ["", "## Not planted, because minidiff has no such code", "",
               *(f"- {what}: {why}." for what, why in known.NOT_PLANTED), ""]
     return "\n".join(lines)
 
