@@ -54,21 +54,20 @@ class Conditioned:
         return self.denoiser(x_t, t, self.cond)
 
 
-def resized(x, size: int | tuple[int, int]):
-    """Images (B, H, W, C) at another size, (B, *size, C); one number means a square image.
+def resized(x, height: int):
+    """Images (B, H, W, C) at another height, with the width in proportion.
 
-    Smaller: the mean of each square of pixels (P).  Larger: each pixel repeated (U).  P U x = x.
-    ValueError unless the old size is a multiple of the new one, or the new one of the old.
+    Smaller: the mean of each square of pixels (P).  Larger: each pixel becomes a square (U).  P U x = x.
+    ValueError unless squares of whole pixels do it.
     """
     B, H, W, C = x.shape
-    h, w = (size, size) if np.ndim(size) == 0 else size
-    _check_size(H, W, h, w)
-    if h <= H:
-        # P: the mean over the H/h x W/w pixels of each new one
-        squares = x.reshape(B, h, H // h, w, W // w, C)
-        return squares.mean(axis=(2, 4), dtype=np.result_type(x.dtype, np.float32)).astype(x.dtype)   # (B, h, w, C)
-    # U: each pixel h/H x w/W times
-    return x.repeat(h // H, axis=1).repeat(w // W, axis=2)                            # (B, h, w, C)
+    _check_height(H, W, height)
+    if height <= H:
+        f = H // height
+        squares = x.reshape(B, height, f, W // f, f, C)
+        return squares.mean(axis=(2, 4), dtype=np.result_type(x.dtype, np.float32)).astype(x.dtype)   # (B, H/f, W/f, C)
+    f = height // H
+    return x.repeat(f, axis=1).repeat(f, axis=2)                                      # (B, f H, f W, C)
 
 
 def noise_time(schedule: Schedule, aug_level: float) -> int:
@@ -77,32 +76,30 @@ def noise_time(schedule: Schedule, aug_level: float) -> int:
     return round(aug_level * schedule.T) - 1
 
 
-def augmented(schedule: Schedule, small, size: int | tuple[int, int], s, eps):
-    """y_s: the small images (B, h, w, C) in [-1, 1], enlarged to `size`, with the noise of times s (B,), -1 for none.
+def augmented(schedule: Schedule, small, height: int, s, eps):
+    """y_s: small images (B, h, w, C) in [-1, 1], enlarged to `height`, with the noise of times s (B,), -1 for none.
 
     eps: (B, H, W, C) of the enlarged images, standard normal, of small's dtype.
     """
     # y_s = alpha_s U x + sigma_s eps
-    return q_sample(schedule, resized(small, size), s, eps)
+    return q_sample(schedule, resized(small, height), s, eps)
 
 
-def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int | tuple[int, int]], streams: SampleStreams, *,
-            s: int, steps: Sequence[int], channels: int = 1, dtype=np.float32) -> list:
-    """The images of every resolution, x^1 ... x^K: a list of (B, H, W, channels).
+def cascade(base: Denoiser, finer: Sequence[Finer], shapes: Sequence[tuple[int, int, int]], streams: SampleStreams, *,
+            s: int, steps: Sequence[int], dtype=np.float32) -> list:
+    """The images of every resolution, x^1 ... x^K: a list of (B, H, W, C), with the (H, W, C) of `shapes`.
 
-    base: the denoiser of images of sizes[0].  finer: for each further size, a function of y_s and the times s (B,).
-    sizes: (H, W) each, or one number for square images.  s: the noise time of the small images, -1 ... T-1.
-    steps: of the sampler, DPM-Solver++(2M), for each size.  streams: one for each sample; each draws x_T for the first
-    size, and eps and x_T for each further one.
+    base: the denoiser of images of shapes[0].  finer: for each further shape, a function of y_s and the times s (B,).
+    s: the noise time of the small images, -1 ... T-1.  steps: of the sampler, DPM-Solver++(2M), for each shape.
+    streams: one for each sample; each draws x_T for the first shape, and eps and x_T for each further one.
     """
-    _check_counts(finer, sizes, steps)
+    _check_counts(finer, shapes, steps)
     drawn = []
-    for k, size in enumerate(sizes):
-        shape = (*((size, size) if np.ndim(size) == 0 else size), channels)
+    for k, shape in enumerate(shapes):
         denoiser = base
         if k:
             eps, at = streams.normal(shape, dtype), np.full(len(streams), s)
-            denoiser = finer[k - 1](augmented(base.schedule, drawn[-1], size, at, eps), at)
+            denoiser = finer[k - 1](augmented(base.schedule, drawn[-1], shape[0], at, eps), at)
         x_T = streams.normal(shape, dtype)
         x_0 = sample(dpm_solver_pp_2m(denoiser, x_T, times(denoiser.schedule, steps[k])))
         drawn.append(xp_of(x_0).asarray(x_0, dtype=dtype))
@@ -111,11 +108,12 @@ def cascade(base: Denoiser, finer: Sequence[Finer], sizes: Sequence[int | tuple[
 
 # ---- checks ------------------------------------------------------------------------------------------------
 
-def _check_size(H: int, W: int, h: int, w: int) -> None:
-    smaller = h >= 1 and w >= 1 and H % h == 0 and W % w == 0
-    larger = h >= 1 and w >= 1 and h % H == 0 and w % W == 0
+def _check_height(H: int, W: int, height: int) -> None:
+    smaller = height >= 1 and H % height == 0 and W % (H // height) == 0
+    larger = height >= 1 and height % H == 0
     if not (smaller or larger):
-        raise ValueError(f"size must be a multiple of the image's {H} x {W} pixels, or divide it, not {h} x {w}")
+        raise ValueError(f"height must be a multiple of the image's {H} pixels, or divide it (and its width of {W} "
+                         f"alike), not {height}")
 
 
 def _check_level(aug_level: float) -> None:
@@ -123,7 +121,7 @@ def _check_level(aug_level: float) -> None:
         raise ValueError(f"aug_level must lie within 0 and 1, not {aug_level!r}")
 
 
-def _check_counts(finer: Sequence, sizes: Sequence, steps: Sequence) -> None:
-    if not len(finer) + 1 == len(sizes) == len(steps):
-        raise ValueError(f"finer, sizes and steps must be K-1, K and K of them, not {len(finer)}, {len(sizes)} "
+def _check_counts(finer: Sequence, shapes: Sequence, steps: Sequence) -> None:
+    if not len(finer) + 1 == len(shapes) == len(steps):
+        raise ValueError(f"finer, shapes and steps must be K-1, K and K of them, not {len(finer)}, {len(shapes)} "
                          f"and {len(steps)}")

@@ -232,8 +232,8 @@ class Imagen(System):
 
         def finer(k: int):
             return lambda y_s, s: self.denoiser(k, (*text, y_s, s), super_scale, threshold)
-        drawn = cascade(self.denoiser(0, text, scale, threshold), [finer(k) for k in range(1, count)], sizes[:count],
-                        streams, s=noise_time(self.schedule, aug_level),
+        drawn = cascade(self.denoiser(0, text, scale, threshold), [finer(k) for k in range(1, count)],
+                        [(size, size, 1) for size in sizes[:count]], streams, s=noise_time(self.schedule, aug_level),
                         steps=[steps, super_steps, super_steps][:count])
         return [check_finite(x) for x in drawn]
 

@@ -78,7 +78,7 @@ class Data:
             assert (at == s).all() and at.shape == (len(y),)
             return Shifted(centred, self.mu + (y.reshape(-1, 16) - self.A @ self.mu) @ self.G.T)
         streams = Units(4 + 16 + 16)
-        small, large = cascade(base, [finer], (2, 4), streams, s=s, steps=(300, 300), dtype=np.float64)
+        small, large = cascade(base, [finer], ((2, 2, 1), (4, 4, 1)), streams, s=s, steps=(300, 300), dtype=np.float64)
         assert streams.used == 36
         small, large = small.reshape(37, 4), large.reshape(37, 16)
         return small[0], (small[1:] - small[0]).T, large[0], (large[1:] - large[0]).T
@@ -184,11 +184,11 @@ def test_resizing_is_the_mean_of_squares_and_its_right_inverse(small, factor, se
 
 def test_images_need_not_be_square():
     x = np.arange(16.0).reshape(1, 2, 8, 1)
-    assert resized(x, (1, 2))[0, ..., 0].tolist() == [[5.5, 9.5]]                     # of 2 x 4 pixels each
-    assert resized(x, (2, 8)).tolist() == x.tolist()
-    assert np.array_equal(resized(x, (4, 16)), x.repeat(2, 1).repeat(2, 2))
-    with pytest.raises(ValueError, match="a multiple of the image's 2 x 8 pixels, or divide it, not 4 x 4"):
-        resized(x, 4)
+    assert resized(x, 1)[0, ..., 0].tolist() == [[4.5, 6.5, 8.5, 10.5]]               # of 2 x 2 pixels each
+    assert resized(x, 2).tolist() == x.tolist()
+    assert np.array_equal(resized(x, 4), x.repeat(2, 1).repeat(2, 2))
+    with pytest.raises(ValueError, match=r"of the image's 4 pixels, or divide it \(and its width of 6 alike\), not 1"):
+        resized(np.zeros((1, 4, 6, 1)), 1)
 
 
 def test_half_precision_is_averaged_in_float32():
@@ -196,9 +196,9 @@ def test_half_precision_is_averaged_in_float32():
     assert resized(x, 1).dtype == np.float16 and resized(x, 1).item() == 100
 
 
-@pytest.mark.parametrize("size", [0, 3, 6, -2, (0, 4), (4, 3), (2, 8)])
+@pytest.mark.parametrize("size", [0, 3, 6, -2])
 def test_other_sizes_are_refused(size):
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ValueError, match="height must be"):
         resized(np.zeros((1, 4, 4, 1)), size)
 
 
@@ -223,9 +223,10 @@ def test_levels():
 
 def test_a_cascade_needs_as_many_of_each():
     base = GaussianDenoiser(SCHEDULE, np.zeros((2, 2, 1)), np.ones((2, 2, 1)))
-    for finer, sizes, steps in (([], (2, 4), (1, 1)), ([None], (2, 4), (1,)), ([], (), ())):
-        with pytest.raises(ValueError, match="finer, sizes and steps"):
-            cascade(base, finer, sizes, Units(4), s=-1, steps=steps)
+    two = ((2, 2, 1), (4, 4, 1))
+    for finer, shapes, steps in (([], two, (1, 1)), ([None], two, (1,)), ([], (), ())):
+        with pytest.raises(ValueError, match="finer, shapes and steps"):
+            cascade(base, finer, shapes, Units(4), s=-1, steps=steps)
 
 
 def test_a_settled_condition_is_what_is_asked_about():

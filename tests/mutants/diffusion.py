@@ -268,8 +268,8 @@ BUGS = [
         "squares.mean(axis=(2, 4), dtype=np.result_type(x.dtype, np.float32))",
         "squares[:, :, 0, :, 0]"),
     Bug("enlarged images are tiles", CASCADE,
-        "x.repeat(h // H, axis=1).repeat(w // W, axis=2)",
-        "np.tile(x, (1, h // H, w // W, 1))"),
+        "x.repeat(f, axis=1).repeat(f, axis=2)",
+        "np.tile(x, (1, f, f, 1))"),
 
     # --- losses -------------------------------------------------------------------------------------------
     Bug("the bound's weight without its half", LOSSES,
