@@ -6,6 +6,7 @@ LAYERS, MODULE, OPTIM, UNET, TRANSFORMER = ("nn/layers.py", "nn/module.py", "nn/
                                             "nn/transformer.py")
 TOKENIZER, ENCODER, CLIP, SYSTEM = ("text/tokenizer.py", "text/encoder.py", "text/clip.py",
                                     "systems/text_to_image.py")
+PRECISION, IMAGE_TOWER, QUANTISE = "nn/precision.py", "nn/image_tower.py", "nn/quantise.py"
 TRAIN, FIT, CHECKPOINT, EVALUATE = "training/main_job.py", "training/trainer.py", "checkpoint.py", "evaluation/judge.py"
 PIXELS, CAPTIONS, ATTRIBUTES, CAPTIONED = ("data/pixels.py", "data/digit_captions.py", "data/attributes.py",
                                            "data/digits.py")
@@ -350,6 +351,23 @@ BUGS = [
     Bug("a scalar gains a dimension in a file", CHECKPOINT,
         'np.asarray(a, order="C")',
         "np.ascontiguousarray(a)"),
+
+    # --- half precision, and images that are not square ----------------------------------------------------
+    Bug("a loss in half precision", PRECISION,
+        "return ops.cast(y, np.float32) if is_half(y.dtype) else y",
+        "return y"),
+    Bug("a network in half precision is given float32", PRECISION,
+        "return ops.cast(x, module.dtype)",
+        "return x"),
+    Bug("distances to codes in half precision", QUANTISE,
+        "e, z = wide(self.codes.data), wide(z) ",
+        "e, z = self.codes.data, z "),
+    Bug("an image tower for square images only", IMAGE_TOWER,
+        "return H // 4 * (W // 4) * self.last",
+        "return H // 4 * (H // 4) * self.last"),
+    Bug("a module on a GPU says cpu", MODULE,
+        'return device_of(self._first_parameter("device").data)',
+        'return "cpu"'),
 
     # --- data and evaluation ------------------------------------------------------------------------------
     Bug("images in [0, 1]", PIXELS,

@@ -31,6 +31,16 @@ def test_the_nearest_code_by_brute_force(size, seed):
     assert np.array_equal(book.look_up(book.nearest(z)), book.codes.data[book.nearest(z)])
 
 
+def test_the_nearest_code_where_a_square_is_no_float16():
+    """300^2 is inf there: the distances are float32's, and so are the losses."""
+    codebook = Codebook(3, 2, np.random.default_rng(0))
+    codebook.codes.data = np.array([[300, 0], [0, 300], [310, 0]], np.float16)
+    q = codebook(Tensor(np.array([[309, 0], [301, 0], [0, 400]], np.float16)))
+    assert q.ids.tolist() == [2, 0, 1] and q.z_q.dtype == np.float16
+    assert q.codebook.dtype == q.commitment.dtype == np.float32
+    assert q.codebook.item() == q.commitment.item() == pytest.approx((1 + 1 + 100**2) / 6, rel=1e-6)
+
+
 @given(sizes, seeds)
 def test_straight_through_is_the_code_and_the_gradient_of_z_to_the_bit(size, seed):
     N, K, D = size
