@@ -22,7 +22,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from minidiff import pictures
-from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.samplers import ddim, ddim_inverse, dpm_solver_pp_2m, heun, sample, times
 from minidiff.diffusion.schedules import log_snr_linear
 from minidiff.errors import run_main

@@ -1,15 +1,18 @@
 """The mathematics of diffusion, on plain arrays: no network, no gradient, no text.
 
-Read in this order:
+Each file imports only from those before it. In reading order:
 
-    schedules.py    alpha_bar: how fast an image drowns in noise
-    gaussian.py     q(x_t | x_0) and its posterior; eps, x_0, v and score are four names of one thing
-    denoiser.py     the contract x0_hat = denoiser(x_t, t, cond), and data whose best denoiser is known
-    losses.py       what an error at time t is worth
-    samplers.py     from noise to image: DDPM, DDIM, Heun, DPM-Solver++
-    guidance.py     a denoiser that listens harder to its condition
-    likelihood.py   how many bits an image costs: the variational bound, and the flow's own density
-    entropy.py      the first diffusion paper's bound, in entropies, and what they say of a reverse step
-    posterior.py    a model of p(x_0) draws from p(x_0) r(x_0): in-painting, de-noising
-    cascade.py      a small image, then larger ones that fill in its detail
+    schedules.py    alpha_bar: how much of the image is left at each time
+    gaussian.py     q(x_t | x_0) and its posterior; eps, x_0, v and the score as four forms of one prediction
+    denoiser.py     the contract x0_hat = denoiser(x_t, t, cond)
+    exact.py        data for which the best denoiser is known in closed form
+    losses.py       how much an error at time t counts
+    times.py        how often each time t is drawn in training
+    samplers.py     from noise to an image: DDPM, DDIM, Heun, DPM-Solver++
+    guidance.py     a denoiser that follows its condition more closely
+    likelihood.py   how many bits an image costs: the variational bound, and the density of the flow
+    entropy.py      the bound of the first diffusion paper, in entropies
+    posterior.py    sampling from p(x_0) r(x_0) with a model of p: in-painting, de-noising
+    editing.py      image to image, and in-painting by replacement
+    cascade.py      a small image, then larger ones that add its detail
 """

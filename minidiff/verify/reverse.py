@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minidiff.diffusion import gaussian, losses
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.schedules import Schedule
 from minidiff.verify.forward import pairs
 from minidiff.verify.rows import ATOMS, Law, Row, compare, skipped

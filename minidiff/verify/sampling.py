@@ -17,7 +17,8 @@ from itertools import groupby
 import numpy as np
 
 from minidiff.diffusion import samplers
-from minidiff.diffusion.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import Denoiser, NetworkDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.random import SampleStreams
 from minidiff.verify.forward import pairs

@@ -16,7 +16,7 @@ from support.law_tools import covariance, quickly
 
 from minidiff.diffusion import cascade as cascades
 from minidiff.diffusion.cascade import Conditioned, augmented, cascade, noise_time, resized
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.schedules import cosine
 

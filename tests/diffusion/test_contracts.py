@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 
 from minidiff.diffusion import gaussian, guidance, likelihood, samplers, schedules
-from minidiff.diffusion.denoiser import (
-    DatasetDenoiser,
-    GaussianDenoiser,
-    MixtureDenoiser,
-    NetworkDenoiser,
-    dynamic_threshold,
-    static_threshold,
-)
+from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.random import SampleStreams
 

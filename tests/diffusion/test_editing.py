@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support.diffusion_strategies import any_schedule, seeds
 from support.law_tools import Noise, covariance, quickly
 
-from minidiff.diffusion.denoiser import GaussianDenoiser
 from minidiff.diffusion.editing import inpaint, shortened
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.diffusion.schedules import cosine, linear, log_snr_linear
 from minidiff.engine.random import SampleStreams

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import MixtureDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.exact import MixtureDenoiser
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, stack_conditions
 
 K = 3

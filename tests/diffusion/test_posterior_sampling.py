@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.integrate import quad, solve_ivp
 from support.law_tools import Noise, fitted_order
 
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.posterior import Nudged, Observed, posterior, reconstruction
 from minidiff.diffusion.samplers import beta_tilde, ddpm, sample
 from minidiff.diffusion.schedules import cosine, linear, log_snr_linear

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from minidiff.diffusion import denoiser, gaussian, guidance, likelihood, losses, samplers, schedules
-from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
 from minidiff.engine.random import SampleStreams
 

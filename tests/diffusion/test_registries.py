@@ -7,7 +7,7 @@ import pytest
 from support.law_tools import Noise
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.gaussian import eps_from_x0
 from minidiff.diffusion.samplers import SAMPLERS, Sampler, State, beta_tilde, checked_times, ddim, ddpm, sample, times
 from minidiff.diffusion.schedules import (

@@ -7,7 +7,8 @@ import pytest
 from support.law_tools import Noise, start
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.samplers import (
     SAMPLERS,
     SPACINGS,

@@ -11,14 +11,8 @@ import pytest
 from support.fake_cupy import assert_same, install, one_sentence
 
 from minidiff.diffusion import gaussian, likelihood, losses, samplers, schedules
-from minidiff.diffusion.denoiser import (
-    DatasetDenoiser,
-    GaussianDenoiser,
-    MixtureDenoiser,
-    NetworkDenoiser,
-    dynamic_threshold,
-    static_threshold,
-)
+from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, stack_conditions
 from minidiff.engine.random import SampleStreams
 

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from support import cuda_on_cpu, fake_cupy
 from support.law_tools import alphas_sigmas
 
-from minidiff.diffusion.denoiser import DatasetDenoiser
+from minidiff.diffusion.exact import DatasetDenoiser
 from minidiff.diffusion.schedules import cosine
 from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
 from minidiff.engine.cuda import attention as attention_cuda

@@ -13,7 +13,8 @@ from support.diffusion_strategies import any_schedule, seeds
 from support.law_tools import LEVELS, Noise, few
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, NetworkDenoiser, static_threshold
+from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser
 from minidiff.diffusion.likelihood import (
     DiscretisedGaussian,
     GaussianDensity,

@@ -12,7 +12,7 @@ from scipy import integrate, special, stats
 from support.law_tools import LEVELS, Noise
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import DatasetDenoiser
+from minidiff.diffusion.exact import DatasetDenoiser
 from minidiff.diffusion.likelihood import (
     OFFSET,
     DiscretisedGaussian,

@@ -16,7 +16,7 @@ from support.law_tools import alpha_sigma, alphas_sigmas, covariance, few, gradi
 from minidiff.data import mnist
 from minidiff.data.pixels import to_float
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.gaussian import PREDICTIONS, q_sample, target
 from minidiff.engine.attention import scaled_dot_product_attention
 from minidiff.engine.tensor import Tensor

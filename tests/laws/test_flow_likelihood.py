@@ -13,7 +13,8 @@ from support.diffusion_strategies import any_schedule, seeds
 from support.law_tools import few
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.gaussian import PREDICTIONS, q_sample
 from minidiff.diffusion.likelihood import GaussianDensity, Hutchinson, exact_trace, flow_bound, log_prob
 from minidiff.diffusion.samplers import times

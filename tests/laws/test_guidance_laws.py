@@ -10,7 +10,8 @@ from support.diffusion_strategies import any_schedule, seeds
 from support.law_tools import alpha_sigma, alphas_sigmas, quickly
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import MixtureDenoiser, NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion.exact import MixtureDenoiser
 from minidiff.diffusion.gaussian import to_x0
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
 from minidiff.diffusion.samplers import ddim, ddpm, heun, sample, times

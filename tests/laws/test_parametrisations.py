@@ -14,7 +14,8 @@ from support.diffusion_strategies import any_schedule, seeds, shapes
 from support.law_tools import alphas_sigmas, few, one
 
 from minidiff.diffusion import gaussian, schedules
-from minidiff.diffusion.denoiser import GaussianDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.gaussian import PREDICTIONS, q_sample, target
 
 # ---- law 5: zero terminal SNR --------------------------------------------------------------------------------

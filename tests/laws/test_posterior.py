@@ -15,7 +15,7 @@ from support.diffusion_strategies import any_schedule, schedule_and_times, seeds
 from support.law_tools import alpha_sigma, coefficient, covariance, few, matrix_of, one, quickly, rotation
 
 from minidiff.diffusion import gaussian
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.samplers import beta, beta_tilde
 
 pixels = st.floats(-3, 3)

@@ -27,7 +27,8 @@ from support.law_tools import (
 )
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.samplers import (
     SAMPLERS,
     SPACINGS,

@@ -17,7 +17,7 @@ from support.gradcheck import check_gradients
 from support.law_tools import Noise, alphas_sigmas, covariance, quickly, rotation, start
 
 from minidiff.diffusion import gaussian
-from minidiff.diffusion.denoiser import DatasetDenoiser, GaussianDenoiser
+from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients

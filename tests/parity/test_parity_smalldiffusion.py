@@ -15,7 +15,7 @@ except ImportError as error:
     pytest.skip(f"parity with smalldiffusion needs it: pip install smalldiffusion ({error})", allow_module_level=True)
 
 from minidiff.diffusion import samplers, schedules  # noqa: E402
-from minidiff.diffusion.denoiser import MixtureDenoiser  # noqa: E402
+from minidiff.diffusion.exact import MixtureDenoiser  # noqa: E402
 from minidiff.verify.scheduler import report  # noqa: E402
 from minidiff.verify.scheduler.adapters import Draws  # noqa: E402
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from support.diffusion_strategies import any_schedule
 
-from minidiff.diffusion.denoiser import MixtureDenoiser
+from minidiff.diffusion.exact import MixtureDenoiser
 from minidiff.diffusion.schedules import Schedule
 
 few = settings(deadline=None, max_examples=40)

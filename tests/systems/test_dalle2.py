@@ -10,7 +10,7 @@ from support import examples as test_examples
 from support import tiny
 
 from minidiff.data.digits import CaptionedDigits
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.samplers import times
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import no_grad

@@ -13,7 +13,7 @@ from support.law_tools import Noise, covariance, gradient
 from support.small_systems import CONFIGS, moved
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.gaussian import score_from_x0
 from minidiff.diffusion.guidance import ClassifierGuidance, similarity_gradient
 from minidiff.diffusion.samplers import ddpm

@@ -11,7 +11,7 @@ from support import tiny
 from support.law_tools import rotation
 from support.small_systems import CONFIGS, moved
 
-from minidiff.diffusion.denoiser import GaussianDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.engine import conv

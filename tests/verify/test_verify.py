@@ -18,7 +18,8 @@ from support.diffusion_strategies import any_schedule
 from minidiff import pictures, verify
 from minidiff.cli import main as cli
 from minidiff.diffusion import gaussian, losses, samplers, schedules
-from minidiff.diffusion.denoiser import GaussianDenoiser, NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
 from minidiff.errors import UserError
 from minidiff.pictures import plots
