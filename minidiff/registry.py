@@ -10,7 +10,7 @@ asks for an entry by name to treat it differently: what differs stands in the en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
@@ -23,20 +23,23 @@ Entry = TypeVar("Entry")
 class Registry(Mapping[str, Entry]):
     """Named entries: those of minidiff, those of installed packages' entry points, and those that a program adds.
 
-    An entry of minidiff or of an entry point may be given as a function without arguments that loads it; it is called
-    when the entry is first asked for.
+    An entry that is named by its place, "module:attribute", is imported when it is first asked for.
     """
 
-    def __init__(self, kind: str, group: str, loaders: Mapping[str, Callable[[], Entry]] | None = None):
-        """kind: what an entry is, for messages ("sampler").  group: of entry points ("minidiff.samplers")."""
+    def __init__(self, kind: str, group: str, places: Mapping[str, str] | None = None):
+        """kind: what an entry is, for messages ("sampler").  group: of entry points ("minidiff.samplers").
+
+        places: minidiff's own entries that are imported when they are asked for, such as
+        {"digits": "minidiff.data.digits:ENTRY"}.
+        """
         self.kind, self.group = kind, group
         self._entries: dict[str, Entry] = {}
-        self._loaders: dict[str, Callable[[], Entry]] = dict(loaders or {})
+        self._places = {name: EntryPoint(name, place, group) for name, place in (places or {}).items()}
 
     def register(self, name: str, entry: Entry) -> Entry:
         """Adds an entry and returns it; ValueError where the name is taken or is no name."""
         check_name(self.kind, name)
-        if name in self._entries or name in self._loaders:
+        if name in self._entries or name in self._places:
             raise ValueError(f"there is already a {self.kind} {name!r}: choose another name")
         self._entries[name] = entry
         return entry
@@ -49,8 +52,8 @@ class Registry(Mapping[str, Entry]):
         """The entry; UserError, which lists the names, where there is none."""
         if name in self._entries:
             return self._entries[name]
-        if name in self._loaders:
-            self._entries[name] = self._loaders[name]()
+        if name in self._places:
+            self._entries[name] = self._places[name].load()
         elif isinstance(name, str) and name in self._outside:
             self._entries[name] = self._load_outside(name)
         else:
@@ -58,10 +61,10 @@ class Registry(Mapping[str, Entry]):
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._loaders or name in self._outside
+        return name in self._entries or name in self._places or name in self._outside
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._loaders, *self._entries, *self._outside]))
+        return iter(dict.fromkeys([*self._places, *self._entries, *self._outside]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support import fake_cupy
 from support.law_table import laws_of
+from support.toy import Toy
+
+from minidiff.systems import SYSTEMS
 
 settings.register_profile("minidiff", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("minidiff")
@@ -17,6 +20,14 @@ def _a_machine_of_its_own(monkeypatch, tmp_path_factory):
     """Each test has an empty cache folder and no MINIDIFF_DATA."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("MINIDIFF_DATA", raising=False)
+
+
+@pytest.fixture
+def toy():
+    """The toy system, among the systems while a test runs."""
+    SYSTEMS.register("toy", Toy)
+    yield Toy
+    SYSTEMS.unregister("toy")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""MNIST, what can be seen in its digits, and captions that say so.
+"""Captioned images: the contract of a data set, and the digits of MNIST, whose captions are measured from their pixels.
 
-Reading order: pixels, idx, download, mnist, attributes, captions.
+Reading order: dataset, pixels, idx, download, mnist, attributes, digit_captions, digits.
 """

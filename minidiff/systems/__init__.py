@@ -1,47 +1,62 @@
-"""Floor V: the systems of the literature, each one page.  `SYSTEMS` names them, `find` loads one's weights."""
+"""Floor V: the systems of the literature, each one page.  `SYSTEMS` names them, `load_system` loads one's weights."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from minidiff.errors import UserError
+from minidiff.registry import Registry
 
-# name -> (module, class); a module is imported when its system is asked for
-SYSTEMS: dict[str, tuple[str, str]] = {
-    "dpm": ("dpm", "DPM"),
-    "ddpm": ("ddpm", "DDPM"),
-    "clip": ("clip", "CLIP"),
-    "adm": ("adm", "ADM"),
-    "text-to-image": ("text_to_image", "TextToImage"),
-    "glide": ("glide", "GLIDE"),
-    "dalle": ("dalle", "DALLE"),
-    "dalle2": ("dalle2", "UnCLIP"),
-    "imagen": ("imagen", "Imagen"),
-    "autoencoder-kl": ("autoencoder", "KLAutoencoder"),
-    "autoencoder-vq": ("autoencoder", "VQAutoencoder"),
-    "latent": ("latent", "LatentDiffusion"),
-}
+SYSTEMS: Registry = Registry("system", "minidiff.systems", {
+    "dpm": "minidiff.systems.dpm:DPM",
+    "ddpm": "minidiff.systems.ddpm:DDPM",
+    "clip": "minidiff.systems.clip:CLIP",
+    "adm": "minidiff.systems.adm:ADM",
+    "text-to-image": "minidiff.systems.text_to_image:TextToImage",
+    "glide": "minidiff.systems.glide:GLIDE",
+    "dalle": "minidiff.systems.dalle:DALLE",
+    "dalle2": "minidiff.systems.dalle2:UnCLIP",
+    "imagen": "minidiff.systems.imagen:Imagen",
+    "autoencoder-kl": "minidiff.systems.autoencoder:KLAutoencoder",
+    "autoencoder-vq": "minidiff.systems.autoencoder:VQAutoencoder",
+    "latent": "minidiff.systems.latent:LatentDiffusion",
+    "digit-classifier": "minidiff.systems.digit_classifier:DigitClassifier",
+})
+DEFAULT = "text-to-image"                                   # the default of --system, and nothing more
+RUNS = Path("runs")                                         # a system's own runs are in runs/NAME
 
 
 def system_class(name: str):
     """The class of the system called `name`; UserError where there is none."""
-    if name not in SYSTEMS:
-        raise UserError(f"there is no system {name!r}: it is one of {', '.join(SYSTEMS)}")
-    module, kind = SYSTEMS[name]
-    return getattr(importlib.import_module(f"minidiff.systems.{module}"), kind)
+    return SYSTEMS[name]
 
 
 def weights_of(name: str) -> Path | None:
-    """The file of the system's weights: the one that comes with minidiff, else the one trained here, in runs/NAME."""
-    places = (system_class(name).shipped(), Path("runs") / name / "model.safetensors")
-    return next((path for path in places if path.exists()), None)
+    """The file of a system's weights: of the user's own run, in runs/NAME, or else the one that comes with minidiff."""
+    places = (RUNS / name / "model.safetensors", SYSTEMS[name].shipped())
+    return next((path for path in places if path.is_file()), None)
 
 
 def load_system(name: str, path: str | Path | None = None):
-    """The trained system called `name`, from `path` or from where `weights_of` finds it.  UserError says how to train
-    it where there is none."""
-    path = path or weights_of(name)
-    if path is None:
+    """The trained system called `name`: from `path`, or else from where `weights_of` finds it.
+
+    UserError says how to train it where there are no weights.
+    """
+    found = path or weights_of(name)
+    if found is None:
         raise UserError(f"there are no weights of {name} yet: train it with minidiff train --system {name}")
-    return system_class(name).load(path)
+    return SYSTEMS[name].load(found)
+
+
+def load_needed(kind: type, paths: Mapping[str, str | Path] | None = None) -> dict[str, object]:
+    """The trained systems that a new system of this class is built on (its `needs`), by their names.
+
+    paths: files of those that are not to be searched for.  UserError where one is missing, or where a path is given
+    for a system that is not needed.
+    """
+    paths = paths or {}
+    for name in paths:
+        if name not in kind.needs:
+            raise UserError(f"{kind.name} is not built on {name!r}: it needs {', '.join(kind.needs) or 'no other system'}")
+    return {name: load_system(name, paths.get(name)) for name in kind.needs}

@@ -1,4 +1,4 @@
-"""Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233): a model that hears no text, steered by a classifier.
+"""Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233): a model without captions, steered by a classifier.
 
     classifier   L = -log p_phi(y | x_t),   x_t = alpha_t x_0 + sigma_t eps, at all times t             section 4.3
     wanted       p(x_s | x_t, y) = Z p_theta(x_s | x_t) p_phi(y | x_s)^scale                            eq. 2
@@ -7,26 +7,26 @@
     algorithm 2  eps_hat = eps - scale sqrt(1 - alpha_bar_t) g                                          eq. 14
                  x_s = alpha_s (x_t - sigma_t eps_hat) / alpha_t + sigma_s eps_hat                      DDIM
 
-eps_hat is the model's eps with score + scale g for its score, so algorithm 2 is `ClassifierGuidance` under `ddim`, and
-is not typed again here.  It is exact: with the true eps and the true p(y | x_t), scale 1 follows the flow of the
-conditional data.  Algorithm 1 is not: the mean of the true conditional step is mu + beta / sqrt(1 - beta) g, whatever
-Sigma is.  Sigma = beta falls short of it by the share 1 - sqrt(1 - beta), and Sigma = beta~ by
-1 - sqrt(1 - beta) / (1 + beta SNR_s): more the longer the step, and most of it near the clean end.
+eps_hat is the model's eps with score + scale g in place of its score.  Algorithm 2 is therefore `ClassifierGuidance`
+with the sampler `ddim`, and is not written again here.  It is exact: with the true eps and the true p(y | x_t), scale
+1 follows the flow of the conditional data.  Algorithm 1 is not exact: the mean of the true conditional step is mu +
+beta / sqrt(1 - beta) g for every Sigma.  Sigma = beta falls short of it by the share 1 - sqrt(1 - beta), and Sigma =
+beta~ by 1 - sqrt(1 - beta) / (1 + beta SNR_s): more for longer steps, and most near the clean end.
 
-Where the gradient is taken. The paper expands log p(y | x_s) around mu, and then prints, and computes, the gradient
-at x_t.  That is the right point: the line above is an identity at x_t and time t.
+Where the gradient is taken: the paper expands log p(y | x_s) around mu, and then prints, and computes, the gradient at
+x_t.  That is the right point: the mean above is an identity at x_t and time t.
 
-A caption is read by its grammar (captions.parse): y is a digit, a thickness, a slant and a width, or some of them, and
-log p(y | x_t) is the sum of the heads that were asked.  The model itself never hears a word.
+The data set says what its classifier is asked (`questions`): for the digits which digit it is, and its thickness, slant
+and width.  log p(y | x_t) is the sum over the questions that a caption answers.  The diffusion model has no captions.
 
-How far it goes: at scale 32, 92 % of the digits and 99 % of the attributes are as asked, 47 and 74 % at scale 1, and
-algorithm 1 does better than 2 (docs/guidance.md).  Two things stand in the way of more: the classifier can only choose
-among what the DDPM draws, much of which is no digit, and its loss asks for log p(y | x_t), not for the slope of it.
+Results: at scale 32, 92 % of the digits and 99 % of the attributes are as asked, 47 and 74 % at scale 1, and
+algorithm 1 does better than 2 (docs/guidance.md).  Two things limit it: the classifier can only choose among what the
+DDPM draws, much of which is no digit, and its loss trains log p(y | x_t), not the slope of it.
 
 Scaled down or left out: 28 x 28 digits for ImageNet; our DDPM for the ADM architecture (section 3), and its variance
-beta~ for the learned one in algorithm 1; no up-sampler, no random crops before the classifier.  x_0 as the step sees it
-is clipped to [-1, 1], which neither algorithm prints.  Four questions for one: their answers are taken for independent
-given x_t, which they are not where x_t is nearly noise.
+beta~ for the learned one in algorithm 1; no up-sampler, no random crops before the classifier.  x0_hat is clipped to
+[-1, 1] in each step, which neither algorithm prints.  There are several questions for one: their answers are treated as
+independent given x_t, which they are not where x_t is nearly noise.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ from itertools import pairwise
 
 import numpy as np
 
-from minidiff import pictures, systems
-from minidiff.data.attributes import VOCABULARY, Words
-from minidiff.data.digit_captions import parse
-from minidiff.data.digits import CaptionedDigits
+from minidiff import pictures
+from minidiff.data.dataset import DATASETS, Dataset
 from minidiff.diffusion.denoiser import Denoiser, static_threshold
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
 from minidiff.diffusion.guidance import ClassifierGuidance
-from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import State, beta_tilde, checked_times, ddim, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import Schedule
+from minidiff.diffusion.times import training_times
 from minidiff.engine import ops
+from minidiff.engine.backend import to_numpy, xp_of
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
-from minidiff.nn.classifier import NOT_ASKED, NoisyClassifier
+from minidiff.nn.classifier import NoisyClassifier
+from minidiff.nn.precision import as_input
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.ddpm import DDPM, DDPMConfig
-from minidiff.systems.system import Stage, System, check_finite, streams_for
-
-CLASSES = (10, *(1 + len(words) for words in VOCABULARY))   # ten digits; none, thin, bold; none, left, ...
-PROMPTS = ("a bold seven leaning left", "a thin, upright three", "0", "a wide zero", "a narrow five", "")
+from minidiff.systems.stage import Stage, Step
+from minidiff.systems.system import System, finite_states
+from minidiff.systems.training_batches import random_indices
 
 
 @dataclass(frozen=True)
 class ADMConfig:
-    """Everything that makes one model; it travels in the file."""
+    """Everything that makes one model; it is saved in the model's file."""
 
+    data: str = "digits"                                    # the data set whose questions the classifier answers
     ddpm: DDPMConfig = field(default_factory=DDPMConfig)    # the model that is steered
     classifier: UNetConfig = field(default_factory=lambda: UNetConfig(widths=(32, 64), embedding=64))
     steps: int = 1500                                       # of the classifier's training
@@ -73,53 +73,82 @@ class ADMConfig:
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
-        if (self.classifier.channels, self.classifier.text) != (self.ddpm.unet.channels, 0) \
-                or self.ddpm.image_size % self.classifier.multiple:
-            raise ValueError("classifier must read the ddpm's images, and no text: its channels must be "
-                             f"{self.ddpm.unet.channels}, its text 0, and {self.ddpm.image_size} a multiple of its "
-                             f"{self.classifier.multiple}")
+        H, W, C = self.ddpm.shape
+        if (self.classifier.channels, self.classifier.text) != (C, 0) \
+                or H % self.classifier.multiple or W % self.classifier.multiple:
+            raise ValueError(f"classifier must read the ddpm's images {self.ddpm.shape}, and no text: its channels "
+                             f"must be {C}, its text 0, and H and W multiples of its {self.classifier.multiple}")
 
 
 class ADM(System):
-    """A DDPM, trained before and frozen, and a classifier of what it has on its way."""
+    """A DDPM, trained before and frozen, and a classifier of its noised images."""
 
-    name, Config = "adm", ADMConfig
+    name, Config, example = "adm", ADMConfig, "04_classifier_guidance.py"
     needs = ("ddpm",)
 
     def __init__(self, config: ADMConfig, tokenizer: None, rng: np.random.Generator):
         super().__init__(config, None, rng)
+        self.questions = questions_of(config.data)
         self.ddpm = DDPM(config.ddpm, None, rng)
-        self.classifier = NoisyClassifier(config.classifier, CLASSES, rng)
+        self.classifier = NoisyClassifier(config.classifier, self.questions.classes, rng)
+
+    @classmethod
+    def new(cls, data: Dataset, seed: int = 0, config: ADMConfig | None = None, needed=None) -> ADM:
+        """As System.new; without a configuration the DDPM's own is taken."""
+        if config is None and needed and "ddpm" in needed:
+            ddpm, default = needed["ddpm"].config, ADMConfig()
+            config = replace(default, data=data.name, ddpm=ddpm,
+                             classifier=replace(default.classifier, channels=ddpm.shape[2]))
+        return super().new(data, seed, config, needed)
+
+    def take(self, needed) -> None:
+        trained = needed["ddpm"]
+        if trained.config != self.config.ddpm:
+            raise UserError("the trained ddpm has another configuration than this adm was made for: give its "
+                            f"configuration ({trained.config}), or train another ddpm")
+        self.ddpm.load_state_dict(trained.state_dict())
 
     # --- training -----------------------------------------------------------------------------------------
 
-    def stages(self, data: CaptionedDigits) -> Iterator[Stage]:
-        trained = systems.load_system("ddpm")                      # UserError, with the way out, where there is none
-        if trained.config != self.config.ddpm:
-            raise UserError("the trained ddpm is another than this adm was made for: give its configuration "
-                            f"({trained.config}), or train the ddpm anew")
-        self.ddpm.load_state_dict(trained.state_dict())
-        y = np.array([classes(digit, words, 0) for digit, words in zip(data.digits, data.words, strict=True)])  # (N, 4)
+    def stages(self, data: Dataset) -> Iterator[Stage]:
+        if tuple(data.shape) != tuple(self.config.ddpm.shape):
+            raise UserError(f"the ddpm draws images of shape {self.config.ddpm.shape}, and the data set {data.name!r} "
+                            f"has {data.shape}: train a ddpm on the same data first")
+        labels = self.questions.labels(data, np.arange(len(data)))                  # (N, questions)
 
-        def batch(rng: np.random.Generator, B: int) -> tuple:
-            chosen = rng.integers(0, len(y), B)
-            # u_i = u_0 + i/B mod 1: each uniform on [0, 1), together spread evenly (Kingma et al. 2021, I.1)
-            T, u = self.ddpm.schedule.T, stratified_uniform(rng, B)
-            t = np.minimum((T * u).astype(np.int64), T - 1)
-            eps = rng.standard_normal((B, *data.x_0.shape[1:]), dtype=np.float32)
-            return q_sample(self.ddpm.schedule, data.x_0[chosen], t, eps), t, y[chosen]
+        def batch(step: Step) -> tuple:
+            chosen = random_indices(data, step.rng, step.size)
+            t = training_times(step.rng, step.size, self.ddpm.schedule.T, power=1)
+            return data.images(chosen), t, step.normal((step.size, *data.shape)), labels[chosen]
 
-        def loss(x_t, t, y) -> Tensor:
-            # L = -log p_phi(y | x_t)
-            return -ops.mean(self.classifier.log_prob(Tensor(x_t), t, y))
+        def picture():
+            prompts = [p for p in data.prompts[:6] for _ in range(4)]
+            return pictures.sheet(self.sample(prompts), [p or "(no caption)" for p in prompts], columns=8)
+        yield Stage("classifier", self.classifier, batch, self.loss, self.config.steps, batch_size=64, picture=picture)
 
-        yield Stage("classifier", self.classifier, batch, loss, self.config.steps, draw=self._sheet)
-
-    def _sheet(self):
-        prompts = [p for p in PROMPTS for _ in range(4)]
-        return pictures.sheet(self.sample(prompts), [p or "(no caption)" for p in prompts], columns=8)
+    def loss(self, classifier: NoisyClassifier, x_0, t, eps, y) -> Tensor:
+        """The mean of -log p_phi(y | x_t), (): x_0, eps (B, H, W, C), t (B,), y (B, questions)."""
+        x_t = q_sample(self.ddpm.schedule, x_0, t, eps)
+        # L = -log p_phi(y | x_t)
+        return -ops.mean(classifier.log_prob(as_input(classifier, x_t), t, y))
 
     # --- sampling -----------------------------------------------------------------------------------------
+
+    def trajectory(self, captions: Sequence[str], *, scale: float = 32.0, steps: int = 30, algorithm: int = 1,
+                   seed: int = 0, streams: SampleStreams | None = None) -> Iterator[State]:
+        """Every state from x_T to x_0, one sample for each caption, sample i from its own stream (seed, i)."""
+        if algorithm not in (1, 2):
+            raise ValueError(f"algorithm must be 1 or 2, not {algorithm!r}")
+        streams = self.streams_for(captions, seed, streams)
+        path, y = times(self.ddpm.schedule, steps), self.questions.asked(captions)
+        x_T = self.noise(streams, self.config.ddpm.shape)                           # (B, H, W, C)
+        denoiser, g = self.ddpm.unguided(), self.classifier.grad_log_prob
+        yield State(0, int(path[0]), x_T, None)
+        if algorithm == 1:
+            states = algorithm_1(replace(denoiser, clip=static_threshold), g, scale, x_T, path, y, streams=streams)
+        else:
+            states = ddim(ClassifierGuidance(denoiser, g, scale, clip=static_threshold), x_T, path, y)
+        yield from finite_states(states)
 
     def sample(self, captions: Sequence[str], *, scale: float = 32.0, steps: int = 30, algorithm: int = 1,
                seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
@@ -127,25 +156,26 @@ class ADM(System):
 
         algorithm: 1, with noise at every step, or 2, without.
         """
-        if algorithm not in (1, 2):
-            raise ValueError(f"algorithm must be 1 or 2, not {algorithm!r}")
-        streams, c = streams_for(captions, seed, streams), self.config.ddpm
-        path, y = times(self.ddpm.schedule, steps), asked(captions)
-        x_T = streams.normal((c.image_size, c.image_size, c.unet.channels))         # (B, H, W, C)
-        denoiser, g = self.ddpm.unguided(), self.classifier.grad_log_prob
-        if algorithm == 1:
-            states = algorithm_1(replace(denoiser, clip=static_threshold), g, scale, x_T, path, y, streams=streams)
-        else:
-            states = ddim(ClassifierGuidance(denoiser, g, scale, clip=static_threshold), x_T, path, y)
-        return check_finite(last(states)).clip(-1, 1)
+        x_0 = last(self.trajectory(captions, scale=scale, steps=steps, algorithm=algorithm, seed=seed, streams=streams))
+        return to_numpy(x_0).clip(-1, 1)
+
+
+def questions_of(name: str):
+    """What a classifier of a data set's images is asked; UserError where the data set does not say."""
+    questions = DATASETS[name].questions if hasattr(DATASETS[name], "questions") else None
+    if questions is None:
+        raise UserError(f"the data set {name!r} asks no questions of a classifier, which adm needs: register it with "
+                        "questions=...")
+    return questions
 
 
 def algorithm_1(denoiser: Denoiser, grad_log_prob: Callable, scale: float, x_T, times: Sequence[int], y, *,
-                streams: SampleStreams, variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
+                streams: SampleStreams,
+                variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
     """The paper's algorithm 1 on the whole chain or any part of it: ancestral sampling with shifted means.
 
     grad_log_prob: (x_t, t, y) -> grad log p(y | x_t).  variance: Sigma, `beta_tilde` or `beta` of samplers.py.
-    With beta~, which is 0 in the last step, that one is not guided.
+    beta~ is 0 in the last step, which is then not guided.
     """
     if not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, such as 3.0, got {scale!r}")
@@ -158,19 +188,6 @@ def algorithm_1(denoiser: Denoiser, grad_log_prob: Callable, scale: float, x_T, 
         # x_s ~ N(mu + scale Sigma grad log p(y | x_t), Sigma)
         x_s = mu + scale * Sigma * grad_log_prob(x_t, ts, y)
         if s >= 0:                                          # the last step adds no noise
-            x_s = x_s + np.sqrt(Sigma).astype(x_t.dtype) * streams.normal(x_t.shape[1:], x_t.dtype)
+            x_s = x_s + np.sqrt(Sigma).astype(x_t.dtype) * xp_of(x_t).asarray(streams.normal(x_t.shape[1:], x_t.dtype))
         x_t = x_s
         yield State(step, s, x_t, x0_hat)
-
-
-# --- what a caption asks ----------------------------------------------------------------------------------
-
-def asked(captions: Sequence[str]) -> np.ndarray:
-    """The classes that captions ask for, (B, 4); NOT_ASKED where they say nothing."""
-    return np.array([classes(*parse(caption), NOT_ASKED) for caption in captions])
-
-
-def classes(digit: int | None, words: Words, silent: int) -> list[int]:
-    """Digit, thickness, slant and width as classes; `silent` for a word that is '' and for no digit."""
-    return [silent if digit is None else int(digit),
-            *(1 + known.index(word) if word else silent for known, word in zip(VOCABULARY, words, strict=True))]

@@ -1,6 +1,6 @@
 """Diffusion probabilistic models: Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli 2015 (arXiv 1503.03585).
 
-The paper that began it, on its first example: the Swiss roll in two dimensions.
+The first paper on diffusion models, on its first example: the Swiss roll in two dimensions.
 
     forward    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                             table App.1
     reverse    p(x_T) = N(0, I),   p(x_{t-1} | x_t) = N(f_mu(x_t, t), f_Sigma(x_t, t))              eq. 4, table App.1
@@ -9,34 +9,35 @@ The paper that began it, on its first example: the Swiss roll in two dimensions.
     training   the reverse steps maximise K; then they and beta_2 ... beta_T do, together           section 2.4
 
 Mean and variance are both learned: a layer of 64 normalised radial basis functions, which all times share, and a linear
-readout for each time (appendix D.1.1).  The schedule is learned through frozen noise: eps is drawn first and held,
+readout for each time (appendix D.1.1).  The schedule is learned with frozen noise: eps is drawn first and kept,
 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,   so that K has a derivative by beta_t;
 
-beta_1 is held at a small constant, or the model would spend all on the first step (section 2.4.1).  It begins at
-beta_t = 1/(T - t + 1), which takes the same 1/T of the signal's power at each step (`schedules.even_loss`).
+beta_1 stays at a small constant, because otherwise the model would put everything into the first step (section 2.4.1).
+The schedule begins at beta_t = 1/(T - t + 1), which removes the same 1/T of the signal's power at each step
+(`schedules.even_loss`).
 
 K is reported as in the paper's table 1: in bits, and in bits above L_null, the data's log likelihood under N(0, I).
-The paper's numbers are those of its own roll, whose noise it does not tell, so that they are not to be compared; but
-this roll's density can be computed (data/swiss_roll.py), and `report` says how far K stays below the truth.
+The paper does not give the noise of its roll, so that its numbers cannot be compared with ours.  But the density of our
+roll can be computed (data/swiss_roll.py), and `report` gives the distance of K from the truth.
 
 Measured with examples/01_swiss_roll.py (2026-11-23, 1 core of an AMD EPYC (Zen 4)): K is -2.65 bits with the given
 schedule and -2.24 with the learned one, standard error 0.04, where the truth is -1.38.
 
-Not as in the paper, or left out:
-    - 64 hidden units; the paper has 16, which here came to -3.20 and -3.02 bits and drew a blurred roll (4000 and 8000
+Different from the paper, or left out:
+    - 64 hidden units; the paper has 16, which here reached -3.20 and -3.02 bits and drew a blurred roll (4000 and 8000
       steps of 512 points, lr 0.02 and 0.01).
-    - f_mu is the mean of q(x_{t-1} | x_t, x_0) at x_0 = z_mu(x_t, t), where the network gives z_mu; the paper's gives
-      the mean itself.  z_mu is of the size of the data at every t, and one learning rate serves all readouts.
-    - f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t)) is of the paper's image model (appendix D.2.1); for the roll it
-      has sigmoid(z_Sigma).  The former is q's own beta_t where z_Sigma is 0.
-    - beta_t = 1/(T - t + 1) is the paper's schedule for binary data; from where it learns its Gaussian one is not told.
-    - AdamW's decay of matrices takes hold of the readouts, the units' centres and the learned schedule, too, and pulls
-      its betas toward 1/2: with T = 10, beta_6 comes to .158, and without decay to .137.
+    - f_mu is the mean of q(x_{t-1} | x_t, x_0) at x_0 = z_mu(x_t, t), where the network gives z_mu; in the paper the
+      network gives the mean itself.  z_mu has the size of the data at every t, and one learning rate fits all readouts.
+    - f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t)) is that of the paper's image model (appendix D.2.1); for the roll
+      the paper has sigmoid(z_Sigma).  The former is q's own beta_t where z_Sigma is 0.
+    - beta_t = 1/(T - t + 1) is the paper's schedule for binary data; it does not say where its Gaussian one begins.
+    - AdamW's decay of matrices also acts on the readouts, the units' centres and the learned schedule, and pulls the
+      betas toward 1/2: with T = 10, beta_6 becomes .158, and without decay .137.
     - Its other data: binary sequences with a binomial kernel, bark, dead leaves, CIFAR-10, MNIST.
-    - Multiplying the model with another density (section 2.5) needs nothing of this page: diffusion/posterior.py.
+    - Multiplying the model with another density (section 2.5) is in diffusion/posterior.py.
 
-A system of points hears no captions: `sample(count)` takes the place of `sample(captions)`.
+Points have no captions: `sample(count)` stands in the place of `sample(captions)`.
 """
 
 from __future__ import annotations
@@ -48,20 +49,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minidiff.data import swiss_roll
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.dataset import Dataset
 from minidiff.diffusion.entropy import KBound, bits, k_bound, log_likelihood_of_noise
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
-from minidiff.diffusion.losses import stratified_uniform
 from minidiff.diffusion.samplers import State
 from minidiff.diffusion.schedules import Schedule, even_loss, from_betas
+from minidiff.diffusion.times import training_times
 from minidiff.engine import ops
-from minidiff.engine.random import SampleStreams
+from minidiff.engine.backend import to_device, to_numpy, xp_of
+from minidiff.engine.random import SampleStreams, generator
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.kl import kl
 from minidiff.nn.layers import parameter
 from minidiff.nn.module import Module
+from minidiff.nn.precision import as_float32, as_input
 from minidiff.pictures.canvas import BLUE, GAP, INK, MARGIN, RULE, TEXT, Canvas
-from minidiff.systems.system import Stage, System, check_finite
+from minidiff.systems.stage import Stage, Step
+from minidiff.systems.system import System, check_finite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +76,7 @@ RED = (200, 62, 48)
 
 @dataclass(frozen=True)
 class DPMConfig:
-    """Everything that makes one model; it travels in the checkpoint."""
+    """Everything that makes one model; it is saved in the model's file."""
 
     T: int = 40
     hidden: int = 64                        # radial basis functions
@@ -110,7 +114,8 @@ class RadialBasis(Module):
 class DPM(System):
     """A reverse process and the schedule that it reverses."""
 
-    name, Config = "dpm", DPMConfig
+    name, Config, example = "dpm", DPMConfig, "01_swiss_roll.py"
+    no_trajectory = "it draws points, not pictures"
 
     def __init__(self, config: DPMConfig, tokenizer: None, rng: np.random.Generator):
         super().__init__(config, None, rng)
@@ -121,23 +126,27 @@ class DPM(System):
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule as it is learned so far."""
-        learned = 1 / (1 + np.exp(-self.logit_beta.data[:, 0].astype(np.float64)))
+        """The schedule as learned so far."""
+        learned = 1 / (1 + np.exp(-to_numpy(self.logit_beta.data)[:, 0].astype(np.float64)))
         return from_betas(np.concatenate([[self.config.beta_first], learned]), "learned", allow_signal=True)
 
     # --- training -----------------------------------------------------------------------------------------
 
     def loss(self, x_0, t, eps) -> Tensor:
-        """-K in nats, but for what does not depend on any parameter: a Tensor of shape ().
+        """-K in nats, without the terms that depend on no parameter: a Tensor of shape ().
 
-        x_0, eps (B, 2) float32; t (B,) int of 1..T-1, each as likely as any other.  It has gradients for the schedule.
+        x_0, eps (B, 2) float32; t (B,) int of 1..T-1, all equally likely.  It has gradients for the schedule.
         """
+        return self.loss_of(self.reverse, x_0, t, eps)
+
+    def loss_of(self, reverse: RadialBasis, x_0, t, eps) -> Tensor:
+        """The same with a given reverse process, such as its half-precision twin."""
         T = self.config.T
         beta, alpha_bar = self.tables()                                             # (T, 1) twice
         beta_t, abar_t, abar_s = (ops.embedding(a, i) for a, i in ((beta, t), (alpha_bar, t), (alpha_bar, t - 1)))
         # x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, the noise frozen
         x_t = ops.sqrt(abar_t) * x_0 + ops.sqrt(1 - abar_t) * eps                   # (B, 2)
-        z_mu, z_sigma = self.reverse(x_t, t)
+        z_mu, z_sigma = (as_float32(z) for z in reverse(as_input(reverse, x_t), t))
         # q(x_{t-1} | x_t, x_0) = N(c_t x_t + c_0 x_0, beta~_t):   diffusion/gaussian.py, with a derivative by beta
         c_t = ops.sqrt(1 - beta_t) * (1 - abar_s) / (1 - abar_t)
         c_0 = ops.sqrt(abar_s) * beta_t / (1 - abar_t)
@@ -150,21 +159,25 @@ class DPM(System):
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """beta and alpha_bar (T, 1), with gradients: what `schedule` is as plain numbers."""
-        first = Tensor(np.full((1, 1), self.config.beta_first, self.logit_beta.dtype))
-        beta = ops.concat([first, ops.sigmoid(self.logit_beta)], axis=0)
+        logit_beta = as_float32(self.logit_beta)            # half precision has too few digits for it
+        xp = xp_of(logit_beta.data)
+        first = Tensor(xp.full((1, 1), self.config.beta_first, logit_beta.dtype))
+        beta = ops.concat([first, ops.sigmoid(logit_beta)], axis=0)
         # log alpha_bar_t = sum_{i <= t} log(1 - beta_i)
-        return beta, ops.exp(Tensor(np.tri(self.config.T, dtype=beta.dtype)) @ ops.log(1 - beta))
+        return beta, ops.exp(Tensor(xp.asarray(np.tri(self.config.T, dtype=beta.dtype))) @ ops.log(1 - beta))
 
-    def stages(self, data: CaptionedDigits) -> Iterator[Stage]:
-        """The reverse process on the given schedule, then both.  Points are made as they are wanted, without `data`."""
-        def batch(rng: np.random.Generator, B: int) -> tuple:
-            # t is uniform on 1..T-1, and spread evenly over the batch
-            t = 1 + ((self.config.T - 1) * stratified_uniform(rng, B)).astype(np.int64)
-            return swiss_roll.points(rng, B, self.config.noise), t, rng.standard_normal((B, D), dtype=np.float32)
+    def stages(self, data: Dataset) -> Iterator[Stage]:
+        """The reverse process on the given schedule, then both.  The points are its own; `data` is not used."""
+        def batch(step: Step) -> tuple:
+            points = swiss_roll.points(step.rng, step.size, self.config.noise)
+            # t is uniform on 1..T-1, and stratified over the batch
+            t = 1 + training_times(step.rng, step.size, self.config.T - 1, power=1)
+            return points, t, step.normal((step.size, D))
 
-        yield Stage("reverse", self.reverse, batch, self.loss, self.config.steps, size=128, lr=3e-2, draw=self.picture)
-        yield Stage("schedule", self, batch, self.loss, self.config.schedule_steps, size=128, lr=1e-2,
-                    draw=self.picture)
+        yield Stage("reverse", self.reverse, batch, self.loss_of, self.config.steps, batch_size=128, lr=3e-2,
+                    picture=self.picture)
+        yield Stage("schedule", self, batch, DPM.loss, self.config.schedule_steps, batch_size=128, lr=1e-2,
+                    picture=self.picture)
 
     # --- the reverse process, and what it is worth ----------------------------------------------------------
 
@@ -172,7 +185,8 @@ class DPM(System):
         """f_mu and f_Sigma, the mean and variance (B, 2) of p(x_{t-1} | x_t), float64."""
         schedule = self.schedule
         with no_grad():
-            z_mu, z_sigma = (z.data.astype(np.float64) for z in self.reverse(Tensor(x_t.astype(np.float32)), t))
+            x = to_device(x_t.astype(np.float32), self.device)
+            z_mu, z_sigma = (to_numpy(z.data).astype(np.float64) for z in self.reverse(Tensor(x), t))
         f_mu, _ = q_posterior_mean_variance(schedule, z_mu, x_t.astype(np.float64), t)
         beta_t = schedule.betas[t][:, None]
         # sigmoid(z_Sigma + sigmoid^-1(beta_t)) = beta_t / (beta_t + (1 - beta_t) exp(-z_Sigma))
@@ -183,8 +197,8 @@ class DPM(System):
         return k_bound(self.schedule, self.reverse_step, x_0, streams=SampleStreams(seed, len(x_0)))
 
     def report(self, count: int = 4000, *, seed: int = 0) -> dict[str, float]:
-        """K in bits on so many new points, its standard error, K - L_null, and the truth that K bounds from below."""
-        x_0 = swiss_roll.points(np.random.default_rng([seed, 9]), count, self.config.noise)
+        """K in bits on `count` new points, its standard error, K - L_null, and the truth, which K bounds from below."""
+        x_0 = swiss_roll.points(generator(seed, "points of a report"), count, self.config.noise)
         K = bits(self.bound(x_0, seed=seed).total)
         return {"K": float(K.mean()), "standard error": float(K.std() / count**0.5),
                 "K - L_null": float(K.mean() - bits(log_likelihood_of_noise(D))),
@@ -200,7 +214,7 @@ class DPM(System):
         for t in reversed(range(T)):
             if t > 0:
                 mean, variance = self.reverse_step(x_t, np.full(count, t))
-            else:                                           # appendix B.2: q(x_1 | x_0) turned round under N(0, I)
+            else:                                           # appendix B.2: q(x_1 | x_0) reversed under N(0, I)
                 mean, variance = np.sqrt(1 - self.config.beta_first) * x_t, self.config.beta_first
             x_t = mean + np.sqrt(variance) * streams.normal((D,), np.float64)
             yield State(T - t, t - 1, x_t, mean)
@@ -209,15 +223,15 @@ class DPM(System):
         """Points (count, 2) float32."""
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"count must be a whole number of points, at least 1, not {str(count)[:40]!r}: "
-                             "this system hears no captions")
+                             "this system has no captions")
         *_, last = self.trajectory(count, seed=seed, streams=streams)
         return check_finite(last.x_t.astype(np.float32))
 
     def picture(self, count: int = 1500, *, seed: int = 0) -> Image:
         """The paper's figure 1: the forward process in blue, and below it the reverse one in red; clean at the left."""
         s, shown = self.schedule, [-1, self.config.T // 4 - 1, self.config.T // 2 - 1, self.config.T - 1]
-        x_0 = swiss_roll.points(np.random.default_rng([seed, 8]), count, self.config.noise)
-        eps = np.random.default_rng([seed, 7]).standard_normal(x_0.shape, dtype=np.float32)
+        x_0 = swiss_roll.points(generator(seed, "points of a picture"), count, self.config.noise)
+        eps = generator(seed, "noise of a picture").standard_normal(x_0.shape, dtype=np.float32)
         forward = [q_sample(s, x_0, t, eps) for t in shown]
         states = {state.t: state.x_t for state in self.trajectory(count, seed=seed)}
         size = 200

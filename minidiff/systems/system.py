@@ -1,11 +1,11 @@
 """What every system has in common: networks that are trained in stages, a file that holds them, and pictures.
 
-A system is a Module with a name, a configuration and, where it hears text, a tokenizer.  It says how it is trained as
-a list of stages, each a part of it, a batch and a loss; whoever trains it need not know more:
+A system is a Module with a name, a configuration and, where it reads text, a tokenizer.  It says how it is trained as
+a list of stages (stage.py); the trainer needs to know nothing else of it:
 
     def stages(self, data):
         yield Stage("autoencoder", self.autoencoder, batch, loss, steps=1000)
-        z_0 = self.autoencoder.encode(data.x_0)             # the first stage is trained by now, and frozen
+        # the autoencoder has its averaged weights from here on
         yield Stage("diffusion", self.unet, ...)
 """
 
@@ -13,71 +13,81 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from minidiff import checkpoint
-from minidiff.data.digits import CaptionedDigits
-from minidiff.engine.random import SampleStreams
-from minidiff.engine.tensor import Tensor
+from minidiff.data.dataset import Dataset
+from minidiff.diffusion.samplers import State
+from minidiff.engine.backend import to_device, xp_of
+from minidiff.engine.random import SampleStreams, generator, sample_streams
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
+from minidiff.systems.config import ZeroWeights, config_from
+from minidiff.systems.stage import Stage
 from minidiff.text.tokenizer import Tokenizer
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
-LARGEST = 4096                                              # no whole number in a configuration is larger
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A part of a system, trained at one go while everything else in it is frozen."""
-
-    name: str                                               # one word, of the stage's folder
-    module: Module                                          # whose parameters are trained
-    batch: Callable[..., tuple]                             # (rng, B) -> arrays with the batch along axis 0
-    loss: Callable[..., Tensor]                             # (*arrays) -> the mean loss of these samples, ()
-    steps: int
-    size: int = 64                                          # B
-    lr: float = 2e-3                                        # peak of the learning rate
-    ema: float = 0.998
-    draw: Callable[[], Any] | None = None                   # the picture (pictures.sheet, ...) of how it goes
-    paced: bool = False                                     # batch takes a third argument, the share of steps made
+WEIGHTS = Path(__file__).parents[1] / "weights"             # of the systems that are trained already
+NOT_AN_OPTION = ("seed", "streams")                         # of `sample`: every system has them
 
 
 class System(Module):
     """A system of the literature.  Subclasses set `name` and `Config`, and define `stages` and, mostly, `sample`.
 
-    `sample(captions, *, seed=0, streams=None, ...)` gives images (B, 28, 28, 1) in [-1, 1], one for each caption;
-    its other keywords are the system's own choices (scale, steps, temperature), each with its default.
+    `sample(captions, *, seed=0, streams=None, ...)` gives images (B, H, W, C) in [-1, 1], one for each caption; its
+    other keywords are the system's own options (scale, steps, temperature), each with its default.
+    `trajectory(captions, ...)`, where there is one, takes the same options and gives every state on the way.
     """
 
     name: ClassVar[str]                                     # in files, and on the command line
     Config: ClassVar[type]                                  # a frozen dataclass whose fields all have defaults
-    needs: ClassVar[tuple[str, ...]] = ()                   # trained systems that it stands on
+    needs: ClassVar[tuple[str, ...]] = ()                   # the trained systems that it is built on
+    example: ClassVar[str] = ""                             # the file in examples/ that shows what it does
+    no_trajectory: ClassVar[str] = "it does not draw its pictures step by step from noise"      # why there is none
+    no_likelihood: ClassVar[str] = "it has no denoiser of pixels that works without a caption"
 
     def __init__(self, config, tokenizer: Tokenizer | None, rng: np.random.Generator):
         self.config, self.tokenizer, self.notes = config, tokenizer, {}
 
-    @classmethod
-    def new(cls, data: CaptionedDigits, seed: int = 0, config=None) -> Self:
-        """An untrained system for this data: its tokenizer learned, its first weights drawn."""
-        rng = np.random.default_rng([seed, 1])
-        config = config or cls.Config()
-        return cls(config, cls.tokenizer_for(data, config, rng), rng)
+    # --- a new system -------------------------------------------------------------------------------------
 
     @classmethod
-    def tokenizer_for(cls, data: CaptionedDigits, config, rng: np.random.Generator) -> Tokenizer | None:
-        """The tokenizer of a new system; None where it hears no text."""
+    def new(cls, data: Dataset, seed: int = 0, config=None, needed: Mapping[str, System] | None = None) -> Self:
+        """An untrained system for this data: its tokenizer learned, its first weights drawn.
+
+        needed: the trained systems named in `needs` (systems.load_needed finds them).
+        """
+        rng = generator(seed, "first weights")
+        config, needed = config or cls.config_for(data.shape), needed or {}
+        missing = [name for name in cls.needs if name not in needed]
+        if missing:
+            raise ValueError(f"needed must hold the trained systems {', '.join(cls.needs)}, and lacks {missing[0]}")
+        system = cls(config, cls.tokenizer_for(data, config, rng, needed), rng)
+        system.take(needed)
+        return system
+
+    @classmethod
+    def config_for(cls, shape: tuple[int, int, int]):
+        """The default configuration for images of this shape (H, W, C)."""
+        return cls.Config()
+
+    @classmethod
+    def tokenizer_for(cls, data: Dataset, config, rng: np.random.Generator,
+                      needed: Mapping[str, System]) -> Tokenizer | None:
+        """The tokenizer of a new system; None where it reads no text."""
         return None
 
-    def stages(self, data: CaptionedDigits) -> Iterator[Stage]:
+    def take(self, needed: Mapping[str, System]) -> None:
+        """Copies what it needs of the trained systems that it is built on; a system without `needs` has nothing to do."""
+
+    def stages(self, data: Dataset) -> Iterator[Stage]:
         """How it is trained.  The next stage is asked for when the last one's averaged weights are in place."""
         raise NotImplementedError(f"{type(self).__name__} has no stages")
+
+    # --- sampling -----------------------------------------------------------------------------------------
 
     @classmethod
     def options(cls) -> dict[str, Any] | None:
@@ -85,65 +95,115 @@ class System(Module):
         own = inspect.signature(cls.sample).parameters if hasattr(cls, "sample") else {}
         if "captions" not in own:
             return None
-        return {name: p.default for name, p in own.items()
-                if p.kind is p.KEYWORD_ONLY and name not in ("seed", "streams")}
+        return {name: p.default for name, p in own.items() if p.kind is p.KEYWORD_ONLY and name not in NOT_AN_OPTION}
+
+    def likelihood_denoiser(self):
+        """(denoiser, condition): of pixels, without a caption and unclipped; UserError where it has none."""
+        raise UserError(f"{self.name} has no likelihood: {self.no_likelihood}")
+
+    def streams_for(self, captions: Sequence[str], seed: int, streams: SampleStreams | None):
+        """The streams that were given, or sample i's own (seed, i) on the system's device."""
+        check_captions(captions)
+        return check_streams(captions, streams or sample_streams(self.device, seed, len(captions)))
+
+    def noise(self, streams: SampleStreams, shape: tuple[int, ...]):
+        """Standard normal numbers (B, *shape), float32, on the system's device."""
+        return to_device(streams.normal(shape), self.device)
 
     # --- files --------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, dtype=np.float32, notes: dict | None = None) -> None:
-        """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size."""
+        """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size.
+
+        Numbers that are not float32, such as measured statistics, keep their dtype.
+        """
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype must be a floating dtype, such as float16, not {np.dtype(dtype)}")
-        weights = {name: w.astype(dtype) for name, w in self.state_dict().items()}
+        weights = {name: w.astype(dtype) if w.dtype == np.float32 else w for name, w in self.state_dict().items()}
         checkpoint.save(path, weights, self.describe() | {"notes": notes or {}})
 
     def describe(self) -> dict:
         """The system without its weights, as plain JSON values."""
-        told = {"system": self.name, "config": dataclasses.asdict(self.config)}
-        return told if self.tokenizer is None else told | {"tokenizer": self.tokenizer.state()}
+        description = {"system": self.name, "config": dataclasses.asdict(self.config)}
+        return description if self.tokenizer is None else description | {"tokenizer": self.tokenizer.state()}
 
     @classmethod
     def shipped(cls) -> Path:
-        """Where the weights are that come with minidiff, if they do."""
+        """The file of the weights that come with minidiff, whether or not there is one."""
         return WEIGHTS / f"{cls.name}.safetensors"
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
         """The system in a file, or without a path the weights that come with minidiff.
 
+        path: a model.safetensors, or a training state whose stage trained the whole system: its averaged weights.
         UserError names the file and what is wrong with it.
         """
         saved = checkpoint.load(cls.shipped() if path is None else path)
-        model = cls.from_checkpoint(saved)
-        weights = cls.weights_in(saved)
-        checkpoint.check_shapes({name: p.shape for name, p in model.parameters().items()}, weights, saved.path)
-        model.load_state_dict(weights)
+        system = cls.from_checkpoint(saved)
+        shapes = {name: p.shape for name, p in system.parameters().items()}
+        weights = _averaged(saved, shapes) if "stage" in saved.meta else saved.tensors
+        checkpoint.check_shapes(shapes, weights, saved.path)
+        system.load_state_dict(weights)
         notes = saved.meta.get("notes")
-        model.notes = notes if isinstance(notes, dict) else {}
-        return model
-
-    @classmethod
-    def weights_in(cls, saved: checkpoint.Checkpoint) -> dict[str, np.ndarray]:
-        """The weights of this system in a file of it."""
-        return saved.tensors
+        system.notes = notes if isinstance(notes, dict) else {}
+        return system
 
     @classmethod
     def from_checkpoint(cls, saved: checkpoint.Checkpoint) -> Self:
-        """The system that a file describes, its weights still to be set; UserError, naming the file, if it is none."""
+        """The system that a file describes, its weights still to be set; UserError names the file where it is none."""
         system, path = saved.meta.get("system"), saved.path
         if system != cls.name:
             raise UserError(f"{path} holds {str(system)[:40]!r}, and {cls.name!r} was asked for.")
-        if "stage" in saved.meta:
-            raise UserError(f"{path} is the state of one stage: name the run's model.safetensors, which is there when "
-                            "its last stage is done (go on with --resume).")
         try:
             config = config_from(cls.Config, saved.meta.get("config"))
-            told = saved.meta.get("tokenizer")
+            state = saved.meta.get("tokenizer")
             room = sum(w.size for w in saved.tensors.values())
-            return cls(config, None if told is None else Tokenizer.from_state(told), _Blank(room))
+            return cls(config, None if state is None else Tokenizer.from_state(state), ZeroWeights(room))
         except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
             raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
 
+
+def _averaged(saved: checkpoint.Checkpoint, names) -> dict[str, np.ndarray]:
+    """The averaged weights in a training state; UserError where its stage trained a part of the system only."""
+    weights = {name.removeprefix("ema."): w for name, w in saved.tensors.items() if name.startswith("ema.")}
+    weights.pop("n", None)                                  # how many steps went into the average
+    if weights.keys() != set(names):
+        raise UserError(f"{saved.path} is the state of one stage: name the run's model.safetensors, which is written "
+                        "after the last stage (continue with --resume).")
+    return weights
+
+
+# --- what samplers of systems check -----------------------------------------------------------------------
+
+def check_captions(captions: Sequence[str]) -> None:
+    if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
+        raise TypeError(f"captions must be a list of str, one for each picture, not {str(captions)[:40]!r}")
+
+
+def check_finite(images):
+    """The images; UserError where damaged weights or too large a scale gave NaN or infinity."""
+    if not xp_of(images).isfinite(images).all():
+        raise UserError("the pictures are not finite: the model's weights are damaged, or the scale is too large")
+    return images
+
+
+def finite_states(states: Iterator[State]) -> Iterator[State]:
+    """The states of a sampler; UserError after the last one where its images are not finite."""
+    for state in states:
+        yield state
+    check_finite(state.x_t)
+
+
+def check_streams(captions: Sequence[str], streams: SampleStreams):
+    if not hasattr(streams, "normal"):
+        raise TypeError(f"streams must be SampleStreams, one for each caption, not {type(streams).__name__}")
+    if len(streams) != len(captions):
+        raise ValueError(f"streams must be one for each of the {len(captions)} captions, not {len(streams)}")
+    return streams
+
+
+# --- captions as tokenizers see them ----------------------------------------------------------------------
 
 def as_read(caption: str) -> str:
     """A caption as tokenizers see it: in lower case, and every word with a space before it, the first one too, so
@@ -152,79 +212,7 @@ def as_read(caption: str) -> str:
     return f" {words}" if words else ""
 
 
-def caption_tokenizer(data: CaptionedDigits, vocab: int, rng: np.random.Generator) -> Tokenizer:
-    """Learned from 20,000 captions of the data."""
-    return Tokenizer.train([as_read(data.caption(int(i), rng)) for i in rng.integers(0, len(data.digits), 20_000)],
-                           vocab)
-
-
-def check_captions(captions: Sequence[str]) -> None:
-    if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
-        raise TypeError(f"captions must be a list of str, one for each picture, not {str(captions)[:40]!r}")
-
-
-def check_finite(images: np.ndarray) -> np.ndarray:
-    """The images; UserError where damaged weights or too large a scale made them no pictures."""
-    if not np.isfinite(images).all():
-        raise UserError("the pictures are not finite: the model's weights are damaged, or the scale is too large")
-    return images
-
-
-def streams_for(captions: Sequence[str], seed: int, streams: SampleStreams | None) -> SampleStreams:
-    """The streams that were given, or sample i's own (seed, i); ValueError unless there is one for each caption."""
-    check_captions(captions)
-    return check_streams(captions, streams or SampleStreams(seed, len(captions)))
-
-
-def check_streams(captions: Sequence[str], streams: SampleStreams) -> SampleStreams:
-    if not hasattr(streams, "normal"):
-        raise TypeError(f"streams must be SampleStreams, one for each caption, not {type(streams).__name__}")
-    if len(streams) != len(captions):
-        raise ValueError(f"streams must be one for each of the {len(captions)} captions, not {len(streams)}")
-    return streams
-
-
-# --- a configuration from a stranger's file ---------------------------------------------------------------
-
-class _Blank:
-    """Stands for the generator where a file will set the weights: zeros, and no more of them than the file holds."""
-
-    def __init__(self, room: int):
-        self.room = room
-
-    def standard_normal(self, shape: tuple[int, ...], dtype) -> np.ndarray:
-        self.room -= math.prod(shape)
-        if self.room < 0:
-            raise ValueError("it asks for more weights than the file holds")
-        return np.zeros(shape, dtype)
-
-
-def config_from(kind: type, values):
-    """A configuration dataclass from a stranger's JSON: every field of its type, within reason.
-
-    A field that an older file does not know takes its default; one that this version does not know is refused.
-    """
-    if not isinstance(values, dict):
-        raise TypeError(f"{kind.__name__} is no dict")
-    default, fields = kind(), {}
-    unknown = values.keys() - {f.name for f in dataclasses.fields(kind)}
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no {str(min(unknown, key=str))[:40]!r}")
-    for f in dataclasses.fields(kind):
-        if f.name not in values:
-            continue
-        value, like = values[f.name], getattr(default, f.name)
-        if dataclasses.is_dataclass(like):
-            value = config_from(type(like), value)
-        elif isinstance(like, tuple):
-            value = tuple(_checked(f.name, v, like[0]) for v in list(value)[:16])
-        else:
-            value = _checked(f.name, value, like)
-        fields[f.name] = value
-    return kind(**fields)
-
-
-def _checked(name: str, value, like):
-    if type(value) is not type(like) or (isinstance(value, int) and not 0 <= value <= LARGEST):
-        raise ValueError(f"{name} is {str(value)[:40]!r}")
-    return value
+def caption_tokenizer(data: Dataset, vocab: int, rng: np.random.Generator) -> Tokenizer:
+    """A tokenizer learned from 20,000 captions of the data."""
+    indices = rng.integers(0, len(data), 20_000)
+    return Tokenizer.train([as_read(data.caption(int(i), rng)) for i in indices], vocab)

@@ -41,7 +41,7 @@ class SingleProcess:
 
     rank, size = 0, 1
 
-    def part(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """The samples of a batch of `count` that this rank learns from; UserError where a rank would have none."""
         return slice(0, count)
 
@@ -81,7 +81,7 @@ class Ranks:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._buffer = None
 
-    def part(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         if count < self.size:
             raise UserError(f"a batch of {count} cannot be divided among {self.size} ranks: start {count} of them at "
                             "most, or take a larger batch")

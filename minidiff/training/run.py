@@ -1,157 +1,198 @@
 """Training any system of minidiff/systems, stage by stage, in a run on disk that loses nothing.
 
-    for each stage of the system:   fit its part (fit.py);  put the averaged weights in place;  go on to the next
+    for each stage of the system:   train its module (trainer.py, loop.py);  put the averaged weights in place
 
-The run's folder holds one folder a stage, 1-autoencoder, 2-diffusion, with its states, loss.png and samples.png, and
-at the end model.safetensors.  Everything random in step n of stage k is drawn from a generator seeded with
-(seed, 2, k, n): a run that was interrupted, or killed, goes on to the same bits.
+The run's folder holds run.json (how the run was started), one folder a stage, such as 1-autoencoder and 2-diffusion,
+with its states, loss.png and samples.png, and at the end model.safetensors.  A run that was interrupted, or killed,
+resumes to the same bits.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
-
-from minidiff import checkpoint, pictures
-from minidiff.data import mnist
-from minidiff.data.digits import CaptionedDigits
-from minidiff.engine.tensor import Tensor
+from minidiff import checkpoint
+from minidiff.data.dataset import Dataset
 from minidiff.errors import UserError
 from minidiff.files import write_json
-from minidiff.systems.system import Stage, System, config_from
+from minidiff.systems import load_needed
+from minidiff.systems.config import config_from
+from minidiff.systems.stage import Stage
+from minidiff.systems.system import System
+from minidiff.training.loop import draw_preview, train_stage
 from minidiff.training.ranks import ranks
-from minidiff.training.trainer import Fit, FitConfig, fit
+from minidiff.training.trainer import TrainConfig, Trainer
+
+START = "run.json"                                          # how the run was started
+MODEL = "model.safetensors"
+WARMUP = 50                                                 # steps to the peak of the learning rate, at most
 
 
-class StageFit(Fit):
-    """One stage of a system in training."""
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user may choose for all stages of a run; None leaves it to the system, or on resuming to the run.
 
-    def __init__(self, stage: Stage, number: int, seed: int, effort: float, meta: dict):
-        """number: 1 for the first.  effort: the share of the stage's steps to make.  meta: what its files say."""
-        steps = max(1, round(stage.steps * effort))
-        super().__init__(stage.module, FitConfig(steps=steps, batch=stage.size, lr=stage.lr, ema=stage.ema,
-                                                 warmup=min(50, steps), seed=seed))
-        self.stage, self.number, self.meta = stage, number, meta
+    effort: the share of each stage's own steps to make.  steps, batch, lr: take the place of each stage's own.
+    """
 
-    def batch(self) -> tuple:
-        rng = np.random.default_rng([self.config.seed, 2, self.number, self.n])
-        paced = [self.n / self.config.steps] if self.stage.paced else []
-        return self.stage.batch(rng, self.config.batch, *paced)
+    seed: int | None = None
+    effort: float | None = None
+    steps: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    precision: str | None = None
 
-    def loss(self, *arrays) -> Tensor:
-        return self.stage.loss(*arrays)
+    def resolved(self) -> TrainOptions:
+        """The same options, with the defaults of those that do not depend on the stage."""
+        defaults = {"seed": 0, "effort": 1.0, "precision": "float32"}
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
-    def describe(self) -> dict:
-        return self.meta
-
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Goes back to a saved state; UserError if it is of another system, stage, data, or number of steps."""
-        for what, mine in (self.meta | {"train": asdict(self.config)}).items():
-            if saved.meta.get(what) != mine:
-                raise UserError(f"{saved.path} is of a run with another {WHAT.get(what, what)}: resume with the "
-                                "options that it was begun with, or choose another --out.")
-        super().restore(saved)
-
-
-WHAT = {"data": "--data", "train": "--seed or --effort", "config": "configuration"}
+    def for_stage(self, stage: Stage) -> TrainConfig:
+        """How a stage is trained with these options; UserError where one is out of range."""
+        o = self.resolved()
+        steps = max(1, round(stage.steps * o.effort)) if o.steps is None else o.steps
+        return TrainConfig(steps=steps, batch=stage.batch_size if o.batch is None else o.batch,
+                           lr=stage.lr if o.lr is None else o.lr, ema=stage.ema, warmup=min(WARMUP, steps),
+                           seed=o.seed, precision=o.precision)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A system after its last stage, and the seconds that each stage took, over all sittings."""
+    """A system after its last stage, the seconds that each stage took over all sittings, and its last losses."""
 
     system: System
     seconds: dict[str, float]
+    losses: dict[str, float]                # the mean of each stage's last 100
 
 
-def run(folder: str | Path, kind: type[System], data: mnist.Images, *, seed: int = 0, effort: float = 1.0, config=None,
-        resume: bool = False, quiet: bool = False, keep: int = 2) -> Trained:
+def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOptions | None = None, *, config=None,
+        needed: Mapping[str, str | Path] | None = None, resume: bool = False, quiet: bool = False, keep: int = 3,
+        device: str = "cpu") -> Trained:
     """Trains a system of this kind in `folder`, and returns it with its averaged weights.
 
-    effort: the share of each stage's steps to make; less for a quick look.  config: the system's own, if not the
-    default; a run goes on with the one that it was begun with.  Ctrl-C ends the step, saves, and raises
-    fit.Interrupted; with resume=True it goes on.  UserError where the folder holds another run, or none to resume.
+    config: the system's own, if not the default for this data; a run resumes with the one that it was started with.
+    needed: files of the systems that it is built on, by name, where they are not to be searched for.  keep: how many
+    states of each stage are kept.  Ctrl-C ends the step, saves, and raises loop.Interrupted.  UserError where the
+    folder holds another run, or none to resume.
     """
-    folder = Path(folder)
-    if not 0 < effort <= 100:
-        raise UserError(f"effort must be above 0 and at most 100, such as 0.1 for a tenth of the steps, not {effort:g}")
-    begun = check_run(folder, kind, resume)
-    if begun and (begun["seed"], begun["effort"]) != (seed, effort):
-        raise UserError(f"{folder} was begun with --seed {begun['seed']} --effort {begun['effort']}: resume with "
-                        "these, or choose another --out.")
-    digits = CaptionedDigits.of(data)
-    system = kind.new(digits, seed, begun["config"] if begun else config)
-    first = ranks().rank == 0
-    ranks().wait()                                          # until all have looked at the folder
+    folder, first = Path(folder), ranks(device).rank == 0   # a rank's GPU is chosen before there is an array on it
+    options = options or TrainOptions()
+    _check_options(options)
+    start = check_run(folder, kind, resume, options)
+    options, config = (start.options, start.config) if start else (options.resolved(), config)
+    systems = load_needed(kind, needed)
+    hashes = {name: _hash(system) for name, system in systems.items()}
+    if start and start.needed != hashes:
+        changed = next(name for name in kind.needs if start.needed.get(name) != hashes[name])
+        raise UserError(f"{folder} was started with another {changed}, on which {kind.name} is built: name its file "
+                        f"with --needs {changed}=FILE, or choose another --out.")
+    system = kind.new(data, options.seed, config, systems).to(device)
+    ranks(device).wait()                                    # until all have looked at the folder
     if first:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / BEGUN, system.describe() | {"seed": seed, "effort": effort})
-    told = json.loads(json.dumps(asdict(system.config)))    # as a file will tell it: a tuple is a list there
-    seconds = {}
-    for number, stage in enumerate(system.stages(digits), start=1):
-        meta = {"system": kind.name, "stage": stage.name, "config": told, "data": digits.fingerprint}
-        trainer = StageFit(stage, number, seed, effort, meta)
-        keeper = checkpoint.CheckpointFolder(folder / f"{number}-{stage.name}", keep)
-        saved = keeper.latest()
-        if saved:
-            trainer.restore(saved)
-        if first:
-            keeper.prepare(trainer.n)
-        if trainer.n < trainer.config.steps:
-            fit(trainer, keeper, draw, quiet=quiet, last_good=saved.path if saved else None,
-                what=f"{kind.name}, {stage.name}")
-            if first:
-                draw(trainer, keeper.folder)
-        stage.module.load_state_dict(dict(trainer.ema.average))
+        write_json(folder / START, {"system": kind.name, "config": asdict(system.config), "data": data.fingerprint,
+                                    "options": asdict(options), "needed": hashes})
+    description = system.describe() | {"data": data.fingerprint, "needed": hashes}
+    seconds, losses = {}, {}
+    for number, stage in enumerate(system.stages(data), start=1):
+        trainer = Trainer(stage, options.for_stage(stage), number=number, device=device,
+                          description=description | {"stage": stage.name})
+        _train(trainer, checkpoint.CheckpointFolder(folder / f"{number}-{stage.name}", keep), quiet,
+               f"{kind.name}, {stage.name}")
+        trainer.use_averaged_weights()
         seconds[stage.name] = trainer.seconds
+        recent = trainer.losses[-100:]
+        losses[stage.name] = sum(recent) / len(recent)
     if first:
-        system.save(folder / "model.safetensors", notes={"seconds": seconds, "seed": seed, "effort": effort,
-                                                         "data": data.source})
-    return Trained(system, seconds)
+        notes = system.notes | {"seconds": seconds, "options": asdict(options), "data": data.source,
+                                "dataset": data.name}
+        system.save(folder / MODEL, notes=notes)
+    return Trained(system, seconds, losses)
 
 
-BEGUN = "run.json"                                          # what the run was begun as
+def _train(trainer: Trainer, folder: checkpoint.CheckpointFolder, quiet: bool, title: str) -> None:
+    """Trains a stage from its newest state, if it has one, to its last step."""
+    saved = folder.latest()
+    if saved:
+        trainer.restore(saved)
+    first = trainer.ranks.rank == 0
+    if first:
+        folder.prepare(trainer.n)
+    if trainer.n < trainer.config.steps:
+        train_stage(trainer, folder, quiet=quiet, last_good=saved.path if saved else None, title=title)
+        if first:
+            draw_preview(trainer, folder.folder)
 
 
-def check_run(folder: Path, kind: type[System], resume: bool) -> dict | None:
-    """What the folder's run was begun with: its config, seed and effort; None where it holds no run.
+def _hash(system: System) -> str:
+    """Of all weights of a system."""
+    digest = hashlib.sha256()
+    for name, w in sorted(system.state_dict().items()):
+        digest.update(name.encode() + w.tobytes())
+    return digest.hexdigest()
 
-    UserError, before any work, where it holds another run, or with `resume` none.
+
+# --- the folder of a run: is it this one? -------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Start:
+    """How a run was started: its configuration, options, and the hashes of the systems that it is built on."""
+
+    config: object
+    options: TrainOptions
+    needed: dict[str, str]
+
+
+def check_run(folder: Path, kind: type[System], resume: bool, options: TrainOptions | None = None) -> Start | None:
+    """How the folder's run was started; None where it holds no run.
+
+    UserError, before any work, where it holds another run, where it has none to resume, where an option asks for what
+    resuming cannot change, or where the folder cannot be written.
     """
-    begun = _begun(folder, kind)
-    if not begun and (folder / "model.safetensors").exists():
-        raise UserError(f"{folder} holds a run of another kind: choose another --out.")
-    if begun and not resume:
-        raise UserError(f"{folder} holds a run of {kind.name}: add --resume to go on with it, or choose another --out.")
-    if resume and not begun:
+    start = _started(folder, kind)
+    if start is None and ((folder / MODEL).exists() or checkpoint.CheckpointFolder(folder).latest()):
+        raise UserError(f"{folder} holds a model or a run of another kind: choose another --out.")
+    if start and not resume:
+        raise UserError(f"{folder} holds a run of {kind.name}: add --resume to continue it, or choose another --out.")
+    if resume and start is None:
         raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
+    for f in fields(TrainOptions) if start and options else ():
+        asked, saved = getattr(options, f.name), getattr(start.options, f.name)
+        if asked is not None and asked != saved:
+            was = "without" if saved is None else f"with --{f.name} {saved}, not"
+            raise UserError(f"{folder} was started {was} --{f.name} {asked}, which resuming cannot change: leave the "
+                            "option out, or choose another --out.")
     ranks().by_first(checkpoint.CheckpointFolder(folder).prepare)
-    return begun
+    return start
 
 
-def _begun(folder: Path, kind: type[System]) -> dict | None:
-    path = folder / BEGUN
+def _started(folder: Path, kind: type[System]) -> Start | None:
+    path = folder / START
     if not path.exists():
         return None
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["system"] != kind.name:
-            raise UserError(f"{folder} holds a run of {str(told['system'])[:40]!r}, not of {kind.name!r}: choose "
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["system"] != kind.name:
+            raise UserError(f"{folder} holds a run of {str(saved['system'])[:40]!r}, not of {kind.name!r}: choose "
                             "another --out.")
-        return {"config": config_from(kind.Config, told["config"]), "seed": told["seed"], "effort": told["effort"]}
-    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        options = TrainOptions(**saved["options"])
+        _check_options(options)
+        needed = {str(name): str(digest) for name, digest in saved["needed"].items()}
+        return Start(config_from(kind.Config, saved["config"]), options, needed)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} does not say what run this is ({error}): choose another --out.") from error
+        raise UserError(f"{path} does not say how this run was started ({error}): choose another --out.") from error
 
 
-def draw(trainer: StageFit, folder: Path) -> None:
-    """Rewrites loss.png and, where the stage has a picture, samples.png with the averaged weights."""
-    pictures.save(pictures.loss_curve(range(1, trainer.n + 1), trainer.losses, f"{trainer.stage.name}: loss"),
-                  folder / "loss.png")
-    if trainer.stage.draw:
-        with trainer.with_averaged_weights():
-            pictures.save(trainer.stage.draw(), folder / "samples.png")
+def _check_options(options: TrainOptions) -> None:
+    """UserError where an option is out of range, before any work."""
+    if options.effort is not None and not 0 < options.effort <= 100:
+        raise UserError(f"effort must be above 0 and at most 100, such as 0.1 for a tenth of the steps, "
+                        f"not {options.effort:g}")
+    given = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "effort"}
+    replace(TrainConfig(), **{name: value for name, value in given.items() if value is not None})

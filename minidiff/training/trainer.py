@@ -1,17 +1,17 @@
-"""Fitting: parameters follow the gradient of a loss, in a run on disk that loses nothing.
+"""The trainer: parameters follow the gradient of a loss.
 
-    repeat  a batch of step n,  the gradient of its mean loss, clipped
-            AdamW step;  EMA of the weights
+    repeat  arrays = the stage's batch of step n
+            g = gradient of the mean loss, clipped
+            AdamW step with g;  moving average (EMA) of the weights
 
-Everything random in step n is drawn from a generator seeded with (seed, 2, n).  So a run's state is its weights, the
-optimiser's and the average's numbers, and n: N steps, saved and loaded, and M more give the same bits as N + M steps,
-on the same machine.
+One class trains every stage of every system.  Everything random in step n comes from a generator of (seed, stage, n).
+So a run's state is its weights, the numbers of the optimiser and of the average, and n: N steps, saved and loaded, and
+M more give the same bits as N + M steps, on the same machine.
 
-On a GPU nothing in a step waits for the device: the update decides by itself what to do, and the losses are fetched
-every FETCH_EVERY steps, and before saving.
+On a GPU no step waits for the device: the update is decided there, and the losses are fetched every FETCH_EVERY steps
+and before saving.
 
-Started by mpiexec, each rank takes its part of the batch and the gradients are summed (engine/ranks.py); the first
-rank alone writes files and draws, while the others wait for it in the next step's sum.
+Started by mpiexec, each rank takes its share of the batch, and the gradients are summed (ranks.py).
 """
 
 from __future__ import annotations
@@ -19,36 +19,32 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import signal
-import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from minidiff import checkpoint
-from minidiff.engine.backend import to_numpy, xp_of
+from minidiff.engine.backend import is_floating, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
-from minidiff.nn.module import Module
 from minidiff.nn.optim import EMA, AdamW, UpdateOnDevice, WarmupCosine, clip_by_norm
-from minidiff.nn.precision import LossScale, dtype_of
+from minidiff.nn.precision import LossScale, dtype_of, in_precision
+from minidiff.systems.stage import Stage, Step
 from minidiff.training.ranks import ranks
+
+FETCH_EVERY = 20                                            # steps on a GPU after which their losses are fetched
+MOST_SCALE = 2.0**60                                        # a loss scale in a file is at most this
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """How to fit; with the data and the model's configuration it determines the result."""
+class TrainConfig:
+    """How one stage is trained; with the data and the system's configuration it determines the result."""
 
     steps: int = 2200
-    batch: int = 32
+    batch: int = 32                         # samples in a step
     lr: float = 2e-3                        # peak of the learning rate
     warmup: int = 50                        # steps to the peak
     ema: float = 0.998                      # decay of the average of the weights
@@ -57,72 +53,71 @@ class FitConfig:
     precision: str = "float32"              # what the network computes in; the weights are float32 always
 
     def __post_init__(self):
-        dtype_of(self.precision)                            # refuses what is not to be had, before any work
+        dtype_of(self.precision)                            # UserError where this precision is unavailable
         for name, low, high in (("steps", 1, 10**9), ("batch", 1, 10**6), ("warmup", 0, 10**9), ("seed", 0, 2**63)):
-            if type(getattr(self, name)) is not int or not low <= getattr(self, name) <= high:
-                raise UserError(f"{name} must be a whole number of at least {low}, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         for name, low, high in (("lr", 1e-12, 10.0), ("ema", 0.0, 1 - 1e-9), ("clip", 1e-12, 1e12)):
-            self._check_real(name, low, high)
-
-    def _check_real(self, name: str, low: float, high: float) -> None:
-        if not low <= getattr(self, name) <= high:
-            raise UserError(f"{name} must be within {low:g} and {high:g}, not {getattr(self, name)!r}")
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name} must be within {low:g} and {high:g}, not {getattr(self, name)!r}")
 
 
-FETCH_EVERY = 20                                            # steps on a GPU, after which their losses are fetched
+class Trainer:
+    """A stage in training: `step()` makes one step, `state()` and `restore()` save and load all that it depends on.
 
-
-class Fit:
-    """A module in training: `step()` makes one step, `state()` and `restore()` save and load all there is.
-
-    A subclass says what a step learns from, in `batch` and `loss`.  `losses` are the losses so far; on a GPU, those
-    that were fetched.
+    `losses` are the losses so far; on a GPU, those that were fetched.
     """
 
-    def __init__(self, model: Module, config: FitConfig, device: str = "cpu"):
-        self.model, self.config, self.ranks = model, config, ranks(device)
-        self.part = self.ranks.part(config.batch)           # of each batch, that this rank learns from
-        self.parameters = model.parameters()
+    def __init__(self, stage: Stage, config: TrainConfig, *, number: int = 1, device: str = "cpu",
+                 description: Mapping | None = None):
+        """number: which stage of its system, 1 for the first.  device: where the stage's module is.
+
+        description: what the run's files say beside the numbers, as plain JSON values; a state of another description
+        is refused by `restore`.
+        """
+        self.stage, self.config, self.number, self.device = stage, config, number, device
+        self.description = dict(description or {})
+        self.ranks = ranks(device)
+        self.shard = self.ranks.shard(config.batch)         # of each batch, that this rank learns from
+        self.parameters = stage.module.parameters()
         self.optimiser = AdamW(self.parameters)
         self.ema = EMA(self.parameters, config.ema)
         self.lr = WarmupCosine(config.lr, config.steps, config.warmup)
         self.scaling = LossScale.of(config.precision)
         self.dtype = dtype_of(config.precision)
-        # on a GPU the update is the device's business
         self.on_device = (UpdateOnDevice(self.optimiser, self.ema, self.scaling, config.clip) if device == "cuda"
                           else None)
-        self.asked_to_stop: Callable[[], bool] = lambda: False      # here
+        self.asked_to_stop: Callable[[], bool] = lambda: False      # on this rank
         self.stopping = False                               # whether any rank was, before the last step's sum
         self.pending: list = []                             # losses that were not fetched yet
         self.n = 0                                          # steps made
         self.losses: list[float] = []
         self.seconds = 0.0                                  # spent training, over all sittings
 
-    def batch(self) -> tuple[Any, ...]:
-        """The data and the noise of step n: arrays with the batch along axis 0."""
-        raise NotImplementedError(f"{type(self).__name__} has no batch")
+    def batch(self) -> tuple:
+        """The arrays of step n, with the batch along axis 0; floating ones lie on the device."""
+        c = self.config
+        arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device))
+        return tuple(to_device(a, self.device) if is_floating(a.dtype) else a for a in arrays)
 
     def loss(self, *arrays) -> Tensor:
         """The mean loss of some samples of the batch, a Tensor of shape ()."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
-
-    def describe(self) -> dict:
-        """What the files of the run say beside the numbers, as plain JSON values."""
-        return {}
+        return self.stage.loss(in_precision(self.stage.module, self.dtype), *arrays)
 
     def step(self):
         """One step; returns its loss.  FloatingPointError, with the weights as they were, if it is not finite.
 
-        A step of float16 that overflows changes no weight, and is a step all the same: the learning rate's course and
-        the random numbers follow the run's steps, the moments' corrections and the average those that were made.
-        On a GPU the loss is an array of shape (), and the error of a step, with the weights as they were before it,
-        comes with a later one, when the losses are fetched.
+        A float16 step that overflows changes no weight but counts as a step: the learning rate and the random numbers
+        follow the run's steps, and the corrections of the moments and the average follow the steps that changed
+        weights.  On a GPU the loss is an array of shape (), and the error of a step, with the weights as they were
+        before it, comes with a later one, when the losses are fetched.
         """
-        c, count = self.config, self.part.stop - self.part.start
-        batch = tuple(a[self.part] for a in self.batch())
+        c, count = self.config, self.shard.stop - self.shard.start
+        batch = tuple(a[self.shard] for a in self.batch())
 
-        def loss_of(part: slice):
-            return self.loss(*(a[part] for a in batch))
+        def loss_of(shard: slice):
+            return self.loss(*(a[shard] for a in batch))
         scale = self.on_device.scale if self.on_device else self.scaling.scale
         loss, grads = parallel_gradients(loss_of, list(self.parameters.values()), count, scale)
         loss, grads, self.stopping = self.ranks.mean(loss, grads, count / c.batch, self.asked_to_stop())
@@ -139,7 +134,7 @@ class Fit:
         if not (math.isfinite(loss) and self.scaling.bears(finite)):
             raise _not_finite(self.n + 1, loss, norm)
         self.scaling.update(finite)
-        if finite:                                          # else S was too large, and is half of it now
+        if finite:                                          # else the loss scale was too large, and is half of it now
             self.optimiser.step(grads, self.lr(self.n))
             self.ema.step()
         self.n += 1
@@ -163,7 +158,7 @@ class Fit:
 
     @contextmanager
     def with_averaged_weights(self) -> Iterator[None]:
-        """Within it the module has the averaged weights: what is sampled from."""
+        """Within it the module has the averaged weights, which pictures are drawn with."""
         own = {name: p.data for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             p.data = self.ema.average[name]
@@ -173,151 +168,73 @@ class Fit:
             for name, p in self.parameters.items():
                 p.data = own[name]
 
+    def use_averaged_weights(self) -> None:
+        """Puts the averaged weights in place, for good: the stage is done."""
+        self.stage.module.load_state_dict({name: to_numpy(a) for name, a in self.ema.average.items()})
+
+    # --- its state ----------------------------------------------------------------------------------------
+
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
         """(tensors, meta): everything that the next step depends on."""
         self.fetch()
-        tensors = {f"model.{name}": w for name, w in self.model.state_dict().items()}
+        tensors = {f"model.{name}": w for name, w in self.stage.module.state_dict().items()}
         tensors |= {f"ema.{name}": a for name, a in self.ema.state_dict().items()}
         tensors |= {f"optimiser.{name}": a for name, a in self.optimiser.state_dict().items()}
         tensors |= {f"scaling.{name}": a for name, a in self.scaling.state_dict().items()}
         tensors["losses"] = np.array(self.losses, dtype=np.float64)
-        return tensors, self.describe() | {"train": asdict(self.config), "seconds": self.seconds}
+        return tensors, self.description | {"train": asdict(self.config), "seconds": self.seconds}
 
     def fingerprint(self) -> str:
-        """Of all that the next step depends on."""
+        """A hash of everything that the next step depends on."""
         tensors, meta = self.state()
-        told = hashlib.sha256(json.dumps(meta | {"seconds": 0, "n": self.n}, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(meta | {"seconds": 0, "n": self.n}, sort_keys=True).encode())
         for name in sorted(tensors):
-            told.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
-        return told.hexdigest()
+            digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+        return digest.hexdigest()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Goes back to a saved state; UserError if it is of another model."""
-        expected = {name: (a.shape, a.dtype) for name, a in self.state()[0].items()}
-
-        def count(name: str) -> int:
-            return int(saved.tensors[name]) if saved.tensors.get(name, np.empty(0)).shape == () else -1
-        made, skipped = count("optimiser.n"), 0 if self.scaling.fixed else count("scaling.skipped")
-        n = made + skipped
-        expected["losses"] = ((n,), np.dtype(np.float64))
-        checkpoint.check_shapes({name: shape for name, (shape, _) in expected.items()}, saved.tensors, saved.path)
-        if any(saved.tensors[name].dtype != dtype for name, (_, dtype) in expected.items()) \
-                or min(made, skipped) < 0 or int(saved.tensors["ema.n"]) != made \
-                or not 1 <= saved.tensors.get("scaling.scale", 1) <= 2.0**60 \
-                or saved.tensors.get("scaling.good", 0) < 0:
-            raise UserError(f"{saved.path} is no training state of this version: start a new run with another --out.")
+        """Goes back to a saved state; UserError if it is of another system, stage, data set or configuration."""
+        self._check_description(saved)
+        made, skipped = self._check_state(saved)
 
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {name[len(prefix):]: a for name, a in saved.tensors.items() if name.startswith(prefix)}
-        self.model.load_state_dict(part("model."))
+        self.stage.module.load_state_dict(part("model."))
         self.ema.load_state_dict(part("ema."))
         self.optimiser.load_state_dict(part("optimiser."))
         self.scaling.load_state_dict(part("scaling."))
         if self.on_device:
             self.on_device.push()
-        self.losses, self.n = saved.tensors["losses"].tolist(), n
+        self.losses, self.n = saved.tensors["losses"].tolist(), made + skipped
         seconds = saved.meta.get("seconds")
         self.seconds = seconds if isinstance(seconds, float) else 0.0
+
+    def _check_description(self, saved: checkpoint.Checkpoint) -> None:
+        for what, mine in (self.description | {"train": asdict(self.config)}).items():
+            if saved.meta.get(what) != json.loads(json.dumps(mine)):                # as a file has it: tuples are lists
+                raise UserError(f"{saved.path} is of a run with another {OPTIONS.get(what, what)}: resume with the "
+                                "options that it was started with, or choose another --out.")
+
+    def _check_state(self, saved: checkpoint.Checkpoint) -> tuple[int, int]:
+        """(steps that changed weights, steps left out); UserError unless the tensors are a state of this trainer."""
+        expected = {name: (a.shape, a.dtype) for name, a in self.state()[0].items()}
+
+        def count(name: str) -> int:
+            return int(saved.tensors[name]) if saved.tensors.get(name, np.empty(0)).shape == () else -1
+        made, skipped = count("optimiser.n"), 0 if self.scaling.fixed else count("scaling.skipped")
+        expected["losses"] = ((made + skipped,), np.dtype(np.float64))
+        checkpoint.check_shapes({name: shape for name, (shape, _) in expected.items()}, saved.tensors, saved.path)
+        if any(saved.tensors[name].dtype != dtype for name, (_, dtype) in expected.items()) \
+                or min(made, skipped) < 0 or int(saved.tensors["ema.n"]) != made \
+                or not 1 <= saved.tensors.get("scaling.scale", 1) <= MOST_SCALE \
+                or saved.tensors.get("scaling.good", 0) < 0:
+            raise UserError(f"{saved.path} is no training state of this version: start a new run with another --out.")
+        return made, skipped
+
+
+OPTIONS = {"data": "--data", "train": "--seed, --steps, --effort, --batch, --lr or --precision",
+           "config": "configuration"}                       # how a user names what a state's description says
 
 
 def _not_finite(number: int, loss: float, norm: float) -> FloatingPointError:
     return FloatingPointError(f"the loss of step {number} is {loss} and its gradient's norm {norm}")
-
-
-# --- a run on disk ----------------------------------------------------------------------------------------
-
-SAVE_EVERY, DRAW_EVERY = 120.0, 60.0                        # seconds
-
-
-def open_run(folder: Path, resume: bool, keep: int = 3) -> tuple[checkpoint.CheckpointFolder, checkpoint.Checkpoint | None]:
-    """The folder's keeper and the state to go on from; UserError, before any work, where that cannot be."""
-    keeper = checkpoint.CheckpointFolder(folder, keep)
-    saved = keeper.latest()
-    if saved and not resume:
-        raise UserError(f"{folder} holds a run of {saved.meta.get('step')} steps: add --resume to go on with it, "
-                        "or choose another --out.")
-    if resume and not saved:
-        raise UserError(f"{folder} holds no run to resume: leave out --resume, or name the run's folder with --out.")
-    step = saved.meta["step"] if saved and type(saved.meta.get("step")) is int else 0
-    ranks().by_first(lambda: keeper.prepare(step))
-    return keeper, saved
-
-
-class Interrupted(Exception):
-    """Ctrl-C came, and the run is saved."""
-
-
-def fit(trainer: Fit, keeper: checkpoint.CheckpointFolder, draw: Callable[[Fit, Path], None], *, quiet: bool = False,
-        last_good: Path | None = None, what: str = "training") -> None:
-    """The loop to the last step: a progress bar, now and then a picture by `draw`, now and then a saved state.
-
-    last_good: the state that it goes on from.  Ctrl-C ends the step, saves, and raises Interrupted; a loss that is not
-    finite raises UserError.  Of several ranks the first alone shows, draws and saves, and all end after the same step.
-    """
-    from tqdm import tqdm
-
-    config, folder, first = trainer.config, keeper.folder, trainer.ranks.rank == 0
-    trainer.ranks.check_alike(trainer.fingerprint)
-    drawn = saved_at = time.monotonic()
-    ended = deque([drawn], maxlen=FETCH_EVERY + 1)          # when the last steps did
-
-    def save() -> Path | None:
-        return keeper.save(trainer.n, *trainer.state()) if first else None
-
-    bar = tqdm(total=config.steps, initial=trainer.n, unit="step", disable=quiet or not first, dynamic_ncols=True,
-               desc=what, mininterval=0.5, smoothing=0.05)
-    with bar, _ctrl_c(aloud=first) as trainer.asked_to_stop:
-        while trainer.n < config.steps:
-            started = time.monotonic()
-            try:
-                trainer.step()
-                now, stop = time.monotonic(), trainer.stopping
-                save_now, draw_now = first and now - saved_at > SAVE_EVERY, first and now - drawn > DRAW_EVERY
-                if stop or save_now or draw_now or trainer.n == config.steps:
-                    trainer.fetch()
-            except FloatingPointError as error:
-                back = f"the last good state is {last_good}" if last_good else "no state was saved before it"
-                raise UserError(f"training stopped: {error}; {back}; start anew in another --out with a lower --lr "
-                                f"than {config.lr:g}.") from error
-            ended.append(time.monotonic())
-            trainer.seconds += ended[-1] - started
-            recent = trainer.losses[-50:]
-            if recent:                                      # on a GPU the first come after FETCH_EVERY steps
-                speed = config.batch * (len(ended) - 1) / (ended[-1] - ended[0])
-                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, {speed:.0f} images/s", refresh=False)
-            bar.update()
-            if stop:
-                path = save()
-                trainer.ranks.wait()                        # until it is saved
-                raise Interrupted(f"stopped after step {trainer.n} of {config.steps}, saved as {path}")
-            try:                                            # a disk that is full now need not be so at the end
-                if save_now:
-                    saved_at, last_good = now, save()
-                if draw_now:
-                    drawn = now
-                    draw(trainer, folder)
-            except UserError as error:
-                warnings.warn(f"{error} Training goes on, and tries again later.", stacklevel=2)
-        save()
-
-
-@contextmanager
-def _ctrl_c(aloud: bool = True) -> Iterator:
-    """Within it Ctrl-C only raises a flag, which the returned function tells; a second one interrupts at once."""
-    hits = []
-
-    def on_signal(number, frame):
-        hits.append(number)
-        if len(hits) > 1:
-            raise KeyboardInterrupt
-        if aloud:
-            os.write(2, b"\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)\n")
-    try:
-        before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:                                      # not in the main thread: nobody can press Ctrl-C here
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(hits)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Every system so small that tests can train it: a configuration of each, and what stands for the shipped weights."""
+"""Every system so small that tests can train it: a configuration of each, and stand-ins for the trained systems."""
 
 from dataclasses import replace
 from functools import cache
@@ -7,24 +7,26 @@ import numpy as np
 from support import tiny
 
 from minidiff import systems
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.digits import Digits
 from minidiff.nn.autoencoder import AutoencoderConfig
+from minidiff.nn.image_classifier import ImageClassifierConfig
 from minidiff.nn.image_tower import ImageTowerConfig
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
-from minidiff.systems import glide
 from minidiff.systems.adm import ADMConfig
 from minidiff.systems.autoencoder import KLAutoencoderConfig, VQAutoencoderConfig
-from minidiff.systems.clip import CLIP, CLIPConfig
+from minidiff.systems.clip import CLIPConfig
 from minidiff.systems.dalle import DALLEConfig
 from minidiff.systems.dalle2 import UnCLIPConfig
 from minidiff.systems.ddpm import DDPMConfig
+from minidiff.systems.digit_classifier import DigitClassifierConfig
 from minidiff.systems.dpm import DPMConfig
 from minidiff.systems.glide import GLIDEConfig
 from minidiff.systems.imagen import ImagenConfig
 from minidiff.systems.latent import LatentConfig
 from minidiff.systems.system import System
 from minidiff.text.encoder import TextEncoderConfig
+from minidiff.training import run
 
 TEXT = TextEncoderConfig(width=8, layers=1, heads=2)
 TOWER = ImageTowerConfig(widths=(8, 8), groups=4, last=2)
@@ -41,7 +43,7 @@ CONFIGS = {
     "dpm": DPMConfig(T=6, hidden=5, steps=2, schedule_steps=2),
     "ddpm": SMALL_DDPM,
     "clip": SMALL_CLIP,
-    "adm": ADMConfig(SMALL_DDPM, UNET, steps=3),
+    "adm": ADMConfig("digits", SMALL_DDPM, UNET, steps=3),
     "glide": GLIDEConfig(T=50, pairs=4, embedding=8, image=TOWER, text=TEXT),
     "dalle": DALLEConfig(autoencoder=AutoencoderConfig(widths=(8, 8)), codes=5, length=20, width=8, layers=2, heads=2),
     "dalle2": UnCLIPConfig(clip=SMALL_CLIP, prior=PriorConfig(width=8, layers=1, heads=2), components=3, buckets=3,
@@ -53,12 +55,12 @@ CONFIGS = {
     "autoencoder-vq": VQAutoencoderConfig(network=NETWORK, latent=3, codes=8, steps=3, perceptual=0.0),
     "latent": LatentConfig(T=50, steps=3, clip=SMALL_CLIP, autoencoder=SMALL_KL,
                            unet=replace(GRID, channels=2, widths=(8,), attention=(True,))),
+    "digit-classifier": DigitClassifierConfig(ImageClassifierConfig(widths=(8, 8), groups=4, features=6), steps=3),
 }
 
 
-@cache
-def data() -> CaptionedDigits:
-    return CaptionedDigits.of(tiny.images())
+def data() -> Digits:
+    return tiny.digits()
 
 
 def moved(system, seed: int = 0, by: float = 0.1):
@@ -71,14 +73,20 @@ def moved(system, seed: int = 0, by: float = 0.1):
 
 @cache
 def small(name: str) -> System:
-    """One that has not learned, but in which no weight is 0."""
+    """A system that has not learned, but in which no weight is 0."""
     if name == "text-to-image":
         return tiny.trained_a_little()
-    return moved(systems.system_class(name).new(data(), config=CONFIGS[name]))
+    return moved(new(name))
+
+
+def new(name: str, config=None, seed: int = 0) -> System:
+    """An untrained small system, built on small ones."""
+    kind = systems.system_class(name)
+    return kind.new(data(), seed, config or CONFIGS[name], {other: small(other) for other in kind.needs})
 
 
 def ship(monkeypatch) -> None:
-    """Puts small ones in the place of the weights that other systems stand on."""
-    monkeypatch.setattr(CLIP, "load", classmethod(lambda cls, path=None: small("clip")))
-    monkeypatch.setattr(systems, "find", lambda name, path=None: small(name))
-    monkeypatch.setattr(glide, "unconditional", lambda: tiny.trained_a_little())
+    """Puts small systems in the place of the trained ones that others are built on."""
+    monkeypatch.setattr(systems, "load_system", lambda name, path=None: small(name))
+    monkeypatch.setattr(run, "load_needed",
+                        lambda kind, paths=None: {name: small(name) for name in kind.needs})

@@ -6,11 +6,12 @@ from functools import cache
 import numpy as np
 
 from minidiff.data import mnist
+from minidiff.data.digits import Digits
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
-from minidiff.training.main_job import CaptionedDigits, TrainConfig, Trainer, new_model
+from minidiff.training.trainer import TrainConfig, Trainer
 
 CONFIG = TextToImageConfig(T=50, text=TextEncoderConfig(width=8, layers=1, heads=2),
                            unet=UNetConfig(widths=(8, 16), heads=2, groups=4, embedding=16, text=8))
@@ -22,22 +23,27 @@ def images(count: int = 200) -> mnist.Images:
 
 
 @cache
-def _data_and_tokenizer() -> tuple[CaptionedDigits, Tokenizer]:
-    data = CaptionedDigits.of(images())
-    return data, new_model(data, CONFIG, 0).tokenizer
+def digits(count: int = 200) -> Digits:
+    return Digits.of(images(count))
 
 
-def trainer(seed: int = 0, **options) -> Trainer:
-    data, tokenizer = _data_and_tokenizer()
-    data = replace(data, x_0=data.x_0.copy())
+@cache
+def tokenizer() -> Tokenizer:
+    return TextToImage.new(digits(), config=CONFIG).tokenizer
+
+
+def trainer(seed: int = 0, *, data: Digits | None = None, drop: float = 0.1, **options) -> Trainer:
+    """A trainer of the tiny text-to-image system."""
     config = TrainConfig(**{"steps": 20, "batch": 6, "warmup": 2, "seed": seed} | options)
-    return Trainer(TextToImage(CONFIG, tokenizer, np.random.default_rng(seed)), data, config)
+    model = TextToImage(replace(CONFIG, drop_caption=drop), tokenizer(), np.random.default_rng(seed))
+    stage = next(model.stages(data or digits()))
+    return Trainer(stage, config, description=model.describe() | {"data": digits().fingerprint, "stage": stage.name})
 
 
-def trained_a_little(seed: int = 0):
+def trained_a_little(seed: int = 0) -> TextToImage:
     """A model whose output is no longer zero."""
     t = trainer(seed)
     rng = np.random.default_rng(seed)
     for p in t.parameters.values():
         p.data = p.data + 0.1 * rng.standard_normal(p.shape, dtype=np.float32)
-    return t.model
+    return t.stage.module

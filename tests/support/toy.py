@@ -5,9 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidiff.engine import ops
+from minidiff.engine.backend import to_numpy
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import Linear
-from minidiff.systems.system import Stage, System, streams_for
+from minidiff.nn.precision import as_float32, as_input
+from minidiff.systems import SYSTEMS
+from minidiff.systems.stage import Stage
+from minidiff.systems.system import System
 
 
 @dataclass(frozen=True)
@@ -16,9 +20,9 @@ class ToyConfig:
 
 
 class Toy(System):
-    """Two stages: z = x a, and then y = z b on the z of the first, both asked for the image's four corners."""
+    """Two stages: z = x a, and then y = z b on the z of the first, both compared with the image's four corners."""
 
-    name, Config = "toy", ToyConfig
+    name, Config, example = "toy", ToyConfig, "01_swiss_roll.py"
     steps = (4, 5)
 
     def __init__(self, config, tokenizer, rng):
@@ -27,22 +31,33 @@ class Toy(System):
         self.seen = []
 
     def stages(self, data):
-        x = data.x_0[:, 6:10, 14, 0]                                                # (N, 4)
+        x = data.images(np.arange(len(data)))[:, 6:10, 14, 0]                       # (N, 4)
 
-        def batch(rng, size):
-            return (x[rng.integers(0, len(x), size)] + 0.1 * rng.standard_normal((size, 4), dtype=np.float32),)
+        def batch(step):
+            noise = to_numpy(step.normal((step.size, 4)))
+            return (x[step.rng.integers(0, len(x), step.size)] + np.float32(0.1) * noise,)
+
+        def first(a, x):
+            return error(as_float32(a(as_input(a, x))), x[:, :self.config.width])
+
+        def second(b, x):
+            return error(as_float32(b(as_input(b, self.a(Tensor(x)).data))), x)
 
         def error(y, x):
             return ops.mean((y - x) * (y - x))
-        yield Stage("first", self.a, batch, lambda x: error(self.a(Tensor(x)), x[:, :self.config.width]), self.steps[0],
-                    size=6)
+        yield Stage("first", self.a, batch, first, self.steps[0], batch_size=6)
         self.seen.append(self.a.state_dict())
-        yield Stage("second", self.b, batch, lambda x: error(self.b(Tensor(self.a(Tensor(x)).data)), x), self.steps[1],
-                    size=6)
+        yield Stage("second", self.b, batch, second, self.steps[1], batch_size=6)
 
     def sample(self, captions, *, scale=2.0, best=1, seed=0, streams=None):
-        """Grey pictures, as bright as the stream says."""
+        """Grey pictures, each as bright as its stream's first number."""
         if best < 1:
             raise ValueError(f"best must be at least 1, not {best}")
-        noise = streams_for(captions, seed, streams).normal((1, 1, 1))
+        noise = to_numpy(self.streams_for(captions, seed, streams).normal((1, 1, 1)))
         return np.tanh(scale * noise) + np.zeros((1, 28, 28, 1), np.float32)
+
+
+def enter() -> None:
+    """Puts the toy among the systems, for a whole process; tests use the fixture `toy` of conftest.py."""
+    if "toy" not in SYSTEMS:
+        SYSTEMS.register("toy", Toy)

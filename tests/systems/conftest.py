@@ -3,10 +3,10 @@
 import pytest
 from support import small_systems
 
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.digits import Digits
 
 
 @pytest.fixture(scope="session")
-def data() -> CaptionedDigits:
+def data() -> Digits:
     """A few of MNIST's images."""
     return small_systems.data()

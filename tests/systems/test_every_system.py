@@ -1,5 +1,5 @@
-"""What every system owes: it trains in stages and goes on from anywhere, its file holds it all, its pictures depend on
-their own streams, and what it cannot do it refuses."""
+"""What every system must keep: its training resumes from anywhere, on a CPU in every precision and on a GPU's stand-in;
+its file holds all of it; its pictures depend on their own streams; and it refuses what it cannot do."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,12 @@ from support import small_systems, tiny
 from minidiff import checkpoint, systems
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
-from minidiff.training import run as stages
-from minidiff.training import trainer as fit
+from minidiff.training import loop
+from minidiff.training.run import TrainOptions, run
+from minidiff.training.trainer import Trainer
 
-NAMES = [name for name in systems.SYSTEMS if name != "text-to-image"]    # tests/training/test_main_job.py trains it
 FEW = {"steps": 2, "super_steps": 2}                        # of what takes long
+SHORT = TrainOptions(steps=2, batch=4)
 DRAWING = [name for name in systems.SYSTEMS if systems.system_class(name).options() is not None]
 
 
@@ -34,22 +35,34 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a)
 
 
+def trained(folder, name: str, options: TrainOptions = SHORT, **more) -> dict:
+    """The weights after a short run."""
+    return run(folder, systems.system_class(name), tiny.digits(), options, config=small_systems.CONFIGS[name], quiet=True,
+               **more).system.state_dict()
+
+
 class Killed(BaseException):
     pass
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_run_killed_in_each_of_its_stages_ends_with_the_same_bits(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)             # a state after every step
-    monkeypatch.setattr(stages, "draw", lambda trainer, folder: None)
-    kind, config = systems.system_class(name), small_systems.CONFIGS[name]
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", systems.SYSTEMS)
+def test_it_trains_in_half_precision(tmp_path, monkeypatch, name, precision):
+    monkeypatch.setattr("minidiff.training.run.draw_preview", lambda trainer, folder: None)
+    before = small_systems.new(name).state_dict()
+    after = trained(tmp_path, name, TrainOptions(steps=2, batch=4, precision=precision))
+    assert all(w.dtype == before[k].dtype and np.isfinite(w).all() for k, w in after.items())
+    assert any((after[k] != before[k]).any() for k in before)
 
-    def run(folder, resume=False):
-        return stages.run(tmp_path / folder, kind, tiny.images(), config=config, effort=0.001, resume=resume,
-                          quiet=True).system.state_dict()
-    straight = run("a")
-    step, killed = stages.StageFit.step, set()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", systems.SYSTEMS)
+def test_a_run_killed_in_each_of_its_stages_ends_with_the_same_bits(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)            # a state after every step
+    monkeypatch.setattr("minidiff.training.run.draw_preview", lambda trainer, folder: None)
+    straight = trained(tmp_path / "a", name)
+    step, killed = Trainer.step, set()
 
     def killing(self):
         """Once in each stage, before its last step."""
@@ -57,11 +70,11 @@ def test_a_run_killed_in_each_of_its_stages_ends_with_the_same_bits(tmp_path, mo
             killed.add(self.number)
             raise Killed
         return step(self)
-    monkeypatch.setattr(stages.StageFit, "step", killing)
+    monkeypatch.setattr(Trainer, "step", killing)
     resume = False
     while True:
         try:
-            again = run("b", resume)
+            again = trained(tmp_path / "b", name, resume=resume)
             break
         except Killed:
             resume = True

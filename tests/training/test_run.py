@@ -12,10 +12,13 @@ from support.toy import Toy, ToyConfig
 from minidiff import checkpoint, systems
 from minidiff.errors import UserError
 from minidiff.nn.layers import Linear
-from minidiff.systems.system import Stage, System
+from minidiff.systems.stage import Stage
+from minidiff.systems.system import System
 from minidiff.systems.text_to_image import TextToImage
-from minidiff.training import run as stages
-from minidiff.training import trainer as fit
+from minidiff.training import loop
+from minidiff.training import run as runs
+from minidiff.training.run import TrainOptions
+from minidiff.training.trainer import TrainConfig, Trainer
 
 
 def equal(a: System, b: System) -> bool:
@@ -23,8 +26,12 @@ def equal(a: System, b: System) -> bool:
     return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
 
 
-def run(folder, **options):
-    return stages.run(folder, Toy, tiny.images(50), quiet=True, **options)
+RUN = ("config", "resume", "keep", "needed")
+
+
+def run(folder, data=None, **options):
+    more = {name: options.pop(name) for name in RUN if name in options}
+    return runs.run(folder, Toy, data or tiny.digits(50), TrainOptions(**options), quiet=True, **more)
 
 
 class Killed(BaseException):
@@ -38,9 +45,9 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(tmp_path_factory, data):
     kills = sorted(data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=3)))
     folder, straight = tmp_path_factory.mktemp("runs"), None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "SAVE_EVERY", 0.0)               # a state after every step
+        patch.setattr(loop, "SAVE_EVERY", 0.0)               # a state after every step
         straight = run(folder / "a").system
-        step, made = stages.StageFit.step, [0]
+        step, made = Trainer.step, [0]
 
         def killed(self):
             if kills and made[0] == kills[0]:
@@ -48,7 +55,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(tmp_path_factory, data):
                 raise Killed
             made[0] += 1
             return step(self)
-        patch.setattr(stages.StageFit, "step", killed)
+        patch.setattr(Trainer, "step", killed)
         resume = False
         while True:
             try:
@@ -75,7 +82,8 @@ def test_a_run_writes_what_it_promises(tmp_path):
         "2-second/step-000005.safetensors", "2-second/loss.png"}
     assert trained.seconds.keys() == {"first", "second"} and min(trained.seconds.values()) > 0
     notes = Toy.load(tmp_path / "a" / "model.safetensors").notes
-    assert notes["seed"] == 3 and notes["effort"] == 1 and notes["seconds"].keys() == {"first", "second"}
+    assert notes["options"]["seed"] == 3 and notes["options"]["effort"] == 1 and notes["dataset"] == "digits"
+    assert notes["seconds"].keys() == {"first", "second"} and trained.losses.keys() == {"first", "second"}
 
 
 def test_effort_is_a_share_of_the_steps_and_seeds_differ(tmp_path):
@@ -88,8 +96,8 @@ def test_effort_is_a_share_of_the_steps_and_seeds_differ(tmp_path):
 def test_stages_and_steps_draw_numbers_of_their_own(tmp_path):
     drawn = set()
     for number in (1, 2):
-        stage = Stage("s", Linear(1, 1, np.random.default_rng(0)), lambda rng, B: (rng.random(B),), None, 9, size=3)
-        trainer = stages.StageFit(stage, number, 0, 1.0, {})
+        stage = Stage("s", Linear(1, 1, np.random.default_rng(0)), lambda step: (step.rng.random(step.size),), None, 9)
+        trainer = Trainer(stage, TrainConfig(steps=9, batch=3), number=number)
         for trainer.n in range(3):
             drawn.add(trainer.batch()[0].tobytes())
     assert len(drawn) == 6
@@ -101,31 +109,33 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path):
     run(tmp_path / "a", config=ToyConfig(2))
     with pytest.raises(UserError, match="holds a run of toy: add --resume"):
         run(tmp_path / "a")
-    with pytest.raises(UserError, match="begun with --seed 0 --effort 1.0: resume with these"):
+    with pytest.raises(UserError, match="was started with --seed 0, not --seed 1, which resuming cannot change"):
         run(tmp_path / "a", seed=1, resume=True)
-    with pytest.raises(UserError, match="begun with --seed 0 --effort 1.0: resume with these"):
+    with pytest.raises(UserError, match="was started with --effort 1.0, not --effort 2.0, which resuming cannot change"):
         run(tmp_path / "a", effort=2.0, resume=True)
+    with pytest.raises(UserError, match="was started without --steps 7, which resuming cannot change"):
+        run(tmp_path / "a", steps=7, resume=True)
     with pytest.raises(UserError, match="another --data"):
-        stages.run(tmp_path / "a", Toy, tiny.images(49), quiet=True, resume=True)
+        run(tmp_path / "a", data=tiny.digits(49), resume=True)
     for effort in (0.0, 101.0, float("nan")):
         with pytest.raises(UserError, match="effort must be above 0 and at most 100"):
             run(tmp_path / "b", effort=effort)
-    assert run(tmp_path / "a", resume=True).system.config.width == 2        # what the run was begun with
+    assert run(tmp_path / "a", resume=True).system.config.width == 2        # the run's own configuration
 
     class Other(Toy):
         name = "other"
     with pytest.raises(UserError, match="holds a run of 'toy', not of 'other'"):
-        stages.run(tmp_path / "a", Other, tiny.images(50), quiet=True, resume=True)
-    begun = json.loads((tmp_path / "a" / "run.json").read_text())
-    (tmp_path / "a" / "run.json").write_text(json.dumps(begun | {"config": {"width": 3}}))
+        runs.run(tmp_path / "a", Other, tiny.digits(50), quiet=True, resume=True)
+    start = json.loads((tmp_path / "a" / "run.json").read_text())
+    (tmp_path / "a" / "run.json").write_text(json.dumps(start | {"config": {"width": 3}}))
     with pytest.raises(UserError, match="of a run with another configuration"):
         run(tmp_path / "a", resume=True)
-    for damaged in ("{", "[]", "[" * 100_000, json.dumps(begun | {"config": 3})):
+    for damaged in ("{", "[]", "[" * 100_000, json.dumps(start | {"config": 3})):
         (tmp_path / "a" / "run.json").write_text(damaged)
-        with pytest.raises(UserError, match="run.json does not say what run this is"):
+        with pytest.raises(UserError, match="run.json does not say how this run was started"):
             run(tmp_path / "a", resume=True)
     (tmp_path / "a" / "run.json").unlink()
-    with pytest.raises(UserError, match="holds a run of another kind"):
+    with pytest.raises(UserError, match="holds a model or a run of another kind"):
         run(tmp_path / "a")
 
 
@@ -136,7 +146,7 @@ def test_the_state_of_a_stage_is_no_model(tmp_path):
 
 
 def test_a_file_of_one_system_is_refused_by_another(tmp_path):
-    system = Toy.new(None)
+    system = Toy.new(tiny.digits())
     system.save(tmp_path / "toy.safetensors")
     with pytest.raises(UserError, match="holds 'toy', and 'text-to-image' was asked for"):
         TextToImage.load(tmp_path / "toy.safetensors")
@@ -146,27 +156,26 @@ def test_a_file_of_one_system_is_refused_by_another(tmp_path):
 
 @pytest.mark.parametrize("config, says", [({"width": -1}, "width is '-1'"), ({"width": 5000}, "width is '5000'"),
                                           ({"width": "3"}, "width is '3'"), ({"depth": 1}, "has no 'depth'"),
-                                          (7, "is no dict"), ({"width": 9}, "more weights than the file holds")])
+                                          (7, "must be a dict"), ({"width": 9}, "more weights than the file holds")])
 def test_a_strangers_configuration_is_refused(tmp_path, config, says):
-    system = Toy.new(None)
+    system = Toy.new(tiny.digits())
     checkpoint.save(tmp_path / "x.safetensors", system.state_dict(), system.describe() | {"config": config})
     with pytest.raises(UserError, match=says):
         Toy.load(tmp_path / "x.safetensors")
 
 
 def test_a_field_that_an_older_file_does_not_know_takes_its_default(tmp_path):
-    system = Toy.new(None)
+    system = Toy.new(tiny.digits())
     checkpoint.save(tmp_path / "x.safetensors", system.state_dict(), system.describe() | {"config": {}})
     assert Toy.load(tmp_path / "x.safetensors").config == ToyConfig()
 
 
-def test_systems_are_found_by_name(tmp_path, monkeypatch):
+def test_systems_are_found_by_name(tmp_path, monkeypatch, toy):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Toy, "shipped", classmethod(lambda cls: tmp_path / "nothing"))
-    monkeypatch.setattr(systems, "system_class", lambda name: Toy)
     with pytest.raises(UserError, match="no weights of toy yet: train it with minidiff train --system toy"):
         systems.load_system("toy")
-    system = Toy.new(None)
+    system = Toy.new(tiny.digits())
     (tmp_path / "runs" / "toy").mkdir(parents=True)
     system.save(tmp_path / "runs" / "toy" / "model.safetensors")
     assert equal(system, systems.load_system("toy"))
@@ -182,4 +191,4 @@ def test_every_name_is_a_system():
 
 
 def test_describe_is_json():
-    assert json.loads(json.dumps(Toy.new(None).describe())) == {"system": "toy", "config": {"width": 3}}
+    assert json.loads(json.dumps(Toy.new(tiny.digits()).describe())) == {"system": "toy", "config": {"width": 3}}

@@ -1,10 +1,6 @@
-"""The training loop: it learns, it is reproducible to the bit, and a run on disk loses nothing."""
+"""The trainer: it learns, it is reproducible to the bit, and its state is complete.  The batches of text-to-image."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,11 +12,9 @@ from support import tiny
 from minidiff import checkpoint
 from minidiff.data import attributes
 from minidiff.data import digit_captions as captions
-from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW, WarmupCosine
 from minidiff.systems.text_to_image import TextToImage
-from minidiff.training import main_job as train
-from minidiff.training import trainer as fit
+from minidiff.training.trainer import TrainConfig
 
 
 def equal(a, b) -> bool:
@@ -90,7 +84,7 @@ def test_steps_differ_and_seeds_differ():
 
 
 def test_times_are_spread_evenly_over_their_distribution():
-    """P(t < k) = (k/T)^3; of B evenly spread draws the count below any k is within 1 of B times that."""
+    """P(t < k) = (k/T)^3; of B stratified draws the count below any k is within 1 of B times that."""
     t = tiny.trainer(batch=100)
     for n in range(5):
         t.n = n
@@ -102,14 +96,14 @@ def test_times_are_spread_evenly_over_their_distribution():
 
 @pytest.mark.parametrize("drop, expected", [(0.0, False), (1.0, True)])
 def test_captions_are_dropped_to_the_null_caption(drop, expected):
-    t = tiny.trainer(batch=16, drop_caption=drop)
+    t = tiny.trainer(batch=16, drop=drop)
     _, ids, mask, _, _ = t.batch()
     assert ((mask.sum(axis=1) == 2) == expected).all()      # BOS and EOS alone
 
 
 def test_the_share_of_dropped_captions():
     """64 captions of 40 steps, dropped with p = .25: 640 +- 22; six sigmas, false alarm 2e-9."""
-    t, dropped = tiny.trainer(batch=64, drop_caption=0.25), 0
+    t, dropped = tiny.trainer(batch=64, drop=0.25), 0
     for n in range(40):
         t.n = n
         dropped += int((t.batch()[2].sum(axis=1) == 2).sum())
@@ -117,10 +111,12 @@ def test_the_share_of_dropped_captions():
 
 
 def test_every_image_comes_with_its_own_caption():
-    t = tiny.trainer(batch=64, drop_caption=0.0)
-    digit_of = {x_0.tobytes(): int(d) for x_0, d in zip(t.data.x_0, t.data.digits, strict=True)}
+    t = tiny.trainer(batch=64, drop=0.0)
+    data = tiny.digits()
+    images = data.images(np.arange(len(data)))
+    digit_of = {x_0.tobytes(): int(d) for x_0, d in zip(images, data.labels, strict=True)}
     x_0, ids, _, _, _ = t.batch()
-    said = [captions.parse(t.model.tokenizer.decode(row))[0] for row in ids]
+    said = [captions.parse(t.stage.module.tokenizer.decode(row))[0] for row in ids]
     assert said == [digit_of[x.tobytes()] for x in x_0]
 
 
@@ -148,11 +144,10 @@ def test_gradients_are_clipped_to_a_common_norm(monkeypatch):
 
 
 def test_held_out_combinations_are_never_trained_on():
-    images = tiny.images(2000)
-    data = train.CaptionedDigits.of(images)
-    combinations = {(int(d), w.thickness, w.slant) for d, w in zip(data.digits, data.words, strict=True)}
+    data = tiny.digits(2000)
+    combinations = {(int(d), w.thickness, w.slant) for d, w in zip(data.labels, data.words, strict=True)}
     assert not combinations & attributes.HELD_OUT
-    assert len(data.digits) < 2000                          # and there were some to leave out
+    assert len(data) < 2000                                 # and there were some to leave out
     rng = np.random.default_rng(0)
     for i in range(300):
         digit, words = captions.parse(data.caption(i, rng))
@@ -164,68 +159,17 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_changes_nothing():
     t.step()
     before = t.state()[0]
     before = {k: v.copy() for k, v in before.items()}
-    t.data.x_0[:] = np.nan
+    batch = t.batch
+    t.batch = lambda: (np.nan * batch()[0], *batch()[1:])
     with pytest.raises(FloatingPointError, match="step 2"):
         t.step()
     assert equal(before, t.state()[0]) and t.n == 1
 
 
-def test_a_run_that_diverges_says_where_and_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
-    step = train.Trainer.step
-
-    def diverge(self):
-        if self.n == 3:
-            raise FloatingPointError("the loss of step 3 is nan and its gradient's norm nan")
-        return step(self)
-    monkeypatch.setattr(train.Trainer, "step", diverge)
-    with pytest.raises(ValueError, match=r"step 3 is nan.*step-000003\.safetensors.*lower --lr"):
-        train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=5, batch=4), model_config=tiny.CONFIG,
-                  quiet=True)
-    assert checkpoint.CheckpointFolder(tmp_path / "run").latest().meta["step"] == 3
-
-
-def test_a_run_writes_what_it_promises_and_can_be_resumed(tmp_path, monkeypatch):
-    straight = train.run(tmp_path / "a", tiny.images(), train.TrainConfig(steps=6, batch=4), model_config=tiny.CONFIG,
-                         quiet=True)
-    names = {p.name for p in (tmp_path / "a").iterdir()}
-    assert names == {"step-000006.safetensors", "model.safetensors", "samples.png", "loss.png"}
-
-    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)           # a state after every step
-    step, config = train.Trainer.step, train.TrainConfig(steps=6, batch=4)
-
-    def killed(self):
-        if self.n == 4:
-            raise KeyboardInterrupt
-        return step(self)
-    monkeypatch.setattr(train.Trainer, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train.run(tmp_path / "b", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
-    monkeypatch.setattr(train.Trainer, "step", step)
-    assert sorted(p.name for p in (tmp_path / "b").glob("step-*")) == [f"step-00000{i}.safetensors" for i in (2, 3, 4)]
-    resumed = train.run(tmp_path / "b", tiny.images(), config, resume=True, quiet=True)
-    assert equal(straight.state()[0], resumed.state()[0])
-    a, b = (TextToImage.load(tmp_path / x / "model.safetensors").state_dict() for x in "ab")
-    assert equal(a, b) and equal(a, straight.averaged().state_dict())
-
-
-def test_a_run_is_not_overwritten_and_not_mixed(tmp_path):
-    config = train.TrainConfig(steps=1, batch=2)
-    with pytest.raises(ValueError, match="no run to resume"):
-        train.run(tmp_path / "run", tiny.images(), config, resume=True, model_config=tiny.CONFIG, quiet=True)
-    train.run(tmp_path / "run", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
-    with pytest.raises(ValueError, match="--resume"):
-        train.run(tmp_path / "run", tiny.images(), config, model_config=tiny.CONFIG, quiet=True)
-    with pytest.raises(ValueError, match="batch=2.*no other batch"):
-        train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=1, batch=3), resume=True, quiet=True)
-    with pytest.raises(ValueError, match="same --data"):
-        train.run(tmp_path / "run", tiny.images(150), config, resume=True, quiet=True)
-
-
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"lr": math.nan}, {"lr": 0.0}, {"drop_caption": 1.5}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"lr": math.nan}, {"lr": 0.0}, {"ema": 1.0}])
 def test_a_configuration_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        train.TrainConfig(**wrong)
+        TrainConfig(**wrong)
 
 
 @pytest.mark.law(
@@ -233,13 +177,17 @@ def test_a_configuration_out_of_range_is_refused(wrong):
     source="a copy taken before", tolerance="exact")
 def test_the_average_is_sampled_from_and_the_schedule_is_left_alone():
     t = tiny.trainer()
-    table = t.model.schedule.alpha_bar.copy()
+    model = t.stage.module
+    table = model.schedule.alpha_bar.copy()
     for _ in range(3):
         t.step()
-    assert np.array_equal(t.model.schedule.alpha_bar, table)
-    averaged = t.averaged()
-    assert equal(averaged.state_dict(), t.ema.average)
-    assert not equal(averaged.state_dict(), t.model.state_dict())
+    assert np.array_equal(model.schedule.alpha_bar, table)
+    own = model.state_dict()
+    with t.with_averaged_weights():
+        assert equal(model.state_dict(), t.ema.average) and not equal(model.state_dict(), own)
+    assert equal(model.state_dict(), own)                   # back to the weights that are trained
+    t.use_averaged_weights()
+    assert equal(model.state_dict(), t.ema.average)
 
 
 def test_the_learning_rate_used_is_that_of_the_step(monkeypatch):
@@ -252,40 +200,8 @@ def test_the_learning_rate_used_is_that_of_the_step(monkeypatch):
     assert rates == [course(n) for n in range(4)]
 
 
-@pytest.mark.slow
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
-    """The real command, a real SIGINT."""
-    command = [sys.executable, "-m", "minidiff", "train", "--out", "run", "--batch", "4", "--images", "0"]
-    data = tmp_path / "data"
-    data.mkdir()
-    from minidiff.data import mnist
-    for file in mnist.PACKED.glob("*.gz"):
-        (data / file.name).write_bytes(file.read_bytes())
-    command += ["--data", str(data)]
-    process = subprocess.Popen([*command, "--steps", "100000"], cwd=tmp_path, stderr=subprocess.PIPE,
-                               env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    said = b""
-    while b"loss" not in said:                              # the progress bar shows one after the first steps
-        part = process.stderr.read1()
-        assert part, f"it ended by itself: {said.decode()}"
-        said += part
-    process.send_signal(signal.SIGINT)
-    said = (said + process.communicate(timeout=300)[1]).decode()
-    assert process.returncode == 1
-    assert "go on with: minidiff train --resume --out run" in said
-    saved = checkpoint.CheckpointFolder(tmp_path / "run").latest()
-    assert saved.meta["step"] > 0
-    # shorten the saved run, so that it ends; then go on as the message says
-    tensors, meta = saved.tensors, saved.meta
-    meta["train"] = dict(meta["train"], steps=saved.meta["step"] + 2)
-    checkpoint.save(saved.path, tensors, meta)
-    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "model.safetensors").exists()
-
-
 def test_another_seed_makes_another_model():
-    a, b, c = (tiny.trainer(seed).model.state_dict() for seed in (0, 1, 0))
+    a, b, c = (tiny.trainer(seed).stage.module.state_dict() for seed in (0, 1, 0))
     assert not equal(a, b) and equal(a, c)
 
 
@@ -315,22 +231,4 @@ def test_a_training_state_can_be_sampled_from(tmp_path):
     for _ in range(3):
         t.step()
     checkpoint.save(tmp_path / "step-000003.safetensors", *t.state())
-    assert equal(TextToImage.load(tmp_path / "step-000003.safetensors").state_dict(), t.averaged().state_dict())
-
-
-def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch):
-    """While the disk is full, saving warns; once there is room again, all is saved."""
-    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
-    save, calls = checkpoint.CheckpointFolder.save, []
-
-    def full_at_first(self, step, *state):
-        calls.append(step)
-        if step < 3:
-            raise UserError("runs/x could not be written (No space left on device).")
-        return save(self, step, *state)
-    monkeypatch.setattr(checkpoint.CheckpointFolder, "save", full_at_first)
-    with pytest.warns(UserWarning, match="No space left.*goes on"):
-        train.run(tmp_path / "run", tiny.images(), train.TrainConfig(steps=4, batch=2), model_config=tiny.CONFIG,
-                  quiet=True)
-    assert calls == [1, 2, 3, 4, 4]
-    assert checkpoint.CheckpointFolder(tmp_path / "run").latest().meta["step"] == 4
+    assert equal(TextToImage.load(tmp_path / "step-000003.safetensors").state_dict(), t.ema.average)

@@ -1,0 +1,113 @@
+"""The contract of a data set: captioned images, asked for by their indices.
+
+    data = load_dataset("digits")                           a registered name, or a folder with MNIST's files
+    x_0 = data.images([3, 1, 4])                            (3, H, W, C) float32 in [-1, 1]
+    data.caption(3, rng)                                    "a bold seven leaning left"
+
+Systems and the trainer see this contract only; what is known of digits stays with the digits (digits.py).  A data set
+of your own is a subclass of `Dataset`, entered in `DATASETS` by `minidiff.register_dataset(name, load)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from minidiff.errors import UserError
+from minidiff.registry import Registry
+
+
+class Dataset:
+    """Captioned images.  A subclass sets the attributes and defines `__len__`, `images` and `caption`."""
+
+    name: str                               # its name in DATASETS
+    shape: tuple[int, int, int]             # (H, W, C) of an image
+    source: str                             # where the images come from, for people
+    fingerprint: str                        # differs where the images or captions differ: a run resumes with its own
+
+    def __len__(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__} has no __len__")
+
+    def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images of these indices, (B, H, W, C) float32 in [-1, 1]; a new array."""
+        raise NotImplementedError(f"{type(self).__name__} has no images")
+
+    def caption(self, i: int, rng: np.random.Generator) -> str:
+        """A caption of image i; where several are possible, rng draws one."""
+        raise NotImplementedError(f"{type(self).__name__} has no caption")
+
+    def test(self) -> Dataset | None:
+        """The data set's test images, which are not trained on; None where it has none."""
+        return None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Captions for previews while a model trains; by default those of the first images, and none ('')."""
+        rng = np.random.default_rng(0)
+        return (*(self.caption(i, rng) for i in range(min(11, len(self)))), "")
+
+    def text(self, rng: np.random.Generator) -> str:
+        """Text without an image, for a language model; by default five captions of one random image."""
+        i = int(rng.integers(0, len(self)))
+        return ". ".join(self.caption(i, rng) for _ in range(5))
+
+
+class Questions(Protocol):
+    """What a classifier of a data set's images is asked: several questions, each with its classes."""
+
+    classes: tuple[int, ...]                # the number of classes of each question
+
+    def labels(self, data: Dataset, indices: np.ndarray) -> np.ndarray:
+        """The right answers for images of the data set, (B, questions)."""
+
+    def asked(self, captions: Sequence[str]) -> np.ndarray:
+        """The answers that captions ask for, (B, questions); -1 where a caption does not say."""
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """An entry of DATASETS.
+
+    load: (folder or None, "train" or "test") -> the data set.  questions: for classifier guidance; None where the
+    data set has none.
+    """
+
+    load: Callable[[Path | None, str], Dataset]
+    questions: Questions | None = None
+
+
+DATASETS: Registry[DatasetEntry] = Registry("data set", "minidiff.datasets", {"digits": "minidiff.data.digits:ENTRY"})
+DEFAULT = "digits"
+
+
+def load_dataset(data: str | Path | None = None, split: str = "train") -> Dataset:
+    """A data set by its name in DATASETS, or by a folder, which must hold MNIST's files; None gives the digits.
+
+    UserError where there is neither such a name nor such a folder, or where the data set is empty.
+    """
+    name = str(data) if data is not None else DEFAULT
+    known = name in DATASETS
+    if not known and not Path(data).expanduser().exists():
+        raise UserError(f"{name!r} is neither a folder nor a data set: the data sets are {', '.join(DATASETS)}")
+    entry = DATASETS[name if known else DEFAULT]
+    entry = entry if isinstance(entry, DatasetEntry) else DatasetEntry(entry)       # an entry point may name a function
+    loaded = entry.load(None if known else Path(data), split)
+    check_dataset(loaded)
+    return loaded
+
+
+def check_dataset(data: Dataset) -> None:
+    """UserError unless the data set has at least one image, of the shape that it promises."""
+    if len(data) < 1:
+        raise UserError(f"the data set {data.name!r} has no images")
+    shape = tuple(data.shape)
+    if len(shape) != 3 or min(shape) < 1 or shape[2] > 4:
+        raise UserError(f"the data set {data.name!r} must have images of shape (H, W, C) with 1 to 4 channels, "
+                        f"not {shape}")
+    x = data.images([0])
+    if not isinstance(x, np.ndarray) or x.shape != (1, *shape) or x.dtype != np.float32 or not (abs(x) <= 1).all():
+        raise UserError(f"the data set {data.name!r} must give images as float32 arrays {(1, *shape)} in [-1, 1]")

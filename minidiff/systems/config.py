@@ -1,0 +1,67 @@
+"""A system's configuration, a frozen dataclass, from the JSON of a file that may come from a stranger."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+LARGEST = 4096                                              # no whole number in a configuration is larger
+LONGEST = 16                                                # no tuple is longer
+LONGEST_TEXT = 200                                          # characters
+
+
+def config_from(kind: type, values):
+    """A configuration of the dataclass `kind`: every field of its type, within reason.
+
+    A field that the values lack takes its default.  TypeError or ValueError where a field is unknown or its value is
+    of another type.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"{kind.__name__} must be a dict, not {type(values).__name__}")
+    default, fields = kind(), {}
+    unknown = values.keys() - {f.name for f in dataclasses.fields(kind)}
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {str(min(unknown, key=str))[:40]!r}")
+    for f in dataclasses.fields(kind):
+        if f.name not in values:
+            continue
+        value, like = values[f.name], getattr(default, f.name)
+        if dataclasses.is_dataclass(like):
+            value = config_from(type(like), value)
+        elif isinstance(like, tuple):
+            value = tuple(_checked(f.name, v, like[0]) for v in list(value)[:LONGEST])
+        else:
+            value = _checked(f.name, value, like)
+        fields[f.name] = value
+    return kind(**fields)
+
+
+def _checked(name: str, value, like):
+    """The value, if it is of the type of `like` and within reason."""
+    if type(value) is not type(like) or (isinstance(value, int) and not 0 <= value <= LARGEST) \
+            or (isinstance(value, str) and len(value) > LONGEST_TEXT):
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+class ZeroWeights:
+    """Takes the generator's place where a file will set the weights: zeros, and no more of them than the file holds."""
+
+    def __init__(self, room: int):
+        self.room = room
+
+    def standard_normal(self, shape: tuple[int, ...], dtype) -> np.ndarray:
+        self.room -= math.prod(shape)
+        if self.room < 0:
+            raise ValueError("it asks for more weights than the file holds")
+        return np.zeros(shape, dtype)
+
+
+def check_shape(shape: tuple[int, ...], multiple: int = 1) -> None:
+    """ValueError unless `shape` is (H, W, C) of images: sides of 1..256, multiples of `multiple`, 1..4 channels."""
+    if len(shape) != 3 or not all(1 <= side <= 256 and side % multiple == 0 for side in shape[:2]) \
+            or not 1 <= shape[2] <= 4:
+        raise ValueError(f"shape must be (H, W, C), with sides that are multiples of {multiple} of at most 256 and "
+                         f"1 to 4 channels, not {shape}")
