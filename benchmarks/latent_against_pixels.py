@@ -15,13 +15,13 @@ import statistics
 import time
 
 import numpy as np
+from minidiff.training.main_job import TrainConfig, Trainer
 
 from minidiff.data import mnist
 from minidiff.data.digits import CaptionedDigits
 from minidiff.systems.latent import LatentDiffusion
 from minidiff.systems.text_to_image import TextToImage
 from minidiff.training import run as stages
-from minidiff.training.main_job import TrainConfig, Trainer
 
 BATCH = 32
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from minidiff.training.main_job import TrainConfig, Trainer, new_model
 from side_by_side import positive
 
 from minidiff.data import mnist
@@ -42,7 +43,6 @@ from minidiff.engine.parallel import allowed_cores
 from minidiff.errors import UserError, run_main
 from minidiff.systems.text_to_image import TextToImageConfig
 from minidiff.training import trainer as fit
-from minidiff.training.main_job import TrainConfig, Trainer, new_model
 from minidiff.training.ranks import ranks
 
 WARM = 3                                                    # steps that are not counted

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from minidiff.training.main_job import TrainConfig, Trainer, new_model
 from side_by_side import versions
 from tqdm import tqdm
 
@@ -54,7 +55,6 @@ from minidiff.files import check_writable, write_json
 from minidiff.pictures import plots
 from minidiff.pictures.canvas import PAPER
 from minidiff.systems.text_to_image import TextToImageConfig
-from minidiff.training.main_job import TrainConfig, Trainer, new_model
 
 FAR, PILOT = 0.15, 60
 SAVE_EVERY = 300.0                                          # seconds

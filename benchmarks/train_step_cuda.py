@@ -17,12 +17,12 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from minidiff.training.main_job import CaptionedDigits, TrainConfig, Trainer
 
 from minidiff.data import mnist
 from minidiff.engine.backend import to_device
 from minidiff.nn.optim import AdamWConfig
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
-from minidiff.training.main_job import CaptionedDigits, TrainConfig, Trainer
 
 MODES = ("float32", "tf32", "float16", "bfloat16")
 AGREEMENT = {"float32": 1e-4, "tf32": 2e-3, "float16": 1e-2, "bfloat16": 3e-2}      # relative, between losses

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from minidiff.training.main_job import TrainConfig, Trainer, new_model
 from tqdm import tqdm
 
 from minidiff import pictures
@@ -29,7 +30,6 @@ from minidiff.nn.unet import UNetConfig
 from minidiff.pictures import plots
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.encoder import TextEncoderConfig
-from minidiff.training.main_job import TrainConfig, Trainer, new_model
 
 CONFIG = TextToImageConfig(text=TextEncoderConfig(width=48), unet=UNetConfig(widths=(32, 64), embedding=128, text=48))
 

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidiff.data.attributes import Words
+from minidiff.data.attributes import VOCABULARY, Words
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 OPENINGS = ("a picture of ", "an image of ", "a drawing of ")
@@ -94,6 +94,25 @@ def caption(rng: np.random.Generator, digit: int, words: Words, keep: float = 0.
     if len(after) == 1:
         return f"{text} {after[0]}" if " " in after[0] else f"{text}, {after[0]}"
     return f"{text}, {', '.join(after[:-1])} and {after[-1]}"
+
+
+def paragraph(rng: np.random.Generator) -> str:
+    """Five captions of one imagined digit. Each mentions what it likes; none is of an image."""
+    digit = int(rng.integers(0, 10))
+    words = Words(*(("", *options)[int(rng.integers(0, len(options) + 1))] for options in VOCABULARY))
+    return ". ".join(caption(rng, digit, words) for _ in range(5))
+
+
+# captions of each digit, for zero-shot classification by CLIP; {word} is "seven", {figure} is "7"
+PHRASINGS = ("the digit {word}", "the digit {figure}", "the number {word}", "the number {figure}",
+             "a picture of the digit {word}", "an image of the number {figure}", "{word}", "{figure}")
+
+
+def phrasings(patterns: Sequence[str] = PHRASINGS) -> list[list[str]]:
+    """For each digit 0..9 the captions that the patterns give; ValueError for a pattern that names no digit."""
+    if not patterns or not all("{word}" in p or "{figure}" in p for p in patterns):
+        raise ValueError(f"patterns must each hold {{word}} or {{figure}}, not {list(patterns)}")
+    return [[p.format(word=word, figure=k) for p in patterns] for k, word in enumerate(DIGITS)]
 
 
 def _phrase(*parts: str) -> str:

@@ -58,5 +58,6 @@ def load_needed(kind: type, paths: Mapping[str, str | Path] | None = None) -> di
     paths = paths or {}
     for name in paths:
         if name not in kind.needs:
-            raise UserError(f"{kind.name} is not built on {name!r}: it needs {', '.join(kind.needs) or 'no other system'}")
+            needs = ", ".join(kind.needs) or "no other system"
+            raise UserError(f"{kind.name} is not built on {name!r}: it needs {needs}")
     return {name: load_system(name, paths.get(name)) for name in kind.needs}

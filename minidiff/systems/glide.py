@@ -12,7 +12,8 @@ classifier guidance would, and a larger scale guides more strongly.  This requir
 alone leaves an arbitrary function of x_t in the logits, and so in the gradient; text-to-picture determines it.
 
 At SNR 0 a picture says nothing, and the tower is built accordingly: its last layer sees alpha_t h(x_t, t), and at
-alpha_t = 0 only its bias is left, one embedding for all.  So the gradient falls with alpha_t, by which guidance divides.
+alpha_t = 0 only its bias is left, one embedding for all.  So the gradient falls with alpha_t, and guidance divides by
+alpha_t.
 
 The file holds the noised CLIP and no denoiser.  x0_hat is that of the trained text-to-image system with the null
 caption, which is an unconditional model since 10 % of its captions were dropped in training.  So CLIP guidance and
@@ -43,7 +44,7 @@ import numpy as np
 from minidiff import systems
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import static_threshold
-from minidiff.diffusion.gaussian import per_sample, q_sample
+from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
@@ -114,7 +115,8 @@ class NoisedImageTower(Module):
         h = self.block2(self.downsample(conv.space_to_depth(h)), emb)                   # (B, H/4, W/4, quarter)
         h = self.narrow(self.norm.then_silu(h)).reshape(len(t), c.image.flat)
         # f = (alpha_t h) W + b
-        return self.project(h * Tensor(per_sample(alpha_t, h.data)))
+        alpha = xp_of(h.data).asarray(alpha_t, np.float32)[:, None].astype(h.dtype)                # (B, 1)
+        return self.project(h * Tensor(alpha))
 
 
 class GLIDE(Contrastive):
@@ -159,16 +161,19 @@ class GLIDE(Contrastive):
         """grad (f(x_t) . g), of x_t's shape (B, H, W, C), on all cores, or the GPU; t (B,), g (B, D) captions' rows."""
         return map_batch(similarity_gradient(self.features), x_t, t, g, device=self.device)
 
-    def unconditional(self):
-        """The text-to-image system whose denoiser is guided, as `load_system` finds it."""
-        if "text-to-image" in self._borrowed:
-            return self._borrowed["text-to-image"]
-        model = systems.load_system("text-to-image").to(self.device)
+    def take(self, needed) -> None:
+        """Borrows the text-to-image system whose denoiser is guided; ValueError where it has another schedule."""
+        model = needed["text-to-image"]
         if not np.array_equal(model.schedule.alpha_bar, self.schedule.alpha_bar):
             raise ValueError(f"config: schedule must be that of the model that is guided, {model.schedule.name} with "
                              f"T = {model.schedule.T}, not {self.schedule.name} with T = {self.schedule.T}")
         self._borrowed["text-to-image"] = model
-        return model
+
+    def unconditional(self):
+        """The text-to-image system whose denoiser is guided: the one of `take`, or else as `load_system` finds it."""
+        if "text-to-image" not in self._borrowed:
+            self.take({"text-to-image": systems.load_system("text-to-image")})
+        return self._borrowed["text-to-image"].to(self.device)
 
     def denoiser(self, scale: float) -> ClassifierGuidance:
         """(x_t, t, g(c)) -> x0_hat of the unconditional model, guided by CLIP."""

@@ -81,7 +81,7 @@ class System(Module):
         return None
 
     def take(self, needed: Mapping[str, System]) -> None:
-        """Copies what it needs of the trained systems that it is built on; a system without `needs` has nothing to do."""
+        """Copies what it needs of the trained systems that it is built on; without `needs` there is nothing to do."""
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
         """How it is trained.  The next stage is asked for when the last one's averaged weights are in place."""

@@ -5,6 +5,7 @@ from types import MethodType
 
 import numpy as np
 import pytest
+from minidiff.training.main_job import TrainConfig, Trainer
 from support.fake_cupy import assert_same, install, of_the_double, one_sentence
 from support.tiny import images, trained_a_little, trainer
 
@@ -20,7 +21,6 @@ from minidiff.nn.unet import TextStates, UNetConfig
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.training import main_job as train
-from minidiff.training.main_job import TrainConfig, Trainer
 
 
 @pytest.fixture

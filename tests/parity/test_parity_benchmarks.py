@@ -16,6 +16,7 @@ import time_to_quality  # noqa: E402
 import torch_model  # noqa: E402
 import train_step  # noqa: E402
 import train_step_cuda as step  # noqa: E402
+from minidiff.training.main_job import CaptionedDigits  # noqa: E402
 
 import kernels  # noqa: E402
 from minidiff import checkpoint  # noqa: E402
@@ -25,7 +26,6 @@ from minidiff.diffusion import samplers  # noqa: E402
 from minidiff.diffusion.schedules import Schedule  # noqa: E402
 from minidiff.evaluation.judge import Judge  # noqa: E402
 from minidiff.systems.text_to_image import TextToImage  # noqa: E402
-from minidiff.training.main_job import CaptionedDigits  # noqa: E402
 
 
 @pytest.mark.parametrize("case", SMALL, ids=name_of)

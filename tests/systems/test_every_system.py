@@ -37,8 +37,8 @@ def same(a: dict, b: dict) -> bool:
 
 def trained(folder, name: str, options: TrainOptions = SHORT, **more) -> dict:
     """The weights after a short run."""
-    return run(folder, systems.system_class(name), tiny.digits(), options, config=small_systems.CONFIGS[name], quiet=True,
-               **more).system.state_dict()
+    return run(folder, systems.system_class(name), tiny.digits(), options, config=small_systems.CONFIGS[name],
+               quiet=True, **more).system.state_dict()
 
 
 class Killed(BaseException):
