@@ -195,14 +195,14 @@ class Imagen(System):
         T, shape = self.schedule.T, self.config.shape_of(k)
         chosen = random_indices(data, step.rng, step.size)
         captions = random_captions(data, chosen, step.rng, DROP_CAPTION)
-        x_0 = to_device(resized(data.images(chosen), shape[:2]), self.device)        # (B, h, w, C)
+        x_0 = to_device(resized(data.images(chosen), shape[0]), self.device)        # (B, h, w, C)
         # t = T u^(1/3) for the base, which decides at noisy times what to draw; the others paint in detail: t = T u
         t = training_times(step.rng, step.size, T, power=1 if k else 1 / 3)
         eps, condition = step.normal(x_0.shape), self.encode(captions)
         if k:
             s = step.rng.integers(-1, T, step.size)         # aug_level ~ uniform(0, 1)
-            small = resized(x_0, self.config.shape_of(k - 1)[:2])
-            condition += augmented(self.schedule, small, shape[:2], s, step.normal(x_0.shape)), s
+            small = resized(x_0, self.config.shape_of(k - 1)[0])
+            condition += augmented(self.schedule, small, shape[0], s, step.normal(x_0.shape)), s
         return x_0, t, eps, *condition
 
     def loss(self, network: Base, x_0, t, eps, *condition) -> Tensor:
@@ -251,9 +251,8 @@ class Imagen(System):
         def finer(k: int):
             return lambda y_s, s: self.denoiser(k, (*text, y_s, s), super_scale, threshold)
         drawn = cascade(self.denoiser(0, text, scale, threshold), [finer(k) for k in range(1, count)],
-                        [self.config.shape_of(k)[:2] for k in range(count)], streams,
-                        s=noise_time(self.schedule, aug_level), steps=[steps, super_steps, super_steps][:count],
-                        channels=self.config.shape[2])
+                        [self.config.shape_of(k) for k in range(count)], streams,
+                        s=noise_time(self.schedule, aug_level), steps=[steps, super_steps, super_steps][:count])
         return [to_numpy(check_finite(x)) for x in drawn]
 
     def sample(self, captions: Sequence[str], *, scale: float = 2.0, super_scale: float = 2.0, steps: int = 20,
