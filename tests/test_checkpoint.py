@@ -1,4 +1,4 @@
-"""Checkpoints: bitwise there and back, whole after any kill, and nothing believed of a stranger's file."""
+"""Checkpoints: exact round trips, complete after any kill, and checks of untrusted files."""
 
 import errno
 import json

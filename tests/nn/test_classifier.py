@@ -1,4 +1,4 @@
-"""The classifier of noised images: gradients, batches, and what it makes of questions that are not asked."""
+"""The classifier of noisy images: gradients, batches, and questions that are not asked."""
 
 from dataclasses import replace
 
@@ -55,8 +55,8 @@ def test_the_gradient_that_guides_is_that_of_log_prob():
         np.testing.assert_allclose(g[:, *i, 0], (log_p(x + step) - log_p(x - step)) / (2 * STEP), rtol=1e-5, atol=1e-8)
 
 
-def test_log_prob_is_the_sum_of_the_logarithms_of_what_is_asked():
-    """Against the probabilities that `read` gives, each question's of sum 1."""
+def test_log_prob_is_the_sum_over_the_questions_that_are_asked():
+    """Against the probabilities of `read`, which have the sum 1 for each question."""
     net, x = classifier(), normal(3, 4, 8, 1)
     p = net.read(x, T)
     assert [a.shape for a in p] == [(3, K) for K in CLASSES]
@@ -80,35 +80,35 @@ def test_an_answer_does_not_depend_on_the_batch():
         np.testing.assert_allclose(net.grad_log_prob(x[rows], T[rows], Y[rows]), slopes[rows], rtol=1e-9, atol=1e-13)
 
 
-def test_it_hears_of_the_time():
+def test_it_depends_on_the_time():
     net, x = classifier(), normal(1, 4, 4, 1)
     assert np.abs(net.read(x, np.array([3]))[0] - net.read(x, np.array([700]))[0]).max() > 1e-3
 
 
 def test_attention_pooling_starts_as_the_mean():
-    """Its branch starts at 0: shuffling the pixels of the last level changes nothing, and later it may."""
+    """Its branch starts at 0, so that shuffling the pixels of the last level changes nothing; after training it may."""
     net = NoisyClassifier(replace(TINY, widths=(4,), attention=(False,), patch=1), CLASSES, np.random.default_rng(0))
     x = normal(1, 3, 5, 1).astype(np.float32)
     kernel = net.conv_in.w.data
     kernel[[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0      # each pixel sees only itself
     shuffled = np.random.default_rng(1).permutation(x.reshape(-1)).reshape(x.shape)
     np.testing.assert_allclose(net.read(x, T[:1])[0], net.read(shuffled, T[:1])[0], rtol=1e-5)
-    assert np.abs(net.read(x, T[:1])[0] - net.read(x**2, T[:1])[0]).max() > 1e-3    # the mean itself is heard
+    assert np.abs(net.read(x, T[:1])[0] - net.read(x**2, T[:1])[0]).max() > 1e-3    # the mean itself matters
 
 
 @pytest.mark.parametrize("config, classes", [(replace(TINY, text=3), CLASSES), (TINY, ()), (TINY, (3, 1))])
-def test_classifiers_that_make_no_sense_are_refused(config, classes):
+def test_configurations_that_are_refused(config, classes):
     with pytest.raises(ValueError, match="config must have text = 0, and classes numbers of at least 2"):
         NoisyClassifier(config, classes, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("x, t", [((2, 4, 4), 2), ((2, 4, 6, 1), 2), ((2, 4, 4, 2), 2), ((2, 4, 4, 1), 3)])
-def test_images_that_do_not_fit_are_refused(x, t):
+def test_images_of_a_wrong_shape_are_refused(x, t):
     with pytest.raises(ValueError, match=r"x must be \(B, H, W, 1\) with H and W multiples of 4, and t \(B,\)"):
         classifier()(Tensor(normal(*x)), np.zeros(t, int))
 
 
 @pytest.mark.parametrize("y", [Y[:2], Y[:, :2], Y * 1.0, Y - 1, Y + 1])
-def test_answers_that_are_no_classes_are_refused(y):
+def test_answers_that_are_not_classes_are_refused(y):
     with pytest.raises(ValueError, match=r"y must be whole numbers \(3, 3\), a class each of \(4, 2, 3\) or -1"):
         classifier().log_prob(Tensor(normal(3, 4, 4, 1)), T, y)

@@ -13,7 +13,7 @@ LOGITS = np.array([0.5, -1.0, 2.0, 0.0, 1.0, -3.0])
 
 
 def shares(temperature=1.0, top_k=0, n=60_000, logits=LOGITS):
-    """How much of [0, 1) goes to each token: u over the middles of n equal parts, so right to 1/n."""
+    """The share of [0, 1) that gives each token, to 1/n: u runs over the midpoints of n equal parts."""
     u = (np.arange(n) + 0.5) / n
     drawn = next_tokens(np.broadcast_to(logits, (n, len(logits))), u, temperature, top_k)
     assert (np.diff(drawn) >= 0).all()                      # the CDF rises
@@ -21,7 +21,7 @@ def shares(temperature=1.0, top_k=0, n=60_000, logits=LOGITS):
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_every_token_has_its_probabilitys_part_of_the_unit_interval(temperature):
+def test_every_token_has_a_share_of_the_unit_interval_equal_to_its_probability(temperature):
     np.testing.assert_allclose(shares(temperature), scipy.special.softmax(LOGITS / temperature), atol=2 / 60_000)
 
 
@@ -66,11 +66,11 @@ def test_at_the_ends_no_token_of_probability_zero_is_drawn(u):
 
 
 def test_float32_is_not_too_coarse_for_the_sum():
-    """Of 500 equal tokens every one has its part, to a u at most."""
+    """Each of 500 equally likely tokens gets its share of the values of u, up to one value."""
     np.testing.assert_allclose(shares(logits=np.zeros(500, np.float32), n=2_000), 1 / 500, atol=1.01 / 2_000)
 
 
-def test_what_fits_not_is_refused():
+def test_wrong_arguments_are_refused():
     l, u = np.zeros((2, 3)), np.zeros(2)  # noqa: E741
     for temperature in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="temperature must be a number of at least 0"):

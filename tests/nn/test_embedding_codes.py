@@ -1,4 +1,4 @@
-"""Embedding spaces: the way on the sphere, principal components, and codes."""
+"""Embedding spaces: spherical interpolation, principal components, and codes."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ def unit_rows(rng, n: int, D: int) -> np.ndarray:
 
 
 def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """By the chord, not by the arc's cosine."""
+    """The angle, from the length of the chord and not from the cosine."""
     return 2 * np.arcsin(np.clip(np.linalg.norm(a - b, axis=-1) / 2, 0, 1))
 
 
 # ---- slerp ---------------------------------------------------------------------------------------------------
 
 @given(seeds, st.integers(2, 70), st.integers(2, 9))
-def test_slerp_goes_from_one_end_to_the_other_by_equal_angles_on_the_sphere(seed, D, n):
+def test_slerp_moves_on_the_sphere_by_equal_angles(seed, D, n):
     a, b = unit_rows(np.random.default_rng(seed), 2, D)
     way = slerp(np.tile(a, (n, 1)), np.tile(b, (n, 1)), np.linspace(0, 1, n))
     np.testing.assert_allclose(way[0], a, atol=1e-7)
@@ -34,7 +34,7 @@ def test_slerp_goes_from_one_end_to_the_other_by_equal_angles_on_the_sphere(seed
 
 @given(seeds)
 def test_slerp_is_the_rotation_in_the_plane_of_its_ends(seed):
-    """Independent: e1 = a, e2 = b made orthogonal to a; the way is cos(theta w) e1 + sin(theta w) e2."""
+    """Independently: e1 = a, e2 = b made orthogonal to a; the path is cos(theta w) e1 + sin(theta w) e2."""
     rng = np.random.default_rng(seed)
     a, b = unit_rows(rng, 2, 5)
     e2 = b - (a @ b) * a
@@ -43,15 +43,15 @@ def test_slerp_is_the_rotation_in_the_plane_of_its_ends(seed):
     np.testing.assert_allclose(slerp(a, b, theta), expected, atol=1e-6)
 
 
-def test_slerp_of_one_direction_is_the_straight_way_and_float32_stays_float32():
+def test_slerp_between_parallel_vectors_is_linear_and_float32_stays_float32():
     a = np.array([[0.6, 0.8]], np.float32)
     way = slerp(a, 3 * a, np.array([0.25]))
     assert way.dtype == np.float32
     np.testing.assert_allclose(way, 1.5 * a, rtol=1e-6)
 
 
-def test_slerp_keeps_the_law_of_noise():
-    """Of two independent N(0, I) in many dimensions, nearly orthogonal, each point between is N(0, I) again."""
+def test_slerp_between_two_noises_is_noise():
+    """Two independent N(0, I) in many dimensions are nearly orthogonal, and each point between them is N(0, I) too."""
     a, b = np.random.default_rng(0).normal(size=(2, 20000))
     for theta in (0.2, 0.5, 0.9):
         # the variance of 20000 numbers: its standard error is .01, and .06 are 6 of them (2e-9)
@@ -61,7 +61,7 @@ def test_slerp_keeps_the_law_of_noise():
 @pytest.mark.parametrize("a, b, says", [
     (np.ones(3), np.ones(4), "one shape"), (np.zeros(3), np.ones(3), "direction"),
     (np.ones(3), np.full(3, np.nan), "direction"), (np.ones(3), -np.ones(3), "opposite")])
-def test_slerp_refuses_what_has_no_way(a, b, says):
+def test_slerp_refuses_vectors_without_a_shortest_path(a, b, says):
     with pytest.raises(ValueError, match=says):
         slerp(a, b, 0.5)
 
@@ -102,7 +102,7 @@ def test_no_other_axes_leave_a_smaller_error(seed):
 # ---- codes ---------------------------------------------------------------------------------------------------
 
 @given(seeds, st.integers(1, 70), st.integers(1, 5))
-def test_a_code_is_wrong_by_half_a_bucket_at_most(seed, count, K):
+def test_the_error_of_a_code_is_at_most_half_a_bucket(seed, count, K):
     rng = np.random.default_rng(seed)
     y = (rng.normal(size=(50, K)) * rng.uniform(0.01, 100, K) + rng.normal(size=K)).astype(np.float32)
     buckets = Buckets(K, count)
@@ -118,7 +118,7 @@ def test_a_code_is_wrong_by_half_a_bucket_at_most(seed, count, K):
     assert (np.diff(np.take_along_axis(codes, y.argsort(axis=0), axis=0), axis=0) >= 0).all()
 
 
-def test_what_lies_outside_the_range_goes_to_the_last_bucket_and_what_never_varied_comes_back():
+def test_values_outside_the_range_get_the_last_bucket_and_constants_come_back_exactly():
     buckets = Buckets(2, 8)
     buckets.fit(np.array([[0, 5], [1, 5]], np.float32))
     np.testing.assert_array_equal(buckets.quantise(np.array([[-9, 5], [9, 5]], np.float32)), [[0, 0], [7, 0]])

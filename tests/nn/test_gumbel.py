@@ -43,7 +43,7 @@ def test_gumbel_max_draws_with_the_softmaxs_probabilities():
 
 @settings(max_examples=50, deadline=None)
 @given(some_logits((3, 5)), st.floats(0.05, 20), st.integers(0, 2**32))
-def test_the_relaxed_sample_lies_in_the_simplex_and_leans_to_the_sample(logits, tau, seed):
+def test_the_relaxed_sample_is_a_probability_vector_whose_largest_entry_is_the_sample(logits, tau, seed):
     g = gumbel(np.random.default_rng(seed), (3, 5)).astype(np.float64)
     y = gumbel_softmax(Tensor(logits), g, tau).data
     assert (y >= 0).all()
@@ -52,7 +52,7 @@ def test_the_relaxed_sample_lies_in_the_simplex_and_leans_to_the_sample(logits, 
     assert (y[np.arange(3), drawn] == y.max(axis=1)).all()
 
 
-def test_cold_it_is_one_hot_and_hot_it_is_uniform():
+def test_at_low_temperature_it_is_one_hot_and_at_high_temperature_uniform():
     g = gumbel(np.random.default_rng(2), (100, 5)).astype(np.float64)
     logits = np.broadcast_to(LOGITS, g.shape)
     cold = gumbel_softmax(Tensor(logits), g, 1e-12).data
@@ -75,7 +75,7 @@ def test_of_two_codes_it_is_the_logistic_of_a_logistic(tau):
 
 
 @pytest.mark.parametrize("tau", [0.5, 2.0])
-def test_of_equal_logits_every_code_is_expected_alike(tau):
+def test_with_equal_logits_every_code_has_the_same_mean(tau):
     """E y_k = 1/K at every temperature, by symmetry.  0 <= y <= 1 gives a spread of at most 1/2: the mean of n = 20,000
     lies within 5.5/(2 sqrt(n)) of 1/K, with false alarms below 4e-7 for all 4 of them (normal, and Hoeffding's bound
     is 2e-6)."""
@@ -117,7 +117,7 @@ def test_the_gradient_of_the_kl():
     check_gradients(kl_to_uniform, np.random.default_rng(7).standard_normal((3, 5)))
 
 
-def test_what_fits_not_is_refused():
+def test_wrong_arguments_are_refused():
     l, g = Tensor(np.zeros((2, 3), np.float32)), np.zeros((2, 3), np.float32)  # noqa: E741
     for tau in (0, -1.0, float("nan"), np.array([1.0, 0.0])[:, None]):
         with pytest.raises(ValueError, match="tau must be above 0"):

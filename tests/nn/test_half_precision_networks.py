@@ -20,7 +20,7 @@ def the(precision: str) -> np.dtype:
 
 
 def loss_and_gradients(network, module, computing) -> tuple[Tensor, np.ndarray]:
-    """The loss of `computing`, and its gradients in the parameters of `module`, as one vector."""
+    """The loss of `computing`, and its gradients by the parameters of `module`, as one vector."""
     loss = network.loss(computing)
     grads = gradients(loss, list(module.parameters().values()))
     assert loss.shape == () and all(g.dtype == np.float32 for g in grads)
@@ -30,7 +30,7 @@ def loss_and_gradients(network, module, computing) -> tuple[Tensor, np.ndarray]:
 @half
 @every_network
 def test_the_loss_and_its_gradients_in_half_precision(network, precision):
-    """The loss itself is float32, and as near to float32's as some tens of roundings; so are the gradients."""
+    """The loss itself is float32.  It and its gradients differ from those of float32 by some tens of roundings."""
     module, dtype = network.new(), the(precision)
     twin = in_precision(module, dtype)
     assert twin.dtype == dtype and module.dtype == np.float32

@@ -1,4 +1,4 @@
-"""The key-value cache: one token at a time gives what all at once do, in any pieces, and a token sees no later one."""
+"""The key-value cache: step by step, in pieces of any size, it gives the same result as all tokens at once."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ N, C = 9, 8
 
 
 def moved(module, dtype=np.float64):
-    """Every parameter moved off its first value, so that no branch is zero."""
+    """Changes every parameter, so that no branch is zero."""
     rng = np.random.default_rng(9)
     for p in module.parameters().values():
         p.data = (p.data + 0.3 * rng.standard_normal(p.shape)).astype(dtype)
@@ -45,8 +45,8 @@ def in_pieces(stack, x, ends):
 
 @settings(max_examples=30, deadline=None)
 @given(st.sets(st.integers(1, N - 1)), st.integers(1, 4), st.integers(0, 2**32))
-def test_in_any_pieces_it_is_the_same(ends, B, seed):
-    """Only to rounding: a product of one row adds in another order than one of many.  float64: 1e-12."""
+def test_pieces_of_any_size_give_the_same_result(ends, B, seed):
+    """Up to rounding, since a product of one row adds in another order than one of many.  float64: 1e-12."""
     x = np.random.default_rng(seed).standard_normal((B, N, C))
     np.testing.assert_allclose(in_pieces(STACK, x, sorted(ends)), all_at_once(STACK, x), rtol=1e-11, atol=1e-12)
 
@@ -83,7 +83,7 @@ def test_an_output_never_depends_on_a_later_token(n):
     assert not (again[:, n:] == y[:, n:]).all(axis=(1, 2)).any()
 
 
-def test_a_cache_never_forgets_or_moves_what_it_holds():
+def test_a_cache_keeps_its_entries_in_place():
     rng, cache = np.random.default_rng(4), KVCache(6)
     k, v = rng.standard_normal((2, 2, 3, 6, 4))             # (B, h, M, d)
     for a, b in ((0, 2), (2, 3), (3, 6)):
@@ -93,6 +93,6 @@ def test_a_cache_never_forgets_or_moves_what_it_holds():
         cache.append(k[:, :, :1], v[:, :, :1])
 
 
-def test_steps_of_a_block_that_looks_ahead_are_refused():
+def test_steps_of_a_block_that_is_not_causal_are_refused():
     with pytest.raises(ValueError, match="step needs causal=True"):
         TransformerBlock(C, 2, np.random.default_rng(0)).step(Tensor(np.zeros((1, 1, C), np.float32)), KVCache(2))

@@ -1,4 +1,4 @@
-"""Layers against NumPy, how their weights begin, and the embedding of time."""
+"""Layers against NumPy, their initial weights, and the embedding of time."""
 
 import math
 
@@ -19,7 +19,7 @@ def rng(seed=0):
 
 
 def check_layer(layer, *inputs):
-    """Gradients of a layer in float64, to its inputs and to all its parameters, moved off their first values."""
+    """Gradients of a layer in float64, by its inputs and all its parameters, none of which has its initial value."""
     parameters = layer.astype(np.float64).parameters().values()
     for p in parameters:
         p.data += rng(7).standard_normal(p.shape)
@@ -55,14 +55,14 @@ def test_conv_keeps_the_images_size_at_stride_1(kernel, H, W):
     assert Conv2d(1, 2, rng(), kernel=kernel)(Tensor(np.zeros((1, H, W, 1), np.float32))).shape == (1, H, W, 2)
 
 
-def test_weights_begin_with_variance_1_over_fan_in():
+def test_initial_weights_have_variance_1_over_fan_in():
     """40,000 and 36,000 weights; variance at 5.5 standard errors, sqrt(2/n) each: false alarm 4e-8."""
     for w, fan_in in [(Linear(200, 200, rng()).w.data, 200), (Conv2d(100, 40, rng(), kernel=3).w.data, 900)]:
         assert abs(w.var() * fan_in - 1) < 5.5 * math.sqrt(2 / w.size)
         assert abs(w.mean()) * math.sqrt(fan_in) < 5.5 / math.sqrt(w.size)
 
 
-def test_layers_begin_in_float32_with_no_bias_and_zero_layers_with_nothing():
+def test_initial_weights_are_float32_biases_are_0_and_so_are_zero_layers():
     for layer in (Linear(3, 4, rng()), Conv2d(3, 4, rng())):
         assert not layer.b.data.any() and layer.w.data.all()
     for layer in (Linear(3, 4, rng(), zero=True), Conv2d(3, 4, rng(), zero=True)):
@@ -72,7 +72,7 @@ def test_layers_begin_in_float32_with_no_bias_and_zero_layers_with_nothing():
     assert np.array_equal(Linear(3, 4, rng(5)).w.data, Linear(3, 4, rng(5)).w.data)
 
 
-def test_norms_begin_as_normalisation_alone():
+def test_norms_start_as_plain_normalisation():
     x = 3 * rng().standard_normal((4, 6, 6, 8), dtype=np.float32) + 2
     y = GroupNorm(8, 2)(Tensor(x)).data.reshape(4, 36, 2, 4)
     np.testing.assert_allclose(y.mean(axis=(1, 3)), 0, atol=1e-5)
@@ -114,7 +114,7 @@ def test_embedding_of_time_has_full_rank(dim):
     assert np.linalg.matrix_rank(bug) == 2
 
 
-def test_embedding_of_time_tells_all_times_apart():
+def test_embedding_of_time_is_different_for_all_times():
     e = sinusoidal_embedding(np.arange(1000), 64).astype(float)
     squared = (e**2).sum(axis=1)                            # = 32 for each: (cos, sin) pairs
     np.testing.assert_allclose(squared, 32, rtol=1e-6)
@@ -143,7 +143,7 @@ def test_a_shift_of_time_is_a_rotation(times, shift, half):
     source="the same times in another order", tolerance="exact")
 @few
 @given(st.permutations(range(6)), st.integers(1, 6))
-def test_embedding_of_time_does_not_depend_on_the_place_in_the_batch(order, count):
+def test_embedding_of_time_does_not_depend_on_the_position_in_the_batch(order, count):
     """Law 35 again: a known bug looks it up by position in the batch."""
     t = np.array([0, 999, 3, 3, 500, 17])
     together = sinusoidal_embedding(t, 32)

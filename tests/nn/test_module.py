@@ -1,4 +1,4 @@
-"""Named parameters, and state dicts that are set whole or not at all."""
+"""Named parameters, and state dicts that are loaded completely or not at all."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_loading_keeps_the_modules_own_dtype():
     (lambda state: state.update({"blocks.0.linear.w": np.ones((3, 2))}),
      r"'blocks.0.linear.w' has shape \(3, 2\), and Outer takes \(2, 3\)"),
 ])
-def test_a_state_that_does_not_fit_sets_nothing(change, message):
+def test_a_state_that_does_not_match_sets_nothing(change, message):
     net, state = Outer(1), Outer(2).state_dict()
     before = net.state_dict()
     change(state)

@@ -1,4 +1,4 @@
-"""AdamW, clipping, the learning rate's course and the moving average, each against its own closed form."""
+"""AdamW, clipping, the learning-rate schedule and the moving average, each against its closed form."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_on_any_number_of_cores_all_parameters_are_clipped_stepped_and_averaged(
     37, "N + M steps are N steps, save, load, M steps: the optimiser and the average",
     source="the same steps without the break", tolerance="exact, to the last bit")
 @pytest.mark.parametrize("make", [lambda held: AdamW(held), lambda held: EMA(held, 0.9)])
-def test_saved_and_loaded_it_goes_on_bitwise(make):
+def test_saved_and_loaded_it_continues_bit_for_bit(make):
     """Law 37, for the optimiser and the average: N + M steps are N steps, save, load, M steps."""
     def run(held, what, steps):
         for n in steps:
@@ -134,7 +134,7 @@ def test_linear_regression_reaches_the_least_squares_solution():
 
 
 def test_gradients_of_numbers_are_clipped_too():
-    """Leaves of shape (), as CLIP's temperature is: divided by the scale, and cut."""
+    """Leaves of shape (), such as CLIP's temperature, are divided by the scale and clipped too."""
     x, w = (Tensor(np.array(number), requires_grad=True) for number in (3.0, 4.0))
     grads = gradients(x * w, [x, w], 8.0)                   # 32 and 24: 8 times 4 and 3
     assert clip_by_norm(grads, 1.0, 8.0) == 5 and [float(g) for g in grads] == pytest.approx([0.8, 0.6])
@@ -155,7 +155,7 @@ def test_clip_by_norm(max_norm):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_gradients_that_are_not_finite_are_reported_and_left(bad):
+def test_gradients_that_are_not_finite_are_reported_and_not_clipped(bad):
     grads = [np.array([3.0, bad]), np.array([4.0])]
     assert not math.isfinite(clip_by_norm(grads, 1.0))
     assert grads[0][0] == 3.0 and grads[1][0] == 4.0
@@ -214,7 +214,7 @@ def test_ema_is_its_closed_form_sum(decay, steps):
 
 
 @pytest.mark.law(36, "EMA never touches the weights, nor a table", source="a copy taken before", tolerance="exact")
-def test_ema_touches_neither_the_weights_nor_anything_that_is_not_one():
+def test_ema_changes_neither_the_weights_nor_anything_else():
     """Law 36: a module's tables (here an array, as a schedule has) are no parameters, and stay as they are."""
     layer = Linear(2, 2, np.random.default_rng(0))
     layer.alpha_bar = np.linspace(0.9, 0.1, 5)

@@ -218,7 +218,7 @@ def test_the_loss_scale_is_halved_and_doubled(finite, patience):
     assert vars(other) == vars(s)
 
 
-def test_a_scale_of_one_stays():
+def test_a_scale_of_one_stays_one():
     s = LossScale.of("bfloat16")
     for finite in (True, False) * 3:
         s.update(finite)
@@ -287,7 +287,7 @@ def test_the_optimiser_does_not_see_the_scale():
     assert np.linalg.norm(moments[1] - moments[0]) < 30 * EPS["float16"] * np.linalg.norm(moments[0])
 
 
-def test_the_learning_rate_is_that_of_the_runs_step_also_after_steps_left_out(monkeypatch):
+def test_the_learning_rate_is_that_of_the_runs_step_also_after_skipped_steps(monkeypatch):
     t, rates = half_trainer(), []
     monkeypatch.setattr(t.optimiser, "step", lambda grads, lr: rates.append((t.n, lr)))
     t.scaling.scale = 2.0**21
@@ -297,7 +297,7 @@ def test_the_learning_rate_is_that_of_the_runs_step_also_after_steps_left_out(mo
     assert rates == [(n, t.lr(n)) for n, _ in rates] and rates[-1][0] == 5
 
 
-def test_a_step_that_overflows_is_left_out():
+def test_a_step_that_overflows_is_skipped():
     t = half_trainer()
     t.scaling.scale = 2.0**40
     before = {name: a.copy() for name, a in t.state()[0].items()}
@@ -309,7 +309,7 @@ def test_a_step_that_overflows_is_left_out():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_what_no_scale_can_cure_stops_the_run():
+def test_a_gradient_that_no_scale_can_make_finite_stops_the_run():
     t = half_trainer()
     t.data.x_0[:] = np.nan
     with pytest.raises(FloatingPointError, match="the loss of step 1 is nan"):
@@ -324,7 +324,7 @@ def test_what_no_scale_can_cure_stops_the_run():
     assert all(np.array_equal(a, t.state()[0][name]) for name, a in before.items())
 
 
-def test_a_run_in_another_precision_is_not_gone_on_with(tmp_path):
+def test_a_run_in_another_precision_is_not_resumed(tmp_path):
     """And a state from before there was a precision is one of float32."""
     t = tiny.trainer()
     t.step()
@@ -342,7 +342,7 @@ def test_a_run_in_another_precision_is_not_gone_on_with(tmp_path):
     ("scaling.skipped", np.array(-1)), ("scaling.skipped", np.array([1, 2])), ("scaling.scale", np.zeros(2)),
     ("scaling.good", np.array(0.5)), ("scaling.scale", np.array(0.0)), ("scaling.good", None),
     ("scaling.scale", np.array(2.0**61)), ("scaling.good", np.array(-1))])
-def test_a_state_whose_scale_is_none_is_refused(tmp_path, name, wrong):
+def test_a_state_with_an_invalid_scale_is_refused(tmp_path, name, wrong):
     t = half_trainer()
     t.step()
     tensors, meta = t.state()

@@ -1,4 +1,4 @@
-"""The causal transformers of the priors: what each state may know."""
+"""The causal transformers of the priors: which inputs each state depends on."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from minidiff.nn.prior import AutoregressivePrior, DiffusionPrior, Prefixed, Pri
 CONFIG, B, M, W, D = PriorConfig(width=8, layers=2, heads=2), 3, 5, 6, 4
 
 
-def stirred(module, seed: int = 0):
-    """Residual branches start at 0: no state would hear of another."""
+def moved(module, seed: int = 0):
+    """Changes every parameter: residual branches start at 0, and no state would depend on another."""
     rng = np.random.default_rng(seed)
     for p in module.parameters().values():
         p.data = p.data + 0.3 * rng.standard_normal(p.shape, dtype=np.float32)
@@ -29,27 +29,27 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.fixture
 def codes_prior():
-    return stirred(AutoregressivePrior(CONFIG, D, W, M, codes=4, values=7, dots=2, rng=np.random.default_rng(0)))
+    return moved(AutoregressivePrior(CONFIG, D, W, M, codes=4, values=7, dots=2, rng=np.random.default_rng(0)))
 
 
 @pytest.fixture
 def diffusion_prior():
-    return stirred(DiffusionPrior(CONFIG, D, W, M, np.random.default_rng(0)))
+    return moved(DiffusionPrior(CONFIG, D, W, M, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("j", range(4))
 def test_a_state_never_depends_on_a_later_token_and_always_on_the_earlier_ones(j):
-    model, (tokens, mask), rest = stirred(Prefixed(CONFIG, W, M, 4, np.random.default_rng(0))), captions(), \
+    model, (tokens, mask), rest = moved(Prefixed(CONFIG, W, M, 4, np.random.default_rng(0))), captions(), \
         normal(1, B, 4, 8)
     other = rest.copy()
     other[:, j] += normal(2, B, 8)                         # a constant would be lost in the norms
     with no_grad():
         before, after = (model(Tensor(tokens), mask, Tensor(r)).data for r in (rest, other))
-    moved = np.abs(after - before).max(axis=(0, 2))
-    assert (moved[:j] == 0).all() and (moved[j:] > 1e-4).all()
+    changed = np.abs(after - before).max(axis=(0, 2))
+    assert (changed[:j] == 0).all() and (changed[j:] > 1e-4).all()
 
 
-def test_a_code_s_logits_know_the_codes_before_it_only(codes_prior):
+def test_the_logits_of_a_code_depend_on_the_codes_before_it_only(codes_prior):
     (tokens, mask), codes = captions(), np.random.default_rng(2).integers(0, 7, (B, 3))
     ask = [Tensor(normal(3, B, D)), Tensor(tokens), mask]
     with no_grad():
@@ -58,15 +58,15 @@ def test_a_code_s_logits_know_the_codes_before_it_only(codes_prior):
         for k in range(3):
             other = codes.copy()
             other[:, k] = (other[:, k] + 1) % 7
-            moved = np.abs(codes_prior(other, np.array([0, 1, 2]), *ask).data - logits).max(axis=(0, 2))
-            assert (moved[:k + 1] == 0).all() and (moved[k + 1:] > 1e-4).all()
+            changed = np.abs(codes_prior(other, np.array([0, 1, 2]), *ask).data - logits).max(axis=(0, 2))
+            assert (changed[:k + 1] == 0).all() and (changed[k + 1:] > 1e-4).all()
             # fewer codes give the same logits, as many as they can
             np.testing.assert_allclose(codes_prior(codes[:, :k], np.array([0, 1, 2]), *ask).data, logits[:, :k + 1],
                                        atol=1e-5)
         assert np.abs(codes_prior(codes, np.array([1, 2, 0]), *ask).data - logits).max(axis=2).min() > 1e-4
 
 
-def test_the_query_hears_of_everything_but_padding(diffusion_prior):
+def test_the_query_depends_on_everything_but_padding(diffusion_prior):
     (tokens, mask), t = captions(), np.array([3, 50, 900])
     given = {"z_i_t": normal(1, B, D), "t": t, "z_t": normal(2, B, D), "tokens": tokens}
 
@@ -85,7 +85,7 @@ def test_the_query_hears_of_everything_but_padding(diffusion_prior):
     assert np.abs(answer() - before).max(axis=1).min() > 1e-4
 
 
-def test_the_columns_of_padding_may_be_left_out(diffusion_prior):
+def test_columns_of_padding_may_be_omitted(diffusion_prior):
     (tokens, mask), z = captions(), Tensor(normal(1, 2, D))
     with no_grad():
         long, short = (diffusion_prior(z, np.array([5, 6]), z, Tensor(tokens[1:, :n]), mask[1:, :n]).data
@@ -104,7 +104,7 @@ def test_gradients(diffusion_prior, codes_prior):
 
 
 @pytest.mark.parametrize("values", [{"width": 0}, {"width": 10, "heads": 4}, {"width": 9, "heads": 3}, {"layers": 0}])
-def test_a_configuration_that_makes_no_transformer_is_refused(values):
+def test_configurations_that_are_refused(values):
     with pytest.raises(ValueError, match="width"):
         PriorConfig(**values)
 

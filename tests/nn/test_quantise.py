@@ -1,4 +1,4 @@
-"""Vector quantisation: who is nearest, where which gradient goes, how a dead code is woken."""
+"""Vector quantisation: the nearest code, the gradient of each loss, and the revival of unused codes."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_the_nearest_code_by_brute_force(size, seed):
 
 
 def test_the_nearest_code_where_a_square_is_no_float16():
-    """300^2 is inf there: the distances are float32's, and so are the losses."""
+    """300^2 is inf in float16: distances and losses are computed in float32."""
     codebook = Codebook(3, 2, np.random.default_rng(0))
     codebook.codes.data = np.array([[300, 0], [0, 300], [310, 0]], np.float16)
     q = codebook(Tensor(np.array([[309, 0], [301, 0], [0, 400]], np.float16)))
@@ -72,8 +72,8 @@ def test_commitment_moves_the_encoder_only_and_the_codebook_loss_the_codes_only(
         np.testing.assert_allclose(de[k], -2 * d[q.ids == k].sum(axis=0) / d.size, rtol=1e-9, atol=1e-12)
 
 
-def test_a_code_rests_at_the_mean_of_the_vectors_that_choose_it():
-    """One step of k-means is where the codebook's loss is stationary."""
+def test_the_loss_of_a_code_is_stationary_at_the_mean_of_its_vectors():
+    """As in a step of k-means."""
     rng = np.random.default_rng(0)
     z, book = rng.normal(size=(200, 2)), codebook(5, 2, rng)
     for _ in range(100):
@@ -97,20 +97,20 @@ def test_training_through_it_brings_encoder_and_codes_together():
 
 # ---- dead codes ------------------------------------------------------------------------------------------
 
-def test_dead_codes_are_revived_where_vectors_are_and_living_ones_stay():
+def test_unused_codes_move_to_vectors_and_used_ones_stay():
     rng = np.random.default_rng(0)
     book, z = codebook(6, 2, rng), rng.normal(size=(100, 2))
-    book.codes.data[2:] += 100                                      # nobody's
+    book.codes.data[2:] += 100                                      # no vector's choice
     living = book.codes.data[:2].copy()
     assert book.revive(z, rng) == 4
     assert np.array_equal(book.codes.data[:2], living)
-    assert all((z == e).all(axis=1).any() for e in book.codes.data[2:])             # each on a vector of its own
+    assert all((z == e).all(axis=1).any() for e in book.codes.data[2:])             # each on another vector
     assert len(np.unique(book.codes.data, axis=0)) == 6
     assert usage(book.nearest(z), 6)[1] == 1.0                      # all are chosen now: none is dead any more
     assert book.revive(z, rng) == 0
 
 
-def test_revival_counts_who_chose_a_code():
+def test_revival_counts_the_vectors_that_chose_a_code():
     book = codebook(3, 1, np.random.default_rng(0))
     book.codes.data = np.array([[0.0], [1.0], [9.0]])
     z = np.array([[0.1], [0.2], [0.9], [5.0]])                      # 0 is chosen twice, 1 once or more, 9 by 5 or none
@@ -119,7 +119,7 @@ def test_revival_counts_who_chose_a_code():
     assert book.revive(z, np.random.default_rng(0), fewest=2) == 1 and book.codes.data[2, 0] in z
 
 
-def test_a_revived_code_is_put_where_the_error_is():
+def test_a_revived_code_moves_to_where_the_error_is():
     """A thousand vectors on a code and one far off: the far one gets the dead code, with probability 1."""
     book = codebook(2, 1, np.random.default_rng(0))
     book.codes.data = np.array([[0.0], [1e6]])
@@ -143,7 +143,7 @@ def test_the_perplexity_of_uneven_use():
 
 
 @pytest.mark.parametrize("ids, K", [([], 3), ([3], 3)])
-def test_ids_that_are_none_or_beyond_the_codebook(ids, K):
+def test_ids_that_are_empty_or_beyond_the_codebook(ids, K):
     with pytest.raises(ValueError, match="^usage: ids must be some of 0..2"):
         usage(np.array(ids, int), K)
 

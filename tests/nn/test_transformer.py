@@ -16,7 +16,7 @@ def normal(*shape, seed=0):
 
 
 def moved(module):
-    """In float64, every parameter moved off its first value, so that no branch is zero."""
+    """In float64, with every parameter changed, so that no branch is zero."""
     rng = np.random.default_rng(9)
     for p in module.astype(np.float64).parameters().values():
         p.data += 0.3 * rng.standard_normal(p.shape)
@@ -57,7 +57,7 @@ def test_gradients_of_the_block():
 @pytest.mark.law(
     39, "a transformer block begins as the identity: its branches end in zeros",
     source="its input", tolerance="exact")
-def test_the_block_begins_as_the_identity():
+def test_the_block_starts_as_the_identity():
     """Law 39: its branches end in zeros."""
     x = normal(2, 3, 8).astype(np.float32)
     assert np.array_equal(TransformerBlock(8, 2, np.random.default_rng(0))(Tensor(x)).data, x)
@@ -67,8 +67,8 @@ def test_the_block_begins_as_the_identity():
 @pytest.mark.law(
     39, "without positions, permuting the tokens or the batch permutes the results",
     source="the same tokens in another order", tolerance="1e-10: sums in another order")
-def test_tokens_have_no_place_of_their_own():
-    """Without positions, permuting the tokens, or the batch, permutes the results."""
+def test_permuting_the_tokens_permutes_the_results():
+    """There are no positions in a block; the same holds for the batch."""
     block, x = moved(TransformerBlock(8, 2, np.random.default_rng(0))), normal(3, 5, 8)
     y = block(Tensor(x)).data
     tokens, batch = [3, 0, 4, 1, 2], [2, 0, 1]

@@ -1,4 +1,4 @@
-"""The UNet: sizes, gradients of the whole, and law 39 on batches, captions and first values."""
+"""The UNet: sizes, gradients of the whole, and law 39 on batches, captions and initial values."""
 
 import gc
 import itertools
@@ -19,7 +19,7 @@ def normal(*shape, seed=0):
 
 
 def moved(module, by=0.2):
-    """In float64, every parameter moved off its first value, so that no branch is zero."""
+    """In float64, with every parameter changed, so that no branch is zero."""
     rng = np.random.default_rng(9)
     for p in module.astype(np.float64).parameters().values():
         p.data += by * rng.standard_normal(p.shape)
@@ -82,7 +82,7 @@ def test_a_residual_block_is_its_equation():
 
 
 def test_skips_carry_the_image_past_the_low_resolutions():
-    """With what comes up from below cut off, the output still depends on the image."""
+    """With the output of the lower levels set to 0, the output still depends on the image."""
     net, t = unet(), np.array([7])
     for p in net.upsample[0].parameters().values():
         p.data[...] = 0
@@ -90,8 +90,8 @@ def test_skips_carry_the_image_past_the_low_resolutions():
     assert np.abs(net(Tensor(x), t).data - net(Tensor(x + 0.1), t).data).max() > 1e-3
 
 
-def test_no_garbage_is_left_without_the_collector():
-    """A whole training step, walked or dropped unwalked, leaves nothing that only the collector would find."""
+def test_no_cycle_is_left_for_the_garbage_collector():
+    """After a whole training step, with or without its backward pass, all memory is freed at once."""
     net, x, t, text = unet(text=3), Tensor(normal(2, 8, 8, 1)), np.array([7, 900]), text_states(2)
     net(x, t, text)                                         # what is made once is made
     gc.collect()
@@ -109,8 +109,8 @@ def test_no_garbage_is_left_without_the_collector():
 
 
 @pytest.mark.parametrize("patch, levels", [*itertools.product([1, 2, 4], [1, 2, 3, 4])])
-def test_any_size_that_its_levels_can_hold(patch, levels):
-    """The right ones give an image of their own size, and one pixel more or less is refused in a sentence."""
+def test_any_size_that_its_levels_can_halve(patch, levels):
+    """A valid size gives an output of the same size; one pixel more or less is refused."""
     net = unet(patch=patch, widths=(4, 2, 4, 6)[:levels], attention=(False,) * levels, channels=2)
     m = net.config.multiple
     assert m == patch * 2 ** (levels - 1)
@@ -143,7 +143,7 @@ def test_the_untrained_output_is_zero():
 @pytest.mark.law(
     39, "residual blocks, and attention to pixels and words, begin as the identity",
     source="their input", tolerance="exact")
-def test_blocks_begin_as_the_identity():
+def test_blocks_start_as_the_identity():
     """Law 39: a residual block, attention to pixels and words, and the two of them together."""
     config, rng = replace(TINY, text=3), np.random.default_rng(0)
     x, emb, text = normal(2, 4, 4, 8).astype(np.float32), Tensor(normal(2, 6).astype(np.float32)), text_states(2)
@@ -201,12 +201,12 @@ def test_what_is_masked_in_a_caption_has_no_influence_and_what_is_not_has():
     ((2, 8, 8, 1), (2, 1), None, "t must have one time for each image"),
     ((2, 8, 8, 1), (2,), text_states(2), r"made without captions \(text=0\), and was called with them"),
 ])
-def test_inputs_that_do_not_fit_are_refused(x, t, text, message):
+def test_inputs_of_a_wrong_shape_are_refused(x, t, text, message):
     with pytest.raises(ValueError, match=message):
         unet()(Tensor(np.zeros(x)), np.zeros(t, int), text)
 
 
-def test_a_unet_with_captions_wants_them():
+def test_a_unet_with_captions_requires_them():
     with pytest.raises(ValueError, match=r"made with captions \(text=3\), and was called without them"):
         unet(text=3)(Tensor(np.zeros((1, 8, 8, 1))), np.zeros(1, int))
 
@@ -216,7 +216,7 @@ def test_a_unet_with_captions_wants_them():
     ({"widths": (), "attention": ()}, "must be at least 1"), ({"blocks": 0}, "must be at least 1"),
     ({"widths": (4, 0)}, "must be at least 1"), ({"patch": 0}, "must be at least 1"),
 ])
-def test_configurations_that_make_no_sense_are_refused(changes, message):
+def test_configurations_that_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
 

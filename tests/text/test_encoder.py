@@ -14,7 +14,7 @@ MASK = np.array([[True, True, True, False, False], [True] * 5, [True, True, Fals
 
 @pytest.fixture
 def encoder():
-    """In float64, every parameter moved off its first value, so that no branch is zero."""
+    """In float64, with every parameter changed, so that no branch is zero."""
     encoder = TextEncoder(CONFIG, np.random.default_rng(0)).astype(np.float64)
     rng = np.random.default_rng(1)
     for p in encoder.parameters().values():
@@ -62,7 +62,7 @@ def test_pooled_is_the_normalised_mean_over_the_caption(encoder):
     39, "a caption's states do not depend on its padding",
     source="other padding, and more of it", tolerance="exact; 1e-10 with more padding, for sums of another length")
 def test_padding_has_no_influence(encoder):
-    """Law 39: what stands at masked places, and how many of them there are."""
+    """Law 39: neither the ids at masked positions nor their number matters."""
     tokens, pooled = states(encoder)
     other_tokens, other_pooled = states(encoder, np.where(MASK, IDS, 10))
     assert np.array_equal(other_tokens[MASK], tokens[MASK]) and np.array_equal(other_pooled, pooled)
@@ -101,7 +101,7 @@ def test_words_and_their_order_matter(encoder):
     (np.zeros((2, 4)), np.ones((2, 4), bool), "whole numbers, not float64"),
     (np.zeros((2, 4), int), np.ones((2, 4)), "mask must be boolean"),
 ])
-def test_what_does_not_fit_is_refused(encoder, ids, mask, message):
+def test_wrong_arguments_are_refused(encoder, ids, mask, message):
     with pytest.raises((ValueError, IndexError, TypeError), match=message):
         encoder(ids, mask)
 

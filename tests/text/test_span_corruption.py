@@ -1,4 +1,4 @@
-"""Span corruption: nothing is lost, as much is dropped as asked for, in as many runs, anywhere alike."""
+"""Span corruption: nothing is lost; the number of dropped tokens and runs is right; all choices are equally likely."""
 
 from collections import Counter
 from itertools import groupby

@@ -1,4 +1,4 @@
-"""The encoder-decoder that learns from text alone: what may look at what, its loss, its gradients."""
+"""The encoder-decoder that learns from text alone: which tokens depend on which, its loss, its gradients."""
 
 import math
 
@@ -16,7 +16,7 @@ CONFIG = TextEncoderConfig(vocab=30, length=16, width=8, layers=1, heads=2)
 
 
 def moved(module):
-    """In float64, every parameter off its first value, so that no branch is zero."""
+    """In float64, with every parameter changed, so that no branch is zero."""
     rng = np.random.default_rng(9)
     for p in module.astype(np.float64).parameters().values():
         p.data += 0.3 * rng.standard_normal(p.shape)
@@ -48,7 +48,7 @@ def test_a_batch_holds_whole_texts(model):
 
 
 def test_the_loss_is_the_cross_entropy_of_a_token(model):
-    """Against probabilities by hand; and the shards' mean, by their samples, is the batch's."""
+    """Against probabilities by hand; and the mean over shards, weighted by their samples, is that of the batch."""
     ids, mask, target_ids, weight = arrays = batch(model)
     with no_grad():
         logits = model(ids, mask, target_ids).data
@@ -59,13 +59,13 @@ def test_the_loss_is_the_cross_entropy_of_a_token(model):
     assert (3 * parts[0].item() + parts[1].item()) / 4 == pytest.approx(whole.item(), rel=1e-9)
 
 
-def test_whoever_knows_nothing_pays_log_vocab(model):
+def test_equal_logits_cost_log_vocab(model):
     arrays = batch(model)
     model.encoder.embedding.table.data[:] = 0                                   # all logits are 0
     assert model.loss(*arrays).item() == pytest.approx(math.log(30), rel=1e-6)
 
 
-def test_a_token_hears_of_those_before_it_and_of_the_input_only(model):
+def test_a_token_depends_on_earlier_tokens_and_the_input_only(model):
     ids, mask, target_ids, _ = batch(model)
     with no_grad():
         before = model(ids, mask, target_ids).data

@@ -1,4 +1,4 @@
-"""The tokenizer: exact round trips, the textbook's merges, bounded cost, no trust in a stranger's state."""
+"""The tokenizer: exact round trips, the textbook's merges, bounded cost, and checks of untrusted state."""
 
 import json
 import random
@@ -53,7 +53,7 @@ def test_pieces_are_words():
 
 
 def learn_plainly(texts: list[str], merges: int) -> list[bytes]:
-    """Algorithm 1 of arXiv 1508.07909 on tuples of bytes, every count anew each round."""
+    """Algorithm 1 of arXiv 1508.07909 on tuples of bytes, with all counts recomputed in each round."""
     pieces = (piece for text in texts for piece in SPLIT.findall(text))
     words = Counter(tuple(bytes([b]) for b in piece.encode()) for piece in pieces)
     age = {bytes([b]): b for b in range(256)}  # ties go to the oldest symbols
@@ -170,7 +170,7 @@ def test_a_caption_that_just_fits_is_not_cut():
     assert ids[0].tolist() == [BOS, *tokens, EOS] and mask.all()
 
 
-def test_an_over_long_caption_is_cut_aloud():
+def test_a_caption_that_is_too_long_is_cut_with_a_warning():
     text = "a bold seven leaning left " * 3
     tokens = TOKENIZER.encode(text)
     with pytest.warns(UserWarning, match=rf"the first 6 of its {len(tokens)} tokens were kept\.") as caught:
