@@ -1,15 +1,15 @@
-"""DDPM: what Algorithm 2 takes away and adds, and what a model that hears no captions can do all the same.
+"""DDPM: what each step of Algorithm 2 removes and adds, and what a model without captions can do.
 
     python examples/02_ddpm.py                  prints the weights of each step, draws three pictures into docs/
     python examples/02_ddpm.py --bits 200       also measures bits/dim under each choice of the variance
 
     ddpm_progressive.png     x0_hat on the way from noise to image: first the coarse shape, then the strokes
-    ddpm_interpolation.png   two images, mixed while they are half noise: what lies between them are digits, too
-    inpainting.png           half an image is seen, or all of it under noise: the same model, multiplied by r(x)
+    ddpm_interpolation.png   two images, mixed at the time when they are half noise: the mixtures become digits, too
+    inpainting.png           half of an image is known, or all of it under noise: the same model, multiplied by r(x)
 
-Of the table, which is the schedule's alone (--steps 250): at t = 555 x_t grows by 1.0075, loses 0.0194 eps_theta and
-gains 0.1218 z.  Six times as much noise is added as is taken away, and yet it falls: what is taken points always the
-same way, and what is added does not (`step_weights` says why that comes out even).
+The table of weights depends on the schedule alone (--steps 250).  At t = 555 a step multiplies x_t by 1.0075, subtracts
+0.0194 eps_theta and adds 0.1218 z.  It adds six times as much noise as it removes, yet the noise falls: the removed
+parts of successive steps point in the same direction, the added parts do not (`step_weights` explains the balance).
 """
 
 import argparse
@@ -57,7 +57,7 @@ def interpolation(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
 
 
 def inpainting(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
-    """Every column is drawn by the same reverse process, multiplied by another r."""
+    """Every column is drawn by the same reverse process, multiplied by a different r."""
     B, size, path = len(x_0), model.config.image_size, times(model.schedule, steps)
     unclipped = model.unguided()
     denoiser = replace(unclipped, clip=static_threshold)
@@ -80,7 +80,7 @@ def inpainting(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
 def main(model: str | None = None, steps: int = 250, count: int = 6, bits: int = 0, out: str = "docs",
          seed: int = 0, data: str | None = None) -> None:
     ddpm, folder = systems.load_system("ddpm", model), Path(out)
-    pictures.check_writable(folder / "inpainting.png")      # before the work, not after
+    pictures.check_writable(folder / "inpainting.png")      # fails now, not after the work
     weights(ddpm, steps)
     x_0 = to_float(mnist.packed().images[list(SHOWN)])[..., None]
     for name, picture in (("ddpm_progressive", lambda: progressive(ddpm, steps, count, seed)),
@@ -98,10 +98,10 @@ def main(model: str | None = None, steps: int = 250, count: int = 6, bits: int =
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="the model's file (default: the shipped one, or runs/ddpm)")
-    parser.add_argument("--steps", type=int, default=250, help="of sampling (default: 250)")
-    parser.add_argument("--count", type=int, default=6, help="of progressive samples (default: 6)")
-    parser.add_argument("--bits", type=int, default=0, help="test images to measure bits/dim on (default: 0)")
-    parser.add_argument("--out", default="docs", help="folder of the pictures (default: docs)")
+    parser.add_argument("--steps", type=int, default=250, help="sampling steps (default: 250)")
+    parser.add_argument("--count", type=int, default=6, help="number of progressive samples (default: 6)")
+    parser.add_argument("--bits", type=int, default=0, help="number of test images to measure bits/dim on (default: 0)")
+    parser.add_argument("--out", default="docs", help="folder for the pictures (default: docs)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of MNIST's files, for --bits")
     run_main(main, **vars(parser.parse_args()))

@@ -1,18 +1,19 @@
-"""CLIP: which digit is it, and which picture is meant, answered by a model that never saw a label.
+"""CLIP: finds the digit of a picture, and the picture of a caption, with a model that never saw a label.
 
     python examples/03_clip.py          reads MNIST's test set, searches it, draws docs/clip_retrieval.png
 
-It prints the zero-shot accuracy of several phrasings and of their ensemble, then how often a picture's own caption is
-found among others, and a caption's own picture (recall@k; by chance 0.1, 1 and 10 %). A caption such as "a seven" fits
-a tenth of all pictures, so that its own can seldom be told from the others it fits; the last line asks instead whether
-what was found fits. On 2026-11-23, in 11 s on a core of an AMD EPYC (Zen 4), of the shipped weights:
+It prints the zero-shot accuracy of several phrasings and of all of them together, then how often a picture's own
+caption is among the k nearest captions, and a caption's own picture among the k nearest pictures (recall@k; by chance
+0.1, 1 and 10 %). A caption such as "a seven" fits a tenth of all pictures, which are equally good answers; so the last
+line tests whether the nearest picture fits the caption. On 2026-11-23, in 11 s on a core of an AMD EPYC (Zen 4), with
+the shipped weights:
 
     zero-shot, 10000 pictures: 99.05 %, with 8 phrasings together
         99.01 %  'a picture of the digit {word}'        98.11 %  'a photo of the digit {word}'
         99.06 %  '{figure}'                             98.08 %  'a photo of the digit {figure}'
     a picture's own caption among 1000: recall @1 9.1 %, @10 51.4 %, @100 100.0 %
     a caption's own picture among 1000: recall @1 8.1 %, @10 49.1 %, @100 99.1 %
-    the nearest picture has the caption's digit in 99.9 %, and 99.3 % of the words that it says
+    the nearest picture has the caption's digit in 99.9 %, and 99.3 % of its other words fit
 """
 
 import argparse
@@ -34,7 +35,7 @@ QUERIES = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
 
 
 def zero_shot(clip: CLIP, I_e: np.ndarray, labels: np.ndarray) -> float:
-    """Prints each phrasing's accuracy, and returns the ensemble's: clip.zero_shot(images), its pictures embedded."""
+    """Prints each phrasing's accuracy; returns that of all together, as clip.zero_shot(images) computes it."""
     def accuracy(prompts) -> float:
         return float(((I_e @ clip.embed_digits(prompts).T).argmax(axis=1) == labels).mean())
     print(f"zero-shot, {len(labels)} pictures: {100 * accuracy(PROMPTS):.2f} %, with {len(PROMPTS)} phrasings together")
@@ -44,7 +45,7 @@ def zero_shot(clip: CLIP, I_e: np.ndarray, labels: np.ndarray) -> float:
 
 
 def retrieval(clip: CLIP, I_e: np.ndarray, labels: np.ndarray, words: list[attributes.Words]) -> None:
-    """Prints recall@k in both directions, and how well what is nearest to a caption fits it."""
+    """Prints recall@k in both directions, and how well the picture nearest to a caption fits it."""
     rng = np.random.default_rng(0)
     texts = [captions.caption(rng, int(k), seen) for k, seen in zip(labels, words, strict=True)]
     similarity = I_e @ clip.embed_captions(texts).T                                   # (N, N)
@@ -57,11 +58,11 @@ def retrieval(clip: CLIP, I_e: np.ndarray, labels: np.ndarray, words: list[attri
         agreed, number = attributes.agreement(asked, words[i])
         fits, right, wanted = fits + (labels[i] == digit), right + agreed, wanted + number
     print(f"the nearest picture has the caption's digit in {100 * fits / len(texts):.1f} %, "
-          f"and {100 * right / max(wanted, 1):.1f} % of the words that it says")
+          f"and {100 * right / max(wanted, 1):.1f} % of its other words fit")
 
 
 def main(count: int = 1000, nearest: int = 10, out: str = "docs/clip_retrieval.png", data: str | None = None) -> float:
-    """Measures and draws; returns the accuracy of the ensemble."""
+    """Measures and draws; returns the accuracy of all phrasings together."""
     clip, test = CLIP.load(), mnist.load(data, "test")
     images = to_float(test.images)[..., None]                                       # (10,000, 28, 28, 1)
     I_e = clip.embed_images(images)                                                   # (10,000, D)

@@ -1,11 +1,11 @@
-"""Classifier guidance: a model that never heard a word, steered by a classifier (Dhariwal & Nichol 2021).
+"""Classifier guidance: a classifier guides a model trained without captions (Dhariwal & Nichol 2021).
 
     python examples/04_classifier_guidance.py               a table of scales, and classifier_guidance.png
 
     algorithm 1    x_s ~ N(mu + scale Sigma g, Sigma)                               g = grad log p(y | x_t)
     algorithm 2    eps_hat = eps - scale sqrt(1 - alpha_bar_t) g, then DDIM
 
-Needs the weights of the system adm, which is a DDPM with a classifier beside it (minidiff/systems/adm.py).
+It uses the weights of the system adm: a DDPM and a classifier of noised images (minidiff/systems/adm.py).
 """
 
 import argparse
@@ -29,7 +29,7 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
 
 def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, count: int = 300, steps: int = 30,
          model: str | None = None, out: str = "classifier_guidance.png") -> dict[tuple[int, float], Fidelity]:
-    pictures.check_writable(out)                            # before the work, not after
+    pictures.check_writable(out)                            # fails now, not after the work
     adm, judge = systems.load_system("adm", model), Judge.load()
 
     # --- captions of `count` real images, the same at every scale, and as many other real images ---
@@ -39,7 +39,7 @@ def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, cou
     prompts = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
     features, _ = judge.classifier.read(to_float(real.images[others])[..., None])
 
-    # --- what the classifier can still see at time t ---
+    # --- the classifier's accuracy at time t ---
     x_0, y = to_float(real.images[chosen])[..., None], np.array([classes(int(real.labels[i]), seen, 0)
                                                                   for i, seen in zip(chosen, words, strict=True)])
     print("| t | digit | thickness | slant | width |\n|---|---|---|---|---|")
@@ -55,14 +55,14 @@ def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, cou
         for scale in tqdm(scales, desc=f"algorithm {algorithm}", dynamic_ncols=True):
             images = adm.sample(prompts, scale=scale, steps=steps, algorithm=algorithm, seed=1)
             measured[algorithm, scale] = measure(images, prompts, features, judge)
-    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # what real images get
+    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # the figures of real images
 
     print("| algorithm | scale | digit | attributes | FID | precision | recall |\n|---|---|---|---|---|---|---|")
     for (algorithm, scale), m in measured.items():
         print(f"| {algorithm} | {scale:g} | {m.row()} |")
     print(f"| real images | | {limit.row()} |")
 
-    # --- each row one sample, from the unconditional one at the left to the most guided ---
+    # --- each row is one sample: unconditional at the left, most strongly guided at the right ---
     prompts = [p for p in PROMPTS for _ in range(2)]
     states = np.stack([adm.sample(prompts, scale=scale, steps=steps, seed=2) for scale in scales])  # (S, N, 28, 28, 1)
     labels = [f"scale {scale:g}" for scale in scales]
@@ -73,7 +73,7 @@ def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, cou
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=300, help="pictures at each scale")
-    parser.add_argument("--steps", type=int, default=30, help="of the samplers")
-    parser.add_argument("--model", help="weights of adm, if not those that come with minidiff")
+    parser.add_argument("--steps", type=int, default=30, help="sampling steps")
+    parser.add_argument("--model", help="weights of adm (default: those that come with minidiff)")
     parser.add_argument("--out", default="classifier_guidance.png")
     run_main(main, **vars(parser.parse_args()))

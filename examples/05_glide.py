@@ -1,11 +1,12 @@
 """CLIP guidance beside classifier-free guidance: two ways to make one denoiser follow a caption.
 
     python examples/05_glide.py                     draws docs/glide.png
-    python examples/05_glide.py --measure 500       prints the tables of docs/glide.md, too
+    python examples/05_glide.py --measure 500       also prints the tables of docs/glide.md
 
-Both lean on the UNet of TextToImage.load(). CLIP guidance asks it with the null caption, once a step, and climbs
-f(x_t) . g(c) of a CLIP that was trained on noised pictures; classifier-free guidance asks it twice a step, with the
-caption and without. So 20 steps of the one and 10 of the other ask the UNet equally often.
+Both use the UNet of TextToImage.load(). CLIP guidance calls it once a step, with the null caption, and follows the
+gradient of f(x_t) . g(c), where f and g are the towers of a CLIP trained on noised pictures. Classifier-free guidance
+calls the UNet twice a step, with the caption and without. So 20 steps of the first and 10 of the second cost equally
+many calls.
 """
 
 import argparse
@@ -24,20 +25,20 @@ from minidiff.systems.text_to_image import TextToImage
 
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning 5",
            "a heavy four", "a fine 8 leaning right")
-CALLS = 20                                                  # of the UNet for a picture
+CALLS = 20                                                  # of the UNet for each picture
 CLIP_SCALES, FREE_SCALES = (2.0, 4.0, 6.0), (1.0, 2.0)
 
 
 def settings(calls: int, clip_scales, free_scales) -> list[tuple]:
-    """(what, system, scale, steps) of each row: so many calls of the UNet for each."""
+    """(guidance, system, scale, steps) of each row; each picture costs `calls` calls of the UNet."""
     glide, free = GLIDE.load(), TextToImage.load()
     rows = [("CLIP guidance", glide, scale, calls) for scale in clip_scales]
-    # at scale 1 only the branch with the caption is asked
+    # at scale 1 only the branch with the caption is computed
     return rows + [("classifier-free", free, scale, calls if scale == 1 else calls // 2) for scale in free_scales]
 
 
 def table(rows: list[tuple], count: int) -> list[str]:
-    """The measured rows, as Markdown."""
+    """Measures the rows; returns them as Markdown."""
     lines = [f"| guidance | scale | steps | digit | words | FID of {count} | s a picture |", "|---" * 7 + "|"]
     for what, system, scale, steps in rows:
         r = evaluate(system, count=count, options={"scale": scale, "steps": steps})
@@ -48,7 +49,7 @@ def table(rows: list[tuple], count: int) -> list[str]:
 
 
 def slopes(glide: GLIDE, base: TextToImage, count: int = 64) -> list[str]:
-    """Both ways' gradient of log p(c | x_t), at noised real pictures and other pictures' captions, as Markdown."""
+    """Both gradients of log p(c | x_t), at noised real images with the captions of other images, as Markdown."""
     real, rng = mnist.packed(), np.random.default_rng(0)
     x_0 = to_float(real.images[:count])[..., None]
     asked = [f"the digit {captions.DIGITS[k]}" for k in rng.permutation(real.labels[:count])]
@@ -76,7 +77,7 @@ def main(measure: int = 0, each: int = 4, calls: int = CALLS, clip_scales=CLIP_S
     for what, system, scale, steps in settings(calls, shown[:1], shown[1:]):
         x = system.sample(prompts, scale=scale, steps=steps, seed=1)                # (B, 28, 28, 1)
         both.append((f"{what}, {scale:g}", x.reshape(len(PROMPTS), each, *x.shape[1:])))
-    # a row is a prompt, its left half CLIP's pictures
+    # a row for each prompt; CLIP's pictures are its left half
     states = np.concatenate([x.swapaxes(0, 1) for _, x in both])                    # (2 each, prompts, 28, 28, 1)
     labels = [label for what, _ in both for label in (what.split(" ")[0].rstrip(","), *[""] * (each - 1))]
     pictures.save(pictures.strip(states, PROMPTS, labels=labels, columns=len(states)), out)
@@ -89,6 +90,6 @@ def main(measure: int = 0, each: int = 4, calls: int = CALLS, clip_scales=CLIP_S
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", type=int, default=0, help="pictures to judge for each row of the table")
+    parser.add_argument("--measure", type=int, default=0, help="number of pictures to judge for each row of the table")
     parser.add_argument("--out", default="docs/glide.png")
     run_main(main, **vars(parser.parse_args()))

@@ -1,14 +1,14 @@
-"""Classifier-free guidance: what dropping captions in training buys, and what the scale costs (Ho & Salimans 2022).
+"""Classifier-free guidance: the effects of dropping captions in training and of the scale (Ho & Salimans 2022).
 
     python examples/06_guidance_tradeoff.py                 trains four small models, writes cfg_tradeoff.png
 
     training    the caption is replaced by '' with probability p_uncond                        (algorithm 1)
     sampling    eps = eps_uncond + scale (eps_cond - eps_uncond),   scale = 1 + w              (algorithm 2, eq. 6)
 
-The larger the scale, the more surely a picture shows what was asked for, and the fewer different pictures there are:
-digit accuracy and precision rise, recall falls, and FID, which hears of both, has its best value in between.  All four
-models are trained alike but for p_uncond.  One that never dropped a caption has no unconditional branch: '' is a
-caption that it never saw, and its answer to it is anything.
+With a larger scale the pictures follow their captions more often and vary less: digit accuracy and precision rise,
+recall falls, and FID, which depends on both, is best in between. The four models differ in p_uncond only. A model that
+never dropped a caption has no unconditional branch: it never saw the caption '' in training, so its output for it is
+arbitrary.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CONFIG = TextToImageConfig(text=TextEncoderConfig(width=48), unet=UNetConfig(wid
 
 def trained(drop: float, data: CaptionedDigits, steps: int, batch: int, folder: Path, config: TextToImageConfig
             ) -> TextToImage:
-    """The model that was trained with this share of its captions dropped; kept in the folder."""
+    """The model trained with this share of its captions dropped; trains it unless the folder has it."""
     path = folder / f"drop-{100 * drop:g}.safetensors"
     if path.exists():
         return TextToImage.load(path)
@@ -52,7 +52,7 @@ def trained(drop: float, data: CaptionedDigits, steps: int, batch: int, folder: 
 def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, steps: int = 900, batch: int = 32,
          count: int = 300, sample_steps: int = 10, data: str | None = None, runs: str = "runs/guidance-tradeoff",
          out: str = "cfg_tradeoff.png", config: TextToImageConfig = CONFIG) -> dict[tuple[float, float], Fidelity]:
-    pictures.check_writable(out)                            # before the work, not after
+    pictures.check_writable(out)                            # fails now, not after the work
     judge, train = Judge.load(), CaptionedDigits.of(mnist.load(data))
 
     # --- captions of `count` real images, the same at every point, and as many other real images ---
@@ -69,7 +69,7 @@ def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, s
         for scale in tqdm(scales, desc=f"drop {100 * drop:g} %, scales", dynamic_ncols=True):
             images = model.sample(prompts, scale=scale, steps=sample_steps, seed=1)
             measured[drop, scale] = measure(images, prompts, features, judge)
-    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # what real images get
+    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # the figures of real images
 
     print("| captions dropped | scale | digit | attributes | FID | precision | recall |\n|---|---|---|---|---|---|---|")
     for (drop, scale), m in measured.items():
@@ -82,13 +82,13 @@ def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, s
 def draw(measured: dict[tuple[float, float], Fidelity], drops, scales):
     """Digit accuracy, precision and FID over recall: a line for each model, a dot for each scale above 0."""
     panels = []
-    for what, title in (("digit", "asked for, and drawn"), ("precision", "real enough"), ("fid", "both in one number")):
+    for what, title in (("digit", "follows the caption"), ("precision", "looks real"), ("fid", "both in one number")):
         series = []
         for drop in drops:
             points = [measured[drop, scale] for scale in scales if scale]
             x, y = [p.recall for p in points], [getattr(p, what) for p in points]
             series += [(f"{100 * drop:g} % dropped", x, y, style) for style in ("line", "dots")]
-        panels.append(plots.panel(series, title=title, x_label="recall: how much of the data is covered",
+        panels.append(plots.panel(series, title=title, x_label="recall: the share of the data that is covered",
                                   y_label={"digit": "digit accuracy", "fid": "FID"}.get(what, what)))
     return plots.side_by_side(panels)
 
@@ -98,6 +98,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--count", type=int, default=300, help="pictures at each point")
     parser.add_argument("--data", help="folder with MNIST's four files")
-    parser.add_argument("--runs", default="runs/guidance-tradeoff", help="where the models are kept")
+    parser.add_argument("--runs", default="runs/guidance-tradeoff", help="folder for the models")
     parser.add_argument("--out", default="cfg_tradeoff.png")
     run_main(main, **vars(parser.parse_args()))

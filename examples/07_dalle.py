@@ -1,15 +1,16 @@
-"""DALL-E: pictures as 49 tokens, drawn one after another behind the words; CLIP chooses among candidates.
+"""DALL-E: pictures as 49 tokens, drawn one after another after those of the words; CLIP chooses among candidates.
 
     python examples/07_dalle.py            draws docs/dalle.png with the weights that come with minidiff
 
 Row 1   digits of MNIST
-Row 2   the same after the discrete VAE: what 7 x 7 codes, one of 64 each, keep of them
-Row 3   a picture for each caption, as the transformer draws it: the paper's way, temperature 1 and no guidance
-Row 4   the paper's remedy: of --rerank such candidates, the first of them row 3's, the one that CLIP finds nearest
-Row 5   a later remedy: one candidate, drawn with classifier-free guidance
+Row 2   the same digits, reconstructed by the discrete VAE from 7 x 7 codes of 64 values each
+Row 3   a picture for each caption, as the paper samples it: temperature 1 and no guidance
+Row 4   the paper's improvement: CLIP chooses the best of --rerank such candidates, of which row 3's is the first
+Row 5   a later improvement: one candidate, drawn with classifier-free guidance
 
-What the remedies buy, by `evaluate(DALLE.load(), count=N, options=...)` of minidiff/evaluate.py, with the standard
-error of N captions (2026-11-23, the shipped weights; times of 1 core of an AMD EPYC (Zen 4), which others shared):
+The effect of both improvements, measured by `evaluate(DALLE.load(), count=N, options=...)` of
+minidiff/evaluation/judge.py, with the standard error of N captions (2026-11-23, the shipped weights; times on 1 core of
+an AMD EPYC (Zen 4), shared with other work):
 
     options                                      N    digit read right   attributes   seconds an image
     scale 1, temperature 1, rerank 1           400    79.5 % +- 2.0         65.5 %         .010
@@ -33,10 +34,10 @@ CAPTIONS = ("a bold seven leaning left", "a thin, upright three", "a wide zero",
 
 
 def main(weights: str | None = None, rerank: int = 16, out: str = "docs/dalle.png", seed: int = 0) -> None:
-    pictures.check_writable(out)                            # before the work, not after
+    pictures.check_writable(out)                            # fails now, not after the work
     system = DALLE.load(weights)
 
-    # a picture, its 49 tokens, and the picture again
+    # a picture, its 49 tokens, and its reconstruction
     real = to_float(mnist.packed().images[:len(CAPTIONS)])[..., None]               # (N, 28, 28, 1)
     z = system.vae.tokens(real)                                                     # (N, 49)
     again = system.vae.images(z)
@@ -44,7 +45,7 @@ def main(weights: str | None = None, rerank: int = 16, out: str = "docs/dalle.pn
     print(f"mean |x - x_hat| of {len(real)} pictures: {np.abs(real - again).mean() / 2:.3f} of the way from black "
           "to white")
 
-    # a caption, 49 tokens drawn behind it, and the picture that they are
+    # a caption, 49 tokens drawn after it, and the picture decoded from them
     first = system.sample(CAPTIONS, scale=1.0, temperature=1.0, seed=seed)
     best = system.sample(CAPTIONS, scale=1.0, temperature=1.0, rerank=rerank, seed=seed)
     guided = system.sample(CAPTIONS, seed=seed)
@@ -58,7 +59,7 @@ def main(weights: str | None = None, rerank: int = 16, out: str = "docs/dalle.pn
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", help="a file of minidiff train --system dalle, if not the shipped one")
+    parser.add_argument("--weights", help="a file of minidiff train --system dalle (default: the shipped one)")
     parser.add_argument("--rerank", type=int, default=16, help="candidates for each caption, of which CLIP keeps one")
     parser.add_argument("--out", default="docs/dalle.png")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,15 +1,16 @@
-"""DALL-E 2: a caption's picture by way of its CLIP embedding, with a prior and without; variations and ways between.
+"""DALL-E 2: pictures of captions through CLIP's embedding, with and without a prior; variations and interpolations.
 
     python examples/08_dalle2.py --count 300 --out docs/dalle2.png
 
-Captions of real images are drawn in four ways, which differ in what the decoder is told of the embedding:
+It draws captions of real images in four ways, which differ in the embedding that the decoder receives:
 
-    diffusion, autoregressive    z_i ~ p(z_i | y), from either prior
+    diffusion, autoregressive    z_i ~ p(z_i | y), from one of the two priors
     text                         z_t in place of z_i, as if captions and pictures had the same embeddings
     none                         the caption alone
 
-and judged: the digit, the words, FID, and how well picture and caption agree to CLIP's own eye (z . z_t).  With the
-shipped weights the command above took 161 s on 1 core of an AMD EPYC (Zen 4), shared, on 2026-11-23, and said:
+It prints the share of digits and of words that are right, FID, and CLIP's similarity of picture and caption (z . z_t).
+On 2026-11-23 the command above took 161 s with the shipped weights, on 1 core of an AMD EPYC (Zen 4) shared with other
+work, and printed:
 
                            digit   words     FID  z . z_t
     (real images)         100.0%  100.0%   37.20    0.734
@@ -38,9 +39,9 @@ BATCH = 250
 
 
 def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", steps: int = 20, seed: int = 0) -> None:
-    pictures.check_writable(out)                            # before the work, not after
+    pictures.check_writable(out)                            # fails now, not after the work
     if count < 4:
-        raise UserError(f"count must be at least 4, the images that ways are drawn between, not {count}")
+        raise UserError(f"count must be at least 4, the number of images that are interpolated, not {count}")
     model, judge, real = UnCLIP.load(weights), Judge.load(), mnist.packed()
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(real.labels))[:count]
@@ -58,7 +59,7 @@ def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", 
             for i in tqdm(range(0, count, BATCH), desc=prior, leave=False)])
         table(prior, x, asked, model, judge)
 
-    # --- what can be done with an embedding ---
+    # --- variations and interpolations of embeddings ---
     rows, names = [], []
 
     def row(images, labels) -> None:
@@ -81,7 +82,7 @@ def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", 
 
 
 def table(name: str, images: np.ndarray, asked: list[str], model: UnCLIP, judge: Judge) -> None:
-    """One row: the shares of digits and words that are as asked, FID, and the mean z . z_t of pictures and captions."""
+    """Prints a row: the shares of right digits and words, FID, and the mean z . z_t of pictures and captions."""
     features, digits = judge.classifier.read(images)
     found = attributes.name(attributes.measure(images[..., 0]))
     wanted = [captions.parse(caption) for caption in asked]
@@ -94,7 +95,7 @@ def table(name: str, images: np.ndarray, asked: list[str], model: UnCLIP, judge:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", help="a model of `minidiff train --system dalle2`; else the one that is shipped")
+    parser.add_argument("--weights", help="a file of minidiff train --system dalle2 (default: the shipped one)")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--out", default="dalle2.png")
     parser.add_argument("--steps", type=int, default=20)

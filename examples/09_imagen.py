@@ -1,11 +1,11 @@
 """Imagen: 7 x 7, 14 x 14, 28 x 28 from one caption, and what guidance does to pixels under two thresholds.
 
     python examples/09_imagen.py                               the cascade with the shipped weights: imagen.png
-    python examples/09_imagen.py --train runs/imagen           trains first (--effort 0.1 for a look)
+    python examples/09_imagen.py --train runs/imagen           trains first (--effort 0.1 for a quick look)
     python examples/09_imagen.py --images 400                  the numbers of docs/imagen.md, imagen_thresholding.png
 
     x_hat = x_hat_uncond + scale (x_hat_cond - x_hat_uncond)   leaves [-1, 1] where scale is large
-    static     clip(x_hat, -1, 1)                              whatever is beyond is white, or black
+    static     clip(x_hat, -1, 1)                              all that is outside becomes white or black
     dynamic    clip(x_hat, -s, s) / s                          s = max(1, the 99.5th percentile of |x_hat|)
 """
 
@@ -29,7 +29,7 @@ from minidiff.training.run import run
 
 SCALES = (1.0, 2.0, 4.0, 8.0, 15.0)
 THRESHOLDS = ("static", "dynamic")
-LEVELS = (0.1, 0.3, 0.6)                                    # of augmentation, beside 0, at scale 4
+LEVELS = (0.1, 0.3, 0.6)                                    # of augmentation, besides 0, at scale 4
 BATCH = 250
 
 
@@ -55,14 +55,14 @@ def main(weights: str | None = None, train: str | None = None, effort: float = 1
     picture = pictures.strip(np.stack(columns), asked, labels=[f"scale {scale:g}" for scale in scales])
     pictures.save(picture, Path(out) / "imagen_thresholding.png")
     fresh = Imagen(model.config, model.tokenizer, np.random.default_rng(seed))
-    print(f"\"seven\" read as 7 by who was told of figures only: {100 * probe(model, seed):.0f} % of captions; "
-          f"of an encoder that read nothing: {100 * probe(fresh, seed):.0f} %")
+    print(f"a linear map trained on figures (7) reads words (seven) in {100 * probe(model, seed):.0f} % of captions; "
+          f"with an untrained encoder in {100 * probe(fresh, seed):.0f} %")
     return rows
 
 
 def probe(model: Imagen, seed: int, count: int = 1000) -> float:
-    """Does the frozen encoder know that "seven" is 7?  A linear map learns digits from the states of captions with
-    figures; the share of captions with words in which it then finds the digit (by chance a tenth)."""
+    """Does the frozen encoder represent "seven" like "7"?  A linear map learns digits from the states of captions with
+    figures; the result is its accuracy on captions with words (by chance a tenth)."""
     rng = np.random.default_rng([seed, 4])
     digits = rng.integers(0, 10, count)
     texts = [captions.caption(rng, int(k), attributes.Words()) for k in digits]
@@ -76,7 +76,7 @@ def probe(model: Imagen, seed: int, count: int = 1000) -> float:
 
 
 def table(model: Imagen, count: int, scales, seed: int, pace: dict) -> list[tuple]:
-    """Accuracy, FID, white pixels and background for captions of real images, by scale, threshold and level."""
+    """Accuracy, FID, white pixels and median pixel for captions of real images, by scale, threshold and level."""
     judge, real, rng = Judge.load(), mnist.packed(), np.random.default_rng([seed, 3])
     chosen = rng.permutation(len(real.labels))[:count]
     words = attributes.name(attributes.measure(real.images[chosen]))
@@ -102,11 +102,11 @@ def table(model: Imagen, count: int, scales, seed: int, pace: dict) -> list[tupl
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", help="a file of Imagen's, if not the shipped one")
-    parser.add_argument("--train", metavar="FOLDER", help="train a new one there")
-    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training's steps to make")
+    parser.add_argument("--weights", help="a file of minidiff train --system imagen (default: the shipped one)")
+    parser.add_argument("--train", metavar="FOLDER", help="train a new model in this folder")
+    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training steps to take")
     parser.add_argument("--images", type=int, default=0, help="pictures for each row of the table; 0: no table")
-    parser.add_argument("--out", default=".", help="the folder of the pictures")
-    parser.add_argument("--steps", type=int, default=20, help="of the base model; half as many above it")
+    parser.add_argument("--out", default=".", help="folder for the pictures")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the base; the larger models take half as many")
     parser.add_argument("--seed", type=int, default=0)
     run_main(main, **vars(parser.parse_args()))

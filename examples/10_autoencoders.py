@@ -1,14 +1,13 @@
-"""Autoencoders: how few bits a digit needs, and what comes back (Kingma & Welling 2014; van den Oord et al. 2017).
+"""Autoencoders: bits for a digit, and its reconstruction (Kingma & Welling 2014; van den Oord et al. 2017).
 
     python examples/10_autoencoders.py          trains both kinds, prints a table, writes autoencoders.png
 
     KL    z ~ N(mu, sigma^2), at each of 7 x 7 places     rate  KL(q(z|x) || N(0, I)) / log 2 bits
     VQ    one of K codes, at each of 7 x 7 places         rate  49 log2 K bits
 
-Each picture of the test set goes through its 49 places and back.  The judge, a classifier that was trained on MNIST,
-says whether the digit is still the same.  The last row of the picture shows what is between two digits: the decoder's
-answer halfway from the one code to the other, which for a KL autoencoder is a picture too, and for pixels a double
-exposure.
+Each picture of the test set is encoded to 49 places and decoded again. The judge, a classifier trained on MNIST, says
+whether the digit is still the same. The last two rows of the picture show the mean of two digits: of their pixels,
+which is a double exposure, and of their codes in the KL autoencoder, which decodes to one picture.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from minidiff.training import run as stages
 
 
 def trained(kind: type[Autoencoder], runs: str, data: mnist.Images, effort: float, config=None) -> Autoencoder:
-    """The autoencoder of this kind in its folder, trained if it is not there yet, and resumed if it was begun."""
+    """The autoencoder of this kind in its folder; trains it, or resumes its training, if the folder has none."""
     folder = Path(runs) / kind.name
     if (folder / "model.safetensors").exists():
         return kind.load(folder / "model.safetensors")
@@ -39,7 +38,7 @@ def row(name: str, r: Reconstruction) -> str:
 
 def main(count: int = 2000, effort: float = 1.0, data: str | None = None, runs: str = "runs",
          out: str = "autoencoders.png", configs=(None, None)) -> dict[str, Reconstruction]:
-    pictures.check_writable(out)                            # before the work, not after
+    pictures.check_writable(out)                            # fails now, not after the training
     kl, vq = (trained(kind, runs, mnist.load(data), effort, config)
               for kind, config in zip((KLAutoencoder, VQAutoencoder), configs, strict=True))
     test = mnist.load(data, "test") if data else mnist.packed()
@@ -64,9 +63,9 @@ def main(count: int = 2000, effort: float = 1.0, data: str | None = None, runs: 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=2000, help="pictures to measure")
-    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training steps to make")
+    parser.add_argument("--count", type=int, default=2000, help="number of pictures to measure")
+    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training steps to take")
     parser.add_argument("--data", help="folder with MNIST's four files; without it, the packed training images")
-    parser.add_argument("--runs", default="runs", help="the folder that the trained autoencoders are kept in")
+    parser.add_argument("--runs", default="runs", help="folder for the trained autoencoders")
     parser.add_argument("--out", default="autoencoders.png")
     run_main(main, **vars(parser.parse_args()))

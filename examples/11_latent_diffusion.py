@@ -1,12 +1,12 @@
-"""Latent diffusion, as Stable Diffusion: text to image, image to image and in-painting with one model.
+"""Latent diffusion, as in Stable Diffusion: text to image, image to image and in-painting with one model.
 
-    python examples/11_latent_diffusion.py                  with the weights that come along; writes latent.png
+    python examples/11_latent_diffusion.py                  with the shipped weights; writes latent.png
     python examples/11_latent_diffusion.py --train runs/x   trains first, in that folder
 
     1  encode      z = scale E(x)                               7 x 7 x 3 numbers for 28 x 28 pixels
-    2  noise       z_t = alpha_t z + sigma_t eps                from the whole way up: a new picture; from half of it: a
-                                                                picture like the given one, "image to image"
-    3  denoise     20 steps of 49 tokens, each of which hears every word of the caption
+    2  noise       z_t = alpha_t z + sigma_t eps                up to pure noise for a new picture; halfway for one that
+                                                                resembles the given picture ("image to image")
+    3  denoise     20 steps of 49 tokens, each of which attends to every word of the caption
     4  decode      x = D(z / scale), once
 """
 
@@ -28,7 +28,7 @@ STRENGTHS = (0.0, 0.4, 0.6, 0.8)
 
 def main(model: str | None = None, train: str | None = None, effort: float = 1.0, data: str | None = None,
          steps: int = 20, seed: int = 0, out: str = "latent.png", config=None) -> np.ndarray:
-    pictures.check_writable(out)                            # before the work, not after
+    pictures.check_writable(out)                            # fails now, not after the training
     if train:
         begun = (Path(train) / "run.json").exists()
         system = stages.run(train, LatentDiffusion, mnist.load(data), seed=seed, effort=effort, config=config,
@@ -41,7 +41,7 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
     drawn = [system.sample(PROMPTS, steps=steps, seed=seed + n) for n in range(2)]
     rows, titles = drawn, [*PROMPTS, *[""] * columns]
 
-    # --- image to image: six real digits, ever more of them drawn anew, as what the prompts ask for ---
+    # --- image to image: six real digits, changed more and more towards the prompts ---
     real = mnist.packed()
     given = to_float(real.images[:columns])[..., None]                              # (B, 28, 28, 1)
     rows.append(given)
@@ -50,7 +50,7 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
         rows.append(system.vary(given, PROMPTS, strength=strength, steps=steps, seed=seed))
         titles += [f"strength {strength:g}"] + [""] * (columns - 1)
 
-    # --- in-painting: the upper half is known (to the edge of a place of the code), the lower is drawn ---
+    # --- in-painting: the upper part is known (16 rows: whole places of the code), the lower part is drawn ---
     mask = np.zeros(given.shape, bool)
     mask[:, :16] = True
     asked = [str(digit) for digit in real.labels[:columns]]
@@ -67,9 +67,9 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="weights, in place of those that come along")
-    parser.add_argument("--train", help="the folder to train in first, or to go on in")
-    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training steps to make")
+    parser.add_argument("--model", help="weights (default: the shipped ones)")
+    parser.add_argument("--train", help="train first, in this folder; resumes a run that it holds")
+    parser.add_argument("--effort", type=float, default=1.0, help="the share of the training steps to take")
     parser.add_argument("--data", help="folder with MNIST's files")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,12 +1,12 @@
-"""Every system of the literature beside the others: one table, and one picture.
+"""All systems of the literature side by side: one table, and one picture.
 
-    python examples/compare_systems.py                  all that has weights; writes docs/systems.md and .png
+    python examples/compare_systems.py                  all systems that have weights; writes docs/systems.md and .png
     python examples/compare_systems.py imagen latent    these two
-    python examples/compare_systems.py --train          trains first what has no weights, some minutes each
+    python examples/compare_systems.py --train          first trains those without weights, some minutes each
 
-All draw the same prompts, captions of real images and a fifth as many of combinations that training never saw, and the
-same frozen classifier judges them.  A row is kept in --cache and not measured twice, until its weights change; the
-milliseconds are measured anew for all, side by side.
+All systems draw the same prompts: captions of real images, and a fifth as many of combinations that training never saw.
+The same frozen classifier judges all pictures.  --cache keeps each row, which is measured again only if its weights
+change; the milliseconds are measured in every run.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from minidiff.evaluation.judge import BATCH, Judge, SampleStreams, evaluate, fid
 from minidiff.files import write_json, write_whole
 from minidiff.training import run as stages
 
-# row -> (system, options of its sampling); the best of 8 is chosen by CLIP
+# row -> (system, its sampling options); CLIP chooses the best of 8
 ROWS = {
     "DDPM": ("ddpm", {}),
     "classifier guidance": ("adm", {}),
@@ -42,12 +42,16 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
            "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")
 TITLES = ("system", "stands on", "parameters", "training, min", "ms / image", "digit", "attributes",
           "held out: all right", "FID (floor, ceiling)", "recall")
-NOTE = ("Parameters are those in the system's file, copies of what it stands on among them, except that GLIDE borrows "
-        "text-to-image's and best of 8 borrows CLIP's; minutes are of its own stages, on one core.")
+NOTE = """\
+*Stands on* names another system whose weights this one uses. *Parameters* are those in the system's file, which
+includes copies of the weights that it stands on; GLIDE does not copy those of text-to-image, nor "best of 8" those of
+CLIP. *Minutes* are for the system's own stages, on one core. The judge is frozen and the same for all; "all right"
+means that the digit and every attribute of the caption are right. FID's floor is that of as many real images, its
+ceiling that of draws from a Gaussian fitted to the pixels."""
 
 
 def needs_of(name: str, options: dict) -> list[str]:
-    """The trained systems that a row stands on, besides its own."""
+    """The other trained systems whose weights a row uses."""
     return [*systems.system_class(name).needs, *(["clip"] if "rerank" in options else [])]
 
 
@@ -57,7 +61,7 @@ def measure(name: str, options: dict, count: int) -> dict:
     seconds = model.notes.get("seconds") or {"all": model.notes.get("train_seconds", float("nan"))}
     needs = needs_of(name, options)
     row = {"needs": needs, "parameters": model.parameter_count(), "minutes": sum(seconds.values()) / 60}
-    if name == "ddpm":                                      # hears no caption
+    if name == "ddpm":                                      # takes no caption
         batches = [slice(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
         streams = SampleStreams(0, count)
         images = np.concatenate([model.sample([""] * (b.stop - b.start), streams=streams[b], **options)
@@ -70,7 +74,7 @@ def measure(name: str, options: dict, count: int) -> dict:
 
 
 def pace(name: str, options: dict, count: int) -> float:
-    """Milliseconds an image, over `count` of them, after a first few that warm up."""
+    """Milliseconds for each of `count` images, after a short warm-up."""
     model = systems.load_system(name)
     captions = [""] * count if name == "ddpm" else [PROMPTS[i % len(PROMPTS)] for i in range(count)]
     model.sample(captions[:2], **options)
@@ -93,7 +97,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     keep_freed_memory()
     unknown = set(which) - {name for name, _ in ROWS.values()}
     if unknown:
-        raise SystemExit(f"compare_systems: no row has the system {', '.join(sorted(unknown))}")
+        raise SystemExit(f"compare_systems: there is no row for the system {', '.join(sorted(unknown))}")
     Path(cache).mkdir(parents=True, exist_ok=True)
     table, shown = [TITLES, ("---",) * len(TITLES)], {}
     for label, (name, options) in ROWS.items():
@@ -101,7 +105,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
             continue
         path, run = systems.weights_of(name), Path("runs") / name
         if path is None and not train:
-            print(f"{label}: no weights; train it with minidiff train --system {name}, or give --train")
+            print(f"{label}: no weights; train it with minidiff train --system {name}, or pass --train")
             continue
         if path is None:
             stages.run(run, systems.system_class(name), mnist.load(), resume=(run / stages.BEGUN).exists())
@@ -127,8 +131,8 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", nargs="*", help="systems (all)")
-    parser.add_argument("--count", type=int, default=1000, help="captions of each (1000), and a fifth of held-out ones")
-    parser.add_argument("--train", action="store_true", help="train what has no weights")
+    parser.add_argument("--count", type=int, default=1000, help="captions for each system (1000); held out: a fifth")
+    parser.add_argument("--train", action="store_true", help="train the systems that have no weights")
     parser.add_argument("--out", default="docs", help="folder of systems.md and systems.png (docs)")
     parser.add_argument("--cache", default="runs/compare", help="folder of the rows (runs/compare)")
     run_main(main, **vars(parser.parse_args()))
