@@ -5,32 +5,32 @@
 //     w <- w - lr (m^ / (sqrt(v^) + eps) + decay w)                              Loshchilov & Hutter 2019
 //     average <- average + (1 - d)(w - average)
 //
-// A network has hundreds of parameters, most of them small: one launch for each and each line above would be thousands
-// a step, of a few microseconds each.  Here the parameters stand in a table of pointers, and are cut into chunks, a
-// block each; a bias of 64 numbers takes a block, and a matrix of a million takes many.
+// A network has hundreds of parameters, most of them small.  One launch for each parameter and each line above would be
+// thousands of launches a step, of a few microseconds each.  Here a table of pointers lists the parameters, which are
+// divided into chunks, one for each block; a bias of 64 numbers is one chunk, and a matrix of a million has many.
 //
-// And no number comes to the host in between: whether the gradient is finite, how it is clipped and what becomes of S
-// is decided on the device, by one thread.  A step that is left out is a launch that changes nothing.
+// No number is copied to the host in between: one thread on the device decides whether the gradient is finite, how it
+// is clipped and how S changes.  For a skipped step, the launch changes nothing.
 //
 // Which thread does what:
 //
 //     square_sums       block c: the squares of chunk c            partial[c]
-//                       each thread every 256th number of the chunk, then a tree in shared memory
-//     decide            one block: |g| from the partial sums, in an order that never changes; thread 0 writes
-//                       state  what a run remembers: S, good steps, steps left out, and the step that failed
-//                       step   what this step does: whether, and the factors that all numbers share
+//                       each thread sums every 256th number of the chunk, then a tree in shared memory
+//     decide            one block: |g| from the partial sums, in a fixed order; thread 0 writes
+//                       state  of the run: S, good steps, skipped steps, and the step that failed
+//                       step   of this step: whether it is done, and the factors that all numbers share
 //     adamw             block c: chunk c of all five arrays
 //
 //         table     w_0 w_1 ... | g_0 g_1 ... | m | v | average           pointers, `count` of each
 //         chunks    (0, 0) (1, 0) (1, 4096) (1, 8192) (2, 0) ...          parameter, first number
 //
 // Bytes    square_sums: 4 read for each number; adamw: 20 read and 16 written.  2.2 million parameters: 88 MB.
-// Work     2 and about 20 operations a number, a root and a division among them.  Bound by memory, or, for a model as
-//          small as ours, by its three launches.
+// Work     2 and about 20 operations for each number, including a root and a division.  Limited by memory or, for a
+//          model as small as ours, by its three launches.
 // Speed    measured  not yet (benchmarks/kernels.py)
 //
-// What limits it.  Each number is read by itself, 4 bytes a thread; a parameter may start anywhere, so 16 at a time
-// would need a careful beginning and end.  A bias of 64 numbers leaves 192 threads of its block idle.
+// What limits it.  Each thread reads one number at a time, 4 bytes.  A parameter may start anywhere, so reads of 16
+// bytes at a time would need special code at both ends.  A bias of 64 numbers leaves 192 threads of its block idle.
 //
 // takes   float32, float64
 // needs   sm_75
@@ -39,13 +39,13 @@
 constexpr int THREADS = 256;
 constexpr int CHUNK = 4096;
 
-// The state, and what a step does.
+// The numbers of the state, and of a step.
 constexpr int SCALE = 0, GOOD = 1, SKIPPED = 2, FAILED = 3, NORM = 4;
 constexpr int GO = 0, FACTOR = 1, RATE = 2, V_SCALE = 3, TOWARDS = 4;
 
 __device__ __forceinline__ bool is_finite(Acc x) { return x - x == 0; }
 
-// The sum of all threads' x, for thread 0; in the same order every time.
+// The sum of all threads' x, valid in thread 0; added in the same order every time.
 __device__ __forceinline__ Acc block_sum(Acc x, Acc* sums) {
     const int t = threadIdx.x;
     sums[t] = x;
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) square_sums(
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// number: of this step, the first is 1.  patience: good steps before S is doubled, 0 where S stays as it is.
+// number: of this step, counted from 1.  patience: good steps before S is doubled; 0 if S never changes.
 extern "C" __global__ void __launch_bounds__(THREADS) decide(
         const Acc* loss, const Acc* partial, Acc* state, Acc* step, int blocks, int number, int patience,
         double clip, double lr, double b1, double b2, double ema) {
@@ -79,10 +79,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide(
     if (threadIdx.x > 0) return;
 
     step[GO] = 0;
-    if (state[FAILED] > 0) return;                          // a step before it failed, and the host does not know yet
+    if (state[FAILED] > 0) return;                          // an earlier step failed, and the host does not know yet
     const Acc scale = state[SCALE], norm = sqrt(sum) / scale;
     const bool good = is_finite(norm);
-    if (!is_finite(*loss) || (!good && scale <= 1)) {          // no smaller scale would help
+    if (!is_finite(*loss) || (!good && scale <= 1)) {          // a smaller scale would not help
         state[FAILED] = number;
         state[NORM] = norm;
         return;
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide(
         if (!good) state[SKIPPED] += 1;
     }
     if (!good) return;
-    const double n = number - double(state[SKIPPED]);       // of AdamW and of the average: those that were made
+    const double n = number - double(state[SKIPPED]);       // steps of AdamW and the average: skipped ones do not count
     const double d = (1 + (n - 1)) / (10 + (n - 1));
     step[GO] = 1;
     step[FACTOR] = (norm > Acc(clip) ? Acc(clip) / norm : Acc(1)) / scale;
@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide(
     step[TOWARDS] = Acc(1 - (d < ema ? d : ema));
 }
 
-// decays: by what a parameter is multiplied before its update, 1 - lr decay or 1;  c1 = 1 - b1, c2 = 1 - b2.
+// decays: whether a parameter is multiplied by `shrink`, 1 - lr decay, before its update;  c1 = 1 - b1, c2 = 1 - b2.
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(
         const unsigned long long* table, const int* lengths, const int* chunks, const unsigned char* decays,
         const Acc* step, int count, Acc b1, Acc c1, Acc b2, Acc c2, Acc eps, Acc shrink) {

@@ -1,37 +1,37 @@
-// Attention's backward pass, the plainest: one thread makes one row of a gradient, alone.
+// Attention's backward pass, version 1: one thread computes one row of a gradient.
 //
-// The forward pass kept no N x M matrix, only lse_i = log sum_j exp(S_ij), one number a query. From it any P_ij can
-// be had again by itself, in any order:
+// The forward pass kept no N x M matrix, only lse_i = log sum_j exp(S_ij), one number for each query. From it any P_ij
+// can be computed again, independently of the others:
 //
 //     S = scale q k^T         P = exp(S - lse)                                     (N, M), never in memory
 //     dV = P^T dY             dP = dY V^T
 //     dS = P (dP - delta)     delta_i = sum_j P_ij dP_ij = sum_c dY_ic Y_ic
 //     dQ = scale dS K         dK = scale dS^T Q
 //
-// The second form of delta is what makes this work: a sum over the row of P that needs no row of P.
-// A row that may look nowhere has lse = +inf, so P = exp(finite - inf) = 0, and it gives no gradient.
-// dQ sums along rows of dS, dK and dV along its columns. One kernel for each direction: every sum then belongs to one
-// thread, needs no atomics and comes out the same, to the bit, each time. The price: S and dP are computed twice,
-// 7 matrix products instead of 5.
+// The second form of delta makes this possible: it is a sum over a row of P, and does not need P.
+// A query without keys has lse = +inf, so P = exp(finite - inf) = 0, and it has no gradient.
+// dQ sums along rows of dS, dK and dV along its columns. There is one kernel for each direction: then every sum belongs
+// to one thread, needs no atomics and is the same, bit for bit, each time. In return S and dP are computed twice, which
+// makes 7 matrix products instead of 5.
 //
-// Which thread does what (dq; in dkv rows and columns change places):
+// Which thread does what (dq; in dkv rows and columns are swapped):
 //
 //               keys j ->
 //     query i   [ . . . . . . . . . ]  thread 0: along its row, from left to right
 //               [ . . . . . . . . . ]  thread 1
 //               [ . . . . . . . . . ]  thread 2        under a causal mask it stops at the diagonal
 //
-// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP a head.
-// Bytes: dq reads 5 rows of d for each pair (i, j), dkv 6: 44 N M d of float32: 3.0 GB a head, for 2.1 MB of data.
-//     A cache answers nearly all of it, but each multiply-add still waits for its two loads.
+// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP per head.
+// Bytes: dq reads 5 rows of d for each pair (i, j), dkv 6: 44 N M d of float32: 3.0 GB per head, for 2.1 MB of data.
+//     Nearly all of it comes from a cache, but each multiply-add still waits for its two loads.
 // measured  not yet (benchmarks/kernels.py)
-// What limits it: loads, 11 for every 7 multiply-adds, and few threads: 1024 rows of a head are 1024 threads, where an
-//     H100 has room for 270,000. A row of sums lives in registers, and spills to memory when it is wide.
+// What limits it: loads, 11 for every 7 multiply-adds, and few threads: 1024 rows of a head are 1024 threads, and an
+//     H100 can run 270,000. A row of sums is kept in registers, and spills to memory if it is wide.
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
 
-constexpr int ROWS = 128;                                   // of the result, a block
+constexpr int ROWS = 128;                                   // of the result, for each block
 constexpr int THREADS = 128;
 
 // delta_i = sum_c dY_ic Y_ic                                                     grid (B h, rows / DELTA_ROWS)
@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_dq(
         for (int c = 0; c < e; c++) dP += wide(dy[c]) * wide(v_j[c]);
         const Acc P = exp_(scale * S - lse_i);
         const Acc dS = P * (dP - delta_i);
-        #pragma unroll                                      // an array stays in registers if its indices are known
+        #pragma unroll                                      // constant indices keep an array in registers
         for (int c = 0; c < HEAD_DIM; c++) if (c < d) sum[c] += dS * wide(k_j[c]);
     }
     #pragma unroll

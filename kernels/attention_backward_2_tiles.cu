@@ -1,43 +1,43 @@
-// Attention's backward pass, with tiles in shared memory: a block works on 16 x 16 pairs (i, j), one a thread.
+// Attention's backward pass, version 2, with tiles in shared memory: a block takes 16 x 16 pairs (i, j), one a thread.
 //
 //     S = scale q k^T         P = exp(S - lse)                                     (N, M), never in memory
 //     dV = P^T dY             dP = dY V^T
 //     dS = P (dP - delta)     delta_i = sum_j P_ij dP_ij = sum_c dY_ic Y_ic
 //     dQ = scale dS K         dK = scale dS^T Q
 //
-// Version 1 gave a row to one thread, which read everything itself. Here a block holds its 16 rows for good (Q and dY
-// in dq, K and V in dkv), fetches the other side 16 rows at a time, and every number fetched is used 16 times. The
-// scores go through shared memory too: who made dS_ij is not who needs it.
+// In version 1 one thread computes a row and reads all numbers itself. Here a block keeps its 16 rows (Q and dY in dq,
+// K and V in dkv) and copies the other operand 16 rows at a time, so every copied number is used 16 times. The scores
+// go through shared memory too, since the thread that needs dS_ij is not the one that computes it.
 //
-// Which thread does what (dq; in dkv rows and columns change places, so that the tile is S^T):
+// Which thread does what (dq; in dkv rows and columns are swapped, so the tile is S^T):
 //
 //               keys j ->  16 at a time                            columns c of dQ ->
 //     query i   [ t0  t1  ..  t15 ]     then, over the same     t0: 0, 16, 32, ..   t1: 1, 17, 33, ..
 //     16 rows   [ t16 ..          ]     16 keys, the sums of    t16: row 1, columns 0, 16, 32, ..
 //               [ ..         t255 ]     dS_ij K_jc
 //
-// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP a head.
-// Bytes: from memory N/16 tiles read all of K and V, and M/16 all of Q and dY: 16 N M d / 16: 67 MB a head, 44 times
-//     less than version 1. From shared memory 2 numbers for each multiply-add of the scores, and one and a bit for
-//     those of the gradients, where dS_ij serves a row's HEAD_DIM / 16 columns.
+// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP per head.
+// Bytes: from memory N/16 tiles read all of K and V, and M/16 all of Q and dY: 16 N M d / 16: 67 MB per head, 44 times
+//     less than version 1. From shared memory 2 numbers for each multiply-add of the scores, and a little over one
+//     for those of the gradients, since one dS_ij serves the HEAD_DIM / 16 columns of a thread.
 // measured  not yet (benchmarks/kernels.py)
-// What limits it: shared memory, which gives a warp 32 numbers a cycle, and each multiply-add asks for nearly two.
-//     Three barriers for each tile in dq and five in dkv, and little work between them. In float64 a HEAD_DIM of 128
-//     and more needs more than 64 KiB of shared memory, which no sm_75 has.
+// What limits it: shared memory, which serves a warp 32 numbers a cycle, and each multiply-add needs nearly two.
+//     There are three barriers for each tile in dq and five in dkv, and little work between them. In float64 a HEAD_DIM
+//     of 128 or more needs more than 64 KiB of shared memory, which sm_75 does not have.
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
 
-constexpr int ROWS = 16;                                    // of the result, a block
-constexpr int COLUMNS = 16;                                 // of the scores at a time: rows of the other side
+constexpr int ROWS = 16;                                    // of the result, for each block
+constexpr int COLUMNS = 16;                                 // of the scores at a time: rows of the other operand
 constexpr int THREADS = 256;
 constexpr int PAD_BYTES = 8;                                // at the end of a row: 16 rows then start in 16 banks
-constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(Acc);           // from row to row of a tile
+constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(Acc);           // distance between rows of a tile
 constexpr int SCORE_PITCH = COLUMNS + PAD_BYTES / sizeof(Acc);
-constexpr int EACH = HEAD_DIM / 16;                                 // columns of the result a thread
+constexpr int EACH = HEAD_DIM / 16;                                 // columns of the result of a thread
 static_assert(ROWS == COLUMNS && HEAD_DIM % 16 == 0, "");
 
-// Rows 0..15 of `from`, (rows, columns) with `step` from row to row, into a tile; zeros where there is nothing.
+// Copies rows 0..15 of `from`, whose rows are `step` apart, into a tile; fills the rest with zeros.
 __device__ void load_tile(Acc* tile, const T* from, int rows, int columns, int step) {
     for (int at = threadIdx.x; at < ROWS * HEAD_DIM; at += THREADS) {
         const int r = at / HEAD_DIM, c = at % HEAD_DIM;
@@ -52,7 +52,7 @@ __device__ Acc dot(const Acc* a, const Acc* b) {
     return sum;
 }
 
-// sum_c += sum_j scores_j other_jc, for every 16th column c from the thread's own
+// sum_c += sum_j scores_j other_jc, for every 16th column c, beginning with the thread's own
 __device__ void accumulate(Acc (&sum)[EACH], const Acc* scores, const Acc* other, int first) {
     for (int j = 0; j < COLUMNS; j++)
         #pragma unroll
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_dq(
     k  += b * k_b  + head * k_h;
     v  += b * v_b  + head * v_h;
     if (mask) mask += b * mask_b + head * mask_h;
-    const Acc lse_i   = i < N ? lse[blockIdx.x * N + i] : Acc(POS_INF);             // no such row: P = 0
+    const Acc lse_i   = i < N ? lse[blockIdx.x * N + i] : Acc(POS_INF);             // row beyond the end: P = 0
     const Acc delta_i = i < N ? delta[blockIdx.x * N + i] : Acc(0);
     load_tile(q_tile, q, N - i0, d, q_n);
     load_tile(dy_tile, dy, N - i0, e, dy_n);

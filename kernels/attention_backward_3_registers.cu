@@ -1,55 +1,55 @@
-// Attention's backward pass, with tiles in registers: a thread works on 4 x 4 pairs (i, j) at once.
+// Attention's backward pass, version 3, with tiles in registers: a thread computes 4 x 4 pairs (i, j) at once.
 //
 //     S = scale q k^T         P = exp(S - lse)                                     (N, M), never in memory
 //     dV = P^T dY             dP = dY V^T
 //     dS = P (dP - delta)     delta_i = sum_j P_ij dP_ij = sum_c dY_ic Y_ic
 //     dQ = scale dS K         dK = scale dS^T Q
 //
-// Version 2 read two numbers from shared memory for each multiply-add. A thread that holds 4 rows and 4 columns reads
-// 8 for 16, and reads them four at a time (Four: one instruction of 16 bytes). The tile grows to 64 x 64, and so does
-// what is done between two barriers. The 16 threads of a row sit in one warp, so the scores, which pass from who made
-// them to who needs them, wait for that warp alone: __syncwarp, not __syncthreads.
+// Version 2 reads two numbers from shared memory for each multiply-add. A thread that has 4 rows and 4 columns reads 8
+// numbers for 16 products, and reads four at a time (Four: one instruction of 16 bytes). The tile grows to 64 x 64, and
+// so does the work between two barriers. The 16 threads of a row are in one warp, and only they exchange the scores of
+// the row. So they wait for that warp only: __syncwarp, not __syncthreads.
 //
-// Which thread does what (dq; in dkv rows and columns change places, so that the tile is S^T):
+// Which thread does what (dq; in dkv rows and columns are swapped, so the tile is S^T):
 //
 //               keys j ->  64 at a time                            columns c of dQ ->
 //     4 queries [ t0  t1 .. t15 | t0  t1 .. t15 | .. ]    then     t0, t1, .. t15, each EACH columns of each row,
 //     4 queries [ t16 .. t31    | t16 ..        | .. ]             one, two or four neighbours at a time
 //     ..          ^ one warp: 8 rows
-//     HEAD_DIM > 64, or float64: tiles of 32 x 32, and 4 x 2 pairs a thread.
+//     HEAD_DIM > 64, or float64: tiles of 32 x 32, and 4 x 2 pairs per thread.
 //
-// delta: 8 threads a row, whose sums meet in 3 steps of __shfl_xor_sync: distance 4, 2, 1.
+// delta: 8 threads per row, which add their sums in 3 steps of __shfl_xor_sync: distance 4, 2, 1.
 //
-// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP a head.
-// Bytes: from memory 16 N M d / 64: 17 MB a head, a quarter of version 2. From shared memory half a number for each
+// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP per head.
+// Bytes: from memory 16 N M d / 64: 17 MB per head, a quarter of version 2. From shared memory half a number for each
 //     multiply-add, in reads of 16 bytes: 16 threads read 16 rows, 4 banks each, and the pad of 16 bytes shifts each
 //     row by 4 banks, so 8 rows cover all 32.
 // measured  not yet (benchmarks/kernels.py)
-// What limits it: the multiply-adds themselves, and shared memory close behind. 85 KiB for a block at HEAD_DIM 64: two
-//     blocks on an H100, one on an A100. Nothing is fetched while a block computes; only another block hides that.
-//     Rows or columns past the end are computed and thrown away: 49 tokens cost what 64 do.
+// What limits it: the multiply-adds, and almost as much shared memory. A block takes 85 KiB at HEAD_DIM 64: two blocks
+//     fit on a multiprocessor of an H100, one on an A100. Nothing is fetched while a block computes; only another block
+//     hides that. Rows or columns beyond the end are computed and discarded: 49 tokens cost as much as 64.
 // takes   float32, float64, float16, bfloat16
 // needs   sm_80
 #include "element.cuh"
 
-constexpr int ROWS_NARROW = 64;                             // of the result, a block
-constexpr int COLUMNS_NARROW = 64;                          // of the scores at a time: rows of the other side
-constexpr int ROWS_WIDE = 32;                               // the same where HEAD_DIM > 64, and for float64
+constexpr int ROWS_NARROW = 64;                             // of the result, for each block
+constexpr int COLUMNS_NARROW = 64;                          // of the scores at a time: rows of the other operand
+constexpr int ROWS_WIDE = 32;                               // the same if HEAD_DIM > 64, and for float64
 constexpr int COLUMNS_WIDE = 32;
 constexpr bool WIDE = HEAD_DIM > 64 || sizeof(Acc) == 8;
 constexpr int ROWS = WIDE ? ROWS_WIDE : ROWS_NARROW;
 constexpr int COLUMNS = WIDE ? COLUMNS_WIDE : COLUMNS_NARROW;
-constexpr int R = 4;                                        // rows a thread
-constexpr int C = COLUMNS / 16;                             // columns of the scores a thread
+constexpr int R = 4;                                        // rows of a thread
+constexpr int C = COLUMNS / 16;                             // columns of the scores of a thread
 constexpr int THREADS_NARROW = 256;
 constexpr int THREADS_WIDE = 128;
 constexpr int THREADS = WIDE ? THREADS_WIDE : THREADS_NARROW;
-constexpr int BLOCKS = WIDE ? 1 : 2;                        // that a multiprocessor should have room for
+constexpr int BLOCKS = WIDE ? 1 : 2;                        // that should fit on a multiprocessor
 constexpr int PAD_BYTES = 16;
-constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(Acc);           // from row to row of a tile
+constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(Acc);           // distance between rows of a tile
 constexpr int SCORE_PITCH = COLUMNS + PAD_BYTES / sizeof(Acc);
-constexpr int EACH = HEAD_DIM / 16;                                 // columns of the result a thread ..
-constexpr int SIDE = EACH % 4 == 0 ? 4 : EACH % 2 == 0 ? 2 : 1;     // .. and how many of them lie side by side
+constexpr int EACH = HEAD_DIM / 16;                                 // columns of the result of a thread ..
+constexpr int SIDE = EACH % 4 == 0 ? 4 : EACH % 2 == 0 ? 2 : 1;     // .. and how many of them are adjacent
 static_assert(HEAD_DIM % 16 == 0 && ROWS / R * 16 == THREADS, "");
 
 struct alignas(16) Quad { Acc at[4]; };
@@ -60,7 +60,7 @@ __device__ bool by_fours(const T* from, int columns, int step) {
     return (columns | step) % 4 == 0 && (unsigned long long)from % alignof(Four) == 0;
 }
 
-// Rows 0..count-1 of `from`, (rows, columns) with `step` from row to row, into a tile; zeros where there is nothing.
+// Copies rows 0..count-1 of `from`, whose rows are `step` apart, into a tile; fills the rest with zeros.
 __device__ void load_tile(Acc* tile, int count, const T* from, int rows, int columns, int step) {
     if (by_fours(from, columns, step)) {
         for (int at = threadIdx.x; at < count * (HEAD_DIM / 4); at += THREADS) {
@@ -80,7 +80,7 @@ __device__ void load_tile(Acc* tile, int count, const T* from, int rows, int col
     }
 }
 
-// S_rs = sum_c own_rc other_sc: 4 rows from `own` on, and every 16th row of `other`
+// S_rs = sum_c own_rc other_sc: 4 rows, beginning at `own`, and every 16th row of `other`
 __device__ __forceinline__ void products(Acc (&S)[R][C], const Acc* own, const Acc* other) {
     #pragma unroll
     for (int r = 0; r < R; r++)
@@ -122,7 +122,7 @@ __device__ __forceinline__ void accumulate(Acc (&sum)[R][EACH], const Acc* score
     }
 }
 
-// Hands the scores on to the 16 threads of their rows, which all are in this warp.
+// Gives the scores to the 16 threads of their rows, all of which are in this warp.
 __device__ __forceinline__ void pass_on(Acc* scores, const Acc (&S)[R][C], int column) {
     __syncwarp();                                           // nobody reads the last ones any more
     #pragma unroll
@@ -132,7 +132,7 @@ __device__ __forceinline__ void pass_on(Acc* scores, const Acc (&S)[R][C], int c
     __syncwarp();                                           // these are whole
 }
 
-// The columns of a row that this thread summed, times `scale`, to memory.
+// Writes the columns of a row that this thread summed, times `scale`, to memory.
 __device__ __forceinline__ void store_row(T* to, const Acc (&sum)[EACH], int column, int columns, Acc scale) {
     #pragma unroll
     for (int n = 0; n < EACH; n++) {
@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(DELTA_THREADS) attention_delta(
 {
     const int b = blockIdx.x / h, head = blockIdx.x % h;
     const int row = blockIdx.y * DELTA_ROWS + threadIdx.x / 8, lane = threadIdx.x % 8;
-    const int i = min(row, N - 1);                          // a shuffle needs every thread of the warp
+    const int i = min(row, N - 1);                          // every thread of the warp must take part in a shuffle
     dy += b * dy_b + head * dy_h + i * dy_n;
     y += b * y_b + head * y_h + i * y_n;
     Acc sum = 0;
@@ -193,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
     #pragma unroll
     for (int r = 0; r < R; r++) {
         const int i = i0 + row + r;
-        lse_i[r]   = i < N ? lse[blockIdx.x * N + i] : Acc(POS_INF);                // no such row: P = 0
+        lse_i[r]   = i < N ? lse[blockIdx.x * N + i] : Acc(POS_INF);                // row beyond the end: P = 0
         delta_i[r] = i < N ? delta[blockIdx.x * N + i] : Acc(0);
     }
 
@@ -261,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv(
         #pragma unroll
         for (int s = 0; s < C; s++) {
             const int i = i0 + column + 16 * s;
-            lse_i[s]   = i < N ? lse[i] : Acc(POS_INF);                             // no such query: P = 0
+            lse_i[s]   = i < N ? lse[i] : Acc(POS_INF);                             // query beyond the end: P = 0
             delta_i[s] = i < N ? delta[i] : Acc(0);
         }
         __syncthreads();                                    // the tiles are whole

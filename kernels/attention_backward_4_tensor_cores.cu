@@ -1,51 +1,51 @@
-// Attention's backward pass, on tensor cores: a warp multiplies 16 x 8 tiles in single instructions.
+// Attention's backward pass, version 4, on tensor cores: a warp multiplies 16 x 8 tiles in single instructions.
 //
 //     S = scale q k^T         P = exp(S - lse)                                     (N, M), never in memory
 //     dV = P^T dY             dP = dY V^T
 //     dS = P (dP - delta)     delta_i = sum_j P_ij dP_ij = sum_c dY_ic Y_ic
 //     dQ = scale dS K         dK = scale dS^T Q
 //
-// A block of 4 warps makes 64 rows, a warp 16 of them. One mma adds A B to a 16 x 8 tile of sums spread over the
-// warp's registers; A (16 rows) and B (8 columns) are 32 bytes deep, 8 numbers of TF32 or 16 of half precision, and
-// ldmatrix brings both alike. The scores never leave the registers: the layout in which an mma leaves its sums is,
-// for half precision, the one in which the next takes its A. For TF32 it is another, but a sum over j may take the
-// keys in any order, as long as A and B take the same: slot t of A is given key 2t, slot t + 4 key 2t + 1.
+// A block of 4 warps computes 64 rows, a warp 16 of them. One mma adds A B to a 16 x 8 tile of sums, which is spread
+// over the warp's registers; A (16 rows) and B (8 columns) are 32 bytes deep, 8 numbers of TF32 or 16 of half
+// precision, and ldmatrix reads both in the same way. The scores never leave the registers: for half precision, the
+// layout of the sums of one mma is the layout of A of the next. For TF32 it is different, but a sum over j may take the
+// keys in any order, if A and B use the same order: slot t of A gets key 2t, and slot t + 4 gets key 2t + 1.
 //
-// Which thread does what (dq; in dkv rows and columns change places, so that the tile is S^T):
+// Which thread does what (dq; in dkv rows and columns are swapped, so the tile is S^T):
 //
 //               keys j ->  64 at a time, 8 a tile                columns c of dQ ->
 //     warp 0    [ 16 x 8 | 16 x 8 | .. ]     then, over these    [ 16 x 8 | 16 x 8 | .. ]
 //     warp 1    [ 16 x 8 | ..          ]     64 keys             [ 16 x 8 | ..          ]
 //     warps 2, 3                                                 in a tile, of thread t:
 //                                                                (row t / 4, columns 2 (t % 4) and + 1), (row + 8, ..)
-//     HEAD_DIM > 64: 32 keys at a time, since the sums already take half the registers.
+//     HEAD_DIM > 64: 32 keys at a time, since the sums already take half of the registers.
 //
 // What is rounded: q, k, v, dY (float32 to TF32's 10 bits of fraction), P and dS (to TF32 or half precision). Sums,
 //     exponentials, lse and delta are float32.
 //
-// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP a head.
-// Bytes: from memory 16 N M d / 64 for float32, half that for half precision: 17 or 8.4 MB a head. From shared memory
+// Operations: dq 3 products of 2 N M d, dkv 4: 14 N M d.              N = M = 1024, d = e = 64: 0.94 GFLOP per head.
+// Bytes: from memory 16 N M d / 64 for float32, half that for half precision: 17 or 8.4 MB per head. From shared memory
 //     a warp reads 5 x 512 bytes for 8 mma of the scores, 4 x 512 bytes for 8 mma of the gradients.
 // measured  not yet (benchmarks/kernels.py)
-// What limits it: shared memory. 128 bytes a cycle bring the 300 bytes of an mma in 2.3 cycles, and the tensor cores
-//     of an H100 do one of m16n8k16 in less than 2. Warps of 32 rows would read B half as often and need twice the
-//     registers. 7 products are done where 5 would do, if dQ were summed by atomics. Nothing is fetched while a block
-//     computes: only its neighbours on the multiprocessor hide that, two or three by their registers and by their
-//     37 KiB of shared memory (69 KiB for TF32, at HEAD_DIM 64). Rows and columns are computed in whole sixteens: 49
-//     tokens cost what 64 do, 196 what 208 do.
+// What limits it: shared memory. At 128 bytes a cycle the 300 bytes of an mma take 2.3 cycles, and the tensor cores of
+//     an H100 do one m16n8k16 in less than 2. Warps of 32 rows would read B half as often and need twice the registers.
+//     There are 7 products; 5 would suffice if dQ were summed by atomics. Nothing is fetched while a block computes.
+//     Only other blocks on the multiprocessor hide that: registers and 37 KiB of shared memory (69 KiB for TF32, at
+//     HEAD_DIM 64) allow two or three. Rows and columns are computed in groups of 16: 49 tokens cost as much as 64, and
+//     196 as much as 208.
 // takes   tf32, float16, bfloat16
 // needs   sm_80
 #include "element.cuh"
 
-constexpr int ROWS = 64;                                    // of the result, a block: 16 a warp
-constexpr int COLUMNS_NARROW = 64;                          // of the scores at a time: rows of the other side
-constexpr int COLUMNS_WIDE = 32;                            // the same where HEAD_DIM > 64
+constexpr int ROWS = 64;                                    // of the result, for each block: 16 for each warp
+constexpr int COLUMNS_NARROW = 64;                          // of the scores at a time: rows of the other operand
+constexpr int COLUMNS_WIDE = 32;                            // the same if HEAD_DIM > 64
 constexpr bool WIDE = HEAD_DIM > 64;
 constexpr int COLUMNS = WIDE ? COLUMNS_WIDE : COLUMNS_NARROW;
 constexpr int THREADS = 128;
-constexpr int BLOCKS = WIDE ? 2 : 3;                        // that a multiprocessor should have room for
-constexpr int PAD_BYTES = 16;                               // 8 rows then start 4 banks apart, and cover all 32
-constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(T);     // from row to row of a tile
+constexpr int BLOCKS = WIDE ? 2 : 3;                        // that should fit on a multiprocessor
+constexpr int PAD_BYTES = 16;                               // 8 rows then start 4 banks apart, and use all 32
+constexpr int PITCH = HEAD_DIM + PAD_BYTES / sizeof(T);     // distance between rows of a tile
 constexpr int DEPTH = 32 / sizeof(T);                       // of A and B: 8 of TF32, 16 of half precision
 static_assert(HEAD_DIM % 16 == 0, "");
 
@@ -63,7 +63,7 @@ __device__ __forceinline__ void mma(float (&D)[4], const unsigned (&a)[4], const
 
 // A: rows 0..15 of a tile in shared memory, 32 bytes of each.
 __device__ __forceinline__ void load_a(unsigned (&a)[4], const T* tile) {
-    const int lane = threadIdx.x % 32;                      // lane l names the row of 16 bytes that it wants brought
+    const int lane = threadIdx.x % 32;                      // lane l gives the address of a row of 16 bytes
     ldmatrix_x4(a, tile + lane % 16 * PITCH + lane / 16 * (DEPTH / 2));
 }
 
@@ -83,7 +83,7 @@ template <typename Half> __device__ __forceinline__ void load_b_across(unsigned 
     b[0][0] = four[0], b[0][1] = four[1], b[1][0] = four[2], b[1][1] = four[3];
 }
 __device__ __forceinline__ void load_b_across(unsigned (&b)[2][2], const float* tile) {
-    const int lane = threadIdx.x % 32;                      // ldmatrix turns 2 bytes, not 4
+    const int lane = threadIdx.x % 32;                      // ldmatrix transposes numbers of 2 bytes, not of 4
     tile += lane % 4 * 2 * PITCH + lane / 4;                // slots t and t + 4: rows 2t and 2t + 1
     #pragma unroll
     for (int n = 0; n < 2; n++)
@@ -91,7 +91,7 @@ __device__ __forceinline__ void load_b_across(unsigned (&b)[2][2], const float* 
         for (int u = 0; u < 2; u++) b[n][u] = unsigned(__float_as_int(tile[u * PITCH + 8 * n]));
 }
 
-// A: the tiles of sums that begin with `tile`, rounded: one of 8 columns for TF32, two for half precision.
+// A: the tiles of sums from `tile` on, rounded: one tile of 8 columns for TF32, two for half precision.
 __device__ __forceinline__ void as_a(unsigned (&a)[4], const float (*tile)[4], const float*) {
     #pragma unroll
     for (int n = 0; n < 4; n++) a[n] = to_tf32(tile[0][n / 2 + n % 2 * 2]);         // 0, 2, 1, 3
@@ -107,8 +107,8 @@ __device__ __forceinline__ void as_a(unsigned (&a)[4], const float (*tile)[4], c
 
 // --- whole products --------------------------------------------------------------------------------------------
 
-// S = own other^T: a warp's 16 rows of `own`, COLUMNS rows of `other`.  Only `count` of those count: whole sixteens
-// beyond them, all of them for a warp whose rows do not exist, are left out, and stay 0.
+// S = own other^T: a warp's 16 rows of `own`, COLUMNS rows of `other`.  Only `count` of those exist: groups of 16
+// beyond them are skipped and stay 0 (all groups, for a warp whose rows do not exist).
 __device__ __forceinline__ void products(float (&S)[COLUMNS / 8][4], const T* own, const T* other, int count) {
     #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
@@ -156,7 +156,7 @@ __device__ bool by_fours(const T* from, int columns, int step) {
     return (columns | step) % 4 == 0 && (unsigned long long)from % alignof(Four) == 0;
 }
 
-// Rows 0..count-1 of `from`, (rows, columns) with `step` from row to row, into a tile; zeros where there is nothing.
+// Copies rows 0..count-1 of `from`, whose rows are `step` apart, into a tile; fills the rest with zeros.
 __device__ void load_tile(T* tile, int count, const T* from, int rows, int columns, int step) {
     if (by_fours(from, columns, step)) {
         for (int at = threadIdx.x; at < count * (HEAD_DIM / 4); at += THREADS) {
@@ -174,7 +174,7 @@ __device__ void load_tile(T* tile, int count, const T* from, int rows, int colum
     }
 }
 
-// A warp's 16 rows of sums, times `scale`, to memory.
+// Writes a warp's 16 rows of sums, times `scale`, to memory.
 __device__ __forceinline__ void store_rows(T* to, const float (&sum)[HEAD_DIM / 8][4], int rows, int columns, int step,
                                            float scale) {
     const int lane = threadIdx.x % 32;
@@ -196,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(DELTA_THREADS) attention_delta(
 {
     const int b = blockIdx.x / h, head = blockIdx.x % h;
     const int row = blockIdx.y * DELTA_ROWS + threadIdx.x / 8, lane = threadIdx.x % 8;
-    const int i = min(row, N - 1);                          // a shuffle needs every thread of the warp
+    const int i = min(row, N - 1);                          // every thread of the warp must take part in a shuffle
     dy += b * dy_b + head * dy_h + i * dy_n;
     y += b * y_b + head * y_h + i * y_n;
     Acc sum = 0;
@@ -239,13 +239,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
     #pragma unroll
     for (int u = 0; u < 2; u++) {
         const int i = i0 + row + lane / 4 + 8 * u;
-        lse_i[u]   = i < N ? lse[blockIdx.x * N + i] : POS_INF;                     // no such row: P = 0
+        lse_i[u]   = i < N ? lse[blockIdx.x * N + i] : POS_INF;                     // row beyond the end: P = 0
         delta_i[u] = i < N ? delta[blockIdx.x * N + i] : 0;
     }
 
     float sum[HEAD_DIM / 8][4] = {};
     const int end = causal ? min(M, i0 + ROWS) : M;
-    const int warp_end = i0 + row >= N ? 0 : causal ? min(M, i0 + row + 16) : M;    // of the keys that it looks at
+    const int warp_end = i0 + row >= N ? 0 : causal ? min(M, i0 + row + 16) : M;    // the end of the keys it attends to
     for (int j0 = 0; j0 < end; j0 += COLUMNS) {
         load_tile(k_tile, COLUMNS, k + j0 * k_m, M - j0, d, k_m);
         load_tile(v_tile, COLUMNS, v + j0 * v_m, M - j0, e, v_m);
@@ -288,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv(
 
     const int b = blockIdx.x / h, head = blockIdx.x % h, lane = threadIdx.x % 32;
     const int j0 = blockIdx.y * ROWS, row = threadIdx.x / 32 * 16;                  // the block's and the warp's first
-    // q, dy, dk and dv are stepped to only where they are used: the loop has no registers left for their addresses
+    // the addresses of q, dy, dk and dv are computed only where they are used: the loop has no spare registers
     k  += b * k_b  + head * k_h  + j0 * k_m;
     v  += b * v_b  + head * v_h  + j0 * v_m;
     if (mask) mask += b * mask_b + head * mask_h;
@@ -298,12 +298,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv(
     load_tile(v_tile, ROWS, v, M - j0, e, v_m);
 
     float dk_sum[HEAD_DIM / 8][4] = {}, dv_sum[HEAD_DIM / 8][4] = {};
-    const int warp_end = j0 + row < M ? N : 0;              // of the queries that look at it
+    const int warp_end = j0 + row < M ? N : 0;              // the end of the queries it needs
     for (int i0 = causal ? j0 : 0; i0 < N; i0 += COLUMNS) {
         load_tile(q_tile, COLUMNS, q + b * q_b + head * q_h + i0 * q_n, N - i0, d, q_n);
         load_tile(dy_tile, COLUMNS, dy + b * dy_b + head * dy_h + i0 * dy_n, N - i0, e, dy_n);
         for (int n = threadIdx.x; n < COLUMNS; n += THREADS) {
-            lse_tile[n]   = i0 + n < N ? lse[i0 + n] : POS_INF;                     // no such query: P = 0
+            lse_tile[n]   = i0 + n < N ? lse[i0 + n] : POS_INF;                     // query beyond the end: P = 0
             delta_tile[n] = i0 + n < N ? delta[i0 + n] : 0;
         }
         __syncthreads();                                    // the tiles are whole

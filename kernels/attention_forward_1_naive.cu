@@ -1,19 +1,19 @@
-// Attention, version 1: one thread a query, three passes over the keys.
+// Attention, version 1: one thread for each query, three passes over the keys.
 //
 //     s_m = scale q . k_m                        (Vaswani et al. 2017, eq. 1)
 //     pass 1   top = max_m s_m
 //     pass 2   sum = sum_m exp(s_m - top)
 //     pass 3   y   = sum_m exp(s_m - top) / sum  v_m             lse = top + log(sum)
 //
-// The scores are never stored: each pass computes them again.  So the memory needed is that of q, k, v and y, and
-// not N x M.  exp(s - top) is at most 1, so nothing overflows.
+// The scores are never stored: each pass computes them again.  So only q, k, v and y need memory, and no N x M matrix.
+// exp(s - top) is at most 1, so nothing overflows.
 //
 // Which thread does what
 //
 //          q, y  (N, d)            k, v  (M, d)
 //     n   +-------------+         +-------------+
-//     0   | thread 0    |         | key 0       |   every thread goes down all of k three times,
-//     1   | thread 1    |         | key 1       |   and down v once, at its own pace
+//     0   | thread 0    |         | key 0       |   every thread reads all of k three times,
+//     1   | thread 1    |         | key 1       |   and v once, at its own pace
 //     .   |  ...        |         |  ...        |
 //     63  | thread 63   |         | key M-1     |
 //         +-------------+         +-------------+
@@ -21,22 +21,22 @@
 //
 // Bytes and operations, for each head of each image
 //     must be moved       (N d + M d + M e + N e) sizeof(T)
-//     is asked of caches  3 N M 2 d + N M e numbers: q and k for each multiply-add of a score
+//     read from caches    3 N M 2 d + N M e numbers: q and k for each multiply-add of a score
 //     must be computed    2 N M d + 2 N M e
 //     is computed         3 x 2 N M d + 2 N M e, and 2 N M exponentials
-//     128 images, 4 heads, N = M = 196, d = e = 64, float32: 103 MB to be moved, 5.0 GFLOP to be computed, 10.1 GFLOP
-//     computed.  The N x M matrix, written and read back, would be 157 MB more.
+//     128 images, 4 heads, N = M = 196, d = e = 64, float32: 103 MB to be moved, 5.0 GFLOP must be computed, 10.1 GFLOP
+//     are.  The N x M matrix, written and read back, would be 157 MB more.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: each multiply-add of a score waits for two loads.  The 32 threads of a warp want the same number of
-// k, which is one access for all; but each wants its own row of q, d numbers apart, which is 32 accesses.
+// What limits it: each multiply-add of a score waits for two loads.  The 32 threads of a warp read the same number of
+// k, which is one access for all; but each reads its own row of q, d numbers apart, which takes 32 accesses.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
 
-constexpr int TILE_N = 64;                                  // queries of a block, one a thread
+constexpr int TILE_N = 64;                                  // queries of a block, one for each thread
 constexpr int THREADS = 64;
 
 __device__ __forceinline__ Acc dot(const T* q, const T* k, int d) {
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     v += b * v_b + head * v_h;
     y += b * y_b + head * y_h + n * y_n;
     if (mask) mask += b * mask_b + head * mask_h + n * mask_n;
-    const int end = causal ? min(M, n + 1) : M;             // one past the last key that this query may look at
+    const int end = causal ? min(M, n + 1) : M;             // one past the last key of this query
 
     Acc top = NEG_INF;
     for (int m = 0; m < end; m++)
@@ -74,12 +74,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         if (mask && !mask[m * mask_m]) continue;
         const Acc p = exp_(scale * dot(q, k + m * k_m, d) - top) / sum;
         #pragma unroll
-        for (int c = 0; c < HEAD_DIM; c++)                  // of a known length, so that y_row lies in registers
+        for (int c = 0; c < HEAD_DIM; c++)                  // its length is constant, so y_row is in registers
             if (c < e) y_row[c] += p * wide(v[m * v_m + c]);
     }
 
     #pragma unroll
     for (int c = 0; c < HEAD_DIM; c++)
         if (c < e) y[c] = narrow(y_row[c]);
-    lse[bh * N + n] = sum == 0 ? Acc(POS_INF) : top + log_(sum);    // a query that may look nowhere: y = 0
+    lse[bh * N + n] = sum == 0 ? Acc(POS_INF) : top + log_(sum);    // a query without keys: y = 0
 }

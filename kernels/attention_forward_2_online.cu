@@ -1,40 +1,40 @@
 // Attention, version 2: one pass over the keys, in tiles that a block shares.
 //
-// The largest score need not be known before: where a larger one comes, what was summed so far shrinks to fit
-// (Milakov & Gimelshein 2018; for attention: Dao et al. 2022, FlashAttention).  With each key m,
+// The largest score need not be known in advance: when a larger one comes, the sums so far are scaled down
+// (Milakov & Gimelshein 2018; for attention: Dao et al. 2022, FlashAttention).  For each key m,
 //
 //     top' = max(top, s_m)
 //     sum' = sum exp(top - top') + exp(s_m - top')
 //     y'   = y   exp(top - top') + exp(s_m - top') v_m           and at the end  y / sum,  lse = top + log(sum)
 //
-// which keeps  sum = sum_m exp(s_m - top)  and  y = sum_m exp(s_m - top) v_m  true for the keys seen so far.
+// so that  sum = sum_m exp(s_m - top)  and  y = sum_m exp(s_m - top) v_m  always hold for the keys so far.
 //
 // Which thread does what
 //
 //        registers of thread n           shared by the block
 //     +----------+----------+          +-------------------+      1. the 64 threads copy 16 keys and values
-//     | q_row    | y_row    |          | k_tile  (16, d)   |      2. each takes them one by one
-//     | d        | e        |          | v_tile  (16, e)   |      3. all wait, and the next 16 come
+//     | q_row    | y_row    |          | k_tile  (16, d)   |      2. each uses them one by one
+//     | d        | e        |          | v_tile  (16, e)   |      3. all wait; then the next 16
 //     +----------+----------+          +-------------------+
 //
 // Bytes and operations, for each head of each image
-//     moved       N (d + e) + (M d + M e) ceil(N / 64) numbers: k and v come once for each tile of queries
+//     moved       N (d + e) + (M d + M e) ceil(N / 64) numbers: k and v are read once for each tile of queries
 //     computed    2 N M d + 2 N M e, and N M exponentials; M steps for each thread, each a sum of d terms
 //     shared      one number read for each multiply-add, the same for a whole warp
-//     128 images, 4 heads, N = M = 196, d = e = 64, float32: 257 MB asked of the L2 cache, of which 103 MB of memory;
-//     5.0 GFLOP.
+//     128 images, 4 heads, N = M = 196, d = e = 64, float32: 257 MB read from the L2 cache, 103 MB of them from
+//     memory; 5.0 GFLOP.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: a load from shared memory for every multiply-add, where the machine can do four multiply-adds in the
-// time of one.  And a thread that holds a whole row of q and of y needs 2 HEAD_DIM registers: past a head dimension of
-// about 96 (48 in float64) there are none left, and the rows spill to memory.
+// What limits it: a load from shared memory for every multiply-add; the machine can do four multiply-adds in the time
+// of one load.  And a thread that keeps a whole row of q and of y needs 2 HEAD_DIM registers: above a head dimension of
+// about 96 (48 in float64) there are too few, and the rows spill to memory.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
 
-constexpr int TILE_N = 64;                                  // queries of a block, one a thread
+constexpr int TILE_N = 64;                                  // queries of a block, one for each thread
 constexpr int TILE_M = 16;                                  // keys in shared memory
 constexpr int THREADS = 64;
 
@@ -95,6 +95,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     if (n >= N) return;
     #pragma unroll
     for (int c = 0; c < HEAD_DIM; c++)
-        if (c < e) y[c] = narrow(sum == 0 ? Acc(0) : y_row[c] / sum);       // a query that may look nowhere: y = 0
+        if (c < e) y[c] = narrow(sum == 0 ? Acc(0) : y_row[c] / sum);       // a query without keys: y = 0
     lse[bh * N + n] = sum == 0 ? Acc(POS_INF) : top + log_(sum);
 }

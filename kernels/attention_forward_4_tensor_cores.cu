@@ -1,24 +1,24 @@
 // Attention, version 4: both products on the tensor cores; the weights never leave the registers.
 //
-// A warp multiplies a 16 x k fragment of q by k x 8 fragments of k^T in one instruction (mma, see ptx.cuh), where
-// version 3 spent k multiply-adds of each of its threads.  Numbers go in as float16, bfloat16 or TF32 (float32 rounded
-// to 11 significant bits), sums are float32.
+// A warp multiplies a 16 x k fragment of q by k x 8 fragments of k^T in one instruction (mma, see ptx.cuh), which takes
+// k multiply-adds of each thread in version 3.  The factors are float16, bfloat16 or TF32 (float32 rounded to 11
+// significant bits), and the sums are float32.
 //
-// The result of the first product is also the left side of the second (Dao 2023, FlashAttention-2, section 3.3), and
-// the fragments are such that a thread holds what it needs.  For float16 and bfloat16 the scores of keys 16j .. 16j+15,
-// two result fragments, are one left fragment:
+// The result of the first product is also the left side of the second (Dao 2023, FlashAttention-2, section 3.3), and in
+// these fragments each thread already has the numbers that it needs.  For float16 and bfloat16, the scores of keys
+// 16j .. 16j+15, two result fragments, are one left fragment:
 //
 //     result, keys 16j..        thread t of a group        left side, 16 keys
 //        keys  2t,2t+1   8+2t,8+2t+1                          keys  2t,2t+1   8+2t,8+2t+1
 //     row g   | d0 d1  |  d0' d1'                          row g     | a0    |  a2
 //     row g+8 | d2 d3  |  d2' d3'                          row g+8   | a1    |  a3
 //
-// For TF32 the left side wants keys t and t+4, and the thread has 2t and 2t+1.  But a sum does not mind the order of
-// its terms: say that column t of the left side is key 2t and column t+4 is key 2t+1, read the rows of v in that same
-// order, and nothing has to move.
+// For TF32 the left side takes keys t and t+4, and the thread has 2t and 2t+1.  But the order of the terms of a sum is
+// free: let column t of the left side be key 2t and column t+4 be key 2t+1, read the rows of v in the same order, and
+// no number has to move.
 //
-// Which thread does what: 128 threads, 64 queries, 16 for each warp.  A warp does the whole of version 3's recurrence
-// for its rows by itself; the row of a score lies in the four lanes of a group, so two shuffles find its maximum.
+// Which thread does what: 128 threads, 64 queries, 16 for each warp.  A warp computes the recurrence of version 3 for
+// its rows by itself; a row of scores is spread over the four lanes of a group, so two shuffles compute its maximum.
 //
 //                  k_tile (64, d), shared                 v_tile (64, e), shared
 //                         |  ldmatrix                            |  ldmatrix.trans (TF32: plain reads)
@@ -27,20 +27,20 @@
 //                  +------------+    in registers         +-------------+
 //
 // Shared memory is counted in words of 4 bytes: one TF32 number or two of half precision.  A row is 4 words longer than
-// it need be, so that eight rows begin in eight different groups of four banks.
+// necessary, so eight rows begin in eight different groups of four banks.
 //
 // Bytes and operations, for each head of each image
 //     moved       as version 2:  N (d + e) + (M d + M e) ceil(N / 64) numbers
 //     computed    2 N M d + 2 N M e on tensor cores, N M exponentials and about 6 N M other operations off them
-//     128 images, 4 heads, N = M = 196, d = e = 64, float16: 128 MB asked of L2, 51 MB of memory; 5.0 GFLOP, and 5.7
-//     in whole sixteens of queries and keys (beyond them a tile is skipped); 20 million exponentials, and 22.
+//     128 images, 4 heads, N = M = 196, d = e = 64, float16: 128 MB from L2, 51 MB from memory; 5.0 GFLOP, which
+//     become 5.7 in groups of sixteen queries and keys; 20 million exponentials, which become 22 million.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: with d = 64 each score costs 256 operations of a tensor core and one exponential.  An H100 does 1024
-// of the one (dense float16, for each of its four quarters, a cycle) and 4 of the other, so the exponentials take as
-// long as the products.  mma waits for its operands in registers, and reaches about two thirds of what Hopper's wgmma
-// does.  The block waits for each tile to come: only other blocks hide that.
+// What limits it: with d = 64 each score takes 256 operations of a tensor core and one exponential.  In a cycle, each
+// quarter of an H100's multiprocessor does 1024 operations (dense float16) and 4 exponentials, so the exponentials take
+// as long as the products.  mma waits for its operands in registers, and reaches about two thirds of the speed of
+// Hopper's wgmma.  The block waits for each tile; only other blocks hide that.
 //
 // takes   tf32, float16, bfloat16
 // needs   sm_80
@@ -49,7 +49,7 @@
 constexpr int TILE_N = 64;                                  // queries of a block, 16 for each warp
 constexpr int TILE_M = 64;                                  // keys in shared memory
 constexpr int THREADS = 128;
-constexpr int BLOCKS = HEAD_DIM > 64 ? 2 : sizeof(T) == 2 ? 4 : 3;                       // that fit at once
+constexpr int BLOCKS = HEAD_DIM > 64 ? 2 : sizeof(T) == 2 ? 4 : 3;                       // on a multiprocessor
 
 constexpr int WORD = 4 / sizeof(T);                         // numbers in a word
 constexpr int ROW = HEAD_DIM / WORD + 4;                    // words of a row of k_tile and v_tile
@@ -58,17 +58,17 @@ struct alignas(16 / WORD) PackedFour { unsigned at[4 / WORD]; };                
 
 constexpr float LN_2 = 0.69314718055994531f;
 
-// Numbers of memory in a word, as the tensor cores want them; for TF32 the second is left out.
+// Numbers of memory in a word, as the tensor cores require; TF32 does not use the second.
 __device__ __forceinline__ unsigned word(float x, float)          { return to_tf32(x); }
 __device__ __forceinline__ unsigned word(float16 x, float16 x1)   { return x.bits | unsigned(x1.bits) << 16; }
 __device__ __forceinline__ unsigned word(bfloat16 x, bfloat16 x1) { return x.bits | unsigned(x1.bits) << 16; }
 
-// Sums rounded into a word.  The last argument, here and below, only says which T is meant.
+// Sums rounded into a word.  The last argument, here and below, only selects the type T.
 __device__ __forceinline__ unsigned pack(float x, float,    float)    { return to_tf32(x); }
 __device__ __forceinline__ unsigned pack(float x, float x1, float16)  { return pack_f16(x, x1); }
 __device__ __forceinline__ unsigned pack(float x, float x1, bfloat16) { return pack_bf16(x, x1); }
 
-// d += a b, with b the two words of a lane.
+// d += a b; b are the two words of a lane.
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float) {
     const unsigned b[2] = {b0, b1};
     mma_m16n8k8_tf32(d, a, b);
@@ -82,21 +82,21 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
     mma_m16n8k16_bf16(d, a, b);
 }
 
-// Word w of a row in memory; zeros past its end, and where there is no row.
+// Word w of a row in memory; zeros beyond its end, and if there is no such row.
 __device__ __forceinline__ unsigned word_of(const T* row, int w, int columns, bool inside) {
     const int c = w * WORD, c1 = c + WORD - 1;
     return word(inside && c < columns ? row[c] : T(), inside && c1 < columns ? row[c1] : T());
 }
 
-// May rows be read four numbers at a time?
+// Whether rows can be read four numbers at a time.
 __device__ __forceinline__ bool in_fours(const T* rows, int stride, int columns) {
     return (unsigned long long)rows % alignof(Four) == 0 && stride % 4 == 0 && columns % 4 == 0;
 }
 
-// Copies (rows, columns) from memory into a tile of (64, HEAD_DIM), with zeros around them.
+// Copies (rows, columns) from memory into a tile (64, HEAD_DIM), and fills the rest with zeros.
 __device__ __forceinline__ void load_tile(unsigned* tile, const T* from, int stride, int rows, int columns, bool fours)
 {
-    #pragma unroll (2 * WORD)                               // 32 bytes on their way at once
+    #pragma unroll (2 * WORD)                               // 32 bytes in transit at once
     for (int step = 0; step < 64 * HEAD_DIM / 4 / THREADS; step++) {
         const int i = step * THREADS + threadIdx.x, row = i / (HEAD_DIM / 4), c = i % (HEAD_DIM / 4) * 4;
         Four x = {};
@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     k += b * k_b + head * k_h;
     v += b * v_b + head * v_h;
     if (mask) mask += b * mask_b + head * mask_h + n0 * mask_n;
-    const int tile_end = causal ? min(M, n0 + TILE_N) : M;  // one past the last key that any of these may look at
+    const int tile_end = causal ? min(M, n0 + TILE_N) : M;  // one past the last key of any of these
     const int first = n0 + threadIdx.x / 32 * 16;           // of this warp's queries
     const int warp_end = first >= N ? 0 : causal ? min(M, first + 16) : M;          // the same for the warp
     const bool fours_k = in_fours(k, k_m, d), fours_v = in_fours(v, v_m, e);
@@ -151,10 +151,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         load_tile(v_tile, v + m0 * v_m, v_m, M - m0, e, fours_v);
         __syncthreads();
 
-        const int count = warp_end - m0;                    // keys that the warp looks at; it skips 16 beyond them
+        const int count = warp_end - m0;                    // keys of the warp; later groups of 16 are skipped
         if (count <= 0) continue;
 
-        // S = q k^T: each ldmatrix brings the right fragments of 16 keys
+        // S = q k^T: each ldmatrix reads the right fragments of 16 keys
         float s[TILE_M / 8][4] = {};
         #pragma unroll
         for (int step = 0; step < STEPS; step++)
@@ -175,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
             float largest = NEG_INF;
             #pragma unroll
             for (int j = 0; j < TILE_M / 8; j++) {
-                if (j / 2 * 16 >= count) continue;          // they stay 0, and are 0 as weights
+                if (j / 2 * 16 >= count) continue;          // scores and weights stay 0
                 #pragma unroll
                 for (int u = 0; u < 2; u++) {
                     const int m = m0 + 8 * j + 2 * t + u;
@@ -188,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
             #pragma unroll
             for (int other = 1; other < 4; other *= 2)
                 largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, other));
-            const float next = max(top[i], scale * largest), base = next == NEG_INF ? 0.f : next;   // not -inf - -inf
+            const float next = max(top[i], scale * largest), base = next == NEG_INF ? 0.f : next;   // avoids inf - inf
             const float shrink = exp2f(top[i] - base);
             top[i] = next;
             sum[i] *= shrink;
@@ -231,14 +231,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         }
     }
 
-    y += b * y_b + head * y_h + n0 * y_n;                   // only now: the loop has no registers left for it
+    y += b * y_b + head * y_h + n0 * y_n;                   // only now, since the loop has no spare registers
     #pragma unroll
     for (int i = 0; i < 2; i++) {
         #pragma unroll
         for (int other = 1; other < 4; other *= 2) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], other);
         const int row = row0 + 8 * i;
         if (n0 + row >= N) continue;
-        const float weight = sum[i] == 0 ? 0.f : 1 / sum[i];        // a query that may look nowhere: y = 0
+        const float weight = sum[i] == 0 ? 0.f : 1 / sum[i];        // a query without keys: y = 0
         #pragma unroll
         for (int j = 0; j < HEAD_DIM / 8; j++)
             #pragma unroll

@@ -1,9 +1,9 @@
 // Convolution 1: one thread for each number of the result.
 //
-// Each of the three sums is written as its formula says.  Nothing is shared between threads but what the caches keep.
-// Yet two choices already matter: neighbouring threads take neighbouring channels, so that in forward and dw a warp
-// reads 32 neighbours of one array (one request) and one number of the other (the same for all); and dx is gathered,
-// each thread asking which pixels of y its own had part in, so that no two threads add to one number.
+// Each of the three sums is written as in its formula.  Threads share nothing except the caches.  Yet two choices
+// already matter.  Neighbouring threads take neighbouring channels, so in forward and dw a warp reads 32 neighbours of
+// one array (one request) and one number of the other (the same for all).  And dx is gathered: each thread finds the
+// pixels of y that depend on its own pixel, so no two threads add to the same number.
 //
 //     Which thread does what: the result is a matrix (rows, columns), and a block of 256 threads takes 8 x 32 of it.
 //
@@ -11,25 +11,25 @@
 //               +--------- 32 ----------+
 //     rows:     | warp 0                |     forward: rows are the pixels (b, i, j) of y
 //     pixels    | warp 1                |     dx:      rows are pixels of x
-//     or taps   | ...                   |     dw:      rows are (m, n, c), tap and channel; a share of the pixels each
+//     or taps   | ...                   |     dw:      rows are (m, n, c), tap and channel; each sums a share of pixels
 //               | warp 7                |
 //               +-----------------------+     the blocks of one row of tiles are neighbours: they read the same pixels
 //
-// dx with stride s: pixels with the same remainder of (i + p, j + p) by s are reached by the same taps.  Each such
-// class is a convolution of its own, with kh kw / s^2 taps or so, and one layer of the grid, so that no thread looks at
-// taps which do not meet it, and threads of a warp do alike.
+// dx with stride s: the same taps reach all pixels with the same remainder of (i + p, j + p) by s.  Each such class is
+// a convolution with about kh kw / s^2 taps, and one layer of the grid.  So no thread visits taps that do not reach its
+// pixel, and the threads of a warp do the same work.
 //
 // dw has few results, each a sum over all pixels of the batch.  `splits` layers of the grid share the pixels, and
-// sum_partials_1.cu adds their sums in order: the same bits every time, which atomic additions would not give.
+// sum_partials_1.cu adds their sums in order: the result is always the same, bit for bit, unlike with atomic additions.
 //
 // Counted, forward, M = B Ho Wo, K = kh kw C:  2 M K D operations, and 2 M K D reads.  B = 128, 14 x 14, 64 -> 64
-// channels, 3 x 3, float32:  1.85 GFLOP;  13 MB of x, w and y if each is moved once, and 7.4 GB asked of the caches.
+// channels, 3 x 3, float32:  1.85 GFLOP;  13 MB of x, w and y if each is moved once, and 7.4 GB read from the caches.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: two reads for each multiply-add.  The unit that serves reads answers one warp a clock at the most,
-// and four warps could multiply in that time: an eighth of the card's speed is the best to hope for.  dx is far from
-// it: the neighbouring channels c of w (kh, kw, C, D) lie D numbers apart, 32 requests for a warp instead of one.
+// What limits it: two reads for each multiply-add.  The load unit serves at most one warp a clock, and four warps could
+// multiply in that time, so at best it reaches an eighth of the card's speed.  dx is far slower: the neighbouring
+// channels c of w (kh, kw, C, D) are D numbers apart, which takes 32 requests for a warp instead of one.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
@@ -39,8 +39,8 @@ constexpr int THREADS = 256;
 constexpr int TILE_M = 8;
 constexpr int TILE_N = 32;
 
-// Along one axis, what conv_dx does for the pixels of x with (i + padding) mod stride = r: only the taps with
-// m mod stride = r reach them.  Pixel first + stride u and tap r + stride m meet in row u + shift - m of dy.
+// One axis of conv_dx, for the pixels of x with (i + padding) mod stride = r: only the taps with m mod stride = r
+// reach them.  Pixel first + stride u and tap r + stride m belong to row u + shift - m of dy.
 struct Class {
     int first, pixels, taps, shift;
     __device__ __forceinline__ Class(int r, int size, int k, int stride, int padding) {

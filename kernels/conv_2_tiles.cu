@@ -1,34 +1,34 @@
 // Convolution 2: tiles in shared memory.
 //
-// Each of the three sums is a product of two matrices, (rows, k) (k, columns), of which one exists only in thought: its
-// rows are the patches of an image, and its numbers are gathered from the image when they are asked for.  (Written out
-// it would be kh kw times as large as the image.)  The numbers of a row are wanted by every column, and those of a
-// column by every row.  So a block of 32 x 32 threads first fetches 32 x 32 of each matrix to shared memory, one number
-// a thread, and then each thread makes its 32 products from there: each fetched number is used 32 times.
+// Each of the three sums is a product of two matrices, (rows, k) (k, columns), one of which is never stored: its rows
+// are the patches of an image, and its numbers are gathered from the image when they are needed.  (Stored, it would be
+// kh kw times as large as the image.)  Every column needs the numbers of a row, and every row those of a column.  So a
+// block of 32 x 32 threads first copies 32 x 32 numbers of each matrix to shared memory, one for each thread, and then
+// each thread computes its 32 products from there: each copied number is used 32 times.
 //
 //                     rows                            k                          columns
 //         forward     pixels (b, i, j) of y           (m, n, c)                  d
 //         dx          pixels (b, u, v) of a class     (m, n, d), its taps        c
 //         dw          (m, n, c)                       pixels (b, i, j) of y      d
 //
-//     Which thread does what: a block of 32 warps makes 32 x 32 sums, tile by tile of 32 along k.
+//     Which thread does what: a block of 32 warps computes 32 x 32 sums, in tiles of 32 along k.
 //
 //                       B (k, columns)
 //                     +------ 32 ------+
-//                     |                |        1. all: one number of A and one of B to shared memory
+//                     |                |        1. each: one number of A and one of B to shared memory
 //                 32  |                |        2. barrier
 //                     |                |        3. thread (row, column): sum += A[row, k] B[k, column], for 32 k
 //         A           +----------------+        4. barrier, and the next tile
 //     +-- 32 ---+     +----------------+
 //     |         |     | warp 0         |        a warp reads one number of A, the same for its 32 lanes, and 32
-//     |         |     | ...            |        neighbours of B: no two lanes want different words of one bank
-//     |         |     | warp 31        |        (of 32 banks, number w % 32 holds word w, and serves one word a clock)
+//     |         |     | ...            |        neighbours of B: no two lanes need different words of a bank
+//     |         |     | warp 31        |        (word w is in bank w % 32, and a bank serves one word a clock)
 //     +---------+     +----------------+
 //
-//     From global to shared memory, where k comes first, (k, row) and (k, column), neighbouring lanes read neighbours:
+//     In shared memory k comes first: (k, row), (k, column).  In the copies there, neighbouring lanes read neighbours:
 //         Patches   forward, dx: A   lane = channel k of a pixel.  A warp writes a column of shared memory: rows of 33
-//                                    numbers, not 32, put it into 32 different banks
-//         Turned    dx: B            likewise, from w (c, d) to (d, c)
+//                                    numbers, not 32, put them in 32 different banks
+//         Turned    dx: B            the same, from w (c, d) to (d, c)
 //         Places    dw: A            lane = channel of a tap, k = the warp's pixel
 //         Matrix    forward, dw: B   a plain matrix, (k, column)
 //
@@ -39,9 +39,9 @@
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: shared memory, now.  Each multiply-add waits for two reads of it, which serves one warp a clock where
-// four could multiply: an eighth of the card's speed again, at best, but this time it is near, for dx too.  Between the
-// two barriers of a tile nothing is fetched; a second block on the same multiprocessor hides some of that.
+// What limits it: now it is shared memory.  Each multiply-add waits for two reads from it; it serves one warp a clock,
+// while four could multiply.  So again the best is an eighth of the card's speed, but this time it comes close, also
+// for dx.  Between the two barriers of a tile nothing is fetched; a second block hides part of that.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
@@ -55,7 +55,7 @@ constexpr int LONG_M = TILE_M + 1, LONG_N = TILE_N + 1; // a row of the tile in 
 
 struct Tiles { Acc a[TILE_K * LONG_M], b[TILE_K * LONG_N]; };
 
-// Where k stands: tap (m, n) and channel c, for k = (m columns + n) channels + c.
+// The place that k stands for: tap (m, n) and channel c, where k = (m columns + n) channels + c.
 struct Place {
     int m, n, c;
     __device__ __forceinline__ Place(int k, int columns, int channels) {
@@ -64,15 +64,15 @@ struct Place {
     }
     __device__ __forceinline__ void advance(int by, int columns, int channels) {
         c += by;
-        while (c >= channels) {                         // without a division: at most once where channels >= by
+        while (c >= channels) {                         // without a division: repeats at most once if channels >= by
             c -= channels;
             if (++n == columns) n = 0, ++m;
         }
     }
 };
 
-// Along one axis, what conv_dx does for the pixels of x with (i + padding) mod stride = r: only the taps with
-// m mod stride = r reach them.  Pixel first + stride u and tap r + stride m meet in row u + shift - m of dy.
+// One axis of conv_dx, for the pixels of x with (i + padding) mod stride = r: only the taps with m mod stride = r
+// reach them.  Pixel first + stride u and tap r + stride m belong to row u + shift - m of dy.
 struct Class {
     int first, pixels, taps, shift;
     __device__ __forceinline__ Class(int r, int size, int k, int stride, int padding) {
@@ -100,7 +100,7 @@ struct Patches {
     __device__ __forceinline__ static int row() { return threadIdx.x / 32; }
 
     __device__ __forceinline__ void set(bool exists, int b, int i, int j) {
-        top = exists ? i : -(1 << 30);                  // no tap leads from there into the image
+        top = exists ? i : -(1 << 30);                  // from there no tap reaches the image
         left = j, at = ((b * H + i) * W + j) * C;
     }
 
@@ -119,7 +119,7 @@ struct Patches {
     }
 };
 
-// A of dw: rows are q = (m, n, c), and k runs over the pixels (b, i, j) of dy.
+// A of dw: the rows are q = (m, n, c), and k counts the pixels (b, i, j) of dy.
 struct Places {
     const T* x;
     int H, W, C, Ho, Wo, pixels, kh, kw, stride, padding;
@@ -138,7 +138,7 @@ struct Places {
         const int top = i * stride - padding, left = j * stride - padding;
         held = T{};
         if (inside(top, left)) held = x[((b * H + top + q.m) * W + left + q.n) * C + q.c];
-        k += TILE_K, j += TILE_K;                       // the next pixel of this warp
+        k += TILE_K, j += TILE_K;                       // the next pixel of the warp
         while (j >= Wo) {
             j -= Wo;
             if (++i == Ho) i = 0, ++b;
@@ -153,7 +153,7 @@ struct Places {
     }
 };
 
-// B of forward and dw: a matrix (K, N) in memory as it is.
+// B of forward and dw: a matrix (K, N), stored as such.
 struct Matrix {
     const T* matrix;
     int K, N, k, n;
@@ -173,7 +173,7 @@ struct Matrix {
     }
 };
 
-// B of dx: k = (m, n, d) over the class's taps, columns c; in memory w (kh, kw, C, D) with d last.
+// B of dx: k = (m, n, d) over the taps of the class, columns c; w is stored as (kh, kw, C, D), d last.
 struct Turned {
     const T* w;
     int C, D, taps, columns, kw, stride, c;
@@ -217,7 +217,7 @@ __device__ __forceinline__ Acc multiply(A& a, B& b, int tiles, Tiles& shared) {
     return sum;
 }
 
-// The tiles of k that split `split` of `splits` takes.
+// The tiles of k of split number `split` of `splits`.
 struct Share {
     int k0, tiles;
     __device__ __forceinline__ Share(int K, int split, int splits) {

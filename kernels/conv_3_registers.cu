@@ -1,11 +1,11 @@
 // Convolution 3: register tiles.  Each thread keeps 8 x 8 sums.
 //
-// In version 2 each product costs two reads of shared memory, and those reads are what it waits for.  Here a thread
-// reads 8 numbers of A and 8 of B for each k and makes 64 products of them: a quarter of a read for each, and four
-// numbers a read.  Global memory is read four neighbours at a time, into registers, while the products of the tile
-// before are still being made; shared memory has two buffers, so that one barrier a tile is enough.
+// In version 2 each product takes two reads from shared memory, and waits for them.  Here a thread reads 8 numbers of A
+// and 8 of B for each k, and computes 64 products of them: a quarter of a number for each product, and each read brings
+// four numbers.  Global memory is read into registers, four neighbours at a time, while the products of the previous
+// tile are still computed.  Shared memory has two buffers, so one barrier for each tile is enough.
 //
-//     Which thread does what: a block of 4 warps makes 128 x 64 sums, tile by tile of 16 along k.
+//     Which thread does what: a block of 4 warps computes 128 x 64 sums, in tiles of 16 along k.
 //
 //             B (16 x 64)                                one warp, 32 x 64 sums: lane = 8 p + q
 //             +--------------+                                     q: 4q..        32 + 4q..
@@ -14,34 +14,34 @@
 //     +---+   +--------------+                                     +---------------+---------------+  4 such squares
 //     |   |   | warp 0       |  32                     16 + 4p..   | 4 x 4 sums    | 4 x 4 sums    |
 //     | k |   | warp 1       |                                     +---------------+---------------+
-//     |   |   | warp 2       |                            A: 4 different groups of 16 bytes a warp, B: 8, each in
-//     |   |   | warp 3       |                            other banks; lanes that want the same are served together
+//     |   |   | warp 2       |                            A: a warp reads 4 groups of 16 bytes, B: 8, each in
+//     |   |   | warp 3       |                            other banks; lanes that read the same are served together
 //     +---+   +--------------+
 //
-//     From global to shared memory, where k comes first, (k, row) and (k, column), four numbers a read:
+//     In shared memory k comes first: (k, row), (k, column).  The copies there read four numbers at a time:
 //         Patches   forward, dx: A   thread = (pixel, 4 channels); its 4 numbers go to 4 different k of shared memory,
 //                                    where gaps keep a warp's 32 writes in 32 banks
-//         Turned    dx: B            likewise, from w (c, d) to (d, c)
-//         Places    dw: A            thread = (4 channels of a tap, pixel): k comes first in memory already
+//         Turned    dx: B            the same, from w (c, d) to (d, c)
+//         Places    dw: A            thread = (4 channels of a tap, pixel): k comes first in global memory too
 //         Matrix    forward, dw: B   a plain matrix, (k, column)
 //
-// Small images leave few tiles and a long k (at 8 x 8 x 1280 and a batch of 2, 1 x 20 tiles and k to 11520), and dw
-// always does.  Then `splits` blocks share k, each writes its partial sums, and sum_partials_1.cu adds them in order.
+// Small images have few tiles and a long k (8 x 8 x 1280 with a batch of 2 has 1 x 20 tiles, and k goes to 11520), and
+// so has dw, always.  Then `splits` blocks share k, each writes partial sums, and sum_partials_1.cu adds them in order.
 //
 // Counted, forward, M = B Ho Wo, K = kh kw C:  2 M K D operations; a block reads (128 + 64) K numbers from global
 // memory for 128 * 64 K products, one read for 43 products, and one 16-byte read of shared memory for 16.  B = 128,
 // 14 x 14, 64 -> 64 channels, 3 x 3, float32:  1.85 GFLOP; 13 MB of x, w and y if each is moved once; 196 blocks, which
 // read 87 MB through L2.  A tile of k costs a thread 1024 multiply-adds and, as compiled for sm_90, some 200 other
-// instructions (64 reads of shared memory, 18 writes, 6 reads of global memory, the rest addresses): 83% of the card's
-// speed is the best to hope for, 81% for dx and 79% for dw.
+// instructions (64 reads of shared memory, 18 writes, 6 reads of global memory, the rest addresses): at best it reaches
+// 83% of the card's speed, 81% for dx and 79% for dw.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: the unit for multiply-adds, at 128 a clock and multiprocessor.  Half precision is only a form in
-// memory here, and no faster: that is version 4.  Tried: tiles of 8 along k.  As compiled for sm_90, 76 to 80% of the
-// loop's instructions were then multiply-adds, where with 16 they are 79 to 83%.  Channels that are no multiple of 4
-// are read one by one.  The last tile of rows or columns is computed whole: 36 channels cost as much as 64.  float64
-// would need 128 registers for its sums alone: it stays with version 2.
+// What limits it: the unit for multiply-adds, with 128 a clock on each multiprocessor.  Half precision is only a
+// storage format here, and no faster; version 4 changes that.  Tiles of 8 along k were tried: as compiled for sm_90, 76
+// to 80% of the loop's instructions were multiply-adds, and with 16 they are 79 to 83%.  Channels that are not a
+// multiple of 4 are read one by one.  The last tile of rows or columns is computed in full: 36 channels cost as much as
+// 64. float64 would need 128 registers for its sums alone, so it uses version 2.
 //
 // takes   float32, float16, bfloat16
 // needs   sm_75
@@ -52,20 +52,20 @@ constexpr int TILE_M = 128;
 constexpr int TILE_N = 64;
 constexpr int TILE_K = 16;
 constexpr int BLOCKS = 3;                               // on a multiprocessor at a time: 168 registers a thread
-constexpr int GROUPS = TILE_K / 4, LINES = THREADS / GROUPS;     // of 4 neighbours along k; of pixels, or channels
-constexpr int READS_A = TILE_M * TILE_K / 4 / THREADS;  // of 4 numbers, by each thread for each tile
+constexpr int GROUPS = TILE_K / 4, LINES = THREADS / GROUPS;     // groups of 4 along k; pixels or channels
+constexpr int READS_A = TILE_M * TILE_K / 4 / THREADS;  // of 4 numbers: those of a thread for each tile
 constexpr int READS_B = TILE_N * TILE_K / 4 / THREADS;
 
 struct alignas(16) Quad { Acc at[4]; };
 
-// Shared memory: k comes first.  After every fourth k some room is left out, so that a warp's lanes, which write to
-// GROUPS different k at a time and to 32 / GROUPS neighbouring rows, meet 32 different banks.
+// Shared memory: k comes first.  There is a gap after every fourth k, so the lanes of a warp, which write to GROUPS
+// different k at a time and to 32 / GROUPS neighbouring rows, use 32 different banks.
 constexpr int GAP = 32 / GROUPS;
 __device__ __forceinline__ int at_a(int k, int row)    { return k * TILE_M + k / 4 * GAP + row; }
 __device__ __forceinline__ int at_b(int k, int column) { return k * TILE_N + k / 4 * GAP + column; }
 struct alignas(16) Tiles { Acc a[TILE_K * TILE_M + GROUPS * GAP], b[TILE_K * TILE_N + GROUPS * GAP]; };
 
-// Where k stands: tap (m, n) and channel c, for k = (m columns + n) channels + c.
+// The place that k stands for: tap (m, n) and channel c, where k = (m columns + n) channels + c.
 struct Place {
     int m, n, c;
     __device__ __forceinline__ Place(int k, int columns, int channels) {
@@ -74,15 +74,15 @@ struct Place {
     }
     __device__ __forceinline__ void advance(int by, int columns, int channels) {
         c += by;
-        while (c >= channels) {                         // without a division: at most once where channels >= by
+        while (c >= channels) {                         // without a division: repeats at most once if channels >= by
             c -= channels;
             if (++n == columns) n = 0, ++m;
         }
     }
 };
 
-// Along one axis, what conv_dx does for the pixels of x with (i + padding) mod stride = r: only the taps with
-// m mod stride = r reach them.  Pixel first + stride u and tap r + stride m meet in row u + shift - m of dy.
+// One axis of conv_dx, for the pixels of x with (i + padding) mod stride = r: only the taps with m mod stride = r
+// reach them.  Pixel first + stride u and tap r + stride m belong to row u + shift - m of dy.
 struct Class {
     int first, pixels, taps, shift;
     __device__ __forceinline__ Class(int r, int size, int k, int stride, int padding) {
@@ -110,7 +110,7 @@ struct Patches {
     __device__ __forceinline__ static int row(int r) { return threadIdx.x / GROUPS + r * LINES; }
 
     __device__ __forceinline__ void set(int r, bool exists, int b, int i, int j) {
-        top[r] = exists ? i : -(1 << 30);               // no tap leads from there into the image
+        top[r] = exists ? i : -(1 << 30);               // from there no tap reaches the image
         left[r] = j, at[r] = ((b * H + i) * W + j) * C;
     }
 
@@ -150,7 +150,7 @@ struct Patches {
     }
 };
 
-// A of dw: rows are q = (m, n, c), and k runs over the pixels (b, i, j) of dy.
+// A of dw: the rows are q = (m, n, c), and k counts the pixels (b, i, j) of dy.
 struct Places {
     const T* x;
     int H, W, C, Ho, Wo, pixels, kh, kw, stride, padding;
@@ -180,7 +180,7 @@ struct Places {
                     place.advance(1, kw, C);
                 }
             }
-            k += 4, j += 4;                             // the next pixel of this warp
+            k += 4, j += 4;                             // the next pixel of the warp
             while (j >= Wo) {
                 j -= Wo;
                 if (++i == Ho) i = 0, ++b;
@@ -204,7 +204,7 @@ struct Places {
     }
 };
 
-// B of forward and dw: a matrix (K, N) in memory as it is.
+// B of forward and dw: a matrix (K, N), stored as such.
 struct Matrix {
     const T* matrix;
     int K, N, k, n;
@@ -237,7 +237,7 @@ struct Matrix {
     }
 };
 
-// B of dx: k = (m, n, d) over the class's taps, columns c; in memory w (kh, kw, C, D) with d last.
+// B of dx: k = (m, n, d) over the taps of the class, columns c; w is stored as (kh, kw, C, D), d last.
 struct Turned {
     const T* w;
     int C, D, taps, columns, kw, stride, c;
@@ -282,7 +282,7 @@ struct Turned {
 
 // --- the products ---------------------------------------------------------------------------------------------
 
-// The lane's rows and columns of the tile: those of its four squares, see the picture.
+// The lane's rows and columns of the tile: those of its four squares in the picture.
 __device__ __forceinline__ int tile_row(int r) {
     return threadIdx.x / 32 * 32 + r / 4 * 16 + threadIdx.x % 32 / 8 * 4 + r % 4;
 }
@@ -296,7 +296,7 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* shared, A
     __syncthreads();
     for (int tile = 0; tile < tiles; ++tile) {
         Tiles &now = shared[tile % 2], &next = shared[(tile + 1) % 2];
-        if (tile + 1 < tiles) a.read(), b.read();       // on their way while the products below are made
+        if (tile + 1 < tiles) a.read(), b.read();       // in transit while the products below are computed
         #pragma unroll
         for (int k = 0; k < TILE_K; ++k) {
             Quad u[2], v[2];
@@ -314,7 +314,7 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* shared, A
     }
 }
 
-// The tiles of k that split `split` of `splits` takes.
+// The tiles of k of split number `split` of `splits`.
 struct Share {
     int k0, tiles;
     __device__ __forceinline__ Share(int K, int split, int splits) {
@@ -327,7 +327,7 @@ __device__ __forceinline__ void put(Acc x, Acc* to)     { *to = x; }
 template <typename Out>
 __device__ __forceinline__ void put(Acc x, Out* to)     { narrow(x, to); }
 
-// Four sums to neighbours in a row of N numbers, the first at column n.
+// Writes four sums side by side to a row of N numbers, the first at column n.
 template <typename Out>
 __device__ __forceinline__ void put_four(const Acc* sum, Out* row, int n, int N) {
     if (N % 4 == 0) {

@@ -1,15 +1,15 @@
 // Convolution 4: tensor cores.  A warp multiplies a 16 x 8 matrix with an 8 x 8 one in a single instruction.
 //
-// In version 3 a multiply-add is an instruction of a thread.  Here it is a share of one of a warp's: mma.sync adds
+// In version 3 each thread needs one instruction for each multiply-add.  Here one instruction of a warp, mma.sync, adds
 // 16 x 8 x 8 products (TF32) or 16 x 8 x 16 (half precision) to sums in float32.  The tiles are filled as before, from
-// global memory through registers.  Only shared memory looks different, because the numbers must lie as the tensor
-// cores take them (ptx.cuh has the pictures), and the sums, because each lane gets a few of each small matrix.
+// global memory through registers.  Two things change: the layout of shared memory, which must suit the tensor cores
+// (ptx.cuh has the pictures), and the places of the sums, since each lane gets a few of each small matrix.
 //
-// float32 is rounded to TF32 on its way into shared memory: 10 bits of fraction instead of 23, an error of at most
-// 2^-11 in each factor.  So float32 arrays use this version only where it is asked for.
+// float32 is rounded to TF32 when it is written to shared memory: 10 bits of fraction instead of 23, an error of at
+// most 2^-11 in each factor.  So float32 arrays use this version only on request.
 //
-//     Which thread does what: a block of 4 warps makes 128 x 64 sums, tile by tile of 64 bytes (16 or 32 numbers)
-//     along k; a warp 64 x 32 of them, as 4 x 4 matrices of 16 x 8.
+//     Which thread does what: a block of 4 warps computes 128 x 64 sums, in tiles of 64 bytes (16 or 32 numbers) along
+//     k; a warp computes 64 x 32 of them, as 4 x 4 matrices of 16 x 8.
 //
 //             B (64 columns)                           one matrix of 16 x 8 sums: lane = 4 g + t
 //             +-------+-------+                              2t 2t+1
@@ -21,13 +21,13 @@
 //     |   |   | warp 1| warp 3|
 //     +---+   +-------+-------+
 //
-//     In shared memory a tile lies as it lay in global memory, so that 16 bytes move together:
-//         Along     (row, k)   Patches, Turned   rows of 64 bytes, 16 more between them: 8 rows begin in 8 different
-//                                                groups of 4 banks, which is what ldmatrix reads at once
-//         Across    (k, row)   Places, Matrix    8 numbers between the rows: for TF32, lanes (g, t) read 4 rows 8
-//                                                banks apart; for half precision ldmatrix turns squares of 8 x 8
+//     A tile has the same order in shared memory as in global memory, so 16 bytes are moved at a time:
+//         Along     (row, k)   Patches, Turned   rows of 64 bytes with gaps of 16: 8 rows begin in 8 different groups
+//                                                of 4 banks, which ldmatrix reads at once
+//         Across    (k, row)   Places, Matrix    gaps of 8 numbers between rows: for TF32, lanes (g, t) read 4 rows 8
+//                                                banks apart; for half precision ldmatrix transposes squares of 8 x 8
 //
-// Counted, forward, M = B Ho Wo, K = kh kw C:  2 M K D operations, and the same reads as version 3's: (128 + 64) K
+// Counted, forward, M = B Ho Wo, K = kh kw C:  2 M K D operations, and the same reads as in version 3: (128 + 64) K
 // numbers through L2 for 128 * 64 * K products.  For 16 mma a warp reads 64 + 32 rows of 32 bytes of shared memory,
 // 24 clocks at 128 bytes a clock.  Those are 16 384 multiply-adds of TF32, or 32 768 of half precision: 32 clocks of an
 // A100's multiprocessor, 16 of an H100's.  B = 128, 14 x 14, 64 -> 64 channels, 3 x 3, TF32:  1.85 GFLOP, 13 MB if
@@ -35,10 +35,10 @@
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: latency.  A tile's products take a fraction of the time that they took in version 3, so the numbers
-// on their way to registers hide less than they did, and between the barriers of a tile there are 32 mma a warp:
-// version 5 keeps several tiles under way.  Next, shared memory: on an H100 the fragments of a warp take longer to read
-// than to multiply, and only 64 x 64 sums a warp would change that.  Channels that are no multiple of 16 bytes (4 or 8
+// What limits it: latency.  The products of a tile take a fraction of their time in version 3, so they hide less of the
+// latency of the next tile's reads, and between the barriers of a tile a warp has only 32 mma.  Version 5 keeps several
+// tiles in transit.  Next comes shared memory: on an H100, reading a warp's fragments takes longer than multiplying
+// them, and only 64 x 64 sums for each warp would change that.  Channels that are not a multiple of 16 bytes (4 or 8
 // numbers) are read one by one.
 //
 // takes   tf32, float16, bfloat16
@@ -49,13 +49,13 @@ constexpr int THREADS = 128;
 constexpr int TILE_M = 128;
 constexpr int TILE_N = 64;
 constexpr int TILE_K = 32;
-constexpr int PER = 16 / sizeof(T);                     // numbers in 16 bytes: a mma takes twice as many along k
+constexpr int PER = 16 / sizeof(T);                     // numbers in 16 bytes; one mma takes twice as many along k
 constexpr int DEPTH = 4 * PER;                          // of a tile, along k
 
 struct alignas(16) Piece { T at[PER]; };
 struct alignas(16) Tiles { T a[TILE_M * (DEPTH + PER)], b[TILE_N * (DEPTH + PER)]; };         // Across needs less
 
-// Where k stands: tap (m, n) and channel c, for k = (m columns + n) channels + c.
+// The place that k stands for: tap (m, n) and channel c, where k = (m columns + n) channels + c.
 struct Place {
     int m, n, c;
     __device__ __forceinline__ Place(int k, int columns, int channels) {
@@ -64,15 +64,15 @@ struct Place {
     }
     __device__ __forceinline__ void advance(int by, int columns, int channels) {
         c += by;
-        while (c >= channels) {                         // without a division: at most once where channels >= by
+        while (c >= channels) {                         // without a division: repeats at most once if channels >= by
             c -= channels;
             if (++n == columns) n = 0, ++m;
         }
     }
 };
 
-// Along one axis, what conv_dx does for the pixels of x with (i + padding) mod stride = r: only the taps with
-// m mod stride = r reach them.  Pixel first + stride u and tap r + stride m meet in row u + shift - m of dy.
+// One axis of conv_dx, for the pixels of x with (i + padding) mod stride = r: only the taps with m mod stride = r
+// reach them.  Pixel first + stride u and tap r + stride m belong to row u + shift - m of dy.
 struct Class {
     int first, pixels, taps, shift;
     __device__ __forceinline__ Class(int r, int size, int k, int stride, int padding) {
@@ -99,7 +99,7 @@ __device__ __forceinline__ void put_piece(Piece piece, T* to) {
 struct Along {
     static constexpr int LONG = DEPTH + PER;
 
-    // Threads 0..3 take a row's 4 pieces, 4..7 those of the row 4 below: their 128 bytes then meet all 32 banks.
+    // Threads 0..3 take a row's 4 pieces, 4..7 those of the row 4 below: their 128 bytes then use all 32 banks.
     __device__ __forceinline__ static int row(int r) {
         return r * 32 + threadIdx.x / 32 * 8 + threadIdx.x / 4 % 2 * 4 + threadIdx.x / 8 % 4;
     }
@@ -121,8 +121,8 @@ struct Along {
 template <int ROWS>
 struct Across {
     static constexpr int LONG = ROWS + 8;
-    static constexpr int PIECES = ROWS / PER;           // of a row in shared memory; so many threads share it,
-    static constexpr int STEP = THREADS / PIECES;       // and a thread's next row is so many further
+    static constexpr int PIECES = ROWS / PER;           // pieces of a row in shared memory: one for each thread,
+    static constexpr int STEP = THREADS / PIECES;       // and a thread continues this many rows further
 
     __device__ __forceinline__ static int row()    { return threadIdx.x % PIECES * PER; }
     __device__ __forceinline__ static int k(int r) { return threadIdx.x / PIECES + r * STEP; }
@@ -164,7 +164,7 @@ struct Patches : Along {
         : image(image), H(H), W(W), C(C), taps(taps), columns(columns), place(k0 + k(), columns, C) {}
 
     __device__ __forceinline__ void set(int r, bool exists, int b, int i, int j) {
-        top[r] = exists ? i : -(1 << 30);               // no tap leads from there into the image
+        top[r] = exists ? i : -(1 << 30);               // from there no tap reaches the image
         left[r] = j, at[r] = ((b * H + i) * W + j) * C;
     }
 
@@ -201,7 +201,7 @@ struct Patches : Along {
     }
 };
 
-// A of dw: rows are q = (m, n, c), and k runs over the pixels (b, i, j) of dy.
+// A of dw: the rows are q = (m, n, c), and k counts the pixels (b, i, j) of dy.
 struct Places : Across<TILE_M> {
     const T* x;
     int H, W, C, Ho, Wo, pixels, kh, kw, stride, padding;
@@ -251,7 +251,7 @@ struct Places : Across<TILE_M> {
     }
 };
 
-// B of forward and dw: a matrix (K, N) in memory as it is.
+// B of forward and dw: a matrix (K, N), stored as such.
 struct Matrix : Across<TILE_N> {
     const T* matrix;
     int K, N, k0, n;
@@ -283,7 +283,7 @@ struct Matrix : Across<TILE_N> {
     }
 };
 
-// B of dx: k = (m, n, d) over the class's taps, columns c; in memory w (kh, kw, C, D) with d last.
+// B of dx: k = (m, n, d) over the taps of the class, columns c; w is stored as (kh, kw, C, D), d last.
 struct Turned : Along {
     const T* w;
     int C, D, taps, columns, kw, stride, n0;
@@ -325,7 +325,7 @@ struct Turned : Along {
 
 // --- the products ---------------------------------------------------------------------------------------------
 
-// sum[i][j] is the warp's matrix i down, j across; of it each lane has rows g and g + 8 (h = 0, 1), columns 2t, 2t + 1.
+// sum[i][j] is the warp's matrix in row i, column j; each lane has its rows g and g + 8 (h = 0, 1), columns 2t, 2t + 1.
 using Sums = float[4][4][4];
 __device__ __forceinline__ int tile_row(int i, int h) {
     return threadIdx.x / 32 % 2 * 64 + i * 16 + h * 8 + threadIdx.x % 32 / 4;
@@ -352,7 +352,7 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* shared, S
     for (int tile = 0; tile < tiles; ++tile) {
         const T* now_a = shared[tile % 2].a;
         const T* now_b = shared[tile % 2].b;
-        if (tile + 1 < tiles) a.read(), b.read();       // on their way while the products below are made
+        if (tile + 1 < tiles) a.read(), b.read();       // in transit while the products below are computed
         #pragma unroll
         for (int k = 0; k < DEPTH; k += 2 * PER) {
             unsigned u[4][4], v[2][2][2];
@@ -370,7 +370,7 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* shared, S
     }
 }
 
-// The tiles of k that split `split` of `splits` takes: whole TILE_K, but for the last.
+// The tiles of k of split number `split` of `splits`: whole TILE_K, but for the last.
 struct Share {
     int k0, tiles;
     __device__ __forceinline__ Share(int K, int split, int splits) {
@@ -384,7 +384,7 @@ __device__ __forceinline__ void put(Acc x, Acc* to)     { *to = x; }
 template <typename Out>
 __device__ __forceinline__ void put(Acc x, Out* to)     { narrow(x, to); }
 
-// Two sums to neighbours in a row of N numbers, the first at column n.
+// Writes two sums side by side to a row of N numbers, the first at column n.
 template <typename Out>
 __device__ __forceinline__ void put_two(const Acc* sum, Out* row, int n, int N) {
     if (N % 2 == 0) {

@@ -1,19 +1,19 @@
-// Convolution 5: asynchronous copies.  Four tiles are under way at once, and none of them in registers.
+// Convolution 5: asynchronous copies.  Four tiles are in use at once, and none of them is in registers.
 //
-// In version 4 a tile comes through registers, one ahead of the products, and a warp that wants to store it must wait
-// for it.  cp.async copies 16 bytes from global to shared memory by itself: the thread asks, and goes on.  So shared
-// memory becomes a ring of 4 stages.  While the products of one tile are made, the next two are arriving and the third
-// is asked for; a wait is then for what was asked for three tiles ago.  One barrier a tile does two things: it says
-// that everyone's copies of this tile have landed, and that everyone is done with the stage that is filled next.
+// In version 4 a tile goes through registers, one ahead of the products, and a warp must wait for it before it can
+// store it.  cp.async copies 16 bytes from global to shared memory by itself: the thread starts the copy and continues.
+// So shared memory becomes a ring of 4 stages.  While the products of one tile are computed, the next two are arriving
+// and the copy of the third starts; so a wait is for copies that started three tiles ago.  The barrier of each tile
+// ensures two things: all copies of this tile are complete, and no thread still uses the stage that is filled next.
 //
 //     tile           0     1     2     3     4     5
-//     stage          0     1     2     3     0     1              4 * 15 KiB, dynamic: a launch must ask for more
-//     asked for    | start | start | start | t 0 | t 1 | t 2     than 48 KiB by name
-//     wait, barrier  t 0   t 1   t 2   t 3   t 4   t 5            while the products of tile t are made, tiles
-//                                                                 t+1 .. t+3 are on their way
+//     stage          0     1     2     3     0     1              4 * 15 KiB, dynamic: a launch must request more
+//     started      | start | start | start | t 0 | t 1 | t 2     than 48 KiB explicitly
+//     wait, barrier  t 0   t 1   t 2   t 3   t 4   t 5            while the products of tile t are computed,
+//                                                                 tiles t+1 .. t+3 are in transit
 //
-//     Which thread does what: as in version 4, a block of 4 warps makes 128 x 64 sums, a warp 64 x 32 of them, as 4 x 4
-//     matrices of 16 x 8.
+//     Which thread does what: as in version 4, a block of 4 warps computes 128 x 64 sums, and a warp 64 x 32 of them,
+//     as 4 x 4 matrices of 16 x 8.
 //
 //             B (64 columns)                           one matrix of 16 x 8 sums: lane = 4 g + t
 //             +-------+-------+                              2t 2t+1
@@ -25,29 +25,29 @@
 //     |   |   | warp 1| warp 3|
 //     +---+   +-------+-------+
 //
-//     In shared memory a tile lies as it lay in global memory, and padding becomes zeros on the way: a copy that is not
-//     valid writes zeros and reads nothing.
-//         Along     (row, k)   Patches, Turned   rows of 64 bytes, 16 more between them: 8 rows begin in 8 different
-//                                                groups of 4 banks, which is what ldmatrix reads at once
-//         Across    (k, row)   Places, Matrix    8 numbers between the rows: for TF32, lanes (g, t) read 4 rows 8
-//                                                banks apart; for half precision ldmatrix turns squares of 8 x 8
+//     A tile has the same order in shared memory as in global memory, and the copies produce the zeros of the padding:
+//     a copy that is not valid writes zeros and reads nothing.
+//         Along     (row, k)   Patches, Turned   rows of 64 bytes with gaps of 16: 8 rows begin in 8 different groups
+//                                                of 4 banks, which ldmatrix reads at once
+//         Across    (k, row)   Places, Matrix    gaps of 8 numbers between rows: for TF32, lanes (g, t) read 4 rows 8
+//                                                banks apart; for half precision ldmatrix transposes squares of 8 x 8
 //
-// No thread sees a number on its way, so float32 is rounded to TF32 later, in the fragments: 24 more instructions for
-// 16 mma.
+// The copies do not go through registers, so float32 is rounded to TF32 later, in the fragments: 24 more instructions
+// for 16 mma.
 //
-// Counted: as version 4.  A block has three tiles of 12 KiB on their way; 132 multiprocessors with three blocks each
-// have 14 MB, where 3.35 TB/s times 0.8 us, 2.7 MB, would keep an H100's memory busy.
+// Counted: as version 4.  A block has three tiles of 12 KiB in transit; 132 multiprocessors with three blocks each have
+// 14 MB.  3.35 TB/s times 0.8 us, 2.7 MB, would be enough to keep an H100's memory busy.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What did not work: adding 0x1000 to the bits would round to TF32 too, since the tensor cores ignore the lower 13
-// bits, and cost less than cvt.  But it turns the NaN 0x7fffffff, which is what a GPU writes, into -0.  Not rounding at
-// all, as some libraries do, cuts towards zero: every product comes out too small, by 2^-11 on average for each factor.
+// What did not work: adding 0x1000 to the bits also rounds to TF32, since the tensor cores ignore the lower 13 bits,
+// and costs less than cvt.  But it turns the NaN 0x7fffffff, which GPUs produce, into -0.  Without rounding, as in some
+// libraries, numbers are truncated towards zero: each factor makes a product too small, by 2^-11 on average.
 //
-// What limits it: shared memory, as in version 4: on an H100 the fragments of a warp take longer to read than to
-// multiply.  64 x 64 sums a warp would halve that, in tiles of 128 x 128, of which small images have too few, and of
-// which 64 channels fill half.  mma.sync itself reaches about two thirds of a Hopper's peak; the rest needs wgmma.
-// cp.async moves 4, 8 or 16 bytes, and here only 16: where channels are no multiple of that, a thread reads and writes
+// What limits it: shared memory, as in version 4: on an H100, reading a warp's fragments takes longer than multiplying
+// them.  64 x 64 sums for each warp would halve that, but tiles of 128 x 128 are too few for small images, and 64
+// channels fill only half of one.  mma.sync reaches about two thirds of a Hopper's peak; the rest requires wgmma.
+// cp.async copies 4, 8 or 16 bytes, and here only 16: if channels are not a multiple of that, a thread reads and writes
 // numbers one by one, and waits for them.
 //
 // takes   tf32, float16, bfloat16
@@ -60,13 +60,13 @@ constexpr int TILE_N = 64;
 constexpr int TILE_K = 32;
 constexpr int STAGES = 4;
 constexpr int SHARED = 61440;                           // STAGES tiles of A and of B
-constexpr int PER = 16 / sizeof(T);                     // numbers in 16 bytes: a mma takes twice as many along k
+constexpr int PER = 16 / sizeof(T);                     // numbers in 16 bytes; one mma takes twice as many along k
 constexpr int DEPTH = 4 * PER;                          // of a tile, along k
 
 struct alignas(16) Piece { T at[PER]; };
 struct alignas(16) Tiles { T a[TILE_M * (DEPTH + PER)], b[TILE_N * (DEPTH + PER)]; };         // Across needs less
 
-// Where k stands: tap (m, n) and channel c, for k = (m columns + n) channels + c.
+// The place that k stands for: tap (m, n) and channel c, where k = (m columns + n) channels + c.
 struct Place {
     int m, n, c;
     __device__ __forceinline__ Place(int k, int columns, int channels) {
@@ -75,15 +75,15 @@ struct Place {
     }
     __device__ __forceinline__ void advance(int by, int columns, int channels) {
         c += by;
-        while (c >= channels) {                         // without a division: at most once where channels >= by
+        while (c >= channels) {                         // without a division: repeats at most once if channels >= by
             c -= channels;
             if (++n == columns) n = 0, ++m;
         }
     }
 };
 
-// Along one axis, what conv_dx does for the pixels of x with (i + padding) mod stride = r: only the taps with
-// m mod stride = r reach them.  Pixel first + stride u and tap r + stride m meet in row u + shift - m of dy.
+// One axis of conv_dx, for the pixels of x with (i + padding) mod stride = r: only the taps with m mod stride = r
+// reach them.  Pixel first + stride u and tap r + stride m belong to row u + shift - m of dy.
 struct Class {
     int first, pixels, taps, shift;
     __device__ __forceinline__ Class(int r, int size, int k, int stride, int padding) {
@@ -107,7 +107,7 @@ __device__ __forceinline__ void to_tensor(unsigned (&fragment)[N]) {
 struct Along {
     static constexpr int LONG = DEPTH + PER;
 
-    // Threads 0..3 take a row's 4 pieces, 4..7 those of the row 4 below: their 128 bytes then meet all 32 banks.
+    // Threads 0..3 take a row's 4 pieces, 4..7 those of the row 4 below: their 128 bytes then use all 32 banks.
     __device__ __forceinline__ static int row(int r) {
         return r * 32 + threadIdx.x / 32 * 8 + threadIdx.x / 4 % 2 * 4 + threadIdx.x / 8 % 4;
     }
@@ -131,8 +131,8 @@ struct Along {
 template <int ROWS>
 struct Across {
     static constexpr int LONG = ROWS + 8;
-    static constexpr int PIECES = ROWS / PER;           // of a row in shared memory; so many threads share it,
-    static constexpr int STEP = THREADS / PIECES;       // and a thread's next row is so many further
+    static constexpr int PIECES = ROWS / PER;           // pieces of a row in shared memory: one for each thread,
+    static constexpr int STEP = THREADS / PIECES;       // and a thread continues this many rows further
 
     __device__ __forceinline__ static int row()    { return threadIdx.x % PIECES * PER; }
     __device__ __forceinline__ static int k(int r) { return threadIdx.x / PIECES + r * STEP; }
@@ -175,7 +175,7 @@ struct Patches : Along {
         : image(image), H(H), W(W), C(C), taps(taps), columns(columns), place(k0 + k(), columns, C) {}
 
     __device__ __forceinline__ void set(int r, bool exists, int b, int i, int j) {
-        top[r] = exists ? i : -(1 << 30);               // no tap leads from there into the image
+        top[r] = exists ? i : -(1 << 30);               // from there no tap reaches the image
         left[r] = j, at[r] = ((b * H + i) * W + j) * C;
     }
 
@@ -210,7 +210,7 @@ struct Patches : Along {
     }
 };
 
-// A of dw: rows are q = (m, n, c), and k runs over the pixels (b, i, j) of dy.
+// A of dw: the rows are q = (m, n, c), and k counts the pixels (b, i, j) of dy.
 struct Places : Across<TILE_M> {
     const T* x;
     int H, W, C, Ho, Wo, pixels, kh, kw, stride, padding;
@@ -256,7 +256,7 @@ struct Places : Across<TILE_M> {
     }
 };
 
-// B of forward and dw: a matrix (K, N) in memory as it is.
+// B of forward and dw: a matrix (K, N), stored as such.
 struct Matrix : Across<TILE_N> {
     const T* matrix;
     int K, N, k0, n;
@@ -283,7 +283,7 @@ struct Matrix : Across<TILE_N> {
     }
 };
 
-// B of dx: k = (m, n, d) over the class's taps, columns c; in memory w (kh, kw, C, D) with d last.
+// B of dx: k = (m, n, d) over the taps of the class, columns c; w is stored as (kh, kw, C, D), d last.
 struct Turned : Along {
     const T* w;
     int C, D, taps, columns, kw, stride, n0;
@@ -320,7 +320,7 @@ struct Turned : Along {
 
 // --- the products ---------------------------------------------------------------------------------------------
 
-// sum[i][j] is the warp's matrix i down, j across; of it each lane has rows g and g + 8 (h = 0, 1), columns 2t, 2t + 1.
+// sum[i][j] is the warp's matrix in row i, column j; each lane has its rows g and g + 8 (h = 0, 1), columns 2t, 2t + 1.
 using Sums = float[4][4][4];
 __device__ __forceinline__ int tile_row(int i, int h) {
     return threadIdx.x / 32 % 2 * 64 + i * 16 + h * 8 + threadIdx.x % 32 / 4;
@@ -346,9 +346,9 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* stages, S
         copy_async_commit();
     }
     for (int tile = 0; tile < tiles; ++tile) {
-        copy_async_wait<STAGES - 2>();                  // this thread's copies of the tile have landed,
-        __syncthreads();                                // everyone's have; and all are done with the tile before
-        const int next = tile + STAGES - 1;             // this one, whose stage is filled now
+        copy_async_wait<STAGES - 2>();                  // this thread's copies of the tile are complete,
+        __syncthreads();                                // everyone's have; and nobody uses the previous tile
+        const int next = tile + STAGES - 1;             // its stage is filled now
         if (next < tiles) a.copy(stages[next % STAGES].a), b.copy(stages[next % STAGES].b);
         copy_async_commit();                            // an empty group too: `wait` counts groups
         const T* now_a = stages[tile % STAGES].a;
@@ -368,7 +368,7 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* stages, S
     }
 }
 
-// The tiles of k that split `split` of `splits` takes: whole TILE_K, but for the last.
+// The tiles of k of split number `split` of `splits`: whole TILE_K, but for the last.
 struct Share {
     int k0, tiles;
     __device__ __forceinline__ Share(int K, int split, int splits) {
@@ -382,7 +382,7 @@ __device__ __forceinline__ void put(Acc x, Acc* to)     { *to = x; }
 template <typename Out>
 __device__ __forceinline__ void put(Acc x, Out* to)     { narrow(x, to); }
 
-// Two sums to neighbours in a row of N numbers, the first at column n.
+// Writes two sums side by side to a row of N numbers, the first at column n.
 template <typename Out>
 __device__ __forceinline__ void put_two(const Acc* sum, Out* row, int n, int N) {
     if (N % 2 == 0) {

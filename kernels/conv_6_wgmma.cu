@@ -1,15 +1,15 @@
-// Convolution 6: wgmma.  Four warps multiply 64 x 16 by 16 x 64 at once, straight from shared memory.
+// Convolution 6: wgmma.  Four warps multiply 64 x 16 by 16 x 64 in one instruction, directly from shared memory.
 //
-// In version 5 a warp reads each fragment from shared memory into registers, and on an H100 that takes longer than to
-// multiply them.  wgmma takes both factors from shared memory itself: no fragments, one instruction for 65 536
-// multiply-adds.  It is asynchronous as well: while the tensor cores work through a tile, the threads ask for a later
-// one.  In return the numbers must lie just so: in squares of 64 lines of 128 bytes, swizzled (ptx.cuh has the
-// picture).  A tile of A is two squares, one of B is one; a tile is 64 numbers deep, and there are three stages.
+// In version 5 a warp reads each fragment from shared memory into registers, and on an H100 that takes longer than the
+// multiplication.  wgmma reads both factors from shared memory itself: no fragments, and one instruction for 65 536
+// multiply-adds.  It is asynchronous as well: while the tensor cores multiply a tile, the threads start the copies of a
+// later one.  In return the layout is fixed: squares of 64 lines of 128 bytes, swizzled (ptx.cuh has the picture).  A
+// tile of A is two squares, and one of B is one square; a tile is 64 numbers deep, and there are three stages.
 //
-//     Which thread does what: a block is one warpgroup of 4 warps and makes 128 x 64 sums, as two matrices of 64 x 64.
+//     Which thread does what: a block is one warpgroup of 4 warps; it computes two matrices of 64 x 64 sums.
 //
-//                       B                              rows 16 w .. 16 w + 15 of either square belong to warp w;
-//                    +-----+                           there the sums lie as mma's do: lane = 4 g + t
+//                       B                              rows 16 w .. 16 w + 15 of each square belong to warp w, with the
+//                    +-----+                           sums in the same places as those of mma: lane = 4 g + t
 //                    |     | 64                                  8 j + 2t   8 j + 2t + 1
 //           A        +-----+                              g    |   4 j        4 j + 1    |   of sum[i][32]
 //        +-----+     +-----+                              g+8  |   4 j + 2    4 j + 3    |
@@ -18,28 +18,28 @@
 //     64 |     |     |  1  |
 //        +-----+     +-----+
 //
-//     tile t:  wait for its copies | barrier | start 8 wgmma | ask for tile t + 2 | wait for the 8 wgmma
+//     tile t:  wait for its copies | barrier | start 8 wgmma | start copying tile t + 2 | wait for the 8 wgmma
 //
 //     In shared memory:
 //         Along     a line is a row, 64 numbers along k          Patches, Turned
 //         Across    a line is one k, 64 rows: `turned`           Places, Matrix
-//     Eight threads copy the 8 pieces of a line, 128 bytes side by side in global memory where channels allow it.
+//     Eight threads copy the 8 pieces of a line, 128 bytes side by side in global memory if the channels allow it.
 //
-// The copies are made by cp.async and seen by wgmma through another road than that of loads and stores: hence
-// wgmma_see_writes before the barrier.
+// cp.async makes the copies, and wgmma reads shared memory by another path than loads and stores: therefore
+// wgmma_see_writes comes before the barrier.
 //
-// Counted: as version 5.  A tile is 24 KiB of shared memory for 524 288 multiply-adds; wgmma reads its square of B anew
-// for each 64 x 64: 32 KiB, 256 clocks at 128 bytes a clock, and 256 clocks of an H100's tensor cores at 2048
-// multiply-adds.  Three blocks of 73 KiB fit a multiprocessor.
+// Counted: as version 5.  A tile is 24 KiB of shared memory for 524 288 multiply-adds.  wgmma reads its square of B
+// again for each 64 x 64: 32 KiB in all, 256 clocks at 128 bytes a clock, and 256 clocks of an H100's tensor cores at
+// 2048 multiply-adds a clock.  Three blocks of 73 KiB fit on a multiprocessor.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: shared memory feeds 64 columns with nothing to spare.  128 would need three quarters as much, but 64
-// channels fill only half of them.  Between the last wgmma of a tile and the first of the next there is a barrier: the
-// other two blocks of the multiprocessor must fill it.  TMA (cp.async.bulk) would copy whole boxes of an image with one
-// thread, padding included, where here each thread makes its addresses; it needs descriptors made by the host.
-// No TF32: wgmma takes 4-byte numbers only where k runs along the line, as in Patches and Turned; Places and Matrix
-// would have to be turned on their way.
+// What limits it: shared memory is just fast enough for 64 columns.  128 columns would need three quarters as much, but
+// 64 channels fill only half of them.  There is a barrier between the last wgmma of a tile and the first of the next;
+// the other two blocks on the multiprocessor must fill that gap.  TMA (cp.async.bulk) would copy whole boxes of an
+// image with one thread, including the padding, while here each thread computes addresses; it needs descriptors from
+// the host. No TF32: wgmma takes 4-byte numbers only if k runs along the line, as in Patches and Turned; Places and
+// Matrix would have to be transposed during the copy.
 //
 // takes   float16, bfloat16
 // needs   sm_90a
@@ -57,7 +57,7 @@ constexpr int SQUARE = 64 * 64;                         // numbers: 64 lines of 
 struct alignas(16) Piece { T at[PER]; };
 struct alignas(16) Tiles { T a[2 * SQUARE], b[SQUARE]; };
 
-// Where k stands: tap (m, n) and channel c, for k = (m columns + n) channels + c.
+// The place that k stands for: tap (m, n) and channel c, where k = (m columns + n) channels + c.
 struct Place {
     int m, n, c;
     __device__ __forceinline__ Place(int k, int columns, int channels) {
@@ -66,15 +66,15 @@ struct Place {
     }
     __device__ __forceinline__ void advance(int by, int columns, int channels) {
         c += by;
-        while (c >= channels) {                         // without a division: at most once where channels >= by
+        while (c >= channels) {                         // without a division: repeats at most once if channels >= by
             c -= channels;
             if (++n == columns) n = 0, ++m;
         }
     }
 };
 
-// Along one axis, what conv_dx does for the pixels of x with (i + padding) mod stride = r: only the taps with
-// m mod stride = r reach them.  Pixel first + stride u and tap r + stride m meet in row u + shift - m of dy.
+// One axis of conv_dx, for the pixels of x with (i + padding) mod stride = r: only the taps with m mod stride = r
+// reach them.  Pixel first + stride u and tap r + stride m belong to row u + shift - m of dy.
 struct Class {
     int first, pixels, taps, shift;
     __device__ __forceinline__ Class(int r, int size, int k, int stride, int padding) {
@@ -87,7 +87,7 @@ struct Class {
 
 // --- squares in shared memory -----------------------------------------------------------------------------------
 
-// The piece of line l that begins with its number i: swizzled.
+// The place of the piece of line l that begins with its number i: swizzled.
 __device__ __forceinline__ int in_square(int l, int i) { return l * 64 + (i / PER ^ l % 8) * PER; }
 
 // A line is a row and runs along k.
@@ -105,8 +105,8 @@ template <int ROWS>
 struct Across {
     static constexpr int TURNED = 1;
     static constexpr int STEP_16 = 16 * 64;
-    static constexpr int PIECES = ROWS / PER;           // so many threads share a k,
-    static constexpr int STEP = THREADS / PIECES;       // and a thread's next k is so many further
+    static constexpr int PIECES = ROWS / PER;           // pieces of a k: one for each thread,
+    static constexpr int STEP = THREADS / PIECES;       // and a thread's next k is this many further
 
     __device__ __forceinline__ static int row()     { return threadIdx.x % PIECES * PER; }
     __device__ __forceinline__ static int k(int r)  { return threadIdx.x / PIECES + r * STEP; }
@@ -127,7 +127,7 @@ struct Patches : Along {
         : image(image), H(H), W(W), C(C), taps(taps), columns(columns), place(k0 + k(), columns, C) {}
 
     __device__ __forceinline__ void set(int r, bool exists, int b, int i, int j) {
-        top[r] = exists ? i : -(1 << 30);               // no tap leads from there into the image
+        top[r] = exists ? i : -(1 << 30);               // from there no tap reaches the image
         left[r] = j, origin[r] = ((b * H + i) * W + j) * C;
     }
 
@@ -162,7 +162,7 @@ struct Patches : Along {
     }
 };
 
-// A of dw: rows are q = (m, n, c), and k runs over the pixels (b, i, j) of dy.
+// A of dw: the rows are q = (m, n, c), and k counts the pixels (b, i, j) of dy.
 struct Places : Across<TILE_M> {
     const T* x;
     int H, W, C, Ho, Wo, pixels, kh, kw, stride, padding;
@@ -208,7 +208,7 @@ struct Places : Across<TILE_M> {
     }
 };
 
-// B of forward and dw: a matrix (K, N) in memory as it is.
+// B of forward and dw: a matrix (K, N), stored as such.
 struct Matrix : Across<TILE_N> {
     const T* matrix;
     int K, N, k0, n;
@@ -235,7 +235,7 @@ struct Matrix : Across<TILE_N> {
     }
 };
 
-// B of dx: k = (m, n, d) over the class's taps, columns c; in memory w (kh, kw, C, D) with d last.
+// B of dx: k = (m, n, d) over the taps of the class, columns c; w is stored as (kh, kw, C, D), d last.
 struct Turned : Along {
     const T* w;
     int C, D, taps, columns, kw, stride, n0;
@@ -272,8 +272,8 @@ struct Turned : Along {
 
 // --- the products ---------------------------------------------------------------------------------------------
 
-// sum[i] is square i of the tile; of it each lane has rows g and g + 8 (h = 0, 1) of its warp's 16, and of each 8
-// columns j numbers 2t and 2t + 1: at 4 j + 2 h.
+// sum[i] is square i of the tile.  Of its warp's 16 rows each lane has rows g and g + 8 (h = 0, 1), and of each 8
+// columns j the numbers 2t and 2t + 1, at 4 j + 2 h.
 using Sums = float[2][32];
 __device__ __forceinline__ int tile_row(int i, int h) {
     return i * 64 + threadIdx.x / 32 * 16 + h * 8 + threadIdx.x % 32 / 4;
@@ -289,7 +289,7 @@ __device__ __forceinline__ void wgmma(float (&d)[32], unsigned long long a, unsi
     wgmma_m64n64k16_bf16<TURNED_A, TURNED_B>(d, a, b);
 }
 
-// The stages, where they may begin: at a multiple of 1024 bytes.
+// The stages begin at a multiple of 1024 bytes.
 __device__ __forceinline__ Tiles* aligned(float4* shared) {
     return (Tiles*)((char*)shared + (1024 - shared_address(shared) % 1024) % 1024);
 }
@@ -302,10 +302,10 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* stages, S
         copy_async_commit();
     }
     for (int tile = 0; tile < tiles; ++tile) {
-        copy_async_wait<STAGES - 2>();                  // this thread's copies of the tile have landed,
+        copy_async_wait<STAGES - 2>();                  // this thread's copies of the tile are complete,
         wgmma_see_writes();                             // where wgmma sees them,
-        __syncthreads();                                // everyone's have; and all are done with the tile before
-        const Tiles& now = stages[tile % STAGES];       // this one, whose stage is filled below
+        __syncthreads();                                // everyone's have; and nobody uses the previous tile
+        const Tiles& now = stages[tile % STAGES];       // this tile; another stage is filled below
         wgmma_fence();
         #pragma unroll
         for (int k = 0; k < TILE_K / 16; ++k)
@@ -314,7 +314,7 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* stages, S
                 wgmma<A::TURNED, B::TURNED>(sum[i], wgmma_operand(now.a + i * SQUARE + k * A::STEP_16),
                                             wgmma_operand(now.b + k * B::STEP_16), T());
         wgmma_commit();
-        const int next = tile + STAGES - 1;             // asked for while the tensor cores work
+        const int next = tile + STAGES - 1;             // its copies start while the tensor cores work
         if (next < tiles) a.copy(stages[next % STAGES].a), b.copy(stages[next % STAGES].b);
         copy_async_commit();                            // an empty group too: `wait` counts groups
         wgmma_wait<0>();
@@ -322,7 +322,7 @@ __device__ __forceinline__ void multiply(A& a, B& b, int tiles, Tiles* stages, S
     }
 }
 
-// The tiles of k that split `split` of `splits` takes.
+// The tiles of k of split number `split` of `splits`.
 struct Share {
     int k0, tiles;
     __device__ __forceinline__ Share(int K, int split, int splits) {
@@ -335,7 +335,7 @@ __device__ __forceinline__ void put(Acc x, Acc* to)     { *to = x; }
 template <typename Out>
 __device__ __forceinline__ void put(Acc x, Out* to)     { narrow(x, to); }
 
-// Two sums to neighbours in a row of N numbers, the first at column n.
+// Writes two sums side by side to a row of N numbers, the first at column n.
 template <typename Out>
 __device__ __forceinline__ void put_two(const Acc* sum, Out* row, int n, int N) {
     if (N % 2 == 0) {

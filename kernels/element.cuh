@@ -1,4 +1,4 @@
-// What a number is in memory, T, and what it is summed in, Acc.
+// The type of a number in memory, T, and the type of sums, Acc.
 //
 // Every kernel is written once and compiled for each type of element:
 //
@@ -7,8 +7,8 @@
 //     -DELEMENT=float16    T 2 bytes     Acc float32     1 sign bit,  5 of exponent, 10 of fraction
 //     -DELEMENT=bfloat16   T 2 bytes     Acc float32     1 sign bit,  8 of exponent,  7 of fraction
 //
-// A half-precision number is only ever a form in memory: it is widened when it is read and rounded when it is
-// written, so a sum of a thousand of them loses nothing on its way.
+// Half precision is only a storage format: a number is widened when it is read and rounded when it is written, so a
+// sum of a thousand numbers is as accurate as a sum in float32.
 #pragma once
 #include "ptx.cuh"
 
@@ -24,7 +24,7 @@ template <>                 struct Wide<double> { using type = double; };
 using T = ELEMENT;
 using Acc = Wide<T>::type;
 
-// Four neighbours, read or written by one instruction: of 16 bytes for float32, 8 for the half precisions.
+// Four neighbouring numbers, read or written by one instruction: 16 bytes for float32, 8 for half precision.
 struct alignas(sizeof(T) == 8 ? 16 : 4 * sizeof(T)) Four { T at[4]; };
 
 __device__ __forceinline__ double wide(double x)   { return x; }
@@ -48,7 +48,7 @@ __device__ __forceinline__ double log_(double x)  { return log(x); }
 __device__ __forceinline__ float  rsqrt_(float x)  { return rsqrtf(x); }
 __device__ __forceinline__ double rsqrt_(double x) { return rsqrt(x); }
 
-// __fdividef has none of an exact division's branches; 1 over more than 2^126 it makes 0.
+// __fdividef has no branches, unlike an exact division; for a divisor above 2^126 it returns 0.
 __device__ __forceinline__ float  sigmoid(float x)  { return __fdividef(1.f, 1.f + __expf(-x)); }
 __device__ __forceinline__ double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 __device__ __forceinline__ Acc silu(Acc x)    { return x * sigmoid(x); }

@@ -3,34 +3,34 @@
 //     x_hat = (x - mean) / sqrt(var + eps)        mean, var over the N pixels and C/G channels of the group
 //     z     = gamma x_hat + beta                  y = z,  or silu(z) = z sigmoid(z)
 //
-// The variance is summed about the mean, in a pass of its own: E[x^2] - E[x]^2 subtracts two large numbers where
-// the mean is large, and what is left of their digits may be none.  The mean is summed from the group's first
-// element on, sum(x - x_0): a constant input then has exactly its own mean, and variance 0.
+// The variance is summed about the mean, in a separate pass: if the mean is large, E[x^2] - E[x]^2 subtracts two
+// large numbers, and may lose all digits.  The mean is summed relative to the group's first element, sum(x - x_0):
+// then the mean of a constant input is exact, and its variance is 0.
 //
-// Which thread does what.  x is (B, N, C), channels last; thread b G + g takes, of image b:
+// Which thread does what.  x is (B, N, C), channels last; thread b G + g takes group g of image b:
 //
 //                 channels  0 .. C/G-1 | C/G .. 2C/G-1 |            (here G = 4)
 //     pixel 0                thread 0  |   thread 1    |  thread 2  |  thread 3  |
 //     pixel 1                thread 0  |   thread 1    |  thread 2  |  thread 3  |
 //     ...
 //
-// Back, with dz = dy silu'(z) (or dy) and means over the group:
+// The backward pass, with dz = dy silu'(z) (or dy) and means over the group:
 //
 //     dgamma = sum_pixels dz x_hat     dbeta = sum_pixels dz
 //     dx     = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat))
 //
-// Only mean and rstd are kept for it: z is computed again from x, which costs no memory.
+// It uses only mean and rstd from the forward pass: z is computed again from x, which takes no memory.
 //
 // Bytes    forward: x is read three times and y written once, 4 B N C elements; backward: x and dy twice, dx once, 5.
-//          128 images of 14 x 14 x 64 in float32 (6.4 MB): 26 and 32 MB, where reading and writing once would be
-//          13 and 19.
-// Work     about 8 operations an element forward and 20 backward (30 more where there is a silu).
+//          128 images of 14 x 14 x 64 in float32 (6.4 MB): 26 and 32 MB; reading and writing each array
+//          once would be 13 and 19 MB.
+// Work     about 8 operations an element forward and 20 backward (30 more with a SiLU).
 // Speed    measured  not yet (benchmarks/kernels.py)
 //
-// What limits it.  B G threads in all: 1024 for that shape, 8 for each multiprocessor of an H100, where to hide the
-// latency of memory takes a thousand.  Each walks its group one element after the other, and waits for each.
-// Neighbouring threads read addresses C/G elements apart, so one load of a warp touches up to 32 lines for 4 bytes of
-// each.
+// What limits it.  There are only B G threads: 1024 for that shape, which is 8 for each multiprocessor of an H100, and
+// hiding the latency of memory takes about a thousand.  Each thread reads its group one element after another, and
+// waits for each.  Neighbouring threads read addresses C/G elements apart, so one load of a warp touches up to 32 lines
+// and uses 4 bytes of each.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
@@ -41,8 +41,8 @@ constexpr int THREADS = 32;
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
         const T* x, const T* gamma, const T* beta, T* y, Acc* mean, Acc* rstd,
         int B, int N, int C, int groups, int per_sample, int with_silu, Acc eps) {
-    // Every thread of the grid runs this.  Its number among all: THREADS for each block before its own, and its own
-    // number in that block.  The last block may have threads to spare.
+    // Every thread of the grid runs this.  Its number in the grid is THREADS for each earlier block, plus its number in
+    // its own block.  The last block may have spare threads.
     const int thread = blockIdx.x * THREADS + threadIdx.x;
     if (thread >= B * groups) return;
     const int b = thread / groups, g = thread % groups, size = C / groups;
@@ -81,7 +81,7 @@ __device__ __forceinline__ Acc before_silu(Acc dy, Acc z) {
     return dy * s * (1 + z * (1 - s));
 }
 
-// dgamma and dbeta are each image's own, (B, C).
+// dgamma and dbeta are (B, C): one row for each image.
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
         T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int per_sample, int with_silu) {

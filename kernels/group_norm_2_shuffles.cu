@@ -1,9 +1,9 @@
 // Group norm, version 2: one block of 256 threads normalises one group of one image.
 //
-// The threads of a block each sum a part, and must add their sums.  Within a warp they pass them on by shuffles,
-// straight from register to register: after 5 rounds, in which each thread adds what a thread 16, 8, 4, 2 and 1 away
-// holds, every one of the 32 has the whole sum.  Each warp then leaves its sum in shared memory, and every thread
-// adds those 8.
+// Each thread of a block sums a part, and then the threads add their sums.  Within a warp they exchange them by
+// shuffles, from register to register: in 5 rounds each thread adds the number of the thread 16, 8, 4, 2 and 1 places
+// away, and then all 32 have the whole sum.  Each warp writes its sum to shared memory, and every thread adds these
+// 8 sums.
 //
 //     thread      0  1  2  3  4  5  6  7          (8 of the 32)
 //     sums        a  b  c  d  e  f  g  h
@@ -11,26 +11,26 @@
 //     xor 2       a+e+c+g  b+f+d+h    ...
 //     xor 1       the sum, in all of them
 //
-// Which thread does what.  Forward, the group's elements in their order, thread after thread, so that the threads of
-// a warp read neighbours, as far as a group has them: such reads are coalesced, and few sectors serve them (here
-// C/G = 8; 4 pixels to a warp):
+// Which thread does what.  Forward, the threads take the group's elements in order, so the threads of a warp read
+// neighbours, as far as the group has them.  Such reads are coalesced: they need few sectors (here C/G = 8; a warp
+// reads 4 pixels):
 //
 //     pixel 0     threads  0 ..  7        pixel 32    threads  0 ..  7
 //     pixel 1     threads  8 .. 15        ...
 //     ...                                 (256 threads = 32 pixels)
 //
-// Backward, the sums of a channel come first: a warp a channel, its threads 32 pixels at a time.
+// Backward, the sums of each channel come first: one warp for each channel, whose threads take 32 pixels at a time.
 //
-// Bytes    as version 1, forward 4 B N C elements and backward 5, but the group was just read by this very block, so
-//          the later passes mostly find it in the L1 cache or in L2.
+// Bytes    as version 1, forward 4 B N C elements and backward 5; but the same block has just read the group, so the
+//          later passes mostly find it in the L1 or L2 cache.
 //          128 images of 14 x 14 x 64 in float32: 1024 blocks of 256 threads, each with 6 KB of x.
 // Work     as version 1, and an integer division for each element.
 // Speed    measured  not yet (benchmarks/kernels.py)
 //
-// What limits it.  A group's channels are C/G neighbours and then nothing for C elements: memory comes in sectors of
-// 32 bytes, and 10 channels of float16 fill 20 of them.  An element at a time, 4 or 2 bytes a load.  Backward, a
+// What limits it.  A group's channels are C/G neighbours, and the next pixel is C elements further: memory comes in
+// sectors of 32 bytes, of which 10 channels of float16 use 20.  Each load reads one element, 4 or 2 bytes.  Backward, a
 // warp reads one channel, C elements apart: each sector is fetched once for every channel in it, and only the cache
-// stands between that and the memory.
+// saves the memory from that.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
@@ -44,9 +44,9 @@ __device__ __forceinline__ Acc warp_sum(Acc x) {
     return x;
 }
 
-// The sum over the block, the same in every thread.  of_warps is __shared__: one array for all threads of the block,
-// where every other variable is a thread's own.  __syncthreads is a barrier: no thread goes on until all of the block
-// have come to it, and then each can read what the others wrote before.
+// The sum over the block, the same in every thread.  of_warps is __shared__: all threads of the block share the array,
+// while every other variable belongs to one thread.  __syncthreads is a barrier: each thread waits until all threads of
+// the block have arrived, and can then read what the others wrote before.
 __device__ __forceinline__ Acc block_sum(Acc x, Acc* of_warps) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;
@@ -96,7 +96,7 @@ __device__ __forceinline__ Acc before_silu(Acc dy, Acc z) {
     return dy * s * (1 + z * (1 - s));
 }
 
-// dgamma and dbeta are each image's own, (B, C).
+// dgamma and dbeta are (B, C): one row for each image.
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
         T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int per_sample, int with_silu) {

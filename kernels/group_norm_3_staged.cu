@@ -1,15 +1,15 @@
 // Group norm, version 3: one block reads a slab of whole groups once, keeps it in shared memory, and writes it once.
 //
-// Three passes over the same numbers (mean, variance about it, write) need not be three passes over memory: an image's
-// part of a few groups fits into the shared memory of a multiprocessor, and there the later passes find it.  Where it
-// does not fit, as many pixels are kept as there is room for, and the others are read again.
+// Three passes over the same numbers (mean, variance, result) do not require three passes over memory: a few groups of
+// one image fit in the shared memory of a multiprocessor, and the later passes read them there.  If they do not fit, as
+// many pixels are kept as possible, and the others are read again.
 //
-// A slab is `slab` neighbouring groups, W = slab C/G channels: as many as fill whole sectors of 32 bytes, the least
-// that memory gives (10 channels of float32 are 40 bytes, so 4 groups make a slab; engine/norm_cuda.py chooses).
+// A slab is `slab` neighbouring groups, W = slab C/G channels: as many as fill whole sectors of 32 bytes, the smallest
+// transfer from memory (10 channels of float32 are 40 bytes, so a slab has 4 groups; engine/cuda/norm.py chooses).
 //
-// Which thread does what.  Each takes 4 neighbouring channels, read by one instruction, of every `rows`-th pixel; the
+// Which thread does what.  Each takes 4 neighbouring channels, read by one instruction, of every `rows`-th pixel.  The
 // channels of a thread stay the same, so their gamma, beta, mean and rstd stay in its registers.  Neighbouring threads
-// read neighbours, and a slab's row fills whole sectors where it can: the reads are coalesced.
+// read neighbours, and a slab's row fills whole sectors if possible: the reads are coalesced.
 //
 //     channels    0..3      4..7      ..        W-1
 //     pixel 0     thread 0  thread 1  ..  thread lanes-1          lanes = W/4,  rows = threads / lanes
@@ -17,34 +17,34 @@
 //     ...
 //     pixel rows  thread 0  thread 1  ..
 //
-// A channel's sum is then spread over the `rows` threads of its column, which add theirs in shared memory, the upper
-// half to the lower until one row is left; then a warp adds up the channels of a group by shuffles.  Where 4 does not
-// divide C or W, a thread takes 1 channel at a time.
+// A channel's sum is then spread over the `rows` threads of its column.  They add in shared memory, the upper half to
+// the lower half until one row is left; then a warp adds the channels of each group by shuffles.  If C or W is not a
+// multiple of 4, a thread takes 1 channel at a time.
 //
 //     shared memory     Acc  partial[..]         a row of 4 (forward) or 8 (backward) sums for each thread
 //                       Acc  channel[2][W]       sums of the channels
 //                       Acc  group[4][slab]      two numbers for each group (4: the tile begins at 16 bytes)
 //                       T    tile[kept][W]       x;  backward, also dy
 //
-// Bytes    forward: x read once, y written once, 2 B N C elements; backward: x and dy once, dx once, 3.  It cannot be
-//          less.  128 images of 14 x 14 x 64 in float32: 13 and 19 MB, 1024 blocks of 8 channels (6.3 KB of x).
-//          2 images of 32 x 32 x 640, groups of 20: 32 blocks, whose 164 KB of x fit where a block may have 227 KB.
+// Bytes    forward: x read once, y written once, 2 B N C elements; backward: x and dy once, dx once, 3.  This is
+//          the least possible.  128 images of 14 x 14 x 64 in float32: 13 and 19 MB, 1024 blocks of 8 channels (6.3
+//          KB). 2 images of 32 x 32 x 640, groups of 20: 32 blocks, whose 164 KB of x fit in the 227 KB of a block.
 // Work     as version 1; the integer division by C/G is gone from the inner loops.
 // Speed    measured  not yet (benchmarks/kernels.py)
 //
-// What limits it.  There are no more blocks than slabs: few large images (2 of 64 x 64 x 320 make 16 slabs) leave most
-// of 132 multiprocessors idle, and a slab of 655 KB is kept to a third; version 4 is for those.  A block that fills
-// the shared memory is alone on its multiprocessor: while it adds up, nobody reads.  The sums of a small slab cost
-// 2 log2(rows) barriers, about as long as reading it takes.  4 numbers of half precision are 8 bytes, half of what a
-// thread can read at once.
+// What limits it.  There are only as many blocks as slabs.  A few large images (2 of 64 x 64 x 320 make 16 slabs) leave
+// most of 132 multiprocessors idle, and only a third of a slab of 655 KB can be kept; version 4 is for these.  A block
+// that fills the shared memory is alone on its multiprocessor, so nothing is read while it sums.  The sums of a small
+// slab take 2 log2(rows) barriers, about as long as reading it.  4 numbers of half precision are 8 bytes, half of what
+// a thread can read at once.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
 
-// Of a block; fewer may be launched, in whole warps.  The 1 that stands beside it below (blocks that must fit on a
-// multiprocessor) allows each thread 128 registers.  Tried: without it NVRTC 13.5 stops at 64 for float64's forward
-// kernel on sm_90, and spills 16 bytes; with it that kernel has 80 registers and no spill.
+// The most threads of a block; fewer may be launched, in whole warps.  The 1 next to it below (blocks that must fit on
+// a multiprocessor) allows each thread 128 registers.  Without it, NVRTC 13.5 stops at 64 for float64's forward kernel
+// on sm_90, and spills 16 bytes; with it, that kernel has 80 registers and no spill.
 constexpr int MOST_THREADS = 512;
 
 __device__ __forceinline__ Acc warp_sum(Acc x) {
@@ -63,7 +63,7 @@ template <int V> __device__ __forceinline__ void write(T* to, const Piece<V>& pi
     *reinterpret_cast<Piece<V>*>(to) = piece;
 }
 
-// Where a thread stands in the picture above.  The threads left over at the end of a block have row == rows.
+// A thread's place in the picture above.  The spare threads at the end of a block have row == rows.
 struct Place {
     int lanes, rows, lane, row;
     __device__ __forceinline__ Place(int pieces) {
@@ -74,7 +74,7 @@ struct Place {
     }
 };
 
-// Adds each column's sums, K for each thread; the threads of row 0 then hold the columns' own.
+// Adds the sums of each column, K for each thread; the threads of row 0 then hold the sums of the columns.
 template <int K> __device__ __forceinline__ void add_rows(Acc (&sum)[K], Acc* partial, const Place& at) {
     Acc* own = partial + threadIdx.x;
     for (int k = 0; k < K; k++) own[k * blockDim.x] = sum[k];
@@ -86,10 +86,10 @@ template <int K> __device__ __forceinline__ void add_rows(Acc (&sum)[K], Acc* pa
         __syncthreads();
         left = half;
     }
-    for (int k = 0; k < K; k++) sum[k] = own[k * blockDim.x];       // what others read, they have read
+    for (int k = 0; k < K; k++) sum[k] = own[k * blockDim.x];       // all threads have read what they need
 }
 
-// group[g] = sum of the channels of group g: a warp a group.
+// group[g] = sum of the channels of group g: one warp for each group.
 __device__ __forceinline__ void add_channels(const Acc* channel, Acc* group, int slab, int size) {
     for (int g = threadIdx.x / 32; g < slab; g += blockDim.x / 32) {
         Acc sum = 0;
@@ -100,10 +100,10 @@ __device__ __forceinline__ void add_channels(const Acc* channel, Acc* group, int
     __syncthreads();
 }
 
-// tile = the first `kept` pixels of x.  Each thread copies what it alone will read, so it need wait for nobody.
+// tile = the first `kept` pixels of x.  Each thread copies what only it will read, so no barrier is needed.
 template <int V> __device__ __forceinline__ void stage(
         const T* x, T* tile, int C, int W, int kept, const Place& at) {
-    constexpr int AT_ONCE = 4;                              // on their way together, to hide the latency of memory
+    constexpr int AT_ONCE = 4;                              // loads in transit at once, to hide the latency of memory
     for (int c = at.lane * V; c < W && at.row < at.rows; c += at.lanes * V)
         for (int p = at.row; p < kept; p += AT_ONCE * at.rows) {
             Piece<V> piece[AT_ONCE];
@@ -124,7 +124,7 @@ template <int V> __device__ __forceinline__ void add_squares(Acc (&sum)[V], cons
     for (int k = 0; k < V; k++) sum[k] += (wide(x.at[k]) - mean[k]) * (wide(x.at[k]) - mean[k]);
 }
 
-// What a thread knows of its V channels.
+// A thread's numbers of its V channels.
 template <int V> struct Channels {
     Acc mean[V], rstd[V], a[V], shift[V];                   // z = a (x - mean) + shift
     __device__ __forceinline__ Channels(const Acc* mean_, const Acc* rstd_, const T* gamma, const T* beta,
@@ -159,7 +159,7 @@ template <int V> __device__ __forceinline__ void forward(
     stage<V>(x, tile, C, W, kept, at);
 
     // mean = first + sum (x - first) / n
-    for (int base = 0; base < W; base += at.lanes * V) {    // one turn, unless W > V threads
+    for (int base = 0; base < W; base += at.lanes * V) {    // one iteration, unless W > V threads
         const int c = base + at.lane * V;
         const bool busy = c < W && at.row < at.rows;
         Acc sum[V] = {}, first[V];
@@ -203,7 +203,7 @@ template <int V> __device__ __forceinline__ void forward(
     }
 }
 
-// Whether a slab can be read and written in pieces of 4.
+// Whether a slab can be read and written four elements at a time.
 __device__ __forceinline__ bool in_fours(const T* x, const T* y, int C, int W) {
     return C % 4 == 0 && W % 4 == 0 && (reinterpret_cast<unsigned long long>(x) % alignof(Four) == 0)
                                     && (reinterpret_cast<unsigned long long>(y) % alignof(Four) == 0);
@@ -273,7 +273,7 @@ template <int V> __device__ __forceinline__ void backward(
     stage<V>(dy, tile_dy, C, W, kept, at);
 
     // dbeta = sum dz,   dgamma = sum dz x_hat
-    for (int base = 0; base < W; base += at.lanes * V) {    // one turn, unless W > V threads
+    for (int base = 0; base < W; base += at.lanes * V) {    // one iteration, unless W > V threads
         const int c = base + at.lane * V;
         const Channels<V> of(mean, rstd, gamma, beta, min(c, W - V), size);
         Acc sum[2 * V] = {};
@@ -291,7 +291,7 @@ template <int V> __device__ __forceinline__ void backward(
         }
     }
     __syncthreads();
-    // n times m0 = rstd mean(gamma dz),   m1 = rstd^2 mean(gamma dz x_hat)
+    // these are n m0 and n m1:  m0 = rstd mean(gamma dz),   m1 = rstd^2 mean(gamma dz x_hat)
     add_channels(channel, m0_of, slab, size);
     add_channels(channel + W, m1_of, slab, size);
 
@@ -313,7 +313,7 @@ template <int V> __device__ __forceinline__ void backward(
     }
 }
 
-// dgamma and dbeta are each image's own, (B, C).
+// dgamma and dbeta are (B, C): one row for each image.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
         T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int per_sample, int with_silu,

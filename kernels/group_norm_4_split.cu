@@ -1,17 +1,17 @@
 // Group norm, version 4: a slab's pixels are split over many blocks, in two kernels.
 //
-// Version 3 has a block for each slab.  Two images of 64 x 64 x 320 make 16 slabs: 116 of an H100's 132
-// multiprocessors would have nothing to do, and none could keep its 655 KB.  Here a first kernel has `splits` blocks
-// for each slab, each with `part` pixels, and leaves what it found in memory; a second, of as many blocks, reads what
-// all of them found, and the pixels again.
+// Version 3 has one block for each slab.  Two images of 64 x 64 x 320 make 16 slabs: 116 of an H100's 132
+// multiprocessors would be idle, and no block could keep its 655 KB.  Here a first kernel has `splits` blocks for each
+// slab, each with `part` pixels, and writes its sums to memory; a second kernel, with as many blocks, reads all these
+// sums, and the pixels again.
 //
-// Forward, block s finds the mean m_s of its n_s elements and their sum of squares about it, M_s.  They combine
-// (Chan, Golub & LeVeque 1979) without ever subtracting two large numbers:
+// Forward, block s computes the mean m_s of its n_s elements and their sum of squares about it, M_s.  These combine
+// (Chan, Golub & LeVeque 1979) without a subtraction of two large numbers:
 //
 //     mean = sum n_s m_s / n,     n var = sum M_s + sum n_s (m_s - mean)^2
 //
-// Backward, block s finds each channel's sums of dz and dz x_hat over its pixels, and these just add up.  Each block
-// of a second kernel adds them in the same order, so that all agree to the last bit, and every run does.
+// Backward, block s computes each channel's sums of dz and dz x_hat over its pixels, and these are simply added.  All
+// blocks of the second kernel add them in the same order, so all get the same bits, in every run.
 //
 // Which thread does what: as in version 3, within a block's part.
 //
@@ -20,27 +20,27 @@
 //     pixels part .. 2 part-1     0, 1  |  1, 1  |  2, 1  |
 //     ...                         0, 2  |  1, 2  |  2, 2  |
 //
-// The second kernel walks backwards, block 0 taking the last part: what was read last is likeliest to be in L2 still.
+// The second kernel goes backwards, from the last part: the pixels that were read last are most likely still in L2.
 //
 // Bytes    forward: x read twice and y written once, 3 B N C elements; backward: x and dy twice, dx once, 5.  What is
-//          in L2 (50 MB on an H100) when it is read again costs the memory nothing: 2 and 3 then, as in version 3.
+//          still in L2 (50 MB on an H100) is not read from memory again: then it is 2 and 3, as in version 3.
 //          2 images of 64 x 64 x 320 in float32 (10.5 MB): 31 and 52 MB in all, of which 21 and 31 must come from
 //          memory; slabs of 40 channels, 21 splits, 336 blocks, each of 196 pixels (31 KB).
-//          Between the kernels stand 2 splits B G and 2 splits B C sums, which every block of a slab reads: 2 MB there.
+//          In between, 2 splits B G and 2 splits B C sums are stored, which every block of a slab reads: 2 MB here.
 // Work     as version 3.
 // Speed    measured  not yet (benchmarks/kernels.py)
 //
-// What limits it.  Two launches, and between them the whole card waits for its slowest block.  Beyond what L2 holds it
-// moves 3 units of memory where version 3 moves 2: the host code takes this version only where version 3 has too few
-// blocks or too large ones.  On Hopper a cluster of blocks could keep one slab together in their shared memories and
+// What limits it.  There are two launches, and between them the whole card waits for its slowest block.  Arrays larger
+// than L2 are moved 3 times, and in version 3 twice: the host code chooses this version only if version 3 has too few
+// blocks or too large ones.  On Hopper, a cluster of blocks could keep one slab in their shared memories together and
 // read it once; that is not done here.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
 
-// Of a block; fewer may be launched, in whole warps.  The 1 that stands beside it below (blocks that must fit on a
-// multiprocessor) allows each thread 128 registers: without it the compiler stops at 64, and spills.
+// The most threads of a block; fewer may be launched, in whole warps.  The 1 next to it below (blocks that must fit on
+// a multiprocessor) allows each thread 128 registers: without it the compiler stops at 64, and spills.
 constexpr int MOST_THREADS = 512;
 
 __device__ __forceinline__ Acc warp_sum(Acc x) {
@@ -59,7 +59,7 @@ template <int V> __device__ __forceinline__ void write(T* to, const Piece<V>& pi
     *reinterpret_cast<Piece<V>*>(to) = piece;
 }
 
-// Where a thread stands in the picture above.  The threads left over at the end of a block have row == rows.
+// A thread's place in the picture above.  The spare threads at the end of a block have row == rows.
 struct Place {
     int lanes, rows, lane, row;
     __device__ __forceinline__ Place(int pieces) {
@@ -70,7 +70,7 @@ struct Place {
     }
 };
 
-// Adds each column's sums, K for each thread; the threads of row 0 then hold the columns' own.
+// Adds the sums of each column, K for each thread; the threads of row 0 then hold the sums of the columns.
 template <int K> __device__ __forceinline__ void add_rows(Acc (&sum)[K], Acc* partial, const Place& at) {
     Acc* own = partial + threadIdx.x;
     for (int k = 0; k < K; k++) own[k * blockDim.x] = sum[k];
@@ -82,10 +82,10 @@ template <int K> __device__ __forceinline__ void add_rows(Acc (&sum)[K], Acc* pa
         __syncthreads();
         left = half;
     }
-    for (int k = 0; k < K; k++) sum[k] = own[k * blockDim.x];       // what others read, they have read
+    for (int k = 0; k < K; k++) sum[k] = own[k * blockDim.x];       // all threads have read what they need
 }
 
-// group[g] = sum of the channels of group g: a warp a group.
+// group[g] = sum of the channels of group g: one warp for each group.
 __device__ __forceinline__ void add_channels(const Acc* channel, Acc* group, int slab, int size) {
     for (int g = threadIdx.x / 32; g < slab; g += blockDim.x / 32) {
         Acc sum = 0;
@@ -96,10 +96,10 @@ __device__ __forceinline__ void add_channels(const Acc* channel, Acc* group, int
     __syncthreads();
 }
 
-// tile = the first `kept` pixels of x.  Each thread copies what it alone will read, so it need wait for nobody.
+// tile = the first `kept` pixels of x.  Each thread copies what only it will read, so no barrier is needed.
 template <int V> __device__ __forceinline__ void stage(
         const T* x, T* tile, int C, int W, int kept, const Place& at) {
-    constexpr int AT_ONCE = 4;                              // on their way together, to hide the latency of memory
+    constexpr int AT_ONCE = 4;                              // loads in transit at once, to hide the latency of memory
     for (int c = at.lane * V; c < W && at.row < at.rows; c += at.lanes * V)
         for (int p = at.row; p < kept; p += AT_ONCE * at.rows) {
             Piece<V> piece[AT_ONCE];
@@ -120,7 +120,7 @@ template <int V> __device__ __forceinline__ void add_squares(Acc (&sum)[V], cons
     for (int k = 0; k < V; k++) sum[k] += (wide(x.at[k]) - mean[k]) * (wide(x.at[k]) - mean[k]);
 }
 
-// What a thread knows of its V channels.
+// A thread's numbers of its V channels.
 template <int V> struct Channels {
     Acc mean[V], rstd[V], a[V], shift[V];                   // z = a (x - mean) + shift
     __device__ __forceinline__ Channels(const Acc* mean_, const Acc* rstd_, const T* gamma, const T* beta,
@@ -142,7 +142,7 @@ template <int V> __device__ __forceinline__ Piece<V> normalised(Piece<V> x, cons
     return x;
 }
 
-// x points to the block's part of a slab, which has N pixels; mean and squares to what it found, (slab) each.
+// x points to the block's part of a slab, which has N pixels; mean and squares to its results, (slab) each.
 template <int V> __device__ __forceinline__ void sums(
         const T* x, int N, int C, int size, int slab, int kept, Acc* partial, Acc* mean, Acc* squares) {
     const int W = slab * size;
@@ -154,7 +154,7 @@ template <int V> __device__ __forceinline__ void sums(
     stage<V>(x, tile, C, W, kept, at);
 
     // mean = first + sum (x - first) / n
-    for (int base = 0; base < W; base += at.lanes * V) {    // one turn, unless W > V threads
+    for (int base = 0; base < W; base += at.lanes * V) {    // one iteration, unless W > V threads
         const int c = base + at.lane * V;
         const bool busy = c < W && at.row < at.rows;
         Acc sum[V] = {}, first[V];
@@ -187,7 +187,7 @@ template <int V> __device__ __forceinline__ void sums(
     for (int g = threadIdx.x; g < slab; g += blockDim.x) squares[g] = squares_of[g];
 }
 
-// Whether a slab can be read and written in pieces of 4.
+// Whether a slab can be read and written four elements at a time.
 __device__ __forceinline__ bool in_fours(const T* x, const T* y, int C, int W) {
     return C % 4 == 0 && W % 4 == 0 && (reinterpret_cast<unsigned long long>(x) % alignof(Four) == 0)
                                     && (reinterpret_cast<unsigned long long>(y) % alignof(Four) == 0);
@@ -231,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_forward
     const int slabs = groups / slab, b = block / slabs, g = block % slabs * slab, size = C / groups;
     const int from = split * part, pixels = min(part, N - from);
 
-    // the splits' means and squares, combined: a warp a group
+    // combines the means and squares of the splits: one warp for each group
     for (int i = threadIdx.x / 32; i < slab; i += blockDim.x / 32) {
         const Acc* m = found + b * groups + g + i;          // (splits), 2 B groups apart
         const Acc first = m[0], n = Acc(N) * size;
@@ -297,7 +297,7 @@ template <int V> __device__ __forceinline__ void backward_sums(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
         Acc* dgamma, Acc* dbeta, int N, int C, int size, int W, int with_silu, Acc* partial) {
     const Place at(W / V);
-    for (int base = 0; base < W; base += at.lanes * V) {    // one turn, unless W > V threads
+    for (int base = 0; base < W; base += at.lanes * V) {    // one iteration, unless W > V threads
         const int c = base + at.lane * V;
         const Channels<V> of(mean, rstd, gamma, beta, min(c, W - V), size);
         Acc sum[2 * V] = {};
@@ -337,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
                          partial);
 }
 
-// dx = gamma rstd dz - m0 - m1 (x - mean);   m0_of and m1_of are n times theirs
+// dx = gamma rstd dz - m0 - m1 (x - mean);   m0_of and m1_of hold n m0 and n m1
 template <int V> __device__ __forceinline__ void backward_apply(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd, T* dx,
         const Acc* m0_of, const Acc* m1_of, Acc n, int pixels, int C, int size, int W, int with_silu) {
@@ -356,7 +356,7 @@ template <int V> __device__ __forceinline__ void backward_apply(
     }
 }
 
-// dgamma and dbeta are each image's own, (B, C).
+// dgamma and dbeta are (B, C): one row for each image.
 // Shared memory: Acc channel[2][W], group[2][slab].
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd, const Acc* found,
@@ -378,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
     mean += b * groups + g;                                 // (slab)
     rstd += b * groups + g;
 
-    // n times m0 = rstd mean(gamma dz),   m1 = rstd^2 mean(gamma dz x_hat)
+    // these are n m0 and n m1:  m0 = rstd mean(gamma dz),   m1 = rstd^2 mean(gamma dz x_hat)
     for (int c = threadIdx.x; c < W; c += blockDim.x) {
         const Acc* of = found + b * C + g * size + c;       // (splits, 2), B C apart
         Acc sum_xhat = 0, sum = 0;

@@ -1,35 +1,35 @@
-// Layer norm, version 1: a warp normalises a row, the C channels of one token.
+// Layer norm, version 1: one warp normalises one row, the C channels of one token.
 //
 //     x_hat = (x - mean) / sqrt(var + eps)        mean, var over the row
 //     y     = gamma x_hat + beta
 //
-// A row is short (256 channels are 1 KB) and contiguous, so a warp adds it up by shuffles and needs no shared memory
-// and no barrier.  As in group norm the mean is summed from the row's first element on, and the variance about the
-// mean; those later passes read what the warp has just read, from the L1 cache.
+// A row is short (256 channels are 1 KB) and contiguous, so a warp sums it by shuffles, without shared memory or
+// barriers.  As in group norm, the mean is summed relative to the row's first element, and the variance about the mean;
+// these later passes read what the warp has just read, from the L1 cache.
 //
 // Which thread does what.  8 warps to a block; lane l of a warp takes 4 neighbouring channels at a time:
 //
-//     channels       0..3    4..7   ..  124..127 | 128..131  ..            (1 at a time where 4 does not divide C)
+//     channels       0..3    4..7   ..  124..127 | 128..131  ..            (1 at a time if 4 does not divide C)
 //     row 0 (warp 0) lane 0  lane 1 ..  lane 31  | lane 0    ..
 //     row 1 (warp 1) lane 0  lane 1 ..
 //
-// Back, with means over the row:
+// The backward pass, with means over the row:
 //
-//     dx     = rstd (gamma dy - mean(gamma dy) - x_hat mean(gamma dy x_hat))             a warp a row, as above
-//     dgamma = sum_rows dy x_hat     dbeta = sum_rows dy                                 32 channels a block:
+//     dx     = rstd (gamma dy - mean(gamma dy) - x_hat mean(gamma dy x_hat))             one warp per row, as above
+//     dgamma = sum_rows dy x_hat     dbeta = sum_rows dy                                 32 channels per block:
 //
 //     channels   0 .. 31 | 32 .. 63 |             blocks (x, y); in a block, warp w takes every 8th row, lane l one
 //     rows       0, 0    |  1, 0    |             channel; then the warps' sums are added in shared memory, and the
 //     part ..    0, 1    |  1, 1    |             sums of the parts by sum_partials_1.cu, in order.
 //
 // Bytes    forward: x once and y once, 2 M C elements; backward: x and dy twice, dx once, 5.
-//          128 captions of 77 tokens of 256 channels in float32 (10 MB): 20 and 50 MB, of which L2 has a part.
+//          128 captions of 77 tokens of 256 channels in float32 (10 MB): 20 and 50 MB, a part of which is in L2.
 // Work     about 8 operations an element forward and 15 backward.
 // Speed    measured  not yet (benchmarks/kernels.py)
 //
-// What limits it.  Few tokens fill few blocks: 8 rows each.  Backward reads x and dy twice, since a row's dx and a
-// channel's dgamma add along different axes; a warp that kept the channels' sums of many rows in its registers would
-// read once, for a C known when compiled.
+// What limits it.  Few tokens make few blocks, of 8 rows each.  Backward reads x and dy twice, as dx needs sums along
+// rows and dgamma along columns.  A warp that kept the sums of all channels in registers, over many rows, would read
+// them once, if C were known at compile time.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_sums(
     of_warps[0][warp][lane] = dgamma;
     of_warps[1][warp][lane] = dbeta;
     __syncthreads();
-    if (warp < 2 && c < C) {                                // one warp adds dgamma's, one dbeta's
+    if (warp < 2 && c < C) {                                // one warp for dgamma, one for dbeta
         Acc sum = 0;
         for (int w = 0; w < WARPS; w++) sum += of_warps[warp][w][lane];
         found[(blockIdx.y * 2 + warp) * C + c] = sum;

@@ -1,30 +1,30 @@
 // Standard normal numbers made on the device: Philox4x32-10, then Box and Muller's transform.
 //
-// A counter-based generator has no state: it encrypts a counter, and the cipher's output is the random number.  So any
-// thread computes any number of any stream by itself, and a sample's numbers cannot depend on the batch around it.
+// A counter-based generator has no state: it encrypts a counter, and the output of the cipher is the random number.  So
+// each thread can compute any number of any stream, and a sample's numbers do not depend on the batch around it.
 //
 //     key     = the stream's seed                                           64 bits
 //     counter = (element / 4, call, place of the sample)                    32 + 32 + 64 bits
-//     philox(counter, key) = 10 rounds of  (L, R) -> (mulhi(R, M) ^ key ^ L', mullo(R, M)),  on two halves crosswise
+//     philox(counter, key) = 10 rounds of  (L, R) -> (mulhi(R, M) ^ key ^ L', mullo(R, M)),  on two halves, crossed
 //                                                                           Salmon et al. 2011, section 3.3
 //     u_0, u_1 = (word + 1/2) / 2^32                                        in (0, 1]
 //     z_0, z_1 = sqrt(-2 ln u_0) (cos, sin)(2 pi u_1)                       Box & Muller 1958
 //
-// Which thread does what.  z is (samples, n); a thread turns one counter, four words, into four neighbours:
+// Which thread does what.  z is (samples, n); a thread turns one counter, four words, into four neighbouring numbers:
 //
 //                       elements  0 1 2 3 | 4 5 6 7 | ...             quads = ceil(n / 4) threads to a sample
-//     sample 0   streams[0]       thread 0  thread 1                  (seed, place, call) are read by all of them
+//     sample 0   streams[0]       thread 0  thread 1                  all of them read (seed, place, call)
 //     sample 1   streams[1]       thread quads ...
 //
-// Bytes    4 written for a float32, none read but a stream's 24, which stay in the cache.
+// Bytes    4 written for a float32, none read except a stream's 24, which stay in the cache.
 //          128 images of 28 x 28 in float32: 0.4 MB.
 // Work     40 integer products and about 80 other integer operations for 4 numbers, 2 logarithms, roots, sines and
-//          cosines: 35 operations a number, so that it is bound by arithmetic, at any size.
+//          cosines: 35 operations for each number, so arithmetic limits it, at any size.
 // Speed    measured  not yet (benchmarks/kernels.py)
 //
-// What limits it.  mulhi runs at a quarter to a half of the speed of additions.  Where n is no multiple of four the last
-// thread of each sample throws words away; and since a row then starts anywhere, the four are written one by one.
-// float64 gets 32-bit uniforms as well: 4 10^9 different radii, none beyond 6.8.
+// What limits it.  mulhi runs at a quarter to a half of the speed of additions.  If n is not a multiple of four, the
+// last thread of each sample discards some words; and since rows may then start anywhere, the four numbers are written
+// one by one.  float64 also uses 32-bit uniforms: there are 4 10^9 different radii, none above 6.8.
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
@@ -46,7 +46,7 @@ __device__ __forceinline__ Words philox(Words c, unsigned key_0, unsigned key_1)
     return c;
 }
 
-// In (0, 1]: never 0, of which there is no logarithm.
+// In (0, 1]: never 0, whose logarithm is infinite.
 __device__ __forceinline__ Acc uniform(unsigned word) { return (Acc(word) + Acc(0.5)) * Acc(1.0 / 4294967296.0); }
 
 __device__ __forceinline__ void sine_and_cosine(float half_turns, float* s, float* c)    { sincospif(half_turns, s, c); }
@@ -60,7 +60,7 @@ __device__ __forceinline__ void box_muller(unsigned word_0, unsigned word_1, Acc
     z[1] = radius * sine;
 }
 
-// streams (samples, 3): seed, place and call of each.
+// streams (samples, 3): seed, place and call of each sample.
 extern "C" __global__ void __launch_bounds__(THREADS) normal(
         const unsigned long long* streams, T* z, int samples, int n) {
     const int quads = (n + 3) / 4;
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) normal(
         if (4 * quad + i < n) z[i] = narrow(four[i]);
 }
 
-// The cipher itself, for the tests: words (n, 4) of counters (n, 4) and keys (n, 2).
+// The cipher alone, for the tests: words (n, 4) of counters (n, 4) and keys (n, 2).
 extern "C" __global__ void __launch_bounds__(THREADS) philox_words(
         const unsigned int* counters, const unsigned int* keys, unsigned int* words, int n) {
     const int i = blockIdx.x * THREADS + threadIdx.x;

@@ -1,9 +1,9 @@
-// The instructions of the machine that C++ has no word for, one function each.
+// The machine instructions that C++ cannot express, one function for each.
 //
-// The only file with assembly in it.  Its twin, tests/cuda_on_cpu/ptx.cuh, says the same things in plain C++, so that
-// every kernel also runs on a CPU.  The names of the instructions are those of NVIDIA's manual "PTX ISA", where each
-// picture below can be checked ("Matrix Fragments for mma.m16n8k8", "...m16n8k16", "ldmatrix", "cp.async").
-#ifndef PTX_CUH                                              // the CPU twin in tests/ names the same guard
+// This is the only file with assembly.  tests/support/cuda_on_cpu/ptx.cuh has the same functions in plain C++, so every
+// kernel also runs on a CPU.  The instructions have the names of NVIDIA's manual "PTX ISA", which also has the layouts
+// in the pictures below ("Matrix Fragments for mma.m16n8k8", "...m16n8k16", "ldmatrix", "cp.async").
+#ifndef PTX_CUH                                              // the replacement in tests/ has the same guard
 #define PTX_CUH
 
 // --- half precision --------------------------------------------------------------------------------------------
@@ -20,7 +20,7 @@ __device__ __forceinline__ unsigned short float16_bits(float x) {     // to the 
     return bits;
 }
 
-// The upper half of a float32, rounded to the nearest, to the even one of two as near; NaN stays NaN.
+// The upper half of a float32, rounded to the nearest, and to even in case of a tie; NaN stays NaN.
 __device__ __forceinline__ unsigned short bfloat16_bits(float x) {
 #if __CUDA_ARCH__ >= 800
     unsigned short half;
@@ -35,15 +35,15 @@ __device__ __forceinline__ unsigned short bfloat16_bits(float x) {
 
 #if __CUDA_ARCH__ >= 800
 
-// TF32: a float32 of which the tensor cores read the upper 19 bits: the sign, 8 bits of exponent, 10 of fraction.
-// They ignore the rest.  This rounds them away to the nearest, half way cases away from zero.
+// TF32: the upper 19 bits of a float32: the sign, 8 bits of exponent, 10 of fraction.  The tensor cores ignore the
+// other bits.  This rounds to the nearest TF32, and ties away from zero.
 __device__ __forceinline__ unsigned to_tf32(float x) {
     unsigned bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
     return bits;
 }
 
-// Two numbers in one register, `low` in the lower half: the form in which the tensor cores take neighbours along k.
+// Two numbers in one register, `low` in the lower half: the tensor cores take neighbours along k in this form.
 __device__ __forceinline__ unsigned pack_f16(float low, float high) {
     unsigned bits;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
@@ -58,9 +58,9 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 
 // --- the tensor cores ------------------------------------------------------------------------------------------
 //
-// A warp multiplies small matrices together: D += A B, with A (16, k), B (k, 8) and D (16, 8).  Each matrix is spread
-// over the 32 lanes, a few numbers a lane: its fragments.  Say of lane l that it is number t = l % 4 of group
-// g = l / 4.  A group of four lanes then holds rows g and g+8 of A and of D, and column g of B:
+// The lanes of a warp together multiply small matrices: D += A B, with A (16, k), B (k, 8) and D (16, 8).  Each matrix
+// is spread over the 32 lanes, with a few numbers in each lane: its fragments.  Let lane l be number t = l % 4 of group
+// g = l / 4.  A group of four lanes then has rows g and g+8 of A and of D, and column g of B:
 //
 //      m16n8k8, TF32, a number a register              D (always float32)
 //
@@ -69,7 +69,7 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 //                    row t+4  | b1 |                        row g+8   | d2  d3 |
 //      A
 //         column  t    t+4
-//      row g    | a0   a2 |                                 So lane 0 (g 0, t 0) holds d[0][0], d[0][1],
+//      row g    | a0   a2 |                                 So lane 0 (g 0, t 0) has d[0][0], d[0][1],
 //      row g+8  | a1   a3 |                                 d[8][0], d[8][1], and lane 1 columns 2 and 3 of
 //                                                           the same two rows.
 //
@@ -83,7 +83,7 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 //      row g        | a0        a2 |                        D as above.
 //      row g+8      | a1        a3 |
 //
-// All 32 lanes must come here together.
+// All 32 lanes must call it together.
 
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
@@ -108,9 +108,9 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned 
 
 // --- from shared memory to fragments ---------------------------------------------------------------------------
 //
-// ldmatrix reads squares of 8 rows of 16 bytes, and hands each row out to the four lanes of a group, 4 bytes each:
+// ldmatrix reads squares of 8 rows of 16 bytes, and distributes each row to the four lanes of a group, 4 bytes each:
 //
-//      lane 8i + r says where row r of square i begins          (16-byte aligned; the rows may lie anywhere)
+//      lane 8i + r gives the address of row r of square i       (16-byte aligned; the rows may be anywhere)
 //      r[i] of lane l becomes 4-byte word l % 4 of row l / 4 of square i
 //
 //              word      0    1    2    3
@@ -119,12 +119,12 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned 
 //                  ... |                    |
 //                row 7 | l28  l29  l30  l31 |
 //
-// That is the layout of A above where rows run along k: with lane l pointing at row l % 16, byte 16 (l / 16), squares
-// 0..3 are a0..a3, for TF32 and for half precision alike.
+// If rows run along k, this is the layout of A above: if lane l points to row l % 16, byte 16 (l / 16), then squares
+// 0..3 are a0..a3, for TF32 and for half precision.
 //
-// The _trans forms take a square as 8 x 8 half-precision numbers and turn it over its diagonal: lane l then gets
-// numbers (2t, g) in the lower half and (2t+1, g) in the upper one.  That is B's layout where rows run along n.
-// There is no such form for 4-byte numbers.
+// The _trans functions take a square as 8 x 8 half-precision numbers and transpose it: lane l then gets the numbers
+// (2t, g) in the lower half and (2t+1, g) in the upper half.  If rows run along n, this is the layout of B.  There is
+// no such instruction for 4-byte numbers.
 
 __device__ __forceinline__ unsigned shared_address(const void* shared) {
     return unsigned(__cvta_generic_to_shared(shared));
@@ -152,9 +152,9 @@ __device__ __forceinline__ void ldmatrix_x2_trans(unsigned (&r)[2], const void* 
 
 // --- from global to shared memory, without waiting -------------------------------------------------------------
 //
-// A copy is asked for and runs while the thread goes on, past the registers.  `commit` closes a group of copies;
-// `wait<N>` waits until all of this thread's groups but the newest N have landed.  Other threads see them after a
-// __syncthreads that follows the wait.  Where not valid, zeros are written and `global` is never read.  Both
+// A thread starts a copy, which does not use registers, and continues.  `commit` closes a group of copies; `wait<N>`
+// waits until all groups of this thread but the newest N are complete.  Other threads see the copies after a
+// __syncthreads that follows the wait.  If `valid` is false, zeros are written and `global` is never read.  Both
 // addresses are multiples of the size.
 
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
@@ -183,27 +183,27 @@ __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_
 
 // --- Hopper: four warps, and operands in shared memory ---------------------------------------------------------
 //
-// wgmma multiplies A (64, 16) by B (16, 64), half precision, for the 128 threads of a warpgroup: both lie in shared
-// memory, and D (64, 64) in registers, 32 a thread.  Warp w has rows 16 w .. 16 w + 15 of D; there, d[4 j + 0..3] are
-// laid out like mma's d over columns 8 j .. 8 j + 7.
+// wgmma multiplies A (64, 16) by B (16, 64), half precision, for the 128 threads of a warpgroup.  Both are in shared
+// memory, and D (64, 64) is in registers, 32 for each thread.  Warp w has rows 16 w .. 16 w + 15 of D; there,
+// d[4 j + 0..3] have the layout of mma's d, for columns 8 j .. 8 j + 7.
 //
-// An operand is told by a descriptor of 64 bits: where it begins, and how it is laid out.  Here always in lines of 128
-// bytes, whose 8 pieces of 16 bytes are swizzled, so that the same piece of 8 lines lies in 8 groups of banks:
+// A descriptor of 64 bits gives the address and the layout of an operand.  Here the layout is always lines of 128
+// bytes, whose 8 pieces of 16 bytes are swizzled, so the same piece of 8 lines is in 8 different groups of banks:
 //
-//      piece p of line l stands at place p ^ (l % 8)           line 0 | 0 1 2 3 4 5 6 7 |
+//      piece p of line l is at place p ^ (l % 8)               line 0 | 0 1 2 3 4 5 6 7 |
 //                                                              line 1 | 1 0 3 2 5 4 7 6 |   the whole begins at a
 //      bits  0-13  address / 16                                line 2 | 2 3 0 1 6 7 4 5 |   multiple of 1024 bytes
 //           16-29  "leading offset" / 16, not used here           ... |                 |
 //           32-45  "stride offset" / 16: from 8 lines to the next 8, 1024 bytes
 //           62-63  1: lines of 128 bytes
 //
-// A line is a row of A or a column of B, and runs along k; the next 16 along k begin 32 bytes further.  Or, `turned`,
-// a line is one k, and runs along 64 rows or columns; the next 16 begin 16 lines further.
+// A line is a row of A or a column of B, and runs along k; the next 16 along k begin 32 bytes further.  Or, if
+// `turned`, a line is one k, and runs along 64 rows or columns; the next 16 begin 16 lines further.
 //
-// It is asynchronous.  fence before the first, when other instructions have touched d; commit closes a group; d may be
-// read, and the operands overwritten, when wait<N> says that all groups but the newest N are done; landed(d), after it,
-// keeps the compiler from reading d any earlier.  And wgmma reads shared memory by another road than loads and stores
-// do: whoever wrote there, by copy_async too, says see_writes before the barrier.
+// It is asynchronous.  fence comes before the first, if other instructions have used d; commit closes a group.  After
+// wait<N> all groups but the newest N are complete: then d may be read and the operands overwritten.  landed(d), after
+// it, keeps the compiler from reading d earlier.  wgmma reads shared memory by another path than loads and stores:
+// each thread that wrote there, also by copy_async, calls see_writes before the barrier.
 
 __device__ __forceinline__ unsigned long long wgmma_operand(const void* shared) {
     return (unsigned long long)((shared_address(shared) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;

@@ -150,7 +150,7 @@ def test_the_head_of_a_file_says_what_is_compiled(tmp_path):
 
 
 @pytest.mark.parametrize("head, word", [
-    ("// needs   sm_75\n", "takes and needs"), ("// takes   float32\n", "takes and needs"),
+    ("// needs   sm_75\n", "has no comment"), ("// takes   float32\n", "has no comment"),
     ("// takes   float8\n// needs   sm_75\n", "float8"), ("// takes   float32\n// needs   sm_70\n", "sm_70")])
 def test_a_head_that_is_missing_or_wrong_is_refused(tmp_path, head, word):
     with pytest.raises(ValueError, match=word):

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parent.parent / "kernels"
+KERNELS = HERE.parents[2] / "kernels"
 BUILD = HERE / ".build"                                     # compiled programs, named for what they were made from
 STACK = 128 << 10                                           # bytes; as in cuda_on_cpu.h
 FLAGS = ("-std=c++17", "-g", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable",
