@@ -1,11 +1,14 @@
 """Floors II and IV on a second device: layers, losses and the optimiser compute the same there, up to rounding."""
 
+import threading
+
 import numpy as np
 import pytest
 from support.every_network import NETWORKS, TEXT, T, X
 from support.fake_cupy import assert_same, install, one_sentence
 
 from minidiff.engine.backend import to_device
+from minidiff.engine.parallel import parallel_map
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn import layers
 from minidiff.nn.gumbel import gumbel_softmax
@@ -182,3 +185,14 @@ def test_an_array_is_moved_to_the_modules_device(cupy):
     layer, x = layers.Linear(3, 2, np.random.default_rng(0)).to("cuda"), np.ones((4, 3), np.float32)
     assert layer.device == "cuda" and isinstance(as_input(layer, x).data, cupy.ndarray)
     assert_same(layer(as_input(layer, x)).data, layer.to("cpu")(Tensor(x)).data)
+
+
+def test_threads_compute_on_the_device(cupy, monkeypatch):
+    monkeypatch.setattr("minidiff.engine.parallel.cores", lambda: 2)
+    names, x = set(), cupy.ones(3)
+
+    def f(i):
+        names.add(threading.current_thread().name)
+        return x * i
+    assert [float(y.sum()) for y in parallel_map(f, [1, 2, 3])] == [3, 6, 9]
+    assert all(name.startswith("minidiff") for name in names)
