@@ -55,6 +55,7 @@ def test_loss_and_its_gradients(cupy):
     for device in ("cuda", "cpu"):
         model = trained_a_little().to(device)
         assert model.device == device
+        x_0, eps = to_device(x_0, device), to_device(eps, device)
         results.append(parallel_gradients(
             lambda part, m=model: m.loss(x_0[part], ids[part], mask[part], t[part], eps[part]),
             list(model.parameters().values()), 6))
