@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one call of under 8 minutes: the tests on the card itself, the benchmarks, the tables.
+# Everything that needs a GPU, in one call of under 8 minutes: the tests on the GPU, the benchmarks, the tables.
 #
-#     benchmarks/gpu_all.sh [FOLDER]        FOLDER (runs/gpu) keeps each stage's log, the numbers and the written pages
+#     benchmarks/gpu_all.sh [FOLDER]        FOLDER (runs/gpu) receives the logs, the numbers and the written pages
 #
-# PYTHON names the interpreter (.venv's, else python3): one with CuPy, pytest, hypothesis and, for the rivals, PyTorch.
-# Each stage has a time of its own.  One that fails does not stop the others; it is named at the end, with status 1.
+# PYTHON names the interpreter (.venv's, else python3). It needs CuPy, pytest, hypothesis and, for the rivals, PyTorch.
+# Each stage has a time limit.  If one fails, the others still run; the end names it, and the exit status is 1.
 set -uo pipefail
 if [ $# -gt 1 ] || [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
     sed -n '2,/^set/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//' >&2
@@ -34,11 +34,11 @@ stage() {
     printf '%s\t%s\t%d\n' "$name" "$result" $((SECONDS - began)) >>"$folder/checks.txt"
 }
 
-workers() {                                                 # compiling is most of a test's time
+workers() {                                                 # most of a test's time is compilation
     "$python" -c 'import xdist' 2>/dev/null && echo "-n $(($(nproc) < 8 ? $(nproc) : 8))"
 }
 
-# in front of what would fail at length without a GPU
+# stops a stage with one sentence where there is no GPU
 needs_gpu='
 import sys
 from minidiff.engine.backend import check_device
@@ -49,7 +49,7 @@ except UserError as error:
     sys.exit(str(error))
 '
 card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -1 | sed "s/, /, driver /")
-echo "${card:-no GPU that nvidia-smi knows}, $(date -u +%F)" | tee "$folder/checks.txt"
+echo "${card:-nvidia-smi finds no GPU}, $(date -u +%F)" | tee "$folder/checks.txt"
 
 stage card 20 "$python" -c "$needs_gpu
 sys.path.insert(0, 'benchmarks')
@@ -62,7 +62,7 @@ import pytest
 sys.exit(pytest.main(sys.argv[1:]))"
 export MINIDIFF_TEST_DEVICE=cuda
 # shellcheck disable=SC2046
-stage "second device" 50 "$python" -c "$tests" $(workers) tests/test_second_device*.py
+stage "second device" 50 "$python" -c "$tests" $(workers) tests/*/test_second_device*.py
 # shellcheck disable=SC2046
 stage kernels 90 "$python" -c "$tests" $(workers) tests/kernels
 unset MINIDIFF_TEST_DEVICE
@@ -81,7 +81,7 @@ tables() {
     shopt -s nullglob
     local reports=("$folder"/*.json)
     if [ ${#reports[@]} = 0 ]; then
-        echo "no stage left numbers, so no table is written"
+        echo "no stage left numbers: no table is written"
         return 1
     fi
     "$python" benchmarks/kernels.py --tables "${reports[@]}" "$folder/checks.txt" &&
