@@ -55,10 +55,9 @@ def test_loss_and_its_gradients(cupy):
     for device in ("cuda", "cpu"):
         model = trained_a_little().to(device)
         assert model.device == device
-        x_0, eps = to_device(x_0, device), to_device(eps, device)
-        results.append(parallel_gradients(
-            lambda part, m=model: m.loss(x_0[part], ids[part], mask[part], t[part], eps[part]),
-            list(model.parameters().values()), 6))
+        arrays = to_device(x_0, device), ids, mask, t, to_device(eps, device)
+        results.append(parallel_gradients(lambda shard, m=model, arrays=arrays: m.loss(*(a[shard] for a in arrays)),
+                                          list(model.parameters().values()), 6))
     (loss, grads), (host_loss, host_grads) = results
     assert isinstance(host_loss, float) and isinstance(loss, cupy.ndarray)
     assert loss.get() == pytest.approx(host_loss, rel=1e-5)
