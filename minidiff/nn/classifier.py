@@ -92,7 +92,7 @@ class NoisyClassifier(Module):
             x = Tensor(x_t, requires_grad=True)
             with recording():
                 log_p = self.log_prob(x, t, y)
-            # a cotangent of ones: log_p of one sample does not depend on the other samples
+            # a cotangent of ones (docs/glossary.md): log_p of one sample does not depend on the other samples
             return gradients(log_p, [x], xp_of(x_t).ones(log_p.shape, log_p.dtype))[0]
         return map_batch(gradient, x_t, t, y, device=self.device)
 

@@ -51,7 +51,7 @@ def gumbel_softmax(logits: Tensor, g, tau) -> Tensor:
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL(q || uniform) of each row q = softmax(logits), in nats: (..., K) -> (...), 0 to log K."""
+    """KL(q || uniform) of each row q = softmax(logits), in nats (docs/glossary.md): (..., K) -> (...), 0 to log K."""
     # KL = sum_k q_k log(q_k / (1/K)) = log K - H(q)
     log_q = ops.log_softmax(as_float32(logits))
     return math.log(logits.shape[-1]) + ops.sum(ops.exp(log_q) * log_q, axis=-1)

@@ -92,7 +92,7 @@ class LossScale:
     def of(cls, precision: str) -> LossScale:
         return cls() if precision == "float16" else cls(1.0)
 
-    def bears(self, finite: bool) -> bool:
+    def can_continue(self, finite: bool) -> bool:
         """Whether training can continue after a step whose gradient was, or was not, finite."""
         return finite or self.scale > 1
 

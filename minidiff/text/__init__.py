@@ -1,1 +1,5 @@
-"""Floor IV, language: `tokenizer` makes captions ids, `encoder` gives ids meaning, `clip` compares them to pictures."""
+"""Floor IV, language.
+
+`tokenizer` turns captions into ids, `encoder` turns ids into states, and `clip` compares captions with images.
+`span_corruption` and `t5` train an encoder on text alone.  docs/glossary.md explains the terms.
+"""

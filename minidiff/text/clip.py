@@ -51,8 +51,9 @@ def capped(log_scale: Tensor) -> Tensor:
 # --- the loss ---------------------------------------------------------------------------------------------
 
 def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, log_scale: Tensor) -> Tensor:
-    """The symmetric InfoNCE loss in nats, (), float32 at least: log N if all logits are equal, 0 at best.
+    """The symmetric InfoNCE loss in nats (docs/glossary.md), (), float32 at least.
 
+    It is log N if all logits are equal, and 0 at best.
     image_embeddings, text_embeddings (N, D): row i of one belongs to row i of the other; they need not be normalised.
     log_scale (): minus the log of the temperature. The paper starts at log(1/.07) and keeps the scale at most 100; the
     caller does that, with `capped`. Raises ValueError if shapes do not match, or if an embedding is 0 or not finite.

@@ -131,7 +131,7 @@ class Trainer:
 
         norm = clip_by_norm(grads, c.clip, scale)
         finite = math.isfinite(norm)
-        if not (math.isfinite(loss) and self.scaling.bears(finite)):
+        if not (math.isfinite(loss) and self.scaling.can_continue(finite)):
             raise _not_finite(self.n + 1, loss, norm)
         self.scaling.update(finite)
         if finite:                                          # else the loss scale was too large, and is half of it now

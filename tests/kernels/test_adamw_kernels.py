@@ -128,7 +128,7 @@ def test_the_loss_scale_is_the_hosts(cupy, finite, patience):
         assert float(device.scale) == here.scale
         device.step([cupy.asarray(g) for g in grads], cupy.asarray(np.float32(1)), 0.1, n + 1)
         norm = clip_by_norm(grads, 1.0, here.scale)
-        assert math.isfinite(norm) == good and here.bears(good)
+        assert math.isfinite(norm) == good and here.can_continue(good)
         here.update(good)
         if good:
             optimiser.step(grads, 0.1)

@@ -325,7 +325,7 @@ BUGS = [
         "            self.ema.step()\n",
         ""),
     Bug("a loss that is not finite is trained on", FIT,
-        "if not (math.isfinite(loss) and self.scaling.bears(finite)):",
+        "if not (math.isfinite(loss) and self.scaling.can_continue(finite)):",
         "if False:"),
     Bug("the average is a copy of the raw weights", TRAIN,
         "for name, a in self.ema.average.items()})",

@@ -206,5 +206,5 @@ def test_a_scale_of_one_stays_one():
     s = LossScale.of("bfloat16")
     for finite in (True, False) * 3:
         s.update(finite)
-    assert s.scale == 1 and s.state_dict() == {} and s.bears(True) and not s.bears(False)
-    assert LossScale.of("float16").scale == 2.0**15 and LossScale.of("float16").bears(False)
+    assert s.scale == 1 and s.state_dict() == {} and s.can_continue(True) and not s.can_continue(False)
+    assert LossScale.of("float16").scale == 2.0**15 and LossScale.of("float16").can_continue(False)
