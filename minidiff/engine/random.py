@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minidiff.engine.backend import to_device
+
 
 def generator(seed: int, use: str, *numbers: int) -> np.random.Generator:
     """The generator of one use of randomness, such as generator(seed, "batch", stage, step).
@@ -80,3 +82,22 @@ def sample_streams(device: str, seed: int, count: int):
         return SampleStreams(seed, count)
     from minidiff.engine.cuda.random import DeviceSampleStreams
     return DeviceSampleStreams(seed, count)
+
+
+class MovedStreams:
+    """Streams of the host, whose normal numbers are moved to a device: a GPU then draws the pictures of a CPU."""
+
+    def __init__(self, streams: SampleStreams, device: str):
+        self._streams, self._device = streams, device
+
+    def normal(self, shape: tuple[int, ...], dtype=np.float32):
+        return to_device(self._streams.normal(shape, dtype), self._device)
+
+    def uniform(self, shape: tuple[int, ...] = ()) -> np.ndarray:
+        return self._streams.uniform(shape)
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __getitem__(self, part: slice) -> MovedStreams:
+        return MovedStreams(self._streams[part], self._device)

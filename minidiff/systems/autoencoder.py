@@ -189,7 +189,7 @@ LOG_VAR = (-30.0, 20.0)                                     # bounds of log sigm
 
 def rate(mean: Tensor, log_var: Tensor) -> Tensor:
     """KL(N(mean, var) || N(0, 1)) in nats, elementwise."""
-    zero = np.zeros((), mean.dtype)
+    zero = xp_of(mean.data).zeros((), mean.dtype)
     return kl(mean, log_var, zero, zero)
 
 

@@ -36,7 +36,7 @@ import numpy as np
 
 from minidiff.data.dataset import Dataset
 from minidiff.engine import ops
-from minidiff.engine.backend import to_numpy
+from minidiff.engine.backend import to_device, to_numpy
 from minidiff.engine.parallel import map_batch, shards
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.image_tower import ImageTower, ImageTowerConfig
@@ -141,8 +141,9 @@ class CLIP(Contrastive):
         return unit("images", self.image(x))
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
-        """Unit rows (B, D) float32 of pictures (B, H, W, C) in [-1, 1], on the device of the pictures."""
-        return map_batch(lambda x: self.image_features(Tensor(x)), images, device=self.device, size=SHARD)
+        """Unit rows (B, D) float32 of pictures (B, H, W, C) in [-1, 1], on the system's device."""
+        return map_batch(lambda x: self.image_features(Tensor(x)), to_device(images, self.device), device=self.device,
+                         size=SHARD)
 
     def text_states(self, captions: Sequence[str]) -> tuple:
         """The text tower's states before its projection: tokens (B, N, W), pooled (B, W), mask (B, N).
@@ -151,9 +152,8 @@ class CLIP(Contrastive):
         """
         def states(ids, mask):
             text = self.text.encoder(ids, mask)
-            return text.tokens, text.pooled
-        ids, mask = self.tokens(captions)
-        return *map_batch(states, ids, mask, device=self.device), mask
+            return text.tokens, text.pooled, text.mask
+        return map_batch(states, *self.tokens(captions), device=self.device)
 
     def zero_shot(self, images: np.ndarray, phrasings: Sequence[Sequence[str]]) -> np.ndarray:
         """The class (B,) of pictures (B, H, W, C) whose phrasings are nearest; no label was ever learned."""

@@ -218,7 +218,8 @@ class Prior(Module):
         return self.to_image(self.norm(h[:, -1])).data
 
     def _embed_text(self, ids) -> Tensor:
-        return ops.where((ids != PAD)[:, :, None], self.text(ids), self.padding) + self.place       # (B, L, D)
+        real = xp_of(self.place.data).asarray(ids != PAD)[:, :, None]               # (B, L, 1)
+        return ops.where(real, self.text(ids), self.padding) + self.place           # (B, L, D)
 
     def _embed_image(self, z, first: int) -> Tensor:
         """Tokens z (B, M) of the positions first, first + 1, ... -> (B, M, D)."""

@@ -110,7 +110,8 @@ class Decoder(Module):
         B, _, W = tokens.shape
         z = as_input(self, math.sqrt(z_i.shape[1]) * z_i)
         more = self.to_tokens(z).reshape(B, -1, W)                                  # (B, 4, W)
-        mask = np.concatenate([mask, np.ones(more.shape[:2], bool)], axis=1)
+        xp = xp_of(more.data)
+        mask = xp.concatenate([xp.asarray(mask), xp.ones(more.shape[:2], bool)], axis=1)
         states = TextStates(ops.concat([as_input(self, tokens), more], axis=1), as_input(self, pooled), mask)
         return self.unet(x_t, t, states, self.to_time(z))
 

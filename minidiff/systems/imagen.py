@@ -188,7 +188,10 @@ class Imagen(System):
     def encode(self, captions: Sequence[str]) -> tuple:
         """The frozen encoder's states (B, N, D), and mask (B, N): no gradient reaches it."""
         ids, mask = self.tokenizer.batch([as_read(caption) for caption in captions], self.config.length)
-        return map_batch(lambda ids, mask: self.text(ids, mask).tokens, ids, mask, device=self.device), mask
+        def states(ids, mask):
+            text = self.text(ids, mask)
+            return text.tokens, text.mask
+        return map_batch(states, ids, mask, device=self.device)
 
     def batch(self, data: Dataset, k: int, step: Step) -> tuple:
         """x_0, t, eps and the condition of network k, for random images and captions of theirs."""

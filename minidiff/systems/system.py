@@ -23,7 +23,7 @@ from minidiff import checkpoint
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.samplers import State
 from minidiff.engine.backend import to_device, xp_of
-from minidiff.engine.random import SampleStreams, generator, sample_streams
+from minidiff.engine.random import MovedStreams, SampleStreams, generator, sample_streams
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.systems.config import ZeroWeights, config_from
@@ -102,9 +102,13 @@ class System(Module):
         raise UserError(f"{self.name} has no likelihood: {self.no_likelihood}")
 
     def streams_for(self, captions: Sequence[str], seed: int, streams: SampleStreams | None):
-        """The streams that were given, or sample i's own (seed, i) on the system's device."""
+        """The streams that were given, or sample i's own (seed, i); their normal numbers are on the system's device."""
         check_captions(captions)
-        return check_streams(captions, streams or sample_streams(self.device, seed, len(captions)))
+        if streams is None:
+            return sample_streams(self.device, seed, len(captions))
+        check_streams(captions, streams)
+        on_host = self.device != "cpu" and isinstance(streams, SampleStreams)
+        return MovedStreams(streams, self.device) if on_host else streams
 
     def noise(self, streams: SampleStreams, shape: tuple[int, ...]):
         """Standard normal numbers (B, *shape), float32, on the system's device."""

@@ -28,7 +28,7 @@ from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import check_schedule, schedule_from
 from minidiff.diffusion.times import training_times
-from minidiff.engine.backend import to_device, to_numpy
+from minidiff.engine.backend import to_numpy
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, recording
@@ -125,9 +125,8 @@ class TextToImage(System):
         """Captions as the arrays of a condition: tokens (B, N, D), pooled (B, D), mask (B, N)."""
         def states(ids, mask):
             text = self.text(ids, mask)
-            return text.tokens, text.pooled
-        ids, mask = self.tokens(captions)
-        return *map_batch(states, ids, mask, device=self.device), to_device(mask, self.device)
+            return text.tokens, text.pooled, text.mask
+        return map_batch(states, *self.tokens(captions), device=self.device)
 
     def predict(self, x_t, t, cond: tuple):
         """The UNet's output for arrays x_t (B, H, W, C), t (B,) and an encoded condition, on all cores, or the GPU."""

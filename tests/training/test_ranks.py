@@ -23,13 +23,16 @@ from minidiff import checkpoint, pictures
 from minidiff.cli import main as cli
 from minidiff.cli import ranks as cli_ranks
 from minidiff.data import mnist
+from minidiff.data.dataset import load_dataset
 from minidiff.engine import parallel
 from minidiff.errors import UserError
-from minidiff.training import main_job as train
+from minidiff.systems.text_to_image import TextToImage
+from minidiff.training import loop
 from minidiff.training import ranks as ranks_module
-from minidiff.training import run as stages
-from minidiff.training import trainer as fit
+from minidiff.training import run as runs
 from minidiff.training.ranks import Ranks, RanksOnGPUs, SingleProcess, ranks
+from minidiff.training.run import TrainOptions
+from minidiff.training.trainer import Trainer
 
 TESTS = Path(__file__).parents[1]
 BESIDE = Path(sys.executable).parent / "mpiexec"            # where the wheel puts it
@@ -69,37 +72,43 @@ def saved(path: Path) -> dict[str, np.ndarray]:
 
 
 def gradient_in_float64(batch: int) -> tuple[float, np.ndarray]:
-    """The loss and the gradient that Fit.step steps with, in a model that computes in float64, one after another."""
+    """The loss and the gradient that Trainer.step steps with, in a model that computes in float64."""
     t, kept = tiny.trainer(batch=batch, clip=1e9), []
     for i, p in enumerate(t.parameters.values()):           # and none of them zero
         p.data = p.data + 0.1 * np.random.default_rng(i).standard_normal(p.shape)
-    drawn, t.loss = t.batch(), t.model.loss                 # not in the run's precision, float32
+    drawn, t.loss = t.batch(), t.stage.module.loss         # not in the run's precision, float32
     t.batch = lambda: tuple(a.astype(np.float64) if a.dtype == np.float32 else a for a in drawn)
     t.optimiser.step = lambda grads, lr: kept.append(np.concatenate([np.array(g).ravel() for g in grads]))
     return t.step(), kept[0]
 
 
-CONFIG = train.TrainConfig(steps=STEPS, batch=5, warmup=2)
+OPTIONS = TrainOptions(steps=STEPS, batch=5)
 
 
-def run(folder: Path, resume: bool = False, until: int = STEPS, asks: bool = True, data=None, config=CONFIG):
-    """A run of `config`, which is stopped after step `until` if `asks`; None where it was stopped, else its trainer."""
-    step = train.Trainer.step
+def run(folder: Path, resume: bool = False, until: int = STEPS, asks: bool = True, data=None, options=OPTIONS):
+    """A run that is stopped after step `until` if `asks`; None where it was stopped, else the trained system."""
+    step = Trainer.step
 
     def stopping(self):
         was_asked = self.asked_to_stop
-        self.asked_to_stop = lambda: was_asked() or asks and self.n == until - 1 and until < config.steps
+        self.asked_to_stop = lambda: was_asked() or asks and self.n == until - 1 and until < self.config.steps
         try:
             return step(self)
         finally:
             self.asked_to_stop = was_asked
-    train.Trainer.step = stopping
+    Trainer.step = stopping
     try:
-        return train.run(folder, data or tiny.images(), config, model_config=tiny.CONFIG, resume=resume, quiet=True)
-    except fit.Interrupted:
+        return runs.run(folder, TextToImage, data or tiny.digits(), options, config=tiny.CONFIG, resume=resume,
+                        quiet=True).system
+    except loop.Interrupted:
         return None
     finally:
-        train.Trainer.step = step
+        Trainer.step = step
+
+
+def newest(folder: Path) -> checkpoint.Checkpoint:
+    """The newest state of a run of text-to-image."""
+    return checkpoint.CheckpointFolder(folder / "1-diffusion").latest()
 
 
 # --- the same as one process ------------------------------------------------------------------------------
@@ -148,12 +157,13 @@ def test_two_ranks_have_the_same_bits_and_those_of_one_process_to_rounding(two, 
 @with_ranks
 @pytest.mark.parametrize("whose, resumed_by", [("from one", "two ranks"), ("from two", "one process")])
 def test_a_run_goes_on_with_another_number_of_ranks(two, whose, resumed_by):
-    straight = weights(run(two / f"straight {whose}"))
+    run(two / f"straight {whose}")
+    straight = newest(two / f"straight {whose}").tensors
     if resumed_by == "one process":
-        assert checkpoint.CheckpointFolder(two / whose).latest().meta["step"] == 3
+        assert newest(two / whose).meta["step"] == 3
         assert not (two / whose / "model.safetensors").exists()
-        assert run(two / whose, resume=True).n == STEPS
-    tensors = checkpoint.CheckpointFolder(two / whose).latest().tensors
+        assert run(two / whose, resume=True)
+    tensors = newest(two / whose).tensors
     assert (two / whose / "model.safetensors").exists() and tensors["losses"].shape == (STEPS,)
     for name, w in straight.items():
         if name.startswith("model."):
@@ -167,8 +177,9 @@ def test_one_rank_that_is_asked_to_stop_stops_all_after_the_same_step(two):
 
 @with_ranks
 def test_the_first_rank_alone_writes(two):
-    assert {p.name for p in (two / "from one").iterdir()} == {"step-000002.safetensors", "step-000004.safetensors",
-                                                              "model.safetensors", "samples.png", "loss.png"}
+    assert {p.name for p in (two / "from one").rglob("*.*")} == {
+        "run.json", "model.safetensors", "step-000002.safetensors", "step-000004.safetensors", "samples.png",
+        "loss.png"}
 
 
 @with_ranks
@@ -218,12 +229,11 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, rank, ho
     assert len(ours) == 1 and ours[0].startswith(says), said
     assert said.count("--resume") == 1 and ("Traceback" in said) == (how == "raise")
     assert (tmp_path / "died").exists()
-    keeper = checkpoint.CheckpointFolder(tmp_path / "run")
-    step = keeper.latest().meta["step"]
+    step = newest(tmp_path / "run").meta["step"]
     assert step in (1, 2)                                   # the first rank may have been writing the second
-    on = run(tmp_path / "run", resume=True, until=step + 1, data=mnist.load(tmp_path / "data", quiet=True),
-             config=train.TrainConfig(steps=100_000, batch=4))
-    assert on is None and keeper.latest().meta["step"] == step + 1
+    resumed = run(tmp_path / "run", resume=True, until=step + 1, data=load_dataset(tmp_path / "data"),
+                  options=TrainOptions(steps=100_000, batch=4))
+    assert resumed is None and newest(tmp_path / "run").meta["step"] == step + 1
 
 
 @pytest.mark.slow
@@ -232,13 +242,14 @@ def test_ctrl_c_ends_all_ranks_and_saves_once(tmp_path):
     """A real SIGINT to mpiexec, which hands it on."""
     process = start("drawing", tmp_path, *beginning(tmp_path))
     deadline = time.monotonic() + 200
-    while not (tmp_path / "run" / "samples.png").exists():  # the steps have begun
+    while not (tmp_path / "run" / "1-diffusion" / "samples.png").exists():  # the steps have begun
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     status, _, said = ended(process)
-    assert status == 1 and said.count("go on with: mpiexec -n 2 minidiff train --resume --out run") == 1, said
-    assert len(list((tmp_path / "run").glob("step-*"))) == 1
+    command = "mpiexec -n 2 minidiff train --system text-to-image --resume --out run"
+    assert status == 1 and said.count(command) == 1, said
+    assert len(list((tmp_path / "run" / "1-diffusion").glob("step-*"))) == 1
 
 
 @pytest.mark.slow
@@ -248,7 +259,7 @@ def test_a_system_trains_in_stages(tmp_path):
     status, _, said = ended(start("toy", tmp_path, count=4))
     assert status == 0, said
     from support.toy import Toy
-    alone = stages.run(tmp_path / "alone", Toy, tiny.images(50), quiet=True).system.state_dict()
+    alone = runs.run(tmp_path / "alone", Toy, tiny.digits(50), quiet=True).system.state_dict()
     theirs = Toy.load(tmp_path / "toy" / "model.safetensors").state_dict()
     for name, w in alone.items():
         np.testing.assert_allclose(theirs[name], w, atol=1e-5)
@@ -270,7 +281,7 @@ class Comm(SimpleNamespace):
 
 @given(size=st.integers(1, 9), more=st.integers(0, 30))
 def test_the_parts_are_the_batch_and_nobodys_is_empty(size, more):
-    parts = [Ranks(Comm(rank=rank, size=size)).part(size + more) for rank in range(size)]
+    parts = [Ranks(Comm(rank=rank, size=size)).shard(size + more) for rank in range(size)]
     assert [i for part in parts for i in range(size + more)[part]] == list(range(size + more))
     lengths = {part.stop - part.start for part in parts}
     assert min(lengths) >= 1 and max(lengths) - min(lengths) <= 1
@@ -278,7 +289,7 @@ def test_the_parts_are_the_batch_and_nobodys_is_empty(size, more):
 
 def test_a_batch_of_fewer_samples_than_ranks_is_refused():
     with pytest.raises(UserError, match="a batch of 2 cannot be divided among 3 ranks: start 2 of them at most"):
-        Ranks(Comm(rank=0, size=3)).part(2)
+        Ranks(Comm(rank=0, size=3)).shard(2)
 
 
 def test_without_mpiexec_a_process_is_alone_and_never_imports_mpi4py(monkeypatch):
@@ -286,7 +297,7 @@ def test_without_mpiexec_a_process_is_alone_and_never_imports_mpi4py(monkeypatch
         for name in names:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "mpi4py", None)        # an import of it raises
-    assert type(ranks()) is SingleProcess and tiny.trainer().ranks.part(6) == slice(0, 6)
+    assert type(ranks()) is SingleProcess and tiny.trainer().ranks.shard(6) == slice(0, 6)
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setenv("PMI_SIZE", "1")
     assert type(ranks()) is SingleProcess
@@ -360,7 +371,7 @@ def test_on_gpus_the_sum_is_nccls_and_nothing_leaves_the_device(monkeypatch):
 def test_on_gpus_the_exchange_comes_before_the_update():
     t, stepped = tiny.trainer(batch=6), []
     t.ranks = RanksOnGPUs(Comm(rank=1, size=2), 0, Doubling())
-    t.part, drawn = t.ranks.part(6), t.batch()
+    t.shard, drawn = t.ranks.shard(6), t.batch()
     t.on_device = SimpleNamespace(scale=1.0, step=lambda grads, loss, lr, n: stepped.append((grads, loss, lr, n)))
     t.batch = lambda: drawn
     t.step()
@@ -383,7 +394,7 @@ def work(folder: Path) -> None:
     """Steps, gradients and runs, whose results each rank puts into files."""
     rank = ranks().rank
     if rank > 0:                                            # which writes nothing but what the test asks it for
-        checkpoint.save = pictures.save = stages.write_json = refused
+        checkpoint.save = pictures.save = runs.write_json = refused
 
     def put(name: str, **arrays):
         np.savez(folder / f"{name}-{rank}.npz", **arrays)
@@ -406,8 +417,8 @@ def work(folder: Path) -> None:
 
 def dying(folder: Path, who: str, how: str, *arguments) -> int:
     """A run of the command in which rank `who` dies in step 3; every step is saved."""
-    fit.SAVE_EVERY = 0.0
-    step = train.Trainer.step
+    loop.SAVE_EVERY = 0.0
+    step = Trainer.step
 
     def deadly(self):
         if self.n == 2 and self.ranks.rank == int(who):
@@ -416,28 +427,27 @@ def dying(folder: Path, who: str, how: str, *arguments) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise UserError("no room: make some") if how == "user" else KeyError("a mistake")
         return step(self)
-    train.Trainer.step = deadly
+    Trainer.step = deadly
     cli_ranks.GRACE = 0.2
     return tiny_command(folder, *arguments)
 
 
 def tiny_command(folder: Path, *arguments) -> int:
-    command = train.run
-    train.run = lambda *a, **k: command(*a, **k, model_config=tiny.CONFIG)
+    TextToImage.config_for = classmethod(lambda cls, shape: tiny.CONFIG)
     return cli.main(list(arguments))
 
 
 def drawing(folder: Path, *arguments) -> int:
     """A run of the command that draws after every step."""
-    fit.DRAW_EVERY = 0.0
+    loop.DRAW_EVERY = 0.0
     return tiny_command(folder, *arguments)
 
 
 def toy(folder: Path) -> None:
     from support.toy import Toy
     if ranks().rank > 0:
-        checkpoint.save = pictures.save = stages.write_json = refused
-    stages.run(folder / "toy", Toy, tiny.images(50), quiet=True)
+        checkpoint.save = pictures.save = runs.write_json = refused
+    runs.run(folder / "toy", Toy, tiny.digits(50), quiet=True)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from support import tiny
 
-from minidiff.training import main_job as train
-from minidiff.training import trainer as fit
+from minidiff.systems.text_to_image import TextToImage
+from minidiff.training import loop, run, trainer
 from minidiff.training.ranks import Ranks
+from minidiff.training.run import TrainOptions
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_the_exchange_gives_all_ranks_the_means_of_the_batch(size, count, asks):
 
     def steps(comm):
         own = Ranks(comm)
-        part, results = own.part(count), []
+        part, results = own.shard(count), []
         share = (part.stop - part.start) / count
         for factor in (1, 10):                              # what the first step leaves behind does not matter
             loss, means, stop = own.mean(factor * x[part].mean(), [factor * g[part].mean(axis=0) for g in per_sample],
@@ -82,13 +83,14 @@ class OfTheSame:
 
 
 @pytest.mark.parametrize("rank, written", [
-    (0, {"step-000001.safetensors", "step-000002.safetensors", "model.safetensors", "samples.png", "loss.png"}),
+    (0, {"run.json", "step-000001.safetensors", "step-000002.safetensors", "model.safetensors", "samples.png",
+         "loss.png"}),
     (1, set())])
 def test_the_first_rank_writes_a_run_and_the_others_not_a_file(monkeypatch, tmp_path, rank, written):
-    for module in (fit, train):
+    for module in (trainer, run):
         monkeypatch.setattr(module, "ranks", lambda *_: Ranks(OfTheSame(rank)))
-    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)             # after every step
-    monkeypatch.setattr(fit, "DRAW_EVERY", 0.0)
-    config = train.TrainConfig(steps=2, batch=4, warmup=1)
-    train.run(tmp_path / "run", tiny.images(50), config, model_config=tiny.CONFIG, quiet=True)
-    assert {p.name for p in tmp_path.glob("run/*")} == written
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)            # after every step
+    monkeypatch.setattr(loop, "DRAW_EVERY", 0.0)
+    run.run(tmp_path / "run", TextToImage, tiny.digits(50), TrainOptions(steps=2, batch=4), config=tiny.CONFIG,
+            quiet=True)
+    assert {p.name for p in tmp_path.rglob("run/**/*.*")} == written

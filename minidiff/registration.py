@@ -1,0 +1,58 @@
+"""What a user calls to add a sampler, a schedule, a data set or a system of his own to minidiff.
+
+    import minidiff
+    minidiff.register_sampler("euler", euler, order=1)
+    minidiff.register_schedule("sigmoid", sigmoid)
+
+Each call enters it in one registry, and everything else follows: the command line, `minidiff verify`, the tests of what
+all entries must keep.  A package enters its parts by entry points instead: registry.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from minidiff.data.dataset import DATASETS, Dataset, DatasetEntry, Questions
+from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
+from minidiff.diffusion.schedules import SCHEDULES, Schedule
+from minidiff.systems import SYSTEMS
+from minidiff.systems.system import System
+
+
+def register_sampler(name: str, function: Callable[..., Iterator[State]], *, order: float, calls: int = 1,
+                     noise: bool = False, extrapolates: bool = False) -> Sampler:
+    """Adds a sampler: `function(denoiser, x_T, times, cond=None)` yields a State after each step.
+
+    order: of its convergence to the exact flow (weak order for a stochastic sampler).  calls: of the denoiser a step.
+    noise: whether it draws noise; it is then also given `streams=`.  extrapolates: as `Sampler` says.
+    """
+    return SAMPLERS.register(name, Sampler(function, order=order, calls=calls, noise=noise, extrapolates=extrapolates))
+
+
+def register_schedule(name: str, function: Callable[..., Schedule]) -> Callable[..., Schedule]:
+    """Adds a schedule: `function(T=1000, ...)` gives a Schedule; its other parameters are numbers with defaults.
+
+    The command line then takes NAME or NAME:key=value,... with these parameters.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a function (T, ...) -> Schedule, not {type(function).__name__}")
+    return SCHEDULES.register(name, function)
+
+
+def register_dataset(name: str, load: Callable[[Path | None, str], Dataset], *,
+                     questions: Questions | None = None) -> DatasetEntry:
+    """Adds a data set: `load(folder or None, "train" or "test")` gives a Dataset (data/dataset.py).
+
+    questions: what a classifier of its images is asked; the system `adm` needs them.
+    """
+    if not callable(load):
+        raise TypeError(f"load must be a function (folder, split) -> Dataset, not {type(load).__name__}")
+    return DATASETS.register(name, DatasetEntry(load, questions))
+
+
+def register_system(name: str, kind: type[System]) -> type[System]:
+    """Adds a system: a subclass of System whose `name` is this one."""
+    if not (isinstance(kind, type) and issubclass(kind, System)) or getattr(kind, "name", None) != name:
+        raise TypeError(f"kind must be a subclass of System whose name is {name!r}, not {kind!r}")
+    return SYSTEMS.register(name, kind)
