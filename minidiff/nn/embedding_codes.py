@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.module import Module
 
@@ -92,7 +93,8 @@ class Buckets(Module):
     def quantise(self, y: np.ndarray) -> np.ndarray:
         """y (N, K) -> codes (N, K) of 0..count-1.  Values outside the learned range get the nearest bucket."""
         # code = floor((y - low) / width); a number that was constant has width 0, and gets the code 0
-        code = np.floor((y - self.low.data) / np.maximum(self.width, np.finfo(np.float32).tiny))
+        xp = xp_of(self.low.data)
+        code = xp.floor((y - self.low.data) / xp.maximum(self.width, np.finfo(np.float32).tiny))
         return code.clip(0, self.count - 1).astype(np.int64)
 
     def dequantise(self, code: np.ndarray) -> np.ndarray:
@@ -115,4 +117,4 @@ class Quantiles(Module):
 
     def quantise(self, numbers: np.ndarray) -> np.ndarray:
         """numbers (N,) -> codes (N,), 0 for the lowest and count-1 for the highest."""
-        return np.searchsorted(self.edges.data, numbers, side="right")
+        return xp_of(self.edges.data).searchsorted(self.edges.data, numbers, side="right")
