@@ -25,6 +25,8 @@ setup(
         "numpy>=2.0",
         "scipy>=1.13",
         "pillow>=10.1",
+        "matplotlib>=3.8",
+        "pooch>=1.8",
         "safetensors>=0.4",
         "tqdm>=4.60",
         "threadpoolctl>=3.1",       # holds BLAS to one thread while ours share the work

@@ -53,7 +53,7 @@ from minidiff.errors import UserError
 from minidiff.evaluation.judge import Judge, prompts_like
 from minidiff.files import check_writable, write_json
 from minidiff.pictures import plots
-from minidiff.pictures.canvas import PAPER
+from minidiff.pictures.sheets import PAPER
 from minidiff.systems.text_to_image import TextToImageConfig
 
 FAR, PILOT = 0.15, 60
@@ -310,21 +310,23 @@ def draw(folder: Path, logs: dict[str, Log], target: float, path: Path) -> None:
     """Accuracy against seconds, and beside it the ten digits as each drew them at its last evaluation."""
     from PIL import Image
     series = [(log.about["contestant"], [log.seconds(e["step"]) for e in log.evaluations],
-               [100 * e["accuracy"] for e in log.evaluations], style)
-              for log in logs.values() for style in ("line", "dots")]
+               [100 * e["accuracy"] for e in log.evaluations], "o-") for log in logs.values()]
     seconds = [s for _, x, _, _ in series for s in x]
-    series.append((f"{100 * target:g} %", [min(seconds), max(seconds)], [100 * target] * 2, "dashes"))
-    curve = plots.panel(series, title="Pictures read as the digit asked for", x_label="seconds of training",
-                        y_label="%", log_x=True)
+    series.append((f"{100 * target:g} %", [min(seconds), max(seconds)], [100 * target] * 2, "--"))
+    curve = plots.panels([plots.Panel("Pictures read as the digit asked for", "seconds of training", "%", series,
+                                      log_x=True)], width=5.2, height=4.6)
     sheets = []
     for name, log in logs.items():
         saved = checkpoint.load(folder / f"{name}-samples.safetensors")
         title = f"{log.about['contestant']}, after {log.seconds(saved.meta['step']):.0f} s"
         sheets.append(pictures.sheet(saved.tensors["images"], columns=5, scale=2, title=title))
-    right = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), PAPER)
+    # the curve at the left, the sheets below each other at the right
+    paper = Image.new("RGB", (curve.width + max(s.width for s in sheets),
+                              max(curve.height, sum(s.height for s in sheets))), PAPER)
+    paper.paste(curve, (0, 0))
     for sheet, top in zip(sheets, np.cumsum([0] + [s.height for s in sheets]).tolist(), strict=False):
-        right.paste(sheet, (0, top))
-    pictures.save(plots.side_by_side([curve, right]), path)
+        paper.paste(sheet, (curve.width, top))
+    pictures.save(paper, path)
 
 
 def main() -> None:

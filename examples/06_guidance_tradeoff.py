@@ -82,15 +82,15 @@ def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, s
 def draw(measured: dict[tuple[float, float], Fidelity], drops, scales):
     """Digit accuracy, precision and FID over recall: a line for each model, a dot for each scale above 0."""
     panels = []
-    for what, title in (("digit", "follows the caption"), ("precision", "looks real"), ("fid", "both in one number")):
+    for what, title, label in (("digit", "follows the caption", "digit accuracy"),
+                               ("precision", "looks real", "precision"), ("fid", "both in one number", "FID")):
         series = []
         for drop in drops:
             points = [measured[drop, scale] for scale in scales if scale]
-            x, y = [p.recall for p in points], [getattr(p, what) for p in points]
-            series += [(f"{100 * drop:g} % dropped", x, y, style) for style in ("line", "dots")]
-        panels.append(plots.panel(series, title=title, x_label="recall: the share of the data that is covered",
-                                  y_label={"digit": "digit accuracy", "fid": "FID"}.get(what, what)))
-    return plots.side_by_side(panels)
+            series.append((f"{100 * drop:g} % dropped", [p.recall for p in points],
+                           [getattr(p, what) for p in points], "o-"))
+        panels.append(plots.Panel(title, "recall: share of the data covered", label, series))
+    return plots.panels(panels)
 
 
 if __name__ == "__main__":

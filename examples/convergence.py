@@ -87,14 +87,14 @@ def main(steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256), out: str = "docs/co
             start, end = (x_0, X_T) if sampler is ddim_inverse else (X_T, x_0)
             errors = [np.linalg.norm(sample(sampler(denoiser, start, times(schedule, N))) - end) for N in steps]
             p = orders[what, name] = order(steps[-4:], errors[-4:])
-            measured += [(name, steps, errors, "line"), (name, steps, errors, "dots")]
+            measured.append((name, steps, errors, "o-"))
             print(f"{name:>20}", *(f"{e:9.1e}" for e in errors), f"{p:9.2f}")
         # in grey: what orders 1 and 2 look like, just below the lines that they are to be compared with
-        guides = [("", steps, [0.6 * errors[-1] * (steps[-1] / N) ** p for N in steps], "dashes")
-                  for p, (_, _, errors, _) in ((1, measured[0]), (2, measured[4]))]
-        panels.append(plots.panel([*measured, *guides], title=f"{what} (dashed: orders 1 and 2)", x_label="steps N",
-                                  y_label="error", log_x=True, log_y=True, width=520, height=400))
-    pictures.save(plots.side_by_side(panels), out)
+        guides = [("", steps, [0.6 * errors[-1] * (steps[-1] / N) ** p for N in steps], "--")
+                  for p, (_, _, errors, _) in ((1, measured[0]), (2, measured[2]))]
+        panels.append(plots.Panel(f"{what} (dashed: orders 1 and 2)", "steps N", "error", [*measured, *guides],
+                                  log_x=True, log_y=True))
+    pictures.save(plots.panels(panels, width=5.2, height=4.2), out)
     print(f"\ndrawn in {out}")
     return orders
 

@@ -1,195 +1,212 @@
-"""Plots for people: panels with two axes, lines, dots and a legend, side by side on one sheet of paper.
+"""Plots of numbers, drawn by matplotlib: curves and points, and the training loss.
 
-    panel([("closed form", t, mean, "line"), ("measured", t, x, "dots")],
-          title="mean of x_t", x_label="t", y_label="mean")
+    image = plots.panels([plots.Panel("Mean of x_t", "t", "mean", [("closed form", t, mean, "-"),
+                                                                   ("measured", t, x, "o")])])
+    pictures.save(image, "mean.png")
 
-A `Series` is (label, x, y, style), x and y of one length (n,), style "line", "dots" or "dashes". Two series of
-one label share its colour and its place in the legend, which is how a line runs through its dots; a series
-without a label, "", is grey and stands in no legend. Values that an axis cannot show (NaN, infinite, and
-on a logarithmic axis what is not positive) are left out. `pictures.save` writes the result.
+Every function returns a Pillow image.  Equal numbers give equal images: neither a user's matplotlib settings nor the
+state of pyplot is used.  matplotlib is imported only when something is drawn.
 """
 
-import math
+from __future__ import annotations
+
+import contextlib
+import logging
+import textwrap
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidiff.pictures.canvas import (
-    BLUE,
-    GAP,
-    INK,
-    LINE,
-    PAPER,
-    RULE,
-    SOFT,
-    TEXT,
-    Canvas,
-    font_of,
-    log_ticks,
-    ticks,
-    wrapped,
-)
+from minidiff.pictures.sheets import printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["Series", "panel", "side_by_side"]
+__all__ = ["Panel", "Series", "loss_curve", "panels", "scatter"]
 
-Series = tuple[str, Sequence[float], Sequence[float], str]
+Series = tuple[str, Sequence[float], Sequence[float], str]  # label, x (n,), y (n,), matplotlib's format: "-", "o", "--"
 
-STYLES = ("line", "dots", "dashes")
-# told apart by people who do not see red from green, too (Okabe and Ito's palette, its blue as in canvas.py)
-COLOURS = (BLUE, (213, 94, 0), (0, 143, 105), (178, 90, 148), (190, 140, 0), (70, 160, 210))
-TITLE = 15                                                  # font size, pixels
-LEFT, RIGHT, TOP, BOTTOM = 66, 20, 72, 48                   # pixels around the axes
+BLUE, RED, GREY = "#0072b2", "#d55e00", "#6e7278"
+# the palette of Okabe and Ito, which colour-blind readers can tell apart too
+COLOURS = (BLUE, RED, "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
+STYLE = {
+    "figure.facecolor": "#fcfcfa", "axes.facecolor": "#fcfcfa", "axes.edgecolor": GREY,
+    "axes.titlelocation": "left", "axes.titlesize": 11, "axes.labelcolor": "#44484e",
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e2e3e2", "axes.axisbelow": True,
+    "xtick.color": GREY, "ytick.color": GREY,
+    "lines.linewidth": 1.8, "lines.markersize": 4, "legend.frameon": False, "legend.fontsize": 9,
+}
+DPI = 110
 
 
-def panel(
-    series: Sequence[Series],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
-    log_y: bool = False,
-    width: int = 460,
-    height: int = 340,
-) -> "Image":
-    """One pair of axes, framed to hold every value that can be shown; what comes later lies on top.
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes and the series on it.  A series without a label, "", is grey and not in the legend."""
 
-    log_x, log_y: that axis is logarithmic. width, height: of the whole panel, in pixels.
-    Raises ValueError for an unknown style, for lengths that differ, and where nothing is left to show.
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log_x: bool = False
+    log_y: bool = False
+
+
+def panels(row: Sequence[Panel], *, width: float = 4.6, height: float = 3.6) -> Image:
+    """The panels side by side, each of this width and height in inches.
+
+    Values that an axis cannot show (NaN, infinity, and what is not positive on a logarithmic axis) are left out.
+    Raises ValueError if there is no panel, if x and y of a series differ in length, or if a panel has nothing to show.
     """
-    shown = [(label, *_showable(x, y, label, style, log_x, log_y), style) for label, x, y, style in series]
-    drawn = [s for s in shown if len(s[1])]
-    if not drawn:
-        raise ValueError(f"series has no value that the axes of {title!r} can show; a panel takes at least one.")
-    x_low, x_high = _frame(np.concatenate([x for _, x, _, _ in drawn]))
-    y_low, y_high = _frame(np.concatenate([y for _, _, y, _ in drawn]))
-    labels = list(dict.fromkeys(label for label, *_ in drawn if label))
-    colours = {"": SOFT} | {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
-
-    right, bottom = width - RIGHT, height - BOTTOM
-    # the legend stands above the axes, where no value can be: beside the y label if it fits, else in rows below it
-    beside = right - LEFT - font_of(TEXT).getlength(y_label) - GAP
-    rows = _rows(labels, beside)
-    below = 0 if len(rows) <= 1 else len(rows := _rows(labels, right - LEFT))         # rows below the y label
-    top = TOP + below * round(TEXT * LINE)
-    canvas = Canvas(width, height, finer=3)                 # drawn three times as large: the lines come out smooth
-
-    def across(x):
-        return LEFT + (x - x_low) / (x_high - x_low) * (right - LEFT)
-
-    def up(y):
-        return bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
-
-    # the axes: a rule at each value of y, a tick at each of x
-    for y, text in _marks(y_low, y_high, log_y, about=5):
-        canvas.path([(LEFT, up(y)), (right, up(y))], RULE, 1)
-        canvas.lines([text], LEFT - 8, up(y), TEXT, SOFT, anchor="rm")
-    for x, text in _marks(x_low, x_high, log_x, about=6):
-        canvas.path([(across(x), bottom), (across(x), bottom + 5)], SOFT, 1)
-        canvas.lines([text], across(x), bottom + 9, TEXT, SOFT, anchor="ma")
-    canvas.path([(LEFT, bottom), (right, bottom)], SOFT, 1)
-    canvas.lines(wrapped(title, TITLE, right - LEFT, lines=1), LEFT, 14, TITLE, INK)
-    canvas.lines([y_label], LEFT, 14 + TITLE * LINE + 2, TEXT, SOFT)
-    canvas.lines([x_label], right, bottom + 26, TEXT, SOFT, anchor="ra")
-
-    for label, x, y, style in drawn:
-        _draw(canvas, list(zip(across(x).tolist(), up(y).tolist(), strict=True)), style, colours[label])
-
-    for i, row in enumerate(rows):
-        u = LEFT if below else right - sum(map(_entry, row)) + GAP
-        v = 14 + TITLE * LINE + 2 + (i + bool(below)) * round(TEXT * LINE)
-        for label in row:
-            for style in dict.fromkeys(s[3] for s in drawn if s[0] == label):
-                middle = v + TEXT * 0.6
-                points = [(u + 9, middle)] if style == "dots" else [(u, middle), (u + 18, middle)]
-                _draw(canvas, points, style, colours[label])
-            canvas.lines([label], u + 24, v, TEXT, colours[label])
-            u += _entry(label)
-    return canvas.image
+    shown = [_shown(panel) for panel in row]
+    if not shown:
+        raise ValueError("row has no panels; it takes at least one.")
+    with _figure(width * len(shown), height) as figure:
+        for axes, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], row, strict=True):
+            _draw(axes, panel, shown.pop(0))
+        return _image(figure)
 
 
-def side_by_side(panels: Sequence["Image"]) -> "Image":
-    """The panels in one row on one sheet of paper, their tops in line."""
+def scatter(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str], *, reach: float = 3.0) -> Image:
+    """Points in the plane: a row of squares for each (label, arrays), a column for each title.
+
+    Each array is (n, 2).  A square shows [-reach, reach] on both axes.
+    """
+    for label, arrays in rows:
+        if len(arrays) != len(titles):
+            raise ValueError(f"the row {label!r} has {len(arrays)} arrays for {len(titles)} titles; it takes one each.")
+    with _figure(2 * len(titles) + 0.3, 2 * len(rows) + 0.3) as figure:
+        grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
+        for line, (label, arrays), colour in zip(grid, rows, COLOURS, strict=False):
+            for axes, points in zip(line, arrays, strict=True):
+                axes.plot(points[:, 0], points[:, 1], ".", color=colour, markersize=2, markeredgewidth=0)
+                axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+            line[0].set_ylabel(label, color=colour)
+        for axes, title in zip(grid[0], titles, strict=True):
+            axes.set_title(title, loc="center")
+        return _image(figure)
+
+
+def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str = "Training loss") -> Image:
+    """The losses over the steps on a logarithmic axis: each value faint, their running mean over it.
+
+    steps: (n,) increasing; losses: (n,).  Values without a logarithm (zero, negative, NaN, infinite) are left out.
+    Raises ValueError if none remains, or if the lengths differ.
+    """
+    x, y = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError(f"steps and losses have shapes {x.shape} and {y.shape}; they take one length (n,).")
+    positive = np.isfinite(x) & np.isfinite(y) & (y > 0)
+    if not positive.any():
+        raise ValueError(f"losses has no positive finite value among its {len(y)}; the curve takes at least one.")
+    x, y = x[positive], np.clip(y[positive], 1e-99, 1e99)
+    smooth = running_mean(y)
+    marker = "o" if len(x) == 1 else ""
+    with _figure(8, 4.5) as figure:
+        axes = figure.subplots()
+        axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
+        axes.plot(x, smooth, color=BLUE, linewidth=2.2, marker=marker)
+        _logarithmic(axes.set_yscale, axes.yaxis)
+        # the first few steps' peaks may be far above the rest: they do not set the frame
+        low, high = y.min(), max(np.quantile(y, 0.995), smooth.max())
+        pad = max((high / low) ** 0.06, 1.05)
+        axes.set(ylim=(low / pad, high * pad), xlabel="step", ylabel="loss")
+        _title(axes, title)
+        axes.set_title(f"{smooth[-1]:.4g} at the end", loc="right", color=BLUE, fontsize=9)
+        return _image(figure)
+
+
+def running_mean(y: np.ndarray) -> np.ndarray:
+    """For each of the values (n,) the mean of the n/25 around it; near the ends, of those that there are."""
+    half = len(y) // 50
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    i = np.arange(len(y))
+    back = np.minimum(half, i)
+    ahead = np.minimum(back, len(y) - 1 - i)                # no farther than back: early on, the loss falls fast
+    mean = (total[i + ahead + 1] - total[i - back]) / (back + ahead + 1)
+    return np.maximum(mean, y.min())                        # rounding in the sums may lose a very small value
+
+
+# --- axes -------------------------------------------------------------------------------------------------
+
+def _draw(axes: Axes, panel: Panel, series: Sequence[Series]) -> None:
+    labels = [label for label, *_ in series if label]
+    colours = dict(zip(labels, [COLOURS[k % len(COLOURS)] for k in range(len(labels))], strict=True))
+    for label, x, y, style in series:
+        axes.plot(x, y, style, label=label or None, color=colours.get(label, GREY), **({} if label else {"lw": 1.1}))
+    if panel.log_x:
+        _logarithmic(axes.set_xscale, axes.xaxis)
+    if panel.log_y:
+        _logarithmic(axes.set_yscale, axes.yaxis)
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    _title(axes, panel.title)
+    if labels:
+        axes.legend(loc="best")
+
+
+def _logarithmic(set_scale, axis) -> None:
+    """A logarithmic axis with plain numbers: at powers of ten, and between them where few fit on the axis."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x, pos=None):
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    set_scale("log")
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1.5, 0.6)))
+
+
+def _title(axes: Axes, title: str) -> None:
+    """A title may be any text; it is cut to one line."""
+    axes.set_title(textwrap.shorten(printable(title), 60, placeholder="..."), parse_math=False)
+
+
+@contextlib.contextmanager
+def _figure(width: float, height: float):
+    """A new matplotlib figure (inches), drawn without warnings: of letters that the font lacks, of a cache folder."""
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*([Gg]lyph|natively).*")
+            import matplotlib.style
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+
+            with matplotlib.style.context(["default", STYLE]):
+                figure = Figure((width, height), dpi=DPI, layout="constrained")
+                FigureCanvasAgg(figure)
+                yield figure
+    finally:
+        log.setLevel(level)
+
+
+def _image(figure: Figure) -> Image:
     from PIL import Image
 
-    if not panels:
-        raise ValueError("panels is empty; it takes at least one.")
-    paper = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)), PAPER)
-    x = 0
-    for p in panels:
-        paper.paste(p, (x, 0))
-        x += p.width
-    return paper
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
-def _entry(label: str) -> float:
-    """The width of one entry of the legend, and of the gap that follows."""
-    return 24 + font_of(TEXT).getlength(label) + GAP
+# --- checks -----------------------------------------------------------------------------------------------
 
-
-def _rows(labels: Sequence[str], width: float) -> list[list[str]]:
-    """The labels in rows no wider than that, one label at least in each."""
-    rows: list[list[str]] = []
-    for label in labels:
-        if rows and sum(map(_entry, [*rows[-1], label])) - GAP <= width:
-            rows[-1].append(label)
-        else:
-            rows.append([label])
-    return rows
-
-
-# ---- values and axes ---------------------------------------------------------------------------------------
-
-
-def _showable(x, y, label: str, style: str, log_x: bool, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
-    """x and y (n,) of the values that the axes can show, as the axes measure them: log10 where logarithmic."""
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if style not in STYLES:
-        raise ValueError(f"the style of {label!r} must be one of {', '.join(STYLES)}, got {style!r}")
-    if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"x and y of {label!r} have shapes {x.shape} and {y.shape}; they take one length (n,).")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x, y = (np.log10(x) if log_x else x), (np.log10(y) if log_y else y)
-    seen = np.isfinite(x) & np.isfinite(y)
-    return x[seen], y[seen]
-
-
-def _frame(a: np.ndarray) -> tuple[float, float]:
-    """The ends of an axis that holds the values, with a margin; never of no length."""
-    low, high = float(a.min()), float(a.max())
-    pad = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - pad, high + pad
-
-
-def _marks(low: float, high: float, logarithmic: bool, about: int) -> list[tuple[float, str]]:
-    """Round values on an axis, each with its text; on a logarithmic one they stand at their log10."""
-    if not logarithmic:
-        return [(value, f"{value:,.6g}") for value in ticks(low, high, about)]
-    return [(math.log10(value), f"{value:.6g}") for value in log_ticks(low, high)]
-
-
-def _draw(canvas: Canvas, points: list[tuple[float, float]], style: str, colour: tuple[int, int, int]) -> None:
-    if style == "dots" or len(points) == 1:
-        for point in points:
-            canvas.path([point], colour, 1.4)               # a path of one point is a dot
-    elif style == "line":
-        canvas.path(points, colour, 2)
-    else:
-        for dash in _dashes(points, 7, 5):
-            canvas.path(dash, colour, 1.4)
-
-
-def _dashes(points: list[tuple[float, float]], on: float, off: float) -> list[list[tuple[float, float]]]:
-    """The path cut into pieces of length `on` with gaps of `off` between them, pixels."""
-    p = np.asarray(points)                                                            # (n, 2)
-    along = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(p, axis=0).T))))       # (n,) length so far
-    pieces = []
-    for start in np.arange(0, along[-1], on + off):
-        end = min(start + on, along[-1])
-        at = np.concatenate(([start], along[(along > start) & (along < end)], [end]))
-        pieces.append([(float(np.interp(d, along, p[:, 0])), float(np.interp(d, along, p[:, 1]))) for d in at])
-    return pieces
+def _shown(panel: Panel) -> list[Series]:
+    """The series with the values only that the axes can show; series without any are left out."""
+    series = []
+    for label, x, y, style in panel.series:
+        x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        if x.ndim != 1 or x.shape != y.shape:
+            raise ValueError(f"x and y of {label!r} have shapes {x.shape} and {y.shape}; they take one length (n,).")
+        seen = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not panel.log_x)) & ((y > 0) | (not panel.log_y))
+        if seen.any():
+            series.append((label, x[seen], y[seen], style))
+    if not series:
+        raise ValueError(f"series has no value that the axes of {panel.title!r} can show; a panel takes at least one.")
+    return series

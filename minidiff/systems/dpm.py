@@ -63,7 +63,7 @@ from minidiff.nn.kl import kl
 from minidiff.nn.layers import parameter
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
-from minidiff.pictures.canvas import BLUE, GAP, INK, MARGIN, RULE, TEXT, Canvas
+from minidiff.pictures import plots
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, check_finite
 
@@ -71,7 +71,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 D = 2                                                       # coordinates of a point
-RED = (200, 62, 48)
 
 
 @dataclass(frozen=True)
@@ -234,18 +233,5 @@ class DPM(System):
         eps = generator(seed, "noise of a picture").standard_normal(x_0.shape, dtype=np.float32)
         forward = [q_sample(s, x_0, t, eps) for t in shown]
         states = {state.t: state.x_t for state in self.trajectory(count, seed=seed)}
-        size = 200
-        canvas = Canvas(2 * MARGIN + 4 * size + 3 * GAP, 2 * MARGIN + 2 * size + GAP + 24, finer=3)
-        rows = ((forward, "q, forward", BLUE), ([states[t] for t in shown], "p, reverse", RED))
-        for row, (points, what, colour) in enumerate(rows):
-            for column, (x, t) in enumerate(zip(points, shown, strict=True)):
-                left, top = MARGIN + column * (size + GAP), MARGIN + 24 + row * (size + GAP)
-                corners = [(left, top), (left + size, top), (left + size, top + size), (left, top + size), (left, top)]
-                canvas.path(corners, RULE, 1)
-                if row == 0:
-                    canvas.lines([f"t = {t + 1}"], left + size // 2, MARGIN, TEXT, INK, anchor="ma")
-                if column == 0:
-                    canvas.lines([what], left + 6, top + 5, TEXT, colour)
-                for u, v in x[(np.abs(x) < 2.9).all(1)]:    # [-3, 3] squared
-                    canvas.path([(left + (u + 3) / 6 * size, top + (3 - v) / 6 * size)], colour, 0.5)
-        return canvas.image
+        return plots.scatter([("q, forward", forward), ("p, reverse", [states[t] for t in shown])],
+                             [f"t = {t + 1}" for t in shown])

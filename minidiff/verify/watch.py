@@ -24,7 +24,6 @@ from minidiff.diffusion import gaussian
 from minidiff.diffusion.schedules import Schedule
 from minidiff.errors import UserError
 from minidiff.pictures import plots
-from minidiff.pictures.canvas import GAP, INK, LINE, MARGIN, SOFT, TEXT, TITLE, Canvas, enlarged, wrapped
 from minidiff.verify.forward import MEAN_SIGMAS, chains, simulate, variance_bound
 from minidiff.verify.rows import Row, compare
 
@@ -47,18 +46,16 @@ def plot(schedule: Schedule, *, seed: int = 0) -> "Image":
     closed = gaussian.q_mean_variance(schedule, np.full(schedule.T, x_0), t)
     few = t[:: max(1, schedule.T // 2000)]                  # more points than pixels show nothing
     panels = [
-        plots.panel([("closed form", few, line[few], "line"), (f"{n:,} chains", some, dots, "dots")],
-                    title=title, x_label="t", y_label=label)
+        plots.Panel(title, "t", label, [("closed form", few, line[few], "-"), (f"{n:,} chains", some, dots, "o")])
         for line, dots, title, label in zip(closed, measured, ("Mean of x_t, from x_0 = 1", "Variance of x_t"),
-                                            ("sqrt(alpha_bar)", "1 - alpha_bar"), strict=True)
+                                            (r"$\sqrt{\bar\alpha_t}$", r"$1 - \bar\alpha_t$"), strict=True)
     ]
-    snr = schedule.log_snr(few)
-    if np.isfinite(snr).any():                              # not for T = 1 at SNR 0, where the whole of it is -inf
-        below = " (-inf at the end)" if schedule.alpha_bar[-1] == 0 else ""
-        panels.append(plots.panel([("", few[[0, -1]], [0, 0], "dashes"), ("log-SNR", few, snr, "line")],
-                                  title="Signal to noise" + below, x_label="t",
-                                  y_label="log(alpha^2 / sigma^2); 0 is as much of each"))
-    return plots.side_by_side(panels)
+    snr = np.exp(schedule.log_snr(few))
+    if ((snr > 0) & np.isfinite(snr)).any():                # not for T = 1 at SNR 0
+        below = " (0 at the end)" if schedule.alpha_bar[-1] == 0 else ""
+        panels.append(plots.Panel("Signal to noise" + below, "t", r"$\alpha_t^2 / \sigma_t^2$",
+                                  [("SNR", few, snr, "-"), ("", few[[0, -1]], [1, 1], "--")], log_y=True))
+    return plots.panels(panels)
 
 
 # ---- one image ---------------------------------------------------------------------------------------------
@@ -157,33 +154,18 @@ def rows(states: list[Watched], seed: int) -> list[Row]:
 
 def picture(schedule: Schedule, states: list[Watched]) -> "Image":
     """The states in rows of five, each over its measured and predicted mean and variance."""
-    columns = min(5, len(states))
-    height, width, _ = states[0].x_t.shape
-    scale = max(1, SIDE // max(height, width))
-    height, width, row = height * scale, width * scale, round(TEXT * LINE)
-    cell_height = height + 10 + 6 * row + GAP
-    top = MARGIN + round(TITLE * LINE) + row + GAP
-    rows_of = math.ceil(len(states) / columns)
-    paper_width = max(2 * MARGIN + columns * CELL + (columns - 1) * GAP, 420)
-    canvas = Canvas(paper_width, top + rows_of * cell_height + MARGIN - GAP)
-    canvas.lines(wrapped(f"q(x_t | x_0) on the {schedule.name} schedule, T = {schedule.T}", TITLE,
-                         paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN - 4, TITLE, INK)
-    canvas.lines(wrapped("measured over the pixels; below it the closed form, with one standard error",
-                         TEXT, paper_width - 2 * MARGIN, lines=1), MARGIN, MARGIN + TITLE * LINE, TEXT, SOFT)
-    for i, w in enumerate(states):
-        x = MARGIN + i % columns * (CELL + GAP)
-        y = top + i // columns * cell_height
-        canvas.picture(enlarged(w.x_t[None], scale, "states")[0], x, y)
-        y += height + 10
-        canvas.lines([f"t = {w.t}" if w.t >= 0 else "x_0, clean"], x, y, TEXT, INK)
-        for k, (name, measured, expected, error) in enumerate((
-                ("mean", w.mean, w.expected_mean, w.mean_error),
-                ("variance", w.variance, w.expected_variance, w.variance_error))):
-            v = y + (1 + 2 * k) * row + 3 * (1 + k)
-            canvas.lines([f"{name} {_fixed(measured, 4)}"], x, v, TEXT, INK)
+    captions = []
+    for w in states:
+        lines = [f"t = {w.t}" if w.t >= 0 else "x_0, clean"]
+        for name, measured, expected, error in (("mean", w.mean, w.expected_mean, w.mean_error),
+                                                ("variance", w.variance, w.expected_variance, w.variance_error)):
             said = f"{_fixed(expected, 4)} \u00b1 {error:.4f}" if w.t >= 0 else "of the image itself"
-            canvas.lines([said], x, v + row, TEXT, SOFT)
-    return canvas.image
+            lines += [f"{name} {_fixed(measured, 4)}", said]
+        captions.append("\n".join(lines))
+    title = (f"q(x_t | x_0) on the {schedule.name} schedule, T = {schedule.T}: measured, and below it the closed form "
+             "with one standard error")
+    return pictures.sheet(np.stack([w.x_t for w in states]), captions, columns=5, title=title,
+                          scale=max(1, SIDE // max(states[0].x_t.shape)), caption_width=CELL, caption_lines=5)
 
 
 def table(states: list[Watched]) -> str:

@@ -1,146 +1,76 @@
-"""Plots: the axes' numbers stand where they say, the legend keeps the order of the series, and refusals are sentences.
+"""Plots: what stands on the axes is what was given, any text is drawn, and refusals are sentences."""
 
-What the panels look like in pixels is held in test_verify.py; here their canvas is watched as it is drawn on.
-"""
-
-import itertools
+import logging
 import math
+import os
+import subprocess
+import sys
+import warnings
 
+import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
-from minidiff.pictures import canvas, plots
+from minidiff import pictures
+from minidiff.pictures import plots
 
-WIDTH, HEIGHT = 460, 340                                    # of a panel, by default
-RIGHT, BOTTOM = WIDTH - plots.RIGHT, HEIGHT - plots.BOTTOM
+X = [1, 2, 3]
+
+
+def panel(series, **options):
+    return plots.Panel("t", "x", "y", series, **options)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """A panel's texts, each (text, x, y, anchor, colour), and its paths, each (points, colour), in order of drawing."""
-    texts, paths = [], []
-
-    class Watched(canvas.Canvas):
-        def lines(self, lines, x, y, size, colour, anchor="la"):
-            texts.extend((line, x, y, anchor, colour) for line in lines)
-            super().lines(lines, x, y, size, colour, anchor)
-
-        def path(self, points, colour, width):
-            paths.append((points, colour))
-            super().path(points, colour, width)
-
-    monkeypatch.setattr(plots, "Canvas", Watched)
-    return texts, paths
+    """The matplotlib figures that are drawn, in their order."""
+    figures, image = [], plots._image
+    monkeypatch.setattr(plots, "_image", lambda figure: figures.append(figure) or image(figure))
+    return figures
 
 
-def panel(series, **options):
-    return plots.panel(series, **{"title": "t", "x_label": "x", "y_label": "y", **options})
+def ink(image, colour: str) -> np.ndarray:
+    """(row, column) of the pixels of about that colour, "#rrggbb"."""
+    rgb = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)])
+    return np.argwhere(np.abs(np.asarray(image).astype(int) - rgb).sum(axis=2) < 40)
 
 
-def axes(texts):
-    """The numbers of the axes, {text: where its centre is}: x's stand below the axes, y's at their left."""
-    across = {text: x for text, x, y, anchor, _ in texts if anchor == "ma" and y == BOTTOM + 9}
-    up = {text: y for text, x, y, anchor, _ in texts if anchor == "rm" and x == plots.LEFT - 8}
-    return across, up
+# --- panels -----------------------------------------------------------------------------------------------
+
+def test_each_panel_has_its_series_labels_and_scales(drawn):
+    plots.panels([panel([("a", X, [1, 4, 2], "-"), ("b", X, [2, 2, 2], "o")]),
+                  plots.Panel("u", "v", "w", [("c", [1, 1000], [0.1, 10], "--")], log_x=True, log_y=True)])
+    ((left, right),) = (figure.axes for figure in drawn)
+    assert [line.get_xydata().tolist() for line in left.lines] == [[[1, 1], [2, 4], [3, 2]], [[1, 2], [2, 2], [3, 2]]]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["a", "b"]
+    assert (left.get_xscale(), left.get_yscale(), right.get_xscale(), right.get_yscale()) == ("linear", "linear",
+                                                                                             "log", "log")
+    assert (right.get_title("left"), right.get_xlabel(), right.get_ylabel()) == ("u", "v", "w")
 
 
-# ---- axes --------------------------------------------------------------------------------------------------
+def test_labels_have_different_colours_and_no_label_is_grey_and_not_in_the_legend(drawn):
+    plots.panels([panel([("", X, X, "--"), *((f"{k}", X, X, "-") for k in range(6))])])
+    (axes,) = drawn[0].axes
+    assert [line.get_color() for line in axes.lines] == [plots.GREY, *plots.COLOURS] and len(set(plots.COLOURS)) == 6
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list("012345")
 
 
-def place(values, low, high, at_low, at_high):
-    """Where the values stand between the two pixels, on an axis with 4 % of its values' span at each end."""
-    values = np.asarray(values)
-    return at_low + (at_high - at_low) * ((values - low) / (high - low) + 0.04) / 1.08
+def test_the_numbers_of_a_logarithmic_axis_are_plain(drawn):
+    """Over several powers of ten those alone; within one of them also numbers between."""
+    plots.panels([panel([("", [0.01, 100], [0.22, 0.31], "-")], log_x=True, log_y=True)])
+    (axes,) = drawn[0].axes
+    across = [text.get_text() for text in axes.get_xticklabels()]
+    up = [text.get_text() for text in axes.get_yticklabels(which="both") if text.get_text()]
+    assert {"0.01", "0.1", "1", "10", "100"} <= set(across)
+    assert len([text for text in up if 0.2 < float(text) < 0.35]) >= 2
 
 
-def test_the_numbers_of_a_linear_axis_stand_at_their_values(drawn):
-    panel([("", [0, 10], [-2000, 2000], "line")])
-    across, up = axes(drawn[0])
-    # steps of 1, 2 or 5 times a power of ten, about 6 of them across and 5 up
-    assert list(across) == ["0", "2", "4", "6", "8", "10"]
-    assert list(up) == ["-2,000", "-1,000", "0", "1,000", "2,000"]
-    # atol: pixels, of float64 arithmetic on numbers below 1e4
-    np.testing.assert_allclose(list(across.values()), place(range(0, 11, 2), 0, 10, plots.LEFT, RIGHT), atol=1e-9)
-    np.testing.assert_allclose(list(up.values()), place(range(-2000, 2001, 1000), -2000, 2000, BOTTOM, plots.TOP),
-                               atol=1e-9)
-
-
-def test_the_numbers_of_a_logarithmic_axis_stand_at_their_logarithms(drawn):
-    panel([("", [1, 1e4], [1e-3, 100], "line")], log_x=True, log_y=True)
-    across, up = axes(drawn[0])
-    assert list(across) == ["1", "10", "100", "1000", "10000"]
-    assert list(up) == ["0.001", "0.01", "0.1", "1", "10", "100"]
-    np.testing.assert_allclose(list(across.values()), place(range(5), 0, 4, plots.LEFT, RIGHT), atol=1e-9)
-    np.testing.assert_allclose(list(up.values()), place(range(-3, 3), -3, 2, BOTTOM, plots.TOP), atol=1e-9)
-
-
-@pytest.mark.parametrize(("low", "high", "values"), [
-    (0, 3.5, [1, 10, 100, 1000]),                           # powers of ten, where four of them have room
-    (0, 2.4, [1, 3, 10, 30, 100]),                          # else threes, too,
-    (0, 1.1, [1, 2, 5, 10]),                                # then twos and fives,
-    (0, 0.65, [1, 1.5, 2, 3, 4]),                           # then more,
-    (0.01, 0.15, [1.1, 1.2, 1.3, 1.4]),                     # and within a small part of a power even steps
-    (-11, 11, [10.0**p for p in range(-11, 12, 3)]),        # at most nine of them
-])
-def test_a_logarithmic_axis_takes_the_fewest_round_values_that_are_four(low, high, values):
-    assert canvas.log_ticks(low, high) == pytest.approx(values, rel=1e-12)
-
-
-def test_the_values_stand_on_the_same_axes_as_the_numbers(drawn):
-    """A series through the axes' own numbers passes through the places where those are written."""
-    x, y = [1, 10, 100, 1000], [0, 20, 40, 60]
-    panel([("a", x, y, "line")], log_x=True)
-    across, up = axes(drawn[0])
-    line = next(points for points, colour in drawn[1] if colour == plots.COLOURS[0])
-    np.testing.assert_allclose(line, [(across[str(a)], up[str(b)]) for a, b in zip(x, y, strict=True)], atol=1e-9)
-
-
-@pytest.mark.parametrize("value", [0.0, 7.0, -1e-300, 1e300])
-def test_an_axis_of_one_value_has_room_and_numbers(drawn, value):
-    panel([("a", [1, 2], [value, value], "line")])
-    _, up = axes(drawn[0])
-    assert len(up) >= 2 and all(plots.TOP - 1e-9 <= v <= BOTTOM + 1e-9 for v in up.values())
-    (height,) = {v for points, colour in drawn[1] if colour == plots.COLOURS[0] for _, v in points if v > plots.TOP}
-    assert height == pytest.approx((plots.TOP + BOTTOM) / 2)
-
-
-# ---- legend ------------------------------------------------------------------------------------------------
-
-
-def test_the_legend_names_each_label_once_in_the_order_of_the_series(drawn):
-    x = [1, 2]
-    panel([("b", x, x, "line"), ("", x, x, "line"), ("a", x, x, "line"), ("b", x, x, "dots"), ("c", x, x, "line")])
-    legend = [(text, colour) for text, _, _, _, colour in drawn[0] if colour in plots.COLOURS]
-    assert legend == list(zip("bac", plots.COLOURS, strict=False))
-    grey = [points for points, colour in drawn[1] if colour == canvas.SOFT and points[0][1] < plots.TOP]
-    assert grey == []                                       # a series without a label has no entry
-
-
-@pytest.mark.parametrize("styles", list(itertools.permutations(plots.STYLES)), ids="-".join)
-def test_the_styles_of_one_label_lie_in_the_legend_in_their_order_whatever_the_hash_seed(monkeypatch, styles):
-    """Six orders: an order that strings' hashes make is right for one of them at most, under any seed."""
-    calls, draw = [], plots._draw
-    monkeypatch.setattr(plots, "_draw", lambda on, points, style, colour: calls.append(style)
-                        or draw(on, points, style, colour))
-    panel([("a", [1, 2], [k, k + 1], style) for k, style in enumerate(styles)])
-    assert calls == [*styles, *styles]                      # the series, then the legend
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.text("abc ", min_size=1, max_size=20), max_size=8), st.floats(1, 600))
-def test_the_legend_breaks_into_rows_that_fit(labels, width):
-    rows = plots._rows(labels, width)
-    assert [label for row in rows for label in row] == labels and all(rows)
-    entries = [[24 + canvas.font_of(canvas.TEXT).getlength(label) for label in row] for row in rows]
-    wide = [sum(row) + canvas.GAP * (len(row) - 1) for row in entries]
-    assert all(w <= width + 1e-9 or len(row) == 1 for w, row in zip(wide, entries, strict=True))
-    for w, (first, *_) in zip(wide, entries[1:], strict=False):
-        assert w + canvas.GAP + first > width - 1e-9        # the next row's first label had no room here
-
-
-# ---- refusals ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_no_axis_can_show_changes_nothing(bad):
+    clean = plots.panels([panel([("a", X, [1, 4, 2], "-")])])
+    assert clean == plots.panels([panel([("a", [1, 2, 9, 3], [1, 4, bad, 2], "-"), ("b", [1], [bad], "o")])])
+    assert clean == plots.panels([panel([("a", [1, 2, bad, 3], [1, 4, 9, 2], "-")])])
 
 
 NOTHING = "series has no value that the axes of 't' can show; a panel takes at least one."
@@ -148,27 +78,128 @@ NOTHING = "series has no value that the axes of 't' can show; a panel takes at l
 
 @pytest.mark.parametrize(("series", "sentence"), [
     ([], NOTHING),
-    ([("a", [], [], "line")], NOTHING),
-    ([("a", [1, 2], [0, -1], "dots")], NOTHING),            # on a logarithmic axis
-    ([("a", [1], [1], "line"), ("b", [1, 2], [1], "line")],
+    ([("a", [], [], "-")], NOTHING),
+    ([("a", [1, 2], [0, -1], "o")], NOTHING),               # on a logarithmic axis
+    ([("a", [1], [1], "-"), ("b", [1, 2], [1], "-")],
      "x and y of 'b' have shapes (2,) and (1,); they take one length (n,)."),
-    ([("a", 1, 1, "dots")], "x and y of 'a' have shapes () and (); they take one length (n,)."),
-    ([("a", [1], [1], "bars")], "the style of 'a' must be one of line, dots, dashes, got 'bars'"),
+    ([("a", 1, 1, "o")], "x and y of 'a' have shapes () and (); they take one length (n,)."),
 ])
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(series, sentence):
     with pytest.raises(ValueError) as caught:
-        panel(series, log_y=True)
+        plots.panels([panel(series, log_y=True)])
     assert str(caught.value) == sentence
 
 
 def test_no_panels_are_refused_in_a_sentence():
-    with pytest.raises(ValueError) as caught:
-        plots.side_by_side([])
-    assert str(caught.value) == "panels is empty; it takes at least one."
+    with pytest.raises(ValueError, match="row has no panels; it takes at least one"):
+        plots.panels([])
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_no_axis_can_show_changes_nothing(bad):
-    clean = panel([("a", [1, 2, 3], [1, 4, 2], "line")])
-    assert np.array_equal(clean, panel([("a", [1, 2, 9, 3], [1, 4, bad, 2], "line")]))
-    assert np.array_equal(clean, panel([("a", [1, 2, bad, 3], [1, 4, 9, 2], "line")]))
+# --- points -----------------------------------------------------------------------------------------------
+
+def test_points_stand_in_the_square_of_their_row_and_column(drawn):
+    points = np.random.default_rng(0).normal(size=(2, 3, 10, 2))
+    plots.scatter([("p", points[0]), ("q", points[1])], ["t = 0", "t = 1", "t = 2"])
+    axes = np.array(drawn[0].axes).reshape(2, 3)
+    for i in range(2):
+        assert axes[i, 0].get_ylabel() == "pq"[i]
+        for j in range(3):
+            np.testing.assert_array_equal(axes[i, j].lines[0].get_xydata(), points[i, j])
+            assert axes[i, j].get_xlim() == axes[i, j].get_ylim() == (-3, 3)
+    assert [a.get_title() for a in axes[0]] == ["t = 0", "t = 1", "t = 2"]
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="the row 'p' has 1 arrays for 2 titles"):
+        plots.scatter([("p", [np.zeros((3, 2))])], ["a", "b"])
+
+
+# --- the loss ---------------------------------------------------------------------------------------------
+
+def test_an_exponential_falls_in_a_straight_line():
+    """log y is linear in the step for y = exp(-a step): on a logarithmic axis its line is straight."""
+    steps = np.arange(2000)
+    image = plots.loss_curve(steps, np.exp(-steps / 400))
+    curve = ink(image, plots.BLUE)
+    inside = curve[(curve[:, 1] > 0.15 * image.width) & (curve[:, 1] < 0.85 * image.width)
+                   & (curve[:, 0] > 0.1 * image.height)]
+    slope, offset = np.polyfit(inside[:, 1], inside[:, 0], 1)
+    assert slope > 0.3
+    assert np.abs(inside[:, 0] - slope * inside[:, 1] - offset).max() < 3
+
+
+def test_the_curve_smooths_by_a_mean():
+    y = np.random.default_rng(0).uniform(0.5, 1.5, 1000)
+    smooth = plots.running_mean(y)
+    for i, (a, b) in {0: (0, 1), 5: (0, 11), 500: (480, 521), 990: (970, 1000), 999: (979, 1000)}.items():
+        assert smooth[i] == pytest.approx(y[a:b].mean())
+    assert plots.running_mean(y[:30]) == pytest.approx(y[:30])
+
+
+def test_the_curve_shows_the_losses_and_their_mean(drawn):
+    y = np.random.default_rng(0).uniform(0.5, 1.5, 200)
+    pictures.loss_curve(range(1, 201), y)
+    (axes,) = drawn[0].axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), y)
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), plots.running_mean(y))
+    assert axes.get_title("right") == f"{plots.running_mean(y)[-1]:.4g} at the end"
+
+
+@pytest.mark.parametrize(("steps", "losses"), [
+    ([5], [0.3]),
+    ([0, 1], [1, 1]),
+    ([0, 1, 2, 3], [1, np.nan, 0, -1]),
+    (range(1, 40), np.geomspace(1e-30, 1e30, 39)),
+    (range(3), [0.1, 0.1000001, 0.1]),
+    ([0, 10**9], [1e300, 1e-300]),
+    ([0.1, 0.2], [0.5, 0.4]),
+])
+def test_odd_curves_are_drawn(steps, losses):
+    assert len(ink(plots.loss_curve(steps, losses), plots.BLUE)) > 10
+
+
+@pytest.mark.parametrize("title", ["", "日本語 " * 100, "w" * 500, "\ud800\0\n\t", "$x^", "سبعة", "🙂👍🏽", "100 %"])
+def test_any_title_is_drawn(title):
+    assert plots.loss_curve(X, X, title).size == plots.loss_curve(X, X).size
+
+
+def test_impossible_curves_are_refused():
+    for losses in ([], [np.nan], [0.0, -1.0]):
+        with pytest.raises(ValueError, match="no positive finite value"):
+            plots.loss_curve(range(len(losses)), losses)
+    with pytest.raises(ValueError, match=r"shapes \(3,\) and \(2,\)"):
+        plots.loss_curve([1, 2, 3], [1, 2])
+
+
+# --- matplotlib -------------------------------------------------------------------------------------------
+
+def test_equal_numbers_give_equal_files_whatever_the_users_settings(tmp_path):
+    pictures.save(plots.loss_curve(X, X), tmp_path / "a.png")
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "figure.facecolor": "black"}):
+        pictures.save(plots.loss_curve(X, X), tmp_path / "b.png")
+        assert matplotlib.rcParams["font.size"] == 30       # which are left as they were
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_matplotlibs_log_and_warnings_are_left_as_they_were():
+    before = logging.getLogger("matplotlib").level
+    filters = list(warnings.filters)
+    plots.loss_curve(X, X, "日本語")
+    assert logging.getLogger("matplotlib").level == before and warnings.filters == filters
+    with pytest.warns(UserWarning, match="[Gg]lyph"):
+        Figure().text(0, 0, "日").get_window_extent()
+
+
+def test_importing_loads_neither_matplotlib_nor_pillow():
+    code = "import sys, minidiff.pictures; sys.exit('PIL' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_nothing_is_said_on_a_machine_without_a_home(tmp_path):
+    """matplotlib would tell of the temporary folder that it uses in place of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "XDG_"))}
+    (tmp_path / "file").touch()
+    environment |= {"HOME": str(tmp_path / "file" / "home"), "TMPDIR": str(tmp_path)}
+    code = "from minidiff import pictures; pictures.loss_curve([1, 2], [1, 2])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

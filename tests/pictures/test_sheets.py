@@ -1,8 +1,6 @@
 """The pictures: right pixels in the right places, any caption, and refusals before anything is written."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from PIL import Image
 
 from minidiff import pictures
 from minidiff.errors import UserError
-from minidiff.pictures import canvas
+from minidiff.pictures import sheets
 
 
 def images(count, height=4, width=4, channels=1, seed=0):
@@ -49,7 +47,7 @@ def test_pictures_stand_in_reading_order():
     ]
     assert corners == sorted(corners)
     ys, xs = sorted({y for y, _ in corners}), sorted({x for _, x in corners})
-    assert np.diff(ys).tolist() == [16 + canvas.GAP] and np.diff(xs).tolist() == [16 + canvas.GAP] * 2
+    assert np.diff(ys).tolist() == [16 + sheets.GAP] and np.diff(xs).tolist() == [16 + sheets.GAP] * 2
 
 
 def test_captions_and_title_are_drawn_and_wrapped():
@@ -65,12 +63,21 @@ def test_captions_and_title_are_drawn_and_wrapped():
     assert not np.array_equal(np.asarray(short), np.asarray(pictures.sheet(x, ["8", "7"])))
 
 
+def test_line_breaks_in_a_caption_are_kept():
+    heights = [pictures.sheet(images(1, 28, 28), [caption]).height
+               for caption in ("7", "7\n7", "7\n\n7\n", "7\n7\n7", "7\n" * 9)]
+    line = heights[1] - heights[0]
+    assert line > 0 and [(height - heights[0]) / line for height in heights] == [0, 1, 1, 2, 3]
+    tall = pictures.sheet(images(1, 28, 28), ["7\n" * 9], caption_lines=6, caption_width=150)
+    assert (tall.height - heights[0]) / line == 5 and tall.width == 150 + 2 * sheets.MARGIN
+
+
 def test_text_stays_within_its_cell():
     """Only the paper's own colour is left and right of the cells, whatever the captions say."""
     sheet = np.asarray(
         pictures.sheet(images(3, 28, 28), ["w" * 500, "seven " * 99, "日本語" * 99], columns=3)
     )
-    paper = np.array(canvas.PAPER)
+    paper = np.array(sheets.PAPER)
     cell = 28 * 3
     for start in (0, 24 + cell + 2, 24 + 2 * cell + 14 + 2, 24 + 3 * cell + 2 * 14 + 2):
         assert (sheet[:, start : start + 10] == paper).all()
@@ -145,74 +152,6 @@ def test_an_animation_runs_from_the_first_state_to_the_last(tmp_path):
     assert os.listdir(tmp_path) == ["a.gif"]
 
 
-def ink(image, colour):
-    """(row, column) of the pixels of about that colour."""
-    return np.argwhere(np.abs(np.asarray(image).astype(int) - colour).sum(axis=2) < 40)
-
-
-def test_an_exponential_falls_in_a_straight_line():
-    """log y is linear in the step for y = exp(-a step): on a logarithmic axis its line is straight."""
-    steps = np.arange(2000)
-    curve = ink(pictures.loss_curve(steps, np.exp(-steps / 400)), canvas.BLUE)
-    curve = curve[curve[:, 0] > 66]  # below the words
-    inside = curve[(curve[:, 1] > 120) & (curve[:, 1] < 840)]
-    slope, offset = np.polyfit(inside[:, 1], inside[:, 0], 1)
-    assert slope > 0.3
-    assert np.abs(inside[:, 0] - slope * inside[:, 1] - offset).max() < 3
-
-
-def test_the_curve_smooths_by_a_mean():
-    rng = np.random.default_rng(0)
-    y = rng.uniform(0.5, 1.5, 1000)
-    smooth = pictures._running_mean(y)
-    for i, (a, b) in {0: (0, 1), 5: (0, 11), 500: (480, 521), 990: (970, 1000), 999: (979, 1000)}.items():
-        assert smooth[i] == pytest.approx(y[a:b].mean())
-    assert pictures._running_mean(y[:30]) == pytest.approx(y[:30])
-
-
-@pytest.mark.parametrize(
-    ("steps", "losses"),
-    [
-        ([5], [0.3]),
-        ([0, 1], [1, 1]),
-        ([0, 1, 2, 3], [1, np.nan, 0, -1]),
-        (range(1, 40), np.geomspace(1e-30, 1e30, 39)),
-        (range(3), [0.1, 0.1000001, 0.1]),
-        ([0, 10**9], [1e300, 1e-300]),
-        ([0.1, 0.2], [0.5, 0.4]),
-    ],
-)
-def test_odd_curves_are_drawn(steps, losses):
-    image = pictures.loss_curve(steps, losses, "日本語 " * 100)
-    assert image.size == (900, 520) and len(ink(image, canvas.BLUE)) > 10
-
-
-def test_impossible_curves_are_refused():
-    for losses in ([], [np.nan], [0.0, -1.0]):
-        with pytest.raises(ValueError, match="no positive finite value"):
-            pictures.loss_curve(range(len(losses)), losses)
-    with pytest.raises(ValueError, match=r"shapes \(3,\) and \(2,\)"):
-        pictures.loss_curve([1, 2, 3], [1, 2])
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
-def test_ticks_are_few_round_and_inside(low, span):
-    if low + span - low < span / 2 or span < abs(low) * 1e-6:
-        return  # no float has room for ticks there
-    ticks = canvas.ticks(low, low + span)
-    assert 3 <= len(ticks) <= 10
-    assert all(low - span * 1e-6 <= t <= low + span * (1 + 1e-6) for t in ticks)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.floats(-20, 20), st.floats(0.05, 20))
-def test_logarithmic_ticks_are_few_and_inside(low, span):
-    ticks = canvas.log_ticks(low, low + span)
-    assert 2 <= len(ticks) <= 12 and ticks == sorted(set(ticks))
-    assert all(low - 1e-6 <= np.log10(t) <= low + span + 1e-6 for t in ticks)
-
-
 def test_saving_takes_the_format_of_the_ending(tmp_path):
     image = pictures.sheet(images(2))
     for name, kind in {"a.png": "PNG", "a.JPG": "JPEG", "a.jpeg": "JPEG", "a.gif": "GIF"}.items():
@@ -236,8 +175,3 @@ def test_a_path_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
                 act(tmp_path / name)
     assert os.listdir(tmp_path) == []
     assert pictures.check_writable(str(tmp_path / "a.png")) == tmp_path / "a.png"
-
-
-def test_importing_does_not_load_pillow():
-    code = "import sys, minidiff.pictures; sys.exit('PIL' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,14 +15,13 @@ from PIL import Image
 from scipy import stats
 from support.diffusion_strategies import any_schedule
 
-from minidiff import pictures, verify
+from minidiff import verify
 from minidiff.cli import main as cli
 from minidiff.diffusion import gaussian, losses, samplers, schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
 from minidiff.errors import UserError
-from minidiff.pictures import plots
 from minidiff.verify import forward, rows, watch
 from minidiff.verify import user_schedule as own
 from minidiff.verify.loading import load_named
@@ -940,55 +939,3 @@ def test_a_full_disk_leaves_the_old_plot(here, monkeypatch, capsys):
     monkeypatch.setattr("os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert call("-T", 20, "--schedule", "cosine", "--plot", "out.png") == 2
     assert "No space left" in capsys.readouterr().err and (here / "out.png").read_bytes() == b"the old picture"
-
-
-# ---- plots -------------------------------------------------------------------------------------------------
-
-
-def ink(panel, colour) -> np.ndarray:
-    """Where the panel has the colour: rows and columns (n,)."""
-    return np.argwhere((np.asarray(panel) == np.array(colour)).all(-1))
-
-
-def test_a_panel_puts_values_where_its_axes_say():
-    """Five dots on a straight line stand evenly apart, to half a pixel; on logarithmic axes powers of two do."""
-    for x, y, log in [(np.arange(5), 3.0 * np.arange(5), False), (2.0 ** np.arange(5), 8.0 ** np.arange(5), True)]:
-        panel = plots.panel([("", x, y, "dots")], title="", x_label="", y_label="", log_x=log, log_y=log)
-        drawn = ink(panel, pictures.SOFT)
-        drawn = drawn[drawn[:, 0] < 340 - plots.BOTTOM - 3]             # above the axis and its numbers
-        drawn = drawn[drawn[:, 1] > plots.LEFT]
-        columns = np.unique(drawn[:, 1])
-        groups = np.split(columns, np.flatnonzero(np.diff(columns) > 3) + 1)
-        centers = np.array([[g.mean(), drawn[np.isin(drawn[:, 1], g), 0].mean()] for g in groups])
-        assert centers.shape == (5, 2)
-        np.testing.assert_allclose(np.diff(centers[:, 0]), np.diff(centers[:, 0]).mean(), atol=1)
-        np.testing.assert_allclose(np.diff(centers[:, 1]), np.diff(centers[:, 1]).mean(), atol=1)
-        assert np.diff(centers[:, 1]).mean() < -30 and np.diff(centers[:, 0]).mean() > 50
-
-
-def test_series_of_one_label_share_a_colour_and_many_labels_a_wider_legend():
-    x = np.arange(1, 9)
-    series = [(f"a long label, number {k}", x, x * k, style) for k in range(1, 5) for style in ("line", "dots")]
-    panel = plots.panel(series, title="t", x_label="x", y_label="y", log_y=True)
-    for colour in plots.COLOURS[:4]:
-        assert len(ink(panel, colour)) > 50
-    assert not len(ink(panel, plots.COLOURS[4]))
-    assert panel.size == (460, 340) and plots.side_by_side([panel, panel]).size == (920, 340)
-
-
-def test_what_an_axis_cannot_show_is_left_out_and_nothing_at_all_is_refused():
-    plots.panel([("a", [1, 2, 3, 4], [1, -1, math.nan, math.inf], "line")], title="t", x_label="x", y_label="y",
-                log_y=True)
-    for series, sentence in [([], "no value"), ([("a", [1], [0], "dots")], "no value"),
-                             ([("a", [1, 2], [1], "line")], "one length"), ([("a", [1], [1], "bars")], "style of 'a'")]:
-        with pytest.raises(ValueError, match=sentence):
-            plots.panel(series, title="t", x_label="x", y_label="y", log_y=True)
-    with pytest.raises(ValueError, match="at least one"):
-        plots.side_by_side([])
-
-
-def test_dashes_cover_the_path_with_gaps():
-    dashes = plots._dashes([(0.0, 0.0), (30.0, 0.0), (30.0, 30.0)], 7, 5)
-    lengths = [sum(math.dist(a, b) for a, b in zip(d, d[1:], strict=False)) for d in dashes]
-    assert lengths == pytest.approx([7] * 5)                # 60 pixels: five times 7 and 5
-    np.testing.assert_allclose(dashes[2], [(24.0, 0.0), (30.0, 0.0), (30.0, 1.0)])
