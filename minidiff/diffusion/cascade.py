@@ -1,20 +1,20 @@
-"""Cascaded diffusion: a small image, then larger ones that fill in its detail (Ho et al. 2021, arXiv 2106.15282).
+"""Cascaded diffusion: a small image, then larger ones that add its detail (Ho et al. 2021, arXiv 2106.15282).
 
-    x^1, x^2, ... x^K       one image at rising resolution: x^{k-1} = P x^k, the means of its squares
+    x^1, x^2, ... x^K       one image at rising resolution: x^{k-1} = P x^k, the means of squares of pixels
     p(x^K) = sum over x^1 ... x^{K-1} of  p(x^1) p(x^2 | x^1) ... p(x^K | x^{K-1})          section 3
 
-A super-resolution model learns from true small images and is given drawn ones, whose faults it would copy.  So it is
-shown the small image with noise, and told how much (noise conditioning augmentation; section 4, and Imagen, arXiv
-2205.11487, section 2.4):
+A super-resolution model is trained on true small images, but samples from generated ones, and would copy their
+faults.  So its condition is the small image with noise, and the amount of noise (noise conditioning augmentation;
+section 4, and Imagen, arXiv 2205.11487, section 2.4):
 
     y_s = alpha_s U x^{k-1} + sigma_s eps,   eps ~ N(0, I)          U enlarges; s = -1 adds no noise
     x^k ~ p(x^k | y_s)
 
-Training draws s at random; sampling chooses it.  If every model is exact, x^K is distributed as the data at every s:
-what s changes is how closely x^k keeps to x^{k-1}, and so how much of x^{k-1}'s faults comes through.
+Training draws s at random; sampling chooses it.  If every model is exact, x^K has the distribution of the data for
+every s.  The choice of s decides how closely x^k follows x^{k-1}, and so how many of its faults remain.
 
-Small images are enlarged, and are in the range of images, BEFORE they are noised, in training and in sampling alike:
-both call `augmented`.
+Small images are enlarged, and scaled to [-1, 1], BEFORE noise is added, both in training and in sampling: both call
+`augmented`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Finer = Callable[[Any, np.ndarray], Denoiser]               # (y_s (B, H, W, C),
 
 @dataclass(frozen=True, eq=False)
 class Conditioned:
-    """A denoiser whose condition is settled: whatever a sampler asks it, it answers for `cond`."""
+    """A denoiser with a fixed condition, `cond`; the condition of a call is ignored."""
 
     denoiser: Denoiser
     cond: tuple
@@ -71,7 +71,7 @@ def resized(x, height: int):
 
 
 def noise_time(schedule: Schedule, aug_level: float) -> int:
-    """The time s of an augmentation level within 0 (no noise, s = -1) and 1 (nothing but noise, s = T-1)."""
+    """The time s of an augmentation level from 0 (no noise, s = -1) to 1 (only noise, s = T-1)."""
     _check_level(aug_level)
     return round(aug_level * schedule.T) - 1
 

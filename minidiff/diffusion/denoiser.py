@@ -23,9 +23,9 @@ from minidiff.engine.backend import xp_of
 class Denoiser(Protocol):
     """A callable `denoiser(x_t, t, cond=None) -> x0_hat`.
 
-    x_t: (B, ...). t: integers (B,) in 0..T-1, each sample's own time, kept on the CPU. cond: whatever the
-    denoiser understands, None for nothing. x0_hat has the shape and dtype of x_t.
-    `schedule` says what alpha and sigma are at t; `predicts` names what the denoiser natively gives.
+    x_t: (B, ...). t: integers (B,) in 0..T-1, one time for each sample, on the CPU. cond: whatever the denoiser
+    takes as a condition; None for no condition. x0_hat has the shape and dtype of x_t.
+    `schedule` gives alpha and sigma at t; `predicts` is what the denoiser natively predicts ("eps", "x0" or "v").
     """
 
     @property
@@ -36,35 +36,34 @@ class Denoiser(Protocol):
 
 
 class Differentiable(Denoiser, Protocol):
-    """A denoiser that can also say how x0_hat moves with x_t, which likelihood.py needs: J = d x0_hat / d x_t.
+    """A denoiser with a derivative, J = d x0_hat / d x_t, which likelihood.py and posterior.py need.
 
-    vjp returns (x0_hat, dx_t), dx_t = dy^T J sample by sample; dy and dx_t have the shape and dtype of x_t. For exact
-    denoisers J = alpha/sigma^2 Cov[x_0 | x_t], symmetric: Tweedie's formula, differentiated.
+    vjp (vector-Jacobian product) returns (x0_hat, dx_t) with dx_t = dy^T J for each sample; dy and dx_t have the shape
+    and dtype of x_t.
     """
 
     def vjp(self, x_t, t, dy, cond: Any = None): ...
 
 
-# ---- thresholding: x0_hat is kept where images live --------------------------------------------------------
+# ---- thresholding: x0_hat is kept within the range of images -----------------------------------------------
 
 def static_threshold(x0_hat):
-    """x0_hat clipped to [-1, 1]. For pixels; latents live on no such interval."""
+    """x0_hat clipped to [-1, 1]. For pixels; latents have no such range."""
     return xp_of(x0_hat).clip(x0_hat, -1, 1)
 
 
 def dynamic_threshold(x0_hat, percentile: float = 0.995):
-    """Saturated pixels are pulled inward sample by sample (Imagen, arXiv 2205.11487, section 2.3).
+    """Samples with pixels out of range are clipped and rescaled, each by itself (Imagen, arXiv 2205.11487, 2.3).
 
-    x0_hat: (B, ...). The result lies in [-1, 1], and is x0_hat where that already did. For pixels only.
+    x0_hat: (B, ...). The result lies in [-1, 1]; samples that already do are unchanged. For pixels only.
     """
-    if not 0 < percentile <= 1:
-        raise ValueError(f"percentile must be a fraction in (0, 1], such as 0.995, got {percentile!r}")
+    _check_percentile(percentile)
     xp = xp_of(x0_hat)
-    # s = max(1, the percentile of |x0_hat|): below 1 it would stretch a flat image to full contrast
-    s = xp.quantile(xp.abs(x0_hat.reshape(len(x0_hat), -1)), percentile, axis=1)      # (B,)
-    s = xp.maximum(s, 1).astype(x0_hat.dtype).reshape(-1, *[1] * (x0_hat.ndim - 1))   # (B, 1, ...)
-    # x0_hat = clip(x0_hat, -s, s) / s
-    return xp.clip(x0_hat, -s, s) / s
+    # limit = max(1, the percentile of |x0_hat|): below 1 it would stretch a flat image to full contrast
+    limit = xp.quantile(xp.abs(x0_hat.reshape(len(x0_hat), -1)), percentile, axis=1)  # (B,)
+    limit = xp.maximum(limit, 1).astype(x0_hat.dtype).reshape(-1, *[1] * (x0_hat.ndim - 1))         # (B, 1, ...)
+    # x0_hat = clip(x0_hat, -limit, limit) / limit                                              the paper's limit is s
+    return xp.clip(x0_hat, -limit, limit) / limit
 
 
 # ---- a trained network -------------------------------------------------------------------------------------
@@ -73,10 +72,9 @@ def dynamic_threshold(x0_hat, percentile: float = 0.995):
 class NetworkDenoiser:
     """A network `(x_t, t, cond) -> array (B, ...)` that was trained to predict "eps", "x0" or "v".
 
-    clip: applied to x0_hat, such as `static_threshold`; None for latents, and where guidance follows (which
-    clips its own result). An eps-network on a schedule with alpha_bar[-1] = 0 is refused: there x_t = eps,
-    and the prediction says nothing about x_0.
-    network_vjp: `(x_t, t, dy, cond) -> (network(x_t, t, cond), dx_t)`; needed by `vjp` only.
+    clip: applied to x0_hat, such as `static_threshold`; None for latents, and under guidance, which clips its own
+    result. ValueError for an eps-network on a schedule that ends at SNR 0, where x_t = eps does not determine x_0.
+    network_vjp: `(x_t, t, dy, cond) -> (network(x_t, t, cond), dx_t)`; only `vjp` needs it.
     """
 
     schedule: Schedule
@@ -86,10 +84,7 @@ class NetworkDenoiser:
     network_vjp: Callable[[Any, Any, Any, Any], tuple[Any, Any]] | None = None
 
     def __post_init__(self):
-        check_predicts(self.predicts)
-        if self.predicts == "eps" and self.schedule.alpha_bar[-1] == 0:
-            raise ValueError("predicts='eps' cannot tell x_0 at the zero SNR where this schedule ends: "
-                             "use 'v' or 'x0', or a schedule with alpha_bar[-1] > 0")
+        _check_prediction(self.schedule, self.predicts)
 
     def __call__(self, x_t, t, cond=None):
         x0_hat = to_x0(self.schedule, self.predicts, x_t, t, self.network(x_t, t, cond))
@@ -97,11 +92,29 @@ class NetworkDenoiser:
 
     def vjp(self, x_t, t, dy, cond=None):
         """(x0_hat, dy^T J), as `Differentiable` says. Raises TypeError without network_vjp, or with clip."""
-        if self.network_vjp is None or self.clip is not None:
-            raise TypeError("denoiser must have a network_vjp and no clip, which has a kink, to be differentiated")
+        _check_differentiable(self)
         zero = xp_of(x_t).zeros_like(x_t)
-        # x0_hat = a x_t + b out(x_t) is linear in both, so that `to_x0` is its own derivative:
+        # x0_hat = a x_t + b out(x_t) is linear in both, so `to_x0` is also its own derivative:
         # dy^T J = a dy + (b dy)^T d out / d x_t
         out, dx_t = self.network_vjp(x_t, t, to_x0(self.schedule, self.predicts, zero, t, dy), cond)
         dx_t = dx_t + to_x0(self.schedule, self.predicts, dy, t, zero)
         return to_x0(self.schedule, self.predicts, x_t, t, out), dx_t
+
+
+# ---- checks ------------------------------------------------------------------------------------------------
+
+def _check_percentile(percentile: float) -> None:
+    if not 0 < percentile <= 1:
+        raise ValueError(f"percentile must be a fraction in (0, 1], such as 0.995, got {percentile!r}")
+
+
+def _check_prediction(schedule: Schedule, predicts: str) -> None:
+    check_predicts(predicts)
+    if predicts == "eps" and schedule.alpha_bar[-1] == 0:
+        raise ValueError("predicts='eps' does not determine x_0 at the zero SNR where this schedule ends: "
+                         "use 'v' or 'x0', or a schedule with alpha_bar[-1] > 0")
+
+
+def _check_differentiable(denoiser: NetworkDenoiser) -> None:
+    if denoiser.network_vjp is None or denoiser.clip is not None:
+        raise TypeError("denoiser must have a network_vjp, and no clip, to be differentiated")

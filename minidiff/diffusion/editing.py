@@ -1,23 +1,23 @@
-"""Editing with a denoiser that was trained to draw: by what its sampler starts from, and is told on the way.
+"""Editing images with a denoiser that was trained for generation only.
 
     image to image    x_t = q_sample(x_0, t), then the sampler from t down              SDEdit, arXiv 2108.01073, alg. 1
-    in-painting       at every step the known part is replaced by the true one, noised as it is at that step:
+    in-painting       after every step the known part is replaced by the true one, with the noise of time s:
                       x_s = m q_sample(x_0, s) + (1 - m) x_s'                           RePaint, arXiv 2201.09865, eq. 8
-                      and that step is repeated from x_t ~ q(x_t | x_s)                 its section 4.2, alg. 1
+                      and the step is repeated from x_t ~ q(x_t | x_s)                  its section 4.2, alg. 1
 
-The higher t, the more freely the picture is drawn anew.
+In image to image, a larger t allows larger changes.
 
-Replacing is not conditioning. The step is drawn as if the known part were of the same freedom as the rest, so that
-what it says is believed too little. For two numbers of variance 1 and correlation rho, the first of which is known to
-be a, the second should be N(rho a, 1 - rho^2). In the limit of many steps, whatever the schedule, it is
+Replacing is not conditioning. Each step treats the known part as if it were as uncertain as the rest, so the unknown
+part depends on it too little. Let two numbers have variance 1 and correlation rho, and let the first be known to be a.
+The second should be N(rho a, 1 - rho^2). In the limit of many steps, for every schedule, it has
 
     mean       a (1 - sqrt(1 - rho^2)) / rho                between one half of rho a and all of it
     variance   (1 - rho^2) atanh(rho) / rho                 too large
 
-Proof: with u = alpha_t^2 and unit variance, r = u rho is the correlation at t, and the noise of the known part averages
-out, drawn anew at each step: it stands at sqrt(u) a. The reverse SDE's mean m and variance V then follow
-u dm/du = m/2 - (m - u^{3/2} rho a)/(1 - r^2) and u dV/du = V - 2V/(1 - r^2) + 1 from m = 0, V = 1 at u = 0, and the
-above is what they come to at u = 1. Repeating the steps brings the mean nearer; the variance falls, in the end too far.
+Proof: let u = alpha_t^2. The correlation at t is r = u rho. The noise of the known part is drawn again at each step and
+averages out, so the known part acts as sqrt(u) a. The mean m and variance V of the reverse SDE then satisfy
+u dm/du = m/2 - (m - u^{3/2} rho a)/(1 - r^2) and u dV/du = V - 2V/(1 - r^2) + 1, with m = 0 and V = 1 at u = 0; their
+values at u = 1 are those above. Repeated steps bring the mean closer to rho a; the variance falls, finally too far.
 """
 
 from __future__ import annotations
@@ -35,26 +35,22 @@ from minidiff.engine.random import SampleStreams
 
 
 def shortened(times: Sequence[int], strength: float) -> list[int]:
-    """The last part of a sampler's times: the share `strength` of its steps, all at 1 and none at 0."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie within 0 (the image as it is) and 1 (none of it), not {strength!r}")
+    """The last part of a sampler's times: a share `strength` of them, all for 1 and none for 0."""
+    _check_strength(strength)
     times = list(times)
     return times[len(times) - round(strength * len(times)):]
 
 
 def inpaint(denoiser: Denoiser, x_T, times: Sequence[int], known, mask, cond=None, *, streams: SampleStreams,
             repeats: int = 1) -> Iterator[State]:
-    """Ancestral sampling that replaces what is known at every step; the last state holds it exactly.
+    """Ancestral sampling that replaces the known part after every step; the last state equals it there.
 
-    x_T (B, ...) noise, the sample at times[0]; known of its shape; mask, booleans that broadcast to it, True where it
-    is known. repeats: how often each step but the last is made; 1 for replacement alone. Every sample draws from its
-    own of the streams.
+    x_T: (B, ...) noise, the sample at times[0]. known: the image, of x_T's shape. mask: booleans that broadcast to
+    x_T, True where the image is known. repeats: how often each step but the last is made; 1 for replacement alone.
+    streams: one for each sample.
     """
-    if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
-        raise ValueError(f"repeats must be a whole number of at least 1, not {repeats!r}")
-    if known.shape != x_T.shape or mask.dtype != bool:
-        raise ValueError(f"known must be of x_T's shape {x_T.shape} and mask of booleans, not {known.shape} and "
-                         f"{mask.dtype}")
+    _check_repeats(repeats)
+    _check_known(known, mask, x_T)
     schedule, x_t, xp = denoiser.schedule, x_T, xp_of(x_T)
     path = [*checked_times(times, range(schedule.T), f"within {schedule.T - 1}..0"), -1]
 
@@ -73,3 +69,21 @@ def inpaint(denoiser: Denoiser, x_T, times: Sequence[int], known, mask, cond=Non
                 x_t = float(alpha_ts) * x_s + float(sigma2_ts)**0.5 * normal()
         x_t = x_s
         yield State(step, s, x_t, state.x0_hat)
+
+
+# ---- checks ------------------------------------------------------------------------------------------------
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie within 0 (the image as it is) and 1 (none of it), not {strength!r}")
+
+
+def _check_repeats(repeats: int) -> None:
+    if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
+        raise ValueError(f"repeats must be a whole number of at least 1, not {repeats!r}")
+
+
+def _check_known(known, mask, x_T) -> None:
+    if known.shape != x_T.shape or mask.dtype != bool:
+        raise ValueError(f"known must be of x_T's shape {x_T.shape} and mask of booleans, not {known.shape} and "
+                         f"{mask.dtype}")

@@ -33,17 +33,14 @@ class GaussianDenoiser:
         self.schedule = schedule
         self.shape = mean.shape                             # of one sample
         self.mean = mean.reshape(D)                         # (D,)
+        _check_covariance(mean, cov)
         if cov.shape == mean.shape:
             self.variance, self.basis = cov.reshape(D), None
-        elif cov.shape == (D, D) and np.allclose(cov, cov.T):
+        else:
             # S = basis diag(variance) basis^T: one eigendecomposition serves every t
             self.variance, self.basis = np.linalg.eigh(cov)                           # (D,), (D, D)
             self.variance[abs(self.variance) < 1e-12 * abs(self.variance).max()] = 0
-        else:
-            raise ValueError(f"cov must have mean's shape {mean.shape}, or be symmetric of shape {(D, D)}, "
-                             f"got shape {cov.shape}")
-        if not (self.variance >= 0).all():
-            raise ValueError(f"cov must have no negative variance, got {self.variance.min():g}")
+        _check_no_negative(self.variance)
 
     def __call__(self, x_t, t, cond=None):
         x, alpha, sigma = _rows(self.schedule, x_t, t, self.shape)                    # (B, D), (B, 1) twice
@@ -53,7 +50,7 @@ class GaussianDenoiser:
 
     def vjp(self, x_t, t, dy, cond=None):
         """(x0_hat, J dy), as `Differentiable` says."""
-        xp_of(x_t, dy)                                      # the two never meet: refuses two devices
+        xp_of(x_t, dy)                                      # refuses two devices; no operation below has both
         # J = alpha S V^-1, the same at every x_t
         J_dy = self._gain(*_rows(self.schedule, dy, t, self.shape))
         return self(x_t, t), J_dy.reshape(x_t.shape).astype(x_t.dtype)
@@ -70,10 +67,10 @@ class GaussianDenoiser:
 class MixtureDenoiser:
     """Exact for x_0 ~ sum_k w_k N(mu_k, S_k), S_k diagonal.
 
-    weights: (K,), positive, of sum 1. means: (K, ...). variances: (K,), one for all dimensions of a
-    component, or (K, ...). The condition is None, or `(allowed,)` with booleans (B, K): the components that
-    a sample may come from, so that "y is 3" is a row with one True, and the null condition a row of True.
-    Memory grows as B x K x D. Computed in float64; x0_hat and score are returned in x_t's dtype.
+    weights: (K,), positive, of sum 1. means: (K, ...). variances: (K,), one for all dimensions of a component, or
+    (K, ...). The condition is None, or `(allowed,)` with booleans (B, K): the components that a sample may come from.
+    "y is 3" is a row with one True, and the null condition a row of True. Memory is proportional to B x K x D.
+    Computed in float64; x0_hat and score are returned in x_t's dtype.
     """
 
     predicts = "x0"
@@ -81,11 +78,7 @@ class MixtureDenoiser:
     def __init__(self, schedule: Schedule, weights, means, variances):
         weights, means, variances = (np.asarray(a, np.float64) for a in (weights, means, variances))
         K = len(means)
-        if weights.shape != (K,) or not (weights > 0).all() or not math.isclose(weights.sum(), 1):
-            raise ValueError(f"weights must be {K} positive numbers of sum 1, one per mean, got {weights}")
-        if variances.shape not in ((K,), means.shape) or not (variances >= 0).all():
-            raise ValueError(f"variances must be at least 0 and of shape {(K,)} or {means.shape}, "
-                             f"got shape {variances.shape}")
+        _check_mixture(weights, means, variances)
         self.schedule = schedule
         self.shape = means.shape[1:]
         self.log_weights = np.log(weights)                                            # (K,)
@@ -103,7 +96,7 @@ class MixtureDenoiser:
         dy, alpha, sigma = _rows(self.schedule, dy, t, self.shape)                    # (B, D), (B, 1) twice
         x0_hat = (r * x0_hat_k).sum(1)                                                # (B, D)
         # J dy = sum_k r_k (J_k dy + alpha/sigma^2 (m_k - m) (m_k - m)^T dy),   m_k = x0_hat_k,  m = x0_hat:
-        # the covariance within components and the one between them
+        # the covariance within components, and that between them
         d_k = x0_hat_k - x0_hat[:, None]                                              # (B, K, D)
         between = (r * d_k * (d_k * dy[:, None]).sum(-1, keepdims=True)).sum(1)       # (B, D)
         J_dy = (r * gain_k).sum(1) * dy + alpha / sigma**2 * between
@@ -154,16 +147,14 @@ class MixtureDenoiser:
         if cond is None:
             return log_w
         allowed, = cond
-        if allowed.shape != log_w.shape or not allowed.any(axis=1).all():
-            raise ValueError(f"cond must be (allowed,), booleans {log_w.shape} with a True in every row, "
-                             f"got {allowed!r}")
+        _check_allowed(allowed, log_w.shape)
         return xp.where(allowed, log_w, -math.inf)
 
 
 class DatasetDenoiser:
-    """Exact for x_0 uniform on the rows of data (N, ...): what a network that memorises them converges to.
+    """Exact for x_0 uniform on the rows of data (N, ...): the limit of a network that memorises them.
 
-    It is one call of attention. With the part of -||x_t - alpha x_i||^2 / 2 sigma^2 that varies with i,
+    It is attention, with the part of -||x_t - alpha x_i||^2 / 2 sigma^2 that depends on i:
 
         x0_hat = softmax(Q K^T + b) V
         Q = alpha x_t / sigma^2,   K = V = data,   b_i = -alpha^2 ||x_i||^2 / 2 sigma^2
@@ -175,8 +166,7 @@ class DatasetDenoiser:
 
     def __init__(self, schedule: Schedule, data):
         data = np.asarray(data, np.float64)
-        if data.ndim < 2 or len(data) == 0:
-            raise ValueError(f"data must be samples along axis 0, (N, ...) with N >= 1, got {data.shape}")
+        _check_data(data)
         self.schedule = schedule
         self.shape = data.shape[1:]
         self.data = data.reshape(len(data), -1)                                       # (N, D)
@@ -197,7 +187,7 @@ class DatasetDenoiser:
         return x0_hat.reshape(x_t.shape).astype(x_t.dtype), J_dy.reshape(x_t.shape).astype(x_t.dtype)
 
     def _weights(self, x_t, t):
-        """softmax(Q K^T + b): how likely x_t came from each row of data, (B, N)."""
+        """softmax(Q K^T + b) = p(row i of data | x_t), (B, N)."""
         xp = xp_of(x_t)
         x, alpha, sigma = _rows(self.schedule, x_t, t, self.shape)                    # (B, D), (B, 1) twice
         K = xp.asarray(self.data)
@@ -209,12 +199,8 @@ class DatasetDenoiser:
 
 def _rows(schedule: Schedule, x_t, t, shape: tuple[int, ...]):
     """x_t as float64 rows (B, D), with alpha and sigma as columns (B, 1) on the same device."""
-    xp = xp_of(x_t)
-    if x_t.shape[1:] != shape:
-        raise ValueError(f"x_t must be samples of the data's shape {shape} along axis 0, got {x_t.shape}")
-    t = to_numpy(t)
-    if t.shape != x_t.shape[:1] or (t < 0).any():
-        raise ValueError(f"t must be {len(x_t)} times in 0..T-1, one for each sample of x_t, got {t}")
+    xp, t = xp_of(x_t), to_numpy(t)
+    _check_samples(x_t, t, shape)
     alpha, sigma = xp.asarray(schedule.alpha(t)), xp.asarray(schedule.sigma(t))
     return x_t.reshape(len(x_t), -1).astype(xp.float64), alpha[:, None], sigma[:, None]
 
@@ -223,3 +209,43 @@ def _logsumexp(xp, a):
     """log sum_k e^{a_k} over the last axis; every row has a finite entry."""
     top = a.max(-1)
     return top + xp.log(xp.exp(a - top[..., None]).sum(-1))
+
+
+# ---- checks ------------------------------------------------------------------------------------------------
+
+def _check_covariance(mean: np.ndarray, cov: np.ndarray) -> None:
+    D = mean.size
+    if cov.shape != mean.shape and not (cov.shape == (D, D) and np.allclose(cov, cov.T)):
+        raise ValueError(f"cov must have mean's shape {mean.shape}, or be symmetric of shape {(D, D)}, "
+                         f"got shape {cov.shape}")
+
+
+def _check_no_negative(variance: np.ndarray) -> None:
+    if not (variance >= 0).all():
+        raise ValueError(f"cov must have no negative variance, got {variance.min():g}")
+
+
+def _check_mixture(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> None:
+    K = len(means)
+    if weights.shape != (K,) or not (weights > 0).all() or not math.isclose(weights.sum(), 1):
+        raise ValueError(f"weights must be {K} positive numbers of sum 1, one per mean, got {weights}")
+    if variances.shape not in ((K,), means.shape) or not (variances >= 0).all():
+        raise ValueError(f"variances must be at least 0 and of shape {(K,)} or {means.shape}, "
+                         f"got shape {variances.shape}")
+
+
+def _check_allowed(allowed, shape: tuple[int, int]) -> None:
+    if allowed.shape != shape or not allowed.any(axis=1).all():
+        raise ValueError(f"cond must be (allowed,), booleans {shape} with a True in every row, got {allowed!r}")
+
+
+def _check_data(data: np.ndarray) -> None:
+    if data.ndim < 2 or len(data) == 0:
+        raise ValueError(f"data must be samples along axis 0, (N, ...) with N >= 1, got {data.shape}")
+
+
+def _check_samples(x_t, t: np.ndarray, shape: tuple[int, ...]) -> None:
+    if x_t.shape[1:] != shape:
+        raise ValueError(f"x_t must be samples of the data's shape {shape} along axis 0, got {x_t.shape}")
+    if t.shape != x_t.shape[:1] or (t < 0).any():
+        raise ValueError(f"t must be {len(x_t)} times in 0..T-1, one for each sample of x_t, got {t}")

@@ -1,4 +1,4 @@
-"""The Gaussian algebra of diffusion: noising, un-noising, and the four names of the same prediction.
+"""The Gaussian algebra of diffusion: q, its posterior, and four forms of the same prediction.
 
     q(x_t | x_0)      = N(alpha_t x_0, sigma_t^2 I)                                          DDPM eq. 4
     q(x_t | x_s)      = N(alpha_ts x_s, sigma2_ts I)         for any -1 <= s < t             VDM appendix A
@@ -12,15 +12,15 @@
     v                 = alpha_t eps - sigma_t x_0            the velocity                    arXiv 2202.00512
     score             = -eps / sigma_t                       grad log q(x_t | x_0)
 
-The last three hold for conditional means, too: with E[x_0 | x_t] in place of x_0, eps and v are the means of
-theirs, and the score is that of q(x_t), which is Tweedie's formula.
+The last three also hold for conditional means: with E[x_0 | x_t] in place of x_0 they give E[eps | x_t], E[v | x_t]
+and the score of q(x_t). (The last is Tweedie's formula: the score determines the mean of x_0, and vice versa.)
 
-(x_t, v) is (x_0, eps) turned by the angle arctan(sigma_t/alpha_t), so x_0 = alpha_t x_t - sigma_t v needs no
-division, and holds from the clean image (t = -1) to pure noise (SNR 0). eps and the score do not reach so
-far: where alpha_t is 0 they say nothing of x_0, where sigma_t is 0 there are none. Both raise ValueError.
+(x_t, v) is (x_0, eps) rotated by the angle arctan(sigma_t/alpha_t), so x_0 = alpha_t x_t - sigma_t v needs no
+division, and holds from the clean image (t = -1) to pure noise (SNR 0). eps and the score do not: where alpha_t is 0
+they do not determine x_0, and where sigma_t is 0 they are undefined. Both cases raise ValueError.
 
-Arrays have any shape (B, ...), on the host or the GPU, float16 to float64. t is one integer for all samples,
-or an array (B,). Coefficients are computed in float64 and rounded once, to x's dtype, which is the result's.
+Arrays have any shape (B, ...), on the host or the GPU, float16 to float64. t is one integer for all samples, or an
+array (B,). Coefficients are computed in float64 and rounded once, to x's dtype, which is also the result's.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ PREDICTIONS = ("eps", "x0", "v")
 
 
 def per_sample(a: np.ndarray | float, x: Array) -> Array:
-    """A coefficient ready to multiply x: (B,) -> (B, 1, ..., 1), a number -> (); in x's dtype, beside x."""
+    """A coefficient that broadcasts with x: (B,) -> (B, 1, ..., 1), a number -> (); x's dtype and device."""
     if x.dtype.kind != "f":
         raise TypeError(f"x must be a floating-point array, got dtype {x.dtype}")
     a = np.asarray(a)
@@ -50,7 +50,7 @@ def per_sample(a: np.ndarray | float, x: Array) -> Array:
 
 
 def q_sample(schedule: Schedule, x_0: Array, t: Times, eps: Array) -> Array:
-    """x_t ~ q(x_t | x_0), made from standard normal eps of x_0's shape and dtype."""
+    """x_t ~ q(x_t | x_0), from standard normal eps of x_0's shape and dtype."""
     _check_alike("eps", eps, "x_0", x_0)
     alpha, sigma = _alpha_sigma(schedule, t, x_0)
     # x_t = alpha_t x_0 + sigma_t eps                                                              DDPM eq. 4
@@ -81,7 +81,7 @@ def q_posterior_mean_variance(
     """
     _check_alike("x_t", x_t, "x_0", x_0)
     if s is None:
-        s = to_numpy(t).astype(np.int64) - 1  # signed, lest 0 - 1 wrap around
+        s = to_numpy(t).astype(np.int64) - 1  # signed, so that 0 - 1 is -1
     alpha_ts, sigma2_ts = q_step(schedule, s, t)
     alpha_s, sigma2_s, sigma2_t = schedule.alpha(s), 1.0 - schedule.abar(s), 1.0 - schedule.abar(t)
     # mean = c_t x_t + c_0 x_0,   variance = sigma2_ts sigma_s^2 / sigma_t^2                    DDPM eq. 6, 7
@@ -107,17 +107,17 @@ def kl_gaussian(mean1: Array, var1: Array, mean2: Array, var2: Array) -> Array:
 
 
 def prior_kl(schedule: Schedule, x_0: Array) -> Array:
-    """L_T = KL(q(x_{T-1} | x_0) || N(0, I)), in nats, elementwise: the price of starting from noise."""
+    """L_T = KL(q(x_{T-1} | x_0) || N(0, I)), in nats, elementwise: the cost of starting from pure noise."""
     abar = schedule.abar(schedule.T - 1)
     # L_T = (abar x_0^2 - abar - log(1 - abar)) / 2                                       a term of DDPM eq. 5
     return per_sample(0.5 * abar, x_0) * x_0**2 + per_sample(0.5 * (-abar - np.log1p(-abar)), x_0)
 
 
-# ---- the four names of one prediction --------------------------------------------------------------------
+# ---- four forms of one prediction ------------------------------------------------------------------------
 
 
 def x0_from_eps(schedule: Schedule, x_t: Array, t: Times, eps: Array) -> Array:
-    """Raises ValueError at SNR 0: x_t is all noise there, and knowing the noise tells nothing of x_0."""
+    """Raises ValueError at SNR 0, where x_t = eps for every x_0."""
     _check_alike("eps", eps, "x_t", x_t)
     _refuse_no_signal(schedule, t, x_t)
     alpha, sigma = _alpha_sigma(schedule, t, x_t)
@@ -160,7 +160,7 @@ def eps_from_score(schedule: Schedule, x_t: Array, t: Times, score: Array) -> Ar
 
 
 def v_from_x0(schedule: Schedule, x_t: Array, t: Times, x_0: Array) -> Array:
-    """Raises ValueError at t = -1, where v needs an eps that is not there."""
+    """Raises ValueError at t = -1, where there is no eps."""
     _check_alike("x_0", x_0, "x_t", x_t)
     _refuse_no_noise(schedule, t, x_t)
     alpha, sigma = _alpha_sigma(schedule, t, x_t)
@@ -188,13 +188,13 @@ def score_from_x0(schedule: Schedule, x_t: Array, t: Times, x_0: Array) -> Array
     return score_from_eps(schedule, x_t, t, eps_from_x0(schedule, x_t, t, x_0))
 
 
-# ---- what a network is asked for, and what its answer means ----------------------------------------------
+# ---- a network's target, and the x_0 that its output stands for ------------------------------------------
 
 
 def target(schedule: Schedule, predicts: str, x_0: Array, eps: Array, t: Times) -> Array:
-    """What a network that predicts "eps", "x0" or "v" should answer at x_t = q_sample(schedule, x_0, t, eps).
+    """The target of a network that predicts "eps", "x0" or "v", at x_t = q_sample(schedule, x_0, t, eps).
 
-    Raises ValueError for "eps" at SNR 0: the loss would be small there, and x_0 out of reach.
+    Raises ValueError for "eps" at SNR 0: the loss would be small there, but eps does not determine x_0.
     """
     check_predicts(predicts)
     _check_alike("eps", eps, "x_0", x_0)
@@ -207,7 +207,7 @@ def target(schedule: Schedule, predicts: str, x_0: Array, eps: Array, t: Times) 
 
 
 def to_x0(schedule: Schedule, predicts: str, x_t: Array, t: Times, out: Array) -> Array:
-    """The estimate of x_0 that a network's answer `out` stands for; the inverse of `target`."""
+    """The estimate of x_0 that a network's output `out` stands for; the inverse of `target`."""
     check_predicts(predicts)
     _check_alike("out", out, "x_t", x_t)
     if predicts == "x0":
@@ -238,9 +238,9 @@ def _check_alike(name: str, a: Array, like: str, x: Array) -> None:
 
 def _refuse_no_signal(schedule: Schedule, t: Times, x: Array) -> None:
     if np.any(schedule.alpha(t).astype(x.dtype) == 0):
-        raise ValueError(f"eps says nothing of x_0 at SNR 0 (t = {t} in {x.dtype}): predict v or x0 there")
+        raise ValueError(f"eps does not determine x_0 at SNR 0 (t = {t} in {x.dtype}): predict v or x0 there")
 
 
 def _refuse_no_noise(schedule: Schedule, t: Times, x: Array) -> None:
     if np.any(schedule.sigma(t).astype(x.dtype) == 0):
-        raise ValueError(f"t must be 0 or more, where there is noise, got {t} (in {x.dtype})")
+        raise ValueError(f"t must be a time with noise, 0 or more, got {t} (in {x.dtype})")

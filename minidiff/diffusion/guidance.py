@@ -1,12 +1,12 @@
-"""Guidance: wraps a denoiser and returns one that leans further toward the condition.
+"""Guidance: wraps a denoiser in one that follows its condition more closely.
 
     classifier-free   eps = eps_uncond + scale (eps_cond - eps_uncond)     Ho & Salimans, arXiv 2207.12598
     classifier        score = score + scale grad log p(y | x_t)            Dhariwal & Nichol, arXiv 2105.05233
     CLIP              the same, with grad (f(x_t) . g(y)) for its gradient Nichol et al., arXiv 2112.10741, 2.4
 
-scale: 0 is unconditional, 1 conditional, more than 1 guided. The first paper writes
-(1 + w) eps_cond - w eps_uncond (eq. 6): its w is scale - 1. Samplers see only the denoiser, so that each of
-them works with either.
+scale: 0 is unconditional, 1 is conditional, more than 1 is guided. The first paper writes
+(1 + w) eps_cond - w eps_uncond (eq. 6): its w is scale - 1. A guided denoiser is a denoiser, so it works with every
+sampler.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from minidiff.engine.tensor import Tensor, gradients, recording
 class ClassifierFree:
     """Classifier-free guidance of a denoiser that was trained with and without its condition.
 
-    Conditions are tuples of arrays whose axis 0 is the batch. uncond is the null condition: such a tuple,
-    each array with B rows, or one row that stands for all. Both branches are one call on the doubled batch,
-    unconditional half first; at scale 0 and 1 the branch that does not count is not computed.
-    clip: thresholds the guided x0_hat. The denoiser itself must not clip: its two answers are extrapolated.
+    Conditions are tuples of arrays whose axis 0 is the batch. uncond is the null condition: such a tuple, each array
+    with B rows, or with one row for all samples. Both branches are one call on the doubled batch, the unconditional
+    half first; at scale 0 and 1 only one branch is computed.
+    clip: thresholds the guided x0_hat. The denoiser itself must not clip, because its two answers are extrapolated.
     """
 
     denoiser: Denoiser
@@ -60,16 +60,14 @@ class ClassifierFree:
         uncond = tuple(_rows(a, B) for a in self.uncond)
         if scale == 0:
             return self.denoiser(x_t, t, uncond)
-        if cond is None:
-            raise ValueError("cond must be a tuple of arrays where scale is not 0, not None: "
-                             "there is nothing to guide toward")
+        _check_condition(cond)
         if scale == 1:
             return self.denoiser(x_t, t, cond)
         x_twice, t_twice = xp_of(x_t).concatenate([x_t, x_t]), np.concatenate([t, t])
         both = self.denoiser(x_twice, t_twice, stack_conditions(uncond, cond))
         x0_uncond, x0_cond = both[:B], both[B:]                                       # (B, ...) twice
-        # eps = eps_uncond + scale (eps_cond - eps_uncond), where eps = (x_t - alpha x0_hat) / sigma:
-        # x_t is the same in all three, so that the same line holds of x0_hat, and also where alpha = 0
+        # eps = eps_uncond + scale (eps_cond - eps_uncond), where eps = (x_t - alpha x0_hat) / sigma. x_t is the same in
+        # all three, so the same equation holds for x0_hat (also where alpha = 0)
         return x0_uncond + scale * (x0_cond - x0_uncond)
 
 
@@ -77,10 +75,10 @@ class ClassifierFree:
 class ClassifierGuidance:
     """Classifier guidance of an unconditional denoiser.
 
-    grad_log_prob: `(x_t, t, y) -> grad log p(y | x_t)`, of x_t's shape, of a classifier of *noised* data.
-    It is taken at x_t and applied to the score at x_t, not at the mean of the step. y is what comes as cond.
-    At scale 1, with the exact classifier, the result is E[x_0 | x_t, y]. clip: thresholds it; the denoiser
-    itself must not, or its answer and the score part.
+    grad_log_prob: `(x_t, t, y) -> grad log p(y | x_t)`, of x_t's shape, of a classifier of *noised* data; y is cond.
+    The gradient is evaluated at x_t and added to the score at x_t, not at the mean of the step.
+    At scale 1, with the exact classifier, the result is E[x_0 | x_t, y]. clip: thresholds the guided x0_hat. The
+    denoiser itself must not clip, because a clipped x0_hat no longer matches its score.
     """
 
     denoiser: Denoiser
@@ -90,9 +88,7 @@ class ClassifierGuidance:
 
     def __post_init__(self):
         _check(self.denoiser, self.scale)
-        if self.schedule.alpha_bar[-1] == 0:
-            raise ValueError("denoiser must not have zero terminal SNR, where the classifier's share of x_0 "
-                             "is 0/0: use a schedule with alpha_bar[-1] > 0")
+        _check_signal(self.schedule)
 
     @property
     def schedule(self) -> Schedule:
@@ -127,23 +123,44 @@ def similarity_gradient(features: Callable[[Tensor, Any], Tensor]) -> Callable[[
 
 
 def stack_conditions(first: tuple, second: tuple) -> tuple:
-    """One condition for the samples of both: array by array, the first's rows and then the second's."""
-    shapes = [[a.shape[1:] for a in condition] for condition in (first, second)]
-    if shapes[0] != shapes[1]:
-        raise ValueError("conditions must be tuples of as many arrays that differ along axis 0 only, "
-                         f"got samples of shapes {shapes[0]} and {shapes[1]}")
+    """One condition for two batches: each array has the rows of the first, then those of the second."""
+    _check_alike(first, second)
     return tuple(xp_of(a, b).concatenate([a, b]) for a, b in zip(first, second, strict=True))
 
 
 def _rows(a, B: int):
     """a with B rows; a single row is repeated."""
-    if len(a) not in (1, B):
-        raise ValueError(f"uncond must have 1 row or {B}, one for each sample, got {len(a)}")
+    _check_rows(a, B)
     return a if len(a) == B else xp_of(a).broadcast_to(a, (B, *a.shape[1:]))
 
+
+# ---- checks ------------------------------------------------------------------------------------------------
 
 def _check(denoiser: Denoiser, scale: float) -> None:
     if not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, such as 3.0, got {scale!r}")
     if getattr(denoiser, "clip", None) is not None:
         raise ValueError("denoiser must not clip before guidance: build it with clip=None and pass clip here")
+
+
+def _check_condition(cond: tuple | None) -> None:
+    if cond is None:
+        raise ValueError("cond must be a tuple of arrays unless scale is 0, not None: there is nothing to guide toward")
+
+
+def _check_signal(schedule: Schedule) -> None:
+    if schedule.alpha_bar[-1] == 0:
+        raise ValueError("denoiser must not have zero terminal SNR, where the classifier's share of x_0 "
+                         "is 0/0: use a schedule with alpha_bar[-1] > 0")
+
+
+def _check_alike(first: tuple, second: tuple) -> None:
+    shapes = [[a.shape[1:] for a in condition] for condition in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("conditions must be tuples of as many arrays that differ along axis 0 only, "
+                         f"got samples of shapes {shapes[0]} and {shapes[1]}")
+
+
+def _check_rows(a, B: int) -> None:
+    if len(a) not in (1, B):
+        raise ValueError(f"uncond must have 1 row or {B}, one for each sample, got {len(a)}")

@@ -1,30 +1,31 @@
-"""Likelihood: the nats that a model needs for x_0, through the variational bound and through the probability-flow ODE.
+"""Likelihood: -log p(x_0) in nats, bounded by the variational bound and computed by the probability-flow ODE.
 
-The bound, term by term (`variational_bound`). The reverse chain p is a Gaussian a step, around the posterior's mean:
+(A nat is 1 / log 2 = 1.44 bits.) The bound, term by term (`variational_bound`). Each step of the reverse chain p is a
+Gaussian around the posterior's mean:
 
     -log p(x_0) <= E_q[ L_T + sum_{t=1}^{T-1} L_{t-1} - log p(x_0 | x_{t=0}) ]                         DDPM eq. 5
         L_T     = KL( q(x_{T-1} | x_0) || N(0, I) )
         L_{t-1} = KL( q(x_{t-1} | x_t, x_0) || N(mu~(x_t, x0_hat), variance_t I) )
         -log p(x_0 | x_{t=0})    the decoder's part                                                    DDPM eq. 13
 
-It is tight for Gaussian data of independent pixels, where the reverse chain is Gaussian, with variance_t =
-beta~_t + c_0^2 Var[x_0 | x_t]. Pixels that are correlated are so in q(x_{t-1} | x_t) as well; p's are not, and a gap
-stays (or take the pixels in the eigenbasis of their covariance, where the noise is no other).
-The flow (`log_prob`), in the angle phi of alpha = cos phi, sigma = sin phi, carries its density along:
+It is tight for Gaussian data with independent pixels, where the true reverse chain is Gaussian, with variance_t =
+beta~_t + c_0^2 Var[x_0 | x_t]. If pixels are correlated, they are also correlated in q(x_{t-1} | x_t), but not in p,
+and a gap remains (unless the pixels are written in the eigenbasis of their covariance, in which the noise is the same).
+The flow (`log_prob`), in the angle phi with alpha = cos phi, sigma = sin phi, transports its density:
 
     dx/dphi     = v = (alpha x - x0_hat) / sigma                                                       samplers.heun
     log p_t(x)  = log N(x_{T-1}; 0, I) + int_{phi_t}^{phi_{T-1}} div v dphi                            Score SDE eq. 39
     div v       = (alpha D - tr J) / sigma,   J = d x0_hat / d x
-    tr J        = sum_i e_i^T J e_i  =  E z^T J z  over random signs z                 Hutchinson; Score SDE eq. 40
+    tr J        = sum_i e_i^T J e_i  =  E z^T J z  over random signs z      Hutchinson's estimate; Score SDE eq. 40
 
-8-bit images have probabilities, and p_t is a density. Two ways join them. The usual one adds uniform noise of one
-level's width, and calls -log p / (D log 2) + log2(127.5) bits/dim: the offset, 6.9944 and not 7, makes a density over
-[-1, 1] one over 0..255. But the flow ends at sigma_0 > 0, not at 0, and that difference goes unpaid. `flow_bound` pays
-it: its noise is the chain's own, and the decoder takes it away again:
+8-bit images have probabilities, but p_t is a density. There are two ways to compare them. The usual one adds uniform
+noise as wide as one level, and reports -log p / (D log 2) + log2(127.5) bits/dim: the offset, 6.9944 and not 7,
+converts a density over [-1, 1] to one over 0..255. But the flow ends at sigma_0 > 0, and this neglects the difference.
+`flow_bound` includes it: its noise is the chain's own, which the decoder removes:
 
     -log P(x_0) <= E_q[ log q(x_t | x_0) - log p_t(x_t) - log P(x_0 | x_t) ],   x_t ~ q(x_t | x_0)     Jensen
 
-This is a bound on the same probability as the variational one, and neither has an offset.
+It bounds the same probability as the variational bound, and neither has an offset.
 
 x_0 has any shape (B, ...), D numbers a sample. Results are float64 (B,) on the host, in nats.
 """
@@ -54,22 +55,22 @@ OFFSET = math.log2(127.5)                       # bits/dim: a density per unit o
 
 
 def bits_per_dim(nats, D: int):
-    """Bits/dim of a probability: of 8-bit values, as both bounds with `DiscretisedGaussian` give it. No offset."""
+    """Bits/dim of a probability of 8-bit values, such as both bounds with `DiscretisedGaussian`. No offset."""
     return nats / (D * math.log(2))
 
 
 def density_bits_per_dim(nats, D: int):
-    """Bits/dim of -log density over [-1, 1], which pays log2(127.5) = 6.9944 for each pixel's 8 bits of precision."""
+    """Bits/dim of -log density over [-1, 1]: log2(127.5) = 6.9944 more per pixel, for the 8 bits of precision."""
     return bits_per_dim(nats, D) + OFFSET
 
 
-# ---- decoders: what x_{t=0} says of x_0 ----------------------------------------------------------------------
+# ---- decoders: log p(x_0 | x_{t=0}) --------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class DiscretisedGaussian:
     """P of an 8-bit value: N(x0_hat, sigma^2) integrated over its bin of width 2/255, the outer bins open. DDPM eq. 13.
 
-    x_0 must lie on the levels u / 127.5 - 1, u = 0..255; ValueError where it does not.
+    x_0 must lie on the levels u / 127.5 - 1, u = 0..255; otherwise ValueError.
     """
 
     sigma: float
@@ -79,14 +80,14 @@ class DiscretisedGaussian:
 
     def __call__(self, x_0, x0_hat) -> np.ndarray:
         a, b = self._edges(x_0, x0_hat)
-        # P(u) = Phi(b) - Phi(a) = Phi(-a) - Phi(-b): of the two, the one in the lower tail, where no digits are lost
+        # P(u) = Phi(b) - Phi(a) = Phi(-a) - Phi(-b): use the one in the lower tail, where no digits are lost
         a, b = np.where(a + b > 0, -b, a), np.where(a + b > 0, -a, b)
         # log P = log Phi(b) + log(1 - Phi(a) / Phi(b))
         log_a, log_b = special.log_ndtr(a), special.log_ndtr(b)
         return log_b + np.log(-np.expm1(log_a - log_b))
 
     def slope(self, x_0, x0_hat) -> np.ndarray:
-        """d log P / d log sigma, of x_0's shape: what a variance that is learned follows."""
+        """d log P / d log sigma, of x_0's shape: the gradient for a learned variance."""
         a, b = self._edges(x_0, x0_hat)
         # dP / d log sigma = a phi(a) - b phi(b),   phi(z) = exp(-z^2 / 2) / sqrt(2 pi),  over P
         log_P = self(x_0, x0_hat)
@@ -102,9 +103,9 @@ class DiscretisedGaussian:
 
 @dataclass(frozen=True)
 class GaussianDensity:
-    """log N(x_0; x0_hat, variance), for data that are no 8-bit values.
+    """log N(x_0; x0_hat, variance), for data other than 8-bit values.
 
-    variance: a number, or one for each pixel, an array of a sample's shape x_0.shape[1:]; ValueError where it is not.
+    variance: a number, or an array of a sample's shape x_0.shape[1:], one number for each pixel; otherwise ValueError.
     """
 
     variance: Any
@@ -113,9 +114,7 @@ class GaussianDensity:
         _check_positive("variance", self.variance)
 
     def __call__(self, x_0, x0_hat) -> np.ndarray:
-        if np.shape(self.variance) not in ((), x_0.shape[1:]):
-            raise ValueError(f"variance must be one number, or one for each pixel of a sample {x_0.shape[1:]}, got an "
-                             f"array {np.shape(self.variance)}")
+        _check_variance(self.variance, x_0)
         d = to_numpy(x_0).astype(np.float64) - to_numpy(x0_hat)
         return -0.5 * (d * d / self.variance + np.log(2 * np.pi * self.variance))
 
@@ -124,7 +123,7 @@ class GaussianDensity:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """The three parts of the variational bound, apart: nats, (B,) each."""
+    """The three parts of the variational bound: nats, (B,) each."""
 
     prior: np.ndarray       # L_T
     steps: np.ndarray       # the sum of all L_{t-1}
@@ -137,15 +136,14 @@ class Bound:
 
 def variational_bound(denoiser: Denoiser, x_0, cond=None, *, streams: SampleStreams, decoder: Decoder,
                       variance: Variance = beta_tilde, terms: int | None = None) -> Bound:
-    """An unbiased estimate of the bound for each sample: one eps for the decoder and for every L_{t-1}.
+    """An unbiased estimate of the bound for each sample: one eps for the decoder, and one for every L_{t-1}.
 
-    streams: one for each sample. terms: how many of the T-1 L_{t-1} are computed, at times drawn for each sample by
-    itself (so that samples are independent, and their spread tells the standard error); None for all.
+    streams: one for each sample. terms: how many of the T-1 L_{t-1} are computed; None for all. Their times are drawn
+    for each sample separately, so that samples are independent and their spread gives the standard error.
     """
     schedule, B = denoiser.schedule, len(x_0)
     _check_streams(streams, B)
-    if terms is not None and terms < 1:
-        raise ValueError(f"terms must be None, for all, or at least 1, got {terms}")
+    _check_terms(terms)
 
     def normal():
         return xp_of(x_0).asarray(streams.normal(x_0.shape[1:], x_0.dtype))
@@ -163,11 +161,10 @@ def variational_bound(denoiser: Denoiser, x_0, cond=None, *, streams: SampleStre
 def reverse_kl(denoiser: Denoiser, x_0, t: np.ndarray, eps, cond=None, variance: Variance = beta_tilde) -> np.ndarray:
     """L_{t-1} at x_t = alpha_t x_0 + sigma_t eps, for times t (B,) of at least 1."""
     schedule = denoiser.schedule
-    if np.min(t) < 1:
-        raise ValueError(f"t must be at least 1, got {t}: at 0 there is no posterior left, but the decoder")
+    _check_first(t)
     x_t = q_sample(schedule, x_0, t, eps)
     x0_hat = denoiser(x_t, t, cond)
-    # float64 from here: at small t the two means differ by less than the network's float32 can tell
+    # float64 from here: at small t the two means differ by less than float32 resolves
     x_0, x_t, x0_hat = _wide(x_0), _wide(x_t), _wide(x0_hat)
     mean_q, var_q = q_posterior_mean_variance(schedule, x_0, x_t, t)
     mean_p, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t)
@@ -178,8 +175,8 @@ def reverse_kl(denoiser: Denoiser, x_0, t: np.ndarray, eps, cond=None, variance:
 def draw_times(schedule: Schedule, terms: int, u: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """`terms` pairs of times t (B,) and weights w (B,), with E[sum w f(t)] = sum_{t=1}^{T-1} f(t) over u ~ U(0, 1).
 
-    A time is as likely as L_{t-1} is large if v is wrong by the same everywhere, and each sample's times are spread
-    evenly, from one u: few terms then tell the sum well.
+    The probability of a time is proportional to L_{t-1} as it would be if the error of v were the same at all times,
+    and the times of each sample are stratified, from one u. Few terms then estimate the sum well.
     """
     p = bound_weight(schedule, np.arange(1, schedule.T), "v")
     p = p / p.sum()                                                                   # (T-1,) of t = 1 ... T-1
@@ -194,7 +191,7 @@ def draw_times(schedule: Schedule, terms: int, u: np.ndarray) -> list[tuple[np.n
 # ---- the probability-flow ODE --------------------------------------------------------------------------------
 
 def exact_trace(denoiser: Denoiser, x_t, t: np.ndarray, cond=None):
-    """x0_hat (B, ...) and tr J (B,), from D products with unit vectors: for few dimensions."""
+    """x0_hat (B, ...) and tr J (B,), from D products with unit vectors: for data of few dimensions."""
     vjp, xp = _vjp(denoiser), xp_of(x_t)
     trace = np.zeros(len(x_t))
     for i in np.ndindex(x_t.shape[1:]):
@@ -207,16 +204,16 @@ def exact_trace(denoiser: Denoiser, x_t, t: np.ndarray, cond=None):
 
 @dataclass(frozen=True, eq=False)
 class Hutchinson:
-    """Estimates tr J as the mean of z^T J z over probes z (K, B, ...) of signs, the same ones all along the flow.
+    """Hutchinson's estimate of tr J: the mean of z^T J z over K probes z (K, B, ...) of random signs.
 
-    Its variance is sum_{i<j} (J_ij + J_ji)^2 / K: none if J is diagonal.
+    The probes are the same along the whole flow. The variance is sum_{i<j} (J_ij + J_ji)^2 / K, 0 if J is diagonal.
     """
 
     probes: Any
 
     @classmethod
     def draw(cls, streams: SampleStreams, like, count: int = 1) -> Hutchinson:
-        """`count` probes for each sample of `like` (B, ...), which is also their dtype and device."""
+        """`count` probes for each sample of `like` (B, ...), with its dtype and device."""
         _check_streams(streams, len(like))
         z = np.stack([streams.normal(like.shape[1:], like.dtype) for _ in range(count)])
         return cls(xp_of(like).asarray(np.where(z < 0, -1, 1).astype(like.dtype)))
@@ -234,7 +231,7 @@ Divergence = Callable[[Denoiser, Any, np.ndarray, Any], tuple[Any, np.ndarray]] 
 
 
 def log_prob(denoiser: Denoiser, x, times: Sequence[int], cond=None, *, divergence: Divergence = exact_trace):
-    """log p_t(x) (B,) at t = times[-1], the density that the flow gives x, by Heun's method; its error is O(1/N^2).
+    """log p_t(x) (B,) at t = times[-1], the flow's log density at x, by Heun's method; its error is O(1/N^2).
 
     x: (B, ...). times: as for a sampler, integers that fall strictly from T-1. denoiser: one with a `vjp`.
     """
@@ -255,7 +252,7 @@ def log_prob(denoiser: Denoiser, x, times: Sequence[int], cond=None, *, divergen
         h = angle(schedule, t) - angle(schedule, s)
         # x_t = x_s + h (v_s + v_t) / 2,   v_t at the Euler step x_s + h v_s                           samplers.heun
         x = x + h * (v_s + velocity(x + h * v_s, t)) / 2
-        # int div v dphi, by trapezoids along the way
+        # int div v dphi, by the trapezoidal rule
         v_t, div_t = velocity_and_divergence(x, t)
         total += h * (div_s + div_t) / 2
         v_s, div_s = v_t, div_t
@@ -265,7 +262,7 @@ def log_prob(denoiser: Denoiser, x, times: Sequence[int], cond=None, *, divergen
 
 @dataclass(frozen=True, eq=False)
 class FlowBound:
-    """The two parts of `flow_bound`, apart: nats, (B,) each."""
+    """The two parts of `flow_bound`: nats, (B,) each."""
 
     flow: np.ndarray        # log q(x_t | x_0) - log p_t(x_t)
     decoder: np.ndarray     # -log p(x_0 | x_t)
@@ -277,9 +274,9 @@ class FlowBound:
 
 def flow_bound(denoiser: Denoiser, x_0, times: Sequence[int], cond=None, *, eps, decoder: Decoder,
                divergence: Divergence = exact_trace) -> FlowBound:
-    """A bound on -log p(x_0) through the flow, with the chain's own noise at t = times[-1] as dequantisation.
+    """A bound on -log p(x_0) by the flow, with the chain's own noise at t = times[-1] as dequantisation.
 
-    eps: standard normal, of x_0's shape and dtype. It holds in the mean over eps, up to the error of `log_prob`.
+    eps: standard normal, of x_0's shape and dtype. The bound holds in the mean over eps, up to the error of `log_prob`.
     """
     schedule, D = denoiser.schedule, math.prod(x_0.shape[1:])
     t = np.full(len(x_0), _upward(schedule, times)[0])
@@ -305,9 +302,7 @@ def _levels(x_0) -> np.ndarray:
     """u = 0..255 of x_0 = u / 127.5 - 1, float64."""
     x_0 = to_numpy(x_0)
     u = np.rint(127.5 * (x_0.astype(np.float64) + 1))
-    if x_0.dtype.kind != "f" or not (np.abs(x_0 - (u / 127.5 - 1)) < 1e-5).all() or u.min() < 0 or u.max() > 255:
-        raise ValueError("x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got "
-                         f"{x_0.dtype} from {x_0.min():g} to {x_0.max():g}")
+    _check_levels(x_0, u)
     return u
 
 
@@ -317,10 +312,38 @@ def _upward(schedule: Schedule, times: Sequence[int]) -> list[int]:
 
 
 def _vjp(denoiser: Denoiser):
+    _check_differentiable(denoiser)
+    return denoiser.vjp
+
+
+# ---- checks --------------------------------------------------------------------------------------------------
+
+def _check_differentiable(denoiser: Denoiser) -> None:
     if not hasattr(denoiser, "vjp"):
         raise TypeError("denoiser must have a method vjp(x_t, t, dy, cond), the derivative that the flow's density "
-                        f"is made of, and {type(denoiser).__name__} has none")
-    return denoiser.vjp
+                        f"depends on, but {type(denoiser).__name__} has none")
+
+
+def _check_variance(variance, x_0) -> None:
+    if np.shape(variance) not in ((), x_0.shape[1:]):
+        raise ValueError(f"variance must be one number, or one for each pixel of a sample {x_0.shape[1:]}, got an "
+                         f"array {np.shape(variance)}")
+
+
+def _check_terms(terms: int | None) -> None:
+    if terms is not None and terms < 1:
+        raise ValueError(f"terms must be None, for all, or at least 1, got {terms}")
+
+
+def _check_first(t: np.ndarray) -> None:
+    if np.min(t) < 1:
+        raise ValueError(f"t must be at least 1, got {t}: the term at 0 is the decoder's")
+
+
+def _check_levels(x_0: np.ndarray, u: np.ndarray) -> None:
+    if x_0.dtype.kind != "f" or not (np.abs(x_0 - (u / 127.5 - 1)) < 1e-5).all() or u.min() < 0 or u.max() > 255:
+        raise ValueError("x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got "
+                         f"{x_0.dtype} from {x_0.min():g} to {x_0.max():g}")
 
 
 def _check_streams(streams: SampleStreams, B: int) -> None:

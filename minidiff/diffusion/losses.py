@@ -1,22 +1,22 @@
-"""What an error at time t is worth: weights for the squared error of a network's answer.
+"""Loss weights: how much the squared error of a network's output counts at time t.
 
     loss_t = weight_t ||target - out||^2          the norm over all pixels, target from gaussian.target
 
-An error in the answer is an error in x_0, by x_0 = (x_t - sigma_t eps)/alpha_t = alpha_t x_t - sigma_t v:
+An error in eps or v is an error in x_0, by x_0 = (x_t - sigma_t eps)/alpha_t = alpha_t x_t - sigma_t v:
 
     ||x_0 - x0_hat||^2 = unit_t ||target - out||^2
         unit_t = 1                        x0
                  sigma_t^2 / alpha_t^2    eps
                  sigma_t^2                v
 
-so a weight is said once, for x_0, and carried over to the other units:
+so a weight is defined once, for x_0, and converted by unit_t:
 
     simple     weight_t = 1                              in each prediction's own units    DDPM eq. 14
-    bound      weight_t = (SNR_{t-1} - SNR_t)/2 unit_t   nats of the variational bound     VDM section 4
+    bound      weight_t = (SNR_{t-1} - SNR_t)/2 unit_t   the variational bound, in nats    VDM section 4
     min-SNR    weight_t = min(SNR_t, gamma) unit_t       for eps min(1, gamma/SNR_t)       arXiv 2303.09556
 
-So three networks that stand for the same x0_hat, one of each kind, have the same bound and the same min-SNR
-loss; only L_simple tells them apart.
+So if an eps-, an x0- and a v-network stand for the same x0_hat, their bounds are equal, and so are their min-SNR
+losses; only L_simple differs.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from minidiff.diffusion.times import stratified_uniform  # noqa: F401
 
 
 def simple_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
-    """1 for every time: L_simple, in eps, x0 or v alike. Float64 of t's shape, as are all weights here."""
+    """1 at every time: L_simple. All weights here are float64, of t's shape."""
     check_predicts(predicts)
     return np.ones_like(_abar(schedule, t, first=0))
 
@@ -37,7 +37,7 @@ def simple_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
 def bound_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
     """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in nats, both of variance beta~_t, for t >= 1.
 
-    Raises ValueError at t = 0: that term of the bound is -log p(x_0 | x_{t=0}), the decoder's, and no squared
+    Raises ValueError at t = 0: that term of the bound is -log p(x_0 | x_{t=0}), the decoder's, which is not a squared
     error (SNR_{-1} is infinite). Raises ValueError for "eps" at SNR 0.
     """
     abar = _abar(schedule, t, first=1)
@@ -47,9 +47,8 @@ def bound_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
 
 
 def min_snr_weight(schedule: Schedule, t: Times, predicts: str, gamma: float = 5.0) -> np.ndarray:
-    """SNR_t in x_0's units, but at most gamma, where images are clean. ValueError for "eps" at SNR 0."""
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, got {gamma}")
+    """SNR_t for x_0, but at most gamma, so that nearly clean images do not dominate. ValueError for "eps" at SNR 0."""
+    _check_gamma(gamma)
     abar = _abar(schedule, t, first=0)
     # weight = min(SNR_t, gamma)                                               arXiv 2303.09556, section 3.4
     return np.minimum(schedule.snr(t), gamma) * _unit(abar, predicts)
@@ -63,7 +62,7 @@ LOSS_WEIGHTS: dict[str, Callable[[Schedule, Times, str], np.ndarray]] = {
 
 
 def weight(schedule: Schedule, t: Times, predicts: str, kind: str) -> np.ndarray:
-    """The weight called `kind`, a name in LOSS_WEIGHTS, for t an integer or (B,); float64 of t's shape."""
+    """The weight of the name `kind` in LOSS_WEIGHTS, for t an integer or (B,)."""
     if kind not in LOSS_WEIGHTS:
         raise ValueError(f"kind must be one of {', '.join(LOSS_WEIGHTS)}, got {kind!r}")
     return LOSS_WEIGHTS[kind](schedule, t, predicts)
@@ -77,7 +76,7 @@ def _unit(abar: np.ndarray, predicts: str) -> np.ndarray:
     if predicts == "v":
         return 1.0 - abar
     if np.any(abar == 0.0):
-        raise ValueError("eps says nothing of x_0 at SNR 0: predict v or x0 there")
+        raise ValueError("eps does not determine x_0 at SNR 0: predict v or x0 there")
     return (1.0 - abar) / abar
 
 
@@ -86,3 +85,8 @@ def _abar(schedule: Schedule, t: Times, first: int) -> np.ndarray:
     if np.any(abar > schedule.abar(first)):  # alpha_bar strictly falls, so this is t < first
         raise ValueError(f"t must be at least {first} for a loss of this kind, got {t}")
     return abar
+
+
+def _check_gamma(gamma: float) -> None:
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}")

@@ -1,24 +1,25 @@
-"""Samplers: from noise x_T to an image x_0, seeing nothing but a denoiser.
+"""Samplers: from noise x_T to an image x_0, with a denoiser and nothing else.
 
-Each goes down a list of times, T-1 = t_1 > t_2 > ... > t_N, and ends at -1, where alpha = 1 and sigma = 0.
-A step takes x_t to x_s, where s is the next entry of that list, from what the denoiser says at t:
+A sampler follows a list of times, T-1 = t_1 > t_2 > ... > t_N, and ends at -1, where alpha = 1 and sigma = 0.
+A step goes from x_t to x_s, where s is the time after t in the list:
 
     x_t     = alpha_t x_0 + sigma_t eps,   alpha = sqrt(alpha_bar),   sigma = sqrt(1 - alpha_bar)
-    x0_hat  = denoiser(x_t, t)                     the clean image, as far as it can be seen at t
-    eps_hat = (x_t - alpha_t x0_hat) / sigma_t     the noise that this leaves
+    x0_hat  = denoiser(x_t, t)                     the estimate of the clean image
+    eps_hat = (x_t - alpha_t x0_hat) / sigma_t     the estimate of the noise
 
     ddpm                draws x_s from q(x_s | x_t, x0_hat)             Ho et al. 2020       arXiv 2006.11239
-    ddim                mixes x0_hat and eps_hat again, as at s         Song et al. 2021     arXiv 2010.02502
+    ddim                x_s = alpha_s x0_hat + sigma_s eps_hat          Song et al. 2021     arXiv 2010.02502
     heun                averages the slopes at t and at s               Karras et al. 2022   arXiv 2206.00364
     dpm_solver_pp_2m    extrapolates x0_hat along log(alpha / sigma)    Lu et al. 2022       arXiv 2211.01095
 
-Each is a generator of `State`s, so that the caller may count, draw or stop:
+Each is a generator that yields a `State` after each step:
 
     for state in ddim(denoiser, x_T, times(schedule, 20)): show(state.x0_hat)
     x_0 = sample(heun(denoiser, x_T, times(schedule, 20)))
 
-The last state is x0_hat itself: no noise is left in it. All are finite where alpha_T = 0.
-Arithmetic is done in x_T's dtype with coefficients computed in float64. Randomness comes from `streams` only.
+The last state is x0_hat, with no noise left. All states are finite, also if alpha_{T-1} = 0.
+Arithmetic is in x_T's dtype, with coefficients computed in float64. Random numbers come from `streams` only.
+SAMPLERS, at the end of the file, holds them by name.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from minidiff.registry import Registry
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Where a sampler stands after a step."""
+    """The state of a sampler after a step."""
 
     step: int       # 1 ... N
     t: int          # the time that x_t has reached; -1 at the end
     x_t: Any        # (B, ...)
-    x0_hat: Any     # (B, ...), the denoiser's answer that led here
+    x0_hat: Any     # (B, ...), the denoiser's estimate at the start of the step
 
 
 def sample(states: Iterable[State]):
@@ -58,20 +59,20 @@ def sample(states: Iterable[State]):
 # ---- the four samplers -------------------------------------------------------------------------------------
 
 def beta_tilde(schedule: Schedule, t: int, s: int) -> float:
-    """The variance of q(x_s | x_t, x_0): that of the reverse step if x_0 is one point (DDPM section 3.2)."""
+    """The variance of q(x_s | x_t, x_0). It is the reverse step's variance if all data are one point (DDPM 3.2)."""
     # beta~ = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta                                    (DDPM eq. 7)
     return float((1 - schedule.abar(s)) / (1 - schedule.abar(t))) * beta(schedule, t, s)
 
 
 def beta(schedule: Schedule, t: int, s: int) -> float:
-    """The variance of q(x_t | x_s): the reverse step's own if x_0 ~ N(0, I) (DDPM section 3.2)."""
-    # beta = 1 - alpha_bar_t / alpha_bar_s, of the step from s to t, however long, not the chain's beta_t
+    """The variance of q(x_t | x_s). It is the reverse step's variance if x_0 ~ N(0, I) (DDPM section 3.2)."""
+    # beta = 1 - alpha_bar_t / alpha_bar_s: of the step from s to t of this list, not the schedule's beta_t
     return float(q_step(schedule, s, t)[1])
 
 
 def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: SampleStreams,
          variance: Callable[[Schedule, int, int], float] = beta_tilde) -> Iterator[State]:
-    """Ancestral sampling, DDPM algorithm 2, on the whole chain or on any part of it.
+    """Ancestral sampling, DDPM algorithm 2, on all times or on any list of them.
 
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     streams: one for each sample. variance: `beta_tilde` or `beta`.
@@ -96,8 +97,7 @@ def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     eta: within 0..1. streams: one for each sample, needed if eta > 0.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie within 0 (deterministic) and 1 (ancestral), got {eta!r}")
+    _check_eta(eta)
     schedule, x_t = denoiser.schedule, x_T
     for step, t, s in _steps(schedule, times):
         alpha_s, sigma_s = _alpha_sigma(schedule, s)
@@ -115,8 +115,8 @@ def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float
 def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
     """Heun's second-order method, Karras et al. algorithm 1; two denoiser calls a step, one in the last.
 
-    Time is the angle phi of alpha = cos(phi), sigma = sin(phi), which is the paper's s(t) = cos t and
-    sigma(t) = tan t. The slope of its ODE is then v, which is finite at alpha = 0, too.
+    Its variable of time is the angle phi with alpha = cos(phi), sigma = sin(phi) (in the paper, the scale s(t) = cos t
+    and sigma(t) = tan t). The slope dx/dphi is v, which is finite also at alpha = 0.
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T
@@ -132,8 +132,8 @@ def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[S
             v_s = v_from_x0(schedule, x_s, s, _denoise(denoiser, x_s, s, cond))
             x_t = x_t + h * (v_t + v_s) / 2
         else:
-            # v needs sigma > 0, so the last step is of first order, as in the paper; turned by phi instead of
-            # straight, it ends at the clean image:  x_s = cos(phi) x_t - sin(phi) v_t = x0_hat
+            # v needs sigma > 0, so the last step is of first order, as in the paper. It rotates by phi instead of
+            # going straight, and so ends at the clean image:  x_s = cos(phi) x_t - sin(phi) v_t = x0_hat
             x_t = x0_hat
         yield State(step, s, x_t, x0_hat)
 
@@ -141,9 +141,9 @@ def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[S
 def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
     """DPM-Solver++(2M), Lu et al. algorithm 2: second order at one denoiser call a step.
 
-    The first step has nothing to extrapolate from and the last ends at lambda = infinity: both are of first
-    order, which is DDIM. They cost no order in the whole if the strides of lambda all shrink with 1/N, as with
-    log_snr spacing; with equal strides of t the last ones do not (docs/convergence.md).
+    The first step has no earlier x0_hat to extrapolate from, and the last ends at lambda = infinity: both are of first
+    order, equal to DDIM. The whole is still of second order if all strides of lambda shrink as 1/N, as with log_snr
+    spacing; with equal strides of t the last ones do not (docs/convergence.md).
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T
@@ -168,25 +168,25 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
 
 
 def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> Iterator[State]:
-    """DDIM run upwards: the noise x_T from which `ddim` on the same times comes back near x_0.
+    """DDIM in reverse: the noise x_T from which `ddim` on the same times returns approximately to x_0.
 
-    Near, since each step takes eps_hat from its lower end; the difference vanishes as 1 / len(times).
+    Each step evaluates eps_hat at its lower end, an error that vanishes as 1 / len(times).
     x_0: (B, ...). times: as for `ddim`, strictly falling. The last state is at times[0].
     """
     schedule, x_s = denoiser.schedule, x_0
     for step, (_, t, s) in enumerate(reversed(list(_steps(schedule, times))), start=1):
         alpha_t, sigma_t = _alpha_sigma(schedule, t)
         alpha_s, sigma_s = _alpha_sigma(schedule, s)
-        r = s if s >= 0 else t                              # no denoiser knows sigma = 0: ask at the lowest t
-        x0_hat = _denoise(denoiser, x_s, r, cond)
-        eps_hat = eps_from_x0(schedule, x_s, r, x0_hat)
+        lower = s if s >= 0 else t                          # there is no eps at s = -1: evaluate at the lowest t
+        x0_hat = _denoise(denoiser, x_s, lower, cond)
+        eps_hat = eps_from_x0(schedule, x_s, lower, x0_hat)
         # x_t / alpha_t = x_s / alpha_s + (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat   (DDIM eq. 13)
         x_s = alpha_t / alpha_s * x_s + (sigma_t - alpha_t * sigma_s / alpha_s) * eps_hat
         yield State(step, t, x_s, x0_hat)
 
 
 # ---- lists of times ----------------------------------------------------------------------------------------
-# A spacing says which times are wanted, in fractions if need be; `times` makes a valid list of them.
+# A spacing returns the ideal times, maybe fractions; `times` rounds them to a valid list.
 
 def trailing(schedule: Schedule, steps: int):
     """Equal strides counted down from T-1 (arXiv 2305.08891, section 3.3)."""
@@ -194,9 +194,9 @@ def trailing(schedule: Schedule, steps: int):
 
 
 def leading(schedule: Schedule, steps: int):
-    """Equal strides counted up from 0, with the top entry moved to T-1.
+    """Equal strides counted up from 0, with the largest moved to T-1.
 
-    Unmoved it is 980 for 50 steps of T = 1000: the network would be shown more noise than it is told of.
+    Without that it is 980 for 50 steps of T = 1000, but x_T is pure noise: more than at t = 980.
     """
     t = schedule.T // steps * np.arange(steps - 1, -1, -1)
     t[0] = schedule.T - 1
@@ -209,7 +209,7 @@ def linspace(schedule: Schedule, steps: int):
 
 
 def log_snr(schedule: Schedule, steps: int):
-    """Equal strides of log(alpha^2 / sigma^2) with both ends; below -10 (alpha < .007) all is noise."""
+    """Equal strides of log(alpha^2 / sigma^2) with both ends; all below -10 (alpha < .007) counts as -10."""
     t = np.arange(schedule.T)
     level = np.maximum(schedule.log_snr(t), -10)                                      # (T,), falling
     wanted = np.linspace(level[-1], level[0], steps)
@@ -227,7 +227,7 @@ def times(schedule: Schedule, steps: int, spacing: str = "trailing"):
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
     k = np.arange(steps)
     t = np.round(SPACINGS[spacing](schedule, steps)).astype(int)
-    # where rounding made two equal, the later one moves down; those that would fall below 0 stack up from it
+    # if rounding makes two times equal, the second moves down; times that would fall below 0 become 0, 1, 2, ...
     t = np.minimum.accumulate(t + k) - k
     return np.maximum(t, k[::-1])                                                     # (steps,)
 
@@ -235,9 +235,9 @@ def times(schedule: Schedule, steps: int, spacing: str = "trailing"):
 # ---- what the samplers share -------------------------------------------------------------------------------
 
 def checked_times(times: Sequence[int], first: range, where: str) -> list[int]:
-    """The times as Python integers, if they fall strictly from one of `first`, and none is below 0.
+    """The times as Python integers, if they fall strictly from one of `first` to 0 or more; else ValueError.
 
-    ValueError otherwise, which says `where` they must fall. 9.0 is no integer here, and neither is True.
+    where: the range, for the message. 9.0 and True are not integers here.
     """
     times = [t.item() if np.ndim(t) == 0 and hasattr(t, "item") else t for t in times]
     if (not times or any(type(t) is not int for t in times) or times[0] not in first or times[-1] < 0
@@ -247,7 +247,7 @@ def checked_times(times: Sequence[int], first: range, where: str) -> list[int]:
 
 
 def _steps(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(step, t, s) for step = 1 ... N: s is the next entry of this list, whatever its strides; at last -1."""
+    """(step, t, s) for step = 1 ... N: s is the next time in the list, whatever its strides; -1 after the last."""
     times = checked_times(times, range(schedule.T), f"within {schedule.T - 1}..0")
     for step, (t, s) in enumerate(pairwise([*times, -1]), start=1):
         yield step, t, s
@@ -258,18 +258,18 @@ def _denoise(denoiser: Denoiser, x_t, t: int, cond):
 
 
 def _alpha_sigma(schedule: Schedule, t: int) -> tuple[float, float]:
-    """As Python floats, which leave the dtype of an array that they multiply as it is."""
+    """As Python floats, which do not change the dtype of an array that they multiply."""
     return float(schedule.alpha(t)), float(schedule.sigma(t))
 
 
 def angle(schedule: Schedule, t: int) -> float:
-    """phi of alpha = cos(phi), sigma = sin(phi): 0 at the clean image, pi/2 where no signal is left."""
+    """The angle phi with alpha = cos(phi), sigma = sin(phi): 0 at the clean image, pi/2 at pure noise."""
     alpha, sigma = _alpha_sigma(schedule, t)
     return math.atan2(sigma, alpha)
 
 
 def _normal(streams: SampleStreams | None, x_t):
-    """Standard normal numbers of x_t's shape and dtype, each sample's from its own stream."""
+    """Standard normal numbers of x_t's shape, dtype and device, each sample's from its own stream."""
     if streams is None or len(streams) != len(x_t):
         got = "None" if streams is None else f"{len(streams)} streams"
         raise ValueError(f"streams must be SampleStreams, one for each of the {len(x_t)} samples, got {got}")
@@ -277,6 +277,11 @@ def _normal(streams: SampleStreams | None, x_t):
 
 
 # ---- checks ------------------------------------------------------------------------------------------------
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie within 0 (deterministic) and 1 (ancestral), got {eta!r}")
+
 
 def _check_sampler(entry: Sampler) -> None:
     if not callable(entry.function):

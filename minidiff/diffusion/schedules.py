@@ -1,4 +1,4 @@
-"""How fast the image drowns: a schedule is one table, alpha_bar, and everything is read from it.
+"""Noise schedules: one table, alpha_bar, says how much of the image is left at each time; all else follows from it.
 
     alpha_bar_t = prod_{i <= t} (1 - beta_i)            signal power left at time t       DDPM eq. 4
     alpha_t     = sqrt(alpha_bar_t)                     x_t = alpha_t x_0 + sigma_t eps
@@ -6,9 +6,9 @@
     SNR_t       = alpha_t^2 / sigma_t^2                 strictly falling in t              VDM eq. 2
     beta_t      = 1 - alpha_bar_t / alpha_bar_{t-1}     noise power added by step t        DDPM eq. 2
 
-Time t counts 0 .. T-1, and t = -1 is the clean image: alpha_bar_{-1} reads 1. (The papers count 1 .. T, and
-0 is the clean image.) alpha_t is sqrt(alpha_bar_t), as in VDM; DDPM writes alpha_t for 1 - beta_t, which
-has no name here. Tables are float64 in host memory, and read-only.
+Time t counts 0 .. T-1, and t = -1 is the clean image, with alpha_bar_{-1} = 1. (The papers count 1 .. T, and 0 is
+the clean image.) alpha_t is sqrt(alpha_bar_t), as in VDM; DDPM writes alpha_t for 1 - beta_t, which has no name here.
+Tables are float64, in host memory, and read-only.
 
     DPM            Sohl-Dickstein et al. 2015, 1503.03585    even_loss
     DDPM           Ho et al. 2020, arXiv 2006.11239          linear
@@ -31,8 +31,9 @@ from minidiff.engine.backend import to_numpy
 from minidiff.errors import UserError
 from minidiff.registry import Registry
 
-# Sampling starts from N(0, I). With alpha_bar_T <= 0.02 that start costs at most 0.0102 nats a pixel for
-# images in [-1, 1] (gaussian.prior_kl); above, the sampler starts where the network never was.
+# Sampling starts from N(0, I). If the last alpha_bar is at most 0.02, x_{T-1} is so close to it that the difference
+# costs at most 0.0102 nats a pixel for images in [-1, 1] (gaussian.prior_kl). If it is larger, the sampler starts from
+# images that the network never saw in training.
 MOST_SIGNAL_AT_THE_END = 0.02
 
 
@@ -49,7 +50,7 @@ class Schedule:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        alpha_bar = np.array(self.alpha_bar, dtype=np.float64)  # a copy: the caller keeps his own
+        alpha_bar = np.array(self.alpha_bar, dtype=np.float64)  # a copy, so that the caller's array stays writable
         _check_table(alpha_bar)
         from_clean = np.concatenate(([1.0], alpha_bar))  # entry t + 1 is time t, so that t = -1 reads 1
         from_clean.setflags(write=False)
@@ -68,7 +69,7 @@ class Schedule:
 
     @property
     def reaches_noise(self) -> bool:
-        """Whether x_T is close enough to N(0, I) to start sampling from it: alpha_bar_T <= 0.02."""
+        """Whether x_{T-1} is close enough to N(0, I) to start sampling from it: the last alpha_bar is at most 0.02."""
         return bool(self.alpha_bar[-1] <= MOST_SIGNAL_AT_THE_END)
 
     def abar(self, t: int | np.ndarray) -> np.ndarray:
@@ -103,24 +104,24 @@ class Schedule:
 def from_betas(betas: np.ndarray, name: str = "custom", *, allow_signal: bool = False) -> Schedule:
     """The schedule whose step t adds noise of power betas[t].
 
-    betas: (T,) in (0, 1], and 1 at the last step only. Raises ValueError where that does not hold, and where
-    alpha_bar_T stays above 0.02, unless allow_signal says that this is meant.
+    betas: (T,) in (0, 1], and 1 at the last step only; otherwise ValueError. ValueError too if the last alpha_bar is
+    above 0.02, unless allow_signal is True.
     """
     betas = np.asarray(betas, dtype=np.float64)
     _check_betas(betas)
     # alpha_bar_t = prod_{i <= t} (1 - beta_i)                                                     DDPM eq. 4
     alpha_bar = np.cumprod(1.0 - betas)
-    stuck = np.flatnonzero(alpha_bar[1:] >= alpha_bar[:-1])  # every beta counts: only underflow stops the fall
+    stuck = np.flatnonzero(alpha_bar[1:] >= alpha_bar[:-1])  # by underflow: each beta is large enough to matter
     if stuck.size:
-        raise ValueError(f"betas must leave signal until the last time, and are so large that alpha_bar underflows at "
-                         f"t = {stuck[0]} (numbers near 1 are alphas: beta = 1 - alpha)")
+        raise ValueError(f"betas must leave signal until the last time, but are so large that alpha_bar underflows at "
+                         f"t = {stuck[0]} (if they are alphas, pass 1 - alpha)")
     return _reaching_noise(Schedule(alpha_bar, name), allow_signal)
 
 
 def linear(
     T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02, *, allow_signal: bool = False
 ) -> Schedule:
-    """beta rises linearly (DDPM section 4). The range is made for T = 1000; fewer steps need a larger one."""
+    """beta rises linearly (DDPM section 4). The defaults are for T = 1000; fewer steps need larger betas."""
     _check_count("T", T, 1)
     return from_betas(np.linspace(beta_min, beta_max, T), "linear", allow_signal=allow_signal)
 
@@ -171,8 +172,8 @@ def from_log_snr(
 ) -> Schedule:
     """The table of a continuous-time schedule, read at u = (t + 1)/T.
 
-    log_snr maps an array of u in (0, 1] to log(alpha^2/sigma^2), strictly falling. It is never asked about
-    u = 0, the clean image, where it may be infinite; -inf at u = 1 is zero terminal SNR.
+    log_snr maps an array of u in (0, 1] to log(alpha^2/sigma^2), strictly falling. It is not evaluated at u = 0, the
+    clean image, where it may be infinite; -inf at u = 1 is zero terminal SNR.
     """
     _check_count("T", T, 1)
     table = np.asarray(log_snr((np.arange(T) + 1) / T), dtype=np.float64)
@@ -194,7 +195,7 @@ def log_snr_linear(
 def vp_sde(
     T: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0, *, allow_signal: bool = False
 ) -> Schedule:
-    """The limit of `linear` for many small steps (Score SDE eq. 33); the betas are per unit of time u."""
+    """The limit of `linear` for many small steps (Score SDE eq. 33); beta is a rate, per unit of u."""
 
     def log_snr(u: np.ndarray) -> np.ndarray:
         # log alpha^2 = -u^2 (beta_max - beta_min)/2 - u beta_min,   sigma^2 = 1 - alpha^2
@@ -207,8 +208,8 @@ def vp_sde(
 def flow_matching(T: int = 1000) -> Schedule:
     """The straight path (1-u) x_0 + u eps, divided by sqrt((1-u)^2 + u^2) (Flow matching eq. 20, reversed).
 
-    Scaling x_t changes no SNR, so the path is this table: 1 - u = alpha/(alpha + sigma). It ends at SNR 0,
-    where only x0- and v-prediction are possible.
+    Scaling x_t does not change its SNR, so the path is this schedule: 1 - u = alpha/(alpha + sigma). It ends at
+    SNR 0, where only x0- and v-prediction are possible.
     """
 
     def log_snr(u: np.ndarray) -> np.ndarray:
@@ -223,9 +224,9 @@ def flow_matching(T: int = 1000) -> Schedule:
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """Shift and scale alpha_t so that the last is 0 and the first is kept (Zero SNR, algorithm 1).
+    """Shifts and scales alpha_t so that the last is 0 and the first is unchanged (Zero SNR, algorithm 1).
 
-    The last time is then pure noise, and eps says nothing about x_0 there: predict v or x0. Needs T >= 2.
+    The last time is then pure noise, where eps does not determine x_0: predict v or x0. T must be at least 2.
     """
     _check_count("schedule.T", schedule.T, 2)
     alpha = np.sqrt(schedule.alpha_bar)  # (T,)
@@ -236,10 +237,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def respaced(schedule: Schedule, times: np.ndarray) -> Schedule:
-    """The same process seen at fewer times: its betas are those of the long jumps (Improved DDPM eq. 19).
+    """The same process at fewer times; its betas are those of the longer steps (Improved DDPM eq. 19).
 
-    times: distinct integers in 0..T-1, in any order; row i of the new table is the i-th smallest. A network
-    trained on `schedule` still wants the old times, times[i], not i.
+    times: distinct integers in 0..T-1, in any order; row i of the new table is the i-th smallest. A network that was
+    trained on `schedule` still takes the old times, times[i], not i.
     """
     times = np.sort(np.atleast_1d(_checked_times(times, 0, schedule.T - 1)))
     if times.ndim != 1 or times.size == 0 or np.any(np.diff(times) == 0):
@@ -267,7 +268,7 @@ def schedule_from(text: str, T: int | None = None, *, allow_signal: bool = False
     if allow_signal and "allow_signal" in inspect.signature(function).parameters:
         parameters["allow_signal"] = True
     try:
-        with np.errstate(all="ignore"):  # what overflows leaves a table that is refused
+        with np.errstate(all="ignore"):  # overflow leaves a table that is refused
             schedule = function(**parameters) if T is None else function(T, **parameters)
         if not isinstance(schedule, Schedule):
             raise TypeError(f"its function must return a Schedule, got {type(schedule).__name__}")
@@ -330,7 +331,8 @@ def _check_betas(betas: np.ndarray) -> None:
     lost = np.flatnonzero(1.0 - betas == 1.0)
     if lost.size:
         t = lost[0]
-        raise ValueError(f"betas must change alpha_bar: betas[{t}] = {betas[t]} is lost in rounding, 1 - beta being 1")
+        raise ValueError(f"betas must change alpha_bar: betas[{t}] = {betas[t]} is lost in rounding, since "
+                         "1 - beta is 1")
 
 
 def _check_table(alpha_bar: np.ndarray) -> None:
@@ -353,14 +355,14 @@ def _reaching_noise(schedule: Schedule, allow_signal: bool) -> Schedule:
     if not (schedule.reaches_noise or allow_signal):
         raise ValueError(
             f"the {schedule.name} schedule with T = {schedule.T} must end in noise, at an alpha_bar of at "
-            f"most {MOST_SIGNAL_AT_THE_END}, and ends at {schedule.alpha_bar[-1]:.3g}: take more steps, or a "
-            f"range with more noise (betas that grow as 1000/T), or allow_signal=True"
+            f"most {MOST_SIGNAL_AT_THE_END}, but ends at {schedule.alpha_bar[-1]:.3g}: use more steps, or larger "
+            f"betas (in proportion to 1000/T), or allow_signal=True"
         )
     return schedule
 
 
 def _checked_times(t: int | np.ndarray, first: int, last: int) -> np.ndarray:
-    """t as int64 on the host, or an error that says what was wrong with it."""
+    """t as int64 on the host; TypeError or IndexError for anything else."""
     t = np.asarray(to_numpy(t))
     if t.size and not np.issubdtype(t.dtype, np.integer):
         raise TypeError(f"t must be an integer or an integer array, got dtype {t.dtype}")

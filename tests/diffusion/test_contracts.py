@@ -81,7 +81,7 @@ def test_a_schedule_is_float64_whatever_it_is_given():
 
 def test_noise_too_small_for_the_dtype_counts_as_none():
     x = np.ones(2, np.float16)
-    with pytest.raises(ValueError, match=r"where there is noise, got 0 \(in float16\)$"):
+    with pytest.raises(ValueError, match=r"a time with noise, 0 or more, got 0 \(in float16\)$"):
         gaussian.eps_from_x0(Schedule([1 - 1e-16, 0.01]), x, 0, x)
 
 

@@ -49,7 +49,7 @@ def test_targets_are_what_they_are_called():
 
 @pytest.mark.parametrize("name", ["eps_from_x0", "v_from_x0", "score_from_eps", "score_from_x0"])
 def test_the_clean_image_has_no_eps_to_speak_of(name):
-    with pytest.raises(ValueError, match="t must be 0 or more, where there is noise, got -1"):
+    with pytest.raises(ValueError, match="t must be a time with noise, 0 or more, got -1"):
         getattr(gaussian, name)(schedules.cosine(10), one(0.5), -1, one(0.5))
 
 

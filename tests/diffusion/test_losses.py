@@ -43,7 +43,7 @@ def test_what_has_no_weight_is_refused():
 @pytest.mark.parametrize("kind", ["bound", "min_snr"])
 def test_at_snr_0_only_eps_is_without_a_weight(kind):
     schedule = schedules.zero_terminal_snr(schedules.cosine(10))
-    with pytest.raises(ValueError, match="eps says nothing of x_0 at SNR 0"):
+    with pytest.raises(ValueError, match="eps does not determine x_0 at SNR 0"):
         losses.weight(schedule, 9, "eps", kind)
     for predicts in ("x0", "v"):
         assert np.isfinite(losses.weight(schedule, 9, predicts, kind))

@@ -56,8 +56,8 @@ def test_arrays_that_are_not_alike(function, name, like):
 
 # ---- all other sentences -------------------------------------------------------------------------------------
 
-STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of at most 0.02, and ends at 0.904: take " \
-        "more steps, or a range with more noise (betas that grow as 1000/T), or allow_signal=True"
+STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of at most 0.02, but ends at 0.904: use " \
+        "more steps, or larger betas (in proportion to 1000/T), or allow_signal=True"
 
 
 @pytest.mark.parametrize("error, sentence, call", [
@@ -78,10 +78,10 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: schedules.from_betas([0.5, 0.0])),
     (ValueError, "betas must lie in (0, 1), where only the last may be 1, got betas[1] = inf",
      lambda: schedules.from_betas([0.5, np.inf])),
-    (ValueError, "betas must change alpha_bar: betas[1] = 1e-20 is lost in rounding, 1 - beta being 1",
+    (ValueError, "betas must change alpha_bar: betas[1] = 1e-20 is lost in rounding, since 1 - beta is 1",
      lambda: schedules.from_betas([0.5, 1e-20])),
-    (ValueError, "betas must leave signal until the last time, and are so large that alpha_bar underflows at t = 323 "
-                 "(numbers near 1 are alphas: beta = 1 - alpha)", lambda: schedules.from_betas([0.9] * 400)),
+    (ValueError, "betas must leave signal until the last time, but are so large that alpha_bar underflows at t = 323 "
+                 "(if they are alphas, pass 1 - alpha)", lambda: schedules.from_betas([0.9] * 400)),
     (ValueError, STEEP, lambda: schedules.linear(10)),
     (TypeError, "T must be an integer, got 10.0", lambda: schedules.cosine(10.0)),
     (TypeError, "T must be an integer, got True", lambda: schedules.scaled_linear(True)),
@@ -116,15 +116,15 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
     (ValueError, "s must be earlier than t, got s = 3 and t = 3", lambda: gaussian.q_step(SCHEDULE, 3, 3)),
     (ValueError, "var1 and var2 must be positive; a Gaussian of variance 0 has no finite divergence",
      lambda: gaussian.kl_gaussian(0.0, 1.0, 0.0, 0.0)),
-    (ValueError, "eps says nothing of x_0 at SNR 0 (t = 9 in float64): predict v or x0 there",
+    (ValueError, "eps does not determine x_0 at SNR 0 (t = 9 in float64): predict v or x0 there",
      lambda: gaussian.x0_from_eps(ZERO, X, 9, X)),
-    (ValueError, "eps says nothing of x_0 at SNR 0 (t = 9 in float64): predict v or x0 there",
+    (ValueError, "eps does not determine x_0 at SNR 0 (t = 9 in float64): predict v or x0 there",
      lambda: gaussian.target(ZERO, "eps", X, X, 9)),
-    (ValueError, "t must be 0 or more, where there is noise, got -1 (in float64)",
+    (ValueError, "t must be a time with noise, 0 or more, got -1 (in float64)",
      lambda: gaussian.eps_from_x0(SCHEDULE, X, -1, X)),
-    (ValueError, "t must be 0 or more, where there is noise, got -1 (in float64)",
+    (ValueError, "t must be a time with noise, 0 or more, got -1 (in float64)",
      lambda: gaussian.v_from_x0(SCHEDULE, X, -1, X)),
-    (ValueError, "t must be 0 or more, where there is noise, got -1 (in float64)",
+    (ValueError, "t must be a time with noise, 0 or more, got -1 (in float64)",
      lambda: gaussian.score_from_eps(SCHEDULE, X, -1, X)),
     (ValueError, "predicts must be one of eps, x0, v, got 'epsilon'",
      lambda: gaussian.target(SCHEDULE, "epsilon", X, X, 3)),
@@ -133,11 +133,12 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: denoiser.dynamic_threshold(X, 0)),
     (ValueError, "percentile must be a fraction in (0, 1], such as 0.995, got 1.5",
      lambda: denoiser.dynamic_threshold(X, 1.5)),
-    (ValueError, "predicts='eps' cannot tell x_0 at the zero SNR where this schedule ends: use 'v' or 'x0', or a "
+    (ValueError, "predicts='eps' does not determine x_0 at the zero SNR where this schedule ends: use 'v' or 'x0', "
+                 "or a "
                  "schedule with alpha_bar[-1] > 0", lambda: NetworkDenoiser(ZERO, "eps", None)),
-    (TypeError, "denoiser must have a network_vjp and no clip, which has a kink, to be differentiated",
+    (TypeError, "denoiser must have a network_vjp, and no clip, to be differentiated",
      lambda: NETWORK.vjp(X, T3, X)),
-    (TypeError, "denoiser must have a network_vjp and no clip, which has a kink, to be differentiated",
+    (TypeError, "denoiser must have a network_vjp, and no clip, to be differentiated",
      lambda: NetworkDenoiser(SCHEDULE, "x0", None, denoiser.static_threshold, lambda *_: None).vjp(X, T3, X)),
     (ValueError, "cov must have mean's shape (3,), or be symmetric of shape (3, 3), got shape (2,)",
      lambda: GaussianDenoiser(SCHEDULE, np.zeros(3), np.ones(2))),
@@ -171,7 +172,7 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
     (ValueError, "gamma must be positive, got 0.0", lambda: losses.min_snr_weight(SCHEDULE, 3, "x0", 0.0)),
     (ValueError, "kind must be one of simple, bound, min_snr, got 'vlb'",
      lambda: losses.weight(SCHEDULE, 3, "x0", "vlb")),
-    (ValueError, "eps says nothing of x_0 at SNR 0: predict v or x0 there",
+    (ValueError, "eps does not determine x_0 at SNR 0: predict v or x0 there",
      lambda: losses.bound_weight(ZERO, np.array([3, 9]), "eps")),
     (ValueError, "predicts must be one of eps, x0, v, got 'noise'", lambda: losses.simple_weight(SCHEDULE, 3, "noise")),
     # samplers
@@ -205,7 +206,7 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
     (ValueError, "streams must be SampleStreams, one for each of the 4 samples, got 3 streams",
      lambda: samplers.sample(samplers.ddim(ONE_D, X, [3, 1], eta=1, streams=SampleStreams(0, 3)))),
     # guidance
-    (ValueError, "cond must be a tuple of arrays where scale is not 0, not None: there is nothing to guide toward",
+    (ValueError, "cond must be a tuple of arrays unless scale is 0, not None: there is nothing to guide toward",
      lambda: ClassifierFree(NETWORK, 2.0, ())(X, T3)),
     (ValueError, "denoiser must not have zero terminal SNR, where the classifier's share of x_0 is 0/0: use a schedule "
                  "with alpha_bar[-1] > 0",
@@ -226,7 +227,7 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: likelihood.variational_bound(ONE_D, X, streams=SampleStreams(0, 4), decoder=None, terms=0)),
     (ValueError, "streams must be SampleStreams, one for each of the 4 samples, got 3",
      lambda: likelihood.variational_bound(ONE_D, X, streams=SampleStreams(0, 3), decoder=None)),
-    (ValueError, "t must be at least 1, got [0 1 1 1]: at 0 there is no posterior left, but the decoder",
+    (ValueError, "t must be at least 1, got [0 1 1 1]: the term at 0 is the decoder's",
      lambda: likelihood.reverse_kl(ONE_D, X, np.array([0, 1, 1, 1]), X)),
     (ValueError, "x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got float64 from -2 to 0",
      lambda: likelihood.DiscretisedGaussian(1.0)(np.array([0.0, -2.0]), np.zeros(2))),
@@ -240,8 +241,8 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: likelihood.log_prob(ONE_D, X, np.array([9, 3.5]))),
     (ValueError, "times must be integers that fall strictly from 9, where all is noise, to 0 or more, got [9, True]",
      lambda: likelihood.flow_bound(ONE_D, X, [9, True], eps=X, decoder=None)),
-    (TypeError, "denoiser must have a method vjp(x_t, t, dy, cond), the derivative that the flow's density is made of, "
-                "and ClassifierFree has none",
+    (TypeError, "denoiser must have a method vjp(x_t, t, dy, cond), the derivative that the flow's density depends on, "
+                "but ClassifierFree has none",
      lambda: likelihood.exact_trace(ClassifierFree(NETWORK, 2.0, ()), X, T3)),
     (ValueError, "sigma must be positive and finite, got 0.0", lambda: likelihood.DiscretisedGaussian(0.0)),
     (ValueError, "variance must be positive and finite, got nan", lambda: likelihood.GaussianDensity(np.nan)),

@@ -369,7 +369,7 @@ def test_what_cannot_be_is_refused_in_a_sentence():
         log_prob(Wrong(schedule, x, np.zeros(10)), x, [9, 0])
     for network in (NetworkDenoiser(schedule, "v", lambda x, t, c: x),
                     NetworkDenoiser(schedule, "v", lambda x, t, c: x, static_threshold, lambda x, t, dy, c: (x, dy))):
-        with pytest.raises(TypeError, match="must have a network_vjp and no clip"):
+        with pytest.raises(TypeError, match="must have a network_vjp, and no clip"):
             log_prob(network, x, [9, 0])
 
 

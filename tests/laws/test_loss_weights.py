@@ -160,4 +160,4 @@ def test_the_mathematics_is_finite_at_extreme_times_in_half_precision(schedule, 
     assert all(np.isfinite(a).all() and a.dtype == dtype for a in finite)
     # three ways to x_0 that go through eps, and none at a time that has a signal
     expected = {"x0_from_eps", "x0_from_score", "eps"} if schedule.alpha_bar[-1] == 0 else set()
-    assert refused == {(schedule.T - 1, name, "eps says nothing of x_0") for name in expected}
+    assert refused == {(schedule.T - 1, name, "eps does not determine x_0") for name in expected}

@@ -53,7 +53,7 @@ def test_eps_prediction_at_snr_0_raises_and_v_and_x0_do_not(schedule, shape, see
         lambda: gaussian.x0_from_eps(schedule, x_t, t, eps),
         lambda: gaussian.x0_from_score(schedule, x_t, t, -eps),
     ):
-        with pytest.raises(ValueError, match="eps says nothing of x_0 at SNR 0"):
+        with pytest.raises(ValueError, match="eps does not determine x_0 at SNR 0"):
             call()
     for predicts in ("v", "x0"):
         out = target(schedule, predicts, x_0, eps, t)

@@ -25,7 +25,7 @@ BUGS = [
 
     # --- schedules ----------------------------------------------------------------------------------------
     Bug("an eps-network at zero terminal SNR is let in", DENOISER,
-        'if self.predicts == "eps" and self.schedule.alpha_bar[-1] == 0:',
+        'if predicts == "eps" and schedule.alpha_bar[-1] == 0:',
         "if False:",
         "diffusers #3851"),
     Bug("x_0 from eps at SNR 0 gives infinities", GAUSSIAN,
@@ -137,8 +137,8 @@ BUGS = [
         "self.grad_log_prob(x0_hat, t, cond)",
         "lucidrains/denoising-diffusion-pytorch #276"),
     Bug("dynamic threshold clamped to at most 1", DENOISER,
-        "xp.maximum(s, 1)",
-        "xp.minimum(s, 1)",
+        "xp.maximum(limit, 1)",
+        "xp.minimum(limit, 1)",
         "diffusers #3003"),
     Bug("latents clipped to [-1, 1]", DENOISER,
         "return x0_hat if self.clip is None else self.clip(x0_hat)",
