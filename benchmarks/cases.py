@@ -1,7 +1,7 @@
 """What benchmarks/kernels.py measures: a class for each family of kernels, and the shapes.
 
-Each class says the same of its shapes: the inputs, how we compute the result, how the rivals do, what it is in
-float64, and how much work.  Arrays are CuPy's.  A mode is a precision; tf32 is float32 in memory.
+Each class defines the inputs, our computation, the rivals' computation, the expected result in float64, and the amount
+of work. Arrays are CuPy's. A mode is a precision; tf32 is float32 in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPS = 1e-5                                                  # of the group norms
 class Conv:
     """One of the three sums of a convolution, x (B, H, H, C), w (k, k, C, D); or y with its bias and SiLU."""
 
-    of: str                                                 # whose network has such a layer
+    of: str                                                 # whose network has this layer
     op: str                                                 # forward, dx, dw or fused
     B: int
     H: int
@@ -35,7 +35,7 @@ class Conv:
     stride: int = 1
 
     family, unit, kernels, modes = "conv", "TFLOP/s", "conv", MODES
-    compiled_for = 0                                        # kernels are compiled for the type alone
+    compiled_for = 0                                        # kernels are compiled for each type only
     rivals = ("cuDNN",)
 
     @property
@@ -61,7 +61,7 @@ class Conv:
                 "dw": lambda: conv_cuda.correlate_dw(x, dy, w.shape, s, p, version=version)}[self.op]
 
     def expected(self, x, w, bias, dy) -> tuple:
-        """Tap by tap: each is a matrix product of the pixels that it reaches."""
+        """Tap by tap: each tap is a matrix product with the pixels that it reads."""
         xp, s, p, out = xp_of(x), self.stride, self.k // 2, self.H // self.stride
         x, w, bias, dy = (a.astype("float64") for a in (x, w, bias, dy))
         padded = xp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
@@ -127,7 +127,7 @@ class Attention:
 
     @property
     def work(self) -> float:
-        """Operations of two matrix products forward and five backward, as is usual."""
+        """Operations of two matrix products forward and five backward, as usual."""
         return (4 if self.op == "forward" else 10) * self.B * self.h * self.N * self.M * self.d
 
     def inputs(self, mode: str) -> tuple:
@@ -144,10 +144,10 @@ class Attention:
         return lambda: attention_cuda.backward(q, k, v, None, False, scale, y, lse, dy, version=version)
 
     def expected(self, q, k, v, dy) -> tuple:
-        """Of the images that `seen` shows, with all scores in memory."""
+        """For the images that `seen` selects, with all scores in memory."""
         xp, scale = xp_of(q), 1 / math.sqrt(self.d)
         q, k, v, dy = (self.seen(a).astype("float64") for a in (q, k, v, dy))
-        P = xp.exp((q @ k.swapaxes(2, 3)) * scale)          # scores of numbers of size 1: no overflow
+        P = xp.exp((q @ k.swapaxes(2, 3)) * scale)          # inputs have size 1: the scores do not overflow
         P /= P.sum(axis=3, keepdims=True)                                           # (2, h, N, M)
         if self.op == "forward":
             return P @ v,
@@ -178,7 +178,7 @@ class Attention:
 
     @staticmethod
     def seen(a):
-        """The first and the last image: all scores of all of them need not fit into memory."""
+        """The first and the last image, since the scores of all images may not fit into memory."""
         return a[::max(1, len(a) - 1)]
 
 
@@ -203,7 +203,7 @@ class GroupNorm:
 
     @property
     def work(self) -> float:
-        """Numbers that pass, each array once: x and y; x, dy and dx."""
+        """Numbers that are read or written, each array once: x and y; x, dy and dx."""
         return (2 if self.op == "forward" else 3) * self.B * self.N * self.C
 
     def inputs(self, mode: str) -> tuple:
@@ -278,7 +278,7 @@ class LayerNorm:
 
     @property
     def work(self) -> float:
-        """Numbers that pass, each array once: x and y; x, dy and dx."""
+        """Numbers that are read or written, each array once: x and y; x, dy and dx."""
         return (2 if self.op == "forward" else 3) * self.M * self.C
 
     def inputs(self, mode: str) -> tuple:
@@ -323,7 +323,7 @@ Case = Conv | Attention | GroupNorm | LayerNorm
 # --- the shapes -------------------------------------------------------------------------------------------
 
 def cases() -> list[Case]:
-    """All that is measured, minidiff's own shapes first in each family."""
+    """Everything that is measured, in each family minidiff's own shapes first."""
     convs = [(OURS, 128, 14, 64, 64), (OURS, 128, 7, 128, 128), (OURS, 128, 7, 256, 128), (OURS, 128, 14, 128, 64),
              (OURS, 128, 28, 64, 64), (OURS, 128, 28, 128, 64),
              (SD, 4, 64, 320, 320), (SD, 4, 32, 640, 640), (SD, 4, 16, 1280, 1280), (SD, 4, 8, 1280, 1280),
@@ -344,7 +344,7 @@ def cases() -> list[Case]:
 
 
 def versions_for(case: Case, mode: str, capability: str) -> list[int]:
-    """The versions that take arrays of this mode on this card; the plainest only where it ends in good time."""
+    """The versions that support this mode on this GPU; the plainest only where it is not too slow."""
     patience = 40e9 if case.unit == "TFLOP/s" else math.inf
     return [number for number, source in cuda.versions(case.kernels).items()
             if mode in source.takes and source.runs_on(capability) and (number > 1 or case.work < patience)]
@@ -353,14 +353,14 @@ def versions_for(case: Case, mode: str, capability: str) -> list[int]:
 # --- arrays -----------------------------------------------------------------------------------------------
 
 def random_arrays(mode: str, *shapes: tuple[int, ...]) -> tuple:
-    """Numbers of mean 0, in which an error does not hide."""
+    """Numbers of mean 0, in which errors are visible."""
     import cupy
     rng, dtype = cupy.random.default_rng(0), dtype_of("float32" if mode == "tf32" else mode)
     return tuple(rng.standard_normal(shape, dtype=cupy.float32).astype(dtype) for shape in shapes)
 
 
 def as_torch(a):
-    """The same memory as a tensor.  bfloat16 goes through as 16 bits, which PyTorch is told the meaning of."""
+    """The same memory as a tensor.  bfloat16 passes as 16-bit integers, which PyTorch reinterprets."""
     import torch
     if a.dtype.name == "bfloat16":
         return torch.from_dlpack(a.view("int16")).view(torch.bfloat16)
@@ -368,11 +368,11 @@ def as_torch(a):
 
 
 def copies(inputs: tuple, cache_bytes: int, most: int = 48) -> list[tuple]:
-    """The inputs and so many copies that a call, each in its turn, finds nothing of its own in the cache."""
+    """The inputs and enough copies that a call, taken in turn, finds none of its inputs in the cache."""
     size = sum(a.nbytes for a in inputs)
     return [inputs] + [tuple(map(_copy, inputs)) for _ in range(min(most, 2 * cache_bytes // size + 2) - 1)]
 
 
 def _copy(a):
-    """Other memory, with the same strides."""
+    """The same array in other memory, with the same strides."""
     return a.swapaxes(1, 2).copy().swapaxes(1, 2) if a.ndim == 4 and not a.flags.c_contiguous else a.copy()

@@ -1,4 +1,4 @@
-"""Time on the card itself: what a call takes there, and what the card can do at best."""
+"""Time on the GPU itself: how long a call takes there, and the GPU's best speeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cases import random_arrays
 
 
 class Card:
-    """A GPU's queue: events in it, work that keeps it busy, and the wait for its end."""
+    """A GPU's queue: events in it, work that keeps it busy, and waiting for its end."""
 
     def __init__(self):
         import cupy
@@ -26,11 +26,11 @@ class Card:
                                     "long long began = clock64(); while (clock64() - began < cycles) {} }", "spin")
 
     def spin(self, seconds: float) -> None:
-        """Keeps the card busy for about so long."""
+        """Keeps the GPU busy for about this many seconds."""
         self._spin((1,), (1,), (np.int64(seconds * 1e3 * self._khz),))
 
     def poison(self, nbytes: int) -> None:
-        """The next arrays that are made, so many bytes of them, lie where NaN was."""
+        """The next arrays that are made, up to this many bytes, lie in memory that holds NaN."""
         self._cupy.get_default_memory_pool().free_all_blocks()
         self._cupy.full(nbytes // 4 + 1, np.nan, self._cupy.float32)
 
@@ -39,16 +39,16 @@ class Card:
 class Taken:
     """The time of one call."""
 
-    ms: float                                               # on the card, the median
-    host_us: float                                          # that the host took to ask for it
-    waits: bool                                             # it held the host up until the card was done
+    ms: float                                               # on the GPU, the median
+    host_us: float                                          # that the host took to launch it
+    waits: bool                                             # whether the host waited until the GPU was done
 
 
 def take_time(calls: Sequence[Callable], card: Card, budget: float = 0.03, most: int = 30) -> Taken:
     """The median over about `budget` seconds of calls, taken in turn.
 
-    The card spins until all of them stand in its queue: what lies between two events is then the card's own time,
-    and nothing of the host's.  A call that waits for the card cannot be queued so: the host's time is in it.
+    The GPU spins until all calls are in its queue, so the time between two events is the GPU's own and includes none of
+    the host's.  A call that waits for the GPU cannot be queued in this way, and its time includes the host's.
     """
     calls[0]()
     card.synchronize()
@@ -56,11 +56,11 @@ def take_time(calls: Sequence[Callable], card: Card, budget: float = 0.03, most:
     calls[-1]()
     host = card.now() - began
     card.synchronize()
-    whole = card.now() - began                              # no less than the card's time
+    whole = card.now() - began                              # at least the GPU's time
     count = 1 if whole > 5 * budget else max(3, min(most, int(budget / whole)))
     queue = [calls[i % len(calls)] for i in range(count)]
 
-    results: deque = deque(maxlen=len(calls))               # kept, so that each call writes to other memory
+    results: deque = deque(maxlen=len(calls))               # kept, so that each call writes to different memory
     lead = 2 * host * count + 1e-4
     for _ in range(3):
         events = [card.event() for _ in range(count + 1)]
@@ -71,7 +71,7 @@ def take_time(calls: Sequence[Callable], card: Card, budget: float = 0.03, most:
             results.append(call())
             event.record()
         asked = card.now() - began
-        waits = events[0].done                              # it had spun its fill before the host was through
+        waits = events[0].done                              # the GPU stopped spinning before all were launched
         card.synchronize()
         if not waits:
             break
@@ -81,7 +81,7 @@ def take_time(calls: Sequence[Callable], card: Card, budget: float = 0.03, most:
 
 
 def ceilings(card: Card) -> dict[str, float]:
-    """What the card's own libraries reach: TFLOP/s of a matrix product in each mode, GB/s of a copy."""
+    """The speed of the GPU's own libraries: TFLOP/s of a matrix product in each mode, GB/s of a copy."""
     import cupy
     from cupy._core import _routines_linalg, set_compute_type
     found, n = {}, 8192
@@ -91,7 +91,7 @@ def ceilings(card: Card) -> dict[str, float]:
         a, b = random_arrays(mode, (n, n), (n, n))
         found[mode] = 2 * n**3 / take_time([lambda a=a, b=b: a @ b], card, 0.2).ms / 1e9
     set_compute_type(cupy.float32, _routines_linalg.COMPUTE_TYPE_DEFAULT)
-    found["bfloat16"] = found["float16"]                    # the tensor cores take both at one rate
+    found["bfloat16"] = found["float16"]                    # the tensor cores compute both at the same rate
     a, b = cupy.zeros(2**28, cupy.float32), cupy.empty(2**28, cupy.float32)         # 1 GiB each
     found["copy"] = 2 * a.nbytes / take_time([lambda: cupy.copyto(b, a)], card, 0.1).ms / 1e6
     return found

@@ -1,21 +1,21 @@
-"""Every kernel, version by version, beside its rivals and the card's own ceilings, in one run.
+"""All versions of every kernel beside their rivals and the GPU's ceilings, in one run.
 
-    python benchmarks/kernels.py                                         all of it
+    python benchmarks/kernels.py                                         everything
     python benchmarks/kernels.py --only conv --seconds 60 --json conv.json
     python benchmarks/kernels.py --plan                                  what is measured; needs no GPU
     python benchmarks/kernels.py --tables *.json                         writes the tables into their pages
 
-First the result: its relative error |y - y64| / |y64| at the very shape that is timed, against a float64 calculation
-that shares no code with the kernels, on memory that was filled with NaN.  What is wrong, ours or a rival's, gets no
-time.  Then the time: the median of CUDA events between calls that wait in the card's queue, so that the host's own
-time is not in it, over copies of the inputs that together are larger than the card's cache.
+First each result is checked: its relative error |y - y64| / |y64| at the shape that is timed, against a float64
+calculation that shares no code with the kernels, in memory that was filled with NaN. A wrong result, ours or a rival's,
+gets no time. Then the time: the median of CUDA events between calls that wait in the GPU's queue, so that it excludes
+the host's time, over copies of the inputs that together are larger than the GPU's cache.
 
     speed       conv, attention     TFLOP/s of the plain sums: attention's forward counts 2 products, its backward 5
                 the norms           GB/s, each array once
-    ceiling     what cuBLAS reaches in that precision, or what a copy reaches, on the same card in the same run
+    ceiling     the speed of cuBLAS in that precision, or of a copy, on the same GPU in the same run
     rivals      through PyTorch: cuDNN's convolutions, each backend of scaled_dot_product_attention, its two norms
 
-tf32 is arrays of float32 of which the tensor cores read 19 bits; its rivals may do the same.
+In mode tf32 the arrays are float32, and the tensor cores read 19 bits of each number; rivals may do the same.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ LENIENT = 3                                                 # a rival may keep i
 
 
 class Lost(Exception):
-    """The card takes no more work: a kernel left it in an error that only a new process ends."""
+    """The GPU accepts no more work: a kernel left it in an error state that only a new process ends."""
 
 
 # --- one case ---------------------------------------------------------------------------------------------
 
 def measure(case: Case, mode: str, card: Card, ceiling: dict[str, float], torch) -> list[dict]:
-    """A row for each version and each rival: its error, its time and its speed, or a note that says why not."""
+    """A row for each version and each rival: its error, time and speed, or a note with the reason why there is none."""
     inputs = case.inputs(mode)
     expected = case.expected(*inputs)
     sets = copies(inputs, card.cache_bytes)
@@ -68,7 +68,7 @@ def measure(case: Case, mode: str, card: Card, ceiling: dict[str, float], torch)
             continue
         calls = []
         try:
-            if torch:                                       # it may use TF32 where we do
+            if torch:                                       # allowed TF32 where ours uses it
                 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
             calls += [case.ours(int(who[1:]), *arrays) if is_ours(who) else case.theirs(who, *arrays)
                       for arrays in sets]
@@ -77,7 +77,7 @@ def measure(case: Case, mode: str, card: Card, ceiling: dict[str, float], torch)
                 row["note"] = f"wrong: error {row['error']:.1e}"
                 continue
             taken = take_time(calls, card)
-        except Exception as error:  # noqa: BLE001  (a backend refuses in many ways, and the others go on)
+        except Exception as error:  # noqa: BLE001  (backends fail in many ways; the others continue)
             row["note"] = sentence_of(error)
             try:
                 card.synchronize()
@@ -85,7 +85,7 @@ def measure(case: Case, mode: str, card: Card, ceiling: dict[str, float], torch)
                 raise Lost(f"{case.family} {case.op}, {case.shape}, {mode}, {who}: {row['note']}") from error
             continue
         finally:
-            calls.clear()                                   # what they hold goes before the next one's comes
+            calls.clear()                                   # frees their memory before the next contestant's is made
         counts = case.unit == "TFLOP/s"
         speed = case.work / taken.ms / 1e9 if counts else case.work * inputs[0].itemsize / taken.ms / 1e6
         row |= {"ms": taken.ms, "host_us": taken.host_us, "waits": taken.waits, "speed": speed,
@@ -94,7 +94,7 @@ def measure(case: Case, mode: str, card: Card, ceiling: dict[str, float], torch)
 
 
 def result_of(case: Case, who: str, call: Callable, expected: tuple, card: Card) -> tuple:
-    """What a call gives, as CuPy's arrays in our layout."""
+    """The result of a call, as CuPy arrays in our layout."""
     card.poison(2 * sum(a.nbytes for a in expected))
     found = call()
     if not is_ours(who):
@@ -127,12 +127,12 @@ SMALL = {"conv": {"B": 1, "H": 4, "C": 4, "D": 4}, "attention": {"B": 1, "h": 1,
 
 
 def compile_ahead(wanted: list[Case], modes: Sequence[str], capability: str) -> None:
-    """Every kernel that will run, compiled on all cores into CuPy's cache on disk."""
+    """Compiles every kernel that will run, on all cores, into CuPy's cache on disk."""
     jobs = {}
     for case in wanted:
         for mode in (mode for mode in modes if mode in case.modes):
             for version in versions_for(case, mode, capability):
-                # the forward of attention's version that its backward starts from is compiled with it
+                # attention's backward compiles the forward version that it starts from
                 jobs.setdefault((case.kernels, case.compiled_for, mode, version), (case, mode, version))
     if jobs:
         with ProcessPoolExecutor(min(cores(), 12, len(jobs)), get_context("spawn")) as pool:
@@ -140,7 +140,7 @@ def compile_ahead(wanted: list[Case], modes: Sequence[str], capability: str) -> 
 
 
 def compile_one(job: tuple[Case, str, int]) -> None:
-    """Runs a version once, on arrays as small as can be.  What goes wrong here is said when it is measured."""
+    """Runs a version once, on very small arrays.  An error here is reported when the version is measured."""
     case, mode, version = job
     try:
         case = replace(case, **SMALL[case.family])
@@ -152,9 +152,9 @@ def compile_one(job: tuple[Case, str, int]) -> None:
 # --- one run ----------------------------------------------------------------------------------------------
 
 def run(wanted: list[Case], modes: Sequence[str], seconds: float, keep: Callable) -> tuple[dict, str | None]:
-    """The report of all that was measured, and a sentence where the card was lost on the way.
+    """The report of everything that was measured, and a sentence if the GPU was lost during the run.
 
-    It goes to `keep` each time that it has grown.
+    `keep` receives the report each time that it has grown.
     """
     began, card, torch, lost = time.monotonic(), Card(), torch_or_none(), None
     report = {"machine": machine(torch), "date": date.today().isoformat(), "ceilings": ceilings(card), "rows": [],
@@ -167,13 +167,13 @@ def run(wanted: list[Case], modes: Sequence[str], seconds: float, keep: Callable
         for mode in (mode for mode in modes if mode in case.modes):
             where = f"{case.family} {case.op}, {case.shape}, {mode}"
             if lost or time.monotonic() - began > seconds:
-                report["left_out"].append(f"{where}: {'the card was lost' if lost else 'the time was up'}")
+                report["left_out"].append(f"{where}: {'the GPU was lost' if lost else 'the time was over'}")
                 continue
             try:
                 rows = measure(case, mode, card, report["ceilings"], torch)
             except Lost as error:
                 lost = str(error)
-            except Exception as error:  # noqa: BLE001  (no memory for the inputs, say)
+            except Exception as error:  # noqa: BLE001  (such as no memory for the inputs)
                 report["left_out"].append(f"{where}: {sentence_of(error)}")
             else:
                 report["rows"] += rows
@@ -186,7 +186,7 @@ def run(wanted: list[Case], modes: Sequence[str], seconds: float, keep: Callable
 
 
 def torch_or_none():
-    """PyTorch, where it sees the card."""
+    """PyTorch, if it finds the GPU."""
     try:
         import torch
     except ImportError:
@@ -198,7 +198,7 @@ def torch_or_none():
 
 
 def machine(torch) -> dict[str, str]:
-    """What the numbers were taken on, and with."""
+    """The hardware and software of the measurement."""
     import cupy
 
     def version(number: int) -> str:
@@ -216,11 +216,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_is)
     parser.add_argument("--only", nargs="+", choices=families, default=families, help="families (all)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="precisions (all)")
-    parser.add_argument("--seconds", type=float, default=220, help="after so long no more is begun (220)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to leave the numbers")
-    parser.add_argument("--plan", action="store_true", help="say what would be measured, and stop")
+    parser.add_argument("--seconds", type=float, default=220, help="start no new case after this time (220)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--plan", action="store_true", help="print what would be measured, and stop")
     parser.add_argument("--tables", nargs="+", type=Path, metavar="FILE", help="write these files' tables, and stop")
-    parser.add_argument("--pages", nargs="+", type=Path, default=PAGES, metavar="PAGE", help="where to write them")
+    parser.add_argument("--pages", nargs="+", type=Path, default=PAGES, metavar="PAGE", help="pages to write into")
     args = parser.parse_args(argv)
     wanted = [case for case in cases() if case.family in args.only]
     try:
@@ -243,9 +243,9 @@ def main(argv: list[str] | None = None) -> int:
             args.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     report, lost = run(wanted, args.modes, args.seconds, keep)
     wrong = [row for row in report["rows"] if is_ours(row["who"]) and str(row.get("note")).startswith("wrong")]
-    print(f"{sum(row['ms'] is not None for row in report['rows'])} times taken, {len(wrong)} of our results wrong")
+    print(f"{sum(row['ms'] is not None for row in report['rows'])} times measured, {len(wrong)} of our results wrong")
     if lost:
-        print(f"benchmarks/kernels.py: the card was lost at {lost}", file=sys.stderr)
+        print(f"benchmarks/kernels.py: the GPU was lost at {lost}", file=sys.stderr)
     return 1 if lost or wrong or not report["rows"] else 0
 
 

@@ -1,9 +1,9 @@
-"""What a step costs in latents and in pixels: training, and sampling, side by side on one core.
+"""The cost of a step in latents and in pixels, in training and in sampling, side by side on one core.
 
     python benchmarks/latent_against_pixels.py          prints a table, in about a minute
 
-Both systems as they come along, each with its own network: 49 tokens against 784 pixels.  Times are of this process's
-CPU, which others on the machine disturb less than the clock; the median of the steps.
+Both systems have their shipped weights and networks: 49 tokens against 784 pixels.  Times are CPU seconds of this
+process, which depend less on other work than the wall clock does; each is the median over several steps.
 """
 
 import os
@@ -27,7 +27,7 @@ BATCH = 32
 
 
 def seconds(step, repeats: int) -> float:
-    """CPU seconds of a call, the median; the first call is not counted."""
+    """The median CPU seconds of a call, without the first."""
     found = []
     for _ in range(repeats + 1):
         started = time.process_time()
@@ -56,7 +56,7 @@ def main(model: str | None = None, repeats: int = 5, steps: int = 20) -> dict[st
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="weights of the latent system, in place of those that come along")
+    parser.add_argument("--model", help="weights of the latent system (default: the shipped ones)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="of sampling")
     main(**vars(parser.parse_args()))

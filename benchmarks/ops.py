@@ -1,21 +1,21 @@
-"""Each op of the two networks, forward and backward, minidiff beside PyTorch in its better layout.
+"""Each op of the two networks, forward and backward: minidiff beside PyTorch in its better layout.
 
     python benchmarks/ops.py                             all ops of both networks, batch 128
     python benchmarks/ops.py --network large             those of one network
-    python benchmarks/ops.py --only conv --batch 32      the cases whose name holds a word
-    python benchmarks/ops.py --forms                     the forms of convolution beside one another
+    python benchmarks/ops.py --only conv --batch 32      the cases whose name contains a word
+    python benchmarks/ops.py --forms                     compares the forms of convolution
 
-minidiff's ops run as in a training step: the batch cut into shards, one shard a thread, the weights' gradients summed
-over them.  "both" is forward and backward together, with gradients for every input.  Speed is counted from the op's own
-arithmetic
+minidiff's ops run as in a training step: the batch is cut into shards, each thread computes one, and the gradients of
+the weights are summed over the shards. "both" is forward and backward, with gradients for every input. Speed counts the
+op's own arithmetic, whatever else an implementation does, so speeds compare as times do:
 
     conv, linear, attention     GFLOP/s of the plain sum (Winograd's saving counts as speed); backward twice the forward
     norm, silu, ...             GB/s, each array once: forward reads x, writes y; backward reads x, dy, writes dx
     update                      GB/s: the gradient is read twice, w, m, v and the average are read and written
 
-whatever an implementation does beside it, so speeds compare as times do.  The floor is that arithmetic at the machine's
-best, measured in the same run: a large product of matrices on all cores, by NumPy's BLAS or PyTorch's, whichever is
-faster, and a copy of large arrays.  What saves multiplications, or finds its arrays in cache, may lie below it.
+The floor is the time of that arithmetic at the machine's best speed, measured in the same run: a large matrix product
+on all cores, by NumPy's BLAS or PyTorch's, whichever is faster, and a copy of large arrays. An op that saves
+multiplications, or finds its arrays in the cache, may be faster than the floor.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from minidiff.nn.layers import Linear
 
 Shape = tuple[int, ...]
 TURN, TOO_SLOW = 3, 1.3
-CALL = 0.01                                                 # seconds that a timed call should take at least
+CALL = 0.01                                                 # the least seconds that a timed call should take
 FLOP, BYTE = "GFLOP/s", "GB/s"
 
 
@@ -66,14 +66,14 @@ class Case:
     """One op at one shape, in both libraries."""
 
     name: str
-    batched: tuple[Shape, ...]              # of the inputs that have a batch axis first, without it; 3 axes: images
+    batched: tuple[Shape, ...]              # shapes of the inputs with a batch axis, without it; 3 axes: images
     shared: tuple[Shape, ...]               # of the weights
     ours: Callable                          # (*batched, *shared) Tensors, and the mask if there is one -> Tensor
     theirs: Callable                        # the same for torch tensors, images channels first
-    work: float                             # of one sample's forward: flop, or bytes
+    work: float                             # of one sample's forward pass: flop, or bytes
     unit: str
-    backward: float = 2.0                   # work of backward, in forwards
-    mask: int = 0                           # keys that a mask (B, 1, 1, M) tells of; 0 for no mask
+    backward: float = 2.0                   # work of the backward pass, as a multiple of the forward
+    mask: int = 0                           # M of the mask (B, 1, 1, M); 0 for no mask
     door: Callable = torch_weights          # a weight in PyTorch's layout
 
 
@@ -100,7 +100,7 @@ def cases(network: str) -> Iterator[Case]:
     yield attention("self-attention", tokens, tokens, D, c.heads, masked=False)
     yield attention("cross-attention", tokens, 16, D, c.heads, masked=True)
     yield from elementwise(S, C)
-    if c.channels == 1:                                     # of more, PyTorch folds squares in another order
+    if c.channels == 1:                                     # with more channels PyTorch folds squares in another order
         yield from folds(size, c.patch)
     if network == next(iter(NETWORKS)):
         W = text.width
@@ -184,7 +184,7 @@ def modulated(S: int, C: int, groups: int) -> Case:
 
 
 def attention(what: str, N: int, M: int, C: int, heads: int, masked: bool) -> Case:
-    """From the projections q (N, C) and k, v (M, 2 C) to the heads' joined answers (N, C)."""
+    """From the projections q (N, C) and k, v (M, 2 C) to the concatenated outputs of the heads (N, C)."""
     import torch.nn.functional as F
     d = C // heads
 
@@ -215,7 +215,7 @@ def gelu(N: int, C: int) -> Case:
 
 
 def elementwise(S: int, C: int) -> Iterator[Case]:
-    """What moves memory only.  Of a sum and of a joint the way back is dy itself, or views of it: no bytes."""
+    """Ops that only move memory.  The gradients of add and concat are dy itself or views of it: no bytes."""
     import torch
     import torch.nn.functional as F
     x, floats = (S, S, C), 4.0 * S * S * C
@@ -238,21 +238,21 @@ def folds(size: int, f: int) -> Iterator[Case]:
 def arrays_of(case: Case, batch: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
     """Batched inputs, weights, and the mask."""
     rng = np.random.default_rng(0)
-    # weights that keep the size of what flows through
+    # scaled so that outputs have the size of the inputs
     return ([rng.standard_normal((batch, *shape), dtype=np.float32) for shape in case.batched],
             [rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(math.prod(shape[:-1])))
              for shape in case.shared],
             ragged_mask(batch, case.mask)[:, None, None] if case.mask else None)
 
 
-# --- the contestants: each case as functions of how often it is done ---------------------------------------
-# One call hands minidiff's threads all that it is told to do: in a training step, too, they get their work once.
+# --- the contestants: each case as functions of the number of repeats --------------------------------------
+# One call gives minidiff's threads all repeats at once, as a training step gives them all their work at once.
 
 def minidiff_runs(case: Case, batch: int) -> tuple[Callable, Callable]:
     """forward -> the shards' y;  both -> (their y, their gradients of batched inputs)."""
     batched, shared, mask = arrays_of(case, batch)
     weights = [Tensor(a, requires_grad=True) for a in shared]
-    # inputs stand in the midst of a graph, as in a network: nobody copies their gradients as he would a leaf's
+    # inputs are inner nodes of a graph, as in a network, so their gradients are not copied as a leaf's would be
     leaf = Tensor(np.zeros((), np.float32), requires_grad=True)
 
     def masked(part: slice) -> tuple:
@@ -337,7 +337,7 @@ def check_equal(case: Case, ours: Callable, theirs: Callable) -> None:
 
 
 def update_runs(network: str) -> tuple[int, Callable, Callable]:
-    """Clipping, AdamW and the average over all weights: (how many numbers, minidiff's, PyTorch's)."""
+    """Clipping, AdamW and the average over all weights: (the number of weights, minidiff's, PyTorch's)."""
     import torch
     model, (rival, _) = minidiff_network(network), torch_network(network, channels_last=False)
     ours, theirs = minidiff_update(model.parameters()), torch_update(list(rival.parameters()))
@@ -347,7 +347,7 @@ def update_runs(network: str) -> tuple[int, Callable, Callable]:
         p.grad = torch.from_numpy(rng.standard_normal(tuple(p.shape), dtype=np.float32))
     norm_of = {run: math.sqrt(sum(g.size for g in grads)) for run in ("ours", "theirs")}
 
-    def clipped(run: str) -> float:                         # a smaller largest norm each time: there is always a cut
+    def clipped(run: str) -> float:                         # it falls with each call, so that clipping acts
         norm_of[run] *= 0.9
         return max(norm_of[run], 1e-12)
     return (sum(g.size for g in grads), lambda: ours(grads, clipped("ours")), lambda: theirs(clipped("theirs")))
@@ -378,7 +378,7 @@ def medians(runs: Mapping[str, Callable], rounds: int) -> dict[str, float]:
 
 
 def medians_of_one(runs: Mapping[str, Callable], rounds: int) -> dict[str, float]:
-    """The same of functions of `times`: what is over in a moment is done several times in a call."""
+    """The same for functions of `times`: a short op is repeated several times in a call."""
     runs["minidiff"]()
     began = time.perf_counter()
     runs["minidiff"]()
@@ -423,12 +423,12 @@ def compare_ops(networks: list[str], word: str, batch: int, rounds: int) -> None
             line(f"{name} of {count / 1e6:.2f} million weights", "step",
                  medians({"minidiff": ours, "fused": theirs}, rounds), 4.0 * count * 10 / 1e9, BYTE)
     if not measured:
-        raise SystemExit(f"--only {word}: no op has this in its name")
+        raise SystemExit(f"--only {word}: no op has this word in its name")
     print(f"\nabove {TOO_SLOW} times PyTorch's: {'; '.join(slow) or 'none'}")
 
 
 def compare_forms(batch: int, rounds: int) -> None:
-    """The forms of a convolution: what conv._fastest chooses by.  dx is a correlation like y."""
+    """The times of the forms of convolution, on which conv._fastest is based.  dx is a correlation like y."""
     print(f"median ms of a convolution, batch {batch} in shards, {cores()} cores; NumPy {np.__version__}\n")
     forms = "patches", "shift", "winograd"
     titles = [f"{what} {form}" for what in ("y", "dw") for form in forms]
@@ -456,7 +456,7 @@ def forms_of(k: int, H: int, C: int, D: int, batch: int) -> tuple[dict[str, Call
     dw_by = {"patches": lambda part: conv.plain_correlate_dw(x[part], dy[part], w.shape, 1, p),
              "shift": lambda part: conv_shift.correlate_dw(x[part], dy[part], w.shape, p),
              "winograd": lambda part: conv_winograd.correlate_dw(x[part], dy[part], w.shape, p)}
-    if k != 3:                                              # Winograd's is for 3 x 3
+    if k != 3:                                              # Winograd's form takes 3 x 3 only
         del y_by["winograd"], dw_by["winograd"]
     runs_y, runs_dw = ({name: (lambda f=f: list(parallel_map(f, shards(batch)))) for name, f in by.items()}
                        for by in (y_by, dw_by))
@@ -473,7 +473,7 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, help="one network's ops (both networks')")
     parser.add_argument("--batch", type=positive, default=128, help="samples (128)")
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each contestant (5)")
-    parser.add_argument("--only", default="", metavar="WORD", help="the cases whose name holds this word")
+    parser.add_argument("--only", default="", metavar="WORD", help="the cases whose name contains this word")
     parser.add_argument("--forms", action="store_true", help="compare the forms of convolution; no PyTorch")
     args = parser.parse_args()
     keep_freed_memory()

@@ -3,12 +3,12 @@
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,    t uniform in 1 ... T,    x_0 in [0, 1]
     loss = || eps - eps_theta(x_t, t / T, class) ||^2,          the class dropped one time in ten
 
-T = 400, betas in a straight line from 1e-4 to 0.02; Adam at 1e-4, which falls by a twentieth after each of 20 epochs;
-batch 256.  A UNet of 128 features that works at 28x28, with batch norm, hears the class c as a factor and the time t as
-a shift on its way up, c h + t.  Known from github.com/TeaPearce/Conditional_Diffusion_MNIST, and written afresh here.
+T = 400, betas rise linearly from 1e-4 to 0.02; Adam at 1e-4, which falls by a twentieth after each of 20 epochs; batch
+256. A UNet of 128 features at 28x28, with batch norm. On the way up the class c is a factor and the time t a shift, c h
++ t. Known from github.com/TeaPearce/Conditional_Diffusion_MNIST; this is a new implementation.
 
-Kindnesses that leave the recipe as it is: the images lie ready as one array, Adam is fused, the network may lie
-channels last, and an epoch counts 60,000 images however few there are, so that the rate falls no faster.
+Advantages that do not change the recipe: the images are ready in one array, Adam is fused, the network may be channels
+last, and an epoch counts 60,000 images even if there are fewer, so that the learning rate does not fall faster.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ConvBlock(nn.Sequential):
 
 
 class ResidualConvBlock(ConvBlock):
-    """The same with the first half's output added: they are of one shape, and the sum is scaled to keep its size."""
+    """The same, with the first half's output added; the sum is scaled to keep its size."""
 
     def forward(self, x):
         h = self[0](x)
@@ -106,7 +106,7 @@ def alpha_bars() -> np.ndarray:
 # --- training ---------------------------------------------------------------------------------------------
 
 class Recipe:
-    """The recipe in training.  What is random in step n is drawn from generators of (seed, n)."""
+    """The recipe in training.  The random numbers of step n come from generators of (seed, n)."""
 
     def __init__(self, data: mnist.Images, *, seed: int = 0, batch: int = BATCH, features: int = FEATURES,
                  channels_last: bool = True):
@@ -122,8 +122,8 @@ class Recipe:
         self.alpha_bar = alpha_bars()
 
     def batch(self) -> tuple[torch.Tensor, ...]:
-        """x_0, classes, t and eps of step n: each image once a round, in a new order each."""
-        each = len(self.x_0) // self.count                  # whole batches of a round
+        """x_0, classes, t and eps of step n: each image once in a round, each round in a new order."""
+        each = len(self.x_0) // self.count                  # whole batches in a round
         order = np.random.default_rng([self.seed, 1, self.n // each]).permutation(len(self.x_0))
         chosen = order[self.n % each * self.count:][:self.count]
         rng = np.random.default_rng([self.seed, 2, self.n])
@@ -156,7 +156,7 @@ class Recipe:
                seed: int = 0) -> np.ndarray:
         """Images (B, 28, 28, 1) in [-1, 1] of classes (B,), by DDIM with guidance, eps_u + scale (eps_c - eps_u).
 
-        eta: 0 for no noise on the way, 1 for as much as the ancestral sampler's.
+        eta: 0 adds no noise, 1 as much as the ancestral sampler.
         """
         path = np.round(np.linspace(T, 0, steps + 1)).astype(int)
 
@@ -171,7 +171,7 @@ class Recipe:
         return self._walk(step, path, classes, scale, seed)
 
     def ancestral(self, classes: np.ndarray, *, scale: float, seed: int = 0) -> np.ndarray:
-        """The same by the recipe's own sampler: DDPM, all T steps."""
+        """The same with the recipe's own sampler: DDPM, all T steps."""
         def step(x_t, eps, t, s, draw):
             # x_s = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sqrt(beta) z       (DDPM algorithm 2)
             alpha = self.alpha_bar[t] / self.alpha_bar[s]
@@ -181,7 +181,7 @@ class Recipe:
 
     @torch.inference_mode()
     def _walk(self, step, path, classes: np.ndarray, scale: float, seed: int, at_a_time: int = 64) -> np.ndarray:
-        """step(x_t, eps, t, s, draw) -> x_s along the path, with the batch norms' running means."""
+        """Calls step(x_t, eps, t, s, draw) -> x_s along the path; batch norms use their running means."""
         self.net.eval()
         pictures = []
         for i in range(0, len(classes), at_a_time):
@@ -202,7 +202,7 @@ class Recipe:
     # --- files --------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """The weights, the batch norms' tables and Adam's moments, by name; each is the one in use."""
+        """The weights, the batch norms' statistics and Adam's moments, by name; not copies."""
         tensors = {f"net.{name}": a for name, a in self.net.state_dict().items()}
         for name, p in self.net.named_parameters():
             state = self.adam.state[p]
@@ -218,7 +218,7 @@ class Recipe:
 
     @torch.no_grad()
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Goes back to a saved state; UserError if it is of something else."""
+        """Restores a saved state; UserError if it belongs to something else."""
         tensors = self._tensors()
         checkpoint.check_shapes({name: tuple(a.shape) for name, a in tensors.items()}, saved.tensors, saved.path)
         for name, a in tensors.items():
@@ -227,7 +227,7 @@ class Recipe:
 
 
 def faster_layout(data: mnist.Images, batch: int = 64, rounds: int = 2) -> bool:
-    """Whether channels last is the faster, by a few steps of each in turns."""
+    """Whether channels last is faster, measured by a few steps of each in turn."""
     recipes = {last: Recipe(data, batch=batch, channels_last=last) for last in (False, True)}
     seconds = {last: [] for last in recipes}
     for turn in range(1 + rounds):                          # the first is not timed

@@ -5,9 +5,9 @@
     python benchmarks/sample.py --memory                 peak memory, each contestant in a process of its own
     python benchmarks/sample.py --all                    both networks, time and memory: one table
 
-Captions are encoded, and x_T goes down 25 steps of DPM-Solver++(2M) at guidance scale 2, both branches one batch of
-twice the images, x0_hat clipped.  All contestants have the same weights, captions and noise; before any clock runs,
-their images are held against minidiff's, pixel by pixel.  Then they take turns.
+A run encodes the captions and takes 25 steps of DPM-Solver++(2M) from x_T at guidance scale 2, with both branches in
+one batch of twice the images and x0_hat clipped. All contestants have the same weights, captions and noise. Before any
+timing, their images are compared with minidiff's, pixel by pixel. Then they take turns.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ STEPS, SCALE, SEED = 25, 2.0, 0
 
 
 def prompts(count: int) -> list[str]:
-    """Captions like those of training, their words drawn at random."""
+    """Captions like those of training, with random words."""
     rng = np.random.default_rng(0)
     words = attributes.Words("bold", "left", "narrow")
     return [captions.caption(rng, int(digit), words) for digit in rng.integers(0, 10, count)]
 
 
 def tokenizer():
-    """The one that came of training."""
+    """The tokenizer of the shipped model."""
     return TextToImage.load().tokenizer
 
 

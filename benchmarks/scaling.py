@@ -1,21 +1,22 @@
-"""Training on more cores and more processes: what a step takes, where the time goes, and what more would give.
+"""Training on more cores and processes: the time of a step and of its phases, and a model of more ranks.
 
     python benchmarks/scaling.py                         the default model, batch 128
     python benchmarks/scaling.py --batch 64 --steps 20 --rounds 5
     python benchmarks/scaling.py --bandwidth 1.2 --latency 20        the model for a network of 1.2 GB/s and 20 us
 
-One process on one core, one process whose threads use two, and two ranks (mpiexec) with one core each train the same
-model on the same data: strong scaling divides one batch among the cores, weak scaling gives each core a batch of its
-own.  Each run is a process of its own, they take turns, and the median over all of a configuration's steps is shown.
+One process on one core, one process with threads on two cores, and two ranks (mpiexec) with one core each train the
+same model on the same data. Strong scaling divides one batch among the cores; weak scaling gives each core a whole
+batch. Each run is a separate process; the configurations take turns, and the table shows the median over all steps of
+each.
 
-Then a model of n ranks with one core each, whose numbers were measured in the same run:
+Then follows a model of n ranks with one core each, with the numbers measured in the same run:
 
     T(n) = compute/n + exchange(n) + serial
     exchange(n) = 2 (n-1)/n bytes/bandwidth + 2 (n-1) latency       a ring's
 
-compute: the gradient of the whole batch on one core.  serial: what every rank does alike, whatever n is: drawing the
-batch, clipping, AdamW and the average, and packing the buffer.  bandwidth and latency: of an Allreduce between two
-ranks here, which share memory; --bandwidth and --latency put a network's in their place.
+compute: the gradient of the whole batch on one core. serial: the work that every rank does in full, for any n: drawing
+the batch, clipping, AdamW, the average, and packing the buffer. bandwidth and latency: of an Allreduce between two
+ranks on this machine, which share memory; --bandwidth and --latency replace them by a network's.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ from minidiff.systems.text_to_image import TextToImageConfig
 from minidiff.training import trainer as fit
 from minidiff.training.ranks import ranks
 
-WARM = 3                                                    # steps that are not counted
+WARM = 3                                                    # first steps, which are not timed
 PHASES = ("data", "gradient", "waiting", "packing", "sum", "update")
 MODELLED = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Who trains: `ranks` processes on `cores` cores in all, on batches of `batch`."""
+    """A configuration: `ranks` processes on `cores` cores in total, with batches of `batch` samples."""
 
     ranks: int
     cores: int
@@ -63,16 +64,16 @@ class Case:
         return f"{who} x {self.cores // self.ranks} core{'s' if self.cores > self.ranks else ''}"
 
 
-# --- one run: in a process of its own ---------------------------------------------------------------------
+# --- one run: a separate process ---------------------------------------------------------------------
 
 class Clock:
-    """The time spent in each phase since `lap` was last asked, in seconds."""
+    """The seconds spent in each phase since `lap` was last called."""
 
     def __init__(self):
         self.spent = dict.fromkeys(PHASES, 0.0)
 
     def timed(self, phase: str, f, inside: str | None = None):
-        """f, whose time counts as the phase's; `inside` is a phase that runs within it and counts by itself."""
+        """f, with its time added to the phase; the time of the phase `inside`, which runs within f, is not added."""
         def call(*args):
             began, within = time.perf_counter(), self.spent.get(inside, 0.0)
             result = f(*args)
@@ -86,7 +87,7 @@ class Clock:
 
 
 def work(batch: int, steps: int, out: Path) -> None:
-    """Trains, and rank 0 writes what each step took, the size of the exchange, and what an Allreduce takes."""
+    """Trains; rank 0 writes the times of each step, the size of the exchange, and the time of an Allreduce."""
     keep_freed_memory()
     own, clock = ranks(), Clock()
     data = CaptionedDigits.of(mnist.packed())
@@ -95,7 +96,7 @@ def work(batch: int, steps: int, out: Path) -> None:
     fit.parallel_gradients = clock.timed("gradient", fit.parallel_gradients)
     if own.size > 1:
         mean, own._sum = own.mean, clock.timed("sum", own._sum)
-        wait = clock.timed("waiting", own.wait)             # for the slower one, which is not the exchange's time
+        wait = clock.timed("waiting", own.wait)             # for the slower rank: no part of the exchange
 
         def waited(*args):
             wait()
@@ -114,7 +115,7 @@ def work(batch: int, steps: int, out: Path) -> None:
 
 
 def allreduce(own, count: int, times: int = 50) -> float:
-    """Seconds that a sum of `count` floats takes, the median."""
+    """The median seconds of a sum of `count` floats."""
     from mpi4py import MPI
     flat, taken = np.zeros(count, np.float32), []
     for _ in range(times):
@@ -128,7 +129,7 @@ def allreduce(own, count: int, times: int = 50) -> float:
 # --- all runs ---------------------------------------------------------------------------------------------
 
 def run(case: Case, steps: int) -> dict:
-    """What `work` wrote of this case, on the first of the cores that may be used."""
+    """What `work` measured of this case, on the first of the allowed cores."""
     beside = Path(sys.executable).parent / "mpiexec"
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     if case.ranks > 1 and not mpiexec:
@@ -147,7 +148,7 @@ def run(case: Case, steps: int) -> dict:
 
 
 def measured(cases: list[Case], steps: int, rounds: int) -> dict[Case, dict[str, float]]:
-    """The medians of each case's phases, in seconds, and the rest that `work` tells."""
+    """The median seconds of each case's phases, and the other numbers that `work` writes."""
     runs: dict[Case, list[dict]] = {case: [] for case in cases}
     for number in range(rounds):
         for case in cases:
@@ -180,9 +181,9 @@ def print_measured(found: dict[Case, dict[str, float]], titles: dict[str, tuple[
 class Model:
     """T(n) of ranks with one core each: seconds, bytes, and bytes a second."""
 
-    compute: float                                          # the whole batch's gradient on one core
-    serial: float                                           # what each does alike
-    packing: float                                          # and besides, where there are others
+    compute: float                                          # the gradient of the whole batch on one core
+    serial: float                                           # the work that every rank does in full
+    packing: float                                          # added where there is more than one rank
     nbytes: int
     bandwidth: float
     latency: float
@@ -200,7 +201,7 @@ class Model:
 
 
 def print_model(T: Model, batch: int, clock: float) -> None:
-    """clock: what a step of two ranks took, in seconds."""
+    """clock: the measured seconds of a step of two ranks."""
     print(f"\nT(n) for n ranks with one core each, batch {batch}: {T.nbytes / 1e6:.1f} MB to sum at "
           f"{T.bandwidth / 1e9:.2f} GB/s and {1e6 * T.latency:.1f} us. Of two ranks the model says "
           f"{1e3 * T(2):.1f} ms, and the clock {1e3 * clock:.1f} ms.\n\n"
@@ -224,9 +225,9 @@ def positive_real(text: str) -> float:
 
 def main(batch: int, steps: int, rounds: int, bandwidth: float | None, latency: float | None) -> None:
     if len(allowed_cores()) < 2:
-        raise UserError("benchmarks/scaling.py needs two cores, and may use one here")
+        raise UserError("benchmarks/scaling.py needs two cores; this process may use one")
     if batch < 16:
-        raise UserError(f"--batch must be at least 16, not {batch}: an eighth of it is trained, too")
+        raise UserError(f"--batch must be at least 16, not {batch}: an eighth of it is measured, too")
     one, threads, two = Case(1, 1, batch), Case(1, 2, batch), Case(2, 2, batch)
     titles = {"strong": (one, threads, two),
               "weak": (one, Case(1, 2, 2 * batch), Case(2, 2, 2 * batch)),
@@ -234,7 +235,7 @@ def main(batch: int, steps: int, rounds: int, bandwidth: float | None, latency: 
     found = measured(list(dict.fromkeys(case for cases in titles.values() for case in cases)), steps, rounds)
     print_measured(found, titles)
     alone, both = found[one], found[two]
-    # of two ranks: small = 2 latency, large = bytes/bandwidth + 2 latency
+    # for two ranks: small = 2 latency, large = bytes/bandwidth + 2 latency
     here = both["bytes"] / max(both["large"] - both["small"], 1e-9), both["small"] / 2
     print_model(Model(alone["gradient"], alone["data"] + alone["update"], both["packing"], both["bytes"],
                       here[0] if bandwidth is None else 1e9 * bandwidth,
@@ -247,8 +248,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=positive, default=128, help="images in a step of strong scaling")
     parser.add_argument("--steps", type=positive, default=15, help="steps that are timed in each run")
     parser.add_argument("--rounds", type=positive, default=3, help="runs of each configuration, in turn")
-    parser.add_argument("--bandwidth", type=positive_real, help="GB/s, of the model, not what was measured here")
-    parser.add_argument("--latency", type=positive_real, help="microseconds, likewise")
+    parser.add_argument("--bandwidth", type=positive_real, help="GB/s for the model, instead of the measured one")
+    parser.add_argument("--latency", type=positive_real, help="microseconds for the model, instead of the measured one")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:

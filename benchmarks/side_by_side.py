@@ -1,8 +1,8 @@
-"""What train_step.py, sample.py and ops.py share: networks, an equal start, turns, tables, and peak memory.
+"""Shared by train_step.py, sample.py and ops.py: networks, an equal start, turns, tables, and peak memory.
 
-Contestants do the same work in one process and take turns, so that a busy minute of the machine falls on all of them.
-Before any clock runs, what they compute is held against minidiff's; who computes something else ends the run.  The
-ratio that counts is minidiff's median to the best of PyTorch's medians.
+Contestants do the same work in one process and take turns, so other work on the machine slows all of them.  Before any
+timing, their results are compared with minidiff's; a different result ends the run.  The ratio is minidiff's median to
+the best of PyTorch's medians.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ COMPILED, COMPILED_LAST = "PyTorch, compiled", "PyTorch, compiled, last"
 NAMES = (MINIDIFF, FIRST, LAST, COMPILED, COMPILED_LAST)
 LR, MAX_NORM, EMA_DECAY = 1e-3, 1.0, 0.999
 
-Run = Callable[[], np.ndarray | float]                      # does the work once -> what is compared
+Run = Callable[[], np.ndarray | float]                      # does the work once -> the result to compare
 
 
 # --- an equal start ---------------------------------------------------------------------------------------
 
 def same_weights(network: str = "mnist") -> dict[str, np.ndarray]:
-    """A minidiff state_dict of the network, the same wherever it is made, no layer at 0."""
+    """A minidiff state_dict of the network, the same in every process; no layer is 0."""
     rng = np.random.default_rng(0)
     state = TextToImage(NETWORKS[network], Tokenizer(), rng).state_dict()
     return {name: w + 0.02 * rng.standard_normal(w.shape, dtype=np.float32) for name, w in state.items()}
 
 
 def same_batch(batch: int, network: str = "mnist") -> tuple[np.ndarray, ...]:
-    """(x_0, ids, mask, t, eps), the same wherever it is made; captions of 2 to 16 tokens."""
+    """(x_0, ids, mask, t, eps), the same in every process; captions have 2 to 16 tokens."""
     rng, config = np.random.default_rng(1), NETWORKS[network]
     shape = batch, config.image_size, config.image_size, config.unet.channels
     x_0 = rng.uniform(-1, 1, shape).astype(np.float32)
@@ -58,7 +58,7 @@ def same_batch(batch: int, network: str = "mnist") -> tuple[np.ndarray, ...]:
 
 
 def ragged_mask(batch: int, longest: int) -> np.ndarray:
-    """(B, longest) bool: captions of 2 tokens up to the longest, of which there is one at least."""
+    """(B, longest) bool: captions of 2 to `longest` tokens; at least one has the full length."""
     ends = np.append(np.random.default_rng(2).integers(2, longest + 1, batch - 1), longest)
     return np.arange(longest) < ends[:, None]
 
@@ -87,7 +87,7 @@ def torch_network(network: str, channels_last: bool) -> tuple:
 
 
 def compiled(function):
-    """torch.compile for the shapes at hand; what it knew of others is forgotten."""
+    """torch.compile for the present shapes; forgets what it compiled for others."""
     import torch
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
@@ -141,14 +141,14 @@ def take_turns(runs: Mapping[str, Callable], rounds: int, turn: int) -> dict[str
 
 @dataclass(frozen=True)
 class Work:
-    """What is compared, and who does it: name -> (network, batch) -> Run."""
+    """The work that is compared, and the contestants: name -> (network, batch) -> Run."""
 
     what: str                               # for people
     contestants: Mapping[str, Callable[[str, int], Run]]
-    batches: tuple[int, ...]                # of --all
-    checked: int                            # runs whose results must agree
-    rtol: float                             # to this, relative
-    atol: float                             # or this
+    batches: tuple[int, ...]                # the batch sizes of --all
+    checked: int                            # number of runs whose results must agree
+    rtol: float                             # to this relative error
+    atol: float                             # or this absolute one
 
 
 @dataclass
@@ -162,14 +162,14 @@ class Outcome:
 
 
 def compare_times(work: Work, network: str, batch: int, names: Sequence[str], rounds: int, turn: int) -> Outcome:
-    """Starts the contestants, holds their results against minidiff's, lets them take turns, prints."""
+    """Starts the contestants, compares their results with minidiff's, lets them take turns, and prints."""
     runs, results = {}, {}
     for name in names:
         began = time.perf_counter()
         try:
             runs[name] = work.contestants[name](network, batch)
             results[name] = np.array([runs[name]() for _ in range(work.checked)])
-        except Exception as error:  # noqa: BLE001  (a compiler can fail in any way, and the others go on)
+        except Exception as error:  # noqa: BLE001  (a compiler can fail in any way; the others continue)
             if "compiled" not in name:
                 raise
             runs.pop(name, None)
@@ -179,7 +179,7 @@ def compare_times(work: Work, network: str, batch: int, names: Sequence[str], ro
     first = MINIDIFF if MINIDIFF in runs else next(iter(runs), "")
     for name in runs:
         if not np.allclose(results[name], results[first], rtol=work.rtol, atol=work.atol):
-            raise SystemExit(f"{name} does not compute what {first} does: no times are compared")
+            raise SystemExit(f"{name} does not compute the same as {first}: no times are compared")
 
     seconds = take_turns(runs, rounds, turn)
     print(f"\nms a {work.what}, {network}, batch {batch}, {rounds} rounds of {turn}, {cores()} cores; {versions()}\n"
@@ -204,7 +204,7 @@ def best_rival(found: Mapping[str, float]) -> str | None:
 
 
 def ratio(found: Mapping[str, float]) -> float:
-    """minidiff's number to the least of PyTorch's."""
+    """minidiff's number divided by the least of PyTorch's."""
     return found[MINIDIFF] / found[best_rival(found)]
 
 
@@ -216,7 +216,7 @@ def versions() -> str:
 # --- memory -----------------------------------------------------------------------------------------------
 
 def compare_memory(network: str, batch: int, names: Sequence[str], count: int) -> dict[str, float]:
-    """The peak of each contestant's resident memory in MiB, and how much of it the interpreter and imports are."""
+    """Each contestant's peak resident memory in MiB; prints the part of the interpreter and the imports beside it."""
     print(f"\nMiB resident after {count} runs, {network}, batch {batch}\n"
           f"{'':26}{'imports':>9}{'peak':>9}{'peak - imports':>16}")
     peaks = {}
@@ -232,7 +232,7 @@ def compare_memory(network: str, batch: int, names: Sequence[str], count: int) -
 
 
 def measure_memory(work: Work, network: str, batch: int, name: str, count: int) -> None:
-    """In a process of its own: prints the peak after the imports, and after `count` runs."""
+    """In a separate process: prints the peak after the imports, and after `count` runs."""
     if name != MINIDIFF:
         import torch_model  # noqa: F401
     before = peak_mib()
@@ -245,7 +245,7 @@ def measure_memory(work: Work, network: str, batch: int, name: str, count: int) 
 def peak_mib() -> float:
     """This process's largest resident memory so far."""
     status = Path("/proc/self/status")
-    if status.exists():                                     # Linux's ru_maxrss starts with what the parent had
+    if status.exists():                                     # on Linux ru_maxrss starts at the parent's value
         lines = status.read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss                       # KiB; bytes on macOS
@@ -292,7 +292,7 @@ def run(work: Work, args: argparse.Namespace) -> None:
         print(f"\n{told(network)}")
         for batch in work.batches:
             outcome = compare_times(work, network, batch, args.only, args.rounds, args.turn)
-            # a compiled contestant's memory is its compiler's, too: the eager ones are the bar
+            # a compiled contestant's memory includes its compiler: the eager ones are compared
             eager = [name for name in args.only if "compiled" not in name]
             outcome.peaks |= compare_memory(network, batch, eager, max(args.turn, 5))
             outcomes.append(outcome)
@@ -300,7 +300,7 @@ def run(work: Work, args: argparse.Namespace) -> None:
 
 
 def told(network: str) -> str:
-    """The network in a line: its images, its widths, its parameters."""
+    """The network in one line: its images, widths and parameters."""
     def count(name: str, part: str = "") -> int:
         return sum(w.size for path, w in same_weights(name).items() if path.startswith(part))
     config, unet = NETWORKS[network], count(network, "unet.")

@@ -1,10 +1,10 @@
-"""The tables that the benchmarks' reports become, and their places in the pages that show them.
+"""Makes tables of the benchmarks' reports, and puts them into their places in the pages.
 
-A page says where: `<!-- table: NAME -->`, what stood there before, `<!-- end -->`.  The names:
+A page marks a place by `<!-- table: NAME -->`, the old table, `<!-- end -->`.  The names:
 
     ceilings  targets  checks  train_step
     conv  attention  group_norm  layer_norm     each version on one shape of ours and one of Stable Diffusion's
-    conv in full  ...                           every time that was taken
+    conv in full  ...                           every time that was measured
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cases import MODES, OURS
 
 from minidiff.engine.cuda import launch as cuda
 
-# what is aimed at on an H100: words, family, ops, modes, whose shapes, what it is measured by, at least
+# the targets on an H100: words, family, ops, modes, whose shapes, what is measured, at least
 CONV = "forward", "dx", "dw"
 TARGETS = (
     ("convolution, float32, beside cuDNN", "conv", CONV, ("float32",), None, "rival", 0.9),
@@ -34,7 +34,7 @@ TARGETS = (
 # --- reading a report -------------------------------------------------------------------------------------
 
 def is_ours(who: str) -> bool:
-    """v1, v2, ...; a rival has a name."""
+    """Whether it is one of our versions: v1, v2, ...  A rival has a name."""
     return re.fullmatch(r"v\d+", who) is not None
 
 
@@ -75,7 +75,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def cell(row: dict | None) -> str:
-    """A time, or what stands in its place."""
+    """A time, or the reason why there is none."""
     if row is None:
         return ""
     if row["ms"]:
@@ -103,7 +103,7 @@ def version_table(report: dict, family: str) -> str:
 
 
 def full_table(report: dict, family: str) -> str:
-    """Every time that was taken of a family, a table for each op."""
+    """Every time that was measured of a family, a table for each op."""
     rows = [row for row in report["rows"] if row["family"] == family]
     parts = []
     for op in dict.fromkeys(row["op"] for row in rows):
@@ -118,7 +118,7 @@ def full_table(report: dict, family: str) -> str:
         parts.append(f"**{op}**, ms\n\n" + markdown(
             ["shape", "mode", *names, rows[0]["unit"], "of ceiling", "of rival"], body, words=2))
     if any(row.get("waits") for row in rows):
-        parts.append("\\* It holds the host up until the card is done, and the host's time is in its own.")
+        parts.append("\\* The host waits until the GPU is done, so this time includes the host's.")
     return _under(report, "\n\n".join(parts))
 
 
@@ -131,7 +131,7 @@ def ceiling_table(report: dict) -> str:
 
 
 def target_table(report: dict, steps: list[dict]) -> str:
-    """What was aimed at, and the worst, the middle and the best of all that it was asked of."""
+    """The targets, and the worst, median and best of the measurements that each applies to."""
     body = []
 
     def add(words: str, least: float, found: Iterable[float | None]) -> None:
@@ -153,7 +153,7 @@ def target_table(report: dict, steps: list[dict]) -> str:
 
 
 def step_table(report: dict) -> str:
-    """Of benchmarks/train_step.py --device cuda."""
+    """The table of benchmarks/train_step.py --device cuda."""
     body = [[step["who"], step["mode"], number(step["ms"], ".2f") if step["ms"] else step["note"],
              number(step.get("launches"), "d"), number(step.get("of_rival"), ".2f")] for step in report["steps"]]
     title = f"a training step, batch {report['batch']}"
@@ -161,7 +161,7 @@ def step_table(report: dict) -> str:
 
 
 def check_table(lines: list[str]) -> str:
-    """Of gpu_all.sh: where and when in the first line, then stage, result and seconds, with tabs between them."""
+    """The table of gpu_all.sh: the first line says where and when; the others are stage, result, seconds, by tabs."""
     rows = (line.split("\t") for line in lines[1:])
     return f"{lines[0]}\n\n{markdown(['check', 'result', 'seconds'], rows, words=2)}"
 
@@ -173,7 +173,7 @@ def _under(report: dict, table: str) -> str:
 # --- and their places -------------------------------------------------------------------------------------
 
 def tables_of(paths: Sequence[Path]) -> dict[str, str]:
-    """Name -> table, of all the files that the stages of gpu_all.sh left."""
+    """Name -> table, from all files that the stages of gpu_all.sh wrote."""
     found, merged, steps = {}, {}, []
     for path in paths:
         text = path.read_text(encoding="utf-8")
@@ -191,9 +191,9 @@ def tables_of(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def write_table(page: Path, name: str, table: str) -> bool:
-    """Puts a table into its place on a page; False where the page has none for it.
+    """Puts a table into its place on a page; False if the page has no such place.
 
-    ValueError, and the page as it was, where the place has no end.
+    If the place has no end, raises ValueError and leaves the page unchanged.
     """
     before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- table: {name} -->")
     if not mark:
@@ -206,7 +206,7 @@ def write_table(page: Path, name: str, table: str) -> bool:
 
 
 def write_tables(paths: Sequence[Path], pages: Sequence[Path]) -> None:
-    """Puts the tables of the files wherever the pages ask for them, and says what it did."""
+    """Puts the tables of the files into every page that has a place for them, and prints where."""
     for name, table in tables_of(paths).items():
         into = [page.name for page in pages if page.exists() and write_table(page, name, table)]
-        print(f"table {name}: {'into ' + ' and '.join(into) if into else 'no page asks for it'}")
+        print(f"table {name}: {'into ' + ' and '.join(into) if into else 'no page has a place for it'}")

@@ -1,30 +1,30 @@
 """Wall-clock from start to 95 % prompt accuracy: minidiff's main job against the recipe that people copy.
 
-    python benchmarks/time_to_quality.py --out runs/quality                   both, up to an hour of the clock each
+    python benchmarks/time_to_quality.py --out runs/quality                   both, up to an hour each
     python benchmarks/time_to_quality.py --out runs/quality --only recipe
-    python benchmarks/time_to_quality.py --out runs/quality --resume          goes on with what is there
+    python benchmarks/time_to_quality.py --out runs/quality --resume          continues the runs in that folder
     python benchmarks/time_to_quality.py --out runs/quality --report --picture docs/time_to_quality.png
 
-minidiff is `minidiff train` with its defaults (Trainer), the recipe public_recipe.py in PyTorch.  The same images, the
-same cores, the same judge (minidiff's frozen classifier of digits), the same digits asked for: minidiff by captions
-of real images, scale 2, 15 steps of DPM-Solver++(2M), the recipe by class, 50 steps of DDIM, in the best of four ways:
-two scales of guidance that the recipe itself uses, each with no noise on the way and with the ancestral sampler's.  It
-is chosen anew at each evaluation on the first PILOT pictures, which count, a kindness too.  Where these lie more than
-FAR below the target, they are all that are drawn: more would settle nothing.
+minidiff is `minidiff train` with its defaults (Trainer); the recipe is public_recipe.py in PyTorch. Both have the same
+images, the same cores, the same judge (minidiff's frozen classifier of digits) and the same digits to draw. minidiff
+draws captions of real images with scale 2 and 15 steps of DPM-Solver++(2M). The recipe draws classes with 50 steps of
+DDIM, in the best of four ways: two guidance scales that the recipe itself uses, each without noise and with the
+ancestral sampler's. Each evaluation chooses the way by the first PILOT pictures and counts these too, which favours the
+recipe. If their accuracy is more than FAR below the target, no more are drawn.
 
-The clock leaves out evaluations, imports and reading the images; what a contestant prepares (minidiff: measuring the
-images, learning a tokenizer) is on it.  A long run may have to share the machine.  So each step's wall-clock and
-processor seconds are kept (OUT/NAME.json), and the time that counts is
+The clock leaves out evaluations, imports and reading the images.  It includes a contestant's preparation (minidiff:
+measuring the images, learning a tokenizer).  A long run may have to share the machine, so the wall-clock and processor
+seconds of each step are kept (OUT/NAME.json), and the time is
 
-    seconds = preparing + steps x pace,     pace: the step that one in ten is quicker than
+    seconds = preparation + steps x pace,     pace: the 10th percentile of a step's seconds
 
-For minidiff, which is soon done, the pace is one of wall-clock seconds; for the recipe one of processor seconds over
-the number of cores, as if nothing else had run and no core had ever waited: a pace that favours it where the machine
-was shared.  The plain sum of the steps stands beside it.  (Preparing is one thread's work, in processor seconds.)
+For minidiff, which takes minutes, the pace uses wall-clock seconds. For the recipe it uses processor seconds divided by
+the number of cores, as if nothing else had run and no core had ever waited, which favours the recipe on a shared
+machine. The plain sum of the steps stands beside it. (Preparation uses one thread, and its processor seconds count.)
 
-An evaluation happens when so much of the clock has run, at growing intervals; so 95 % is reached between two of them,
-and both are told.  The ratio is a bound from below: the recipe's earlier one at that pace, over minidiff's later one as
-it went by.
+Evaluations happen at growing intervals of the clock. So 95 % is reached between two evaluations, and both are reported.
+The ratio is a lower bound: the recipe's earlier evaluation at that pace, over minidiff's later one in wall-clock
+seconds.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ from minidiff.systems.text_to_image import TextToImageConfig
 
 FAR, PILOT = 0.15, 60
 SAVE_EVERY = 300.0                                          # seconds
-AT_A_TIME = 100                                             # pictures minidiff draws at a time
+AT_A_TIME = 100                                             # pictures that minidiff draws at a time
 
 
 # --- the contestants --------------------------------------------------------------------------------------
 
 class Minidiff:
-    """`minidiff train`, as it comes."""
+    """`minidiff train` with its defaults."""
 
-    by_processor = False                                    # which seconds its pace is of
+    by_processor = False                                    # whether its pace uses processor seconds
     title, first, growth, ways = "minidiff, main job", 10.0, 1.2, {"scale 2": 2.0}
 
     def __init__(self, data: mnist.Images):
@@ -100,7 +100,7 @@ class PublicRecipe:
 
 
 def maker_of(name: str, data: mnist.Images, saved: checkpoint.Checkpoint | None) -> Callable:
-    """The contestant's constructor, which is on the clock; what is chosen before is not."""
+    """The contestant's constructor, which the clock includes; it excludes the choice of the layout before."""
     if name == "minidiff":
         return lambda: Minidiff(data)
     import public_recipe
@@ -121,23 +121,23 @@ def digits_of(prompts: list[str]) -> np.ndarray:
 # --- the log ----------------------------------------------------------------------------------------------
 
 class Log:
-    """What was measured of one contestant, and the clock that follows from it."""
+    """The measurements of one contestant, and the clock that follows from them."""
 
     def __init__(self, name: str, about: dict):
         self.by_processor, self.about = CONTESTANTS[name].by_processor, about
         self.preparing, self.wall, self.cpu, self.evaluations = 0.0, [], [], []
 
     def pace(self) -> float:
-        """Seconds of a step: one in ten is quicker."""
+        """The 10th percentile of a step's seconds."""
         seconds = np.array(self.cpu) / self.about["cores"] if self.by_processor else self.wall
         return float(np.quantile(seconds, 0.1)) if len(seconds) else 0.0
 
     def seconds(self, step: int | None = None) -> float:
-        """The clock after a step, at the pace of the whole run; 0 is before the first."""
+        """The clock after a step, at the pace of the whole run; step 0 is before the first."""
         return self.preparing + (len(self.wall) if step is None else step) * self.pace()
 
     def plain(self, step: int) -> float:
-        """The same, as it went by."""
+        """The same in wall-clock seconds, without the pace."""
         return self.preparing + sum(self.wall[:step])
 
     def save(self, path: Path) -> None:
@@ -147,7 +147,7 @@ class Log:
 
     @classmethod
     def load(cls, path: Path, steps: int | None = None) -> Log:
-        """The log of the first `steps` steps, or of all."""
+        """The log of the first `steps` steps, or of all steps."""
         import json
         try:
             told = json.loads(path.read_text())
@@ -156,13 +156,13 @@ class Log:
             log.wall, log.cpu = told["wall_seconds"][:steps], told["cpu_seconds"][:steps]
             log.evaluations = [e for e in told["evaluations"] if e["step"] <= len(log.wall)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no log of this benchmark ({error}): choose another --out") from None
+            raise UserError(f"{path} is not a log of this benchmark ({error}): choose another --out") from None
         return log
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """When the target was reached: at `step`, and not yet at the evaluation `before`; None if it was not."""
+    """When the target was reached: at `step` (None if never), but not at the evaluation before, at `before`."""
 
     before: int
     step: int | None
@@ -179,7 +179,7 @@ class Arrival:
 # --- the run ----------------------------------------------------------------------------------------------
 
 def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
-    """Trains one contestant until it has arrived, has no step left, or the clock has run out."""
+    """Trains one contestant until it reaches the target, has no steps left, or the budget is spent."""
     folder, path = args.out / name, args.out / f"{name}.json"
     keeper = checkpoint.CheckpointFolder(folder, keep=2)
     saved = keeper.latest() if args.resume else None
@@ -187,14 +187,14 @@ def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
     make = maker_of(name, data, saved)
     about = {"contestant": CONTESTANTS[name].title, "data": data.source, "target": args.target, "cores": cores(),
              "versions": versions()}
-    began = time.process_time()                             # one thread's work: what it takes if none disturbs it
+    began = time.process_time()                             # one thread's work, without other processes' time
     contestant = make()
     if saved:
         contestant.restore(saved)
         log = Log.load(path, contestant.inner.n)
         for key, now in about.items():
             if log.about[key] != now:
-                raise UserError(f"{path} was begun with {key} {log.about[key]}, not {now}: go on with the same, or "
+                raise UserError(f"{path} was started with {key} {log.about[key]}, not {now}: use the same, or "
                                 "choose another --out")
     else:
         log = Log(name, about)
@@ -202,7 +202,7 @@ def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
     judge, prompts = Judge.load(), prompts_like(mnist.packed(), args.count, np.random.default_rng(0))[:args.count]
 
     def save() -> float:
-        log.save(path)                                      # before the state: a log may be longer, and is cut then
+        log.save(path)                                      # before the state: a log that is longer is cut
         keeper.save(contestant.inner.n, *contestant.state())
         return time.monotonic()
 
@@ -237,18 +237,18 @@ def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
 
 
 def next_evaluation(contestant, log: Log) -> float:
-    """The clock's seconds of the evaluation after the last: first, first x growth, ..."""
+    """The time of the next evaluation, in seconds of the clock: first, first x growth, ..."""
     last = log.seconds(log.evaluations[-1]["step"]) if log.evaluations else 0.0
     if last < contestant.first:
         return contestant.first
-    # rounded: the pace is a little another after each step, and the ladder stays where it is
+    # rounded, so that the times stay the same although the pace changes a little with each step
     return contestant.first * contestant.growth ** round(math.log(last / contestant.first, contestant.growth) + 1)
 
 
 def accuracy(contestant, prompts: list[str], judge: Judge, target: float, whole: bool) -> tuple[dict, np.ndarray]:
-    """The share of pictures read as the digit asked for, drawn in the best way, and a picture (uint8) of each digit.
+    """The share of pictures with the right digit, drawn in the best way, and a picture (uint8) of each digit.
 
-    All the prompts are drawn if `whole`, or where the first PILOT come near the target.
+    Draws all prompts if `whole`, or if the accuracy on the first PILOT is near the target.
     """
     asked, first = digits_of(prompts), prompts[:PILOT]
 
@@ -276,7 +276,7 @@ def told(found: dict) -> str:
 def report(folder: Path, target: float, picture: Path | None) -> None:
     logs = {name: Log.load(folder / f"{name}.json") for name in CONTESTANTS if (folder / f"{name}.json").exists()}
     if not logs:
-        raise UserError(f"{folder} holds no run of this benchmark: leave out --report, or name its folder with --out")
+        raise UserError(f"{folder} has no run of this benchmark: leave out --report, or name its folder with --out")
     arrivals = {name: Arrival.of(log, target) for name, log in logs.items()}
     print(f"seconds to {100 * target:g} % of the pictures read as the digit asked for, by the frozen judge\n\n"
           "| contestant | steps | pace, s a step | seconds at that pace | seconds as they went by | last evaluation |\n"
@@ -333,8 +333,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_quality"), help="the runs' folder")
     parser.add_argument("--only", choices=CONTESTANTS, help="run one of the two")
-    parser.add_argument("--resume", action="store_true", help="go on with the runs in --out")
-    parser.add_argument("--report", action="store_true", help="train nothing: tell what --out holds")
+    parser.add_argument("--resume", action="store_true", help="continue the runs in --out")
+    parser.add_argument("--report", action="store_true", help="train nothing: report the runs in --out")
     parser.add_argument("--budget", type=float, default=3600.0, metavar="SECONDS", help="of the clock, each (3600)")
     parser.add_argument("--target", type=float, default=0.95, help="share of pictures (0.95)")
     parser.add_argument("--count", type=int, default=500, help="pictures of an evaluation (500)")
@@ -348,7 +348,7 @@ def main() -> None:
         print(f"benchmarks/time_to_quality.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\nstopped; --resume goes on from its last saved state, at most five minutes old", file=sys.stderr)
+        print("\nstopped; --resume continues from the last saved state, at most five minutes old", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -1,12 +1,12 @@
 """The rival: minidiff's text-to-image model in PyTorch, as a good PyTorch user would write it.
 
-The same layers under the same names, made from the same configurations, channels first as PyTorch counts
-them (the memory may lie channels last: `model.to(memory_format=torch.channels_last)`).  Where PyTorch has a
-fused form, it is used: scaled_dot_product_attention, group_norm, addcmul, pixel_shuffle, a 2x2 convolution of
-stride 2 where minidiff folds squares into channels and multiplies.
+The same layers under the same names, made from the same configurations, with PyTorch's axes, channels first (the memory
+may be channels last: `model.to(memory_format=torch.channels_last)`). PyTorch's fused forms are used where there are
+any: scaled_dot_product_attention, group_norm, addcmul, pixel_shuffle, a 2x2 convolution of stride 2 where minidiff
+folds squares into channels and multiplies.
 
-`in_minidiff_layout` is the door between the two: it shows every parameter (or its gradient) under minidiff's
-name with minidiff's axes, so weights go in and gradients come out through the same transposes.
+`in_minidiff_layout` converts between the two: it gives every parameter (or its gradient) minidiff's name and axes, so
+that weights and gradients pass through the same transposes.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@
     python benchmarks/train_step.py --all                both networks, batch 32 and 128, time and memory: one table
     python benchmarks/train_step.py --device cuda        the whole Trainer.step on a GPU: train_step_cuda.py
 
-A step is noising, forward, backward, clipping, AdamW and the moving average of the weights.  All contestants
-start from the same weights and repeat the same batch; before any clock runs, the losses of their first steps
-are held against minidiff's.  Then they take turns.  torch.compile may take minutes to start; where it fails, it is left
-out with a line that says why.
+A step is noising, forward, backward, clipping, AdamW and the moving average of the weights. All contestants start from
+the same weights and repeat the same batch. Before any timing, the losses of their first steps are compared with
+minidiff's. Then they take turns. torch.compile may take minutes to start; if it fails, it is left out, with a line that
+gives the reason.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from minidiff.engine.backend import check_device
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.errors import UserError
 
-MODES = ("float32", "tf32", "float16", "bfloat16")          # of a GPU
+MODES = ("float32", "tf32", "float16", "bfloat16")          # on a GPU
 
 
 def minidiff_step(network: str, count: int) -> Run:
@@ -86,7 +86,7 @@ def main() -> None:
     parser = parser_of(__doc__, batch=128, rounds=10, turn=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="precisions on a GPU (all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to leave the numbers of a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of a GPU to this file")
     args = parser.parse_args()
     if args.device == "cpu":
         run(WORK, args)

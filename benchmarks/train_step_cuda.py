@@ -1,9 +1,9 @@
 """One whole training step on a GPU, minidiff's Trainer.step beside PyTorch eager: `train_step.py --device cuda`.
 
-Each contestant is a network, an optimiser and a way to get batches.  Before any clock runs all repeat one batch from
-the same weights, and their losses must agree.  Then each draws its own batches by the same lines of train.py, captions
-and tokens on the host, noise and images on the card; and the time is the host's, from step to step, of a turn of steps
-that ends when the card is done: what a person waits for.  Nobody waits for a loss within a turn.
+Each contestant is a network, an optimiser and a way to get batches. Before any timing all of them repeat one batch from
+the same weights, and their losses must agree. Then each draws its own batches with the same code: captions and tokens
+on the host, noise and images on the GPU. The time is the host's time of a turn of steps, which ends when the GPU is
+done, as a user waits for it. Within a turn nothing waits for a loss.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def config_of(batch: int, mode: str) -> TrainConfig:
                        precision="float32" if mode == "tf32" else mode)
 
 
-# --- the contestants: step() returns a loss that nobody has waited for --------------------------------------
+# --- the contestants: step() returns a loss without waiting for it --------------------------------------
 
 class Minidiff:
     """The Trainer itself."""
@@ -48,7 +48,7 @@ class Minidiff:
         self._draw = self.trainer.batch
 
     def repeat(self, batch: tuple | None) -> None:
-        """Every step takes this batch; or, of None, each its own."""
+        """Every step takes this batch; with None each step draws its own."""
         if batch is not None:
             x_0, ids, mask, t, eps = batch
             batch = to_device(x_0, self.device), ids, mask, t, to_device(eps, self.device)
@@ -59,7 +59,7 @@ class Minidiff:
 
 
 class PyTorch:
-    """The same network, fed by the same lines of train.py, with PyTorch's own mixed precision."""
+    """The same network with batches from the same code, and PyTorch's own mixed precision."""
 
     def __init__(self, state: dict, data: CaptionedDigits, tokenizer, batch: int, mode: str, device: str = "cuda",
                  channels_last: bool = False):
@@ -117,7 +117,7 @@ class PyTorch:
 
 
 class _Noise:
-    """What the Trainer asks its streams for, drawn by PyTorch."""
+    """The noise that the Trainer asks its streams for, drawn by PyTorch."""
 
     def __init__(self, contestant: PyTorch):
         self._c = contestant
@@ -140,7 +140,7 @@ def contestants(state: dict, data: CaptionedDigits, tokenizer, batch: int, torch
 
 
 def use_tf32(on: bool, torch) -> None:
-    """In CuPy's matrix products, in the choice of our kernels, and in PyTorch."""
+    """Switches TF32 in CuPy's matrix products, in the choice of our kernels, and in PyTorch."""
     import cupy
     from cupy._core import _routines_linalg, set_compute_type
     os.environ["CUPY_TF32"] = "1" if on else "0"
@@ -150,7 +150,7 @@ def use_tf32(on: bool, torch) -> None:
 
 
 def launches_of(step: Callable, torch, synchronize: Callable) -> int | None:
-    """Kernels of one step, as PyTorch's profiler counts them, who sees CuPy's as well; None where it cannot."""
+    """The number of kernels in a step, by PyTorch's profiler, which counts CuPy's too; None if it counts none."""
     if torch is None:
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -164,7 +164,7 @@ def launches_of(step: Callable, torch, synchronize: Callable) -> int | None:
 
 
 def compare(start: tuple[dict, tuple], modes: tuple[str, ...], rounds: int, json_path: Path | None) -> int:
-    """Prints the table, leaves the numbers in a file; 1 where a contestant computes something else."""
+    """Prints the table and writes the numbers to a file; returns 1 if a contestant computes something else."""
     import cupy
 
     from kernels import machine, sentence_of, torch_or_none
@@ -181,7 +181,7 @@ def compare(start: tuple[dict, tuple], modes: tuple[str, ...], rounds: int, json
                 one = make(mode)
                 one.repeat(fixed)
                 losses[name] = [float(one.step()) for _ in range(CHECKED_STEPS)]
-                # float16's scale may leave out first steps, ours others than PyTorch's: there the first loss decides
+                # in float16 the loss scales skip different first steps, so only the first loss is compared
                 many = 1 if mode == "float16" else CHECKED_STEPS
                 if MINIDIFF in losses and not np.allclose(losses[name][:many], losses[MINIDIFF][:many],
                                                           rtol=AGREEMENT[mode], atol=0):
@@ -190,7 +190,7 @@ def compare(start: tuple[dict, tuple], modes: tuple[str, ...], rounds: int, json
                 one.step()
                 rows[name]["launches"] = launches_of(one.step, torch, synchronize)
                 ready[name] = one
-            except Exception as error:  # noqa: BLE001  (the others go on)
+            except Exception as error:  # noqa: BLE001  (the others continue)
                 rows[name]["note"], failed = sentence_of(error), True
         for name, taken in take_turns({name: one.step for name, one in ready.items()}, rounds, synchronize).items():
             rows[name] |= {"ms": statistics.median(taken), "min": min(taken), "max": max(taken)}
@@ -209,7 +209,7 @@ def compare(start: tuple[dict, tuple], modes: tuple[str, ...], rounds: int, json
 
 
 def take_turns(steps: dict[str, Callable], rounds: int, synchronize: Callable) -> dict[str, list[float]]:
-    """Milliseconds a step of each turn of each contestant; the first step of a turn is not timed."""
+    """Milliseconds per step for each contestant and turn; the first step of a turn is not timed."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
