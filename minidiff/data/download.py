@@ -1,24 +1,20 @@
-"""Fetching a file from the first mirror that has it, whole or not at all.
+"""Downloads a file from the first of several mirrors that has it.  The whole file is written, or nothing.
 
-    name.part  --bytes arrive-->  name.part  --verified, synced-->  name
-
-What has arrived is kept in name.part, and the next attempt, from any mirror, asks for the rest of it with an
-HTTP Range. Only when the whole has been verified does the file take its name, in one step.
+pooch transfers it by HTTP (https://www.fatiando.org/pooch), the caller verifies the bytes, and `write_whole` writes
+them.  An interrupted download starts again from the beginning: HTTP ranges are not used.
 """
 
-import contextlib
-import http.client
-import os
-import urllib.error
-import urllib.request
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from minidiff.errors import UserError
+from minidiff.files import write_whole
 
-TIMEOUT = 4.0  # seconds without an answer or a byte, after which the next mirror is tried
-_BLOCK = 1 << 16
+TIMEOUT = 4.0                                               # seconds without a byte, then the next mirror is tried
+DELAY = 0.1                                                 # seconds, before the progress bar is shown
+BLOCK = 1 << 16                                             # bytes
 
 
 def fetch(
@@ -30,91 +26,56 @@ def fetch(
     timeout: float = TIMEOUT,
     quiet: bool = False,
 ) -> None:
-    """Write to `path` what the first good one of `urls` (the same bytes, on several mirrors) serves.
+    """Writes to `path` the bytes of the first URL that serves the right ones.
 
-    verify raises UserError for bytes that are not the wanted ones; largest is the most bytes to accept.
-    Raises UserError that tells for each mirror what went wrong.
+    urls: the same file on several mirrors.  verify: raises UserError for wrong bytes.  largest: the most bytes to
+    accept; they are held in memory until they are verified.  quiet: shows no progress bar.
+    Raises UserError, which says what went wrong at each mirror, or that `path` cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent} cannot be made for {path.name}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise UserError(f"the folder {path.parent} cannot be made for {path.name}: {reason}") from error
     failures = {}
     for url in urls:
         try:
-            resumed = part.exists() and part.stat().st_size > 0
-            _receive(url, part, largest, timeout, quiet)
-            try:
-                _finish(part, path, verify)
-            except UserError:
-                if not resumed:
-                    raise
-                # The kept beginning may be what was wrong, so this mirror gets another chance without it.
-                _receive(url, part, largest, timeout, quiet)
-                _finish(part, path, verify)
-            return
-        except (OSError, http.client.HTTPException, UserError) as error:
+            data = _receive(url, path.name, largest, timeout, quiet)
+            verify(data)
+        except (OSError, UserError) as error:               # every error of requests is an OSError
             failures[urlsplit(url).netloc] = _reason(error)
-    told = "; ".join(f"{host}: {reason}" for host, reason in failures.items())
-    if len(set(failures.values())) == 1:
-        told = next(iter(failures.values()))
-    raise UserError(f"{path.name} could not be downloaded ({told})")
+            continue
+        return write_whole(path, data)
+    reasons = set(failures.values())
+    said = "; ".join(f"{host}: {reason}" for host, reason in failures.items()) if len(reasons) > 1 else reasons.pop()
+    raise UserError(f"{path.name} could not be downloaded ({said})")
 
 
-def _reason(error: Exception) -> str:
-    reason = getattr(error, "reason", None) or error  # urllib wraps what went wrong
-    return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
-
-
-def _receive(url: str, part: Path, largest: int, timeout: float, quiet: bool) -> None:
-    """Append to `part` what it lacks."""
+def _receive(url: str, name: str, largest: int, timeout: float, quiet: bool) -> bytes:
+    """The bytes that the URL serves.  UserError if they are more than `largest`, OSError for what else goes wrong."""
+    from pooch import HTTPDownloader
     from tqdm import tqdm
 
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "minidiff"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416 and have:  # nothing beyond what is here: it may be the whole
-                return
-            raise UserError(f"status {error.code} {error.reason}") from error
-    with response:
-        if response.status != 206:  # the whole file, whether or not a part was asked for
-            have = 0
-        elif not (sent := response.headers.get("Content-Range", "none")).startswith(f"bytes {have}-"):
-            raise UserError(f"sent the range {sent} where bytes {have}- was asked for")
-        length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdecimal() else None
-        bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=quiet)
-        with bar, open(part, "ab" if have else "wb") as file:
-            while block := response.read1(_BLOCK):
-                have += len(block)
-                if have > largest:
-                    part.unlink()
-                    raise UserError(f"sent more than the {largest:,} bytes that {part.stem} may have")
-                file.write(block)
-                bar.update(len(block))
-    if total is not None and have != total:
-        raise UserError(f"the connection ended after {have:,} of {total:,} bytes")
+    class Received(io.BytesIO):
+        def write(self, block) -> int:
+            if self.tell() + len(block) > largest:
+                raise UserError(f"the server sent more than the {largest:,} bytes that {name} may have")
+            return super().write(block)
+
+    received = Received()
+    # pooch sets the bar's total when the server has sent it
+    with tqdm(desc=name, total=largest, unit="B", unit_scale=True, delay=DELAY, disable=quiet) as bar:
+        download = HTTPDownloader(bar, BLOCK, timeout=timeout, headers={"User-Agent": "minidiff"})
+        download(url, received, None)
+    return received.getvalue()
 
 
-def _finish(part: Path, path: Path, verify: Callable[[bytes], None]) -> None:
-    """Give the verified part its name; throw it away where it is not what it should be."""
-    try:
-        verify(part.read_bytes())
-    except UserError:
-        part.unlink()
-        raise
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    with contextlib.suppress(OSError):  # not every system can sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def _reason(error: BaseException) -> str:
+    """What went wrong, in words: the status of an answer, or the first of the chain of exceptions behind the error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if getattr(error, "response", None) is not None:
+        return f"status {error.response.status_code} {error.response.reason}"
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)

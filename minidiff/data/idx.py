@@ -2,7 +2,7 @@
 
     00 00 08 n | size of axis 1 .. size of axis n, 4 bytes each, big-endian | the bytes, last axis fastest
 
-08 is the code of unsigned bytes, the only type read here. Files may be packed with gzip.
+08 is the code for unsigned bytes, the only type read here.  Files may be compressed with gzip.
 """
 
 import gzip
@@ -16,12 +16,28 @@ import numpy as np
 
 from minidiff.errors import UserError
 
-LARGEST = 1 << 26  # bytes, unpacked: MNIST takes 47 million, and no small packed file may fill the memory
+LARGEST = 1 << 26                                           # bytes, uncompressed; MNIST's largest file has 47 million
 MOST_AXES = 4
 
 
+def parse(data: bytes, source: str) -> np.ndarray:
+    """The array in the bytes of an IDX file, uint8, read-only.  source: what errors call the file.  UserError."""
+    _check(data, source)
+    axes = data[3]
+    start = 4 + 4 * axes
+    shape = struct.unpack(f">{axes}I", data[4:start])
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def encode(array: np.ndarray) -> bytes:
+    """The bytes of an IDX file that holds a uint8 array."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"array has dtype {array.dtype}, but IDX files here hold uint8")
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
 def read_bytes(path: str | Path) -> bytes:
-    """A file's bytes, unpacked. Raises UserError in a sentence that names the file."""
+    """A file's bytes, uncompressed.  Raises UserError, which names the file."""
     try:
         with open(path, "rb") as file:
             packed = file.read(LARGEST + 1)
@@ -31,44 +47,40 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def unpack(data: bytes, source: str) -> bytes:
-    """Undo gzip where data begins like gzip; source is what errors call it."""
+    """Decompresses data that begins like gzip, and returns other data unchanged.  source: what errors call the file.
+
+    At most LARGEST bytes are decompressed, because a small file may hold more than the memory does.
+    """
     if data[:2] == b"\x1f\x8b":
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
                 data = file.read(LARGEST + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{source} is damaged or cut short ({error})") from error
+            raise UserError(f"{source} is damaged or incomplete ({error})") from error
     if len(data) > LARGEST:
         raise UserError(f"{source} holds more than {LARGEST >> 20} MiB, the most that is read")
     return data
 
 
-def parse(data: bytes, source: str) -> np.ndarray:
-    """The array in the bytes of an IDX file."""
+# --- checks -----------------------------------------------------------------------------------------------
+
+def _check(data: bytes, source: str) -> None:
+    """UserError unless the data is an IDX file of unsigned bytes with 1 to MOST_AXES axes and the promised size."""
     if len(data) < 4 or data[:2] != b"\0\0":
         begins = data[:4].hex(" ") or "nothing"
         raise UserError(f"{source} is not an IDX file: it begins with {begins}, not with 00 00 08")
     kind, axes = data[2], data[3]
     if kind != 8:
         raise UserError(f"{source} is IDX of type {kind:#04x}, but only 0x08, unsigned bytes, is read")
-    start = 4 + 4 * axes
     if not 1 <= axes <= MOST_AXES:
         raise UserError(f"{source} has {axes} axes, but 1 to {MOST_AXES} are read")
+    start = 4 + 4 * axes
     if len(data) < start:
-        raise UserError(f"{source} is cut short: it ends within its header, after {len(data)} bytes")
+        raise UserError(f"{source} is incomplete: it ends within its header, after {len(data)} bytes")
     shape = struct.unpack(f">{axes}I", data[4:start])
     if 0 in shape:
-        raise UserError(f"{source} is empty: its header tells of an array of shape {shape}")
+        raise UserError(f"{source} is empty: its header promises an array of shape {shape}")
     if len(data) - start != math.prod(shape):
-        says = " x ".join(map(str, shape))
-        raise UserError(
-            f"{source} has the wrong size: its header tells of {says} bytes, and {len(data) - start} follow"
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def encode(array: np.ndarray) -> bytes:
-    """The bytes of an IDX file that holds a uint8 array."""
-    if array.dtype != np.uint8:
-        raise TypeError(f"array has dtype {array.dtype}, but IDX files here hold uint8")
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+        sizes = " x ".join(map(str, shape))
+        raise UserError(f"{source} has the wrong size: its header promises {sizes} bytes, and {len(data) - start} "
+                        "follow")
