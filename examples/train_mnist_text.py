@@ -2,13 +2,12 @@
 
     python examples/train_mnist_text.py            trains for some minutes, writes samples.png
 
-The idea of `minidiff train` with nothing hidden. What that does besides: it saves and resumes, spreads the times of a
-batch evenly, reads captions in any case, samples with DPM-Solver++ in place of DDIM, and evaluates.
-
     1  noise an image     x_t = alpha_t x_0 + sigma_t eps
     2  ask the network    v_theta(x_t, t, caption)  for  v = alpha_t eps - sigma_t x_0
     3  step down          || v - v_theta ||^2
-    4  sample             from pure noise, step by step toward what the network says was there before the noise
+    4  sample             start from pure noise; at each step move to what the network predicts under less noise
+
+This is what `minidiff train` does.  The command also saves and resumes, draws while it trains, and evaluates.
 """
 
 import argparse
@@ -16,21 +15,19 @@ import argparse
 import numpy as np
 from tqdm import tqdm
 
-from minidiff import pictures
-from minidiff.data import attributes, mnist
-from minidiff.data import digit_captions as captions
-from minidiff.data.pixels import to_float
+from minidiff import load_dataset, pictures
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import q_sample, v_from_x0_eps
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.diffusion.schedules import cosine
+from minidiff.diffusion.times import training_times
 from minidiff.engine import ops
-from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import run_main
+from minidiff.nn.module import Module
 from minidiff.nn.optim import EMA, AdamW, WarmupCosine, clip_by_norm
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
@@ -38,78 +35,78 @@ from minidiff.text.tokenizer import Tokenizer
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]
 LENGTH = 24                                                 # tokens of a caption
+schedule = cosine(T=1000)                                   # alpha_t and sigma_t for t = 0 .. 999
+
+
+class Model(Module):
+    """A caption encoder and a UNet, trained together: v_theta(x_t, t, caption)."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.text = TextEncoder(TextEncoderConfig(length=LENGTH, width=64), rng)
+        self.unet = UNet(UNetConfig(text=64), rng)
+
+    def loss(self, x_t, t, ids, mask, v) -> Tensor:
+        # L = || v - v_theta(x_t, t, caption) ||^2
+        error = self.unet(Tensor(x_t), t, self.text(ids, mask)) - v
+        return ops.mean(error * error)
+
+    def encode(self, ids, mask) -> tuple:
+        """Captions as a condition of the UNet: arrays."""
+        with no_grad():
+            states = self.text(ids, mask)
+        return states.tokens.data, states.pooled.data, states.mask
+
+    def predict(self, x_t, t, cond):
+        """v_theta, without gradients."""
+        tokens, pooled, mask = cond
+        with no_grad():
+            return self.unet(Tensor(x_t), t, TextStates(Tensor(tokens), Tensor(pooled), mask)).data
 
 
 def main(steps: int = 2200, batch: int = 32, data: str | None = None, out: str = "samples.png", seed: int = 0) -> None:
-    keep_freed_memory()
     pictures.check_writable(out)                            # before the work, not after
     rng = np.random.default_rng(seed)
+    digits = load_dataset(data)                             # images in [-1, 1], with captions
 
-    # --- data: images in [-1, 1], and what can be said of each ---
-    digits = mnist.load(data)
-    x_all = to_float(digits.images)[..., None]                                      # (N, 28, 28, 1)
-    words = attributes.name(attributes.measure(digits.images))
-    seen = np.flatnonzero(~attributes.held_out(digits.labels, words))               # some combinations are kept back
+    def caption(i: int) -> str:                             # begins with a space, as every other word does:
+        return " " + digits.caption(i, rng)                 # "seven" is then the same token wherever it stands
 
-    def caption(i: int) -> str:
-        return captions.caption(rng, int(digits.labels[i]), words[i])
+    tokenizer = Tokenizer.train([caption(i) for i in rng.integers(0, len(digits), 5_000)], vocab_size=512)
+    model = Model(rng)
+    parameters, leaves = model.parameters(), list(model.parameters().values())
+    optimiser, average, lr = AdamW(parameters), EMA(parameters, 0.998), WarmupCosine(2e-3, steps)
 
-    def spaced(texts: list[str]) -> list[str]:              # a space before the first word, too: it is then the same
-        return [f" {text}" if text else "" for text in texts]               # token wherever in a caption it stands
+    def draw_batch() -> tuple:
+        chosen = rng.integers(0, len(digits), batch)
+        x_0 = digits.images(chosen)                                                 # (B, 28, 28, 1)
+        # one caption in ten is dropped, so that the network also learns to draw without one
+        ids, mask = tokenizer.batch([caption(i) if rng.random() > 0.1 else "" for i in chosen], LENGTH)
+        t = training_times(rng, batch, schedule.T)          # noisy times more often: they decide what is drawn
+        eps = rng.standard_normal(x_0.shape, dtype=np.float32)
+        return q_sample(schedule, x_0, t, eps), t, ids, mask, v_from_x0_eps(schedule, x_0, t, eps)
 
-    tokenizer = Tokenizer.train(spaced([caption(i) for i in rng.choice(seen, 5_000)]), vocab_size=512)
-
-    # --- model: a caption encoder and a UNet, trained together ---
-    text = TextEncoder(TextEncoderConfig(length=LENGTH, width=64), rng)
-    unet = UNet(UNetConfig(text=64), rng)
-    schedule = cosine(T=1000)
-    parameters = {**{f"text.{name}": p for name, p in text.parameters().items()},
-                  **{f"unet.{name}": p for name, p in unet.parameters().items()}}
-    optimiser, ema, lr = AdamW(parameters), EMA(parameters, 0.998), WarmupCosine(2e-3, steps)
+    def gradients_of(arrays: tuple) -> tuple:               # each thread takes a shard of the batch
+        return parallel_gradients(lambda shard: model.loss(*(a[shard] for a in arrays)), leaves, batch)
 
     # --- training ---
     bar = tqdm(range(steps), unit="step", dynamic_ncols=True)
     for step in bar:
-        chosen = rng.choice(seen, batch)
-        x_0 = x_all[chosen]                                                         # (B, 28, 28, 1)
-        # one caption in ten is dropped, so that the network also learns to draw without one
-        ids, mask = tokenizer.batch(spaced([caption(i) if rng.random() > 0.1 else "" for i in chosen]), LENGTH)
-        t = (schedule.T * np.cbrt(rng.random(batch))).astype(int)                   # more of the noisier times
-        eps = rng.standard_normal(x_0.shape, dtype=np.float32)
-        x_t = q_sample(schedule, x_0, t, eps)
-        v = v_from_x0_eps(schedule, x_0, t, eps)
-
-        def loss(part, x_t=x_t, v=v, t=t, ids=ids, mask=mask) -> Tensor:
-            # L = || v - v_theta(x_t, t, caption) ||^2     on a part of the batch, one for each thread
-            error = unet(Tensor(x_t[part]), t[part], text(ids[part], mask[part])) - v[part]
-            return ops.mean(error * error)
-
-        value, grads = parallel_gradients(loss, list(parameters.values()), batch)
-        clip_by_norm(grads, 1.0)
-        optimiser.step(grads, lr(step))
-        ema.step()
-        bar.set_postfix(loss=f"{value:.4f}")
+        loss, gradients = gradients_of(draw_batch())
+        clip_by_norm(gradients, 1.0)
+        optimiser.step(gradients, lr(step))
+        average.step()
+        bar.set_postfix(loss=f"{loss:.4f}")
 
     # --- sampling: the averaged weights, guided by the captions ---
-    for name, p in parameters.items():
-        p.data = ema.average[name]
-
-    def encode(prompts: list[str]) -> tuple:
-        with no_grad():
-            states = text(*tokenizer.batch(spaced(prompts), LENGTH))
-        return states.tokens.data, states.pooled.data, states.mask
-
-    def network(x_t, t, cond):
-        tokens, pooled, mask = cond
-        with no_grad():
-            return unet(Tensor(x_t), t, TextStates(Tensor(tokens), Tensor(pooled), mask)).data
-
-    guided = ClassifierFree(NetworkDenoiser(schedule, "v", network), 3.0, encode([""]), clip=static_threshold)
+    model.load_state_dict(average.average)
     prompts = [prompt for prompt in PROMPTS for _ in range(6)]
-    x_T = SampleStreams(seed, len(prompts)).normal((28, 28, 1))                           # (B, 28, 28, 1)
-    x_0 = sample(ddim(guided, x_T, times(schedule, min(20, schedule.T)), encode(prompts)))
+    cond, no_caption = (model.encode(*tokenizer.batch(texts, LENGTH)) for texts in ([" " + p for p in prompts], [""]))
+    denoiser = NetworkDenoiser(schedule, "v", model.predict)                        # (x_t, t, cond) -> x0_hat
+    guided = ClassifierFree(denoiser, 3.0, no_caption, clip=static_threshold)
+    x_T = SampleStreams(seed, len(prompts)).normal(digits.shape)                    # (B, 28, 28, 1)
+    x_0 = sample(ddim(guided, x_T, times(schedule, 20), cond))
     pictures.save(pictures.sheet(x_0, prompts, columns=6), out)
-    print(f"loss {value:.4f}, samples in {out}")
+    print(f"loss {loss:.4f}, samples in {out}")
 
 
 if __name__ == "__main__":
