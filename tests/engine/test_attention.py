@@ -22,7 +22,7 @@ def normal(*shape, seed=0):
 
 
 def by_loops(q, k, v, mask):
-    """One query at a time, over the keys that it may look at; zeros where there are none."""
+    """One query at a time, over the keys that it attends to; zeros if there are none."""
     y = np.zeros((*q.shape[:3], v.shape[3]))
     for b, h, n in np.ndindex(q.shape[:3]):
         at = mask[b, h, n]
@@ -46,7 +46,7 @@ def attentions(draw):
 @given(attentions())
 @pytest.mark.filterwarnings("error")
 def test_attention_with_any_mask(drawn):
-    """A query that may look nowhere gets zeros, without a warning or a NaN on the way there or back."""
+    """A query without keys gets zeros, without a warning or a NaN, forward and backward."""
     q, k, v, mask = drawn
     everywhere = np.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
     y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), mask)
@@ -67,7 +67,7 @@ def test_attention_without_a_mask(drawn):
     39, "what stands at masked keys does not count, and gets no gradient",
     source="other numbers at masked keys", tolerance="exact, to the last bit")
 def test_what_is_masked_has_no_influence():
-    """Whatever stands at masked keys, the result is the same to the last bit, and they get no gradient."""
+    """Masked keys may have any values: the result is the same to the last bit, and their gradient is zero."""
     q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4, seed=1), normal(2, 2, 5, 4, seed=2)
     mask = np.array([True, True, False, True, False])
     y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), mask).data
@@ -87,7 +87,7 @@ def test_the_order_of_keys_does_not_matter():
 
 
 def test_causal_mask():
-    """Token i is unmoved by the tokens after it."""
+    """Token i does not depend on the tokens after it."""
     mask = causal_mask(4, np)
     assert mask.tolist() == [[j <= i for j in range(4)] for i in range(4)]
     x = normal(1, 1, 4, 3)
@@ -136,7 +136,7 @@ def test_shapes_that_do_not_fit_are_refused(shapes):
 
 
 def test_a_mask_of_numbers_is_refused():
-    """An additive mask, 0 and -inf, would be read the wrong way round."""
+    """An additive mask of 0 and -inf would have the opposite meaning."""
     qkv = [Tensor(np.zeros((1, 1, 2, 3)))] * 3
     with pytest.raises(TypeError, match="mask must be boolean, True where a query attends to a key, not float64"):
         scaled_dot_product_attention(*qkv, np.zeros((2, 2)))
@@ -170,7 +170,7 @@ def test_without_keys_there_are_zeros_and_without_columns_a_refusal(mask, causal
 
 
 def test_each_query_has_its_own_largest_score():
-    """Scores of 10,000 for one query and of -9,000 for another: neither overflows, and neither is lost."""
+    """Scores of 10,000 for one query and of -9,000 for another: no overflow, and both results are right."""
     q, k = (Tensor(np.array(rows).reshape(1, 1, 2, 1)) for rows in ([100.0, -100.0], [100.0, 90.0]))
     v = Tensor(np.array([1.0, 2.0]).reshape(1, 1, 2, 1))
     assert scaled_dot_product_attention(q, k, v).data.ravel().tolist() == [1.0, 2.0]

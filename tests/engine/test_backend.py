@@ -47,7 +47,7 @@ def test_an_unknown_device_is_refused():
         to_device(np.ones(3), "tpu")
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 def test_a_gpu_that_is_unavailable(monkeypatch):
     def sentence():
         with pytest.raises(UserError) as raised:

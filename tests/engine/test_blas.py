@@ -1,4 +1,4 @@
-"""y += x w through BLAS, against NumPy, on matrices that are parts of larger ones; what it must not touch."""
+"""y += x w by BLAS, compared with NumPy, on matrices that are parts of larger ones, whose other elements stay."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +14,7 @@ side = st.integers(1, 9)
 
 
 def part_of(rng, rows, columns, more, dtype):
-    """A matrix whose rows lie `more` elements further apart than they are long."""
+    """A matrix whose rows are separated by `more` elements."""
     return rng.standard_normal((rows + 1, columns + more)).astype(dtype)[1:, :columns]
 
 
@@ -56,7 +56,7 @@ def test_threads_do_not_disturb_each_other():
 ])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_rows_that_blas_cannot_follow_are_refused(which, odd):
-    """Reading them as if they could be followed would read beyond the array's memory."""
+    """BLAS would read beyond the array's memory."""
     matrices = [np.ones((4, 3)), np.ones((4, 5)), np.ones((5, 3))]
     matrices[which] = odd(matrices[which])
     with pytest.raises(ValueError, match="each row of x, w and y must be contiguous"):
@@ -77,7 +77,7 @@ def test_refuses_what_does_not_fit():
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize("columns", [1, 2, 3])
 def test_add_product_takes_rows_of_any_distance(rows, columns):
-    """Also of length 1, of which strides say nothing, and rows that are cut from longer ones."""
+    """Also rows of length 1, whose strides have no meaning, and rows that are parts of longer ones."""
     rng = np.random.default_rng([rows, columns])
     wide = rng.normal(size=(rows, columns + 2)).astype(np.float32)
     one = np.broadcast_to(wide[0, :columns], (1, columns))          # whose row has a stride of 0
@@ -85,7 +85,7 @@ def test_add_product_takes_rows_of_any_distance(rows, columns):
         w, y = rng.normal(size=(columns, 4)).astype(np.float32), np.ones((len(x), 4), np.float32)
         add_product(y, x, w, first=False)
         np.testing.assert_allclose(y, 1 + x.astype(float) @ w, rtol=1e-5, atol=1e-5)
-        add_product(y, x, w)                                   # it adds where nothing is said
+        add_product(y, x, w)                                   # by default it adds
         np.testing.assert_allclose(y, 1 + 2 * (x.astype(float) @ w), rtol=1e-5, atol=1e-5)
 
 

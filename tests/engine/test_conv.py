@@ -1,4 +1,4 @@
-"""Convolution against SciPy and against loops, the fast forms against the plain one, and changes of resolution."""
+"""Convolution compared with SciPy and with loops, the fast algorithms with the plain one, and changes of resolution."""
 
 import tracemalloc
 
@@ -37,7 +37,7 @@ def by_scipy(x, w, stride, padding):
 
 
 def transposed_by_loops(x, w, stride, padding, shape):
-    """Each pixel stamps the whole kernel, times itself, into the result; the padding is cut off again."""
+    """Each pixel adds the kernel, times its value, to the result; then the padding is removed."""
     (B, H, W, _), (kh, kw, _, _), p = x.shape, w.shape, padding
     y = np.zeros((B, (H - 1) * stride + kh, (W - 1) * stride + kw, w.shape[2]))
     for b, i, j in np.ndindex(B, H, W):
@@ -101,7 +101,7 @@ def test_gradients_of_conv_transpose2d(drawn):
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [(7, 7), (9, 11), (10, 10), (12, 9), (1, 100), (101, 1), (13, 8), (3, 40), (41, 3)])
 def test_gradients_where_one_form_takes_over_from_another(size, k):
-    """Just below and above the sizes at which conv changes its form, at every padding that keeps a result."""
+    """Just below and above the sizes at which conv changes its algorithm, with every padding that has a result."""
     for padding in range(k + 1):
         if min(size) + 2 * padding >= k:
             check_gradients(lambda x, w, b, p=padding: conv.conv2d(x, w, b, 1, p),
@@ -154,7 +154,7 @@ def test_shifts_are_the_plain_form(drawn):
 @settings(few, max_examples=60)
 @given(stride_1(k=3))
 def test_winograd_is_the_plain_form(drawn):
-    """To 1e-4 in float32, of which its transforms cost a digit."""
+    """To 1e-4 in float32, since its transforms cost a digit."""
     x, w, dy, padding = drawn
     rtol = 1e-4 if x.dtype == np.float32 else 1e-12
     close(conv_winograd.correlate(x, w, padding), conv.plain_correlate(x, w, 1, padding), rtol)
@@ -178,7 +178,7 @@ def test_the_three_sums_agree_whichever_form_computes_them(drawn, form):
 
 
 def test_every_form_is_chosen_for_some_shape():
-    """So that what the tests above compare is what users get: each form is used, and only where it is right."""
+    """So the tests above compare what users get: each algorithm is used, and only for shapes that it can compute."""
     def chosen(size, k, C, D, stride=1, padding=1):
         return conv._fastest((1, *size, C), (k, k, C, D), stride, padding)
     assert {chosen((H, H), k, C, C) for H in (7, 14, 28) for k in (2, 3, 5) for C in (1, 32, 128)} \
@@ -220,7 +220,7 @@ def test_one_kernel_of_one_pixel_is_a_matrix_product():
 
 @pytest.mark.parametrize("k", [3, 5])
 def test_images_do_not_meet(k):
-    """A batch gives what each image gives alone, to rounding, whatever is beside it: nothing leaks across."""
+    """Each image of a batch has the same result as alone, to rounding: nothing leaks from one image to another."""
     x, w = normal(5, 12, 11, 3), normal(k, k, 3, 2, seed=1)
     x[[1, 3]] = np.nan
     with no_grad():
@@ -264,7 +264,7 @@ def test_two_dtypes_are_refused():
         conv.conv2d(IMAGE, zeros(3, 3, 2, 4, dtype=np.float64))
 
 
-@pytest.mark.parametrize("k, size", [(1, 8), (3, 8), (3, 50), (5, 8), (5, 12)])         # of each form
+@pytest.mark.parametrize("k, size", [(1, 8), (3, 8), (3, 50), (5, 8), (5, 12)])         # of each algorithm
 def test_an_empty_batch_goes_through(k, size):
     for op in (conv.conv2d, conv.conv_transpose2d):
         x, w = Tensor(np.zeros((0, size, size, 4)), requires_grad=True), Tensor(normal(k, k, 4, 4), requires_grad=True)
@@ -273,8 +273,8 @@ def test_an_empty_batch_goes_through(k, size):
         assert y.shape == (0, size, size, 4) and dx.shape == x.shape and not dw.any()
 
 
-def test_what_the_way_back_of_a_frozen_kernel_keeps():
-    """V serves the kernel's gradient alone, and is several times as large as x."""
+def test_what_is_kept_for_the_backward_pass_of_frozen_weights():
+    """Only the gradient of the weights needs V, which is several times as large as x."""
     x = normal(4, 14, 14, 16)
     held = []
     for w in (Tensor(normal(3, 3, 16, 16)), Tensor(normal(3, 3, 16, 16), requires_grad=True)):
@@ -282,7 +282,7 @@ def test_what_the_way_back_of_a_frozen_kernel_keeps():
         y = conv.conv2d(Tensor(x, requires_grad=True), w, padding=1)
         held.append((tracemalloc.get_traced_memory()[0] - y.data.nbytes) / x.nbytes)
         tracemalloc.stop()
-    assert held[0] < 1.5 < held[1]                          # U is all: 49 numbers for each of w's 9
+    assert held[0] < 1.5 < held[1]                          # U alone: 49 numbers for each 9 of w
 
 
 def test_a_cotangent_that_nobody_needs_is_not_computed():
@@ -315,7 +315,7 @@ def test_a_transposed_convolution_of_single_pixels_changes_the_channels():
 
 @pytest.mark.parametrize("stride, padding", [(2, 0), (1, 1), (3, 2)])
 def test_single_pixel_kernels_with_strides_and_padding(stride, padding):
-    """Their shortcut is for stride 1 without padding; elsewhere they are convolutions like any other."""
+    """The shortcut for them requires stride 1 and no padding; otherwise they are computed like any convolution."""
     rng = np.random.default_rng([stride, padding])
     x, w = rng.normal(size=(2, 5, 4, 3)), rng.normal(size=(1, 1, 3, 2))
     check_gradients(lambda x, w: conv.conv2d(x, w, None, stride, padding), x, w)

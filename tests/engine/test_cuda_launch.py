@@ -11,7 +11,7 @@ from support.fake_cupy import one_sentence
 from minidiff.engine.cuda import launch as cuda
 from minidiff.errors import UserError
 
-pytestmark = fake_cupy.of_the_double
+pytestmark = fake_cupy.of_the_stand_in
 compiles = fake_cupy.needs_compiler
 
 PLAIN = """\
@@ -45,7 +45,7 @@ FILES = {
 
 @pytest.fixture
 def cupy(monkeypatch, tmp_path):
-    """The double of CuPy on an H100, and a folder of these kernels."""
+    """The stand-in for CuPy on an H100, and a folder with these kernels."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     for header in cuda.folder().glob("*.cuh"):
@@ -99,7 +99,7 @@ def test_unknown_families_and_files_that_say_nothing(cupy):
 
 
 def test_every_kernel_of_ours_can_be_read(monkeypatch):
-    """Each says what it takes and needs, and has a signature that a launch can be checked against."""
+    """Each has comments 'takes' and 'needs', and signatures by which launches are checked."""
     fake_cupy.install(monkeypatch)
     sources = [source for family in cuda.families() for source in cuda.versions(family).values()]
     assert sorted(source.path for source in sources) == sorted(cuda.folder().glob("*.cu"))
@@ -120,7 +120,7 @@ def test_every_kernel_of_ours_can_be_read(monkeypatch):
     ("float64", "90", {}, 1),
     ("float16", "80", {}, 2),
     ("float16", "90", {}, 3),
-    ("float16", "100", {}, 4),                              # sm_90a's instructions are of that card alone
+    ("float16", "100", {}, 4),                              # only sm_90 has the instructions of sm_90a
     ("float16", "90", {"MINIDIFF_KERNEL_VERSION": "2"}, 2),
     ("float16", "100", {"MINIDIFF_KERNEL_VERSION": "3"}, 2),
     ("float16", "90", {"MINIDIFF_KERNEL_VERSION": "9"}, 3),
@@ -133,7 +133,7 @@ def test_the_version(cupy, monkeypatch, dtype, capability, environment, number):
 
 
 def test_a_version_that_is_asked_for_is_the_one_or_an_error(cupy, monkeypatch):
-    assert cuda.pick("scale", "float32", 2).number == 2     # asked for by its number, TF32 is meant
+    assert cuda.pick("scale", "float32", 2).number == 2     # a request by number includes TF32
     with pytest.raises(ValueError, match="version must be one of 1, 2, 3, 4, not 5") as error:
         cuda.pick("scale", "float32", 5)
     one_sentence(error)
@@ -250,7 +250,7 @@ def test_strides_that_are_passed_beside_an_array(cupy):
     x = cupy.asarray(np.arange(64, dtype=np.float32).reshape(32, 2))[:, 0]
     y = cupy.zeros(32, "float32")
     cuda.kernel(cuda.versions("scale")[1], "scale", "float32")(1, 32, cuda.strided(x), y, None, 32, 1.0, 0, shared=256)
-    np.testing.assert_array_equal(y.get(), np.arange(32))   # this kernel, told of no strides, reads on
+    np.testing.assert_array_equal(y.get(), np.arange(32))   # this kernel ignores the strides
 
 
 @compiles
@@ -305,9 +305,9 @@ def test_a_module_that_the_driver_does_not_load_is_said(cupy, monkeypatch):
 
 @compiles
 def test_out_of_memory_passes_and_the_next_call_works(cupy, monkeypatch):
-    """As MemoryError, of which the command line makes a sentence (test_cli.py)."""
+    """It is a MemoryError, which the command line turns into a message (test_cli.py)."""
     from minidiff.engine.cuda import norm as norm_cuda
-    monkeypatch.undo()                                      # the folder of kernels is ours again
+    monkeypatch.undo()                                      # back to our own kernels
     cupy = fake_cupy.install(monkeypatch)
     cuda.versions.cache_clear(), cuda._picked.cache_clear()
     x, ones = cupy.asarray(np.arange(24, dtype=np.float32).reshape(1, 6, 4)), cupy.ones(4, "float32")

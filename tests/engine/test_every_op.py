@@ -1,4 +1,4 @@
-"""What holds for every op alike: its gradient, its dtype, any layout in memory, and leaving nothing behind."""
+"""Tests of every op: its gradient, its dtype, any layout in memory, and no reference cycles."""
 
 import gc
 import inspect
@@ -76,7 +76,7 @@ def reversed_twice(x):
 
 
 def rows_reversed_twice(x):
-    """The last axis unbroken, the one before it running backwards: what a matrix product must not trip over."""
+    """Its last axis is contiguous, and the axis before it is reversed, which matrix products must handle."""
     backwards = (..., *(slice(None, None, -1),) * min(1, x.ndim - 1), slice(None))
     return np.ascontiguousarray(x[backwards])[backwards]
 
@@ -98,7 +98,7 @@ def test_any_layout_in_memory_gives_the_same(op, layout):
 
 @every_op
 def test_every_gradient_is_the_callers_own(op):
-    """Writing into one gradient, as clipping does, changes no other, nor the cotangent that was given."""
+    """Writing into one gradient, as clipping does, changes neither another gradient nor the caller's cotangent."""
     leaves = [Tensor(x, requires_grad=True) for x in op.inputs()]
     y = op.f(*leaves)
     dy = np.ones(y.shape)
@@ -111,7 +111,7 @@ def test_every_gradient_is_the_callers_own(op):
 
 @every_op
 def test_an_op_does_not_hold_on_to_its_result(op):
-    """No reference cycle: without the garbage collector, letting go of y frees it and the array it holds."""
+    """There is no reference cycle: without the garbage collector, deleting y frees it and its array."""
     leaves = [Tensor(x, requires_grad=True) for x in op.inputs()]
     gc.disable()
     try:
@@ -133,7 +133,7 @@ def test_no_grad_remembers_nothing(op):
 
 @every_op
 def test_inputs_that_want_no_gradient_get_none(op):
-    """Each input alone asking for its gradient gets the same one as when all ask."""
+    """An input that alone requires a gradient gets the same one as if all inputs do."""
     inputs = op.inputs()
     y = op.f(*(leaves := [Tensor(x, requires_grad=True) for x in inputs]))
     dy = np.random.default_rng(1).standard_normal(y.shape)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from support.fake_cupy import install, of_the_double
+from support.fake_cupy import install, of_the_stand_in
 
-pytestmark = of_the_double
+pytestmark = of_the_stand_in
 
 
 @pytest.fixture

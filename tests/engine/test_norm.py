@@ -1,4 +1,4 @@
-"""Group and layer norm against a loop over groups, their gradients, and extreme inputs."""
+"""Group and layer norm compared with a loop over groups, their gradients, and extreme inputs."""
 
 import numpy as np
 import pytest
@@ -44,14 +44,14 @@ def test_group_norm(drawn):
     x, groups, gamma, beta = drawn
     y = norm.group_norm(Tensor(x), groups, Tensor(gamma), Tensor(beta))
     np.testing.assert_allclose(y.data, by_loops(x, groups, gamma, beta), rtol=1e-9, atol=1e-11)
-    if x[0].size > groups:                                  # a group of one element has no derivative to speak of
+    if x[0].size > groups:                                  # the derivative of a group of one element is zero
         check_gradients(lambda x, g, b: norm.group_norm(x, groups, g, b, eps=0.1), x, gamma, beta)
 
 
 @few
 @given(norms(), st.sampled_from([np.float64, np.float32]))
 def test_the_silu_of_a_group_norm_is_the_two_ops_bit_for_bit(drawn, dtype):
-    """Half of z is as exact as z.  (In float16 the two ops would round z, and the one does not.)"""
+    """z / 2 has the same digits as z.  (In float16 the two ops would round z, and the single op does not.)"""
     x, groups, gamma, beta = drawn
     dy, results = normal(*x.shape, seed=3), []
     for f in (lambda x, g, b: norm.group_norm(x, groups, g, b, silu=True),
@@ -115,7 +115,7 @@ def test_a_large_mean_does_not_swallow_the_variance(mean):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.filterwarnings("error")
 def test_extreme_inputs(dtype):
-    """Law 38: +-10,000 in half precision, whose squares and sums it cannot hold, a constant, and zeros."""
+    """Law 38: +-10,000 in half precision, whose squares and sums overflow it, a constant, and zeros."""
     signs = np.sign(normal(2, 7, 7, 8))
     for x in (1e4 * signs, np.full((2, 7, 7, 8), 1e4), np.zeros((2, 7, 7, 8)), 1e-4 * signs):
         x = x.astype(dtype)

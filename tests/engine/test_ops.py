@@ -1,4 +1,4 @@
-"""The elementary ops against NumPy and SciPy, their gradients on awkward shapes, and what they refuse."""
+"""The elementary ops compared with NumPy and SciPy, their gradients on unusual shapes, and their error messages."""
 
 import math
 

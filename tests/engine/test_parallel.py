@@ -46,7 +46,7 @@ def test_results_come_in_order(cores):
     release = threading.Event()
 
     def f(i):
-        if i == 0 and cores > 1:                            # the first waits for a later one
+        if i == 0 and cores > 1:                            # the first call waits for a later one
             assert release.wait(timeout=20)
         if i == 1:
             release.set()
@@ -55,7 +55,7 @@ def test_results_come_in_order(cores):
 
 
 def test_it_is_in_parallel(monkeypatch):
-    """Two calls meet at a barrier, which neither could pass alone."""
+    """Two calls wait for each other at a barrier."""
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     parallel._pool.cache_clear()
     barrier = threading.Barrier(2)
@@ -136,7 +136,7 @@ def test_a_gpu_takes_a_map_over_a_batch_as_one_call(monkeypatch):
 
 
 def loss_of(x, w):
-    """Shards' losses over a batch x with shared weights w, as in training."""
+    """The losses of the shards of a batch x, with shared weights w, as in training."""
     return lambda part: ops.mean(ops.tanh(ops.tanh(Tensor(x[part]) @ w) @ w))
 
 

@@ -16,7 +16,7 @@ few = settings(deadline=None, max_examples=25)
 # --- one stream for each use --------------------------------------------------------------------------------
 
 def test_every_use_has_a_stream_of_its_own():
-    """Seeds, words and numbers that look alike when they are joined or padded, and seeds of more than 64 bits."""
+    """Also seeds, words and numbers that are equal when joined or padded, and seeds of more than 64 bits."""
     uses = [(1, "batch"), (1, "batch", 0), (1, "batch", 0, 0), (1, "batch", 1), (11, "batch"), (1, "weights"),
             (2**70, "batch"), (2**70 + 1, "batch"), (0, "batch", 1), (1, "batch", 11), (1, "batch", 1, 1)]
     assert len({generator(*use).random() for use in uses}) == len(uses)
@@ -31,7 +31,7 @@ def test_every_use_has_a_stream_of_its_own():
 @few
 @given(st.integers(0, 2**40), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
 def test_a_sample_depends_on_its_own_seed_only(seed, count, more, calls):
-    """Law 28: not on how many others there are, nor on how the batch was cut."""
+    """Law 28: it does not depend on the number of samples or on how the batch is divided."""
     alone, crowd, cut = SampleStreams(seed, count), SampleStreams(seed, count + more), SampleStreams(seed, count)
     for _ in range(calls):
         expected = alone.normal((2, 3))
@@ -97,7 +97,7 @@ def test_streams_of_the_cpu():
 
 
 def test_streams_are_numpys_own_generators():
-    """Row i is default_rng([seed, i]) drawn in the asked-for dtype; half precision is rounded from single."""
+    """Row i is drawn by default_rng([seed, i]) in the requested dtype; half precision is rounded from float32."""
     rows = {dtype: np.stack([np.random.default_rng([7, i]).standard_normal((5,), dtype=dtype) for i in range(3)])
             for dtype in (np.float32, np.float64)}
     assert (SampleStreams(7, 3).normal((5,)) == rows[np.float32]).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import every_op
 from support.every_op import EVERY_OP
-from support.fake_cupy import assert_same, install, of_the_double, one_sentence, watch_launches
+from support.fake_cupy import assert_same, install, of_the_stand_in, one_sentence, watch_launches
 from support.gradcheck import check_gradients
 
 from minidiff.engine import ops
@@ -25,7 +25,7 @@ def cupy(monkeypatch):
 
 @pytest.fixture
 def masks(cupy, monkeypatch):
-    """The masks that the ops of every_op.py close over, on the device; ids and labels stay, for CuPy takes them."""
+    """Moves the masks that the ops of every_op.py use to the device; ids and labels stay, since CuPy accepts them."""
     for name in ("SOME", "LOOK"):
         monkeypatch.setattr(every_op, name, cupy.asarray(getattr(every_op, name)))
 
@@ -50,7 +50,7 @@ def test_op(cupy, masks, monkeypatch, name, dtype):
         assert_same(found, expected)
 
 
-@of_the_double
+@of_the_stand_in
 @pytest.mark.parametrize("name, forward, backward", [
     ("conv2d", ["conv_forward"], ["conv_dx", "conv_dw"]),
     ("conv2d, strided", ["conv_forward"], ["conv_dx", "conv_dw"]),
@@ -60,7 +60,7 @@ def test_op(cupy, masks, monkeypatch, name, dtype):
     ("layer_norm", ["layer_norm_forward"], ["layer_norm_backward", "layer_norm_backward_sums", "sum_partials"]),
 ])
 def test_ops_take_their_kernels(cupy, monkeypatch, name, forward, backward):
-    """Both ways, and not NumPy's functions, which on the double are there for CuPy's."""
+    """Forward and backward; the stand-in would also compute the op with CuPy's own functions."""
     leaves = [Tensor(cupy.asarray(x), requires_grad=True) for x in EVERY_OP[name].inputs(np.float32)]
     launched = watch_launches(monkeypatch)
     y = EVERY_OP[name].f(*leaves)
@@ -71,7 +71,7 @@ def test_ops_take_their_kernels(cupy, monkeypatch, name, forward, backward):
 
 @every
 def test_gradient(cupy, masks, name):
-    """Central differences, as on the CPU (engine/test_every_op.py): the checker's arrays stay there, the op is here."""
+    """Central differences, as on the CPU (test_every_op.py): the checker is on the host, the op on the device."""
     def across(x: Tensor, there: str, back: str) -> Tensor:
         return record(to_device(x.data, there), (x,), lambda dy: (to_device(dy, back),))
 
@@ -130,7 +130,7 @@ def test_operators_numbers_and_leaves_without_a_part_in_the_result(cupy):
     x = Tensor(cupy.asarray(np.array([1.0, 2.0], np.float32)), requires_grad=True)
     unused = Tensor(cupy.ones(3), requires_grad=True)
     y = (2 * x - 1) / 4 + np.float32(3) + cupy.ones(2, np.float32) * x
-    y.backward(np.ones(2, np.float32))                      # a cotangent moves to where y is
+    y.backward(np.ones(2, np.float32))                      # a cotangent is moved to y's device
     assert_same(x.grad, np.full(2, 1.5, np.float32))
     assert_same(y.data, np.array([4.25, 5.75], np.float32))
     loss = ops.sum(x)

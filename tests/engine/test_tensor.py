@@ -1,4 +1,4 @@
-"""The autograd itself: gradients of whole graphs, what is accumulated, what is freed, and what is refused."""
+"""Reverse-mode differentiation: gradients of whole graphs, what is accumulated and freed, and error messages."""
 
 import gc
 import re
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fake_cupy import install, of_the_double
+from support.fake_cupy import install, of_the_stand_in
 from support.gradcheck import check_gradients
 from support.refusals import check_message, zeros
 
@@ -28,7 +28,7 @@ def leaf(*values, dtype=np.float64) -> Tensor:
 
 
 def faulty(name: str):
-    """An op whose forward is right and whose pullback is not."""
+    """An op whose result is right and whose pullback is wrong."""
     def wrong_sign(x):
         return record(np.sin(x.data), (x,), lambda dy: (-dy * np.cos(x.data),))
 
@@ -38,7 +38,7 @@ def faulty(name: str):
     def softmax_of_zero(x):                                 # right for a cotangent of ones, and for no other
         return record(ops.softmax(x).data, (x,), lambda dy: (0 * dy,))
 
-    def not_summed(x):                                      # broadcast, and the repeats not added up
+    def not_summed(x):                                      # broadcasts, and does not sum the repeats
         return record(np.repeat(x.data, 2, axis=0), (x,), lambda dy: (dy[::2],))
 
     def overwrites(x):                                      # a repeated index keeps its last cotangent only
@@ -130,7 +130,7 @@ def test_backward_accumulates_until_grad_is_cleared():
 
 
 def test_grad_is_its_own_array():
-    """Neither the cotangent given, nor another leaf's gradient, changes with it."""
+    """Changing it changes neither the caller's cotangent nor another leaf's gradient."""
     x, w, dy = leaf(1.0, 2.0), leaf(3.0, 4.0), np.ones(2)
     (x + w).backward(dy)
     x.grad *= 5
@@ -186,7 +186,7 @@ def test_keep_graph_lets_backward_be_called_again():
 
 
 def test_a_graph_that_was_freed_in_part_is_refused_whole():
-    """The second result shares a freed piece with the first: it raises, and adds nothing to any leaf."""
+    """The second result shares a freed part with the first: backward raises, and adds nothing to any leaf."""
     x, w = leaf(3.0), leaf(5.0)
     shared = x * x
     first, second = shared * 2, (shared + w) * w
@@ -214,22 +214,22 @@ def test_gradients_are_arrays_of_their_own(device, monkeypatch):
             grads += gradients(ops.sum(b), [b])
         for i, g in enumerate(grads):
             assert isinstance(g, xp.ndarray) and g.shape == shape and g.flags.c_contiguous
-            g *= 2 + i                                      # what shares its memory grows with it
+            g *= 2 + i                                      # an array that shares its memory changes, too
         assert [g.sum().item() for g in grads] == [(2 + i) * x.size for i in range(len(grads))]
         assert dy.sum().item() == x.size
 
 
 def test_gradients_that_are_views_of_one_array_share_none_of_it():
-    """A reshape's pullback gives a view; nor is it a view of what the caller gave."""
+    """The pullback of reshape returns a view; a gradient is not a view of the caller's array either."""
     x, w, dy = leaf(1.0, 2.0, 3.0), leaf(4.0, 5.0, 6.0), np.ones((1, 3))
     for y in ((x + w.reshape(1, 3).reshape(3)).reshape(1, 3) * 2.0, (x + w).reshape(1, 3)):
         dx, dw = gradients(y, [x, w], dy)
         assert not (np.shares_memory(dx, dw) or np.shares_memory(dx, dy) or np.shares_memory(dw, dy))
 
 
-@of_the_double
+@of_the_stand_in
 def test_gradients_on_a_gpu_are_copied_only_where_they_must_be(monkeypatch):
-    """Each copy is a launch: of two leaves that are given one array one is copied, and of a product's none."""
+    """Each copy is a launch.  If two leaves get the same array, one is copied; of a product's gradients, none is."""
     cupy, copies = install(monkeypatch), []
     own = cupy.ndarray.__getattr__
     monkeypatch.setattr(cupy.ndarray, "__getattr__", lambda a, name: (
@@ -241,9 +241,9 @@ def test_gradients_on_a_gpu_are_copied_only_where_they_must_be(monkeypatch):
     assert copies == ["copy"]
 
 
-@of_the_double
+@of_the_stand_in
 def test_gradients_on_a_gpu_share_no_memory(monkeypatch):
-    """Nor do the halves of one array, of which the second begins where no other does."""
+    """Nor do two halves of one array, the second of which begins at an address of its own."""
     cupy = install(monkeypatch)
     a, b, c = (Tensor(cupy.ones(shape), requires_grad=True) for shape in ((4, 2), (2, 2), (2, 2)))
     da, db, dc = gradients(((ops.concat([b, c], axis=0) + a) * 2).sum(), [a, b, c])
@@ -298,7 +298,7 @@ def test_no_grad_is_for_this_thread_only():
 
 
 def test_a_graph_of_10_000_ops():
-    """Ten times deeper than Python recurses; built, walked, and a second one thrown away unwalked."""
+    """Ten times deeper than Python's limit of recursion; one graph is walked, and a second one is dropped unwalked."""
     depth = 10_000
     assert depth > 5 * sys.getrecursionlimit()
     x = leaf(1.0)
@@ -311,7 +311,7 @@ def test_a_graph_of_10_000_ops():
 
 
 def test_backward_frees_the_graph_as_it_goes():
-    """When the walk reaches the first of 30 ops, the 29 later ones have let go of their arrays."""
+    """When the walk reaches the first of 30 ops, the arrays of the 29 later ones are freed."""
     x, results, alive_at_the_end = leaf(1.0, 2.0), [], []
 
     def first(x):
@@ -335,7 +335,7 @@ def test_backward_frees_the_graph_as_it_goes():
 
 
 def test_peak_memory_of_backward_is_a_few_arrays():
-    """A chain of 40 ops holds 40 arrays forward; walking back must need only a few more, not 40 cotangents."""
+    """A chain of 40 ops keeps 40 arrays; backward must need only a few more, not 40 cotangents."""
     n, size = 40, 100_000
     x = Tensor(np.ones(size, np.float32), requires_grad=True)
     y = x
@@ -352,7 +352,7 @@ def test_peak_memory_of_backward_is_a_few_arrays():
 
 
 def test_no_garbage_is_left_without_the_collector():
-    """50 graphs are built and walked, 50 built and dropped, garbage collector off: memory stays as it was."""
+    """50 graphs are walked and 50 are dropped, without the garbage collector: memory does not grow."""
     rng = np.random.default_rng(0)
     w = Tensor(rng.standard_normal((64, 64), dtype=np.float32), requires_grad=True)
     x = Tensor(rng.standard_normal((256, 64), dtype=np.float32))

@@ -257,7 +257,7 @@ def test_the_data_set_denoiser_is_one_call(cupy, version, dtype):
     np.testing.assert_allclose(x0_hat[0, 0], DatasetDenoiser(schedule, data)(x, t), rtol=0, atol=bound)
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 # --- what is true of the kernels -------------------------------------------------------------------------------
 
 @EACH
@@ -286,7 +286,7 @@ def awkward_cases(dtype):
             yield 2 * q, k, v, mask, causal, ("part",) * 3
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitize", ["address", "thread"])
 @EACH_ONCE
@@ -321,7 +321,7 @@ def plant(monkeypatch, tmp_path, version, old, new) -> None:
     monkeypatch.setattr(cuda, "pick", lambda *_: replace(source, path=tmp_path / source.path.name))
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.slow
 @pytest.mark.parametrize("version, old, new", PLANTED)
 def test_planted_bugs_are_found(cupy, version, old, new, monkeypatch, tmp_path):
@@ -331,7 +331,7 @@ def test_planted_bugs_are_found(cupy, version, old, new, monkeypatch, tmp_path):
             check_case(cupy, version, "float32", case)
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.slow
 @pytest.mark.parametrize("version, old, new", RACES)
 def test_planted_races_are_found(cupy, version, old, new, monkeypatch, tmp_path):

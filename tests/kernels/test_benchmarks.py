@@ -250,7 +250,7 @@ def measured(monkeypatch):
 
 
 @needs_compiler
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 def test_each_version_that_is_right_gets_a_time(measured):
     rows = measured()
     assert list(rows) == ["v1", "v2", "cuDNN"]
@@ -261,14 +261,14 @@ def test_each_version_that_is_right_gets_a_time(measured):
         assert row["share"] == pytest.approx(row["speed"] / 1e-5)
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 def test_a_version_that_is_wrong_gets_none(measured):
     rows = measured(ours=lambda case, version, x, w, bias, dy: lambda: dy * 1.001 if version == 1 else x)
     assert rows["v1"]["ms"] is rows["v2"]["ms"] is None
     assert rows["v1"]["note"].startswith("wrong: error 1") and rows["v2"]["note"] == "wrong: error inf"
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 def test_a_version_that_fails_says_why_and_the_others_go_on(measured):
     def ours(case, version, *arrays):
         if version == 1:
@@ -279,7 +279,7 @@ def test_a_version_that_fails_says_why_and_the_others_go_on(measured):
     assert rows["v2"]["ms"] == 2.0
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 def test_a_card_that_was_lost_ends_it(measured):
     class Gone(TwoMilliseconds):
         def synchronize(self):
@@ -403,7 +403,7 @@ def test_without_a_gpu_one_sentence_says_what_is_missing(monkeypatch, capsys):
     assert "needs CuPy" in said and said.count("\n") == 1
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 def test_with_cupy_alone_it_asks_for_a_gpu(monkeypatch, capsys):
     fake_cupy.install(monkeypatch, gpus=0)
     assert kernels.main(["--only", "conv"]) == 2

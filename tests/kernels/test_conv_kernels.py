@@ -254,7 +254,7 @@ def test_arrays_of_any_strides_and_address(cupy, version):
     assert off_by_one(cupy, x).data.ptr % 16                # else this showed nothing
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.parametrize("version", cuda.versions("conv"))
 def test_the_order_of_threads_changes_no_bit(cupy, monkeypatch, version):
     source = cuda.versions("conv")[version]
@@ -291,7 +291,7 @@ def test_infinity_reaches_its_neighbours_only(cupy, version):
     assert np.isinf(dw[:2, :2, 0]).all() and np.isfinite(dw[..., 1:, :]).all() and np.isfinite(dw[2]).all()
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 def test_a_small_image_with_a_long_sum_is_shared_among_blocks_and_a_large_one_is_not(cupy):
     def plan(kernel, x_shape, D):
         return conv_cuda._plan(kernel, cuda.versions("conv")[3], x_shape, (3, 3, x_shape[3], D), 1, 1, None)
@@ -384,7 +384,7 @@ PLANTED = [
 
 
 @pytest.mark.slow
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.parametrize("version, right, wrong, sanitize", PLANTED)
 def test_a_planted_error_is_found(cupy, monkeypatch, version, right, wrong, sanitize):
     planted = cuda.versions("conv")[version].path

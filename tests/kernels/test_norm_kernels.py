@@ -215,7 +215,7 @@ def test_a_nan_stays_in_its_group(version):
 SPLIT = [(48, 10, (2, (37,), 4, 10, True, True)), (20, 6, (1, (5,), 3, 5, False, True))]
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.parametrize("version", [3, 4])
 def test_every_order_of_threads_gives_the_same_bits(version, monkeypatch):
     for limit, part, case in SPLIT:
@@ -228,7 +228,7 @@ def test_every_order_of_threads_gives_the_same_bits(version, monkeypatch):
             assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 @pytest.mark.parametrize("version", [3, 4])
@@ -280,7 +280,7 @@ def test_plans_cover_every_pixel_within_the_card(version, B, N, groups, size, it
     assert (plan.splits - 1) * plan.part < N <= plan.splits * plan.part
 
 
-@fake_cupy.of_the_double
+@fake_cupy.of_the_stand_in
 @pytest.mark.parametrize("shape, groups, itemsize, version", [
     ((128, 196, 64), 8, 4, 3), ((16, 1024, 640), 32, 4, 3), ((2, 4096, 320), 32, 4, 4), ((2, 4096, 320), 32, 2, 4),
     ((128, 196, 64), 8, 2, 3),

@@ -13,7 +13,7 @@ from support.kernel_examples import EXAMPLES, every_version
 from minidiff.engine.cuda import launch as cuda
 
 pytestmark = [fake_cupy.needs_compiler,
-              fake_cupy.of_the_double]
+              fake_cupy.of_the_stand_in]
 slow = pytest.mark.slow
 every = pytest.mark.parametrize("family, version, dtype", [*every_version()])
 

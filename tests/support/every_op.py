@@ -1,4 +1,4 @@
-"""Every op of the engine on small inputs, for the tests that hold for all of them alike."""
+"""Every op of the engine on small inputs, for tests that apply to all of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from minidiff.engine import attention, conv, norm, ops
 class Op:
     f: Callable                             # Tensors -> Tensor
     shapes: tuple[tuple[int, ...], ...]     # of its differentiable inputs
-    positive: bool = False                  # whether it is defined, or smooth, for positive numbers only
+    positive: bool = False                  # whether it is defined, or smooth, only for positive numbers
 
     def inputs(self, dtype=np.float64, seed: int = 0) -> list[np.ndarray]:
         rng = np.random.default_rng(seed)

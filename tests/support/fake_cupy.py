@@ -1,19 +1,19 @@
-"""A stand-in for CuPy where there is no GPU: arrays that NumPy may not touch, and a module that may touch no other.
+"""A stand-in for CuPy on machines without a GPU: its arrays reject NumPy's functions, and its functions NumPy's arrays.
 
-It keeps CuPy's rules for the border between the two memories, and is as strict or stricter:
+It has CuPy's rules for the two memories, and is as strict or stricter:
 
-    an array is no np.ndarray, becomes one by .get() only, and came from one by cupy.asarray, as a copy
-    no op takes a host array beside a device array (Python's numbers and NumPy's scalars pass, as they do in CuPy)
-    cupy's functions take no host array, and NumPy's no device array (CuPy would answer some such calls in kind, and
-        wait for the device in others: here the code must have asked xp_of)
+    an array is not an np.ndarray; .get() copies it to one, and cupy.asarray copies one to the device
+    an op does not mix host and device arrays (it accepts Python's numbers and NumPy's scalars, as CuPy does)
+    cupy's functions take no host arrays, and NumPy's no device arrays (CuPy accepts some such calls, and waits for the
+        device in others; here the code must have asked xp_of)
     a reduction gives an array of shape (), not a number
-    there is nothing that CuPy 14.2 has not: no geomspace, no sum(where=...), no x.item(3), no x @= y
+    what CuPy 14.2 lacks is missing here, too: geomspace, sum(where=...), x.item(3), x @= y
 
-With MINIDIFF_TEST_DEVICE=cuda in the environment, `install` gives the real CuPy in its place.
+With MINIDIFF_TEST_DEVICE=cuda in the environment, `install` gives the real CuPy instead.
 
-Kernels, cupy.RawModule, run on the CPU (cuda_on_cpu) and take exact types only: a Python number would arrive as 8
-bytes.  An index may be a host array, which CuPy copies to the device, and so may a transpose's axes.  Beneath it is
-NumPy, so that results are NumPy's, bit for bit; what a GPU would compute, and how fast, it does not say.
+Kernels, cupy.RawModule, run on the CPU (cuda_on_cpu) and take exact types only: a Python number would be passed as 8
+bytes.  An index may be a host array, which CuPy copies to the device, and so may the axes of a transpose.  NumPy
+computes everything, so results are NumPy's, bit for bit.  The stand-in does not show a GPU's rounding or speed.
 """
 
 import ast
@@ -59,7 +59,7 @@ UNKNOWN_TO_CUPY = {"where", "initial", "subok", "like", "device", "correction"} 
 class ndarray:
     """cupy.ndarray; `_a` is its memory, which no test should look at."""
 
-    __array_ufunc__ = None                                  # a host array on the left leaves the op to ours, below
+    __array_ufunc__ = None                                  # host array + device array then calls our operator, below
     __array_priority__ = 100
     __hash__ = None
 
@@ -136,7 +136,7 @@ def _install_operators() -> None:
     def binary(f):
         def op(x, y):
             if not isinstance(y, ndarray) and getattr(y, "__array_ufunc__", 0) is None:
-                return NotImplemented                       # a Tensor's own operator is asked
+                return NotImplemented                       # then Python calls Tensor's operator
             return _on_device(f(x._a, _on_host(y)))
         return op
 
@@ -147,7 +147,7 @@ def _install_operators() -> None:
         return op
 
     def product(x, y):
-        return np.asarray(x @ y).astype(np.result_type(x, y), copy=False)   # NumPy makes float32 of two bfloat16
+        return np.asarray(x @ y).astype(np.result_type(x, y), copy=False)   # for two bfloat16 NumPy returns float32
 
     for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
         f = product if name == "matmul" else getattr(operator, f"__{name}__")
@@ -166,7 +166,7 @@ _install_operators()
 
 
 def _on_host(x):
-    """An argument as NumPy takes it; TypeError where it is on the host already."""
+    """An argument as NumPy takes it; TypeError if it is a host array."""
     if isinstance(x, ndarray):
         return x._a
     if isinstance(x, np.ndarray):
@@ -177,7 +177,7 @@ def _on_host(x):
 
 
 def _on_device(result):
-    """A result of NumPy's as CuPy gives it: a number that was computed becomes an array of shape ()."""
+    """A result of NumPy as CuPy returns it: a computed number becomes an array of shape ()."""
     if isinstance(result, (np.ndarray, np.generic)):
         return ndarray(np.asarray(result))
     if isinstance(result, tuple | list) and any(isinstance(r, np.ndarray) for r in result):
@@ -229,7 +229,7 @@ class NVRTCError(Exception):
 
 
 class Nvrtc:
-    """cupy.cuda.nvrtc, as far as it is used: a program is a list, and what was compiled the text of it."""
+    """The part of cupy.cuda.nvrtc that is used: a program is a list, and its binary is the text of that list."""
 
     NVRTCError = NVRTCError
     getVersion = staticmethod(lambda: (13, 0))
@@ -292,9 +292,9 @@ class RawModule:
 
 
 def compile_ahead() -> None:
-    """Compiles, in a thread of its own, what most of the kernels' tests will ask for.
+    """Compiles, in another thread, the kernels that most of the tests use.
 
-    The sources are read here and now: a test may put other kernels in their place.
+    It reads the sources at once, since a test may later replace them.
     """
     from minidiff.engine.cuda import launch as cuda
     if cuda_on_cpu.WHY_NOT or REAL:
@@ -307,12 +307,12 @@ def compile_ahead() -> None:
 
 
 def launch(program: cuda_on_cpu.Program, kernel: str, grid, block, args: list, shared: int) -> None:
-    """How a kernel runs; a test may put another in its place, to watch or to sanitize."""
+    """Runs a kernel; a test may replace this function, to watch launches or to use a sanitizer."""
     program.launch(kernel, grid, block, args, shared)
 
 
 def watch_launches(monkeypatch) -> list[str]:
-    """The names of the kernels that are launched from now on, in their order; with the real CuPy there is none."""
+    """A list that gets the name of each kernel launched from now on; with the real CuPy it stays empty."""
     names, own = [], launch
 
     def watched(program, kernel, *args):
@@ -337,7 +337,7 @@ class RawKernel:
 
 
 def fake_cupy(gpus: int) -> ModuleType:
-    """CuPy on a machine with so many GPUs."""
+    """CuPy on a machine with this number of GPUs."""
     cupy = ModuleType("cupy")
     for name in FUNCTIONS:
         setattr(cupy, name, _function(getattr(np, name)))
@@ -359,14 +359,14 @@ def fake_cupy(gpus: int) -> ModuleType:
     return cupy
 
 
-REAL = os.environ.get("MINIDIFF_TEST_DEVICE") == "cuda"     # the same tests, on CuPy and the GPU of this machine
+REAL = os.environ.get("MINIDIFF_TEST_DEVICE") == "cuda"     # the same tests with CuPy on the GPU of this machine
 needs_compiler = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None, reason=str(cuda_on_cpu.WHY_NOT))
 needs_device = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None and not REAL, reason=str(cuda_on_cpu.WHY_NOT))
-of_the_double = pytest.mark.skipif(REAL, reason="a test of the double of CuPy, and MINIDIFF_TEST_DEVICE=cuda")
+of_the_stand_in = pytest.mark.skipif(REAL, reason="a test of the stand-in for CuPy, and MINIDIFF_TEST_DEVICE=cuda")
 
 
 def install(monkeypatch, gpus: int = 1) -> ModuleType:
-    """For the time of one test, the module that `import cupy` gives."""
+    """Makes `import cupy` give this module during one test, and returns it."""
     if REAL:
         import cupy
         return cupy
@@ -376,13 +376,13 @@ def install(monkeypatch, gpus: int = 1) -> ModuleType:
     return module
 
 
-# --- what tests say of it -----------------------------------------------------------------------------------
+# --- assertions --------------------------------------------------------------------------------------------
 
 ROUNDING = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-5}       # of sums of up to 10,000 terms of size 1
 
 
 def assert_same(found, expected) -> None:
-    """found is on the device and has expected's shape, dtype and, to rounding, its values; or tuples of such."""
+    """found is on the device, with expected's shape, dtype and, to rounding, values.  Or both are tuples of arrays."""
     if isinstance(expected, tuple):
         assert isinstance(found, tuple) and len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
@@ -396,6 +396,6 @@ def assert_same(found, expected) -> None:
 
 
 def one_sentence(error) -> None:
-    """Of an error that pytest caught: it says something, on one line."""
+    """The message of an error that pytest caught is one line, and not empty."""
     message = str(error.value)
     assert message and "\n" not in message

@@ -1,10 +1,10 @@
-"""The gradient checker: what backward says, against central differences, in float64.
+"""The gradient checker: compares backward with central differences, in float64.
 
-    L(x) = sum(f(x) dy)                                     dy random: a cotangent of ones hides errors
+    L(x) = sum(f(x) dy)                                     dy is random: a cotangent of ones hides errors
     dL/dx_i = (L(x + h e_i) - L(x - h e_i)) / 2h + O(h^2)
 
-The derivative along every element of every input, or, where there are many, along a few random directions
-(a wrong gradient is orthogonal to a random direction with probability 0).
+It takes the derivative along every element of every input or, if there are many, along a few random directions
+(the error of a wrong gradient is orthogonal to a random direction with probability 0).
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ def check_gradients(f, *inputs, directions: int = 0, rtol: float = 1e-6, seed: i
     """AssertionError, naming the input, unless f's gradients are right.
 
     f           takes the inputs as Tensors and returns a Tensor
-    inputs      float64 arrays (of any layout in memory), or Tensors such as a module's parameters, which f
-                may then also reach in its own way; they are moved in place and put back
+    inputs      float64 arrays (of any layout in memory), or Tensors such as a module's parameters, which f may also
+                read directly; they are changed in place and restored
     directions  0: every element of every input; n: n random directions in each input
     rtol        allowed error, relative to the largest derivative of that input
     """

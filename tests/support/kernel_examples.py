@@ -1,4 +1,4 @@
-"""One small, ragged launch of every kernel, for the tests and tools that run them all alike."""
+"""One small launch of every kernel, with sizes that do not fill its tiles, for tests and tools that run all kernels."""
 
 from collections.abc import Callable, Iterator
 
@@ -19,7 +19,7 @@ def _normal(xp, dtype: str, *shapes: tuple[int, ...]) -> list:
 
 
 def conv(xp, dtype: str, version: int) -> None:
-    """3 x 3, stride 2 and 1, channels that are no multiple of 4, a tile that is not full."""
+    """3 x 3, stride 2 and 1, channels that are not a multiple of 4, a tile that is not full."""
     for stride, shape, w_shape, splits in ((2, (2, 5, 7, 5), (3, 3, 5, 7), 1), (1, (1, 9, 8, 8), (3, 3, 8, 36), 3)):
         x, w, bias = _normal(xp, dtype, shape, w_shape, w_shape[3:])
         y = conv_cuda.correlate(x, w, stride, 1, bias, silu=True, version=version, splits=splits)
@@ -67,13 +67,13 @@ def sum_partials(xp, dtype: str, version: int) -> None:
         conv_cuda.correlate(x, w, 1, 1, version=3 if dtype != "float64" else 1, splits=2, **more)
 
 
-# Not here: adamw, whose arrays are known to it by a table of addresses, which no other process could follow.
+# adamw is missing: it gets its arrays by a table of addresses, which are invalid in another process.
 EXAMPLES: dict[str, Callable] = {f.__name__: f for f in (
     conv, attention_forward, attention_backward, group_norm, layer_norm, normal, sum_partials)}
 
 
 def every_version() -> Iterator[tuple[str, int, str]]:
-    """(family, version, dtype) of every file in EXAMPLES, in the first of the types that it takes."""
+    """(family, version, dtype) of every version of the families in EXAMPLES, with the first dtype that it takes."""
     for family in EXAMPLES:
         for number, source in cuda.versions(family).items():
             yield family, number, "float32" if source.takes[0] == "tf32" else source.takes[0]

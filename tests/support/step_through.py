@@ -1,8 +1,8 @@
 """Steps through a CUDA kernel without a GPU:  python -m tests.support.step_through conv 2
 
-Runs a small example of a kernel, on the CPU, writes each of its launches to a file, and says how to run them in gdb.
-With --sanitize address or thread it runs them under a sanitizer instead: out-of-bounds accesses and races, by line.
-docs/cuda_on_cpu.md tells the rest.
+Runs a small example of a kernel on the CPU, writes each of its launches to a file, and prints how to run them in gdb.
+With --sanitize address or thread it runs them with a sanitizer instead, which reports out-of-bounds accesses or races
+by line.  docs/cuda_on_cpu.md has more.
 """
 
 import argparse

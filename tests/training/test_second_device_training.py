@@ -5,7 +5,7 @@ from types import MethodType
 import numpy as np
 import pytest
 from support import tiny
-from support.fake_cupy import assert_same, install, of_the_double
+from support.fake_cupy import assert_same, install, of_the_stand_in
 
 from minidiff import checkpoint
 from minidiff.engine.cuda.random import DeviceSampleStreams
@@ -83,7 +83,7 @@ def watch(cupy, monkeypatch) -> list[str]:
     return calls
 
 
-@of_the_double
+@of_the_stand_in
 @pytest.mark.parametrize("precision", AGREEMENT)
 def test_no_step_waits_for_the_device(cupy, monkeypatch, precision):
     """Steps 2 and 3 read nothing back; then the losses of all are fetched at once."""

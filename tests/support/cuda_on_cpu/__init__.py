@@ -3,8 +3,8 @@
     kernel = Program(source, {"ELEMENT": "float"})["conv_forward"]
     kernel(grid, block, [x, w, None, y, np.int32(3), ...], shared=0)
 
-cuda_on_cpu.h says how.  `order` runs a block's threads forward (0), in reverse (1) or shuffled (2, 3, ...): a kernel
-without races gives the same bits.  `sanitize` runs the launch in a program of its own, watched by GCC's
+cuda_on_cpu.h explains how.  `order` runs a block's threads forward (0), in reverse (1) or shuffled (2, 3, ...); a
+kernel without races gives the same bits each time.  `sanitize` runs the launch in a separate program with GCC's
 AddressSanitizer and UBSan ("address": out-of-bounds accesses by line) or ThreadSanitizer ("thread": races by line).
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "kernels"
-BUILD = HERE / ".build"                                     # compiled programs, named for what they were made from
+BUILD = HERE / ".build"                                     # compiled programs, named by a hash of their source
 STACK = 128 << 10                                           # bytes; as in cuda_on_cpu.h
 FLAGS = ("-std=c++17", "-g", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable",
          "-Wno-unused-but-set-variable", "-Wno-sign-compare", "-Wno-tautological-compare", f"-I{HERE}", f"-I{KERNELS}")
@@ -43,12 +43,12 @@ _one_at_a_time = threading.Lock()
 
 
 class LaunchError(RuntimeError):
-    """A kernel did what a GPU may not forgive: a deadlock, a barrier that not all reach, a sanitizer's finding."""
+    """A kernel has an error: a deadlock, a barrier that not all threads reach, or one that a sanitizer found."""
 
 
 @cache
 def compiler() -> str | None:
-    """The host's C++ compiler, $CXX or g++, or None: it must be GCC's or take its options."""
+    """The host's C++ compiler, $CXX or g++, or None.  It must be GCC or accept GCC's options."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
@@ -80,7 +80,7 @@ class Program:
 
     @property
     def path(self) -> Path:
-        """The compiled library, or, sanitized, the program."""
+        """The compiled library; with a sanitizer, the program."""
         text = self._text()
         options = (*FLAGS, *WATCHED[self.sanitize], *self.defines)
         headers = sorted([*HERE.glob("*.h"), *HERE.glob("*.cuh"), *KERNELS.glob("*.cuh")])
@@ -109,7 +109,7 @@ class Program:
                                   capture_output=True)
             if done.returncode:
                 raise SyntaxError(f"{self.name} does not compile:\n{done.stderr}")
-            made.replace(path)                              # whole or not at all: others may compile the same
+            made.replace(path)                              # atomic, since other processes may compile the same
 
     def launch(self, kernel: str, grid, block, args, shared: int = 0, order: int = 0) -> None:
         """Runs a kernel.  args: NumPy arrays (written to in place), NumPy scalars of the exact C type, None (null)."""
@@ -121,7 +121,7 @@ class Program:
         pointers = (ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held))
         run = getattr(_library(str(self.path)), f"cuda_on_cpu_run_{kernel}")
         run.restype = ctypes.c_char_p
-        with _one_at_a_time:                                # the threads' stacks are there once
+        with _one_at_a_time:                                # there is one set of stacks for the threads
             error = run(ctypes.c_void_p(head.ctypes.data), pointers, ctypes.c_void_p(_stacks().ctypes.data))
         if error:
             raise LaunchError(f"{self.name}, {kernel}: {error.decode()}")
@@ -181,7 +181,7 @@ def _memory(a: np.ndarray) -> np.ndarray:
 
 @cache
 def _stacks() -> np.ndarray:
-    """Memory for the stacks of a block's 1024 threads; what is never touched costs nothing."""
+    """Memory for the stacks of a block's 1024 threads; the system allocates a page only when it is used."""
     return np.frombuffer(mmap.mmap(-1, 1024 * STACK), np.uint8)
 
 

@@ -1,16 +1,17 @@
-// CUDA on a CPU: compiles a .cu file with the host's C++ compiler and runs its threads one after the other.
+// CUDA on a CPU: compiles a .cu file with the host's C++ compiler and runs its threads one after another.
 //
-// Each thread of a block is a fibre: a stack of its own, and a switch by hand.  A fibre runs until it must wait for
-// others (__syncthreads, a shuffle), and the next one goes on; so a block needs one core, its threads can be stepped
-// through in a debugger, and a run is the same every time.  Blocks run one after the other.
+// Each thread of a block is a fibre: it has its own stack, and our code switches between fibres.  A fibre runs until it
+// must wait for others (__syncthreads, a shuffle), and then the next one continues.  So a block needs one core, its
+// threads can be stepped through in a debugger, and every run is the same.  Blocks run one after another.
 //
 //     run(kernel)  for each block:  shared memory <- NaN;  a fibre for each thread
-//                  while fibres live:  resume each that is not waiting, in the order asked for
-//                                      all wait at a barrier -> release;  none can go on -> deadlock, with its lines
+//                  while fibres live:  resume each that is not waiting, in the requested order
+//                                      all wait at a barrier -> release;  none can continue -> deadlock, with its lines
 //
-// What it shows, and a GPU would not: reads of shared memory that nobody wrote (NaN comes out), threads that wait at
-// different barriers, shuffles that a lane does not join, and, by running the threads in reverse, results that depend
-// on who was first.  Compiled with a sanitizer (-DSANITIZED) it also names out-of-bounds accesses and races by line.
+// It detects errors that a GPU would hide: shared memory that is read before it is written (the result is NaN), threads
+// that wait at different barriers, shuffles in which a lane does not take part, and, by running the threads in reverse,
+// results that depend on their order.  Compiled with a sanitizer (-DSANITIZED) it also names out-of-bounds accesses and
+// races by line.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -36,7 +37,7 @@
 #include <ucontext.h>
 #endif
 
-// --- the words of CUDA C++ --------------------------------------------------------------------------------
+// --- the language CUDA C++ --------------------------------------------------------------------------------
 
 #define CUDA_ON_CPU 1
 #define __global__
@@ -51,7 +52,7 @@
 #ifdef SANITIZED                    // a sanitizer watches statics better; Python takes `extern` from dynamic ones
 #define __shared__ static
 #else
-#define __shared__ thread_local     // in a function that means static, and `extern __shared__ X x[]` stays a declaration
+#define __shared__ thread_local     // in a function this implies static, and `extern __shared__ X x[]` stays a declaration
 #endif
 
 struct uint3 { unsigned x, y, z; };
@@ -127,7 +128,7 @@ constexpr size_t STACK = 512 << 10;
 #else
 constexpr size_t STACK = 128 << 10;
 #endif
-constexpr uint64_t CANARY = 0x5afe57ac6b0770a1u;            // at a stack's end: gone where it overflowed
+constexpr uint64_t CANARY = 0x5afe57ac6b0770a1u;            // at a stack's end; an overflow overwrites it
 
 enum State { READY, AT_BARRIER, IN_WARP, DONE };
 
@@ -135,11 +136,11 @@ struct Fibre {
     void* stack;                                            // its lower end
     size_t size;
     State state;
-    int line;                                               // where it waits
-    struct Round* round;                                    // the warp's exchange that it waits for, or reads from
+    int line;                                               // the line where it waits
+    struct Round* round;                                    // the warp's exchange in which it takes part
     uint3 thread;
-    int barriers;                                           // that it has come to
-    int queued;                                             // for ptx.cuh: whether asynchronous copies are under way
+    int barriers;                                           // the number that it has reached
+    int queued;                                             // for ptx.cuh: whether asynchronous copies are in transit
     void* tsan;
     void* fake_stack;
 #if defined(__x86_64__)
@@ -151,7 +152,7 @@ struct Fibre {
 
 struct Launch {
     unsigned grid[3], block[3], shared;
-    int order;                                              // 0 forward, 1 reverse, else the seed of a shuffle (and
+    int order;                                              // 0 forward, 1 reverse, otherwise a shuffle's seed (and
                                                             // blocks in reverse unless 0)
 };
 
@@ -163,7 +164,7 @@ static void (*body)(void*);
 static void* body_arguments;
 
 #if defined(__x86_64__)
-// What a function must leave as it found it: six registers and the stack pointer.
+// What a function must preserve: six registers and the stack pointer.
 extern "C" void cuda_on_cpu_switch(void** from, void* to);
 asm(R"(
 .pushsection .text
@@ -225,16 +226,16 @@ UNWATCHED static void start() {
 
 // --- barriers and warps -----------------------------------------------------------------------------------
 
-constexpr size_t WIDEST = 64;                               // bytes that a lane brings to an exchange
+constexpr size_t WIDEST = 64;                               // most bytes that a lane gives to an exchange
 
-// One exchange among lanes of a warp: each brings a value, and when all have come each may read all.
+// One exchange among lanes of a warp: each gives a value, and when all have arrived, each may read all values.
 struct Round {
-    unsigned mask, come, left;                              // lanes: asked for, here, still to go on
+    unsigned mask, come, left;                              // lanes: required, arrived, not yet continued
     int line;
     size_t size;
     alignas(16) unsigned char values[32 * WIDEST];          // packed: lane i's at i * size
 };
-constexpr int ROUNDS = 66;                                  // each of 32 lanes reads from one and waits for another
+constexpr int ROUNDS = 66;                                  // each of 32 lanes reads one and waits for another
 static Round rounds[MOST / 32][ROUNDS];
 static int rounds_used[MOST / 32];
 
@@ -244,7 +245,7 @@ UNWATCHED inline void leave(Fibre& fibre, int lane) {
     fibre.round = nullptr;
 }
 
-// The values of the warp's 32 lanes, once every lane of `mask` has come; valid until this lane's next exchange.
+// The values of the warp's 32 lanes, after every lane of `mask` has arrived; valid until this lane's next exchange.
 UNWATCHED inline const void* exchange(unsigned mask, const void* mine, size_t size, int line) {
     const int warp = now / 32, lane = now % 32;
     if (count - warp * 32 < 32) mask &= (1u << (count - warp * 32)) - 1;         // the last warp may have fewer
@@ -287,8 +288,8 @@ template <class X> const X* warp_gather(unsigned mask, const X& mine, int line =
 }
 inline int lane_of() { return now % 32; }
 
-// The sanitizer is told: all that was done before a barrier is done for those who come out of it.  Neighbouring barriers
-// have marks of their own, or a thread that comes out late would learn of what others did since.
+// Tells the sanitizer that whatever was done before a barrier is visible after it.  Successive barriers use different
+// marks, since a thread that leaves late would otherwise also see what the others did after the barrier.
 UNWATCHED inline void barrier(int line) {
 #if defined(__SANITIZE_THREAD__)
     static char marks[2];
@@ -350,7 +351,7 @@ UNWATCHED static void describe_deadlock() {
     }
 }
 
-// All threads that live have come to a barrier: it must be one and the same.
+// All live threads have reached a barrier: it must be the same barrier.
 UNWATCHED static bool release_barrier() {
     int line = 0;
     for (int i = 0; i < count; i++) {

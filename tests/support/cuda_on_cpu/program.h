@@ -2,7 +2,7 @@
 #pragma once
 
 constexpr unsigned MOST_SHARED = 227 << 10;                 // bytes a block may have on the largest cards
-constexpr unsigned BEYOND = 1024;                           // bytes after them that nobody may write
+constexpr unsigned BEYOND = 1024;                           // bytes beyond them, which must stay unchanged
 #ifdef SANITIZED
 float4 dynamic_shared[(MOST_SHARED + BEYOND) / 16];
 #else
@@ -11,7 +11,7 @@ thread_local float4 dynamic_shared[(MOST_SHARED + BEYOND) / 16];
 
 namespace cuda_on_cpu {
 
-// Bytes of which every float is NaN: float64, float32, float16 and bfloat16 alike; as an int it is -1.
+// Bytes that are NaN as float64, float32, float16 and bfloat16, and -1 as an int.
 constexpr int NAN_BYTE = 0xff;
 
 #if defined(SANITIZED)
@@ -22,13 +22,13 @@ static void fill_shared_memory(unsigned dynamic_bytes) {
     char* end = reinterpret_cast<char*>(dynamic_shared) + dynamic_bytes;
     ASAN_POISON_MEMORY_REGION(end, sizeof dynamic_shared - dynamic_bytes);
 #else
-    (void)dynamic_bytes;                                    // a race is told with any contents
+    (void)dynamic_bytes;                                    // races are found with any contents
 #endif
 }
 static bool wrote_past_shared_memory(unsigned) { return false; }
 #else
 
-// The thread-local variables of this program are just its __shared__ ones.
+// The thread-local variables of this program are exactly its __shared__ variables.
 static char* shared_begin;
 static size_t shared_size;
 
@@ -73,7 +73,7 @@ static bool wrote_past_shared_memory(unsigned dynamic_bytes) {
         return cuda_on_cpu::launch(*launch, name, arguments); \
     }
 
-// A program's main(): runs the launch that is described in a file, and writes what became of the arrays into it.
+// A program's main(): runs the launch that a file describes, and writes the resulting arrays to the file.
 //     kernel, grid, block, shared, order, and for each argument its kind (s scalar, a array), size and bytes
 #define PROGRAM(...) \
     struct Named { const char* name; const char* (*run)(const cuda_on_cpu::Launch*, void**, char*); }; \
@@ -97,7 +97,7 @@ template <class Named> int cuda_on_cpu_main(const char* path, const Named* kerne
         long long head[2];                                  // 1 for an array, else 0; its size in bytes
         if (fread(head, sizeof head, 1, file) != 1) return fprintf(stderr, "%s: cut short\n", path), 2;
         sizes[i] = head[0] ? head[1] : -1, places[i] = ftell(file);
-        held[i] = malloc(size_t(head[1]));                  // of its own, so that a sanitizer sees its ends
+        held[i] = malloc(size_t(head[1]));                  // a separate block, so that a sanitizer knows its ends
         if (head[1] && fread(held[i], size_t(head[1]), 1, file) != 1) return fprintf(stderr, "%s: cut short\n", path), 2;
         arguments[i] = head[0] ? static_cast<void*>(&held[i]) : held[i];
     }

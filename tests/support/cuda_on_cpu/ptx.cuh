@@ -1,10 +1,10 @@
-// The CPU twin of kernels/ptx.cuh: the same functions, each as the manual describes its instruction, in plain C++.
+// The replacement of kernels/ptx.cuh on a CPU: the same functions in plain C++, as the manual describes them.
 //
-// A warp-wide instruction becomes one warp_gather: every lane brings its registers, waits for the other 31, and takes
-// what it is owed from theirs.  Layouts are those drawn in kernels/ptx.cuh; tests/kernels/test_ptx.py holds them
-// against NumPy.
+// An instruction of a whole warp becomes one warp_gather: each lane gives its registers, waits for the other 31, and
+// takes its results from theirs.  The layouts are those in the pictures of kernels/ptx.cuh; tests/kernels/test_ptx.py
+// compares with NumPy.
 //
-// What cannot be shown here: how the tensor cores round inside a sum (here: float32, one product after another).
+// It does not reproduce how the tensor cores round inside a sum (here: in float32, one product after another).
 #ifndef PTX_CUH
 #define PTX_CUH                                             // so that kernels/ptx.cuh, included later, is skipped
 #include "cuda_on_cpu.h"
@@ -74,10 +74,10 @@ inline unsigned pack_bf16(float low, float high) {
 
 namespace ptx_twin {
 
-inline float tf32_value(unsigned bits) { return as_float(bits & 0xffffe000u); }       // the lower 13 bits are not seen
+inline float tf32_value(unsigned bits) { return as_float(bits & 0xffffe000u); }       // the lower 13 bits are ignored
 inline float bfloat16_value(unsigned short bits) { return as_float(uint32_t(bits) << 16); }
 
-// What one lane brings, as numbers: register by register, the lower half first.
+// The registers of one lane as numbers: register by register, the lower half first.
 template <int K> struct Fragments { float a[K / 2], b[K / 4]; };
 
 // d += A B.  A register holds `per` neighbours along k, so the four lanes of a group hold 4 per of them, and the next
@@ -163,16 +163,16 @@ inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* shared_row, int line
 
 // --- from global to shared memory, without waiting -------------------------------------------------------------
 //
-// The machine may write at any time between the request and the wait.  So the request fills its place with NaN,
-// which spoils it for whoever still reads the old numbers, and the numbers come at the last moment, in the wait,
-// which spoils it for whoever does not wait.
+// The machine may write at any time between the request and the wait.  So the request fills the place with NaN, which
+// reveals a thread that still reads the old numbers; and the copy happens at the last moment, in the wait, which reveals
+// a thread that does not wait.
 
 namespace ptx_twin {
 
 struct Copy { char* to; const char* from; int bytes; bool valid; };
 struct Product { float* d; unsigned long long a, b; bool turned_a, turned_b; float (*value)(unsigned short); };
 
-// What a thread has under way, in groups, the oldest first; the last one is still open.
+// The copies of a thread in transit, in groups, the oldest first; the last group is still open.
 struct UnderWay {
     uint3 block;
     std::deque<std::vector<Copy>> copies;
@@ -225,8 +225,8 @@ inline void copy_async_wait() {
 
 // --- Hopper: four warps, and operands in shared memory ---------------------------------------------------------
 //
-// Products too are made at the last moment, in the wait: a thread that reads d before it finds the old sums, and one
-// that overwrites an operand before it spoils them.  Each thread makes its own 32 sums, straight from shared memory.
+// Products, too, are computed at the last moment, in the wait: a thread that reads d earlier gets the old sums, and one
+// that overwrites an operand earlier gets wrong ones.  Each thread computes its own 32 sums, directly from shared memory.
 
 #ifdef SANITIZED
 extern float4 dynamic_shared[];
@@ -238,7 +238,7 @@ namespace ptx_twin {
 
 constexpr unsigned FIRST = 1024;                            // where dynamic shared memory begins, on a Hopper
 
-// The half-precision number in place `i` of line `l`, as the descriptor tells it.
+// The half-precision number in place `i` of line `l`, located by the descriptor.
 inline unsigned short half_of(unsigned long long operand, int l, int i) {
     const unsigned begin = unsigned(operand & 0x3fff) << 4, stride = unsigned(operand >> 32 & 0x3fff) << 4;
     const unsigned plain = begin + unsigned(l / 8) * stride + unsigned(l % 8) * 128 + unsigned(i) * 2;
