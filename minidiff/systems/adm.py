@@ -162,7 +162,7 @@ class ADM(System):
 
 def questions_of(name: str):
     """What a classifier of a data set's images is asked; UserError where the data set does not say."""
-    questions = DATASETS[name].questions if hasattr(DATASETS[name], "questions") else None
+    questions = getattr(DATASETS[name], "questions", None)
     if questions is None:
         raise UserError(f"the data set {name!r} asks no questions of a classifier, which adm needs: register it with "
                         "questions=...")

@@ -53,7 +53,7 @@ GROUPS: dict[str, list[Bug]] = {
 # the tests that check most of a file, likeliest first, where test_<file's name>.py is not the whole of them
 OWN = {
     "checkpoint.py": ("test_checkpoint.py",),
-    "data/digits.py": ("training/test_main_job.py",),
+    "data/digits.py": ("systems/test_adm.py",),
     "data/pixels.py": ("data/test_mnist.py",),
     "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),
     "diffusion/gaussian.py": ("laws/test_posterior.py", "laws/test_parametrisations.py",

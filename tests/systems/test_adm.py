@@ -1,20 +1,21 @@
 """Classifier guidance: both algorithms with an exact model and an exact classifier, and the system around them."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import tiny
+from support import small_systems
 from support.law_tools import Noise, alpha_sigma, alphas_sigmas, fitted_order, quickly, random_mixture
-from support.small_systems import CONFIGS, UNET
+from support.small_systems import CONFIGS, UNET, moved
 
-from minidiff import systems
 from minidiff.data import attributes
 from minidiff.data import digit_captions as captions
 from minidiff.data.attributes import VOCABULARY, Words
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.dataset import DATASETS, DatasetEntry
+from minidiff.data.digits import NOT_ASKED, DigitQuestions, classes
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.guidance import ClassifierGuidance
@@ -22,11 +23,10 @@ from minidiff.diffusion.samplers import beta, beta_tilde, ddim, ddpm, sample, ti
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
-from minidiff.nn.classifier import NOT_ASKED
-from minidiff.systems.adm import ADM, CLASSES, algorithm_1, asked, classes
-from minidiff.systems.ddpm import DDPM
+from minidiff.systems.adm import ADM, algorithm_1
+from minidiff.systems.stage import Step
 
-CONFIG = CONFIGS["adm"]
+CONFIG, ASK = CONFIGS["adm"], DigitQuestions()
 seeds = st.integers(0, 2**32)
 
 
@@ -157,13 +157,6 @@ def test_at_scale_1_algorithm_2_is_the_conditional_sampler_exactly(seed, N):
 
 # ---- the system ------------------------------------------------------------------------------------------------------
 
-def moved(model, by=0.1):
-    rng = np.random.default_rng(5)
-    for p in model.parameters().values():
-        p.data = p.data + by * rng.standard_normal(p.shape, dtype=np.float32)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> ADM:
     return moved(ADM(CONFIG, None, np.random.default_rng(0)))
@@ -173,11 +166,11 @@ PROMPTS = ["3", "a bold seven", "", "a thin, left-leaning, wide 1", "upright"]
 
 
 def test_what_captions_ask_for():
-    assert CLASSES == (10, 3, 4, 3)
-    assert asked(PROMPTS).tolist() == [[3, -1, -1, -1], [7, 2, -1, -1], [-1] * 4, [1, 1, 1, 2], [-1, -1, 2, -1]]
+    assert ASK.classes == (10, 3, 4, 3)
+    assert ASK.asked(PROMPTS).tolist() == [[3, -1, -1, -1], [7, 2, -1, -1], [-1] * 4, [1, 1, 1, 2], [-1, -1, 2, -1]]
     rng, words = np.random.default_rng(0), Words("bold", "right", "")
     for digit in range(10):                                 # what a caption asks is what its picture is
-        [y] = asked([captions.caption(rng, digit, words, keep=1.0)])
+        [y] = ASK.asked([captions.caption(rng, digit, words, keep=1.0)])
         assert y.tolist() == [digit, 2, 3, NOT_ASKED] and classes(digit, words, 0) == [digit, 2, 3, 0]
     assert all(classes(0, Words(*w), 0)[1:] == [0 if not a else v.index(a) + 1 for a, v in
                                                  zip(w, VOCABULARY, strict=True)]
@@ -218,7 +211,7 @@ def test_the_classifier_is_asked_at_x_t_itself(model, monkeypatch):
         images = model.sample(PROMPTS, scale=2.0, steps=5, seed=8, algorithm=algorithm)
         path = times(model.ddpm.schedule, 5)
         streams = SampleStreams(8, 5)
-        x_T, denoiser, y = streams.normal((28, 28, 1)), model.ddpm.unguided(), asked(PROMPTS)
+        x_T, denoiser, y = streams.normal((28, 28, 1)), model.ddpm.unguided(), ASK.asked(PROMPTS)
         states = (algorithm_1(replace(denoiser, clip=static_threshold), real, 2.0, x_T, path, y, streams=streams)
                   if algorithm == 1 else ddim(ClassifierGuidance(denoiser, real, 2.0, static_threshold), x_T, path, y))
         x = [x_T, *(state.x_t for state in states)]
@@ -229,7 +222,7 @@ def test_the_classifier_is_asked_at_x_t_itself(model, monkeypatch):
 
 def test_guidance_moves_pictures_toward_what_is_asked(model):
     """log p(y | x_t) at the end of the way is larger with guidance than without."""
-    y, t = asked(["3"] * 4), np.zeros(4, int)
+    y, t = ASK.asked(["3"] * 4), np.zeros(4, int)
 
     def log_p(scale):
         images = model.sample(["3"] * 4, scale=scale, steps=8)
@@ -240,56 +233,68 @@ def test_guidance_moves_pictures_toward_what_is_asked(model):
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
-@pytest.fixture
-def data(monkeypatch) -> CaptionedDigits:
-    """And a trained DDPM, as far as anyone asks."""
-    ddpm_ = moved(DDPM(CONFIG.ddpm, None, np.random.default_rng(7)))
-    monkeypatch.setattr(systems, "find", lambda name: {"ddpm": ddpm_}[name])
-    return CaptionedDigits.of(tiny.images())
-
-
 def test_the_stage_trains_the_classifier_on_noised_images_and_leaves_the_ddpm_alone(data):
-    model = ADM.new(data, 0, CONFIG)
+    model, trained = small_systems.new("adm", CONFIG), small_systems.small("ddpm").state_dict()
     [stage] = model.stages(data)
     assert stage.module is model.classifier
-    trained = systems.load_system("ddpm").state_dict()
     assert all(np.array_equal(trained[name], w) for name, w in model.ddpm.state_dict().items())
-    x_t, t, y = stage.batch(np.random.default_rng(0), 50)
+    x_0, t, eps, y = stage.batch(Step(0, 1, 0, 10, size=50))
     assert sorted(t) == list(range(50))                     # spread evenly over all times
-    found = [(int(d), *words) for d, words in zip(data.digits, data.words, strict=True)]
-    names = [(int(a), *("" if not i else v[i - 1] for i, v in zip(b, VOCABULARY, strict=True))) for a, *b in y]
-    assert set(names) <= set(found)
-    # the cleanest image is the picture itself, whose words are measured from its pixels
-    i = int(t.argmin())
-    nearest = int(((data.x_0 - x_t[i] / model.ddpm.schedule.alpha(0)) ** 2).sum(axis=(1, 2, 3)).argmin())
-    assert names[i] == found[nearest]
-    assert attributes.name(attributes.measure(data.x_0[nearest:nearest + 1]))[0] == Words(*names[i][1:])
+    # the answers are those of the image, and its words are measured from its pixels
+    for image, (digit, *heads) in zip(x_0, y, strict=True):
+        [i] = np.flatnonzero((data.images(range(len(data))) == image).all(axis=(1, 2, 3)))
+        words = Words(*("" if not k else v[k - 1] for k, v in zip(heads, VOCABULARY, strict=True)))
+        assert (digit, words) == (data.labels[i], data.words[i])
+        assert attributes.name(attributes.measure(image[None, ..., 0]))[0] == words
+    # each image has noise of its own: 50 times 784 standard normal numbers, within 6 standard deviations
+    assert eps.shape == x_0.shape and eps.dtype == np.float32 and len(np.unique(eps)) > 0.99 * eps.size
+    assert abs(eps.mean()) < 6 / np.sqrt(eps.size) and abs(eps.var() - 1) < 6 * np.sqrt(2 / eps.size)
 
 
-def test_the_loss_is_the_cross_entropy_of_every_question(data):
-    model = moved(ADM.new(data, 0, CONFIG))
+def test_the_loss_is_the_cross_entropy_of_every_question_about_the_noised_image(data):
+    model = moved(small_systems.new("adm", CONFIG))
     stage = next(model.stages(data))
-    x_t, t, y = stage.batch(np.random.default_rng(1), 9)
-    p = model.classifier.read(x_t, t)
+    x_0, t, eps, y = stage.batch(Step(1, 1, 0, 10, size=9))
+    alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (model.ddpm.schedule.alpha(t), model.ddpm.schedule.sigma(t)))
+    p = model.classifier.read((alpha * x_0 + sigma * eps).astype(np.float32), t)
     expected = -sum(np.log(head[np.arange(9), a]) for head, a in zip(p, y.T, strict=True)).mean()
-    assert stage.loss(x_t, t, y).item() == pytest.approx(expected, rel=1e-4)
-    stage.loss(x_t, t, y).backward()
+    loss = stage.loss(model.classifier, x_0, t, eps, y)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
     assert all(p.grad is not None for p in model.classifier.parameters().values())
     assert all(p.grad is None for p in model.ddpm.parameters().values())
 
 
-def test_without_a_ddpm_training_says_what_to_do_first(data, monkeypatch, tmp_path):
-    def load_system(name):
-        raise UserError("there are no weights of ddpm yet: train it with minidiff train --system ddpm")
-    monkeypatch.setattr(systems, "load_system", load_system)
-    with pytest.raises(UserError, match="train it with minidiff train --system ddpm"):
-        next(ADM.new(data, 0, CONFIG).stages(data))
+def test_a_new_one_takes_the_configuration_of_its_ddpm(data):
+    ddpm_ = small_systems.small("ddpm")
+    assert ADM.new(data, needed={"ddpm": ddpm_}).config.ddpm == ddpm_.config
 
 
-def test_a_ddpm_of_another_configuration_is_refused(data):
+def test_a_ddpm_of_another_configuration_is_refused():
     other = replace(CONFIG, ddpm=replace(CONFIG.ddpm, T=60))
-    with pytest.raises(UserError, match="the trained ddpm is another"):
-        next(ADM.new(data, 0, other).stages(data))
+    with pytest.raises(UserError, match="the trained ddpm has another configuration"):
+        small_systems.new("adm", other)
+
+
+def test_without_a_ddpm_there_is_no_adm(data):
+    with pytest.raises(ValueError, match="lacks ddpm"):
+        ADM.new(data, 0, CONFIG)
+
+
+def test_a_data_set_without_questions_is_refused():
+    DATASETS.register("plain", DatasetEntry(lambda folder, split: None))
+    try:
+        with pytest.raises(UserError, match="'plain' asks no questions of a classifier"):
+            ADM(replace(CONFIG, data="plain"), None, np.random.default_rng(0))
+    finally:
+        DATASETS.unregister("plain")
+
+
+def test_images_of_another_shape_than_the_ddpms_are_refused(model, data):
+    wide = copy(data)
+    wide.shape = (28, 32, 1)
+    with pytest.raises(UserError, match="train a ddpm on the same data first"):
+        next(model.stages(wide))
 
 
 def test_its_file_holds_all_of_it(model, tmp_path):
@@ -315,7 +320,7 @@ def test_options_that_make_no_sense_are_refused(model, options, sentence):
 @pytest.mark.parametrize("changes, sentence", [
     ({"steps": 0}, "steps must be at least 1"), ({"classifier": replace(UNET, channels=3)}, "classifier must read"),
     ({"classifier": replace(UNET, text=8)}, "classifier must read"),
-    ({"classifier": replace(UNET, widths=(8, 8, 8, 8), attention=(False,) * 4)}, "28 a multiple of its 16"),
+    ({"classifier": replace(UNET, widths=(8, 8, 8, 8), attention=(False,) * 4)}, "H and W multiples of its 16"),
 ])
 def test_configurations_that_make_no_sense_are_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -1,7 +1,7 @@
 """CLIP: its temperature, its towers, and what is read from embeddings. The loss itself is proved in tests/laws."""
 
 import math
-from dataclasses import replace
+from copy import copy
 
 import numpy as np
 import pytest
@@ -11,12 +11,13 @@ from support import tiny
 from support.examples import load
 from support.small_systems import moved
 
-from minidiff.data import mnist
+from minidiff.data import digit_captions, mnist
 from minidiff.data.digit_captions import DIGITS
 from minidiff.data.pixels import to_float
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn.image_tower import ImageTowerConfig
-from minidiff.systems.clip import CLIP, PROMPTS, CLIPConfig
+from minidiff.systems.clip import CLIP, CLIPConfig
+from minidiff.systems.stage import Step
 from minidiff.systems.system import as_read
 from minidiff.text.clip import FIRST_LOG_SCALE, capped, clip_loss, recall_at
 from minidiff.text.encoder import TextEncoderConfig
@@ -76,7 +77,7 @@ def test_pictures_that_share_a_caption_cost_the_log_of_their_number(copies):
 # ---- the towers --------------------------------------------------------------------------------------------
 
 def test_an_embedding_depends_on_its_own_picture_and_caption_alone(model, data):
-    images = data.x_0[:5]
+    images = data.images(range(5))
     I_e, T_e = model.embed_images(images), model.embed_captions(CAPTIONS)
     assert I_e.dtype == T_e.dtype == np.float32 and I_e.shape == (5, 8) and T_e.shape == (4, 8)
     for rows in (I_e, T_e):
@@ -100,9 +101,9 @@ def test_text_states_are_those_that_the_embedding_is_projected_from(model):
 
 
 def test_image_features_are_the_embeddings_and_carry_gradients(model, data):
-    x = Tensor(data.x_0[:3], requires_grad=True)
+    x = Tensor(data.images(range(3)), requires_grad=True)
     features = model.image_features(x)
-    np.testing.assert_allclose(features.data, model.embed_images(data.x_0[:3]), atol=1e-5)
+    np.testing.assert_allclose(features.data, model.embed_images(x.data), atol=1e-5)
     dx, = gradients(features, [x], np.ones(features.shape, np.float32))
     assert np.isfinite(dx).all() and (np.abs(dx).max(axis=(1, 2, 3)) > 0).all()
 
@@ -111,27 +112,28 @@ def test_image_features_are_the_embeddings_and_carry_gradients(model, data):
 
 def test_the_stages_loss_is_the_mean_of_clip_loss_over_its_batches(model, data):
     stage = next(model.stages(data))
-    x_0, ids, mask = stage.batch(np.random.default_rng(3), 2)
+    x_0, ids, mask = stage.batch(Step(3, 1, 0, 10, size=2))
     assert x_0.shape == (2, 6, 28, 28, 1) and ids.shape == mask.shape and ids.shape[:2] == (2, 6)
     assert mask.any(axis=(0, 1)).all()                      # no column of nothing but padding
     each = []
     for x, i, m in zip(x_0, ids, mask, strict=True):
         I_e, T_e = model.embed_images(x), model.text(i, m).data
         each.append(clip_loss(Tensor(I_e), Tensor(T_e), model.log_scale).item())
-    assert stage.loss(x_0, ids, mask).item() == pytest.approx(np.mean(each), rel=1e-4)      # float32
-    parts = [stage.loss(*(a[p] for a in (x_0, ids, mask))).item() for p in (slice(0, 1), slice(1, 2))]
+    assert stage.loss(model, x_0, ids, mask).item() == pytest.approx(np.mean(each), rel=1e-4)      # float32
+    parts = [stage.loss(model, *(a[p] for a in (x_0, ids, mask))).item() for p in (slice(0, 1), slice(1, 2))]
     assert parts == pytest.approx(each, rel=1e-4)
-    np.testing.assert_array_equal(stage.batch(np.random.default_rng(3), 2)[1], ids)
+    np.testing.assert_array_equal(stage.batch(Step(3, 1, 0, 10, size=2))[1], ids)
+    assert not np.array_equal(stage.batch(Step(3, 1, 1, 10, size=2))[0], x_0)               # other pairs at each step
 
 
-def test_a_pair_is_a_picture_and_a_caption_of_it(data):
-    """With labels 0 ... n that stand in the picture's first pixel, each caption names its own picture's digit."""
-    marked = data.x_0.copy()
-    marked[:, 0, 0, 0] = data.digits
-    clip = CLIP.new(data, config=CONFIG)
-    x_0, ids, _ = clip.draw_pairs(replace(data, x_0=marked), 4, np.random.default_rng(0))
+def test_a_pair_is_an_image_and_a_caption_of_it(data):
+    """Each image's first pixel names its digit, and so does its caption."""
+    clip, marked = CLIP.new(data, config=CONFIG), copy(data)
+    marked.pixels = data.pixels.copy()
+    marked.pixels[:, 0, 0] = data.labels
+    x_0, ids, _ = clip.random_pairs(marked, Step(0, 1, 0, 10, size=4))
     for x, row in zip(x_0.reshape(-1, 28, 28, 1), ids.reshape(24, -1), strict=True):
-        digit, words = int(x[0, 0, 0]), clip.tokenizer.decode(row)
+        digit, words = round((float(x[0, 0, 0]) + 1) * 127.5), clip.tokenizer.decode(row)
         assert str(digit) in words or DIGITS[digit] in words
 
 
@@ -148,23 +150,23 @@ class Perfect(CLIP):
         return np.eye(10, dtype=np.float32)[named]
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, ("{word}",), ("a photo of the digit {figure}",)])
+@pytest.mark.parametrize("prompts", [digit_captions.PHRASINGS, ("{word}",), ("a photo of the digit {figure}",)])
 def test_zero_shot_on_perfect_embeddings(data, prompts):
     clip, digits = Perfect.new(data, config=CONFIG), np.random.default_rng(0).integers(0, 10, 50)
     images = np.zeros((50, 28, 28, 1), np.float32)
     images[:, 0, 0, 0] = digits
-    np.testing.assert_array_equal(clip.zero_shot(images, prompts), digits)
+    np.testing.assert_array_equal(clip.zero_shot(images, digit_captions.phrasings(prompts)), digits)
 
 
 def test_an_ensemble_is_the_mean_of_its_phrasings_directions(model, data):
-    """Against the sum of cosines, each with its own phrasing: the mean's length is one number a digit."""
-    images = data.x_0[:20]
+    """Against the sum of cosines, each with its own phrasing: the mean's length is one number for each class."""
+    images, phrasings = data.images(range(20)), digit_captions.phrasings()
     I_e = model.embed_images(images)
-    cosines = np.stack([[I_e @ model.embed_captions([p.format(word=w, figure=k)])[0] for p in PROMPTS]
-                        for k, w in enumerate(DIGITS)])                             # (10, P, B)
-    T_e = [sum(model.embed_captions([p.format(word=w, figure=k)])[0] for p in PROMPTS) for k, w in enumerate(DIGITS)]
-    score = cosines.sum(axis=1) / np.linalg.norm(T_e, axis=1)[:, None]                # (10, B)
-    np.testing.assert_array_equal(model.zero_shot(images), score.argmax(axis=0))
+    T_e = [[model.embed_captions([caption])[0] for caption in captions] for captions in phrasings]      # 10 times P
+    cosines = np.stack([sum(I_e @ row for row in rows) for rows in T_e])                                # (10, B)
+    score = cosines / np.linalg.norm([sum(rows) for rows in T_e], axis=1)[:, None]                      # (10, B)
+    np.testing.assert_array_equal(model.zero_shot(images, phrasings), score.argmax(axis=0))
+    np.testing.assert_allclose(np.linalg.norm(model.embed_classes(phrasings), axis=1), 1, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
@@ -182,7 +184,8 @@ def test_recall_against_sorting_every_row(N, more, seed):
 @pytest.mark.parametrize("make, message", [
     (lambda m: m.embed_images(np.zeros((2, 27, 28, 1), np.float32)), r"images must be \(B, 28, 28, 1\)"),
     (lambda m: m.embed_images(np.zeros((2, 28, 28), np.float32)), r"images must be \(B, 28, 28, 1\)"),
-    (lambda m: m.zero_shot(np.zeros((1, 28, 28, 1), np.float32), ("a photo",)), "prompts must each hold {word}"),
+    (lambda m: m.zero_shot(np.zeros((1, 28, 28, 1), np.float32), [["a", "b"], ["c"]]), "equally many captions"),
+    (lambda m: m.embed_classes([]), "phrasings must be lists"),
     (lambda m: CLIPConfig(pairs=1), "pairs must be at least 2"),
     (lambda m: recall_at(0, np.eye(3)), "k must be within 1 and 3"),
     (lambda m: recall_at(1, np.zeros((3, 2))), "similarity must be"),
@@ -212,8 +215,8 @@ def test_a_file_gives_the_same_embeddings_back(model, tmp_path):
 def test_the_shipped_weights_tell_digits_that_they_were_never_told():
     """On packed training pictures: the test set's share is on the page."""
     packed = mnist.packed()
-    right = CLIP.load().zero_shot(to_float(packed.images[:300])[..., None]) == packed.labels[:300]
-    assert right.mean() > 0.95
+    read = CLIP.load().zero_shot(to_float(packed.images[:300])[..., None], digit_captions.phrasings())
+    assert (read == packed.labels[:300]).mean() > 0.95
 
 
 def test_the_example(tmp_path, monkeypatch, capsys):

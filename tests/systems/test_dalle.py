@@ -1,25 +1,27 @@
 """DALL-E: the density of its pixels, the loss of each stage, what each token sees, and how tokens are drawn."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from support import tiny
+from support import examples
 from support.gradcheck import check_gradients
 from support.small_systems import CONFIGS, moved
 
+from minidiff import systems
+from minidiff.data.digit_captions import parse
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.decoding import next_tokens
-from minidiff.systems import clip, dalle
+from minidiff.systems import dalle
 from minidiff.systems.dalle import DALLE, DALLEConfig, DiscreteVAE, Prior
+from minidiff.systems.stage import Step
 from minidiff.text.tokenizer import PAD
-from minidiff.training import run as stages
+from minidiff.training import run
+from minidiff.training.trainer import TrainConfig, Trainer
 
 CONFIG = CONFIGS["dalle"]
 CAPTIONS = ["a bold 7", "", "the digit three, leaning left", "0"]
@@ -89,7 +91,7 @@ def test_the_gradient_of_stage_one():
 
 def test_the_temperature_cools_and_the_kl_comes_in(data, system):
     stage = next(system.stages(data))
-    seen = [stage.batch(np.random.default_rng(0), 4, share) for share in (0, 0.05, 0.1, 0.375, 0.75, 1)]
+    seen = [stage.batch(Step(0, 1, number, 1000, size=4)) for number in (0, 50, 100, 375, 750, 1000)]
     x, g, tau, beta = (np.stack(a) for a in zip(*seen, strict=True))
     assert x.shape[1:] == (4, 28, 28, 1) and g.shape[1:] == (4, 7, 7, 5) and g.dtype == np.float32
     assert (tau == tau[:, :1]).all() and (beta == beta[:, :1]).all()
@@ -98,16 +100,23 @@ def test_the_temperature_cools_and_the_kl_comes_in(data, system):
     assert (np.diff(tau[:, 0]) <= 0).all()
 
 
-def test_training_tells_the_stage_how_far_it_is(data, system):
-    trainer = stages.StageFit(next(system.stages(data)), 1, 0, 0.02, {})             # 24 steps
+def test_the_trainer_tells_the_stage_its_progress(data, system):
+    trainer = Trainer(next(system.stages(data)), TrainConfig(steps=24, batch=2))
     for n, share in ((0, 0), (12, 0.5), (23, 23 / 24)):
         trainer.n = n
         expected = 1 / 16 + (1 - 1 / 16) * np.cos(np.pi / 2 * min(share / 0.75, 1)) ** 2
         np.testing.assert_allclose(trainer.batch()[2], expected)
 
 
+def test_each_image_has_gumbel_noise_of_its_own(data, system):
+    """All numbers of a step together: Kolmogorov-Smirnov against Gumbel(0, 1); false alarms: 1e-7."""
+    _, g, _, _ = next(system.stages(data)).batch(Step(0, 1, 0, 10, size=20))
+    assert len(np.unique(g)) > 0.99 * g.size
+    assert scipy.stats.kstest(g.ravel(), "gumbel_r").pvalue > 1e-7
+
+
 def test_tokens_are_the_likeliest_codes_and_images_are_of_them_alone(system, data):
-    x, vae = data.x_0[:5], system.vae
+    x, vae = data.images(range(5)), system.vae
     z = vae.tokens(x)
     assert z.shape == (5, 49)
     assert np.array_equal(z, vae.encoder(Tensor(x)).data.reshape(5, 49, 5).argmax(axis=2))
@@ -121,12 +130,12 @@ def test_tokens_are_the_likeliest_codes_and_images_are_of_them_alone(system, dat
 
 # --- stage two --------------------------------------------------------------------------------------------
 
-def a_stream(system, B=4, seed=0):
+def a_sequence(system, B=4, seed=0):
     return system.ids(CAPTIONS[:B]), np.random.default_rng(seed).integers(0, 5, (B, 49))
 
 
 def test_an_untrained_prior_pays_the_logarithm_of_each_vocabulary(data):
-    ids, weight, z = stage_two(DALLE.new(data, 0, CONFIG), data).batch(np.random.default_rng(0), 6)
+    ids, weight, z = stage_two(DALLE.new(data, 0, CONFIG), data).batch(Step(0, 2, 0, 10, size=6))
     prior = Prior(CONFIG, np.random.default_rng(0))
     assert prior.loss(ids, weight, z).item() == pytest.approx(np.log(CONFIG.vocab) / 8 + 7 * np.log(5) / 8, rel=1e-6)
 
@@ -137,7 +146,7 @@ def stage_two(system, data):
 
 def test_the_loss_of_stage_two_is_the_mean_over_tokens_of_each_kind(system, data):
     """Token by token, over the whole batch; and shards of it, which have unequal numbers of words, add up to it."""
-    ids, weight, z = stage_two(system, data).batch(np.random.default_rng(3), 6)
+    ids, weight, z = stage_two(system, data).batch(Step(3, 2, 0, 10, size=6))
     assert ids.shape == (6, 20) and z.shape == (6, 49)
     text, image = (scipy.special.log_softmax(a.data.astype(float), axis=-1) for a in system.prior(ids, z[:, :48]))
     of_text = [-text[i, n - 1, ids[i, n]] for i in range(6) for n in range(1, 20) if ids[i, n] != PAD]
@@ -149,7 +158,7 @@ def test_the_loss_of_stage_two_is_the_mean_over_tokens_of_each_kind(system, data
 
 
 def test_the_gradient_of_stage_two(exact):
-    ids, z = a_stream(exact)
+    ids, z = a_sequence(exact)
     weight = (ids != PAD) / 5.0
     leaves = exact.prior.parameters()
     chosen = [leaves[name] for name in ("text.table", "image.table", "padding", "place", "row", "column", "to_image.w")]
@@ -158,16 +167,32 @@ def test_the_gradient_of_stage_two(exact):
     check_gradients(loss, *chosen, directions=1, rtol=1e-5)
 
 
+def test_the_tokens_and_the_caption_of_a_sequence_are_of_one_image(data):
+    """The codes are laid out by the image's digit, and each caption that is not dropped names that digit."""
+    marked = DALLE.new(data, 0, CONFIG)
+    marked.vae.tokens = lambda x, device: digits_of(data, x)[:, None].repeat(49, axis=1)
+    ids, _, z = stage_two(marked, data).batch(Step(0, 2, 0, 10, size=60))
+    captions = [marked.tokenizer.decode(row) for row in ids]
+    named = [(parse(caption)[0], digit) for caption, digit in zip(captions, z[:, 0], strict=True) if caption.strip()]
+    assert len(named) > 40 and all(asked is None or asked == digit for asked, digit in named)
+
+
+def digits_of(data, images) -> np.ndarray:
+    """The digits of images of the data set, found by their pixels."""
+    known = {x.tobytes(): label for x, label in zip(data.images(range(len(data))), data.labels, strict=True)}
+    return np.array([known[x.tobytes()] for x in images])
+
+
 def test_captions_are_dropped_now_and_then(system, data):
     """A tenth of 2,000: within 6 standard deviations, 80 of 2,000; false alarms below 1e-8."""
-    ids, _, _ = stage_two(system, data).batch(np.random.default_rng(1), 2000)
+    ids, _, _ = stage_two(system, data).batch(Step(1, 2, 0, 10, size=2000))
     dropped = int((ids == system.ids([""])).all(axis=1).sum())
     assert abs(dropped - 200) < 6 * np.sqrt(2000 * 0.09)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 6, 20, 47])
 def test_no_output_depends_on_a_later_image_token(exact, n):
-    ids, z = a_stream(exact)
+    ids, z = a_sequence(exact)
     text, image = exact.prior(ids, z[:, :48])
     z[:, n:] = (z[:, n:] + 1) % 5
     text_again, image_again = exact.prior(ids, z[:, :48])
@@ -177,7 +202,7 @@ def test_no_output_depends_on_a_later_image_token(exact, n):
 
 
 def test_text_looks_back_only_and_pictures_see_all_of_it(exact):
-    ids, z = a_stream(exact)
+    ids, z = a_sequence(exact)
     text, image = exact.prior(ids, z[:, :48])
     for n in range(20):
         other = ids.copy()
@@ -205,7 +230,7 @@ def test_each_place_has_a_padding_of_its_own(exact):
 # --- drawing ----------------------------------------------------------------------------------------------
 
 def without_cache(system, captions, u, temperature=1.0, top_k=0, scale=1.0):
-    """Every token from the whole stream before it."""
+    """Every token from the whole sequence before it."""
     ids, null = system.ids(captions), system.ids([""]).repeat(len(captions), axis=0)
     z = np.zeros((len(captions), 0), int)
     for n in range(49):
@@ -223,8 +248,8 @@ def test_the_cache_draws_the_same_tokens(exact, choices):
     assert len(np.unique(drawn)) > 1
 
 
-def test_logits_through_the_cache_are_those_of_the_whole_stream(exact):
-    ids, z = a_stream(exact)
+def test_logits_through_the_cache_are_those_of_the_whole_sequence(exact):
+    ids, z = a_sequence(exact)
     expected = exact.prior(ids, z[:, :48])[1].data                                  # (4, 49, K)
     logits, caches = exact.prior.start(ids)
     np.testing.assert_allclose(logits, expected[:, 0], rtol=1e-10, atol=1e-12)
@@ -283,7 +308,7 @@ class Inky:
 
 
 def test_reranking_keeps_the_best_and_its_first_candidate_is_the_plain_draw(exact, monkeypatch):
-    monkeypatch.setattr(clip.CLIP, "load", lambda: Inky())
+    monkeypatch.setattr(systems, "load_system", lambda name: {"clip": Inky()}[name])
     captions = ["a bold 7", "1", "a bold three"]
     plain = {"scale": 1.0, "temperature": 1.0}
     best = exact.sample(captions, seed=4, rerank=6, **plain)
@@ -331,19 +356,15 @@ def test_a_configuration_that_makes_no_model_is_refused(fields):
 
 # --- the run ----------------------------------------------------------------------------------------------
 
-def test_it_trains_in_two_stages_and_its_file_comes_back(tmp_path, monkeypatch):
-    trained = stages.run(tmp_path, DALLE, tiny.images(), effort=0.001, config=CONFIG, quiet=True).system
+def test_it_trains_in_two_stages_and_its_file_comes_back(tmp_path, data, monkeypatch):
+    trained = run.run(tmp_path, DALLE, data, run.TrainOptions(effort=0.001), config=CONFIG, quiet=True).system
     assert (tmp_path / "1-dvae" / "samples.png").exists() and (tmp_path / "2-prior" / "samples.png").exists()
     loaded = DALLE.load(tmp_path / "model.safetensors")
     assert loaded.config == CONFIG
     assert np.array_equal(loaded.sample(CAPTIONS, seed=1), trained.sample(CAPTIONS, seed=1))
 
     # and the example runs
-    path = Path(__file__).parents[2] / "examples" / "07_dalle.py"
-    spec = importlib.util.spec_from_file_location("example", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    monkeypatch.setattr(clip.CLIP, "load", lambda: Inky())
-    example.main(weights=str(tmp_path / "model.safetensors"), rerank=2, out=str(tmp_path / "d.png"))
+    monkeypatch.setattr(systems, "load_system", lambda name: {"clip": Inky()}[name])
+    options = {"weights": str(tmp_path / "model.safetensors"), "rerank": 2, "out": str(tmp_path / "d.png")}
+    examples.load("07_dalle").main(**options)
     assert (tmp_path / "d.png").stat().st_size > 1000
-    assert len(path.read_text().splitlines()) <= 100
