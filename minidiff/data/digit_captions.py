@@ -1,14 +1,14 @@
-"""Captions: short English phrases that name a digit and a random part of what can be seen of it.
+"""Captions: short English phrases that name a digit and mention a random part of its attributes.
 
-The grammar, [] optional, {} any number of times, | or:
+The grammar ([] is optional, {} is any number of times, | is or):
 
-    caption    [opening] noun [after]         an opening needs a noun that begins with "a", "an" or "the"
+    caption    [opening] noun [after]         an opening requires a noun that begins with "a", "an" or "the"
     opening    a picture of | an image of | a drawing of
     noun       [before] numeral                              "thin 7", "seven"
              | a [before] [handwritten] numeral              "a thin, upright three", "an 8"
              | the [before] (digit | number) numeral         "the bold digit two"
     numeral    0 ... 9 | zero ... nine
-    before     adjective {joint adjective}                   joint: " " | ", " | " and ", one kind a caption
+    before     adjective {joint adjective}                   joint: " " | ", " | " and ", the same in all of a caption
     after      " " lean | ", " list                          "leaning left", ", narrow and thin"
     list       said | said and said | said, said and said
     said       adjective | lean
@@ -22,8 +22,8 @@ The grammar, [] optional, {} any number of times, | or:
     narrow     narrow | slim
     wide       wide | broad
 
-The first choice of a row is the usual one, taken at least half of the time. `caption` walks this grammar
-forward, `parse` reads it back.
+The first choice of a row is taken at least half of the time.  `caption` writes a random sentence of this grammar, and
+`parse` reads one.
 """
 
 import re
@@ -53,18 +53,17 @@ LEANS = {
 
 
 def caption(rng: np.random.Generator, digit: int, words: Words, keep: float = 0.65) -> str:
-    """A random caption of the grammar above, for a digit 0..9 of which `words` hold.
+    """A random caption of the grammar above, for a digit 0..9 with these attributes.
 
-    Each attribute that has a word is mentioned with probability `keep`, independently: with three words, none
-    in 4% of the captions and all in 27%. keep=1 mentions all, keep=0 none.
+    Each attribute that has a word is mentioned with probability `keep`, independently.  With three words, 4% of the
+    captions mention none and 27% mention all.  keep=1 mentions all, keep=0 none.  ValueError for another digit.
     """
-    if not 0 <= digit <= 9:
-        raise ValueError(f"digit is {digit}, but caption takes 0 to 9")
+    _check_digit(digit)
 
     def choose(options: Sequence[str]) -> str:
         return options[int(rng.random() * len(options))]
 
-    def say(options: Sequence[str]) -> str:  # the usual word half of the time
+    def say(options: Sequence[str]) -> str:                 # half of the time, the usual word
         return options[0] if rng.random() < 0.5 else choose(options)
 
     mentioned = [word for word in words if word and rng.random() < keep]
@@ -97,7 +96,7 @@ def caption(rng: np.random.Generator, digit: int, words: Words, keep: float = 0.
 
 
 def paragraph(rng: np.random.Generator) -> str:
-    """Five captions of one imagined digit. Each mentions what it likes; none is of an image."""
+    """Five captions of one imagined digit, without an image.  Each mentions a random part of its attributes."""
     digit = int(rng.integers(0, 10))
     words = Words(*(("", *options)[int(rng.integers(0, len(options) + 1))] for options in VOCABULARY))
     return ". ".join(caption(rng, digit, words) for _ in range(5))
@@ -120,13 +119,13 @@ def _phrase(*parts: str) -> str:
 
 
 def _with_article(phrase: str) -> str:
-    """a three, a one; an 8, an eight, an upright three."""
+    """As in: a three, a one; an 8, an eight, an upright three."""
     vowel = phrase[0] in "aeiou8" and not phrase.startswith("one")
     return ("an " if vowel else "a ") + phrase
 
 
 _MEANING = {token: word for word, tokens in ADJECTIVES.items() for token in tokens}
-_MEANING |= {"left": "left", "right": "right"}  # said only of the lean, whatever stands around it
+_MEANING |= {"left": "left", "right": "right"}              # with any words around them, they mean the slant
 _ATTRIBUTE = {
     "thin": "thickness", "bold": "thickness",
     "left": "slant", "upright": "slant", "right": "slant",
@@ -136,10 +135,10 @@ _VALUE = {text: digit for digit, word in enumerate(DIGITS) for text in (word, st
 
 
 def parse(text: str) -> tuple[int | None, Words]:
-    """What a caption asks for: (digit or None, the words it mentions). Of any capitalisation; never raises.
+    """What a caption asks for: the digit, or None, and the attributes that it mentions.  It never raises.
 
-    Words outside the grammar are passed over. Where a text contradicts itself ("a thin bold 3 or 4"), it asks
-    nothing of that part. Negation is not understood: "not bold" asks for bold.
+    Upper and lower case are the same.  Words outside the grammar are ignored.  Where a text contradicts itself ("a thin
+    bold 3 or 4"), it asks for nothing.  Negation is not understood: "not bold" asks for bold.
     """
     tokens = re.findall(r"[a-z]+|[0-9]+", text.lower())
     digits = {_VALUE[token] for token in tokens if token in _VALUE}
@@ -149,3 +148,8 @@ def parse(text: str) -> tuple[int | None, Words]:
             asked[_ATTRIBUTE[_MEANING[token]]].add(_MEANING[token])
     sole = {attribute: found.pop() for attribute, found in asked.items() if len(found) == 1}
     return (digits.pop() if len(digits) == 1 else None), Words(**sole)
+
+
+def _check_digit(digit: int) -> None:
+    if not 0 <= digit <= 9:
+        raise ValueError(f"digit is {digit}, but caption takes 0 to 9")

@@ -9,16 +9,16 @@ import numpy as np
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 images, any shape, to float32 in [-1, 1]."""
+    """Images as float32 in [-1, 1], from uint8 of any shape.  Raises TypeError for another type."""
     if images.dtype != np.uint8:
         raise TypeError(f"images has dtype {images.dtype}, but to_float takes uint8")
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1], any shape, to uint8; values beyond the range are clipped. uint8 passes unchanged.
+    """Images as uint8, from floats in [-1, 1] of any shape; values out of range are clipped.  uint8 stays as it is.
 
-    Raises TypeError for any other integer type and ValueError for NaN or infinity.
+    Raises TypeError for another type and ValueError for NaN or infinity.
     """
     if images.dtype == np.uint8:
         return images

@@ -1,9 +1,9 @@
-"""The Swiss roll in two dimensions: data small enough to see, with a density that can be computed.
+"""The Swiss roll in two dimensions: points that can be drawn, with a density that can be computed.
 
     c(u)  = phi (cos phi, sin phi),   phi = 3 pi/2 (1 + 2 u),   u ~ uniform(0, 1)          one and a half turns
     x     = sqrt(1 - noise^2) (c(u) - mean) / std + noise z,    z ~ N(0, I)
 
-mean and std are c's own, so that both coordinates have mean 0 and variance 1, exactly, whatever the noise.
+mean and std are those of c(u), so that both coordinates have mean 0 and variance 1 exactly, with any noise.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import math
 
 import numpy as np
 
-FINE = 4096                                                 # points along the roll, for sums in place of integrals
+FINE = 4096                                                 # points along the roll, in sums that replace integrals
 
 
 def points(rng: np.random.Generator, count: int, noise: float = 0.05) -> np.ndarray:
-    """(count, 2) float32."""
-    _check(noise)
+    """Random points (count, 2) float32.  noise: standard deviation around the roll, between 0 and 1."""
+    _check_noise(noise)
     curve = _curve(rng.random(count), noise)
     return (curve + noise * rng.standard_normal((count, 2))).astype(np.float32)
 
 
 def log_prob(x: np.ndarray, noise: float = 0.05) -> np.ndarray:
-    """log p(x), in nats, (B,) float64, for x (B, 2): the midpoint rule along the roll."""
-    _check(noise)
-    if x.ndim != 2 or x.shape[1] != 2:
-        raise ValueError(f"x must be points (B, 2), not {x.shape}")
+    """log p(x) for points x (B, 2), by the midpoint rule along the roll: (B,) float64, in nats (natural logarithms)."""
+    _check_noise(noise)
+    _check_points(x)
     curve = _curve((np.arange(FINE) + 0.5) / FINE, noise)                             # (FINE, 2)
     result = np.empty(len(x))
     for start in range(0, len(x), 512):
@@ -39,18 +38,27 @@ def log_prob(x: np.ndarray, noise: float = 0.05) -> np.ndarray:
 
 
 def _spiral(u: np.ndarray) -> np.ndarray:
+    """c(u), (n, 2)."""
     phi = 1.5 * math.pi * (1 + 2 * u)
     return phi[:, None] * np.stack([np.cos(phi), np.sin(phi)], axis=1)                # (n, 2)
 
 
 def _curve(u: np.ndarray, noise: float) -> np.ndarray:
+    """The points of the roll before noise is added, (n, 2)."""
     return math.sqrt(1 - noise**2) * (_spiral(u) - MEAN) / STD
-
-
-def _check(noise: float) -> None:
-    if not 0 < noise < 1:
-        raise ValueError(f"noise must lie between 0 and 1, such as 0.05, not {noise!r}")
 
 
 _WHOLE = _spiral((np.arange(FINE) + 0.5) / FINE)
 MEAN, STD = _WHOLE.mean(0), _WHOLE.std(0)
+
+
+# --- checks -----------------------------------------------------------------------------------------------
+
+def _check_noise(noise: float) -> None:
+    if not 0 < noise < 1:
+        raise ValueError(f"noise must lie between 0 and 1, such as 0.05, not {noise!r}")
+
+
+def _check_points(x: np.ndarray) -> None:
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError(f"x must be points (B, 2), not {x.shape}")

@@ -110,7 +110,7 @@ def test_position_does_not_matter(digits):
 
 
 def test_an_image_does_not_depend_on_its_batch(digits):
-    count = attributes._CHUNK + 3
+    count = attributes.CHUNK + 3
     images = digits.images[:count].copy()
     images[1] = 255  # ink up to the border must not reach the neighbours
     together = measure(images)
