@@ -65,6 +65,14 @@ def test_no_framework_outside_parity_and_benchmarks():
             assert not {name.split(".")[0] for name in imports(path)} & FRAMEWORKS, path
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "diffusion").glob("*.py")), ids=lambda p: p.stem)
+def test_diffusion_is_mathematics_on_plain_arrays(path):
+    """No network and no gradient: of the engine it uses the array library and random streams, of nn nothing."""
+    for name in imports(path):
+        if (floor_of(name) or 0) in (FLOOR["engine"], FLOOR["nn"]):
+            assert name.startswith(("minidiff.engine.backend.", "minidiff.engine.random.")), f"{path.name}: {name}"
+
+
 def test_the_check_finds_an_import_from_a_higher_floor(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("def f():\n    from minidiff.systems import text_to_image\n    import torch.nn\n")

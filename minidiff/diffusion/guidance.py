@@ -22,7 +22,6 @@ from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import per_sample
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
-from minidiff.engine.tensor import Tensor, gradients, recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,21 +104,6 @@ class ClassifierGuidance:
         coefficient = self.scale * self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)     # (B,)
         x0_hat = x0_hat + per_sample(coefficient, x_t) * self.grad_log_prob(x_t, t, cond)
         return x0_hat if self.clip is None else self.clip(x0_hat)
-
-
-def similarity_gradient(features: Callable[[Tensor, Any], Tensor]) -> Callable[[Any, Any, Any], Any]:
-    """What CLIP guidance has for a classifier's gradient: `(x_t, t, y) -> grad (f(x_t, t) . y)`, of x_t's shape.
-
-    features: f, `(x_t (B, ...), t (B,)) -> (B, D)`, of *noised* pictures, each row by itself. y (B, D): g, of captions.
-    Where f . g is pointwise mutual information, as the contrastive loss would have it, this is grad log p(y | x_t).
-    """
-    def gradient(x_t, t, y):
-        x = Tensor(x_t, requires_grad=True)
-        with recording():
-            f = features(x, t)
-        # row i of f hears of x_i alone: the gradient of sum_i f_i . y_i is that of each
-        return gradients(f, [x], y)[0]
-    return gradient
 
 
 def stack_conditions(first: tuple, second: tuple) -> tuple:

@@ -25,7 +25,6 @@ import numpy as np
 
 from minidiff.diffusion.gaussian import Times, check_predicts
 from minidiff.diffusion.schedules import Schedule
-from minidiff.diffusion.times import stratified_uniform  # noqa: F401
 
 
 def simple_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:

@@ -15,13 +15,13 @@ from support.small_systems import CONFIGS, moved
 from minidiff.diffusion import schedules
 from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.gaussian import score_from_x0
-from minidiff.diffusion.guidance import ClassifierGuidance, similarity_gradient
+from minidiff.diffusion.guidance import ClassifierGuidance
 from minidiff.diffusion.samplers import ddpm
 from minidiff.engine import ops
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.systems import glide
-from minidiff.systems.glide import GLIDE, GLIDEConfig
+from minidiff.systems.glide import GLIDE, GLIDEConfig, similarity_gradient
 from minidiff.systems.text_to_image import TextToImage
 
 CONFIG = CONFIGS["glide"]

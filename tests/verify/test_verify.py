@@ -740,8 +740,8 @@ BAD = {
     "a word": (["--betas", "word.csv"], "line 3 holds 'lots', which is no number"),
     "columns": (["--betas", "columns.csv"], "line 2 holds 2 values: one column of betas is taken"),
     "decimal commas": (["--betas", "comma.csv"], "line 2 holds '0,0001': is that a decimal comma? A point is taken"),
-    "alphas for betas": (["--betas", "alphas.csv"], "so large that alpha_bar underflows at t = 107 (numbers near 1 "
-                                                    "are alphas: beta = 1 - alpha)"),
+    "alphas for betas": (["--betas", "alphas.csv"], "so large that alpha_bar underflows at t = 107 (if they are alphas, "
+                                                    "pass 1 - alpha)"),
     "an integer of 5000 digits": (["--betas", "digits.json"], "'digits.json': it holds an integer too large for"),
     "a string in JSON": (["--betas", "string.json"], "it holds a string"),
     "null in JSON": (["--betas", "null.json"], "it holds null: [numbers] is taken"),
