@@ -73,7 +73,7 @@ def test_arrays_come_back_bitwise(tmp_path_factory, a):
         assert back[name].flags.writeable
 
 
-def test_meta_comes_back_and_stands_in_the_header_as_json(tmp_path):
+def test_meta_comes_back_and_is_json_in_the_header(tmp_path):
     path = tmp_path / "a.safetensors"
     save(path, tensors(), META)
     checkpoint = load(path)
@@ -87,7 +87,7 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-def test_what_a_checkpoint_cannot_hold_is_named(tmp_path):
+def test_unsupported_values_are_named(tmp_path):
     path = tmp_path / "a.safetensors"
     for meta in ({"x": np.float32(1)}, {"x": float("nan")}, {"x": {1, 2}}):
         with pytest.raises(TypeError, match="meta takes what JSON can hold"):
@@ -162,8 +162,8 @@ def test_a_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatc
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-def test_a_real_limit_on_the_disk_is_one_sentence(tmp_path):
-    """The system itself refuses the bytes, half-way through the file."""
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path):
+    """The operating system refuses to write more, half-way through the file."""
     path = tmp_path / "a.safetensors"
     save(path, tensors(), META)
     code = (
@@ -372,7 +372,7 @@ def test_the_last_few_are_kept(tmp_path):
     assert checkpoints.latest().tensors["w"].tolist() == [0, 0, 0] and len(names(checkpoints.folder)) == 2
 
 
-def test_foreign_names_are_left_alone(tmp_path):
+def test_other_files_are_not_touched(tmp_path):
     others = [
         "notes.txt",
         "step-1.safetensors",
@@ -415,7 +415,7 @@ def test_another_run_is_not_mixed_in(tmp_path):
     assert names(tmp_path) == ["step-000500.safetensors"]
 
 
-def test_leftovers_of_killed_runs_are_removed_by_the_writer_only(tmp_path):
+def test_only_the_writer_removes_leftovers_of_killed_runs(tmp_path):
     checkpoints = CheckpointFolder(tmp_path)
     checkpoints.save(1, tensors(), {})
     left = tmp_path / ".step-000002.safetensors.0123abcd.tmp"
@@ -434,7 +434,7 @@ def test_a_folder_that_cannot_be_used_is_found_before_the_work(tmp_path):
         CheckpointFolder(tmp_path, keep=0)
 
 
-def test_a_reader_that_meets_the_pruning_looks_again(tmp_path, monkeypatch):
+def test_a_reader_looks_again_if_a_file_is_removed_meanwhile(tmp_path, monkeypatch):
     import minidiff.checkpoint as module
 
     checkpoints = CheckpointFolder(tmp_path, keep=1)

@@ -1,4 +1,4 @@
-"""The two examples of guidance run, tiny, and keep the model that they trained."""
+"""The two examples of guidance run on a tiny scale, and keep the model that they trained."""
 
 from dataclasses import replace
 

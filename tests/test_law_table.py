@@ -1,4 +1,4 @@
-"""docs/laws.md is what the tests say, no law is missing, and a law that fails says what it claims."""
+"""docs/laws.md is up to date and complete, and a law that fails prints its statement."""
 
 import ast
 import os
@@ -16,13 +16,13 @@ def run(*command, **more):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, **more)
 
 
-def test_the_page_is_what_the_tests_say():
+def test_the_page_is_up_to_date():
     done = run("-m", "tests.support.law_table", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_law_is_proved_by_some_test():
-    """Where one is not, or only in part, the page must say so under "Not yet"; and of no law but those."""
+def test_every_law_has_a_test():
+    """The page must list exactly the laws that have none, or only in part, under "Not yet"."""
     laws, _, missing = PAGE.read_text(encoding="utf-8").partition("## Not yet")
     proved = {int(number) for number in re.findall(r"^\| (\d+) \|", laws, re.MULTILINE)}
     said = {int(number) for number in re.findall(r"^- law (\d+): ", missing, re.MULTILINE)}
@@ -31,7 +31,7 @@ def test_every_law_is_proved_by_some_test():
 
 
 CI_VARIABLES = {"CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "BUILDKITE", "bamboo.buildKey",
-                "CODEBUILD_BUILD_ID", "TEAMCITY_VERSION", "CIRRUS_CI"}      # by which hypothesis knows it
+                "CODEBUILD_BUILD_ID", "TEAMCITY_VERSION", "CIRRUS_CI"}      # by which hypothesis detects CI
 BROKEN = """
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_that_passes():
 
 @pytest.mark.parametrize("ci", [False, True])
 def test_a_failing_law_prints_its_formula_its_numbers_and_its_seed(tmp_path, ci):
-    """Where CI is set, hypothesis takes its examples from the test's own name, and there is no seed to print."""
+    """On CI, hypothesis derives its examples from the test's name, so there is no seed to print."""
     (tmp_path / "test_broken_laws.py").write_text(BROKEN)
     pytest_of_ours = ["-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path),
                       "-p", "conftest", "-p", "no:cacheprovider"]
@@ -71,7 +71,7 @@ def test_a_failing_law_prints_its_formula_its_numbers_and_its_seed(tmp_path, ci)
     assert re.search(r"-+ law 12 -+", said) and re.search(r"-+ law 12a -+", said) and re.search(r"-+ law 12b -+", said)
     assert "again      python -m pytest 'test_broken_laws.py::test_of_a_seed[7]'" in said
     assert "formula    passes" not in said
-    # the line that it prints does bring the failure back
+    # the printed command reproduces the failure
     line = re.search(r"again      python -m pytest '.*::test_of_examples'(.*)", said).group(1)
     assert re.fullmatch("" if ci else r" --hypothesis-seed=\d+", line)
     again = run(*pytest_of_ours, f"{tmp_path}/test_broken_laws.py::test_of_examples", *line.split(),
@@ -79,22 +79,22 @@ def test_a_failing_law_prints_its_formula_its_numbers_and_its_seed(tmp_path, ci)
     assert "1 failed" in again and f"test_of_examples'{line}\n" in again
 
 
-# ---- what a test allows, and what its law says -----------------------------------------------------------------
+# ---- what a test allows, and what its law states -----------------------------------------------------------------
 
 SAID = re.compile(r"(?:^|; |, and |, but |\bwithin )(\.?\d[\d.]*(?:e-?\d+)?)(?![\d.]* ?%)|(\.?\d[\d.]*) ?%")
 
 
 def said(tolerance: str) -> float:
-    """The largest number that a tolerance allows: those that begin it or a further part of it, and percentages.
+    """The largest number that a tolerance allows: numbers at the start of the text or of a part of it, and percentages.
 
-    Others are reasons, such as rounding or sizes; one above 1 is no tolerance.
+    Other numbers belong to reasons, such as rounding or sizes; a number above 1 is not a tolerance.
     """
     numbers = [float(number) if number else float(percent) / 100 for number, percent in SAID.findall(tolerance)]
     return max((number for number in numbers if number < 1), default=0.0)
 
 
 def used(function: ast.FunctionDef) -> float:
-    """The largest rtol, atol, rel or abs written in a function's body, or NumPy's or pytest's own where none is."""
+    """The largest rtol, atol, rel or abs in a function's body, or the default of NumPy or pytest if it has none."""
     numbers = [0.0]
     for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
         given = {word.arg: word.value for word in call.keywords if word.arg in ("rtol", "atol", "rel", "abs")}
@@ -109,7 +109,7 @@ def used(function: ast.FunctionDef) -> float:
 
 
 def laxer(text: str) -> list[str]:
-    """The test functions of a file that allow more than all their laws' tolerances say. Helpers are not looked into."""
+    """The test functions of a file that allow more than the tolerances of all their laws. Helpers are not examined."""
     tree = ast.parse(text)
     named = {node.targets[0].id: node.value for node in tree.body
              if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}        # in_the_middle = ...
@@ -124,7 +124,7 @@ def laxer(text: str) -> list[str]:
     return found
 
 
-def test_no_test_allows_more_than_its_law_says():
+def test_no_test_allows_more_than_its_law_states():
     assert not [f"{path.name}: {line}" for path in sorted((ROOT / "tests").rglob("test_*.py"))
                 for line in laxer(path.read_text(encoding="utf-8"))]
 
@@ -156,7 +156,7 @@ def test_e():
 """
 
 
-def test_a_test_that_allows_more_than_its_law_says_is_found():
+def test_a_test_that_allows_more_than_its_law_states_is_found():
     assert laxer(LAX) == ["test_a allows 1e-08 and says 1e-09", "test_d allows 1e-07 and says 1e-09",
                           "test_e allows 1e-06 and says 1e-09"]
 
@@ -167,19 +167,19 @@ def test_a_test_that_allows_more_than_its_law_says_is_found():
     (0, "a = b", "a law's number"), ("a2", "a = b", "a law's number"), (1.5, "a = b", "a law's number"),
     (12, " ", "law 12 must state its formula"),
 ])
-def test_a_marker_that_says_too_little_is_refused(number, formula, message):
+def test_an_incomplete_marker_is_refused(number, formula, message):
     with pytest.raises(ValueError, match=message):
         Law(number, formula, source="derived", tolerance="exact")
 
 
-def test_markers_are_read_in_the_order_of_their_numbers():
+def test_laws_are_sorted_by_their_numbers():
     marks = [SimpleNamespace(args=(number, "a = b"), kwargs={"source": "derived", "tolerance": "exact"})
              for number in ("12a", 3, 12, "2b")]
     item = SimpleNamespace(iter_markers=lambda name: marks)
     assert [law.number for law in laws_of(item)] == ["2b", 3, 12, "12a"]
 
 
-def test_the_page_names_what_is_missing_and_escapes_its_tables():
+def test_the_page_lists_untested_laws_and_escapes_its_tables():
     law = Law(9, "q(x_s|x_t) = 1", source="beta~ < beta", tolerance="exact")
     rows = [Row(law, "tests/laws/test_posterior.py", "test_that", slow=True)]
     text = page(rows)

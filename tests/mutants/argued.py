@@ -1,7 +1,6 @@
-"""Changes that are none: each says in one sentence why no test should, or could, see it.
+"""Changes that make no difference, each with one sentence that says why no test should, or could, detect it.
 
-A rule is a pattern that must be found in "file function" and one that must be found in the changed lines, "- before"
-and "+ after", one line each.
+A rule has a pattern for "file function" and a pattern for the changed lines, "- before" and "+ after", one line each.
 """
 
 import re
@@ -24,20 +23,20 @@ RULES = [
     Rule(ANYWHERE, r"astype\(.*copy=False.*\n\+ .*(copy=(None|True)|, \))",
          "A copy, or none, of the same numbers: memory and speed only."),
     Rule(ANYWHERE, r"zip\(.*strict=(True|False).*\n\+ .*(strict=(None|True|False)|, \))",
-         "Both lists have one length by construction; strict= guards against an edit to come."),
-    Rule(ANYWHERE, r"\+ .*einsum\(\"[A-Z,]+->[A-Z]+\"", "einsum's letters are only names."),
+         "Both lists have the same length by construction; strict= guards against later edits."),
+    Rule(ANYWHERE, r"\+ .*einsum\(\"[A-Z,]+->[A-Z]+\"", "The letters of einsum are only names."),
     Rule("_unbroadcast", r"keepdims=True\).*\n\+ .*(, |keepdims=(False|None))\)\.reshape",
          "The reshape that follows gives the axes back."),
     Rule("scaled_dot_product", r"isfinite\(top\), top, 1\)",
-         "Where no score is finite all are -inf, less 1 as well as less 0."),
-    Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and none is called X."),
-    Rule("add_product", r'no.*b"n"', "BLAS reads N and n alike."),
+         "Where no score is finite all are -inf, and -inf less 1 is -inf less 0."),
+    Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and no kind is X."),
+    Rule("add_product", r'no.*b"n"', "BLAS treats N and n alike."),
 
     Rule("kl_gaussian", r"var2, 1\.0\).*\n\+ .*var2, 2\.0\)", "The number stands for its kind, a Python float."),
     Rule("GaussianDenoiser.__init__", r"np\.asarray\(mean, (None)?\), np\.asarray\(cov, np\.float64\)",
-         "The mean meets arrays of float64 wherever it is used."),
-    Rule("MixtureDenoiser", r"\+ (np|xp)\.zeros.*\n\+ .* - (np|xp)\.zeros", "Zeros may be added or taken away."),
-    Rule("samplers.py sample", r"maxlen", "All states are kept in place of the last: memory only."),
+         "The mean is combined with float64 arrays wherever it is used."),
+    Rule("MixtureDenoiser", r"\+ (np|xp)\.zeros.*\n\+ .* - (np|xp)\.zeros", "Zeros may be added or subtracted."),
+    Rule("samplers.py sample", r"maxlen", "All states are kept instead of the last one: memory only."),
     Rule("dpm_solver_pp_2m", r"h = -math.*\n\+ h = \+math", "Only the quotient of two h is used: their sign cancels."),
     Rule(ANYWHERE, r"np\.float64\).*\n\+ .*(astype|normal\(\(\), ?)\(?None\)",
          "NumPy reads the dtype None as float64."),
@@ -48,51 +47,51 @@ RULES = [
          "A cotangent is computed that `record` drops: speed only (tests hold it for the ops where it costs most)."),
     Rule("parallel_map", r"cores\(\) == 1",
          "Whether one thread or a pool computes it, the results are the same: speed only."),
-    Rule("parallel_map", r"user_api", "OpenMP, where there is any, is held to one thread as well: speed only."),
+    Rule("parallel_map", r"user_api", "OpenMP, if present, is also limited to one thread: speed only."),
     Rule("conv_shift.py correlate_dw|_sum_pixels", r"(zeros|ones)\(.*\n\+ .*(dtype=None|\), \))",
-         "An operand in float64 in place of the input's dtype; the result is rounded to it: more exact, and slower."),
+         "An operand in float64; the result is rounded to the input's dtype: more exact, and slower."),
     Rule("backend.py wide", r"astype\(None\)",
-         "Half precision is widened to float64 in place of float32: more exact, and slower."),
+         "Half precision is widened to float64 instead of float32: more exact, and slower."),
     Rule("_sum_pixels", r"ones\(\(2,", "A second row of the product, which is not read."),
     Rule("_pixel_list", r"np\.zeros\(\(R \+", "More zeros behind the last pixel than any shift reads: memory only."),
     Rule("_transformed_patches", r"np\.zeros\(\(B, TILE \* t[hw] \+ [23]",
          "More zeros at the edge than any patch reads: memory only."),
-    Rule("conv.py _pad", r"padding\) or True", "An image without padding is copied, too: memory only."),
-    Rule("_cut_tiles", r"\(TILE / th|TILE / tw\)", "An image that fits its tiles is copied, too: memory only."),
+    Rule("conv.py _pad", r"padding\) or True", "An image without padding is copied as well: memory only."),
+    Rule("_cut_tiles", r"\(TILE / th|TILE / tw\)", "An image that fits its tiles is copied as well: memory only."),
 
     Rule("plain_correlate_dx", r"zeros\(\(B, H \+ [23] \* padding",
-         "More zeros at the edge, which are cut off: memory only."),
+         "More zeros at the edge, which are removed: memory only."),
     Rule(r"conv.py (_fastest|correlate)", r"_fastest\(|pixels|form\) and False|w.shape\[:[23]\] == \(1, [12]\)",
-         "Another of the forms of one convolution that tests hold equal is taken: speed only."),
+         "Another form of the same convolution is chosen, and tests compare the forms: speed only."),
     Rule("conv.py correlate_dx", r"w\.shape\[[01]\] - 1 - padding", "The fast forms take square kernels only."),
     Rule("backend.py to_numpy", r"np\.ndarray\)\) and False", "np.asarray of an array on the host is that array."),
 
     # ---- the same for every value that can occur
     Rule("gelu", r"clip\(-1[01], 1[01]\)",
-         "At 10 tanh's argument is beyond 40, where it is 1 to the last bit of float64."),
+         "At 10 the argument of tanh is above 40, where tanh is 1 to the last bit of float64."),
     Rule("sum|mean|maximum_of", r"_restore\(dy, x, axis, None\)",
          "With keepdims the cotangent has the restored shape already, and reshaping it to that shape changes nothing."),
     Rule("group_norm|mean", r"n = .*//.*\n\+ n = .* / ",
-         "The quotient is whole, and dividing by 4.0 is dividing by 4."),
-    Rule("group_norm", r'dx = None\n\+ dx = ""', "What stands for a cotangent that is not asked for is not looked at."),
+         "The quotient is an integer, and dividing by 4.0 equals dividing by 4."),
+    Rule("group_norm", r'dx = None\n\+ dx = ""', "A cotangent that is not needed is never read."),
     Rule("dropout", r">= p\).*\n\+ .*> p\)",
-         "They differ where a draw is p to the last bit, which happens once in 16 million."),
+         "They differ only if a draw equals p to the last bit, which happens once in 16 million."),
     Rule("conv_transpose2d", r"min\(shape\[1:3\]\) < 1:\n\+ if min\(shape\[1:4\]\)",
-         "There is no convolution of no channels."),
-    Rule("DiscretisedGaussian", r"a \+ b > 0.*\n\+ .*a \+ b >= 0", "Where a + b is 0, -b is a: both ways are one."),
+         "No convolution has 0 channels."),
+    Rule("DiscretisedGaussian", r"a \+ b > 0.*\n\+ .*a \+ b >= 0", "Where a + b is 0, -b is a: both branches agree."),
     Rule("variational_bound", r"streams\.normal\(\(\), np\.float64\).*\n\+ .*normal\((None, np|\(\), (None)?\))",
-         "One number from each stream either way, and times drawn from it: other draws of the same law."),
-    Rule("draw_times", r'side="right"', "They differ where u is a step of the table to the last bit."),
+         "Each stream gives one number in both cases: other draws from the same distribution."),
+    Rule("draw_times", r'side="right"', "They differ only if u equals an entry of the table to the last bit."),
     Rule("Hutchinson.draw", r"streams\.normal\(|z <= 0", "Only the draw's sign is used, and it is never 0."),
-    Rule("Hutchinson.__call__", r"_wide\(zJ\) / z", "A probe's entries are 1 or -1, each its own inverse."),
-    Rule("_per_sample_sum", r"dtype=np\.float64", "What is summed is float64 already where it comes from."),
-    Rule("_levels", r"<= 1e-5", "They differ for an error of 1e-5 to the last bit."),
-    Rule("cross_entropy", r"xp_of\(None\)", "An index may be a host array on CuPy, too."),
+    Rule("Hutchinson.__call__", r"_wide\(zJ\) / z", "A probe's entries are 1 or -1, which are their own inverses."),
+    Rule("_per_sample_sum", r"dtype=np\.float64", "The summed numbers are float64 already."),
+    Rule("_levels", r"<= 1e-5", "They differ only if an error equals 1e-5 to the last bit."),
+    Rule("cross_entropy", r"xp_of\(None\)", "An index may be a host array on CuPy as well."),
 ]
 
 
 def reason(file: str, function: str, diff: str) -> str:
-    """Why this change makes no difference; "" if nothing is argued about it."""
+    """Why this change makes no difference; "" if no rule matches."""
     for rule in RULES:
         if re.search(rule.where, f"{file} {function}") and re.search(rule.change, diff):
             return rule.why

@@ -1,17 +1,17 @@
-"""Changes every operator, number, argument and word of the mathematics, one at a time, and asks the tests.
+"""Changes every operator, number, argument and word of the mathematics, one at a time, and runs the tests.
 
     python -m tests.mutants.generated                       floors I and III; it takes long
     python -m tests.mutants.generated --floor diffusion     one of them
-    python -m tests.mutants.generated --keep DIR            can be interrupted, and goes on with the same command
-    python -m tests.mutants.generated --keep DIR --report   runs nothing, and reports what DIR holds
+    python -m tests.mutants.generated --keep DIR            can be interrupted and resumed by the same command
+    python -m tests.mutants.generated --keep DIR --report   runs nothing, and reports the results in DIR
 
-The changes are mutmut's (pip install 'mutmut>=3.8'), which also picks the tests that run through a line.  What its
-tests let pass is asked again: argued.py lists changes that are none (the same numbers by another way, or only
-other memory, speed or wording), with the reason; any other is planted in a copy in earnest, where the floor's tests
-run in a new process (mutmut's has imported the code before the change) and with all their examples.  What remains
-has survived.  docs/mutation.md is the report; the exit status is 1 if anything survived.
+mutmut (pip install 'mutmut>=3.8') makes the changes, and chooses the tests that execute each changed line. Changes that
+pass these tests are examined again. argued.py lists those that make no difference (the same numbers in another way, or
+only different memory, speed or wording), with the reason. Any other is planted in a copy, where the floor's tests run
+in a new process with all their examples (mutmut's process imported the code before the change). The rest has survived.
+docs/mutation.md is the report; the exit status is 1 if anything survived.
 
-mutmut leaves decorated functions (our properties) and the bodies of classes and modules alone: what stands there is
+mutmut does not change decorated functions (our properties) or the bodies of classes and modules.  Bugs in those are
 planted by hand, in the other files of this folder.
 """
 
@@ -37,16 +37,16 @@ from .argued import reason
 from .run import PARTS, ROOT, machine
 
 REPORT = ROOT / "docs" / "mutation.md"
-LIMIT = 600                                                 # seconds for the tests of one change, in earnest
+LIMIT = 600                                                 # seconds for the tests of one change in a copy
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Where the code is that is changed, and the tests that should notice."""
+    """The code that is changed, and the tests that should detect the changes."""
 
     code: str
     tests: tuple[str, ...]
-    skip: tuple[str, ...] = ()              # tests that look at the source itself, which mutmut rewrites
+    skip: tuple[str, ...] = ()              # tests that read the source itself, which mutmut rewrites
 
 
 FLOORS = {
@@ -56,24 +56,24 @@ FLOORS = {
     "engine": Floor("minidiff/engine/", ("tests/engine", "tests/nn", "tests/engine/test_second_device.py"),
                     ("tests/engine/test_every_op.py::test_the_table_is_complete",)),
 }
-# what mutmut's status of a change means; a crash or a loop without an end is noticed, too
+# the meaning of mutmut's status of a change; a crash or an endless loop is also detected
 NOTICED = {1: "killed", 3: "killed", 36: "timed out", 24: "timed out", -24: "timed out", 152: "timed out",
            255: "timed out", -11: "crashed", -9: "crashed", -6: "crashed", -7: "crashed", -8: "crashed"}
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change: its name with mutmut, its file, and what became of it."""
+    """One change: its name in mutmut, its file, and its verdict."""
 
     name: str
     file: str
     verdict: str                            # killed, timed out, crashed, argued, survived, not run
     diff: str = ""                          # the lines before (-) and after (+)
-    why: str = ""                           # the argument, or the test that noticed
+    why: str = ""                           # the argument, or the test that detected it
 
     @property
     def function(self) -> str:
-        """As one reads it: `SampleStreams.normal` for mutmut's `xǁStreamsǁnormal`."""
+        """The readable name: `SampleStreams.normal` for mutmut's `xǁSampleStreamsǁnormal`."""
         mangled = self.name.rsplit(".", 1)[1].rsplit("__mutmut_", 1)[0]
         return mangled[2:] if mangled.startswith("x_") else ".".join(mangled.split("ǁ")[1:])
 
@@ -109,7 +109,7 @@ class Workshop:
         return done.stdout or ""
 
     def changes(self) -> list[Change]:
-        """All that mutmut made, with what its own run says."""
+        """All changes that mutmut made, with the verdicts of its own run."""
         found = []
         for meta in sorted((self.root / "mutants" / self.floor.code).rglob("*.py.meta")):
             file = str(meta.relative_to(self.root / "mutants"))[:-len(".meta")]
@@ -120,11 +120,11 @@ class Workshop:
 
     @property
     def notes(self) -> Path:
-        """What became of the changes that were looked at again, a line each."""
+        """The file with the verdicts of the changes that were examined again, one line each."""
         return self.root / "again.jsonl"
 
     def looked_at(self) -> dict[str, Change]:
-        """The last word on each change that was looked at again."""
+        """The last verdict on each change that was examined again."""
         lines = self.notes.read_text(encoding="utf-8").splitlines() if self.notes.exists() else []
         found = [Change(**json.loads(line)) for line in lines]
         return {change.name: change for change in found}
@@ -141,7 +141,7 @@ class Workshop:
                 file.write_text(right, encoding="utf-8")
 
     def look_again(self, change: Change) -> Change:
-        """A change that mutmut's run let pass: argued, or noticed in earnest, or survived."""
+        """The verdict on a change that passed mutmut's run: argued, detected in a copy, or survived."""
         shown = self.mutmut("show", change.name).splitlines()
         lines = [line[0] + " " + line[1:].strip() for line in shown
                  if line[:1] in "+-" and line[:3] not in ("+++", "---")]
@@ -152,7 +152,7 @@ class Workshop:
             here = Path(folder) / "copy"
             shutil.copytree(self.root, here, ignore=shutil.ignore_patterns("__pycache__", "mutants"))
             (here / change.file).write_text(self.planted(change), encoding="utf-8")
-            # the tests of the file and of its floor's contracts first: they are few, and mostly enough
+            # first the tests of the file and of its floor's contracts: they are few, and detect most changes
             near = [str(p.relative_to(here)) for t in self.floor.tests for p in sorted((here / t).rglob("test_*.py"))
                     if p.stem.startswith(f"test_{Path(change.file).stem}")
                     or p.stem.endswith(("refusals", "contracts"))]
@@ -163,7 +163,7 @@ class Workshop:
                         _environment() | {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1"}))
                 except subprocess.TimeoutExpired:
                     return Change(change.name, change.file, "timed out", diff)
-                if done.returncode not in (0, 1, 2):        # neither green, nor a failure, nor code that does not load
+                if done.returncode not in (0, 1, 2):        # neither passed, nor failed, nor code that does not load
                     raise RuntimeError(f"pytest ended with status {done.returncode}: {done.stdout[-500:]}")
                 if done.returncode:
                     break
@@ -184,12 +184,12 @@ def examine(name: str, folder: Path, jobs: int) -> list[Change]:
     shop.mutmut("run", "--max-children", str(jobs), quiet=False)
     changes = shop.changes()
     passed = [change for change in changes if change.verdict == "survived"]
-    # what an interrupted run argued or let pass is asked again
+    # changes that an interrupted run argued or let pass are examined again
     again = {n: change for n, change in shop.looked_at().items() if change.verdict not in ("argued", "survived")}
     with ThreadPoolExecutor(jobs) as pool, shop.notes.open("a", encoding="utf-8") as notes:
         left = [change for change in passed if change.name not in again]
         for change in tqdm(pool.map(shop.look_again, left), total=len(left), unit="change", dynamic_ncols=True,
-                           desc=f"{name}: what passed, in earnest"):
+                           desc=f"{name}: changes that passed, in a copy"):
             again[change.name] = change
             print(json.dumps(asdict(change)), file=notes, flush=True)
             if change.verdict == "survived":
@@ -198,7 +198,7 @@ def examine(name: str, folder: Path, jobs: int) -> list[Change]:
 
 
 def held(name: str, folder: Path) -> list[Change]:
-    """What a run in this folder has found so far; the arguments are read anew."""
+    """The results of a run in this folder so far; the arguments are read again."""
     shop = object.__new__(Workshop)
     shop.root, shop.floor = folder, FLOORS[name]
     again, found = shop.looked_at(), []
@@ -213,17 +213,17 @@ def held(name: str, folder: Path) -> list[Change]:
 # --- the report -------------------------------------------------------------------------------------------
 
 def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str:
-    """The run as Markdown; seconds: how long it took, if it was one."""
+    """The run as Markdown; seconds: its duration, if it was one run."""
     every = [change for changes in floors.values() for change in changes]
     of = Counter(change.verdict for change in every)
     caught = len(every) - of["argued"] - of["survived"] - of["not run"]
     lines = [
         "# Every operator, number and argument, changed and caught", "",
         "A mutation tester changed the mathematics (`minidiff/diffusion/`) and the engine with its derivatives",
-        "(`minidiff/engine/`) in every place where it knows how: operators, numbers, arguments, conditions, words.",
-        "Written by `python -m tests.mutants.generated`, whose docstring says how. *Caught*: a test failed (or it",
-        "crashed the process or never ended). *Argued*: it makes no difference that a test should see, for the reason",
-        "given below. *Survived*: a test is missing.", "",
+        "(`minidiff/engine/`) in every place that it can change: operators, numbers, arguments, conditions, words.",
+        "`python -m tests.mutants.generated` writes this page; its docstring describes the method. *Caught*: a test",
+        "failed, or the process crashed or did not end. *Argued*: the change makes no difference that a test should",
+        "detect, for the reason given below. *Survived*: a test is missing.", "",
         f"{datetime.date.today()}, {machine()}, mutmut {_version()}: **{len(every)} changes, {caught} caught "
         f"({caught / len(every):.1%}), {of['argued']} argued, {of['survived']} survived"
         + (f", {of['not run']} not run" if of["not run"] else "") + "**"
@@ -263,8 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants.generated", description=__doc__.splitlines()[0])
     parser.add_argument("--floor", choices=FLOORS, help="one floor only (default both)")
     parser.add_argument("--jobs", type=int, default=2, help="changes at a time (default 2)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and go on with what is there")
-    parser.add_argument("--report", action="store_true", help="run nothing; report what --keep holds")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and resume the run that it holds")
+    parser.add_argument("--report", action="store_true", help="run nothing; report the results in --keep")
     parser.add_argument("--out", type=Path, help="the report (default docs/mutation.md; with --floor none)")
     args = parser.parse_args(argv)
     try:

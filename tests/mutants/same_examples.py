@@ -1,6 +1,6 @@
-"""A pytest plugin for the mutation tester: hypothesis draws the same few examples in every run, and shrinks none.
+"""A pytest plugin for the mutation tester: hypothesis draws the same few examples in every run, without shrinking.
 
-It is copied beside the copy's minidiff and loaded by its name.
+It is copied beside the copy of minidiff and loaded by its name.
 """
 
 from hypothesis import Phase, settings
@@ -15,4 +15,4 @@ def pytest_collection(session):
 
 
 def pytest_runtest_setup(item):
-    parallel._pool.cache_clear()                            # each change runs in a fork, which has no threads but one
+    parallel._pool.cache_clear()                            # each change runs in a fork, which has only one thread

@@ -1,6 +1,6 @@
-"""A pytest plugin: writes down the first failure, and makes sure that the code under test is the copy's.
+"""A pytest plugin that records the first failure and ensures that the tests use the copy of minidiff.
 
-It is copied beside the copy's minidiff and loaded by its name.  The environment's MUTANTS_WITNESS names the file.
+It is copied beside that copy and loaded by its name.  The environment variable MUTANTS_WITNESS names the output file.
 """
 
 import json
@@ -21,7 +21,7 @@ def pytest_configure(config):
         pytest.exit(f"the tests would run on {found}, not on the copy with the bug", returncode=3)
     if "hypothesis" in sys.modules:
         from hypothesis import Phase, settings
-        # every run draws the same examples; the counterexample is thrown away, so that nobody needs a small one
+        # every run draws the same examples; a counterexample is not shown, so it is not made smaller
         settings.register_profile("mutants", settings(), derandomize=True, database=None,
                                   phases=(Phase.explicit, Phase.generate))
         settings.load_profile("mutants")

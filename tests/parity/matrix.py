@@ -1,7 +1,7 @@
 """Writes docs/schedulers.md, the matrix of schedulers and laws:  PYTHONPATH=tests python -m parity.matrix
 
-Each library is taken as it comes, where it is installed. The remarks are written by hand; a remark on a law that is
-no longer broken, or the want of one on a law that is, stops the command.
+It uses each library as installed, and leaves out those that are not. The remarks are written by hand; the command stops
+if a broken law has no remark, or if a law with a remark is no longer broken.
 """
 
 import argparse
@@ -59,7 +59,7 @@ POWER_24 = ("In place of 0 the last alpha_bar is 2^-24 = 6.0e-8, and the rescale
 class Case:
     title: str
     make: object                                            # () -> Scheduler
-    remarks: dict = field(default_factory=dict)             # of broken laws: why, and what is known of it
+    remarks: dict = field(default_factory=dict)             # of broken laws: the reason, and what is known about it
 
 
 def of_diffusers(name: str, title: str, remarks: dict, **config) -> Case:
@@ -175,17 +175,16 @@ def _smalldiffusion() -> dict[str, list[Case]]:
 HEAD = """
 # Other people's schedulers under the laws
 
-Which laws do the schedulers in use keep? Each was asked by `minidiff.verify.scheduler.report`, which needs no network
-and draws no numbers: on two kinds of data the right answers are known. Runs have {steps} steps, and a cell tells
-the worst of them: by how much it is off what the row computes, after `kept` no more than is allowed (rounding; 0.02 for
-law 4; for the order of law 25 a quarter, since orders are whole numbers). `n/a` is a law that does not apply, and
-counts for nothing; the middle of the stride is asked of DPM-Solver++(2M) only, which extrapolates to it, and
-thresholding of who clips.
+Which laws do widely used schedulers keep? `minidiff.verify.scheduler.report` checked each of them. It needs no network
+and draws no random numbers: for two kinds of data the right answers are known. Runs have {steps} steps. A cell shows
+the worst of them: the difference from what the row computes. After `kept` it is within the tolerance (rounding; 0.02
+for law 4; a quarter for the order of law 25, since orders are integers). `n/a` is a law that does not apply. The middle
+of the stride is checked for DPM-Solver++(2M) only, which extrapolates to it, and thresholding for schedulers that clip.
 
-A broken law is not always a mistake: some are old defaults, kept for the models that were trained with them, or what a
-configuration asks for, and the remarks say so. The numbers of the laws are those of `minidiff verify`. k-diffusion and
-smalldiffusion are given our list of noises, with 0 at its end; smalldiffusion's own, `sample_sigmas`, ends at the first
-noise of its table, which then stays.
+A broken law is not always a mistake: some are old defaults, kept for the models that were trained with them, or follow
+from the configuration; the remarks say so. The laws have the numbers of `minidiff verify`. k-diffusion and
+smalldiffusion get our list of noise levels, with 0 at its end; smalldiffusion's own list, `sample_sigmas`, ends at the
+first noise level of its table, so that noise remains.
 
 {versions}; {machine}, {date}. Made by
 
@@ -197,13 +196,13 @@ One scheduler, or your own:
 
 ```bash
 minidiff verify --scheduler diffusers:DDIMScheduler --scheduler-config timestep_spacing=trailing
-minidiff verify --scheduler my_module:factory        # returns what minidiff/schedulers/protocol.py describes
+minidiff verify --scheduler my_module:factory        # returns what minidiff/verify/scheduler/protocol.py describes
 ```
 """
 
 HELD_EQUAL = """
 In float64, over random T, ranges of beta, schedules, lists, prediction types, eta, shapes and samples, the following
-agree with ours to 1e-9 of the largest number, where it does not say 1e-6 (`python -m pytest tests/parity`):
+agree with ours to 1e-9 of the largest number, or to 1e-6 where stated (`python -m pytest tests/parity`):
 
 | theirs | ours |
 |---|---|
@@ -215,24 +214,24 @@ agree with ours to 1e-9 of the largest number, where it does not say 1e-6 (`pyth
 | runs of DDIMScheduler, leading, any eta | `ddim` |
 | runs of EulerDiscreteScheduler, leading | `ddim` |
 | runs of DPMSolverMultistepScheduler (dpmsolver++, midpoint, order 2), any spacing | `dpm_solver_pp_2m` |
-| runs of HeunDiscreteScheduler, leading | not `heun`, whose time is an angle, but Karras et al., algorithm 1, anew |
+| runs of HeunDiscreteScheduler, leading | not `heun`, whose time is an angle: Karras et al., algorithm 1 |
 | k-diffusion's euler, euler_ancestral, dpmpp_2m (1e-6) | `ddim`, `ddpm`, `dpm_solver_pp_2m` |
 | smalldiffusion's sampler, gam 1, mu 0 and 1/2 (1e-6) | `ddim`, `ddpm` |
 
-diffusers keeps its tables in float32; for this its own source is read with the name float32 meaning float64. As it
-comes, its alpha_bar of T = 1000 differs from ours, at the worst of the times, by:
+diffusers keeps its tables in float32; for this comparison float64 replaces float32 in its source. As installed, its
+alpha_bar for T = 1000 differs from ours by at most:
 
 | schedule | largest difference | relative |
 |---|---|---|
 """
 
-MISMATCHES = []                                             # between what is broken and what is remarked on
+MISMATCHES = []                                             # between broken laws and remarks
 
 
 # ---- the document ------------------------------------------------------------------------------------------
 
 def section(title: str, members: list[Case]) -> list[str]:
-    """A table of laws by configurations, and why what is broken is broken."""
+    """A table of laws by configurations, and the reasons for broken laws."""
     columns = []
     for case in members:
         print(f"{title}: {case.title}", flush=True)
@@ -266,7 +265,7 @@ def cell(row) -> str:
 
 
 def agreement() -> list[str]:
-    """What the parity tests hold equal, and how far off float32 tables are."""
+    """What the parity tests compare, and the errors of float32 tables."""
     lines = ["", "## Where we agree", "", *HELD_EQUAL.strip().splitlines()]
     for title, config, ours in (
             ("linear, beta 0.0001 to 0.02", {"beta_schedule": "linear"}, LINEAR),

@@ -1,13 +1,13 @@
-"""The laws, and where each is proved: reads the `law` markers of the tests and writes docs/laws.md.
+"""Writes docs/laws.md, the laws and the tests that check them, from the `law` markers of the tests.
 
     @pytest.mark.law(12, "E[x_0|x_t] = mu + alpha S V^-1 (x_t - alpha mu)", source="Bayes", tolerance="1e-7: ...")
 
-number: an integer, or one with a letter ("2a") for a law beside it. formula: the statement, in the README's notation.
-source: the paper and equation, or how it is derived, and what the test computes independently. tolerance: how far the
-two sides may differ, and why so far.
+number: an integer, or one with a letter ("2a") for a related law. formula: the statement, in the symbols of
+docs/notation.md. source: the paper and equation or the derivation, and what the test computes independently. tolerance:
+how far the two sides may differ, and the reason.
 
-    python -m tests.support.law_table               writes docs/laws.md anew, from the root of the repository
-    python -m tests.support.law_table --check       says whether it is up to date
+    python -m tests.support.law_table               writes docs/laws.md, from the root of the repository
+    python -m tests.support.law_table --check       checks that docs/laws.md is up to date
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE, INI = ROOT / "docs" / "laws.md", ROOT / "pyproject.toml"
-LAWS = range(1, 40)                                         # the whole numbers, each of which some test must prove
+LAWS = range(1, 40)                                         # the whole numbers; some test must check each
 
-CHAPTERS = {                                                # in reading order; tests of other files come last
+CHAPTERS = {                                                # in reading order; other files come last
     "test_forward_process.py": "The forward process",
     "test_posterior.py": "The posterior",
     "test_parametrisations.py": "Parametrisations",
@@ -41,26 +41,26 @@ CHAPTERS = {                                                # in reading order; 
 }
 ELSEWHERE = "Networks, training and the whole system"
 
-NOT_YET = {                                                 # the parts of a law of which there is no code to prove them
+NOT_YET = {                                                 # the parts of laws for which minidiff has no code
     25: "the order of DPM-Solver-2: it is not among the samplers",
 }
 
 HEAD = """# The laws
 
-Each row is a statement that a test holds the code to, over random schedules, times, shapes and data wherever nothing
-else is said. Most compute one side with minidiff and the other independently, in the way that *source* names; some hold
-two parts of minidiff to each other, which proves that they agree and not that they are right, and their *source* says
-so; what of a law has no code to be held to stands at the end. *Tolerance* says how far the two sides may differ and why
-so far, and no test allows more; a failing law prints its formula, its numbers and the seed that brings it back. The
-notation is [the README's](../README.md#notation); a number with a letter is a law beside that one.
+Each row is a statement that a test checks, over random schedules, times, shapes and data unless the row says otherwise.
+Most tests compute one side with minidiff and the other side independently, as *source* describes. Some compare two
+parts of minidiff, which shows that they agree, not that they are right; their *source* says so. *Tolerance* says how
+far the two sides may differ, and why; no test allows more. A failing law prints its formula, its numbers and the seed
+that reproduces the failure. The end of the page lists what is not tested because minidiff has no code for it. Symbols
+are explained in [notation.md](notation.md); a number with a letter is a law related to that number.
 
-This page is written by `python -m tests.support.law_table`, and a test holds it up to date.
+`python -m tests.support.law_table` writes this page, and a test checks that it is up to date.
 """
 
 
 @dataclass(frozen=True)
 class Law:
-    """One marker. Raises TypeError or ValueError where the marker breaks its form."""
+    """One marker. Raises TypeError or ValueError if the marker is incomplete or malformed."""
 
     number: int | str
     formula: str
@@ -82,7 +82,7 @@ class Law:
 
 
 def laws_of(item) -> list[Law]:
-    """The laws that a collected test proves: most name one, some two."""
+    """The laws that a collected test checks: one for most tests, two for some."""
     return sorted((Law(*mark.args, **mark.kwargs) for mark in item.iter_markers("law")), key=lambda law: law.order)
 
 
@@ -104,7 +104,7 @@ def _cell(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Prose in which * and ~ and < mean themselves."""
+    """Markdown in which * and ~ and < are literal."""
     return re.sub(r"([*~<])", r"\\\1", _cell(text))
 
 
@@ -131,7 +131,7 @@ def collect() -> list[Row]:
 
 
 def page(rows: list[Row]) -> str:
-    """docs/laws.md: chapter by chapter, in each by number and then as in the file."""
+    """docs/laws.md: by chapters, in each by number and then in the order of the file."""
     chapters: dict[str, list[Row]] = {title: [] for title in [*CHAPTERS.values(), ELSEWHERE]}
     for row in rows:
         chapters[CHAPTERS.get(Path(row.file).name, ELSEWHERE)].append(row)
@@ -143,7 +143,7 @@ def page(rows: list[Row]) -> str:
                                     "|---|---|---|---|---|", *map(str, chapter), ""]))
     missing = NOT_YET | {number: "all of it" for number in unproved(rows)}
     if missing:
-        parts.append("\n".join(["## Not yet", "", "There is no code to prove these of:", "",
+        parts.append("\n".join(["## Not yet", "", "minidiff has no code to test for these:", "",
                                 *(f"- law {number}: {_text(missing[number])}" for number in sorted(missing)), ""]))
     return "\n".join(parts)
 
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     written = page(collect())
     if sys.argv[1:] == ["--check"]:
         if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != written:
-            sys.exit("docs/laws.md is not what the tests say: run `python -m tests.support.law_table`")
+            sys.exit("docs/laws.md is out of date: run `python -m tests.support.law_table`")
     else:
         PAGE.write_text(written, encoding="utf-8")
         print(f"wrote {PAGE.relative_to(ROOT)}")
