@@ -141,20 +141,21 @@ def test_image_to_image_on_a_gaussian_keeps_less_the_more_it_is_noised():
 
 
 class Noise64(Noise):
-    """Noise that needs no dtype."""
+    """Noise in float64, unless a dtype is given."""
 
     def normal(self, shape, dtype=np.float64):
         return super().normal(shape, dtype)
 
 
 class Varied(LatentDiffusion):
-    """`vary` where latents are the images themselves, and Gaussian: the network's place is taken by what is exact."""
+    """`vary` with an exact denoiser of Gaussian data for its network, and images for latents."""
+
+    device, _latent_shape = "cpu", ()                       # properties in LatentDiffusion
 
     def __init__(self, denoiser):
-        self.exact, self.schedule, self._shape = denoiser, denoiser.schedule, denoiser.shape
+        self.exact, self.schedule, self._latent_shape = denoiser, denoiser.schedule, denoiser.shape
         self.clip = SimpleNamespace(text_states=lambda captions: None)
 
-    _shape = ()                                             # a property there
     encode = decode = staticmethod(lambda x: x)
 
     def denoiser(self, scale):
