@@ -15,13 +15,14 @@ import statistics
 import time
 
 import numpy as np
-from minidiff.training.main_job import TrainConfig, Trainer
 
 from minidiff.data import mnist
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.digits import Digits
+from minidiff.systems import load_needed
 from minidiff.systems.latent import LatentDiffusion
 from minidiff.systems.text_to_image import TextToImage
-from minidiff.training import run as stages
+from minidiff.training.run import TrainOptions
+from minidiff.training.trainer import Trainer
 
 BATCH = 32
 
@@ -38,15 +39,19 @@ def seconds(step, repeats: int) -> float:
 
 def main(model: str | None = None, repeats: int = 5, steps: int = 20) -> dict[str, float]:
     packed = mnist.packed()
-    data = CaptionedDigits.of(mnist.Images(packed.images[:500], packed.labels[:500], packed.source))
+    data = Digits.of(mnist.Images(packed.images[:500], packed.labels[:500], packed.source))
     latent, pixels, prompts = LatentDiffusion.load(model), TextToImage.load(), ["a bold seven"] * BATCH
+    latent.autoencoder.take(load_needed(LatentDiffusion))
+
+    def trainer(stage, number: int = 1, batch: int | None = None) -> Trainer:
+        return Trainer(stage, TrainOptions(batch=batch).for_stage(stage), number=number)
     found = {
         "sampling, latents": seconds(lambda: latent.sample(prompts, steps=steps), max(1, repeats // 3)),
         "  of which decoding": seconds(lambda: latent.decode(np.zeros((BATCH, 7, 7, 3), np.float32)), repeats),
         "sampling, pixels": seconds(lambda: pixels.sample(prompts, steps=steps), max(1, repeats // 3)),
-        "training step, pixels": seconds(Trainer(pixels, data, TrainConfig(batch=BATCH)).step, repeats)}
+        "training step, pixels": seconds(trainer(next(pixels.stages(data)), batch=BATCH).step, repeats)}
     for number, stage in enumerate(latent.stages(data), start=1):
-        found[f"training step, {stage.name}"] = seconds(stages.StageFit(stage, number, 0, 1.0, {}).step, repeats)
+        found[f"training step, {stage.name}"] = seconds(trainer(stage, number).step, repeats)
 
     print(f"| {BATCH} pictures | CPU seconds |\n|---|---|")
     for what, cost in found.items():

@@ -34,17 +34,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from minidiff.training.main_job import TrainConfig, Trainer, new_model
 from side_by_side import positive
 
 from minidiff.data import mnist
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.digits import Digits
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import allowed_cores
 from minidiff.errors import UserError, run_main
-from minidiff.systems.text_to_image import TextToImageConfig
-from minidiff.training import trainer as fit
+from minidiff.systems.text_to_image import TextToImage
+from minidiff.training import trainer as trainers
 from minidiff.training.ranks import ranks
+from minidiff.training.run import TrainOptions
+from minidiff.training.trainer import Trainer
 
 WARM = 3                                                    # first steps, which are not timed
 PHASES = ("data", "gradient", "waiting", "packing", "sum", "update")
@@ -90,10 +91,11 @@ def work(batch: int, steps: int, out: Path) -> None:
     """Trains; rank 0 writes the times of each step, the size of the exchange, and the time of an Allreduce."""
     keep_freed_memory()
     own, clock = ranks(), Clock()
-    data = CaptionedDigits.of(mnist.packed())
-    trainer = Trainer(new_model(data, TextToImageConfig(), 0), data, TrainConfig(steps=10_000, batch=batch))
+    data = Digits.of(mnist.packed())
+    stage = next(TextToImage.new(data).stages(data))
+    trainer = Trainer(stage, TrainOptions(steps=10_000, batch=batch).for_stage(stage))
     trainer.batch = clock.timed("data", trainer.batch)
-    fit.parallel_gradients = clock.timed("gradient", fit.parallel_gradients)
+    trainers.parallel_gradients = clock.timed("gradient", trainers.parallel_gradients)
     if own.size > 1:
         mean, own._sum = own.mean, clock.timed("sum", own._sum)
         wait = clock.timed("waiting", own.wait)             # for the slower rank: no part of the exchange

@@ -39,22 +39,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from minidiff.training.main_job import TrainConfig, Trainer, new_model
+from minidiff.evaluation.report import prompts_like
 from side_by_side import versions
 from tqdm import tqdm
 
 from minidiff import checkpoint, pictures
 from minidiff.data import digit_captions as captions
 from minidiff.data import mnist
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.digits import Digits
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import cores
 from minidiff.errors import UserError
-from minidiff.evaluation.judge import Judge, prompts_like
 from minidiff.files import check_writable, write_json
 from minidiff.pictures import plots
 from minidiff.pictures.sheets import PAPER
-from minidiff.systems.text_to_image import TextToImageConfig
+from minidiff.systems import load_system
+from minidiff.systems.text_to_image import TextToImage
+from minidiff.training.run import TrainOptions
+from minidiff.training.trainer import Trainer
 
 FAR, PILOT = 0.15, 60
 SAVE_EVERY = 300.0                                          # seconds
@@ -70,16 +72,20 @@ class Minidiff:
     title, first, growth, ways = "minidiff, main job", 10.0, 1.2, {"scale 2": 2.0}
 
     def __init__(self, data: mnist.Images):
-        digits, config = CaptionedDigits.of(data), TrainConfig()
-        self.inner = Trainer(new_model(digits, TextToImageConfig(), config.seed), digits, config)
+        digits = Digits.of(data)
+        self.model = TextToImage.new(digits)
+        stage = next(self.model.stages(digits))
+        config = TrainOptions().for_stage(stage)
+        self.inner = Trainer(stage, config, description=self.model.describe() | {"data": digits.fingerprint})
         self.steps, self.step, self.state, self.restore = (config.steps, self.inner.step, self.inner.state,
                                                            self.inner.restore)
 
     def draw(self, prompts: list[str], way: str, seed: int) -> np.ndarray:
         """Images (N, 28, 28, 1) in [-1, 1] of captions."""
-        model = self.inner.averaged()
-        return np.concatenate([model.sample(prompts[i:i + AT_A_TIME], scale=self.ways[way], steps=15, seed=seed + i)
-                               for i in range(0, len(prompts), AT_A_TIME)])
+        with self.inner.with_averaged_weights():
+            return np.concatenate([
+                self.model.sample(prompts[i:i + AT_A_TIME], scale=self.ways[way], steps=15, seed=seed + i)
+                for i in range(0, len(prompts), AT_A_TIME)])
 
 
 class PublicRecipe:
@@ -199,7 +205,8 @@ def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
     else:
         log = Log(name, about)
         log.preparing = time.process_time() - began
-    judge, prompts = Judge.load(), prompts_like(mnist.packed(), args.count, np.random.default_rng(0))[:args.count]
+    judge = load_system("digit-classifier")
+    prompts = prompts_like(mnist.packed(), args.count, np.random.default_rng(0))[:args.count]
 
     def save() -> float:
         log.save(path)                                      # before the state: a log that is longer is cut
@@ -245,7 +252,7 @@ def next_evaluation(contestant, log: Log) -> float:
     return contestant.first * contestant.growth ** round(math.log(last / contestant.first, contestant.growth) + 1)
 
 
-def accuracy(contestant, prompts: list[str], judge: Judge, target: float, whole: bool) -> tuple[dict, np.ndarray]:
+def accuracy(contestant, prompts: list[str], judge, target: float, whole: bool) -> tuple[dict, np.ndarray]:
     """The share of pictures with the right digit, drawn in the best way, and a picture (uint8) of each digit.
 
     Draws all prompts if `whole`, or if the accuracy on the first PILOT is near the target.
@@ -253,7 +260,7 @@ def accuracy(contestant, prompts: list[str], judge: Judge, target: float, whole:
     asked, first = digits_of(prompts), prompts[:PILOT]
 
     def right(images, wanted):
-        return judge.classifier.read(images)[1] == wanted
+        return judge.read(images)[1] == wanted
     drawn = {way: contestant.draw(first, way, seed=0) for way in contestant.ways}
     best = max(drawn, key=lambda way: right(drawn[way], asked[:PILOT]).mean())
     images = drawn[best]

@@ -17,12 +17,14 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-from minidiff.training.main_job import CaptionedDigits, TrainConfig, Trainer
 
 from minidiff.data import mnist
+from minidiff.data.digits import Digits
 from minidiff.engine.backend import to_device
 from minidiff.nn.optim import AdamWConfig
+from minidiff.systems.stage import Step
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
+from minidiff.training.trainer import TrainConfig, Trainer
 
 MODES = ("float32", "tf32", "float16", "bfloat16")
 AGREEMENT = {"float32": 1e-4, "tf32": 2e-3, "float16": 1e-2, "bfloat16": 3e-2}      # relative, between losses
@@ -41,10 +43,11 @@ def config_of(batch: int, mode: str) -> TrainConfig:
 class Minidiff:
     """The Trainer itself."""
 
-    def __init__(self, state: dict, data: CaptionedDigits, tokenizer, batch: int, mode: str, device: str = "cuda"):
+    def __init__(self, state: dict, data: Digits, tokenizer, batch: int, mode: str, device: str = "cuda"):
         model = TextToImage(TextToImageConfig(), tokenizer, np.random.default_rng(0))
         model.load_state_dict(state)
-        self.trainer, self.device = Trainer(model.to(device), data, config_of(batch, mode)), device
+        stage = next(model.to(device).stages(data))
+        self.trainer, self.device = Trainer(stage, config_of(batch, mode), device=device), device
         self._draw = self.trainer.batch
 
     def repeat(self, batch: tuple | None) -> None:
@@ -61,7 +64,7 @@ class Minidiff:
 class PyTorch:
     """The same network with batches from the same code, and PyTorch's own mixed precision."""
 
-    def __init__(self, state: dict, data: CaptionedDigits, tokenizer, batch: int, mode: str, device: str = "cuda",
+    def __init__(self, state: dict, data: Digits, tokenizer, batch: int, mode: str, device: str = "cuda",
                  channels_last: bool = False):
         import torch
         import torch_model
@@ -79,11 +82,9 @@ class PyTorch:
         self.average = [p.detach().clone() for p in self.parameters]
         self.half = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(mode)
         self.scaler = torch.amp.GradScaler(device, enabled=mode == "float16")
-        # the Trainer's own batch(), its images and its noise on the card
+        # batches from the stage's own code, with noise that PyTorch draws on the card
         host = TextToImage(TextToImageConfig(), tokenizer, np.random.default_rng(0))
-        self.feeder = Trainer(host, data, config_of(batch, "float32"))
-        self.feeder.x_0, self.feeder.noise = torch.from_numpy(data.x_0).to(self.device), _Noise(self)
-        self.feeder.on_device = True
+        self.feeder = next(host.stages(data))
         self.repeat(None)
 
     def repeat(self, batch: tuple | None) -> None:
@@ -91,8 +92,7 @@ class PyTorch:
         self._batch = self._draw if batch is None else lambda: fixed
 
     def _draw(self) -> tuple:
-        self.feeder.n += 1
-        return tuple(map(self._there, self.feeder.batch()))
+        return tuple(map(self._there, self.feeder.batch(_Step(self))))
 
     def _there(self, a):
         return (self.torch.from_numpy(a) if isinstance(a, np.ndarray) else a).to(self.device, non_blocking=True)
@@ -116,22 +116,21 @@ class PyTorch:
         return loss.detach()
 
 
-class _Noise:
-    """The noise that the Trainer asks its streams for, drawn by PyTorch."""
+class _Step(Step):
+    """A step whose noise PyTorch draws on the card."""
 
     def __init__(self, contestant: PyTorch):
-        self._c = contestant
-
-    def at(self, n: int) -> _Noise:
-        return self
+        c = contestant.config
+        super().__init__(c.seed, 1, contestant.n, c.steps, c.batch)
+        self._contestant = contestant
 
     def normal(self, shape: tuple[int, ...]):
-        return self._c.torch.randn(self._c.config.batch, *shape, device=self._c.device)
+        return self._contestant.torch.randn(*shape, device=self._contestant.device)
 
 
 # --- the comparison ---------------------------------------------------------------------------------------
 
-def contestants(state: dict, data: CaptionedDigits, tokenizer, batch: int, torch) -> Iterator[tuple[str, Callable]]:
+def contestants(state: dict, data: Digits, tokenizer, batch: int, torch) -> Iterator[tuple[str, Callable]]:
     """(name, mode -> contestant), minidiff first."""
     yield MINIDIFF, lambda mode: Minidiff(state, data, tokenizer, batch, mode)
     if torch:
@@ -170,7 +169,7 @@ def compare(start: tuple[dict, tuple], modes: tuple[str, ...], rounds: int, json
     from kernels import machine, sentence_of, torch_or_none
     state, fixed = start
     batch, torch, synchronize = len(fixed[0]), torch_or_none(), cupy.cuda.Device().synchronize
-    data, tokenizer = CaptionedDigits.of(mnist.load(download=False, quiet=True)), TextToImage.load().tokenizer
+    data, tokenizer = Digits.of(mnist.load(download=False, quiet=True)), TextToImage.load().tokenizer
     found, failed = [], False
     for mode in modes:
         use_tf32(mode == "tf32", torch)

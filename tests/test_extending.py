@@ -63,7 +63,8 @@ def test_a_stochastic_sampler_keeps_the_laws_and_a_broken_one_does_not(entered, 
 
 def test_a_data_set_of_colour_and_no_square_is_trained_on_and_drawn(entered, folder, capsys):
     """By the default system, on the stranger's schedule, with the stranger's sampler."""
-    assert call("train", "--data", "stripes", "--schedule", "sigmoid:tau=0.9", "--steps", 2, "--batch", 2, "--images", 0) == 0
+    assert call("train", "--data", "stripes", "--schedule", "sigmoid:tau=0.9", "--steps", 2, "--batch", 2,
+                "--images", 0) == 0
     path = folder / "runs" / "text-to-image" / "model.safetensors"
     model = TextToImage.load(path)
     assert model.config.shape == (16, 12, 3) and model.config.schedule == "sigmoid:tau=0.9"
@@ -91,9 +92,10 @@ def test_other_systems_train_on_it_too(entered, folder, monkeypatch, system):
 
 def test_a_system(entered, folder, capsys):
     assert call("train", "--system", "independent", "--data", "stripes", "--images", 0, "--effort", 0.5) == 0
-    assert call("train", "--system", "independent", "--data", "stripes", "--images", 0) == 2        # it is there already
+    assert call("train", "--system", "independent", "--data", "stripes", "--images", 0) == 2    # it is there already
     assert "--resume" in capsys.readouterr().err
-    assert call("sample", "--system", "independent", "any", "--set", "temperature=0.5", "--count", 3, "-o", "i.png") == 0
+    assert call("sample", "--system", "independent", "any", "--set", "temperature=0.5", "--count", 3,
+                "-o", "i.png") == 0
     assert (folder / "i.png").exists()
     capsys.readouterr()
     for arguments, says in [(["sample", "any", "--sampler", "ddim"], "has no option 'sampler'"),
@@ -126,8 +128,8 @@ def test_an_installed_package_enters_them_by_entry_points(folder):
     path = os.pathsep.join([str(folder / "site"), str(here), str(here.parent)])
 
     def run(*arguments) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "minidiff", *arguments], cwd=folder, capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": path})
+        return subprocess.run([sys.executable, "-m", "minidiff", *arguments], cwd=folder, capture_output=True,
+                              text=True, env=os.environ | {"PYTHONPATH": path})
     done = run("train", "--system", "independent", "--data", "stripes", "--images", "0")
     assert done.returncode == 0, done.stderr
     done = run("verify", "--schedule", "sigmoid:tau=0.8")
