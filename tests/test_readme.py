@@ -1,4 +1,4 @@
-"""The README's own lines run, its links lead somewhere, and so do those of docs/."""
+"""The README's own lines run, and what it registers is what docs/architecture.md builds."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,6 @@ from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.systems import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-         ROOT / "kernels" / "README.md", ROOT / "benchmarks" / "README.md"]
 
 
 def blocks(page: Path) -> list[str]:
@@ -24,9 +22,9 @@ def blocks(page: Path) -> list[str]:
 @pytest.fixture
 def registries():
     """Puts the registries back as they were."""
-    before = {registry: set(registry) for registry in (SAMPLERS, SCHEDULES, DATASETS, SYSTEMS)}
+    before = [(registry, set(registry)) for registry in (SAMPLERS, SCHEDULES, DATASETS, SYSTEMS)]
     yield
-    for registry, names in before.items():
+    for registry, names in before:
         for name in set(registry) - names:
             registry.unregister(name)
 
@@ -53,14 +51,6 @@ def test_the_recipes_of_the_architecture_page_run(tmp_path, monkeypatch, registr
     there = {"sampler": SAMPLERS, "schedule": SCHEDULES, "dataset": DATASETS, "system": SYSTEMS}
     for kind, name in registered:
         assert name in there[kind], f"{kind} {name}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_link_leads_to_a_file(page):
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not re.match(r"https?://|#|mailto:", target):
-            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
 
 
 def test_the_readme_marks_its_two_commands():
