@@ -1,16 +1,16 @@
 """How fast the samplers converge: the error of each against the exact flow, over the number of steps.
 
-    python examples/convergence.py                 measures for seconds, prints the orders, draws docs/convergence.png
+    python examples/convergence.py                 takes seconds, prints the orders, draws docs/convergence.png
 
-A sampler without noise follows an ordinary differential equation, the probability flow. In the angle phi of
+A sampler without noise approximates an ordinary differential equation, the probability flow. In the angle phi with
 alpha = cos(phi), sigma = sin(phi) it is
 
     dx/dphi = v(x, phi) = (alpha x - x0_hat) / sigma                       Karras et al. 2022, arXiv 2206.00364, eq. 4
 
-and its error after N steps falls as N^-p, where p is the sampler's order. Two kinds of data tell p:
+and its error after N steps falls as N^-p, where p is the sampler's order. p is measured on two kinds of data:
 
-    a Gaussian N(mu, s^2)    the flow is known:  x_0 - mu = s / sqrt(V_T) (x_T - alpha_T mu),  V = alpha^2 s^2 + sigma^2
-    a mixture of three       the flow bends, and scipy's DOP853 follows it to twelve digits
+    a Gaussian N(mu, S^2)    in closed form:  x_0 - mu = S / sqrt(V_T) (x_T - alpha_T mu),  V = alpha^2 S^2 + sigma^2
+    a mixture of three       the flow is curved; scipy's DOP853 computes it to twelve digits
 
 `tests/laws/test_convergence.py` asserts the orders, for every schedule, spacing and parametrisation.
 """
@@ -28,10 +28,10 @@ from minidiff.diffusion.schedules import log_snr_linear
 from minidiff.errors import run_main
 from minidiff.pictures import plots
 
-SAMPLERS = {"DDIM": ddim, "DDIM, inverse": ddim_inverse, "Heun": heun, "DPM-Solver++(2M)": dpm_solver_pp_2m}
+METHODS = {"DDIM": ddim, "DDIM, inverse": ddim_inverse, "Heun": heun, "DPM-Solver++(2M)": dpm_solver_pp_2m}
 
 MEAN, VARIANCE = np.array([0.3, -0.4]), np.array([0.25, 4.0])
-WEIGHTS, MEANS = np.array([0.3, 0.5, 0.2]), np.array([[-1.2, 0.4], [0.9, 0.8], [0.3, -1.1]])
+MIXTURE_WEIGHTS, MEANS = np.array([0.3, 0.5, 0.2]), np.array([[-1.2, 0.4], [0.9, 0.8], [0.3, -1.1]])
 VARIANCES = np.array([[0.15, 0.4], [0.3, 0.2], [0.25, 0.1]])
 X_T = np.array([[-1.5, 0.3], [-0.3, -1.0], [0.4, 1.1], [1.7, -0.2]])                # (B, 2), the noise to start from
 
@@ -49,9 +49,9 @@ def flow_of_mixture(alpha: float, sigma: float) -> np.ndarray:
         x = x.reshape(-1, 1, 2)                                                     # (B, 1, 2)
         V = alpha**2 * VARIANCES + sigma**2                                         # (K, 2)
         # r_k = p(k | x) ~ w_k N(x; alpha mu_k, V_k)
-        r = WEIGHTS * np.exp(-((x - alpha * MEANS) ** 2 / V).sum(-1) / 2) / np.sqrt(V.prod(-1))
+        r = MIXTURE_WEIGHTS * np.exp(-((x - alpha * MEANS) ** 2 / V).sum(-1) / 2) / np.sqrt(V.prod(-1))
         r /= r.sum(1, keepdims=True)                                                # (B, K)
-        # v = -sigma sum_k r_k (mu_k + alpha (s_k^2 - 1) x) / V_k: eq. 4 with the division by sigma done
+        # v = -sigma sum_k r_k (mu_k + alpha (S_k^2 - 1) x) / V_k: eq. 4, simplified
         return -sigma * (r[..., None] * (MEANS + alpha * (VARIANCES - 1) * x) / V).sum(1).ravel()
 
     phi_T = math.atan2(sigma, alpha)
@@ -59,7 +59,7 @@ def flow_of_mixture(alpha: float, sigma: float) -> np.ndarray:
 
 
 def order(steps: list[int], errors: list[float]) -> float:
-    """p of log error = log C - p log N + c / N, by least squares; c / N is what short lists add."""
+    """p of log error = log C - p log N + c / N, by least squares; c / N is the correction for few steps."""
     N = np.array(steps, float)
     terms = np.stack([np.ones(len(N)), -np.log(N), 1 / N], axis=1)
     return np.linalg.lstsq(terms, np.log(errors), rcond=None)[0][1]
@@ -68,7 +68,7 @@ def order(steps: list[int], errors: list[float]) -> float:
 def main(steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256), out: str = "docs/convergence.png") -> dict:
     """Returns the measured orders, by data and sampler."""
     pictures.check_writable(out)                            # before the work, not after
-    # many times, so that whole numbers do not blur the strides; down to sigma = 1e-4, so that the end hides nothing
+    # many times, so that rounding them hardly changes the strides; down to sigma = 1e-4, so that the last step is exact
     schedule = log_snr_linear(T=2**14, log_snr_max=18.0, log_snr_min=-9.0)
     noisiest = schedule.T - 1
     alpha, sigma = float(schedule.alpha(noisiest)), float(schedule.sigma(noisiest))
@@ -76,14 +76,14 @@ def main(steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256), out: str = "docs/co
         "a Gaussian, against the closed form":
             (GaussianDenoiser(schedule, MEAN, VARIANCE), flow_of_gaussian(alpha, sigma)),
         "a mixture, against DOP853":
-            (MixtureDenoiser(schedule, WEIGHTS, MEANS, VARIANCES), flow_of_mixture(alpha, sigma)),
+            (MixtureDenoiser(schedule, MIXTURE_WEIGHTS, MEANS, VARIANCES), flow_of_mixture(alpha, sigma)),
     }
     panels, orders = [], {}
     for what, (denoiser, x_0) in data.items():
         print(f"\n{what}: error of x_0 (of x_T, for the inverse) after N steps\n{'N':>20}",
               *(f"{N:>9}" for N in steps), "    order")
         measured = []
-        for name, sampler in SAMPLERS.items():
+        for name, sampler in METHODS.items():
             start, end = (x_0, X_T) if sampler is ddim_inverse else (X_T, x_0)
             errors = [np.linalg.norm(sample(sampler(denoiser, start, times(schedule, N))) - end) for N in steps]
             p = orders[what, name] = order(steps[-4:], errors[-4:])

@@ -12,10 +12,10 @@ shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)        # of one samp
 
 @st.composite
 def any_schedule(draw, min_T: int = 1, max_T: int = 40, ends_at_zero: bool | None = False) -> Schedule:
-    """Any of ours with a random T and range, a part of one, or any strictly falling alpha_bar at all.
+    """One of minidiff's with random T and parameters, a subset of its times, or an arbitrary falling alpha_bar.
 
-    The last alpha_bar is 0 if ends_at_zero is True, above 0 if False, and either if None. Above 0 it is at least
-    1e-7, and the first at most 1 - 6e-6: a test that divides by alpha_bar or 1 - alpha_bar has 9 digits left.
+    The last alpha_bar is 0 if ends_at_zero is True, positive if False, and either if None. If positive it is at least
+    1e-7, and the first is at most 1 - 6e-6: a test that divides by alpha_bar or 1 - alpha_bar has 9 digits left.
     """
     if ends_at_zero is None:
         ends_at_zero = draw(st.booleans())
@@ -46,7 +46,7 @@ def linear_like(T: int, steepest: float = 0.5) -> st.SearchStrategy[Schedule]:
 
 
 def cosine_like(T: int) -> st.SearchStrategy[Schedule]:
-    return st.builds(lambda s: schedules.cosine(T, s, allow_signal=True), st.floats(1e-3, 0.1))
+    return st.builds(lambda offset: schedules.cosine(T, offset, allow_signal=True), st.floats(1e-3, 0.1))
 
 
 def log_snr_like(T: int) -> st.SearchStrategy[Schedule]:
@@ -64,7 +64,7 @@ def flow_matching_like(T: int) -> st.SearchStrategy[Schedule]:
 
 @st.composite
 def part_of_one(draw, T: int) -> Schedule:
-    """T times, of no regular stride, of a schedule that has up to twice as many."""
+    """T times with irregular strides, of a schedule with up to twice as many."""
     strides = draw(st.lists(st.integers(1, 2), min_size=T, max_size=T))
     long = sum(strides)
     factories = [linear_like(long, steepest=0.25), cosine_like(long), arbitrary(long)]
@@ -74,9 +74,9 @@ def part_of_one(draw, T: int) -> Schedule:
 
 
 def arbitrary(T: int) -> st.SearchStrategy[Schedule]:
-    """No formula: log alpha_bar falls to a random end in T random steps, of which some are 20 times others.
+    """log alpha_bar falls to a random end in T random steps, whose sizes differ by up to a factor of 20.
 
-    The end is at alpha > 0.002, so that a test may divide by alpha and still have 12 digits.
+    The end is at alpha > 0.002, so that a test that divides by alpha still has 12 digits.
     """
 
     def make(end, steps):

@@ -1,4 +1,4 @@
-"""What the law tests share. Nothing here calls the code under test, but to wrap it or to make what it takes."""
+"""Tools that the law tests share. They call the code under test only to wrap it or to build its arguments."""
 
 import math
 
@@ -22,12 +22,12 @@ def one(x: float) -> np.ndarray:
 
 
 def coefficient(function) -> float:
-    """What a linear function of one number multiplies it by."""
+    """The slope of an affine function of one number."""
     return float((function(one(1.0)) - function(one(0.0)))[0])
 
 
 def matrix_of(function, D: int) -> np.ndarray:
-    """The matrix of an affine function of rows (B, D) -> (B, D): column j is where unit vector j goes."""
+    """The matrix of an affine function of rows (B, D) -> (B, D): column j is the image of unit vector j."""
     return (function(np.eye(D)) - function(np.zeros((D, D)))).T
 
 
@@ -89,9 +89,9 @@ def random_mixture(schedule, rng, K=3, shape=(2,)):
 # ---- samplers ------------------------------------------------------------------------------------------------
 
 class Noise:
-    """Stands in for SampleStreams: hands out given arrays, or those of one generator, which is fast; and counts.
+    """A substitute for SampleStreams: returns given arrays, or fast draws from one generator; counts the draws.
 
-    given: one array for all draws, or a function of the draw's number, 1 for the first.
+    given: one array for all draws, or a function of the number of the draw, 1 for the first.
     """
 
     def __init__(self, count, rng=None, given=None):
@@ -111,10 +111,9 @@ class Noise:
 def fitted_order(errors, Ns):
     """p of log error = log C - p log N + c / N, by least squares.
 
-    The third term is the first correction to any method's law; over N = 32 to 256, without it p is off by c / 77. With
-    it what is left is of the fourth, about (c / N)^2 / 2. c is up to 13, where the first stride leaps by log 2 in
-    lambda: that is .08 at N = 32, .02 at 64, ... and moves p by .03. Rounded times, 1 % of a stride at N = 256, move
-    it by another .03.
+    The third term is the leading correction. Without it, p from N = 32 to 256 is off by c / 77. With it, the remainder
+    is about (c / N)^2 / 2. c is at most 13, if the first stride is log 2 in lambda: the remainder is .08 at N = 32, .02
+    at 64, ... and changes p by .03. The rounding of times, 1 % of a stride at N = 256, changes it by another .03.
     """
     N = np.array(Ns, float)
     terms = np.stack([np.ones(len(N)), -np.log(N), 1 / N], axis=1)
