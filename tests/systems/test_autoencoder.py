@@ -8,13 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
-from support import tiny
+from support import small_systems
+from support.examples import load
 from support.gradcheck import check_gradients
 from support.law_tools import quickly, rotation
 from support.small_systems import moved
 
+from minidiff import systems
+from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.nn.autoencoder import AutoencoderConfig
+from minidiff.nn.image_classifier import perceptual_distance
 from minidiff.nn.layers import Linear
 from minidiff.nn.module import Module
 from minidiff.systems.autoencoder import (
@@ -23,7 +27,8 @@ from minidiff.systems.autoencoder import (
     VQAutoencoder,
     VQAutoencoderConfig,
 )
-from minidiff.training.run import StageFit
+from minidiff.systems.stage import Step
+from minidiff.training.trainer import TrainConfig, Trainer
 
 NETWORK = AutoencoderConfig(widths=(4, 8), groups=2)
 KL = KLAutoencoderConfig(network=NETWORK, latent=2, steps=4, perceptual=0.0)
@@ -32,25 +37,31 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def kl_autoencoder(**changes) -> KLAutoencoder:
-    return KLAutoencoder(replace(KL, **changes), None, np.random.default_rng(0))
+    return made(KLAutoencoder(replace(KL, **changes), None, np.random.default_rng(0)))
 
 
 def vq_autoencoder(**changes) -> VQAutoencoder:
-    return VQAutoencoder(replace(VQ, **changes), None, np.random.default_rng(0))
+    return made(VQAutoencoder(replace(VQ, **changes), None, np.random.default_rng(0)))
+
+
+def made(system):
+    """With a small classifier for the perceptual term."""
+    system.take({"digit-classifier": small_systems.small("digit-classifier")})
+    return system
 
 
 def trained(system, data, steps: int) -> list[float]:
-    stage = replace(next(system.stages(data)), size=8)
-    fit = StageFit(stage, 1, 0, steps / stage.steps, {})
+    """The losses of so many steps of training."""
+    trainer = Trainer(next(system.stages(data)), TrainConfig(steps=steps, batch=8))
     for _ in range(steps):
-        fit.step()
-    return fit.losses
+        trainer.step()
+    return trainer.losses
 
 
 # ---- KL: the bound, and linear maps ----------------------------------------------------------------------
 
 class Given(Module):
-    """An encoder that answers the same moments to every image."""
+    """An encoder that gives the same moments for every image."""
 
     def __init__(self, mean, log_var):
         self.moments = Tensor(np.concatenate([np.ravel(mean), np.ravel(log_var)]), requires_grad=True)
@@ -60,8 +71,13 @@ class Given(Module):
 
 
 class Zero(Module):
+    """A decoder that answers 0, in float64."""
+
+    def __init__(self):
+        self.zero = Tensor(np.zeros(()))
+
     def forward(self, z):
-        return Tensor(np.zeros((z.shape[0], 1, 1, 1))) * z[..., :1]
+        return self.zero * z[..., :1]
 
 
 @settings(deadline=None, max_examples=25)
@@ -89,7 +105,6 @@ class LinearEncoder(Module):
         self.V, self.mu, self.log_var = (Tensor(a, requires_grad=True) for a in (V.T.copy(), mu, log_var))
 
     def forward(self, x):
-        from minidiff.engine import ops
         mean = (x - self.mu) @ self.V
         return ops.concat([mean, self.log_var + Tensor(np.zeros(mean.shape))])
 
@@ -141,7 +156,7 @@ def test_a_linear_kl_autoencoder_is_probabilistic_pca(d, draw, seed):
 
 def test_the_gradient_of_the_whole_loss(data):
     system = moved(kl_autoencoder(adversary=0.0).astype(np.float64))
-    x, eps = data.x_0[:2].astype(np.float64), np.random.default_rng(0).normal(size=(2, 7, 7, 2))
+    x, eps = data.images([0, 1]).astype(np.float64), np.random.default_rng(0).normal(size=(2, 7, 7, 2))
     check_gradients(lambda *_: system.loss(x, eps), *system.parameters().values(), directions=1, rtol=1e-5)
 
 
@@ -151,15 +166,15 @@ def test_the_rate_in_bits(data):
     system.encoder.conv_out.w.data[:] = 0
     system.encoder.conv_out.b.data = np.array([0.5, -1.0, 0.0, -2.0], np.float32)       # means, log variances
     nats = 49 * ((0.25 + 1 - 1 - 0) / 2 + (1 + math.exp(-2) - 1 + 2) / 2)
-    assert system.rate(data.x_0[:3])["bits"] == pytest.approx(nats / math.log(2), rel=1e-5)
-    mean, std = system.posterior(data.x_0[:3])
-    assert mean.shape == std.shape == (3, 7, 7, 2) and np.array_equal(system.encode(data.x_0[:3]), mean)
+    assert system.rate(data.images(range(3)))["bits"] == pytest.approx(nats / math.log(2), rel=1e-5)
+    mean, std = system.posterior(data.images(range(3)))
+    assert mean.shape == std.shape == (3, 7, 7, 2) and np.array_equal(system.encode(data.images(range(3))), mean)
 
 
 # ---- VQ --------------------------------------------------------------------------------------------------
 
 def test_the_vq_loss_is_equation_3(data):
-    system, x = moved(vq_autoencoder()), data.x_0[:4]
+    system, x = moved(vq_autoencoder()), data.images(range(4))
     with no_grad():
         z = system.encoder(Tensor(x)).data
         ids = system.codes(x)
@@ -171,12 +186,12 @@ def test_the_vq_loss_is_equation_3(data):
 
 def test_who_is_moved_by_the_vq_loss_and_how(data):
     """The encoder by the reconstruction, as if z_q were z, and by the commitment; the codes by their own term only."""
-    system, x = moved(vq_autoencoder(beta=0.7)), data.x_0[:2]
+    system, x = moved(vq_autoencoder(beta=0.7)), data.images(range(2))
     with no_grad():
         z = system.encoder(Tensor(x)).data
     e, ids = system.encode(x), system.codes(x)
     z_q = Tensor(e, requires_grad=True)
-    to_z_q = gradients(system.image_loss(x, system.decoder(z_q), None), [z_q])[0]
+    to_z_q = gradients(system.image_loss(x, system.decoder(z_q)), [z_q])[0]
     to_bias, to_codes = gradients(system.loss(x), [system.encoder.conv_out.b, system.codebook.codes])
     np.testing.assert_allclose(to_bias, (to_z_q + 0.7 * 2 * (z - e) / z.size).sum(axis=(0, 1, 2)), rtol=1e-3, atol=1e-6)
     for k in range(8):
@@ -184,24 +199,24 @@ def test_who_is_moved_by_the_vq_loss_and_how(data):
 
 
 def test_what_a_vq_code_costs(data):
-    rate = vq_autoencoder().rate(data.x_0[:5])
+    rate = vq_autoencoder().rate(data.images(range(5)))
     assert rate["bits"] == 49 * 3 and 1 <= rate["perplexity"] <= 8 and 0 < rate["alive"] <= 1
 
 
 def test_codes_are_revived_on_the_way_from_the_steps_own_numbers(data):
-    """Two systems that stand at the same weights, at the same step, do the same."""
+    """Two systems with the same weights do the same at the same steps."""
     codebooks = []
     for _ in range(2):
         system = vq_autoencoder()
         system.codebook.codes.data[4:] += 50                        # dead
         batch = next(system.stages(data)).batch
         for n in range(60):                                         # REVIVE is 5 %: none in 60 has probability 5 %
-            batch(np.random.default_rng([0, n]), 4, 0.5)
+            batch(Step(0, 1, n, 100, size=4))
         codebooks.append(system.codebook.codes.data)
     assert np.array_equal(*codebooks) and np.abs(codebooks[0]).max() < 40
     dead = system.codebook.codes.data = codebooks[0] + 50
-    for n in range(60):
-        batch(np.random.default_rng([0, n]), 4, 0.9)                # the codebook is left to settle
+    for n in range(71, 171):
+        batch(Step(0, 1, n, 100, size=4))                           # late: the codebook settles
     assert np.array_equal(system.codebook.codes.data, dead)
 
 
@@ -215,7 +230,7 @@ def test_it_learns_to_reconstruct(make, data):
 
 
 @pytest.mark.parametrize("make", [kl_autoencoder, vq_autoencoder])
-def test_with_the_judge_and_the_adversary_every_part_moves(make, data):
+def test_with_the_classifier_and_the_adversary_every_part_moves(make, data):
     system = make(perceptual=0.1, adversary=0.05)
     before = system.state_dict()
     trained(system, data, 2)
@@ -225,55 +240,71 @@ def test_with_the_judge_and_the_adversary_every_part_moves(make, data):
 
 
 @pytest.mark.parametrize("make", [kl_autoencoder, vq_autoencoder])
-def test_save_load_and_measure(make, data, tmp_path):
-    system = moved(make())
+def test_the_classifier_of_the_perceptual_term_is_borrowed(make, data):
+    """It is neither trained nor saved with the autoencoder; without it the loss says what is missing."""
+    system, judge = make(perceptual=0.1), small_systems.small("digit-classifier")
+    before = judge.state_dict()
+    trained(system, data, 1)
+    assert all(np.array_equal(w, before[name]) for name, w in judge.state_dict().items())
+    assert not any("classifier" in name for name in system.state_dict())
+    arrays = next(system.stages(data)).batch(Step(0, 1, 0, 10, size=2))
+    plain = type(system)(replace(system.config, perceptual=0.0), None, np.random.default_rng(0))
+    plain.load_state_dict(system.state_dict())
+    x, x_hat = arrays[0], Tensor(np.zeros_like(arrays[0]))
+    distance = perceptual_distance(judge.classifier, x, x_hat).item()
+    assert system.image_loss(x, x_hat).item() == pytest.approx(plain.image_loss(x, x_hat).item() + 0.1 * distance)
+    with pytest.raises(ValueError, match="needs the trained digit-classifier"):
+        type(system)(system.config, None, np.random.default_rng(0)).loss(*arrays)
+
+
+def test_each_image_of_a_kl_batch_has_noise_of_its_own(data):
+    x, eps = next(kl_autoencoder().stages(data)).batch(Step(0, 1, 0, 10, size=50))
+    assert x.shape == (50, 28, 28, 1) and eps.shape == (50, 7, 7, 2) and eps.dtype == np.float32
+    assert len(np.unique(eps)) > 0.99 * eps.size
+    assert stats.kstest(eps.ravel(), "norm").pvalue > 1e-7
+    known = {image.tobytes() for image in data.images(range(len(data)))}
+    assert all(image.tobytes() in known for image in x)
+
+
+@pytest.mark.parametrize("make", [kl_autoencoder, vq_autoencoder])
+def test_a_file_gives_the_same_reconstructions(make, data, tmp_path):
+    system, x = moved(make()), data.images(range(6))
     system.save(tmp_path / "m.safetensors")
     loaded = type(system).load(tmp_path / "m.safetensors")
-    x_hat = loaded.reconstruct(data.x_0[:6])
-    assert loaded.config == system.config and np.array_equal(x_hat, system.reconstruct(data.x_0[:6]))
+    x_hat = loaded.reconstruct(x)
+    assert loaded.config == system.config and np.array_equal(x_hat, system.reconstruct(x))
     assert x_hat.shape == (6, 28, 28, 1) and np.abs(x_hat).max() <= 1
-    found = system.measure(data.x_0[:6], data.digits[:6])
-    assert found.mse == pytest.approx(((x_hat - data.x_0[:6]) ** 2).mean(), rel=1e-5)
-    assert found.psnr == pytest.approx(20 * math.log10(2 / math.sqrt(found.mse))) and 0 <= found.accuracy <= 1
-    assert next(system.stages(data)).draw().width > 100
+    assert next(system.stages(data)).picture().width > 100
 
 
 def test_a_reconstruction_does_not_depend_on_its_batch(data):
     system = moved(kl_autoencoder())
-    np.testing.assert_allclose(system.reconstruct(data.x_0[:5])[2:3], system.reconstruct(data.x_0[2:3]), atol=1e-5)
-
-
-def test_perfect_copies_measure_as_the_images_do(data):
-    system = kl_autoencoder()
-    system.reconstruct = lambda x: x
-    found = system.measure(data.x_0[:100], data.digits[:100])
-    assert found.mse == 0 and found.psnr > 100 and found.accuracy >= 0.97
+    x = data.images(range(5))
+    np.testing.assert_allclose(system.reconstruct(x)[2:3], system.reconstruct(x[2:3]), atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [lambda: replace(KL, kl=-1.0), lambda: replace(KL, latent=0),
                                   lambda: replace(VQ, codes=1), lambda: replace(VQ, beta=-0.1),
                                   lambda: replace(VQ, perceptual=-1.0), lambda: replace(KL, steps=0)])
 def test_configurations_that_make_no_model(make):
-    with pytest.raises(ValueError, match="must be at least|of at least 0"):
+    with pytest.raises(ValueError, match="must be at least|weights, of at least 0"):
         make()
 
 
-def test_linear_is_a_module_that_fits(data):
-    """Any encoder and decoder of these shapes will do: composition, as the laws above use it."""
+def test_any_encoder_and_decoder_of_these_shapes_can_be_used(data):
+    """The law above uses linear ones."""
     system = kl_autoencoder(latent=1)
     system.encoder, system.decoder = Linear(1, 2, np.random.default_rng(0)), Linear(1, 1, np.random.default_rng(1))
-    assert system.loss(data.x_0[:2], np.zeros((2, 28, 28, 1), np.float32)).shape == ()
+    assert system.loss(data.images([0, 1]), np.zeros((2, 28, 28, 1), np.float32)).shape == ()
 
 
-def test_the_example(tmp_path, monkeypatch):
-    from support.examples import load
-
-    from minidiff.data import mnist
-    monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())
-    example, options = load("10_autoencoders"), {"count": 200, "effort": 0.5, "runs": str(tmp_path),
-                                                 "out": str(tmp_path / "a.png"), "configs": (KL, VQ)}
+def test_the_example(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(systems, "load_system", lambda name: small_systems.small(name))
+    example = load("10_autoencoders")
+    monkeypatch.setattr(example, "load_dataset", lambda *a: data)
+    options = {"count": 150, "effort": 0.5, "runs": str(tmp_path), "out": str(tmp_path / "a.png"), "configs": (KL, VQ)}
     found = example.main(**options)
     assert set(found) == {"autoencoder-kl", "autoencoder-vq"} and found["autoencoder-vq"].bits == 147
     assert (tmp_path / "a.png").stat().st_size > 1000
-    again = example.main(**options)                                 # kept, not trained again
+    again = example.main(**options)                                 # loaded, not trained again
     assert all(again[name].mse == r.mse for name, r in found.items())

@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm, qmc
 from support import examples as test_examples
-from support import tiny
+from support.small_systems import moved
 
-from minidiff.data.digits import CaptionedDigits
+from minidiff.data.digit_captions import parse
+from minidiff.data.digits import Digits
 from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.samplers import times
 from minidiff.engine.random import SampleStreams
-from minidiff.engine.tensor import no_grad
+from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.image_tower import ImageTowerConfig
+from minidiff.nn.module import Module
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.clip import CLIP, CLIPConfig
 from minidiff.systems.dalle2 import PRIORS, UnCLIP, UnCLIPConfig, best_of
+from minidiff.systems.stage import Step
 from minidiff.text.encoder import TextEncoderConfig
-from minidiff.training.run import run
+from minidiff.training import run
 
 D = 8
 SMALL_CLIP = CLIPConfig(image=ImageTowerConfig(widths=(8, 16), groups=4, last=2),
@@ -39,17 +42,10 @@ def model(data, clip) -> UnCLIP:
     return stirred(UnCLIP(CONFIG, clip.tokenizer, np.random.default_rng(1)), data)
 
 
-@pytest.fixture
-def this_clip_is_shipped(monkeypatch, clip):
-    monkeypatch.setattr(CLIP, "load", classmethod(lambda cls: clip))
-
-
-def stirred(model: UnCLIP, data: CaptionedDigits, seed: int = 0) -> UnCLIP:
-    """A system whose every part has something to say, and whose codes mean something."""
-    rng = np.random.default_rng(seed)
-    for p in model.parameters().values():
-        p.data = p.data + 0.1 * rng.standard_normal(p.shape, dtype=np.float32)
-    z_i = model.clip.embed_images(data.x_0)
+def stirred(model: UnCLIP, data: Digits) -> UnCLIP:
+    """A system in which no weight is 0, and whose codes are fitted."""
+    moved(model)
+    z_i = model.clip.embed_images(data.images(range(len(data))))
     model.pca.fit(z_i)
     model.buckets.fit(model.pca.reduce(z_i))
     model.dots.fit(z_i[:, 0])
@@ -218,26 +214,34 @@ def test_by_way_of_codes_too_the_two_stages_compose_to_the_exact_conditional(cli
 
 def prior_batch(model, data, captions):
     rng = np.random.default_rng(0)
-    z_i = model.clip.embed_images(data.x_0[:len(captions)])
+    z_i = model.clip.embed_images(data.images(range(len(captions))))
     z_t, tokens, _, mask = model.encode_text(captions)
     return z_i, z_t, tokens, mask, rng.integers(0, 1000, len(z_i)), rng.standard_normal(z_i.shape, dtype=np.float32)
 
 
-def test_the_prior_s_loss_is_0_for_an_oracle_and_1_for_no_guess_at_all(model, data, monkeypatch):
+class Answer(Module):
+    """In a network's place: it answers with a given function."""
+
+    def __init__(self, answer):
+        self.answer, self.weight = answer, Tensor(np.zeros(1, np.float32), requires_grad=True)
+
+    def forward(self, *args):
+        return self.answer(*args)
+
+
+def test_the_priors_loss_is_0_for_an_oracle_and_1_for_the_answer_0(model, data):
     z_i, *rest = prior_batch(model, data, ["7", "a bold 3", "", "one"])
     seen = {}
 
     def oracle(z_i_t, t, z_t, tokens, mask):
         seen.update(z_i_t=z_i_t.data, z_t=z_t.data)
         return 0 * z_i_t + np.float32(np.sqrt(D)) * z_i
-    monkeypatch.setattr(model, "prior", oracle)
-    assert model.prior_loss(z_i, *rest).item() == 0
-    # it was shown alpha z_i + sigma eps, in units where an entry is about 1
+    assert model.prior_loss(Answer(oracle), z_i, *rest).item() == 0
+    # its input was alpha z_i + sigma eps, in units where an entry is about 1
     abar = model.schedule.alpha_bar[rest[3]][:, None]
     np.testing.assert_allclose(seen["z_i_t"], np.sqrt(abar * D) * z_i + np.sqrt(1 - abar) * rest[4], atol=1e-5)
     np.testing.assert_allclose((seen["z_t"] ** 2).mean(axis=1), 1, rtol=1e-5)
-    monkeypatch.setattr(model, "prior", lambda z_i_t, *a: 0 * z_i_t)
-    assert model.prior_loss(z_i, *rest).item() == pytest.approx(1, rel=1e-5)
+    assert model.prior_loss(Answer(lambda z_i_t, *a: 0 * z_i_t), z_i, *rest).item() == pytest.approx(1, rel=1e-5)
 
 
 def test_the_better_of_two_has_a_larger_dot_product_by_one_over_root_pi():
@@ -269,7 +273,7 @@ def likelihoods(model: UnCLIP, caption: str) -> dict:
     z_t, tokens, _, mask = model.encode_text([caption])
     dot = np.array([1])                                     # the upper half of two
     with no_grad():
-        return {c: np.exp(-3 * model.codes_loss(np.array([c]), dot, z_t, tokens, mask).item())
+        return {c: np.exp(-3 * model.codes_loss(model.codes, np.array([c]), dot, z_t, tokens, mask).item())
                 for c in itertools.product(range(3), repeat=3)}
 
 
@@ -336,16 +340,14 @@ def test_the_decoder_hears_of_the_embedding_in_both_ways(model):
     assert found.pop((True, True)) == 0 and min(found.values()) > 1e-5
 
 
-def test_the_decoder_s_loss_is_the_squared_error_of_v(model, data, monkeypatch):
+def test_the_decoders_loss_is_the_squared_error_of_v(model, data):
     rng, captions = np.random.default_rng(0), ["7", ""]
-    x_0, t, eps = data.x_0[:2], np.array([100, 700]), rng.standard_normal((2, 28, 28, 1), dtype=np.float32)
+    x_0, t, eps = data.images([0, 1]), np.array([100, 700]), rng.standard_normal((2, 28, 28, 1), dtype=np.float32)
     alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (model.schedule.alpha(t), model.schedule.sigma(t)))
     v = (alpha * eps - sigma * x_0).astype(np.float32)
     args = (x_0, np.zeros((2, D), np.float32), *model.encode_text(captions)[1:], t, eps)
-    monkeypatch.setattr(model, "decoder", lambda x_t, *a: 0 * x_t + v)
-    assert model.decoder_loss(*args).item() == pytest.approx(0, abs=1e-12)
-    monkeypatch.setattr(model, "decoder", lambda x_t, *a: 0 * x_t)
-    assert model.decoder_loss(*args).item() == pytest.approx((v**2).mean(), rel=1e-5)
+    assert model.decoder_loss(Answer(lambda x_t, *a: 0 * x_t + v), *args).item() == pytest.approx(0, abs=1e-12)
+    assert model.decoder_loss(Answer(lambda x_t, *a: 0 * x_t), *args).item() == pytest.approx((v**2).mean(), rel=1e-5)
 
 
 # ---- variations, interpolations, text diffs ------------------------------------------------------------------
@@ -366,7 +368,7 @@ def watched(clip) -> Watched:
 
 
 def test_variations_keep_the_embedding_and_change_with_the_noise(watched, data):
-    images = data.x_0[:3]
+    images = data.images(range(3))
     a, b = (watched.variations(images, seed=seed, steps=10) for seed in (0, 1))
     np.testing.assert_array_equal(watched.told, watched.clip.embed_images(images))
     assert np.abs(a - b).max() > 0.1
@@ -375,7 +377,7 @@ def test_variations_keep_the_embedding_and_change_with_the_noise(watched, data):
 def test_without_new_noise_a_variation_is_the_image_itself(watched, data):
     """Inverse DDIM and DDIM undo each other, up to their order, 1 / steps.  To the decoder x is N(m, s^2 I): each step
     multiplies x - m, up to 11 here, by a number, and all of them by `factor`, from the table alone."""
-    images, schedule = data.x_0[:3], watched.schedule
+    images, schedule = data.images(range(3)), watched.schedule
     z_i, pooled = watched.clip.embed_images(images), watched.encode_text([""] * 3)[2]
     m = (z_i @ watched.B.T + pooled @ watched.C.T).reshape(images.shape)
     found, gs = {}, []
@@ -399,8 +401,8 @@ def test_without_new_noise_a_variation_is_the_image_itself(watched, data):
 
 def test_an_interpolation_begins_and_ends_at_the_images_embeddings(watched, data):
     thetas = [0.0, 0.25, 0.5, 0.75, 1.0]
-    watched.interpolations(data.x_0[0], data.x_0[1], thetas, steps=5)
-    z_i = watched.clip.embed_images(data.x_0[:2])
+    watched.interpolations(*data.images([0, 1]), thetas, steps=5)
+    z_i = watched.clip.embed_images(data.images([0, 1]))
     np.testing.assert_allclose(watched.told[[0, -1]], z_i, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(watched.told, axis=1), 1, atol=1e-5)
     cosines = (watched.told[1:] * watched.told[:-1]).sum(axis=1)
@@ -408,9 +410,9 @@ def test_an_interpolation_begins_and_ends_at_the_images_embeddings(watched, data
 
 
 def test_a_text_diff_begins_at_the_image_and_moves_along_the_difference_of_two_captions(watched, data):
-    watched.text_diff(data.x_0[0], "a thin 7", "a bold 7", [0.0, 0.3, 1.0], steps=5)
+    watched.text_diff(data.images([0])[0], "a thin 7", "a bold 7", [0.0, 0.3, 1.0], steps=5)
     before, after = watched.clip.embed_captions(["a thin 7", "a bold 7"])
-    z_i, z_d = watched.clip.embed_images(data.x_0[:1])[0], (after - before) / np.linalg.norm(after - before)
+    z_i, z_d = watched.clip.embed_images(data.images([0]))[0], (after - before) / np.linalg.norm(after - before)
     np.testing.assert_allclose(watched.told[[0, -1]], [z_i, z_d], atol=1e-5)
     assert z_i @ z_d < watched.told[1] @ z_d < 1
 
@@ -436,36 +438,88 @@ def test_the_four_conditions_are_what_they_say(model):
     assert len({a.tobytes() for a in drawn}) > 3            # these two draw
 
 
-def test_training_puts_the_shipped_clip_in_place_and_a_file_gives_the_same_pictures(tmp_path, this_clip_is_shipped,
-                                                                                 clip):
-    trained = run(tmp_path, UnCLIP, tiny.images(), effort=0.001, config=CONFIG, quiet=True)
+def test_training_puts_the_trained_clip_in_place_and_a_file_gives_the_same_pictures(tmp_path, data, clip):
+    clip.save(tmp_path / "clip.safetensors")
+    trained = run.run(tmp_path / "run", UnCLIP, data, run.TrainOptions(effort=0.001), config=CONFIG,
+                      needed={"clip": tmp_path / "clip.safetensors"}, quiet=True)
     assert list(trained.seconds) == ["decoder", "prior", "codes"]
     for name, w in clip.state_dict().items():
         np.testing.assert_array_equal(trained.system.clip.state_dict()[name], w)
-    loaded = UnCLIP.load(tmp_path / "model.safetensors")
+    loaded = UnCLIP.load(tmp_path / "run" / "model.safetensors")
     for prior in ("diffusion", "autoregressive"):
         a, b = (m.sample(["7"], steps=2, prior_steps=2, prior=prior) for m in (trained.system, loaded))
         np.testing.assert_array_equal(a, b)
 
 
-def test_each_stage_learns_from_what_the_paper_drops(data, this_clip_is_shipped):
-    """Binomial shares of 2000 examples; false alarm: 6 standard errors, 2e-9 each."""
-    system = UnCLIP.new(data, config=CONFIG)
-    shares = {}
-    for stage in system.stages(data):
-        batch = stage.batch(np.random.default_rng(0), 2000)
-        if stage.name == "decoder":
-            _, z_i, _, pooled, *_ = batch
-            shares["embedding", 0.1] = ~z_i.any(axis=1)
-            shares["caption", 0.5] = np.abs(pooled - system.encode_text([""])[2]).max(axis=1) < 1e-5
-        elif stage.name == "prior":
-            shares["text", 0.1] = np.abs(batch[1] - system.encode_text([""])[0]).max(axis=1) < 1e-5
-        else:
-            shares["codes' text", 0.1] = batch[1] == system.config.dots
-            np.testing.assert_array_equal(shares["codes' text", 0.1],
-                                          np.abs(batch[2] - system.encode_text([""])[0]).max(axis=1) < 1e-5)
-    for (what, p), dropped in shares.items():
+# ---- training ------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def batches(data, clip) -> tuple[UnCLIP, dict, dict]:
+    """A new system, 2000 examples of each of its stages, and their captions."""
+    system, of, captions = UnCLIP.new(data, config=CONFIG, needed={"clip": clip}), {}, {}
+    encode_text = system.encode_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system, "encode_text", lambda asked: captions.update({stage.name: asked}) or encode_text(asked),
+                      raising=False)
+        for n, stage in enumerate(system.stages(data), start=1):
+            of[stage.name] = stage.batch(Step(0, n, 0, 10, size=2000))
+    return system, of, captions
+
+
+def test_each_stage_learns_from_what_the_paper_drops(batches):
+    """Binomial shares of 2000 examples; false alarm: 6 standard errors, 2e-9 each.  The decoder's two conditions are
+    dropped independently: both in one of 20 examples."""
+    system, of, _ = batches
+    null_z_t, _, null_pooled, _ = system.encode_text([""])
+    embedding = ~of["decoder"][1].any(axis=1)
+    caption = np.abs(of["decoder"][3] - null_pooled).max(axis=1) < 1e-5
+    codes = of["codes"][1] == system.config.dots
+    np.testing.assert_array_equal(codes, np.abs(of["codes"][2] - null_z_t).max(axis=1) < 1e-5)
+    text = np.abs(of["prior"][1] - null_z_t).max(axis=1) < 1e-5
+    shares = {"embedding": (embedding, 0.1), "caption": (caption, 0.5), "both": (embedding & caption, 0.05),
+              "text": (text, 0.1), "codes' text": (codes, 0.1)}
+    for what, (dropped, p) in shares.items():
         assert abs(dropped.mean() - p) < 6 * np.sqrt(p * (1 - p) / 2000), what
+
+
+def test_an_example_is_of_one_image(batches, data):
+    """In each stage the caption names the digit of the image that z_i embeds; the decoder draws that very image."""
+    system, of, captions = batches
+    images = data.images(range(len(data)))
+    z = system.clip.embed_images(images)                    # (N, D)
+
+    def names_its_digit(stage: str, image) -> bool:
+        asked = [(parse(caption)[0], data.labels[i]) for caption, i in zip(captions[stage], image, strict=True)]
+        return sum(a is not None for a, _ in asked) > 500 and all(a is None or a == label for a, label in asked)
+    x_0, z_i = of["decoder"][:2]
+    index = {x.tobytes(): i for i, x in enumerate(images)}
+    image = np.array([index[x.tobytes()] for x in x_0])
+    kept = z_i.any(axis=1)
+    np.testing.assert_allclose(z_i[kept], z[image[kept]], atol=1e-6)
+    assert names_its_digit("decoder", image)
+
+    image = (of["prior"][0] @ z.T).argmax(axis=1)
+    np.testing.assert_allclose(of["prior"][0], z[image], atol=1e-6)
+    assert names_its_digit("prior", image)
+
+    # the codes alone do not tell images apart, so the code prior's are those of the same draw of indices
+    image = Step(0, 3, 0, 10, size=2000).rng.integers(0, len(data), 2000)
+    codes, dot, z_t, *_ = of["codes"]
+    np.testing.assert_array_equal(codes, system.encode(z[image]))
+    assert names_its_digit("codes", image)
+    told = dot != system.config.dots
+    np.testing.assert_array_equal(dot[told], system.dots.quantise((z[image] * z_t).sum(axis=1))[told])
+
+
+def test_times_and_noise_of_a_batch(batches):
+    """Times: t = T u^(1/3) for the decoder, t = T u for the prior, spread evenly; each example has noise of its own."""
+    _, of, _ = batches
+    for t, power in ((of["decoder"][5], 1 / 3), (of["prior"][4], 1)):
+        u = (np.sort(t) / 1000) ** (1 / power)
+        np.testing.assert_allclose(u, (np.arange(2000) + 0.5) / 2000, atol=4e-3)
+    for eps in (of["decoder"][6], of["prior"][5]):
+        assert eps.dtype == np.float32 and len(np.unique(eps)) > 0.9 * eps.size
+        assert abs(eps.mean()) < 6 / np.sqrt(eps.size) and abs(eps.var() - 1) < 6 * np.sqrt(2 / eps.size)
 
 
 def test_the_example_runs(model, tmp_path, capsys):
@@ -492,7 +546,9 @@ def test_more_refusals(model, data):
     with pytest.raises(ValueError, match="z_i must be"):
         model.decode(np.zeros((2, D)), ["7"])
     with pytest.raises(ValueError, match="images must be"):
-        model.variations(data.x_0[:2, :14])
-    for wrong in ({"schedule": "none"}, {"dots": 3}, {"unet": UNetConfig(text=16)}):
-        with pytest.raises(ValueError, match="must be"):
+        model.variations(data.images([0, 1])[:, :14])
+    for wrong, says in (({"schedule": "none"}, "there is no schedule 'none'"),
+                        ({"dots": 3, "unet": CONFIG.unet}, "dots must be even"),
+                        ({"unet": UNetConfig(text=16)}, "unet.text"), ({"shape": (30, 28, 1)}, "shape must be")):
+        with pytest.raises(ValueError, match=says):
             UnCLIPConfig(**({"clip": SMALL_CLIP} | wrong))
