@@ -1,19 +1,19 @@
-"""Compiles every kernel for every card it is meant for, where there is no card, and says what it costs.
+"""Compiles every kernel for every card that it supports, without a card, and prints its registers and memory.
 
     python -m tests.kernels.compile_all                      all of kernels/
-    python -m tests.kernels.compile_all conv_3 norm          the files whose name holds a word
+    python -m tests.kernels.compile_all conv_3 norm          the files whose name contains a word
     python -m tests.kernels.compile_all --arch sm_90         for one card only
     python -m tests.kernels.compile_all --markdown
 
-The compiler is NVRTC, the one that CuPy calls, from the wheel nvidia-cuda-nvrtc; it goes all the way to the card's
-own instructions.  A row of the table is a kernel and the type of its elements:
+The compiler is NVRTC, which CuPy also calls, from the wheel nvidia-cuda-nvrtc; it compiles to the card's machine code.
+A row of the table is a kernel and its element type:
 
-    shared              bytes of shared memory that it declares; what the host adds at the launch is not in it
+    shared              bytes of shared memory that it declares, without those that the host requests at the launch
     sm_75 ...           registers of a thread on that card, and after a + the bytes of its local memory, if any
 
-Local memory is what did not fit into registers (a spill), or an array whose index the compiler does not know: it
-lies in the card's main memory.  From version 3 on, where registers are the point, a kernel has none; the few that may
-stand in MAY_SPILL with the reason.  Exits with 1 where a kernel does not compile or spills, with 2 without NVRTC.
+Local memory holds what does not fit in registers (a spill), and arrays whose indices the compiler does not know; it is
+in the card's main memory.  From version 3 on, kernels must not use it; MAY_SPILL lists the exceptions and the reasons.
+The exit status is 1 if a kernel does not compile or spills, and 2 without NVRTC.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class NoCompiler(Exception):
 # --- what there is to compile -----------------------------------------------------------------------------
 
 def source_of(path: Path) -> cuda.Source:
-    """What the file says of itself.  ValueError where its name or its head is not as engine/cuda.py reads them."""
+    """The facts in a file.  ValueError if launch.py cannot read its name or its first comment."""
     named = re.fullmatch(r"(\w+?)_(\d+)(_\w+)?", path.stem)
     if not named:
         raise ValueError(f"{path.name} is not named family_NUMBER_idea.cu")
@@ -101,7 +101,7 @@ def source_of(path: Path) -> cuda.Source:
 
 
 def jobs_of(path: Path, archs: Iterable[str] = ARCHS, every: bool = False) -> list[Job]:
-    """What a file says that it takes and needs, for each card that it runs on; every: all head dims on all of them."""
+    """The jobs of a file: its dtypes, for each card on which it runs.  every: all head dimensions on all cards."""
     source = source_of(path)
     attends = "HEAD_DIM" in source.text
     return [Job(path, source.number, element, arch, head_dim) for element in source.takes
@@ -124,7 +124,7 @@ def nvrtc() -> ctypes.CDLL:
 
 
 def compile_one(job: Job) -> Result:
-    """Compiles a file to a cubin, from the same text and for the same macros as the engine does."""
+    """Compiles a file to a cubin, with the same text and macros as the engine."""
     lib, program, source = nvrtc(), ctypes.c_void_p(), source_of(job.path)
     # an `a` asks for what only this one card has: wgmma on a Hopper
     arch = source.needs if source.needs.endswith("a") else job.arch
@@ -147,7 +147,7 @@ def compile_one(job: Job) -> Result:
 
 
 def read_costs(log: str) -> list[Cost]:
-    """What the assembler reports of each kernel, in the order of their names."""
+    """The costs that the assembler reports for each kernel, sorted by name."""
     def of(part: str) -> Cost:
         def number(pattern: str) -> int:
             found = re.search(pattern, part)
@@ -159,7 +159,7 @@ def read_costs(log: str) -> list[Cost]:
 
 
 def compile_all(jobs: list[Job], workers: int = 2) -> Iterator[Result]:
-    """The results in the order of the jobs, each as soon as it is there."""
+    """The results in the order of the jobs, each as soon as it is complete."""
     if workers == 1 or len(jobs) == 1:
         yield from map(compile_one, jobs)
         return
@@ -170,7 +170,7 @@ def compile_all(jobs: list[Job], workers: int = 2) -> Iterator[Result]:
 # --- what is said of it -----------------------------------------------------------------------------------
 
 def spills(result: Result) -> list[Cost]:
-    """The kernels of a fast version that have local memory."""
+    """The kernels of a fast version that use local memory."""
     return [cost for cost in result.costs if result.job.version >= FAST and max(cost.local, cost.stores, cost.loads)]
 
 
@@ -179,7 +179,7 @@ def excuse(job: Job) -> str | None:
 
 
 def table(results: list[Result]) -> list[list[str]]:
-    """Rows of words, the first one the titles."""
+    """A table of rows of words; the first row is the titles."""
     archs = [arch for arch in ARCHS if any(r.job.arch == arch for r in results)]
     rows: dict[tuple, dict[str, Cost]] = {}
     for r in results:

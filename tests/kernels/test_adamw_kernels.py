@@ -1,4 +1,4 @@
-"""The fused update is clipping, AdamW, the average and the loss scale of NumPy, decided without the host."""
+"""The fused update equals clipping, AdamW, the average and the loss scale of NumPy, and decides without the host."""
 
 import math
 
@@ -39,7 +39,7 @@ def gradients(n: int, size: float = 1.0, shapes=SHAPES) -> list[np.ndarray]:
 
 
 def both(cupy, clip: float, decay: float = 0.9, scaling=lambda: LossScale(1.0), shapes=SHAPES):
-    """The same parameters here and on the device, each with its optimiser and its average."""
+    """The same parameters on the host and on the device, each with its optimiser and its average."""
     here, there = parameters(shapes=shapes), parameters(cupy.asarray, shapes)
     host = AdamW(here), EMA(here, decay)
     device = UpdateOnDevice(AdamW(there), EMA(there, decay), scaling(), clip)
@@ -47,7 +47,7 @@ def both(cupy, clip: float, decay: float = 0.9, scaling=lambda: LossScale(1.0), 
 
 
 def assert_equal(host, device, atol=1e-6):
-    """To float32's rounding: all numbers are of size 1, and the two contract products and sums differently."""
+    """To float32's rounding: all numbers are of size 1, and the two fuse products and sums differently."""
     (optimiser, ema), there = host, device
     for name, w in optimiser.parameters.items():
         for a, b in ((w.data, there.optimiser.parameters[name].data), (optimiser.m[name], there.optimiser.m[name]),
@@ -101,7 +101,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_after_it
     assert all(np.array_equal(a, b.get()) for a, b in zip(before, all_arrays(device), strict=True))
     number, norm = device.fetch(3)
     assert number == 2 and math.isfinite(norm) == (where == "loss") and device.optimiser.n == device.ema.n == 1
-    # once it was said, training can go on
+    # after the error is reported, training can continue
     device.step(good, cupy.asarray(np.float32(1)), 0.1, 2)
     assert device.fetch(2) is None and device.optimiser.n == 2
     assert not np.array_equal(before[0], all_arrays(device)[0].get())
@@ -115,7 +115,7 @@ def all_arrays(device) -> list:
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 3))
 def test_the_loss_scale_is_the_hosts(cupy, finite, patience):
-    """Any course of good and overflowing steps: the same scale, counts and weights as LossScale and NumPy."""
+    """Any sequence of good and overflowing steps: the same scale, counts and weights as LossScale and NumPy."""
     def scaling():
         return LossScale(2.0**13, patience)
     shapes = ((3, 2), (5,))
@@ -184,14 +184,14 @@ def test_arrays_that_do_not_fit_the_table_are_refused(cupy):
             device.step([*grads[:2], wrong, *grads[3:]], one, 0.1, 1)
     with pytest.raises(ValueError, match="zip"):
         device.step(grads[:-1], one, 0.1, 1)
-    # a gradient of another layout is copied into the right one
+    # a gradient of another layout is copied
     device.step([*grads[:2], cupy.asarray(gradients(0)[2].T.copy()).T, *grads[3:]], one, 0.1, 1)
     assert device.fetch(1) is None
 
 
 @needs_compiler
 def test_it_is_the_same_in_any_order_of_threads(cupy):
-    """Forward, in reverse and shuffled: the same bits, so nobody reads what another has yet to write."""
+    """Forward, in reverse and shuffled: the same bits, so no thread reads what another has not written yet."""
     program = cuda_on_cpu.Program(cuda.pick("adamw", "float32").text, {"ELEMENT": "float"})
     g, partials = gradients(0)[5], []
     for order in (0, 1, 2, 3):

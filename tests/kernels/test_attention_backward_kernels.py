@@ -1,4 +1,4 @@
-"""Attention's way back: every version of kernels/attention_backward_*.cu, run on this CPU through attention_cuda.py."""
+"""Attention's backward pass: every version of kernels/attention_backward_*.cu, run on this CPU."""
 
 import functools
 import math
@@ -16,10 +16,10 @@ from minidiff.engine.tensor import record
 
 pytestmark = fake_cupy.needs_compiler
 
-# What the type of element rounds by, half a unit in the last place; sums are kept in float32, or float64.
+# The rounding error of each element type, half a unit in the last place; sums are in float32 or float64.
 UNIT = {"float32": 2**-24, "float64": 2**-53, "float16": 2**-11, "bfloat16": 2**-8}
 TF32 = 2**-11
-SMALLEST = {"float16": 2**-25}                              # below it, half precision has zero
+SMALLEST = {"float16": 2**-25}                              # numbers below it become zero in half precision
 SOURCES = cuda.versions("attention_backward")
 VERSIONS = [(number, dtype) for number, source in SOURCES.items() for dtype in UNIT
             if source.takes_dtype(dtype, tf32=True)]
@@ -42,7 +42,7 @@ def first_dtype(version: int) -> str:
 # --- an independent calculation -----------------------------------------------------------------------------------
 
 def weights(q, k, allowed, scale):
-    """P (B, h, N, M) and lse (B, h, N) in float64; rows that may look nowhere are zeros, and their lse +inf."""
+    """P (B, h, N, M) and lse (B, h, N) in float64; queries without keys have zeros, and lse +inf."""
     S = np.where(allowed, scale * np.einsum("bhnc,bhmc->bhnm", q, k), -np.inf)
     lse = np.logaddexp.reduce(S, axis=3, initial=-np.inf)
     lse[np.isneginf(lse)] = np.inf
@@ -50,7 +50,7 @@ def weights(q, k, allowed, scale):
 
 
 def plain(q, k, v, dy, allowed, scale):
-    """dq, dk, dv, by softmax's whole Jacobian  dP_im / dS_ij = P_im (delta_mj - P_ij), one query at a time."""
+    """dq, dk, dv, by the full Jacobian of softmax  dP_im / dS_ij = P_im (delta_mj - P_ij), one query at a time."""
     P, _ = weights(q, k, allowed, scale)
     dq, dk = np.zeros(q.shape), np.zeros(k.shape)
     for b, h, i in np.ndindex(q.shape[:3]):
@@ -63,10 +63,10 @@ def plain(q, k, v, dy, allowed, scale):
 
 
 def bounds(q, k, v, dy, y, lse, allowed, scale, dtype, tensor_cores: bool):
-    """What rounding explains, of dq, dk and dv.
+    """Bounds of the rounding errors of dq, dk and dv.
 
-    A sum of n products in arithmetic of unit u errs by at most (n + 1) u sum |a b|, in whatever order.  On tensor cores
-    float32 is first rounded to TF32, and P and dS are rounded to TF32 or to the type of element.  y comes rounded.
+    A sum of n products in arithmetic of unit u errs by at most (n + 1) u sum |a b|, in any order.  On tensor cores
+    float32 is first rounded to TF32, and P and dS are rounded to TF32 or to the element type.  y is rounded, too.
     """
     u = UNIT["float64" if dtype == "float64" else "float32"]
     factor = 2.1 * TF32 if tensor_cores and dtype == "float32" else 0               # of a product of two inputs
@@ -102,7 +102,7 @@ def allowed_of(mask, causal, shape):
 
 
 def mask_of(kind: str, shape, rng):
-    """A mask that repeats along some axes; where it has queries, the first may look nowhere."""
+    """A mask that repeats along some axes; if it has an axis of queries, the first query has no keys."""
     if kind == "none":
         return None
     axes = (0, 3) if kind == "padding" else MASKS[kind]
@@ -113,7 +113,7 @@ def mask_of(kind: str, shape, rng):
 
 
 def placed(cupy, a, layout: str):
-    """a (B, h, N, d) on the device, in this layout; what lies between its rows is NaN."""
+    """a (B, h, N, d) on the device, in this layout; the gaps between its rows are NaN."""
     if layout == "heads last":
         return cupy.asarray(np.ascontiguousarray(a.transpose(0, 2, 1, 3))).transpose(0, 2, 1, 3)
     if layout == "a slice":
@@ -126,9 +126,9 @@ def placed(cupy, a, layout: str):
 
 
 def inputs(shape, dtype: str, seed: int, kind: str = "none", causal=False, size: float = 1.0, alike: bool = False):
-    """q, k, v, dy, y, lse, mask and which pairs are allowed; all float64, numbers that dtype has; y not rounded.
+    """q, k, v, dy, y, lse, mask and which pairs are allowed; all float64, representable in dtype; y is not rounded.
 
-    size is that of q, so of the scores; alike: every key is the first one.
+    size: the scale of q, and so of the scores.  alike: every key is equal to the first.
     """
     B, h, N, M, d, e = shape
     rng, exact = np.random.default_rng(seed), dtype_of(dtype)
@@ -207,7 +207,7 @@ def test_every_version_against_float64(cupy, version, dtype):
 
 @pytest.mark.parametrize("version, dtype", VERSIONS)
 def test_relative_error(cupy, version, dtype):
-    """The bounds above must hold for any numbers; for these, whose errors are random, far less is allowed."""
+    """The bounds above hold for any numbers; these have random errors, so a much smaller bound applies."""
     *arrays, _, allowed = inputs((1, 2, 65, 64, 32, 24), dtype, 1)
     expected = plain(*arrays[:4], allowed, 32**-0.5)
     unit = max(UNIT[dtype], TF32 if version == 4 else 0)
@@ -282,7 +282,7 @@ def test_rows_of_dS_sum_to_zero(cupy, version, dtype):
         if alike:
             assert (abs(dq) <= of_dq).all() and abs(dk).max() > 0.1
         assert (abs(dk.sum(axis=2)) <= of_dk.sum(axis=2)).all()
-        # and a row of P sums to 1, where it may look at all: the dv sum to the sum of those dy
+        # and the row of P of a query with keys sums to 1: the dv sum to the sum of those dy
         dy = np.where(allowed.any(axis=3, keepdims=True), arrays[3], 0)
         assert (abs(dv.sum(axis=2) - dy.sum(axis=2)) <= of_dv.sum(axis=2)).all()
 
@@ -299,9 +299,9 @@ def test_rows_and_columns_that_are_masked_give_exact_zeros_and_touch_nothing(cup
     first = way_back(cupy, version, dtype, *arrays, mask, False, 0.5)
     dq, dk, dv = first
     assert not dq[:, :, [0, 17, 36]].any() and not dk[:, :, [0, 16, 34]].any() and not dv[:, :, [0, 16, 34]].any()
-    for a in arrays[0], arrays[3]:                          # q and dy of queries that look nowhere
+    for a in arrays[0], arrays[3]:                          # q and dy of queries without keys
         a[:, :, [0, 17, 36]] = 1e3
-    for a in arrays[1:3]:                                   # k and v of keys that nobody looks at
+    for a in arrays[1:3]:                                   # k and v of keys without queries
         a[:, :, [0, 16, 34]] = -1e3
     for a, b in zip(way_back(cupy, version, dtype, *arrays, mask, False, 0.5), first, strict=True):
         assert np.array_equal(a, b)
@@ -378,7 +378,7 @@ def test_refusals(cupy):
 # --- these tests can fail ---------------------------------------------------------------------------------------------
 
 BARRIER = "__syncthreads();                                   "
-# version, what is right, what is planted in its place, and who sees it: the numbers, or a sanitizer
+# version, the right text, the planted text, and what detects it: the numbers (None) or a sanitizer
 PLANTED = [
     (1, "if (i >= N) return;\n    q ", "if (i > N) return;\n    q ", "address"),
     (1, "causal ? min(M, i + 1) : M", "causal ? min(M, i) : M", None),

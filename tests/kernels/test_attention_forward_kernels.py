@@ -1,4 +1,4 @@
-"""Attention, every version of kernels/attention_forward_*.cu, run on this CPU through attention_cuda.py."""
+"""Attention, every version of kernels/attention_forward_*.cu, run on this CPU."""
 
 import math
 import shutil
@@ -21,7 +21,7 @@ from minidiff.engine.tensor import Tensor
 
 pytestmark = fake_cupy.needs_device
 
-# What the type of element rounds by, half a unit in the last place; sums are kept in float32, or float64.
+# The rounding error of each element type, half a unit in the last place; sums are in float32 or float64.
 UNIT = {"float32": 2**-24, "float64": 2**-53, "float16": 2**-11, "bfloat16": 2**-8}
 TF32 = 2**-11
 VERSIONS = [(number, dtype) for number, source in cuda.versions("attention_forward").items() for dtype in UNIT
@@ -44,7 +44,7 @@ def dtype_of(name: str) -> np.dtype:
 # --- the same by float64 NumPy, and how far rounding may lead from it -------------------------------------------
 
 def plain(q, k, v, see, scale):
-    """y and lse, with zeros and +inf for queries that may look nowhere; see (B, h, N, M)."""
+    """y and lse, with zeros and +inf for queries without keys; see (B, h, N, M)."""
     S = np.where(see, scale * np.einsum("bhnc,bhmc->bhnm", q, k), -np.inf)
     lse = logsumexp(S, axis=3)
     lse[~see.any(axis=3)] = np.inf
@@ -57,11 +57,11 @@ def where_seen(shape, mask, causal):
 
 
 def check(version, dtype, q, k, v, mask, causal, scale, y, lse) -> None:
-    """y and lse are within what rounding explains, and exact where a query may look nowhere.
+    """The errors of y and lse are within the bounds of rounding, and zero for queries without keys.
 
-    A score errs by ds <= ((d + 3) u + 2 u_tf32) scale |q| . |k|, and by 2 u |s| for its way into a power of 2.
+    A score errs by ds <= ((d + 3) u + 2 u_tf32) scale |q| . |k|, and by 2 u |s| from the conversion to a power of 2.
     A weight errs by its own ds and by that of the sum, 2 max ds in the exponent, then by u for each of M terms, and by
-    the rounding of P and v where they go into tensor cores.
+    the rounding of P and v for the tensor cores.
     """
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     see = where_seen((*q.shape[:3], k.shape[2]), mask, causal)
@@ -96,16 +96,16 @@ LAYOUTS = ["contiguous", "heads", "part", "aligned part", "turned"]
 
 
 def on_device(cupy, a, layout: str):
-    """The array (B, h, N, d) on the device, lying in memory in one of these ways."""
+    """The array (B, h, N, d) on the device, in one of these layouts."""
     B, h, N, d = a.shape
     if layout == "heads":                                   # (B, N, h, d), as it comes from a linear layer
         return cupy.asarray(np.ascontiguousarray(a.transpose(0, 2, 1, 3))).transpose(0, 2, 1, 3)
-    if layout.endswith("part"):                             # of wider rows, which may begin anywhere
+    if layout.endswith("part"):                             # parts of wider rows, which may be unaligned
         before, after = (4, 4) if layout == "aligned part" else (2, 1)
         wider = np.full((B, N, h, before + d + after), np.nan, a.dtype)
         wider[..., before:before + d] = a.transpose(0, 2, 1, 3)
         return cupy.asarray(wider)[..., before:before + d].transpose(0, 2, 1, 3)
-    if layout == "turned":                                  # the last axis in pieces
+    if layout == "turned":                                  # the last axis is not contiguous
         return cupy.asarray(np.ascontiguousarray(a.swapaxes(2, 3))).swapaxes(2, 3)
     return cupy.asarray(np.ascontiguousarray(a))
 
@@ -147,7 +147,7 @@ def test_every_version_against_numpy(cupy, version, dtype, case):
 @some
 @given(cases(48))
 def test_every_version_with_larger_heads(cupy, version, dtype, case):
-    """48 columns: an odd number of the 16 that one instruction of a tensor core takes."""
+    """48 columns: an odd multiple of the 16 that one instruction of a tensor core takes."""
     check_case(cupy, version, dtype, case)
 
 
@@ -197,7 +197,7 @@ def test_extreme_scores(cupy, version, dtype):
 
 @EACH
 def test_a_constant_added_to_all_scores_changes_nothing(cupy, version, dtype):
-    """It is a column of ones in q and of constants in k; lse, and it alone, grows by the constant."""
+    """The constant is a column of ones in q and of constants in k; only lse grows, by the constant."""
     q, k, v = normal(1, 2, 5, 8, dtype=dtype), normal(1, 2, 70, 8, seed=1, dtype=dtype), normal(1, 2, 70, 3, seed=2)
     v, q[..., 7] = v.astype(q.dtype), 1
     k[..., 7] = 0
@@ -221,7 +221,7 @@ def test_the_order_of_keys_does_not_matter(cupy, version, dtype):
 
 @EACH
 def test_what_is_masked_has_no_influence(cupy, version, dtype):
-    """Whatever stands at masked keys, the result is the same to the last bit."""
+    """Masked keys may have any values: the result is the same to the last bit."""
     q, k, v = (normal(2, 2, n, c, seed=n, dtype=dtype) for n, c in ((67, 8), (70, 8), (70, 3)))
     mask = np.random.default_rng(0).random((2, 1, 1, 70)) < 0.5
     y, lse = forward(cupy, version, q, k, v, mask)
@@ -234,7 +234,7 @@ def test_what_is_masked_has_no_influence(cupy, version, dtype):
 @EACH
 @pytest.mark.parametrize("N, M", [(67, 130), (130, 67)])
 def test_causal_is_a_mask(cupy, version, dtype, N, M):
-    """To the last bit: the tiles that are left out would have added nothing."""
+    """To the last bit: the skipped tiles would have added zeros."""
     q, k, v = (normal(1, 2, n, c, seed=n, dtype=dtype) for n, c in ((N, 8), (M, 8), (M, 3)))
     below = np.arange(M) <= np.arange(N)[:, None]
     for mask in (None, np.random.default_rng(0).random((1, 1, 1, M)) < 0.5):
@@ -279,7 +279,7 @@ def sanitized(monkeypatch, sanitize: str) -> None:
 
 
 def awkward_cases(dtype):
-    """Tiles that are not full, rows that begin anywhere, NaN around them; with a mask and without, causal and not."""
+    """Tiles that are not full, unaligned rows, NaN around them; with and without a mask, causal or not."""
     q, k, v = (normal(2, 2, n, c, seed=n, dtype=dtype) for n, c in ((67, 13), (131, 13), (131, 5)))
     for mask in (None, np.random.default_rng(0).random((2, 1, 67, 131)) < 0.5):
         for causal in (False, True):
@@ -291,14 +291,14 @@ def awkward_cases(dtype):
 @pytest.mark.parametrize("sanitize", ["address", "thread"])
 @EACH_ONCE
 def test_sanitized(cupy, version, dtype, sanitize, monkeypatch):
-    """Nothing out of bounds is touched, and nothing by two threads at once."""
+    """There is no access out of bounds, and no race."""
     sanitized(monkeypatch, sanitize)
     for case in awkward_cases(dtype):
         check_case(cupy, version, dtype, case)
 
 
 BARRIER = "__syncthreads();                                    // all have read "
-PLANTED = [                                                 # version, what stands there, what is put there
+PLANTED = [                                                 # version, the right text, the planted text
     (1, "min(M, n + 1)", "min(M, n)"), (1, "- top) / sum", "- top)"), (1, "mask += b * mask_b", "mask += mask_b"),
     (2, BARRIER + "the", "// the"), (2, "sum *= shrink;", ""), (2, "min(M, n0 + TILE_N)", "min(M, n0)"),
     (2, "m0 + m < M && c < d", "m0 + m < M"),
@@ -308,7 +308,7 @@ PLANTED = [                                                 # version, what stan
     (4, "other < 4", "other < 2"), (4, "sum[i] *= shrink;", ""), (4, "i % 2 * 8", "i / 2 * 8"),
     (4, "to_tf32(p[2]), to_tf32(p[1])", "to_tf32(p[1]), to_tf32(p[2])"), (4, "top[i] * LN_2 + logf", "top[i] + logf"),
 ]
-RACES = [(3, BARRIER + "k_tile", ""), (4, BARRIER + "the", "// the")]        # fibres take these in a good order
+RACES = [(3, BARRIER + "k_tile", ""), (4, BARRIER + "the", "// the")]        # fibres happen to run these in order
 
 
 def plant(monkeypatch, tmp_path, version, old, new) -> None:
@@ -384,7 +384,7 @@ def test_shapes_that_would_be_read_beyond_their_end_are_refused(cupy, q, k, v, m
 
 
 def test_a_card_with_little_shared_memory_gets_an_older_version(cupy, monkeypatch):
-    """Its choice only; asked for a version by number, it says what is missing."""
+    """This applies to the automatic choice; a version requested by number raises an error."""
     used = []
     monkeypatch.setattr(cuda, "shared_limit", lambda: 64 << 10)
     monkeypatch.setattr(cuda, "kernel", lambda source, *_, **__: used.append(source.number) or (lambda *_, **__: None))
@@ -396,7 +396,7 @@ def test_a_card_with_little_shared_memory_gets_an_older_version(cupy, monkeypatc
 
 
 def test_the_engine_on_the_gpu(cupy):
-    """With a mask and `causal` it is that of the CPU; and a mask must lie where q does."""
+    """With a mask and `causal` it equals that of the CPU; and a mask must be on q's device."""
     q, k, v = (normal(2, 2, n, c, seed=n, dtype="float64") for n, c in ((5, 8), (7, 8), (7, 3)))
     mask = np.random.default_rng(0).random((2, 1, 1, 7)) < 0.5
     for arguments in ({}, {"mask": mask}, {"causal": True}, {"mask": mask, "causal": True}):

@@ -1,4 +1,4 @@
-"""The benchmarks where there is no GPU: what they compare, their clock on a card that is made up, and their tables."""
+"""The benchmarks without a GPU: what they compare, their clock on a simulated card, and their tables."""
 
 import json
 import math
@@ -32,7 +32,7 @@ needs_compiler = fake_cupy.needs_compiler
 
 
 def by_the_engine(case, inputs) -> tuple:
-    """What minidiff's ops on the CPU make of it."""
+    """The result of minidiff's ops on the CPU."""
     *inputs, dy = inputs
     leaves = [Tensor(a, requires_grad=True) for a in inputs]
     if case.family == "conv":
@@ -62,7 +62,7 @@ def test_what_is_expected_is_what_the_engine_computes(case, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("case", [c for c in SMALL if getattr(c, "k", 3) == 3], ids=name_of)
 def test_our_kernels_are_called_as_they_ask(case, monkeypatch):
-    """The plainest version of each, on the CPU's double of a GPU."""
+    """The first version of each, on the stand-in for a GPU."""
     cupy = fake_cupy.install(monkeypatch)
     inputs = host_inputs(case, monkeypatch, np.float32)
     on_device = [cupy.asarray(a) for a in inputs]
@@ -125,7 +125,7 @@ def test_the_plainest_versions_are_left_out_where_they_take_long():
 # --- the clock --------------------------------------------------------------------------------------------
 
 class MadeUp:
-    """A card with a host, each at its own time."""
+    """A simulated card and its host, each with its own clock."""
 
     def __init__(self):
         self.host = self.free = 0.0                         # the host's clock; when the card's queue will be empty
@@ -217,7 +217,7 @@ def test_a_slow_call_is_made_a_few_times_only():
 # --- one case ---------------------------------------------------------------------------------------------
 
 class TwoMilliseconds(MadeUp):
-    """A card on which everything takes as long, and nothing is ever wrong with its state."""
+    """A card on which everything takes two milliseconds, and which is never throttled."""
 
     cache_bytes = 0
 

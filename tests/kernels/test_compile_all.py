@@ -1,4 +1,4 @@
-"""What compile_all says of kernels that are right, wrong or too large for the registers."""
+"""compile_all's report on kernels that are right, wrong or too large for the registers."""
 
 import re
 
@@ -17,7 +17,7 @@ extern "C" __global__ void __launch_bounds__(64) copy(const float* x, float* y, 
     if (i < n) y[i] = row[63 - threadIdx.x];
 }
 """
-# an index that only the card knows: the array cannot lie in registers
+# an index known only at run time: the array cannot be in registers
 SPILL = HEADER + """
 extern "C" __global__ void __launch_bounds__(64) look_up(const float* x, const int* at, float* y, int n) {
     float held[256];
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(64) look_up(const float* x, const i
     for (int i = 0; i < n; ++i) y[i] = held[at[i] & 255];
 }
 """
-# 200 sums that all live at once, in a block that leaves 64 registers to a thread
+# 200 sums that are live at once, in a block with 64 registers for each thread
 SQUEEZED = HEADER + """
 extern "C" __global__ void __launch_bounds__(1024) sums(const float* x, float* y, int n) {
     float sum[200];

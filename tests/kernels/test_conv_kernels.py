@@ -1,4 +1,4 @@
-"""The three sums of convolution, every version of kernels/conv_*.cu, run on this CPU through conv_cuda.py."""
+"""The three sums of convolution, every version of kernels/conv_*.cu, run on this CPU."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from minidiff.engine.tensor import Tensor, gradients
 
 pytestmark = fake_cupy.needs_device
 
-# What the type of element rounds by, half a unit in the last place; sums are kept in float32, or float64.
+# The rounding error of each element type, half a unit in the last place; sums are in float32 or float64.
 UNIT = {"float32": 2**-24, "float64": 2**-53, "float16": 2**-11, "bfloat16": 2**-8}
 TF32 = 2**-11
 VERSIONS = [(number, dtype) for number, source in cuda.versions("conv").items() for dtype in UNIT
@@ -53,7 +53,7 @@ def plain_y(x, w, y_shape, stride, padding):
 
 
 def plain_dx(dy, w, x_shape, stride, padding):
-    """By the adjoint: each tap's pixels of x receive, where the views of `plain_y` took."""
+    """By the transpose: each tap adds to the pixels of x that `plain_y` reads."""
     dy, w = np.asarray(dy, np.float64), np.asarray(w, np.float64)
     padded = np.zeros((x_shape[0], x_shape[1] + 2 * padding, x_shape[2] + 2 * padding, x_shape[3]))
     for m, n in np.ndindex(w.shape[:2]):
@@ -69,10 +69,10 @@ def plain_dw(x, dy, w_shape, stride, padding):
 
 
 def close(found, expected, sizes, terms: int, dtype: str, tf32: bool = False) -> None:
-    """|found - expected| is within what rounding explains.
+    """|found - expected| is within the bound of rounding.
 
     sizes: the sum of the terms' absolute values, an array.  A sum of n products in arithmetic of unit u errs by at most
-    (n + 1) u sizes, in whatever order; rounding both factors to TF32 adds 2 u_tf32; the result is rounded to its type.
+    (n + 1) u sizes, in any order; rounding both factors to TF32 adds 2 u_tf32; the result is rounded to its type.
     """
     allowed = sizes * ((terms + 2) * UNIT["float64" if dtype == "float64" else "float32"] + (2.1 * TF32 if tf32 else 0))
     allowed += np.abs(expected) * 1.01 * UNIT[dtype] + (2**-25 if dtype == "float16" else 1e-37)
@@ -90,8 +90,8 @@ AWKWARD = [                                                 # (x_shape, w_shape,
     (((1, 1, 1, 1), (1, 1, 1, 1), 1, 0), None),
     (((2, 5, 6, 12), (3, 3, 12, 20), 1, 1), None),          # channels in fours, several tiles of k
     (((2, 7, 5, 7), (3, 3, 7, 33), 2, 1), 2),               # and not
-    (((1, 7, 4, 8), (2, 3, 8, 4), 3, 2), 3),                # some pixels of x meet no tap of their class
-    (((1, 5, 5, 4), (1, 1, 4, 4), 2, 0), None),             # and here most meet none
+    (((1, 7, 4, 8), (2, 3, 8, 4), 3, 2), 3),                # no tap reaches some pixels of x
+    (((1, 5, 5, 4), (1, 1, 4, 4), 2, 0), None),             # here no tap reaches most of them
     (((3, 3, 1, 3), (3, 1, 3, 5), 1, 0), 20)]               # more shares than there are steps of k
 
 
@@ -231,7 +231,7 @@ def test_a_batch_of_no_images_gives_none_and_zeros_for_the_weights(cupy, op, ker
 # --- layouts, order, shares of k ----------------------------------------------------------------------------------
 
 def off_by_one(cupy, a):
-    """The same numbers where no vector load may begin."""
+    """The same numbers at an address where vector loads are not allowed."""
     return cupy.asarray(np.concatenate([np.zeros(1, a.dtype), a.ravel()]))[1:].reshape(a.shape)
 
 
@@ -251,7 +251,7 @@ def test_arrays_of_any_strides_and_address(cupy, version):
     for result in results[1:]:
         for found, expected in zip(result, results[0], strict=True):
             assert np.array_equal(found, expected)
-    assert off_by_one(cupy, x).data.ptr % 16                # else this showed nothing
+    assert off_by_one(cupy, x).data.ptr % 16                # otherwise this would show nothing
 
 
 @fake_cupy.of_the_stand_in
@@ -276,7 +276,7 @@ def test_the_order_of_threads_changes_no_bit(cupy, monkeypatch, version):
 
 @pytest.mark.parametrize("version", cuda.versions("conv"))
 def test_infinity_reaches_its_neighbours_only(cupy, version):
-    """What lies beyond the sum's end counts as zero, and 0 inf is NaN: both factors must be zeros there."""
+    """Terms beyond the end of a sum must be zero, and 0 inf is NaN: so both factors must be zeros there."""
     dtype = cuda.versions("conv")[version].takes[0].replace("tf32", "float32")
     x, w = np.ones((1, 6, 6, 5), dtype), np.ones((3, 3, 5, 3), dtype)
     x[0, 0, 0, 0] = np.inf
@@ -285,7 +285,7 @@ def test_infinity_reaches_its_neighbours_only(cupy, version):
     y = conv_cuda.correlate(cupy.asarray(x), cupy.asarray(w), 1, 1, version=version).get()
     assert np.array_equal(y == np.inf, np.broadcast_to(near, y.shape)) and np.isfinite(y[~near[..., 0]]).all()
     dx = conv_cuda.correlate_dx(cupy.asarray(x), cupy.asarray(w.swapaxes(2, 3)), y.shape, 1, 1, version=version).get()
-    assert np.array_equal(dx, y)                            # a kernel of ones is its own mirror image
+    assert np.array_equal(dx, y)                            # a kernel of ones equals its mirror image
     dy = np.ones(y.shape, dtype)
     dw = conv_cuda.correlate_dw(cupy.asarray(x), cupy.asarray(dy), w.shape, 1, 1, version=version).get()
     assert np.isinf(dw[:2, :2, 0]).all() and np.isfinite(dw[..., 1:, :]).all() and np.isfinite(dw[2]).all()
@@ -354,7 +354,7 @@ def test_more_elements_than_a_kernel_can_count(cupy, x_shape, w_shape, stride, p
 
 # --- these tests can fail ---------------------------------------------------------------------------------------------
 
-# version, what is right, what is planted in its place, and who sees it: the sums, or AddressSanitizer
+# version, the right text, the planted text, and what detects it: the sums (None) or AddressSanitizer
 PLANTED = [
     (1, "row < 0 || row >= H || column < 0", "row < 0 || row > H || column < 0", "address"),
     (1, "if (pixel >= B * Ho * Wo || d >= D) return;", "if (pixel >= B * Ho * Wo) return;", "address"),

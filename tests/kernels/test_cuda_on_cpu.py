@@ -1,4 +1,4 @@
-"""The CPU that runs CUDA: it computes what CUDA says, and shows what a kernel does wrong, with the line where."""
+"""CUDA on a CPU computes what CUDA defines, and reports the errors of a kernel with their lines."""
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +73,7 @@ def program(*, barrier: str = "__syncthreads();", sanitize: str | None = None) -
 
 
 def test_two_threads_may_launch():
-    """One waits for the other: both kernels' threads would run on the same stacks."""
+    """One launch waits for the other, since the threads of both would use the same stacks."""
     reverse, x = program()["reverse"], np.arange(64 * 50, dtype=np.float32)
     expected = 2 * x.reshape(50, 64)[:, ::-1].ravel()
 
@@ -131,7 +131,7 @@ def test_atomics_add_up_over_blocks():
 
 def test_a_read_of_shared_memory_that_nobody_wrote_is_nan():
     y = np.zeros(32, np.float32)
-    for _ in range(2):                                      # what an earlier block left there is gone, too
+    for _ in range(2):                                      # the values of an earlier block are gone, too
         program()["unwritten"](1, 32, [y])
         np.testing.assert_array_equal(np.isnan(y), [True] + [False] * 31)
 

@@ -1,4 +1,4 @@
-"""The norms' kernels, every version, run on this CPU: values, gradients, ragged sizes, hard inputs, refusals."""
+"""The kernels of the norms, every version, run on this CPU: values, gradients, unusual sizes, hard inputs, errors."""
 
 import math
 
@@ -43,7 +43,7 @@ def by_loops(x, groups, gamma, beta, eps, silu):
 
 
 def gradients_by_numpy(x, dy, groups, gamma, beta, eps, silu):
-    """In float64, by the engine's own way back, which central differences check (tests/engine/test_norm.py)."""
+    """In float64, by the engine's pullback on the CPU, which tests/engine/test_norm.py checks."""
     leaves = [Tensor(a, requires_grad=True) for a in (x, gamma, beta)]
     y = norm.group_norm(leaves[0], groups, *leaves[1:], eps)
     return gradients(ops.silu(y) if silu else y, leaves, dy)
@@ -112,7 +112,7 @@ def _own_plans():
 @example(case=(1, (3,), 1, 2500, False, True), dtype="float32", limit=227, part=15)    # more channels than threads
 @example(case=(1, (2,), 1, 1031, True, False), dtype="float64", limit=100, part=15)
 def test_every_version(version, case, dtype, limit, part):
-    """Shared memory from too little for a slab, which is then partly read again, to enough; parts of all lengths."""
+    """Shared memory too small for a slab, which is then partly read again, and large enough; parts of all lengths."""
     with pytest.MonkeyPatch.context() as patch:
         small_card(patch, limit << 10, 1 << part)
         check(case, dtype, version, gentler=3 if version == 1 else 1)       # it adds 5577 numbers one to another
@@ -139,7 +139,7 @@ def test_larger(version, dtype):
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_gradients_by_central_differences(version, silu):
-    """Of the kernels themselves: the way back against their own way there."""
+    """The backward kernels are compared with differences of the forward kernels."""
     import cupy
 
     def op(groups):
@@ -165,7 +165,7 @@ def test_gradients_by_central_differences(version, silu):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_large_mean_does_not_swallow_the_variance(version):
-    """In float32, against float64 of the same rounded x: the mean's own rounding, 1e3 eps, is all that is allowed."""
+    """In float32, compared with float64 of the same rounded x: only the rounding of the mean, 1e3 eps, is allowed."""
     for case in [(2, (14, 14), 2, 4, False, False), (1, (101,), 2, 5, True, True)]:
         check(case, "float32", version, mean=1e3, gentler=1e3 * np.finfo(np.float32).eps / ROUNDING["float32"] * 4)
 
@@ -173,7 +173,7 @@ def test_a_large_mean_does_not_swallow_the_variance(version):
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e4, 0.1])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_constant_gives_beta_and_no_gradient(version, value):
-    """A variance of exactly 0: a mean that was off by rounding would be divided by sqrt(eps)."""
+    """The variance is exactly 0: any rounding error of the mean would be divided by sqrt(eps)."""
     x = np.full((2, 67, 12), value, np.float32)
     gamma, beta = normal(12).astype(np.float32), normal(12, seed=1).astype(np.float32)
     y, dx, dgamma, dbeta = by_kernels(x, np.ones_like(x), 3, gamma, beta, 1e-5, False, version)
@@ -192,7 +192,7 @@ def test_values_at_the_ends_of_silu_stay_finite(version):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_half_precision_sums_what_it_could_not_hold(version):
-    """+-10,000 in float16: sums and squares are beyond 65,504."""
+    """+-10,000 in float16: sums and squares exceed 65,504."""
     x = (1e4 * np.sign(normal(2, 49, 8))).astype(np.float16)
     ones, zeros = np.ones(8, np.float16), np.zeros(8, np.float16)
     y, *back = by_kernels(x, np.ones_like(x), 2, ones, zeros, 1e-5, False, version)
@@ -233,7 +233,7 @@ def test_every_order_of_threads_gives_the_same_bits(version, monkeypatch):
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 @pytest.mark.parametrize("version", [3, 4])
 def test_sanitized(version, sanitizer, monkeypatch):
-    """No access out of bounds, and no race: each would be named by its line."""
+    """There is no access out of bounds and no race; the sanitizers would report its line."""
     monkeypatch.setattr(fake_cupy, "launch", lambda program, *args: program.watched(sanitizer).launch(*args))
     for limit, part, case in SPLIT:
         small_card(monkeypatch, limit << 10, 1 << part)
@@ -242,7 +242,7 @@ def test_sanitized(version, sanitizer, monkeypatch):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_views_and_odd_addresses(version):
-    """A transposed view is copied; arrays that begin at the 2nd element of their memory are read as they lie."""
+    """A transposed view is copied; an array that begins at the second element of its memory is read without a copy."""
     import cupy
     memory = cupy.asarray(normal(2 * 6 * 8 + 1).astype(np.float32))
     x = memory[1:].reshape(2, 6, 8)
@@ -288,7 +288,7 @@ def test_plans_cover_every_pixel_within_the_card(version, B, N, groups, size, it
     ((2, 16, 640), 32, 2, 3),                               # as many, each of one part
 ])
 def test_which_version_a_shape_gets(shape, groups, itemsize, version):
-    """Version 3 where an H100's shared memory holds a slab and it has work for all of the card, else 4."""
+    """Version 3 if a slab fits in an H100's shared memory and there is work for the whole card, otherwise 4."""
     B, N, C = shape
     source, _ = norm_cuda._choose("float32", None, B, N, C, groups, itemsize, 1)
     assert source.number == version
@@ -444,5 +444,5 @@ def test_refused_in_a_sentence(refused, kind, message):
 
 
 def test_a_group_too_wide_for_shared_memory_takes_version_2():
-    """Unasked: 30,000 channels' sums do not fit."""
+    """Automatically, since the sums of 30,000 channels do not fit."""
     check((1, (2,), 1, 30000, False, True), "float32", None)

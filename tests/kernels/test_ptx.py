@@ -1,7 +1,7 @@
-"""ptx.cuh on a CPU: every instruction does what NVIDIA's manual ("PTX ISA") says of it.
+"""ptx.cuh on a CPU: every instruction does what NVIDIA's manual ("PTX ISA") says.
 
-The fragment layouts are written down here a second time, lane by lane, from the manual's formulas; the kernels that
-use them are held against NumPy's matrix product.
+The fragment layouts are written here a second time, lane by lane, from the manual's formulas, and small kernels that
+use them are compared with NumPy's matrix product.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def floats(x):
 
 
 def same_numbers(got, want):
-    """The same bits, except that any NaN is as good as another."""
+    """The same bits, except that all NaNs count as equal."""
     nan = np.isnan(want)
     np.testing.assert_array_equal(np.isnan(got), nan)
     np.testing.assert_array_equal(bits(got)[~nan], bits(want)[~nan])
@@ -60,7 +60,7 @@ def convert(element, kernel, x, y):
 
 
 def around(numbers):
-    """float32 numbers at and beside each of `numbers`, and half way to the next one in size."""
+    """float32 numbers at and next to each of `numbers`, and half way to the next one."""
     x = np.float32(numbers)
     x = np.sort(x[np.isfinite(x)])
     half_way = ((x[1:].astype(np.float64) + x[:-1]) / 2).astype(np.float32)
@@ -246,7 +246,7 @@ def test_ldmatrix_gives_the_fragments_that_mma_takes():
     got = load(4, False, (2 * rows + LANES // 16).astype(np.int32), shared)
     np.testing.assert_array_equal(got, bits(a[fragments_of_a(8)]))
 
-    b = rng.standard_normal((16, 8)).astype(np.float16)     # float16, rows along n: turned
+    b = rng.standard_normal((16, 8)).astype(np.float16)     # float16, rows along n: transposed
     got = load(2, True, (LANES % 16).astype(np.int32), np.vstack([b, b]).view(np.uint16))
     np.testing.assert_array_equal(got, registers(b[fragments_of_b(16)].astype(np.float32), "f16"))
 

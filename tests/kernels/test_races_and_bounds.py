@@ -1,7 +1,7 @@
-"""Every kernel but adamw, on small ragged examples: no race and no access out of bounds, however its threads are run.
+"""Every kernel but adamw, on small examples: no race and no access out of bounds, whatever the order of threads.
 
-In the default run threads go forward and in reverse, and must give the same bits.  Slow, with GCC's sanitizers: of
-addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.
+In the default run, threads go forward and in reverse, and must give the same bits.  The slow tests use GCC's sanitizers
+for addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ every = pytest.mark.parametrize("family, version, dtype", [*every_version()])
 
 
 def watch(monkeypatch, family: str, version: int, dtype: str, how, plant=lambda source: source) -> int:
-    """Runs a family's example; how(program, kernel, grid, block, args, shared) runs the launches of that version.
+    """Runs a family's example; how(program, kernel, grid, block, args, shared) runs the launches of this version.
 
     plant changes the source.  Returns the number of its launches.
     """
@@ -38,7 +38,7 @@ def watch(monkeypatch, family: str, version: int, dtype: str, how, plant=lambda 
 
 
 def in_both_orders(program, kernel, grid, block, args, shared):
-    """Runs a launch three times from the same memory, and compares every bit that it left."""
+    """Runs a launch three times from the same memory, and compares all resulting bits."""
     before = [a.copy() if isinstance(a, np.ndarray) else None for a in args]
     left = []
     for order in (1, 5, 0):                                 # reverse, shuffled, forward
@@ -76,7 +76,7 @@ def test_sanitizers_find_nothing(monkeypatch, family, version, dtype, sanitize):
 # --- these tests can fail -----------------------------------------------------------------------------------
 
 def without(text: str, nth: int = 0):
-    """A plant: the nth place where `text` stands in the source's own file is emptied, its line kept."""
+    """A planted bug: the nth occurrence of `text` in the source's own file is removed, and its line is kept."""
     def plant(source: str) -> str:
         begin = source.rindex("#line")                      # after the headers
         parts = source[begin:].split(text)

@@ -1,4 +1,4 @@
-"""Random numbers made on the device: the cipher's published words, the normal distribution, one stream per sample."""
+"""A device's streams: the cipher's published words, the distributions of the numbers, one stream for each sample."""
 
 import math
 
@@ -26,7 +26,7 @@ def cupy():
 
 
 def philox(counters, keys) -> np.ndarray:
-    """Philox4x32-10 in NumPy, of (n, 4) counters and (n, 2) keys, as section 3.3 of Salmon et al. (2011) has it."""
+    """Philox4x32-10 in NumPy, of (n, 4) counters and (n, 2) keys, by section 3.3 of Salmon et al. (2011)."""
     c, k = np.array(counters, np.uint64), np.array(keys, np.uint64)
     for _ in range(10):
         products = c[:, [0, 2]] * np.array([0xD2511F53, 0xCD9E8D57], np.uint64)     # 64 bits
@@ -127,7 +127,7 @@ def test_a_call_number_is_the_whole_state(cupy):
 
 
 def test_uniform_numbers_are_philoxs_of_seed_place_and_call(cupy):
-    """Against NumPy's generator, set up here word by word; on the host, and alike for every batch and cut."""
+    """Compared with NumPy's generator; the numbers are on the host, and do not depend on the batch."""
     seed, first, shape = 2**64 - 1, 2**32, (3, 2)
     streams = DeviceSampleStreams(seed, 3, first).at(7)
     u = streams.uniform(shape)
@@ -137,7 +137,7 @@ def test_uniform_numbers_are_philoxs_of_seed_place_and_call(cupy):
         assert np.array_equal(np.random.Generator(np.random.Philox(key=seed + ((first + i) << 64), counter=counter))
                               .random(shape), row)
     assert np.array_equal(DeviceSampleStreams(seed, 5, first + 1).at(7)[:2].uniform(shape), u[1:])
-    assert np.array_equal(streams.uniform(), DeviceSampleStreams(seed, 3, first).at(8).uniform()), "a call further"
+    assert np.array_equal(streams.uniform(), DeviceSampleStreams(seed, 3, first).at(8).uniform()), "the next call"
 
 
 def test_normal_and_uniform_numbers_count_their_calls_together(cupy):
@@ -199,7 +199,7 @@ def test_numbers_are_standard_normal(cupy, dtype):
 @needs_compiler
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_nothing_is_written_beyond_the_last_number(n):
-    """Where n is no multiple of four, the last thread of a sample throws words away."""
+    """If n is not a multiple of four, the last thread of a sample discards words."""
     z, streams = np.full(2 * n + 8, 7, np.float32), np.zeros((2, 3), np.uint64)
     program = cuda_on_cpu.Program(cuda.versions("normal")[1].text, {"ELEMENT": "float"})
     program["normal"](1, 256, [streams, z[4:], np.int32(2), np.int32(n)])

@@ -1,4 +1,4 @@
-"""`python -m tests.support.step_through`, and what docs/cuda_on_cpu.md shows of it."""
+"""`python -m tests.support.step_through`, and its description in docs/cuda_on_cpu.md."""
 
 import re
 import subprocess
@@ -39,7 +39,7 @@ def test_what_it_cannot_do_is_a_sentence(tmp_path):
 
 
 def test_the_pages_line_numbers_are_the_files():
-    """Where this fails conv_2_tiles.cu has changed: show the page's debugger the new lines."""
+    """If this fails, conv_2_tiles.cu has changed: update the line numbers on the page."""
     page = (ROOT / "docs" / "cuda_on_cpu.md").read_text(encoding="utf-8")
     source = (ROOT / "kernels" / "conv_2_tiles.cu").read_text(encoding="utf-8").splitlines()
     shown = re.findall(r"^(\d+)\t(.+)$", page, re.MULTILINE)
