@@ -40,7 +40,8 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e2e3e2", "axes.axisbelow": True,
     "xtick.color": GREY, "ytick.color": GREY,
-    "lines.linewidth": 1.8, "lines.markersize": 4, "legend.frameon": False, "legend.fontsize": 9,
+    "lines.linewidth": 1.8, "lines.markersize": 4, "legend.fontsize": 9, "legend.edgecolor": "none",
+    "figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.1,             # inches
 }
 DPI = 110
 
