@@ -28,7 +28,7 @@ U = 4 * P.T                                                 # (16, 4): each pixe
 
 @dataclass
 class Shifted:
-    """Exact for N(m_i, C), each sample with a mean of its own: m (B, 16)."""
+    """Exact for N(m_i, C), with a mean for each sample: m (B, 16)."""
 
     centred: GaussianDenoiser
     m: np.ndarray
@@ -42,7 +42,7 @@ class Shifted:
 
 
 class Units:
-    """In the place of streams: what each sample draws, one after the other, are the entries of its row."""
+    """A substitute for streams: the successive draws of a sample are the entries of its row."""
 
     def __init__(self, count):
         self.rows, self.used = np.concatenate([np.zeros((1, count)), np.eye(count)]), 0
@@ -111,7 +111,7 @@ def test_the_large_images_are_distributed_as_the_data_at_every_level(s):
     "27b", "Cov(P x^2, x^1) = P G alpha_s U Cov(x^1), G of E[x^2 | y_s]: all of Cov(x^1) at s = -1, nothing at T-1",
     source="linear-Gaussian conditioning", tolerance="3e-3: the sampler's error in 300 steps; nothing is drawn")
 @pytest.mark.parametrize("s", LEVELS)
-def test_the_level_says_how_closely_an_image_keeps_to_its_small_one(s):
+def test_the_level_decides_how_closely_an_image_follows_its_small_one(s):
     """Cov(P x, z) = P G alpha U Cov(z): all of Cov(z) without noise, next to nothing at the last level."""
     data = Data(2, s)
     _, M_small, _, M = data.run(s)
@@ -128,7 +128,7 @@ def test_the_level_says_how_closely_an_image_keeps_to_its_small_one(s):
     "27c", "of a base that draws N(m', S'): x^2 ~ N(mu + G alpha U (m' - m), G V' G^t + C), KL(x^2) <= KL(y_s)",
     source="linear-Gaussian conditioning; data processing", tolerance="3e-3: the sampler's error; nothing is drawn")
 @pytest.mark.parametrize("s", [0, 30, 150])
-def test_what_comes_through_of_a_base_that_is_wrong(s):
+def test_the_effect_of_a_wrong_base(s):
     """The mean and covariance are those of G y + ... for the y of the wrong base; and the large images' divergence
     from the data is at most that of the noised small ones, which are all that the second model sees."""
     data = Data(3, s)
@@ -142,7 +142,7 @@ def test_what_comes_through_of_a_base_that_is_wrong(s):
     assert _kl(b, M @ M.T, data.mu, data.S) < _kl(y_mean, V, data.A @ data.mu, data.V)
 
 
-def test_more_augmentation_lets_less_of_a_wrong_base_through():
+def test_more_augmentation_reduces_the_effect_of_a_wrong_base():
     found = []
     for s in (0, 60, 150, 240, 299):
         data = Data(3, s)
@@ -158,7 +158,7 @@ def _kl(m1, S1, m2, S2):
 
 
 def test_the_check_sees_noise_that_was_added_before_enlarging(monkeypatch):
-    """The known bug's kin: noise at 2 x 2, enlarged, is not the y that the second model was told of."""
+    """Like the known bug: noise at 2 x 2, then enlarged, is not the y of the second model."""
     def wrong(schedule, small, size, s, eps):
         return resized(augmented(schedule, small, small.shape[1], s, eps[:, ::2, ::2]), size)
     monkeypatch.setattr(cascades, "augmented", wrong)
@@ -229,8 +229,8 @@ def test_a_cascade_needs_as_many_of_each():
             cascade(base, finer, shapes, Units(4), s=-1, steps=steps)
 
 
-def test_a_settled_condition_is_what_is_asked_about():
-    """`Conditioned` hands its own condition to what it wraps, whatever the sampler says."""
+def test_a_fixed_condition_replaces_that_of_the_call():
+    """`Conditioned` passes its condition to the denoiser, and ignores that of the call."""
     class Asked:
         schedule, predicts = SCHEDULE, "x0"
 

@@ -1,4 +1,4 @@
-"""What floor III promises beside its formulas: dtypes, names, states, defaults, and what is asked of a denoiser."""
+"""Contracts of diffusion/ besides its formulas: dtypes, names, states, defaults, and the calls of a denoiser."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SCHEDULE = schedules.linear(10, beta_max=0.9)
 
 
 class Recorder:
-    """A denoiser that writes down what it is asked, and answers with numbers that tell when."""
+    """A denoiser that records its calls, and returns the number of the call."""
 
     predicts, schedule = "x0", SCHEDULE
 
@@ -26,8 +26,8 @@ class Recorder:
 
 
 @pytest.mark.parametrize("at", range(4))
-def test_kl_is_as_wide_as_its_widest_array_wherever_that_stands(at):
-    """One float64 among float32, one float32 among plain numbers, and integers alone: no digit lost, none invented."""
+def test_kl_has_the_dtype_of_its_widest_argument(at):
+    """One float64 among float32, one float32 among plain numbers, and integers alone."""
     narrow, plain = [np.ones(3, np.float32)] * 4, [1.0] * 4
     wide = [*narrow[:at], np.ones(3), *narrow[at + 1:]]
     assert gaussian.kl_gaussian(*wide).dtype == np.float64
@@ -50,23 +50,23 @@ def test_kl_of_whole_numbers_does_not_wrap_around():
     (lambda: schedules.zero_terminal_snr(SCHEDULE), "linear, zero terminal SNR"),
     (lambda: schedules.respaced(SCHEDULE, [1, 4, 9]), "linear, 3 of 10 times"),
 ])
-def test_a_schedule_says_what_it_is(make, name):
+def test_the_name_of_a_schedule(make, name):
     assert make().name == name
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
-def test_a_thousand_times_where_nothing_is_said(name):
+def test_the_default_is_a_thousand_times(name):
     assert (schedules.schedule_from(name).alpha_bar == schedules.SCHEDULES[name](1000).alpha_bar).all()
 
 
-def test_the_ranges_where_nothing_is_said():
+def test_the_default_ranges():
     """VDM's +-10 in log-SNR; Score SDE's .1 and 20, whose integral over the whole of time is 10.05."""
     linear, sde = schedules.log_snr_linear(), schedules.vp_sde()
     assert np.allclose(linear.log_snr(np.array([0, 999])), [10, -10], atol=1e-9)
     assert np.isclose(sde.alpha_bar[-1], np.exp(-10.05), rtol=1e-12)
 
 
-def test_tables_are_counted_in_float64_whatever_they_are_given():
+def test_tables_are_computed_in_float64_from_any_dtype():
     betas = np.linspace(0.1, 0.9, 5).astype(np.float32)
     assert (schedules.from_betas(betas).alpha_bar == schedules.from_betas(betas.astype(float)).alpha_bar).all()
     table = np.linspace(3, -8, 5).astype(np.float32)
@@ -74,7 +74,7 @@ def test_tables_are_counted_in_float64_whatever_they_are_given():
     assert (single.alpha_bar == double.alpha_bar).all()
 
 
-def test_a_schedule_is_float64_whatever_it_is_given():
+def test_a_schedule_is_float64_from_any_dtype():
     assert Schedule(np.array([0.5, 0.25], np.float32)).alpha_bar.dtype == np.float64
     assert Schedule([0.5, 0]).alpha_bar.tolist() == [0.5, 0.0]
 
@@ -131,7 +131,7 @@ def test_nine_times_are_too_many_to_be_named():
     MixtureDenoiser(SCHEDULE, [0.4, 0.6], [[0.0, 1.0], [1.0, 0.0]], [0.1, 0.3]),
     DatasetDenoiser(SCHEDULE, [[0.0, 1.0], [1.0, 0.0]]),
 ], ids=lambda d: type(d).__name__)
-def test_exact_denoisers_answer_in_the_dtype_of_the_question(denoiser, dtype):
+def test_exact_denoisers_return_the_dtype_of_x_t(denoiser, dtype):
     x_t, t = np.full((3, 2), 0.5, dtype), np.array([1, 4, 9])
     x0_hat, dx_t = denoiser.vjp(x_t, t, x_t)
     assert denoiser(x_t, t).dtype == x0_hat.dtype == dx_t.dtype == dtype
@@ -139,7 +139,7 @@ def test_exact_denoisers_answer_in_the_dtype_of_the_question(denoiser, dtype):
         assert denoiser.score(x_t, t).dtype == dtype
 
 
-def test_exact_denoisers_count_in_float64_whatever_they_are_given():
+def test_exact_denoisers_compute_in_float64_from_any_dtype():
     """Quarters and halves are the same numbers in both dtypes; their logarithms and squares are not."""
     x_t, t = np.array([[0.3, -0.2]]), np.array([4])
     weights, means, variances = np.array([0.25, 0.75]), np.array([[0.125, 1.5], [-0.75, 0.625]]), np.array([0.5, 0.25])
@@ -149,7 +149,7 @@ def test_exact_denoisers_count_in_float64_whatever_they_are_given():
         assert (single(x_t, t) == make(SCHEDULE, *given)(x_t, t)).all()
 
 
-def test_a_covariance_is_taken_apart_in_float64():
+def test_a_covariance_is_decomposed_in_float64():
     cov, mean, x_t = np.array([[0.5, 0.125], [0.125, 0.75]]), np.array([0.25, 0.5]), np.array([[0.3, -0.2]])
     single, double = (GaussianDenoiser(SCHEDULE, mean.astype(d), cov.astype(d)) for d in (np.float32, np.float64))
     assert (single(x_t, np.array([4])) == double(x_t, np.array([4]))).all()
@@ -163,7 +163,7 @@ def test_the_bound_is_drawn_in_the_dtype_of_the_images():
 
 
 @pytest.mark.parametrize("divergence", [likelihood.exact_trace, likelihood.Hutchinson(np.ones((1, 2, 3)))])
-def test_the_flow_hands_the_condition_on(divergence):
+def test_the_flow_passes_the_condition_to_the_denoiser(divergence):
     seen = []
 
     class Flat(Recorder):
@@ -178,7 +178,7 @@ def test_the_flow_hands_the_condition_on(divergence):
 # ---- guidance ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("clip", [None, static_threshold])
-def test_classifier_guidance_clips_its_own_result_and_hands_the_label_on(clip):
+def test_classifier_guidance_clips_its_result_and_passes_the_label_on(clip):
     seen = []
     x_t, t = np.full((2, 3), 5.0), np.array([3, 7])
 
@@ -196,8 +196,8 @@ def test_classifier_guidance_clips_its_own_result_and_hands_the_label_on(clip):
 
 # ---- samplers ------------------------------------------------------------------------------------------------
 
-def test_inverse_ddim_says_where_it_stands_and_asks_at_the_lower_end_of_each_step():
-    """From the clean image, which no denoiser knows, it asks at the lowest time of the list; then where it stands."""
+def test_the_states_and_calls_of_inverse_ddim():
+    """The first call is at the lowest time of the list, not at -1; then at the lower end of each step."""
     recorder, x_0 = Recorder(), np.ones((3, 2))
     states = list(samplers.ddim_inverse(recorder, x_0, [8, 5, 0], "a seven"))
     assert [(s.step, s.t) for s in states] == [(1, 0), (2, 5), (3, 8)]
@@ -206,7 +206,7 @@ def test_inverse_ddim_says_where_it_stands_and_asks_at_the_lower_end_of_each_ste
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_a_sampler_says_where_it_stands_and_what_it_was_told(name):
+def test_the_states_and_calls_of_every_sampler(name):
     recorder, x_T = Recorder(), np.ones((3, 2))
     sampler = samplers.SAMPLERS[name]
     states = list(sampler(recorder, x_T, [8, 5, 0], "a seven", streams=SampleStreams(0, len(x_T))))

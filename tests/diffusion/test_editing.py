@@ -47,7 +47,7 @@ def gain_and_variance(schedule, rho: float, path, repeats: int = 1) -> tuple[flo
     (lambda N: cosine(N, allow_signal=True), 0.3), (lambda N: cosine(N, allow_signal=True), 0.95),
     (lambda N: linear(N, 0.1 / N, 20 / N), -0.8), (lambda N: log_snr_linear(N, 12, -12), 0.8),
 ], ids=["cosine", "cosine, close", "linear", "log_snr"])
-def test_in_painting_by_replacement_is_biased_by_a_known_amount_whatever_the_schedule(factory, rho):
+def test_in_painting_by_replacement_has_a_known_bias_with_every_schedule(factory, rho):
     """The limits of N -> infinity that editing.py derives, from N and 2N steps by Richardson's extrapolation."""
     gains, variances = zip(*(gain_and_variance(s, rho, range(s.T - 1, -1, -1)) for s in map(factory, (120, 240))),
                            strict=True)
@@ -57,7 +57,7 @@ def test_in_painting_by_replacement_is_biased_by_a_known_amount_whatever_the_sch
     assert abs(expected[0]) < 0.8 * abs(rho) and expected[1] > 1 - rho**2           # far from conditioning
 
 
-def test_repeating_steps_brings_the_mean_nearer_to_conditioning_and_narrows():
+def test_repeated_steps_bring_the_mean_closer_to_conditioning_and_lower_the_variance():
     schedule, rho = cosine(40, allow_signal=True), 0.8
     gains, variances = zip(*(gain_and_variance(schedule, rho, range(39, -1, -1), r) for r in (1, 2, 6)), strict=True)
     assert gains[0] < gains[1] < gains[2] < rho and rho - gains[2] < 0.25 * (rho - gains[0])

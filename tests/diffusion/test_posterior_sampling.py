@@ -43,7 +43,7 @@ def conditioned():
     return MU + gain @ H @ (Y - MU), S - gain @ H @ S
 
 
-def test_it_converges_to_exact_conditioning_with_the_first_order_of_beta():
+def test_it_converges_to_exact_conditioning_with_order_1_in_beta():
     """r_t(x_t) = E[r(x_0) | x_t], known here.  The order of 1/T, which beta is proportional to, measured over T."""
     H = np.eye(3)[KNOWN]
     errors = []
@@ -66,7 +66,7 @@ def test_it_converges_to_exact_conditioning_with_the_first_order_of_beta():
 
 
 @pytest.mark.parametrize("v", [0.3, 2.0])
-def test_held_the_same_for_all_t_it_counts_the_observation_twice(v):
+def test_the_same_r_for_all_t_counts_the_observation_twice(v):
     """p = N(0, 1), r(x_t) = N(y; x_t, v).  The reverse process in the limit is dx = -(x/2 + (x - y)/v) beta + noise of
     power beta, an Ornstein-Uhlenbeck process around y / (1 + v/2), of variance v / (2 + v); exact are y / (1 + v) and
     v / (1 + v)."""
@@ -102,7 +102,7 @@ def test_observed_is_exact_in_the_limit_of_wide_data():
     assert errors[2] < errors[1] < errors[0] and errors[2] < 0.05
 
 
-def test_without_noise_what_was_seen_stays_and_what_was_not_is_the_models():
+def test_without_noise_known_values_stay_and_hidden_ones_follow_the_model():
     denoiser = GaussianDenoiser(log_snr_linear(20), np.zeros(4), np.array([1., 2, 0.5, 0.1]))   # independent pixels
     known, y = np.array([True, False, True, False]), np.array([[0.3, 9, -0.6, 9]])
     x_T, path = SampleStreams(0, 5).normal((4,), np.float64), range(19, -1, -1)
@@ -186,7 +186,7 @@ def observed(denoiser, y, known):
 
 @pytest.mark.parametrize("rho", [0.8, -0.5])
 @pytest.mark.parametrize("which, limit", [(observed, limit_of_observed), (reconstruction, limit_of_reconstruction)])
-def test_on_correlated_data_both_are_biased_by_a_known_amount(which, limit, rho):
+def test_on_correlated_data_both_have_a_known_bias(which, limit, rho):
     """The error falls as 1/T to the limit, which is not that of conditioning; two T give it by extrapolation."""
     Ts, limits = (64, 128, 256), np.array(limit(rho))
     found = np.array([hidden(cosine(T), rho, which) for T in Ts])

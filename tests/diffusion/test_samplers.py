@@ -58,7 +58,7 @@ def test_float32_stays_float32_and_agrees_with_float64(name, terminal):
     np.testing.assert_allclose(single, double, atol=2e-4)
 
 
-def test_a_sampler_does_not_touch_x_T_and_hands_cond_on():
+def test_a_sampler_does_not_change_x_T_and_passes_cond_on():
     schedule, seen = schedules.linear(), []
     denoiser = NetworkDenoiser(schedule, "v", lambda x_t, t, cond: seen.append(cond) or x_t)
     x_T, cond = np.ones((2, 3), np.float32), (np.arange(2),)

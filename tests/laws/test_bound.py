@@ -112,7 +112,7 @@ def test_the_whole_bound_adds_every_term_once(schedule, seed):
     """With a constant error the squared errors telescope, to (SNR_0 - SNR_{T-1}) D error^2 / 2."""
     rng = np.random.default_rng(seed)
     x_0, error = rng.normal(size=(3, 4)), float(rng.normal())
-    # the denoiser hears of x_0 through its condition, and would be off by 9 without it
+    # the denoiser gets x_0 through its condition, and would be off by 9 without it
     bound = variational_bound(Wrong(schedule, x_0 + 9, [error] * schedule.T), x_0, (x_0,), streams=SampleStreams(1, 3),
                               decoder=GaussianDensity(0.3))
     telescoped = float(exact_snr(schedule, 0) - exact_snr(schedule, schedule.T - 1)) * 4 * error**2 / 2

@@ -115,7 +115,7 @@ def exact(first, last, rtol=1e-12):
 
 @pytest.mark.parametrize("abar_T", [0.05, 1e-4, 0.0])
 def test_the_reference_is_right(abar_T):
-    """What the next tests compare with, to 1e-9, where the samplers' errors are 1e-6 and more; no law of minidiff's.
+    """The reference of the next tests, to 1e-9, where the samplers' errors are at least 1e-6; not a law of minidiff.
 
     Against itself at rtol 1e-10, which is off by 1e-11; the closed form on a Gaussian; and, where alpha > 0,
     the same ODE in other variables, u = log(sigma / alpha) and y = x / alpha: dy/du = -e^{2u} grad log p_u(y), where
@@ -336,7 +336,8 @@ def test_the_error_of_the_last_step(schedule_and_list, name, s):
     np.testing.assert_allclose(states[-1].x_t[0, 0], exactly * math.cos(math.atan2(sigma, alpha * s)), rtol=1e-10)
 
 
-@pytest.mark.law(25, "trailing: where sigma^2 = beta_min u, the whole of Heun is of order 1, its error the last step's",
+@pytest.mark.law(25, "trailing, with sigma^2 = beta_min u: Heun as a whole is of order 1, and its error "
+                     "is that of the last step",
                  source="law 25b at u = 1/N", tolerance="p within .1, the error within 10 %: a rest of order 2")
 def test_a_last_step_from_afar_costs_an_order():
     """As with the table of Stable Diffusion. The last time is T/N - 1 there, of sigma^2 = .85 / N and more."""
@@ -384,7 +385,7 @@ def excess_of_variance(run, schedule, ts, whole=False):
     """(variance of the sampler's x_t) / V_t - 1 for each of VARIANCES, started from N(0, V), without a random number.
 
     On N(0, s^2) every step is linear in x_t and z: the end is A x_T + sum_i b_i z_i, of variance A^2 V_T + sum_i b_i^2.
-    Sample 0 starts from 1 and hears no noise: it ends at A. Sample i starts from 0 and hears draw i alone: at b_i.
+    Sample 0 starts from 1 and gets no noise: it ends at A. Sample i starts from 0 and gets draw i only: it ends at b_i.
     """
     V_T, V = (alpha**2 * VARIANCES + sigma**2
               for alpha, sigma in (alpha_sigma(schedule, t) for t in (ts[0], -1 if whole else ts[-1])))

@@ -1,4 +1,4 @@
-"""Exact denoisers (laws 11 to 15): what the best denoiser says, of Gaussians, mixtures and data sets, and how well.
+"""Exact denoisers (laws 11 to 15): the best denoiser of Gaussians, mixtures and data sets, and its error.
 
 Against finite differences of densities, quadrature and dense linear algebra.
 """
@@ -273,8 +273,8 @@ def test_a_data_set_is_a_mixture_without_variance(schedule, shape, seed):
 
 
 @pytest.mark.law(
-    14, "at image size, where logits reach 1e7, it is finite in float32 and finds the image",
-    source="at small sigma the nearest datum takes all", tolerance="1e-6: rounding to float32")
+    14, "for images, with logits of up to 1e7, it is finite in float32 and finds the image",
+    source="at small sigma the nearest datum has all the weight", tolerance="1e-6: rounding to float32")
 @pytest.mark.parametrize("seed", [0])
 def test_dataset_denoiser_is_finite_at_image_size_and_finds_the_image(seed):
     schedule = schedules.linear()

@@ -74,7 +74,7 @@ def test_the_flow_s_density_is_exact_on_mixtures():
 
 
 @pytest.mark.law("22a", "log q(x_t|x_0) - log p_t(x_t) - log p(x_0|x_t) = -log p(x_0) on Gaussian data, at every eps",
-                 source="Bayes' rule, pointwise: exact dequantisation loses nothing",
+                 source="Bayes' rule, pointwise: exact dequantisation has no gap",
                  tolerance="2e-3 nats: the ODE's error at 1,000 steps")
 @pytest.mark.parametrize("low", [0, 700])
 def test_the_flow_s_bound_is_tight_on_gaussians(low):

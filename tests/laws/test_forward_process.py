@@ -219,7 +219,7 @@ def test_log_snr_linear_is_linear_in_log_snr_and_attains_its_ends(T, most, least
 
 
 @pytest.mark.law(
-    3, "a schedule neither changes nor keeps what it was given, and its own tables are read-only",
+    3, "a schedule copies its argument and does not change it, and its own tables are read-only",
     source="a contract", tolerance="exact, but 1e-13 for betas through their product")
 def test_a_schedule_neither_changes_nor_keeps_what_it_was_given():
     betas = np.linspace(0.1, 0.6, 10)

@@ -238,7 +238,7 @@ def test_guidance_works_sample_by_sample(schedule, seed, scale, order):
 
 
 @pytest.mark.law(
-    30, "guided samples reach the class that was asked for, each its own, in one batch",
+    30, "guided samples belong to the class of their condition, several classes in one batch",
     source="three components 50 deviations apart", tolerance="exact: the nearest mean is the right one")
 @pytest.mark.parametrize("seed", [0])
 def test_guided_sampling_reaches_the_class_from_its_own_prompt_only(seed):

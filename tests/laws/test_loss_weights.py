@@ -55,7 +55,7 @@ def test_bound_weight_of_eps_is_ddpm_eq_12(schedule):
 
 
 @pytest.mark.law(
-    18, "weighted, the losses of eps, x_0 and v agree where the three stand for one x0_hat",
+    18, "the weighted losses of eps, x_0 and v are equal if the three stand for the same x0_hat",
     source="law 10; three weights of the code", tolerance="1e-7: eps and v divide by sigma > .002, eps by alpha")
 @few
 @given(any_schedule(min_T=2), st.sampled_from(["bound", "min_snr"]), seeds)
@@ -78,8 +78,8 @@ def test_three_predictions_of_one_x0_hat_have_one_loss(schedule, kind, seed):
 
 
 @pytest.mark.law(
-    18, "the bound's weights of x_0 add up to half the SNR lost from first to last",
-    source="a telescoping sum: nothing is counted twice, and no step is missed",
+    18, "the bound's weights for x_0 add up to half the decrease of SNR from the first time to the last",
+    source="a telescoping sum",
     tolerance="1e-9: up to 40 differences of SNRs below 2e5")
 @few
 @given(any_schedule(min_T=2, ends_at_zero=None))
@@ -107,7 +107,7 @@ def test_min_snr_is_the_smaller_of_snr_and_gamma(schedule, gamma):
 
 
 @pytest.mark.law(
-    "18a", "min-SNR on eps: 1 where SNR <= gamma, and ever less as images clear up",
+    "18a", "min-SNR for eps: 1 where SNR <= gamma, and decreasing as SNR grows beyond",
     source="its purpose", tolerance="1e-12: SNR over SNR")
 def test_min_snr_shuns_the_clean_end_and_leaves_the_noisy_end_alone():
     schedule = schedules.linear()

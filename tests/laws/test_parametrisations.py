@@ -37,7 +37,7 @@ def test_zero_terminal_snr_keeps_the_first_and_ends_at_zero(schedule):
 
 
 @pytest.mark.law(
-    5, "eps and score say nothing of x_0 at SNR 0 and raise; v and x_0 give it back",
+    5, "at SNR 0, eps and score do not determine x_0 and raise; v and x_0 do",
     source="x_t = eps there", tolerance="1e-14: one rotation of numbers of order 4")
 @few
 @given(any_schedule(ends_at_zero=True), shapes, seeds)
@@ -65,7 +65,7 @@ def test_eps_prediction_at_snr_0_raises_and_v_and_x0_do_not(schedule, shape, see
 
 
 @pytest.mark.law(
-    5, "a signal that is 0 in the dtype at hand counts as none",
+    5, "a signal that rounds to 0 in the array's dtype counts as SNR 0",
     source="float32 holds nothing below 1e-45", tolerance="exact")
 def test_a_signal_too_small_for_the_dtype_counts_as_none():
     schedule = schedules.Schedule([0.5, 1e-100])
@@ -125,7 +125,7 @@ def test_v_is_a_rotation(schedule, shape, seed):
 
 
 @pytest.mark.law(
-    10, "what training asks for, sampling understands: to_x0 inverts target, and so does NetworkDenoiser",
+    10, "to_x0 inverts target, and so does NetworkDenoiser",
     source="a round trip", tolerance="1e-13/abar: eps is divided by alpha")
 @few
 @given(any_schedule(), st.sampled_from(PREDICTIONS), shapes, seeds)

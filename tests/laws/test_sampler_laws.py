@@ -155,7 +155,7 @@ FINE = schedules.log_snr_linear(16 * 256 + 1, 18.0, -9.0)         # every N divi
     tolerance="2 % for first order, .1 % for second: 401 irregular steps over a log-SNR of 27")
 @pytest.mark.law(
     26, "each step's previous time is the next entry of its own list",
-    source="as law 25", tolerance="as law 25; a wrong time is off by 10 % and more")
+    source="as law 25", tolerance="as law 25; a wrong time is off by at least 10 %")
 @pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_every_state_of_an_irregular_list_follows_the_exact_flow(name, seed):
@@ -290,7 +290,7 @@ def test_the_map_from_noise_to_data_has_the_data_s_covariance(name, seed):
 @pytest.mark.law(
     27, "with the exact denoiser ancestral samples of N(mu, S) have mean mu and covariance S, S full",
     source="4,000 draws, whitened by S; their mean, and variances in six directions, which fix a covariance",
-    tolerance="7 standard errors, 1.2 of them for what 300 steps leave: false alarm 2e-7 (nine checks)")
+    tolerance="7 standard errors, 1.2 of them for the error of 300 steps: false alarm 2e-7 (nine checks)")
 @pytest.mark.parametrize("seed", [4])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_samples_of_a_gaussian_have_its_mean_and_covariance(eta, seed):
@@ -354,7 +354,7 @@ def test_samples_of_a_mixture_have_its_distribution(name, seed):
 # ---- law 28: each sample its own; DDIM backwards -------------------------------------------------------------
 
 @pytest.mark.law(
-    28, "a sample depends on its own stream only: each row of a batch of 5 again alone, and two together",
+    28, "a sample depends on its own stream only: each row of a batch of 5 is drawn again alone, and two together",
     source="the same trajectory, run twice", tolerance="1e-10: sums may be taken in another order")
 @pytest.mark.parametrize("name", [*sorted(SAMPLERS), "ddim, eta = 1"])
 def test_a_sample_does_not_depend_on_its_batch(name):
@@ -378,7 +378,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
 @pytest.mark.law(
     28, "inverse DDIM after DDIM is the identity up to O(1/N), and its noise is the exact flow's, up to O(1/N)",
     source="DDIM eq. 13; the flow of Gaussian data in closed form",
-    tolerance="order 1 within .1, fitted from N = 16 to 256: what the fit leaves out at N = 16")
+    tolerance="order 1 within .1, fitted from N = 16 to 256: the remainder of the fit at N = 16")
 def test_inverse_ddim_undoes_ddim_up_to_first_order():
     s2 = 4.0
     denoiser, x_T = gaussian_1d(FINE, s2, 0.3), np.array([[1.0], [-0.4]])

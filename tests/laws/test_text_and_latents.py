@@ -31,7 +31,7 @@ def loss_of(image, text, log_scale, dtype=np.float64):
 # ---- law 31: CLIP --------------------------------------------------------------------------------------------
 
 @pytest.mark.law(
-    31, "N pairs of orthonormal directions cost log(1 + (N - 1) e^{-exp(log_scale)}), of whatever lengths",
+    31, "N pairs in orthogonal directions have the loss log(1 + (N - 1) e^{-exp(log_scale)}), whatever their lengths",
     source="Radford et al. 2021, fig. 3: logits exp(log_scale) on the diagonal and 0 beside it",
     tolerance="1e-9: cosines rounded at 1e-15, times exp(log_scale) of up to 50, over losses of up to log 8")
 @quickly
@@ -45,7 +45,7 @@ def test_orthonormal_pairs(N, more, log_scale, seed):
 
 
 @pytest.mark.law(
-    31, "embeddings that tell nothing cost log N: all alike, or pictures at right angles to captions",
+    31, "embeddings without information have the loss log N: all equal, or images orthogonal to captions",
     source="all logits are equal", tolerance="1e-12: logits of up to 100, equal to 1e-14")
 @quickly
 @given(st.integers(1, 8), st.floats(-3, math.log(100)), seeds)
@@ -160,8 +160,8 @@ def expected_loss(table, joint, N):
 
 
 @pytest.mark.law(
-    31, "the best critic is pointwise mutual information: over all batches the loss is stationary at "
-        "log p(a,b)/p(a)p(b), plus any constant, and greater anywhere else",
+    31, "the best critic is pointwise mutual information: over all batches the loss is minimal at "
+        "log p(a,b)/p(a)p(b) plus any constant",
     source="van den Oord et al. 2018, section 2.3; the exact expectation over every batch of a discrete joint",
     tolerance="1e-12: sums of up to 56 terms below log N, gradients rounded at 1e-15 SCALE")
 @pytest.mark.law(

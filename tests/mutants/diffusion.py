@@ -377,7 +377,7 @@ BUGS = [
     Bug("a sampler's sigma is sigma^2", SAMPLERS,
         "return float(schedule.alpha(t)), float(schedule.sigma(t))",
         "return float(schedule.alpha(t)), float(schedule.sigma(t)) ** 2"),
-    Bug("the denoiser is told t + 1", SAMPLERS,
+    Bug("the denoiser is called at t + 1", SAMPLERS,
         "np.full(len(x_t), t)",
         "np.full(len(x_t), min(t + 1, denoiser.schedule.T - 1))"),
     Bug("'trailing' spacing off by one", SAMPLERS,

@@ -53,7 +53,7 @@ BUGS = [
     Bug("the reverse KL with the posterior's variance for the chain's", LIKELIHOOD,
         "kl_gaussian(mean_q, var_q, mean_p, xp_of(x_0).asarray(var_p))",
         "kl_gaussian(mean_q, var_q, mean_p, var_q)"),
-    Bug("the reverse chain is told x_0", LIKELIHOOD,
+    Bug("the reverse chain uses x_0", LIKELIHOOD,
         "mean_p, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t)",
         "mean_p, _ = q_posterior_mean_variance(schedule, x_0, x_t, t)"),
     Bug("Hutchinson's probes summed, not averaged", LIKELIHOOD,
