@@ -25,13 +25,12 @@ import numpy as np
 from minidiff.diffusion.schedules import Schedule
 from minidiff.verify.forward import FORWARD, given_betas
 from minidiff.verify.reverse import REVERSE
-from minidiff.verify.rows import BROKEN, KEPT, SKIPPED, Row, as_dict, as_dicts, computed, skipped, table
+from minidiff.verify.rows import BROKEN, KEPT, SKIPPED, Law, Row, as_dict, as_dicts, computed, skipped, table
 from minidiff.verify.sampling import SAMPLING
 
 __all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "as_dicts", "report", "skipped", "table"]
 
 LAWS = (*FORWARD, *REVERSE, *SAMPLING)                      # the rows of each: (schedule, rng) -> rows
-RAISED = "the law could not be computed"
 # Which of the streams of a seed: chosen by hand, so that seed 0 draws no rare number on the default schedule. Whoever
 # wants numbers that nobody chose takes another seed.
 STREAM = 1
@@ -53,8 +52,8 @@ def report(schedule: Schedule, *, betas=None, seed: int = 0) -> list[Row]:
         if np.shape(betas) != (schedule.T,):
             raise ValueError(f"betas must be ({schedule.T},) numbers, as many as the schedule has times, "
                              f"got shape {np.shape(betas)}")
-        rows += computed("1 given betas", RAISED, given_betas(schedule, betas))
+        rows += computed(Law("1 given betas", given_betas), schedule, betas)
     for i, law in enumerate(LAWS):
         rng = np.random.default_rng([seed, i, STREAM])      # a law's numbers do not depend on the other laws
-        rows += computed(law.name, RAISED, law.rows(schedule, rng))
+        rows += computed(law, schedule, rng)
     return [row.drawn_from(seed) for row in rows]

@@ -51,25 +51,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Law:
-    """name: number and name, as in its first row. rows: yields the rows, one by one."""
+    """A law of a schedule, rows(schedule, rng), or of a scheduler, rows(scheduler, steps).
+
+    name: number and name, as in its first row. rows: yields the rows, one by one.
+    computed: what stands in the row if the law raises.
+    """
 
     name: str
     rows: Callable[..., Iterable[Row]]
+    computed: str = "the law could not be computed"
 
 
-def computed(name: str, what: str, rows: Iterable[Row]) -> list[Row]:
-    """The rows of a law, and where it raises those that it had, and a broken one (name, what) that says how.
+def computed(law: Law, *arguments) -> list[Row]:
+    """The rows of law.rows(*arguments). If it raises: the rows until then, and a broken one that says how.
 
-    So no wrong formula hides what another does; one that divides by zero gives NaN, which fails its row, and one that
-    asks to exit is broken, too: `raise SystemExit(0)` would else pass as success.
+    A wrong formula therefore hides no other. A division by zero gives NaN, which fails its row. SystemExit is caught
+    as well: `raise SystemExit(0)` would otherwise end the command with success.
     """
     done: list[Row] = []
     with np.errstate(all="ignore"):
         try:
-            for row in rows:
+            for row in law.rows(*arguments):
                 done.append(row)
         except (Exception, SystemExit) as error:
-            done.append(Row(name, what, math.nan, math.nan, math.inf, 0.0, where=f"{type(error).__name__}: {error}"))
+            why = f"{type(error).__name__}: {error}"
+            done.append(Row(law.name, law.computed, math.nan, math.nan, math.inf, 0.0, where=why))
     return done
 
 

@@ -1,48 +1,117 @@
-"""Samplers, step by step, where the exact answer is known: one point of data, or a Gaussian.
+"""Samplers, step by step, on data for which the exact answer is known: one point, or a Gaussian.
 
-    23  the marginals are kept       by DDIM, for every eta: (direction)^2 + (noise)^2 = sigma_s^2      DDIM eq. 12
-        and by ddpm                  if its noise has power beta~ on a point, beta on N(0, 1)       DDPM sec. 3.2
-    24  one step on Gaussian data    multiplies by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t
-    25  second order                 Heun averages two slopes; 2M's x0_hat is that of the stride's middle
-                                                           Karras et al. alg. 1, Lu et al. alg. 2
+Each registered sampler is judged by its entry, with the laws of verify/scheduler: whether it draws noise, its order,
+its calls of the denoiser, and whether it extrapolates.
+
+    23  the marginals are kept       on a point, or approached with the entry's order
+    24  a point is reached           and a step of first order is DDIM's, or converges
+        one step on Gaussian data    multiplies by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t
+    25  the order                    of convergence to the exact flow, sqrt(V_s / V_t)
+        second order                 2M's x0_hat is that of the stride's middle                    Lu et al. alg. 2
     26  the end                      every list of times ends at t = -1, at x0_hat, with no noise left
+    28  batches                      a sample does not depend on its batch
 
-What a sampler yields is its own word for it. Where it stands, and what it was told there, is read off a denoiser that
-keeps its questions and answers.
+What minidiff's own functions can do besides is held to its exact step:
+
+    23  DDIM, for every eta          (direction)^2 + (noise)^2 = sigma_s^2                         DDIM eq. 12
+        ddpm, for both variances     beta~ is exact on a point, beta on N(0, 1)                    DDPM sec. 3.2
+    25  Heun                         averages two slopes                                           Karras et al. alg. 1
 """
 
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 
-from minidiff.diffusion import samplers
-from minidiff.diffusion.denoiser import Denoiser, NetworkDenoiser
+from minidiff.diffusion import samplers, schedules
+from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
+from minidiff.diffusion.samplers import SAMPLERS, Sampler
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.random import SampleStreams
 from minidiff.verify.forward import pairs
-from minidiff.verify.rows import ATOMS, Law, Row, compare, count, skipped
+from minidiff.verify.rows import ATOMS, BROKEN, EPS, KEPT, Law, Row, compare, computed, count, skipped
+from minidiff.verify.scheduler.law import worst
+from minidiff.verify.scheduler.replay import GivenNoise, Replayed, of_sampler
+from minidiff.verify.scheduler.run_laws import (
+    alone,
+    end_of_a_point,
+    marginals,
+    middle_of_the_stride,
+    noise_left,
+    one_step,
+    order_of_convergence,
+)
+from minidiff.verify.scheduler.table_laws import LISTS
 
-FLOW = "needs two times, T >= 2"
-STRIDES = "needs three times of alpha_bar > 0, whose log-SNRs are apart by 1e-6"
+TWO_TIMES = "needs two times, T >= 2"
+STEPS = (3, 7)                                              # the lengths of the runs, as far as they fit in the table
+# An order can be measured on a table that is long and smooth, and the user's need be neither.
+LONG_TABLE = schedules.linear(1000)
 
 
-class _Given(SampleStreams):
-    """Hands out given numbers for noise, so that a step shows what it multiplies them by."""
+# ---- each registered sampler, by its entry -----------------------------------------------------------------
 
-    def __init__(self, z: np.ndarray):
-        self.z = z
+def each_sampler(law: Law, schedule: Schedule, rng, *, long: bool = False, or_long: bool = False) -> Iterator[Row]:
+    """One row for all samplers that keep the law, and one for each that breaks it.
 
-    def __len__(self):
-        return len(self.z)
+    long: judge on LONG_TABLE. or_long: only some methods are exact; judge the others there, by their order.
+    """
+    rows = {}
+    for name in SAMPLERS:
+        rows[name] = _on_long_table(law, name, SAMPLERS[name]) if long else _on(law, name, schedule)
+        if or_long and rows[name].verdict != KEPT:
+            of_long = _on_long_table(law, name, SAMPLERS[name])
+            if of_long.verdict != KEPT or of_long.side:     # not exact there either
+                rows[name] = of_long
+    kept = {name: row for name, row in rows.items() if row.verdict == KEPT}
+    broken = {name: row for name, row in rows.items() if row.verdict == BROKEN}
+    if kept:
+        row = worst(list(kept.values()))
+        name = next(name for name in kept if kept[name] is row)
+        yield _about(row, f"{law.computed}: {', '.join(kept)}", name)
+    for name, row in broken.items():
+        yield _about(row, f"{law.computed}: {name}", name)
+    if not kept and not broken:
+        yield skipped(law.name, law.computed, "; ".join(dict.fromkeys(row.reason for row in rows.values())))
 
-    def normal(self, shape, dtype=np.float32):
-        return np.broadcast_to(self.z, (len(self.z), *shape)).astype(dtype)
+
+@cache
+def _on_long_table(law: Law, name: str, sampler: Sampler) -> Row:
+    """Independent of the schedule that is verified, and so computed once for each sampler."""
+    return _on(law, name, LONG_TABLE)
 
 
-class _Asked:
-    """A denoiser that keeps what it was asked and what it said."""
+def _on(law: Law, name: str, table: Schedule) -> Row:
+    """The sampler's row. One that cannot be loaded, or raises, is broken."""
+    if table.T < 2:
+        return skipped(law.name, law.computed, TWO_TIMES)
+
+    def rows() -> Iterable[Row]:
+        # x_t - alpha_t x_0 is off by a rounding, and a sampler divides it by sigma_t
+        rounding = EPS / 2 / float(table.sigma(0))
+        return law.rows(of_sampler(SAMPLERS[name], table, rounding=rounding), _steps(table))
+
+    row, = computed(Law(law.name, rows, law.computed))
+    return row
+
+
+def _steps(table: Schedule) -> Sequence[int]:
+    return [n for n in STEPS if n <= table.T] or [table.T]
+
+
+def _about(row: Row, compared: str, name: str) -> Row:
+    return replace(row, computed=compared, where=f"{name}, {row.where}".rstrip(", "))
+
+
+def list_of_times(law: Law, schedule: Schedule, rng) -> Iterator[Row]:
+    """The lists of times that every sampler is given."""
+    listed = Replayed(None, schedule.alpha_bar, "x0", partial(samplers.times, schedule))
+    yield from law.rows(listed, _steps(schedule))
+
+
+class RecordingDenoiser:
+    """A denoiser that records each question's time and each answer."""
 
     def __init__(self, denoiser: Denoiser):
         self.schedule, self.denoiser = denoiser.schedule, denoiser
@@ -55,12 +124,49 @@ class _Asked:
         return self.answers[-1].copy()
 
 
-def _one_step(name: str, denoiser: Denoiser, x_t: np.ndarray, t: int, s: int, **options) -> np.ndarray:
-    """Where a step of the sampler takes x_t, (B,): from t to s, as the first of its list."""
-    return next(samplers.SAMPLERS[name].function(denoiser, x_t, [t, s] if s >= 0 else [t], **options)).x_t[:, 0]
+def the_end(schedule: Schedule, rng) -> Iterator[Row]:
+    """26 the end: each sampler follows its list down to -1, leaves x0_hat alone, and does what its entry says.
+
+    What a state says is checked against the questions that the denoiser was asked, and its answers.
+    """
+    law, mixture = "26 the end", MixtureDenoiser(schedule, [0.3, 0.7], rng.standard_normal((2, 2)), [0.1, 0.5])
+    names, left, astray, invented, misnamed = [], [], [], [], []
+    for name, sampler in SAMPLERS.items():
+        for N in sorted({1, min(2, schedule.T), min(7, schedule.T)}):
+            times = samplers.times(schedule, N).tolist()
+            names.append(f"{name}, {N} steps, times {', '.join(map(str, times))}")
+            asked, noise = RecordingDenoiser(mixture), GivenNoise(2, lambda: rng.standard_normal((2, 2)))
+            states, questions = [], []                      # of each step: its state, and the times of its questions
+            for state in sampler(asked, rng.standard_normal((2, 2)), times, streams=noise):
+                states.append(state)
+                questions.append(asked.times[sum(map(len, questions)):])
+            left.append(np.abs(states[-1].x_t - asked.answers[-1]).max())
+            astray.append([at[0] for at in questions if at] != times or [s.t for s in states] != [*times[1:], -1])
+            invented.append(not all(any(np.array_equal(state.x0_hat, answer) for answer in asked.answers)
+                                    for state in states))
+            # the last step may need fewer calls, and draws nothing
+            misnamed.append(any(len(at) != sampler.calls for at in questions[:-1])
+                            or (noise.drawn > 0) != (sampler.noise and N > 1))
+    yield compare(law, "noise left: |x - x0_hat| at the end", 0.0, left, 0.0,
+                  "sigma_{-1} = 0: the last state is the denoiser's last x0_hat", lambda i: names[i], random=True)
+    yield count(law, "samplers that leave their list of times", astray,
+                "each step first asks the denoiser at its time of the list; its state is at the next, the last at -1",
+                lambda i: names[i])
+    yield count(law, "samplers that show an x0_hat of their own", invented,
+                "a state's x0_hat is the denoiser's answer", lambda i: names[i])
+    yield count(law, "samplers whose entry is wrong", misnamed,
+                "a step makes the entry's number of calls, and draws noise exactly if the entry says so",
+                lambda i: names[i])
 
 
-def marginals(schedule: Schedule, rng) -> Iterator[Row]:
+# ---- the exact steps of minidiff's functions ---------------------------------------------------------------
+
+def _one_step(sampler: Callable, denoiser: Denoiser, x_t: np.ndarray, t: int, s: int, **options) -> np.ndarray:
+    """The result of one step of the sampler from t to s, the first of its list, for x_t (B, 1): (B,)."""
+    return next(sampler(denoiser, x_t, [t, s] if s >= 0 else [t], **options)).x_t[:, 0]
+
+
+def ddim_marginals(schedule: Schedule, rng) -> Iterator[Row]:
     """23 DDIM marginals: from x_t = alpha_t x_0 + sigma_t eps to x_s, on one point of data."""
     x_0, law = 0.7, "23 DDIM marginals"
     point = GaussianDenoiser(schedule, np.array([x_0]), np.zeros(1))
@@ -71,7 +177,7 @@ def marginals(schedule: Schedule, rng) -> Iterator[Row]:
         alpha, sigma = np.sqrt(schedule.alpha_bar[b]), np.sqrt(1 - schedule.alpha_bar[b])
         # three samples: no noise at all, eps = 1, z = 1
         x_t, z = alpha * x_0 + sigma * np.array([[0.0], [1.0], [0.0]]), np.array([[0.0], [0.0], [1.0]])
-        clean, of_eps, of_z = _one_step("ddim", point, x_t, b, a, eta=eta, streams=_Given(z))
+        clean, of_eps, of_z = _one_step(samplers.ddim, point, x_t, b, a, eta=eta, streams=GivenNoise(3, lambda z=z: z))
         mean.append(clean)
         power.append((of_eps - clean) ** 2 + (of_z - clean) ** 2)
     abar_s = np.array([schedule.alpha_bar[a] if a >= 0 else 1.0 for a, _, _ in cases])
@@ -87,13 +193,13 @@ def marginals(schedule: Schedule, rng) -> Iterator[Row]:
                   "(sqrt(sigma_s^2 - sigma^2))^2 + sigma^2 = sigma_s^2", at, random=True)
 
 
-def ancestral(schedule: Schedule, rng) -> Iterator[Row]:
+def ddpm_marginals(schedule: Schedule, rng) -> Iterator[Row]:
     """23 ddpm marginals: a step of ddpm on a point with beta~, and on N(0, 1) with beta."""
     law = "23 ddpm marginals"
     s, t = pairs(rng, schedule.T, 24, first=-1)
     abar_s, abar_t = np.where(s >= 0, schedule.alpha_bar[s], 1.0), schedule.alpha_bar[t]
     beta = 1 - abar_t / abar_s
-    # beta~ is what ddpm draws unasked; the last step knows the clean image and adds nothing
+    # ddpm draws beta~ by default; the last step adds no noise
     data = {"beta~ on x_0 = 0.7": (0.7, 0.0, {}, (1 - abar_s) / (1 - abar_t) * beta),
             "beta on N(0, 1)": (0.0, 1.0, {"variance": samplers.beta}, np.where(s >= 0, beta, 0.0))}
     # 1 - alpha_bar_t / alpha_bar_s is off by eps, and is divided by sigma_t^2
@@ -108,8 +214,8 @@ def ancestral(schedule: Schedule, rng) -> Iterator[Row]:
         for a, b, abar in zip(s, t, abar_t, strict=True):
             # x_t is its mean, one standard deviation above, and its mean again, with z = 1
             x_t = np.sqrt(abar) * x_0 + np.sqrt(abar * s2 + 1 - abar) * np.array([[0.0], [1.0], [0.0]])
-            x_s = _one_step("ddpm", denoiser, x_t, b, a, streams=_Given(np.array([[0.0], [0.0], [1.0]])),
-                            **options)
+            x_s = _one_step(samplers.ddpm, denoiser, x_t, b, a, **options,
+                            streams=GivenNoise(3, lambda: np.array([[0.0], [0.0], [1.0]])))
             mean.append(x_s[0])
             of_start.append((x_s[1] - x_s[0]) ** 2)
             of_z.append((x_s[2] - x_s[0]) ** 2)
@@ -126,30 +232,11 @@ def ancestral(schedule: Schedule, rng) -> Iterator[Row]:
                           lambda i, inner=inner: at(np.flatnonzero(inner)[i]), random=True)
 
 
-def one_step(schedule: Schedule, rng) -> Iterator[Row]:
-    """24 one step: the factor by which DDIM and DPM-Solver++ multiply Gaussian data."""
-    law = "24 one step"
+def heun_step(schedule: Schedule, rng) -> Iterator[Row]:
+    """25 Heun: the factor by which a step of Heun multiplies Gaussian data."""
+    law, computed = "25 Heun", "factor of one step of heun"
     if schedule.T < 2:
-        yield skipped(law, "factor of one step of ddim and dpm++2m", FLOW)
-        return
-    s, t = pairs(rng, schedule.T, 24, first=0)
-    cases = [(a, b, s2) for a, b in zip(s, t, strict=True) for s2 in (0.0, 0.25, 4.0)]
-    a, b, s2 = np.array(cases).T
-    abar_s, abar_t = schedule.alpha_bar[a.astype(int)], schedule.alpha_bar[b.astype(int)]
-    V_t = abar_t * s2 + 1 - abar_t
-    expected = (np.sqrt(abar_s * abar_t) * s2 + np.sqrt((1 - abar_s) * (1 - abar_t))) / V_t
-    for name in ("ddim", "dpm++2m"):                        # the first step of 2M has nothing to extrapolate from
-        yield compare(law, f"factor of one step of {name}", expected, _factors(name, schedule, cases),
-                      ATOMS * (1 + s2) ** 2 / (1 - abar_t),
-                      "x_s = (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t x_t,  V = alpha^2 s^2 + sigma^2",
-                      lambda i: "t = {1}, s = {0}, s^2 = {2}".format(*cases[i]), random=True)
-
-
-def two_slopes(schedule: Schedule, rng) -> Iterator[Row]:
-    """25 second order: the factor by which a step of Heun multiplies Gaussian data."""
-    law, computed = "25 second order", "factor of one step of heun"
-    if schedule.T < 2:
-        yield skipped(law, computed, FLOW)
+        yield skipped(law, computed, TWO_TIMES)
         return
     s, t = pairs(rng, schedule.T, 24, first=0)
     cases = [(a, b, s2) for a, b in zip(s, t, strict=True) for s2 in (0.25, 4.0)]
@@ -162,94 +249,25 @@ def two_slopes(schedule: Schedule, rng) -> Iterator[Row]:
     def slope(abar):                                        # dx/dphi = v = g x,  g = alpha sigma (1 - s^2) / V
         return np.sqrt(abar * (1 - abar)) * (1 - s2) / (abar * s2 + 1 - abar)
 
+    one = np.ones((1, 1))
+    measured = [_one_step(samplers.heun, GaussianDenoiser(schedule, np.zeros(1), np.full(1, s2)), one, t, s)[0]
+                for s, t, s2 in cases]
     h, g_t, g_s = angle(abar_s) - angle(abar_t), slope(abar_t), slope(abar_s)
     # v = (alpha x - x0_hat) / sigma cancels, and magnifies by 1 / sigma; every slope is below 3/4
     tolerance = ATOMS * (1 + s2) * (1 + abs(h) / np.sqrt(1 - abar_s))
-    yield compare(law, computed, 1 + h / 2 * (g_t + g_s * (1 + h * g_t)), _factors("heun", schedule, cases), tolerance,
+    yield compare(law, computed, 1 + h / 2 * (g_t + g_s * (1 + h * g_t)), measured, tolerance,
                   "x_s = (1 + h/2 (g_t + g_s (1 + h g_t))) x_t,  g = alpha sigma (1 - s^2) / V",
                   lambda i: "t = {1}, s = {0}, s^2 = {2}".format(*cases[i]) + f", h = {h[i]:.4g}", random=True)
 
 
-def middle_of_the_stride(schedule: Schedule, rng) -> Iterator[Row]:
-    """25 second order: the second step of 2M where x0_hat is linear in lambda, which it has to extrapolate exactly."""
-    law, computed = "25 second order", "step 2 of dpm++2m, x0_hat linear in lambda"
-    with_signal, rise = int((schedule.alpha_bar > 0).sum()), 0.3
-    drawn = rng.integers(0, max(with_signal, 1), (24, 3)).tolist()
-    ends = [(0, 1, 2), (0, with_signal - 2, with_signal - 1), (0, 1, with_signal - 1)]
-    s, t, r = np.unique([sorted(case) for case in [*ends, *drawn]], axis=0).T         # from r to t to s
-    abar_s, abar_t, abar_r = (schedule.alpha_bar[np.clip(i, 0, schedule.T - 1)] for i in (s, t, r))
-
-    def half_log_snr(abar):
-        return 0.5 * (np.log(abar) - np.log1p(-abar))
-
-    lambda_s, lambda_t, lambda_r = half_log_snr(abar_s), half_log_snr(abar_t), half_log_snr(abar_r)
-    # lambda is off by eps: of a shorter stride too few digits are left
-    apart = (s >= 0) & (r < with_signal) & (lambda_s - lambda_t > 1e-6) & (lambda_t - lambda_r > 1e-6)
-    if not apart.any():
-        yield skipped(law, computed, STRIDES)
-        return
-    s, t, r, abar_s, abar_t, abar_r, lambda_s, lambda_t, lambda_r = (
-        a[apart] for a in (s, t, r, abar_s, abar_t, abar_r, lambda_s, lambda_t, lambda_r))
-
-    def network(x_t, t, cond):
-        return 0.7 + rise * half_log_snr(schedule.alpha_bar[t])[:, None]              # (1, 1)
-
-    denoiser = NetworkDenoiser(schedule, "x0", network)
-    measured = [list(samplers.SAMPLERS["dpm++2m"](denoiser, np.ones((1, 1)), case))[1].x_t[0, 0]
-                for case in zip(r, t, s, strict=True)]
-
-    def step(x, abar_from, abar_to, D):
-        # x_s = sigma_s / sigma_t x_t + (alpha_s - sigma_s alpha_t / sigma_t) D
-        shrink = np.sqrt((1 - abar_to) / (1 - abar_from))
-        return shrink * x + (np.sqrt(abar_to) - shrink * np.sqrt(abar_from)) * D
-
-    first = step(1.0, abar_r, abar_t, 0.7 + rise * lambda_r)
-    # D = x0_hat at lambda_t + h/2, h = lambda_s - lambda_t
-    D = 0.7 + rise * (lambda_t + lambda_s) / 2
-    # x0_hat and lambda are off by eps of their size, which the quotient of the strides magnifies
-    size = 1 + abs(lambda_s) + abs(lambda_t) + abs(lambda_r)
-    tolerance = ATOMS * size**2 * (1 + (1 + lambda_s - lambda_t) / (lambda_t - lambda_r))
-    yield compare(law, computed, step(first, abar_t, abar_s, D), measured, tolerance,
-                  "x_s = sigma_s / sigma_t x_t - alpha_s (e^-h - 1) x0_hat(lambda_t + h/2)",
-                  lambda i: f"times {r[i]}, {t[i]}, {s[i]}", random=True)
-
-
-def the_end(schedule: Schedule, rng) -> Iterator[Row]:
-    """26 the end: each sampler walks its own list down to -1, and leaves x0_hat and nothing else."""
-    law, mixture = "26 the end", MixtureDenoiser(schedule, [0.3, 0.7], rng.standard_normal((2, 2)), [0.1, 0.5])
-    names, left, astray, untold = [], [], [], []
-    for name, sampler in samplers.SAMPLERS.items():
-        for N in sorted({1, min(2, schedule.T), min(7, schedule.T)}):
-            steps = samplers.times(schedule, N)
-            streams = SampleStreams(int(rng.integers(2**31)), 2) if sampler.noise else None
-            asked = _Asked(mixture)
-            states = list(sampler(asked, rng.standard_normal((2, 2)), steps, streams=streams))
-            names.append(f"{name}, {N} steps, times {', '.join(map(str, steps))}")
-            # what the denoiser said last, whatever the sampler says that it said
-            left.append(np.abs(states[-1].x_t - asked.answers[-1]).max())
-            # a method of two evaluations asks at a time twice, one after the other
-            astray.append([t for t, _ in groupby(asked.times)] != steps.tolist()
-                          or [state.t for state in states] != [*steps[1:].tolist(), -1])
-            untold.append(not all(any(np.array_equal(state.x0_hat, answer) for answer in asked.answers)
-                                  for state in states))
-    yield compare(law, "noise left: |x - x0_hat| at the end", 0.0, left, 0.0,
-                  "sigma_{-1} = 0: the last state is the denoiser's last x0_hat", lambda i: names[i], random=True)
-    yield count(law, "samplers that leave their list of times", astray,
-                "the denoiser is asked at the list's times, each state is at the next, and the last at -1",
-                lambda i: names[i])
-    yield count(law, "samplers that show an x0_hat of their own", untold,
-                "a state's x0_hat is the denoiser's answer", lambda i: names[i])
-
-
-SAMPLING = (Law("23 DDIM marginals", marginals), Law("23 ddpm marginals", ancestral), Law("24 one step", one_step),
-            Law("25 second order", two_slopes), Law("25 second order", middle_of_the_stride),
-            Law("26 the end", the_end))
-
-
-# ---- what the laws share -----------------------------------------------------------------------------------
-
-
-def _factors(name: str, schedule: Schedule, cases) -> list[float]:
-    """By what a sampler's first step multiplies x_t, for data N(0, s^2) and cases (s, t, s^2)."""
-    return [_one_step(name, GaussianDenoiser(schedule, np.zeros(1), np.full(1, s2)), np.ones((1, 1)), t, s)[0]
-            for s, t, s2 in cases]
+SAMPLING = (
+    Law("23 marginals", partial(each_sampler, marginals, or_long=True)),
+    Law("24 a point is reached", partial(each_sampler, end_of_a_point)),
+    Law("24 one step", partial(each_sampler, one_step, or_long=True)),
+    Law("25 order", partial(each_sampler, order_of_convergence, long=True)),
+    Law("25 second order", partial(each_sampler, middle_of_the_stride)),
+    Law("26 no noise is left", partial(each_sampler, noise_left)),
+    Law("28 batches", partial(each_sampler, alone)),
+    *(Law(law.name, partial(list_of_times, law)) for law in LISTS),
+    Law("26 the end", the_end),
+    Law("23 DDIM marginals", ddim_marginals), Law("23 ddpm marginals", ddpm_marginals), Law("25 Heun", heun_step))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from minidiff.diffusion.schedules import Schedule
-from minidiff.verify.scheduler.adapters import Replayed
+from minidiff.verify.scheduler.replay import Replayed
 
 
 @contextmanager

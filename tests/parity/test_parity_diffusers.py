@@ -31,7 +31,8 @@ from minidiff.cli.main import main  # noqa: E402
 from minidiff.diffusion import gaussian, samplers, schedules  # noqa: E402
 from minidiff.diffusion.denoiser import NetworkDenoiser  # noqa: E402
 from minidiff.verify.scheduler import load, report  # noqa: E402
-from minidiff.verify.scheduler.adapters import Diffusers, Draws  # noqa: E402
+from minidiff.verify.scheduler.from_diffusers import Diffusers  # noqa: E402
+from minidiff.verify.scheduler.replay import GivenNoise  # noqa: E402
 from minidiff.verify.scheduler.runs import last_spread  # noqa: E402
 
 CLASSES = (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler)
@@ -111,7 +112,7 @@ def our_run(sampler, schedule, predicts, times, u, z, answer, **options):
     denoiser = NetworkDenoiser(schedule, predicts, lambda x_t, t, cond: answer(x_t, t))
     if z is not None:
         draws = iter(z)
-        options["streams"] = Draws(len(u), lambda: next(draws))
+        options["streams"] = GivenNoise(len(u), lambda: next(draws))
     whole = np.asarray(times).astype(int)                   # theirs are whole numbers, and some of them floats
     assert (whole == times).all()
     return samplers.sample(sampler(denoiser, u, whole, **options))

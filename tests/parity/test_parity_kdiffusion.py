@@ -17,7 +17,7 @@ except ImportError as error:
 from minidiff.diffusion import samplers, schedules  # noqa: E402
 from minidiff.diffusion.exact import MixtureDenoiser  # noqa: E402
 from minidiff.verify.scheduler import report  # noqa: E402
-from minidiff.verify.scheduler.adapters import Draws  # noqa: E402
+from minidiff.verify.scheduler.replay import GivenNoise  # noqa: E402
 
 LINEAR = schedules.linear(1000)
 quickly = settings(deadline=None, max_examples=20)
@@ -46,7 +46,7 @@ def test_they_agree_with_ours(schedule, data, seed):
                           "euler_ancestral": samplers.ddpm}.items():
         draws = iter(z)
         ours = samplers.sample(sampler(denoiser, u, times, **(
-            {"streams": Draws(4, lambda draws=draws: next(draws))} if name == "euler_ancestral" else {})))
+            {"streams": GivenNoise(4, lambda draws=draws: next(draws))} if name == "euler_ancestral" else {})))
         scheduler = of_k_diffusion(name, schedule, lambda n: times)
         scheduler.set_steps(n)
         x_t = u / schedule.alpha(times[0])

@@ -17,7 +17,7 @@ except ImportError as error:
 from minidiff.diffusion import samplers, schedules  # noqa: E402
 from minidiff.diffusion.exact import MixtureDenoiser  # noqa: E402
 from minidiff.verify.scheduler import report  # noqa: E402
-from minidiff.verify.scheduler.adapters import Draws  # noqa: E402
+from minidiff.verify.scheduler.replay import GivenNoise  # noqa: E402
 
 LINEAR = schedules.linear(1000)
 quickly = settings(deadline=None, max_examples=20)
@@ -57,7 +57,7 @@ def test_it_agrees_with_ours(schedule, data, seed):
     for mu, sampler in {DDIM: samplers.ddim, DDPM: samplers.ddpm}.items():
         draws = iter(z)
         ours = samplers.sample(sampler(denoiser, u, times, **(
-            {"streams": Draws(4, lambda draws=draws: next(draws))} if mu else {})))
+            {"streams": GivenNoise(4, lambda draws=draws: next(draws))} if mu else {})))
         scheduler = of_smalldiffusion(schedule, lambda n: times, mu=mu)
         scheduler.set_steps(n)
         x_t = u / schedule.alpha(times[0])

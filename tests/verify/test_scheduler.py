@@ -14,7 +14,7 @@ from minidiff.cli.main import main
 from minidiff.diffusion.schedules import cosine
 from minidiff.errors import UserError
 from minidiff.verify.scheduler import load, report
-from minidiff.verify.scheduler.adapters import ours
+from minidiff.verify.scheduler.by_name import ours
 from minidiff.verify.scheduler.laws import LAWS
 from minidiff.verify.scheduler.protocol import NEEDED
 from minidiff.verify.scheduler.runs import spreads
@@ -346,7 +346,9 @@ def test_a_wrong_scale_is_told_in_a_run_where_the_sample_has_its_own():
 
 
 def test_the_tables_of_laws_use_the_same_names():
-    shared = {"3 SNR falls", "4 ends in noise", "5 zero terminal SNR", "24 one step", "25 second order"}
+    shared = {"3 SNR falls", "4 ends in noise", "5 zero terminal SNR", "23 marginals", "24 a point is reached",
+              "24 one step", "25 order", "25 second order", "26 no noise is left", "26 starts at T-1",
+              "26 N falling times", "28 batches"}
     assert shared == {law.name for law in LAWS} & {row.law for row in verify.report(cosine(10))}
 
 
@@ -437,7 +439,7 @@ def test_a_missing_method_is_said_in_a_sentence(name):
     ("ddim", {}, "LIBRARY:NAME"),
     ("minidiff:euler", {}, "is one of ddpm, ddim, heun"),
     ("minidiff:ddim", {"schedule": "sine"}, "one of linear"),
-    ("minidiff:heun", {"eta": 1.0}, "eta is an option of ddim"),
+    ("minidiff:heun", {"eta": 1.0}, "the sampler heun takes no eta"),
     ("minidiff:ddim", {"size": 3}, "refuses its configuration.*size"),
     ("no_such_library:Scheduler", {}, "pip install no_such_library"),
     ("math:Scheduler", {}, "math has no Scheduler"),

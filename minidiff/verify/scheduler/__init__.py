@@ -1,16 +1,18 @@
-"""Other people's schedulers, under the laws that apply to them. Read in this order:
+"""The laws that apply to a scheduler: another library's, a registered sampler, or your own. Read in this order:
 
     protocol.py          what a scheduler must offer: timesteps, add_noise, step, and what it predicts
-    runs.py              runs on data whose answers are known
-    law.py               a law: its name, what is computed, and what makes its row
-    laws_of_tables.py    the laws of the table, of the noise that is added and of the lists of times
-    laws_of_runs.py      the laws of what comes of a run
-    laws.py              the report of them all
-    adapters.py          diffusers' schedulers, our own samplers, and anybody's object, by name
+    runs.py              runs on data for which every answer of the network is known
+    law.py               how a law is written: its name, what it compares, and the function that makes its row
+    table_laws.py        laws of the table, of the noise that is added and of the lists of times
+    run_laws.py          laws of what a run results in
+    laws.py              the report of all laws
+    replay.py            a whole sampler as a scheduler
+    from_diffusers.py    diffusers' schedulers
+    by_name.py           LIBRARY:NAME on the command line
 """
 
 from minidiff.verify.rows import as_dicts
-from minidiff.verify.scheduler.adapters import load
+from minidiff.verify.scheduler.by_name import load
 from minidiff.verify.scheduler.laws import report
 from minidiff.verify.scheduler.protocol import Scheduler
 

@@ -1,40 +1,38 @@
-"""A law: its name, what is computed, and what makes its row."""
+"""A law of schedulers: a function that makes one row. And how the worst of several cases is found."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minidiff.verify.rows import Row, compare, skipped
+from minidiff.verify.rows import Law, Row, compare
 from minidiff.verify.scheduler.protocol import Scheduler, rounding
 
-BOTH = (0.6, -0.8)                                          # x_0 and eps of a sample that has of both
-Named = tuple[str, str]                                     # a law's name, and what is computed
+BOTH = (0.6, -0.8)                                          # x_0 and eps of a sample that has both
+Named = tuple[str, str]                                     # a law's name, and what its row compares
 
 
-@dataclass(frozen=True)
-class Law:
-    """name: number and name, those of `minidiff verify` where it has the same law. computed: what its row compares.
+def law(name: str, compared: str) -> Callable[[Callable[[Named, Scheduler, Sequence[int]], Row]], Law]:
+    """Makes a Law of a function that returns one row, which has this name and compares this.
 
-    row: (name, computed), scheduler and lengths of runs to the row of the worst of them.
+    name: number and name, the same as in `minidiff verify` if the law is the same. The function takes
+    ((name, compared), scheduler, steps) and returns the row of the worst among runs of these lengths.
     """
+    def decorate(row: Callable[[Named, Scheduler, Sequence[int]], Row]) -> Law:
+        return Law(name, lambda scheduler, steps: [row((name, compared), scheduler, steps)], compared)
+    return decorate
 
-    name: str
-    computed: str
-    row: Callable[[Named, Scheduler, Sequence[int]], Row]
 
-    def rows(self, scheduler: Scheduler, steps: Sequence[int], refused: str) -> Iterator[Row]:
-        """The one row. refused: why the scheduler does not run, "" if it does."""
-        named = self.name, self.computed
-        yield skipped(*named, f"it refuses to run: {refused}") if refused else self.row(named, scheduler, steps)
+def excess(row: Row) -> float:
+    """The error in units of the tolerance; infinite if it is not finite."""
+    return row.error / row.tolerance if math.isfinite(row.error) else math.inf
 
 
 def worst(rows: Sequence[Row]) -> Row:
-    """The one furthest beyond what it is allowed; what is not finite is worse than any number."""
-    return max(rows, key=lambda r: r.error / r.tolerance if math.isfinite(r.error) else math.inf)
+    """The row whose error exceeds its tolerance by the largest factor."""
+    return max(rows, key=excess)
 
 
 def compare_noise(named: Named, scheduler: Scheduler, t, alpha, sigma, noised, when: str) -> Row:

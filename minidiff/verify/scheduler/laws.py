@@ -1,6 +1,6 @@
-"""The laws that apply to a scheduler, whoever wrote it. Nothing here is random, and no law needs a network.
+"""The report on a scheduler: one row for each law. Nothing here is random, and no law needs a network.
 
-Where the data are a point or a Gaussian, every answer of the network is known, and so is what must come of it.
+If the data are a point or a Gaussian, every answer of the network is known, and so is the correct result.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidiff.errors import UserError
-from minidiff.verify.rows import Row, computed
-from minidiff.verify.scheduler.law import Law
-from minidiff.verify.scheduler.laws_of_runs import RUNS
-from minidiff.verify.scheduler.laws_of_tables import TABLE
+from minidiff.verify.rows import Row, computed, skipped
 from minidiff.verify.scheduler.protocol import Scheduler, check, check_run
+from minidiff.verify.scheduler.run_laws import RUNS
 from minidiff.verify.scheduler.runs import refusal
+from minidiff.verify.scheduler.table_laws import TABLE
 
 STEPS = (3, 7, 10, 20, 50)                                  # lengths of runs; 3 and 7 do not divide T = 1000
 LAWS = (*TABLE, *RUNS)
 
 
 def report(scheduler: Scheduler, steps: Sequence[int] = STEPS) -> list[Row]:
-    """A row for each law. steps: the lengths of the runs that are tried, 2 or more; a row tells the worst of them.
+    """A row for each law. steps: the lengths of the runs, each 2 or more; a row shows the worst of them.
 
-    UserError where the scheduler breaks the protocol, or no such run fits in its table. A law whose computation fails
-    is broken, and says how.
+    UserError if the scheduler breaks the protocol, or no such run fits in its table. A law whose computation raises
+    is broken, and its row says how.
     """
     check(scheduler)
     T = len(scheduler.alpha_bar)
@@ -34,12 +33,10 @@ def report(scheduler: Scheduler, steps: Sequence[int] = STEPS) -> list[Row]:
         raise UserError(f"no run of {', '.join(map(str, asked))} steps fits in the scheduler's table of T = {T} times, "
                         f"which has runs of {f'2 to {T}' if T > 2 else 2} steps")
 
-    def rows(laws: Sequence[Law], refused: str) -> list[Row]:
-        return [row for law in laws
-                for row in computed(law.name, law.computed, law.rows(scheduler, steps, refused))]
-
-    of_table = rows(TABLE, "")                              # first of all, before any run
+    of_table = [row for law in TABLE for row in computed(law, scheduler, steps)]   # before any run
     check_run(scheduler)
     with np.errstate(all="ignore"):
         refused = refusal(scheduler, steps[-1])
-    return of_table + rows(RUNS, refused)
+    if refused:
+        return of_table + [skipped(law.name, law.computed, f"it refuses to run: {refused}") for law in RUNS]
+    return of_table + [row for law in RUNS for row in computed(law, scheduler, steps)]

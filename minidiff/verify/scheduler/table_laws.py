@@ -6,7 +6,7 @@ import numpy as np
 
 from minidiff.diffusion.schedules import MOST_SIGNAL_AT_THE_END
 from minidiff.verify.rows import Row, compare, count, skipped
-from minidiff.verify.scheduler.law import BOTH, Law, Named, compare_noise, worst
+from minidiff.verify.scheduler.law import BOTH, Named, compare_noise, law, worst
 from minidiff.verify.scheduler.protocol import Scheduler, levels, rounding
 from minidiff.verify.scheduler.runs import PIXEL, X_0, last_spread, refusal
 
@@ -15,6 +15,7 @@ LONGEST = 200                                               # lists of 1 to so m
 
 # ---- the table, and the noise that it stands for -----------------------------------------------------------
 
+@law("1 q(x_t | x_0)", "add_noise at all times of training")
 def training_noise(named: Named, scheduler: Scheduler, steps) -> Row:
     """In whatever scale the sample is kept; where it is shown as it is, there is none."""
     abar = np.asarray(scheduler.alpha_bar, np.float64)
@@ -30,17 +31,20 @@ def training_noise(named: Named, scheduler: Scheduler, steps) -> Row:
                     np.stack([of_x0, of_eps, of_both]) / scale, "before any run")
 
 
+@law("3 SNR falls", "times at which alpha_bar does not")
 def snr_falls(named: Named, scheduler: Scheduler, steps) -> Row:
     abar = np.concatenate([[1.0], scheduler.alpha_bar])
     return count(*named, ~((np.diff(abar) < 0) & (abar[1:] >= 0)),
                  "1 > alpha_bar_0 > alpha_bar_1 > ... >= 0", lambda i: f"t = {i}")
 
 
+@law("4 ends in noise", "alpha_bar of the last time")
 def ends_in_noise(named: Named, scheduler: Scheduler, steps) -> Row:
     return compare(*named, 0.0, float(scheduler.alpha_bar[-1]), MOST_SIGNAL_AT_THE_END,
                    "alpha_bar_{T-1} = 0, where sampling starts from N(0, I)", f"T = {len(scheduler.alpha_bar)}")
 
 
+@law("5 zero terminal SNR", "runs on eps that should be refused")
 def no_eps_without_signal(named: Named, scheduler: Scheduler, steps) -> Row:
     n, abar = steps[-1], scheduler.alpha_bar[-1]
     if not abar == 0:
@@ -58,10 +62,12 @@ def no_eps_without_signal(named: Named, scheduler: Scheduler, steps) -> Row:
 
 # ---- the list of times -------------------------------------------------------------------------------------
 
+@law("26 starts at T-1", "the first time of a list")
 def first_time(named: Named, scheduler: Scheduler, steps) -> Row:
     return _first(named, scheduler, steps[-1])
 
 
+@law("26 starts at T-1", "the only time where N = 1")
 def only_time(named: Named, scheduler: Scheduler, steps) -> Row:
     return _first(named, scheduler, 1)
 
@@ -72,6 +78,7 @@ def _first(named: Named, scheduler: Scheduler, n: int) -> Row:
                    "t_1 = T - 1: what is noise is told to be noise", f"N = {n}")
 
 
+@law("26 N falling times", "lists without them, N = 1 to 200, T")
 def lists(named: Named, scheduler: Scheduler, steps) -> Row:
     T, faults = len(scheduler.alpha_bar), {}
     for n in sorted({*range(1, min(T, LONGEST) + 1), T}):
@@ -85,7 +92,8 @@ def lists(named: Named, scheduler: Scheduler, steps) -> Row:
     return count(*named, [bool(fault) for fault in faults.values()], "T - 1 >= t_1 > ... > t_N >= 0", first)
 
 
-def told_what_is_shown(named: Named, scheduler: Scheduler, steps) -> Row:
+@law("26 told what is shown", "log(sigma / alpha) of a run, at its t")
+def level_of_each_time(named: Named, scheduler: Scheduler, steps) -> Row:
     abar, rows = np.asarray(scheduler.alpha_bar, np.float64), []
     table = 0.5 * (np.log1p(-abar) - np.log(abar))          # log(sigma / alpha) at 0 .. T-1, rising
     for n in steps:
@@ -103,13 +111,6 @@ def told_what_is_shown(named: Named, scheduler: Scheduler, steps) -> Row:
     return worst(rows)
 
 
-TABLE = (
-    Law("1 q(x_t | x_0)", "add_noise at all times of training", training_noise),
-    Law("3 SNR falls", "times at which alpha_bar does not", snr_falls),
-    Law("4 ends in noise", "alpha_bar of the last time", ends_in_noise),
-    Law("5 zero terminal SNR", "runs on eps that should be refused", no_eps_without_signal),
-    Law("26 starts at T-1", "the first time of a list", first_time),
-    Law("26 starts at T-1", "the only time where N = 1", only_time),
-    Law("26 N falling times", "lists without them, N = 1 to 200, T", lists),
-    Law("26 told what is shown", "log(sigma / alpha) of a run, at its t", told_what_is_shown),
-)
+LISTS = (first_time, lists)                                 # they depend on the list of times alone
+TABLE = (training_noise, snr_falls, ends_in_noise, no_eps_without_signal, first_time, only_time, lists,
+         level_of_each_time)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidiff.verify.rows import Row, compare, skipped
-from minidiff.verify.scheduler.law import BOTH, Law, Named, compare_noise, worst
+from minidiff.verify.scheduler.law import BOTH, Named, compare_noise, excess, law, worst
 from minidiff.verify.scheduler.protocol import Scheduler, rounding, shown
 from minidiff.verify.scheduler.runs import PIXEL, X_0, allowed, draws_noise, gaussian, last_spread, point, spreads, walk
 
@@ -23,9 +23,11 @@ MANY = (16, 32, 64)                                         # runs whose errors 
 # first costs at N = 16: for errors N^-p (1 + c/N) the fit loses log((1 + c/16) / (1 + c/64)) / log 4 = 1/4 at c = 9.
 ORDER_MISSED = 0.25
 SLOPE = 0.05                                                # of x0_hat over log(alpha / sigma): |x0_hat| stays below 1
+SHORTEST = 1e-6                                             # stride of log(alpha / sigma) whose middle is judged
 LOWEST = -20.0                                              # where x0_hat stops falling, which SNR 0 needs
 
 
+@law("1 q(x_t | x_0)", "what is shown of add_noise in a run")
 def noise_of_a_run(named: Named, scheduler: Scheduler, steps) -> Row:
     """What the network is shown of add_noise's samples must have their scale, too."""
     x_0, eps = (np.reshape(a, (3, *PIXEL)) for a in zip((1.0, 0.0), (0.0, 1.0), BOTH, strict=True))
@@ -42,21 +44,27 @@ def noise_of_a_run(named: Named, scheduler: Scheduler, steps) -> Row:
     return worst(rows)
 
 
+@law("23 marginals", "mean, spread at the list's next time")
 def marginals(named: Named, scheduler: Scheduler, steps) -> Row:
-    if draws_noise(scheduler):
-        # the variance of a draw is right for a point (beta~) or for N(0, I) (beta): DDPM section 3.2 has both
-        return min(worst(_on_the_way(named, scheduler, steps, 0.0)), worst(_on_the_way(named, scheduler, steps, 1.0)),
-                   key=lambda r: r.error / r.tolerance if math.isfinite(r.error) else math.inf)
-    row = worst(_on_the_way(named, scheduler, steps, 0.0))
-    order = getattr(scheduler, "order", 1)
-    if row.passed or order == 1 or not _has_room(scheduler):
+    """Exact on a point, as DDIM's are, or approached with the order that the scheduler claims.
+
+    A draw may have the variance that is exact for a point (beta~) or for N(0, I) (beta): DDPM section 3.2 has both.
+    """
+    data = (0.0, 1.0) if draws_noise(scheduler) else (0.0,)
+    row = min((worst(_on_the_way(named, scheduler, steps, s2)) for s2 in data), key=excess)
+    if row.passed:
         return row
-    # of higher order and not exact on a point, as it is where the slope is not constant: then its error vanishes
-    errors = []
-    for n in MANY:
-        alpha, sigma, mean, spread, _ = _until_half_way(spreads(scheduler, n))[-1]
-        errors.append(max(abs(spread - sigma), abs(mean - alpha * X_0)))
-    return _converges(named, order, errors, "the error on a point vanishes as N^-order")
+    if not _has_room(scheduler):
+        return row if _order(scheduler) == 1 else skipped(*named, f"a run of order {_order(scheduler)} is not exact on "
+                                                                  f"a point, and {_no_room(scheduler)}")
+    limits = (_converges(named, _order(scheduler), [_error_on_the_way(scheduler, n, s2) for n in MANY],
+                         "the error of mean and spread vanishes as N^-order") for s2 in data)
+    return next((limit for limit in limits if limit.passed), row)
+
+
+def _error_on_the_way(scheduler: Scheduler, n: int, s2: float) -> float:
+    alpha, sigma, mean, spread, _ = _until_half_way(spreads(scheduler, n, s2))[-1]
+    return max(abs(spread - math.sqrt(alpha**2 * s2 + sigma**2)), abs(mean - (0.0 if s2 else alpha * X_0)))
 
 
 def _on_the_way(named: Named, scheduler: Scheduler, steps, s2: float) -> list[Row]:
@@ -65,7 +73,10 @@ def _on_the_way(named: Named, scheduler: Scheduler, steps, s2: float) -> list[Ro
         alpha, sigma, mean, spread, _ = np.array(list(spreads(scheduler, n, s2))[1:-1]).T
         data = f"data N(0, {s2:g})" if s2 else f"data x_0 = {X_0}"
         expected = np.sqrt(alpha**2 * s2 + sigma**2)
-        where = lambda i, n=n, data=data: f"after {i + 1} of the list, N = {n}, {data}"  # noqa: E731
+
+        def where(i, n=n, data=data):
+            return f"after {i + 1} of the list, N = {n}, {data}"
+
         rows.append(compare(*named, expected, spread, allowed(scheduler, n),
                             "Var x_t = alpha_t^2 s^2 + sigma_t^2", where))
         rows.append(compare(*named, 0 if s2 else alpha * X_0, mean, allowed(scheduler, n),
@@ -73,6 +84,7 @@ def _on_the_way(named: Named, scheduler: Scheduler, steps, s2: float) -> list[Ro
     return rows
 
 
+@law("24 a point is reached", "the end of a run without noise")
 def end_of_a_point(named: Named, scheduler: Scheduler, steps) -> Row:
     ends = {n: last_spread(scheduler, n) for n in steps}
     # each x0_hat makes its rounding anew: at the end stands the last, and the one before, if it is extrapolated from
@@ -80,16 +92,19 @@ def end_of_a_point(named: Named, scheduler: Scheduler, steps) -> Row:
                   for n, end in ends.items()])
 
 
+@law("26 no noise is left", "spread at the end, on a point")
 def noise_left(named: Named, scheduler: Scheduler, steps) -> Row:
     ends = {n: last_spread(scheduler, n) for n in steps}
     return worst([compare(*named, 0.0, end[3], allowed(scheduler, n), "sigma = 0 at the end", f"N = {n}")
                   for n, end in ends.items()])
 
 
+@law("24 one step", "its factor on Gaussian data")
 def one_step(named: Named, scheduler: Scheduler, steps) -> Row:
+    """DDIM's factor. A method of first order with other steps is judged by its order alone."""
     if draws_noise(scheduler):
         return skipped(*named, "it draws noise")
-    if getattr(scheduler, "order", 1) > 1:
+    if _order(scheduler) != 1:
         return skipped(*named, f"its steps are of order {scheduler.order}")
     rows = []
     for n in steps:
@@ -100,14 +115,20 @@ def one_step(named: Named, scheduler: Scheduler, steps) -> Row:
         rows.append(compare(*named, factor, u[1:] / u[:-1], allowed(scheduler, n),
                             "x_s / x_t = (alpha_s alpha_t s^2 + sigma_s sigma_t) / (alpha_t^2 s^2 + sigma_t^2)",
                             lambda i, n=n: f"step {i + 1} of {n}, s^2 = {VARIANCE}"))
-    return worst(rows)
+    row = worst(rows)
+    if not row.passed and _has_room(scheduler) and _flow_order(named, scheduler).passed:
+        return skipped(*named, "its step is not DDIM's, and it converges with order 1")
+    return row
 
 
+@law("25 order", "of convergence to the exact flow")
 def order_of_convergence(named: Named, scheduler: Scheduler, steps) -> Row:
     if draws_noise(scheduler):
         return skipped(*named, "it draws noise")
-    if not _has_room(scheduler):
-        return skipped(*named, f"T = {len(scheduler.alpha_bar)} has no room for even lists of 64 times")
+    return _flow_order(named, scheduler) if _has_room(scheduler) else skipped(*named, _no_room(scheduler))
+
+
+def _flow_order(named: Named, scheduler: Scheduler) -> Row:
     errors = []
     for n in MANY:
         states = _until_half_way(_flow(scheduler, n))
@@ -115,9 +136,10 @@ def order_of_convergence(named: Named, scheduler: Scheduler, steps) -> Row:
         # x_s / x_t = sqrt(V_s / V_t)
         exact = math.sqrt(_variance(alpha_s, sigma_s) / _variance(alpha_t, sigma_t))
         errors.append(abs(float(x_s.item() / x_t.item()) / exact - 1))
-    return _converges(named, getattr(scheduler, "order", 1), errors, "x_s / x_t = sqrt(V_s / V_t)")
+    return _converges(named, _order(scheduler), errors, "x_s / x_t = sqrt(V_s / V_t)")
 
 
+@law("25 second order", "x0_hat in the middle of each stride")
 def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
     """Errors of an extrapolation may cancel along a list, so that no order shows them: each step is read off alone."""
     if not getattr(scheduler, "extrapolates", False):
@@ -139,18 +161,20 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
         e_h = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
         # x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^{-h}) D
         D = (u[1:] - sigma[1:] / sigma[:-1] * u[:-1]) / (alpha[1:] * (1 - e_h))
-        # x_s, and x0_hat before, which an eps divided by its alpha, are off by roundings
-        tolerance = 100 * rounding(scheduler) * (1 / (alpha[1:] * (1 - e_h)))[1:] + \
-            100 * rounding(scheduler) / np.maximum(alpha[:-2], 1e-4)
-        steps_of = np.flatnonzero(half[:-2] > LOWEST)       # from SNR 0 no stride can be told
+        # x_s is off by a rounding, and so is each x0_hat, from which D extrapolates; an eps divided it by alpha
+        tolerance = 100 * rounding(scheduler) * (
+            1 / (alpha[1:] * (1 - e_h))[1:] + (1 + h[1:] / h[:-1]) / np.maximum(alpha[:-2], 1e-4))
+        # SNR 0 has no stride, and a very short one has too few digits
+        steps_of = np.flatnonzero((half[:-2] > LOWEST) & (h[:-1] > SHORTEST) & (h[1:] > SHORTEST))
         if steps_of.size:
             expected = SLOPE * (half[:-1] + h / 2)
             rows.append(compare(*named, expected[1:][steps_of], D[1:][steps_of], tolerance[steps_of],
                                 "D = x0_hat at lambda_t + h / 2,   lambda = log(alpha / sigma)",
                                 lambda i, n=n, k=steps_of: f"step {k[i] + 2} of {n}"))
-    return worst(rows) if rows else skipped(*named, "no run has a step that extrapolates to another time: N >= 3")
+    return worst(rows) if rows else skipped(*named, "no run has a step that extrapolates over two strides: N >= 3")
 
 
+@law("28 batches", "the end, alone and in a batch of 3")
 def alone(named: Named, scheduler: Scheduler, steps) -> Row:
     n = steps[-1]
     scheduler.set_steps(n)
@@ -165,6 +189,7 @@ def alone(named: Named, scheduler: Scheduler, steps) -> Row:
     return compare(*named, together, by_itself, allowed(scheduler, n), "f(x)[i] = f(x[i])", f"N = {n}")
 
 
+@law("32 thresholding", "the end, for x_0 in [-1, 1]")
 def thresholding(named: Named, scheduler: Scheduler, steps) -> Row:
     """What is clipped is told from what is not by linearity: without clipping the end is some multiple of x_0. That it
     is x_0 itself, laws 24 and 26 ask."""
@@ -190,8 +215,16 @@ def _variance(alpha, sigma):
     return alpha**2 * VARIANCE + sigma**2
 
 
+def _order(scheduler: Scheduler) -> float:
+    return getattr(scheduler, "order", 1)
+
+
 def _has_room(scheduler: Scheduler) -> bool:
     return len(scheduler.alpha_bar) >= 8 * MANY[-1]
+
+
+def _no_room(scheduler: Scheduler) -> str:
+    return f"T = {len(scheduler.alpha_bar)} has no room for even lists of {MANY[-1]} times"
 
 
 def _until_half_way(states):
@@ -212,14 +245,5 @@ def _converges(named: Named, order: float, errors: Sequence[float], formula: str
                f"errors {', '.join(f'{e:.2g}' for e in errors)} at N = {', '.join(map(str, MANY))}", side=">=")
 
 
-RUNS = (
-    Law("1 q(x_t | x_0)", "what is shown of add_noise in a run", noise_of_a_run),
-    Law("23 marginals", "mean, spread at the list's next time", marginals),
-    Law("24 a point is reached", "the end of a run without noise", end_of_a_point),
-    Law("24 one step", "its factor on Gaussian data", one_step),
-    Law("25 order", "of convergence to the exact flow", order_of_convergence),
-    Law("25 second order", "x0_hat in the middle of each stride", middle_of_the_stride),
-    Law("26 no noise is left", "spread at the end, on a point", noise_left),
-    Law("28 batches", "the end, alone and in a batch of 3", alone),
-    Law("32 thresholding", "the end, for x_0 in [-1, 1]", thresholding),
-)
+RUNS = (noise_of_a_run, marginals, end_of_a_point, one_step, order_of_convergence, middle_of_the_stride, noise_left,
+        alone, thresholding)

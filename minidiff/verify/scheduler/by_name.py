@@ -1,0 +1,77 @@
+"""A scheduler by its name on the command line.
+
+    diffusers:DDIMScheduler     a class of diffusers, with its configuration
+    minidiff:ddim               a registered sampler
+    MODULE:FACTORY              what FACTORY(**configuration) returns; the module is on the path or in this folder
+
+diffusers is imported only if the user names it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minidiff.diffusion.samplers import SAMPLERS
+from minidiff.diffusion.schedules import Schedule, schedule_from
+from minidiff.errors import UserError
+from minidiff.verify.loading import brief, load_named
+from minidiff.verify.scheduler.from_diffusers import KNOWN, Diffusers, checked_eta
+from minidiff.verify.scheduler.protocol import Scheduler, check
+from minidiff.verify.scheduler.replay import Replayed, of_sampler
+
+
+def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
+    """The scheduler of a name such as "diffusers:DDIMScheduler", made with this configuration.
+
+    UserError if the library or the class is not found, if the configuration is refused, if anything raises, or if the
+    result breaks the protocol.
+    """
+    library, _, part = name.partition(":")
+    config = dict(config or {})
+    if not library or not part:
+        raise UserError(f"a scheduler is named LIBRARY:NAME, such as diffusers:DDIMScheduler, not {name!r}")
+    if library == "minidiff":
+        return _made(name, lambda **options: ours(part, **options), config)
+    if library == "diffusers":
+        return _diffusers(part, config)
+    return _made(name, load_named(name, "--scheduler"), config)
+
+
+def ours(name: str = "ddim", schedule: str | Schedule = "linear", T: int = 1000, spacing: str = "trailing",
+         predicts: str = "eps", eta: float = 0.0) -> Replayed:
+    """A registered sampler as a scheduler. eta: 0 to 1, if the sampler's function takes one."""
+    checked_eta(eta)
+    sampler = SAMPLERS[name]
+    if isinstance(schedule, str):
+        schedule = schedule_from(schedule, T)
+    if eta and "eta" not in inspect.signature(sampler.function).parameters:
+        raise UserError(f"the sampler {name} takes no eta")
+    return of_sampler(sampler, schedule, predicts, spacing, **({"eta": eta} if eta else {}))
+
+
+def _diffusers(part: str, config: dict[str, Any]) -> Diffusers:
+    if part not in KNOWN:
+        raise UserError(f"diffusers:{part} is not supported: it must be one of {', '.join(KNOWN)}")
+    cls = load_named(f"diffusers:{part}", "--scheduler")
+    eta = config.pop("eta", 0.0)
+    unknown = config.keys() - inspect.signature(cls.__init__).parameters.keys()
+    if unknown:
+        raise UserError(f"diffusers:{part} has no option {', '.join(sorted(unknown))}")
+    return _made(f"diffusers:{part}", lambda **options: Diffusers(lambda: cls(**options), eta), config)
+
+
+def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]) -> Any:
+    """What the factory returns, checked."""
+    try:
+        made = factory(**config)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        how = "refuses its configuration" if config else "makes no scheduler"
+        raise UserError(f"{name} {how}: {brief(error)}") from error
+    if made is None:
+        raise UserError(f"{name} returned None, where it must return a scheduler")
+    check(made)
+    return made
