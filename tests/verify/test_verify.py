@@ -21,6 +21,7 @@ from minidiff.diffusion import gaussian, losses, samplers, schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
+from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 from minidiff.verify import forward, rows, watch
 from minidiff.verify import user_schedule as own
@@ -385,6 +386,101 @@ def test_a_planted_sampler_breaks_its_law(law, words, name, bug, monkeypatch):
     report = verify.report(schedules.cosine(60))
     found = {row.computed for row in report if row.law == law and row.verdict == verify.BROKEN}
     assert set(words) <= found and "could not be computed" not in verify.table(report), verify.table(report)
+
+
+# ---- samplers that a user registers ------------------------------------------------------------------------
+
+
+def euler_ancestral(drawn=lambda sigma_up: sigma_up):
+    """k-diffusion's: sigma is sigma_t / alpha_t, and x is x_t / alpha_t. drawn: what the noise is multiplied by."""
+    def sampler(denoiser, x_T, times, cond=None, *, streams):
+        schedule, x_t = denoiser.schedule, x_T
+        for step, (t, s) in enumerate(zip(times, [*times[1:], -1], strict=True), start=1):
+            alpha_t, alpha_s = float(schedule.alpha(t)), float(schedule.alpha(s))
+            sigma_t, sigma_s = float(schedule.sigma(t)) / alpha_t, float(schedule.sigma(s)) / alpha_s
+            sigma_up = sigma_s * math.sqrt(1 - sigma_s**2 / sigma_t**2)
+            sigma_down = sigma_s**2 / sigma_t
+            x0_hat = denoiser(x_t, np.full(len(x_t), t), cond)
+            x = x0_hat + (x_t / alpha_t - x0_hat) * sigma_down / sigma_t
+            z = streams.normal(x_t.shape[1:], x_t.dtype) if s >= 0 else 0
+            x_t = alpha_s * (x + drawn(sigma_up) * z)
+            yield samplers.State(step, s, x_t, x0_hat)
+    return sampler
+
+
+def midpoint(denoiser, x_T, times, cond=None):
+    """Second order, with its second call between two times of the list, as far as the table has one there."""
+    schedule, x_t = denoiser.schedule, x_T
+    for step, t, s in samplers._steps(schedule, times):
+        x0_hat = samplers._denoise(denoiser, x_t, t, cond)
+        if s >= 0:
+            m = (s + t) // 2
+            (phi_t, phi_m, phi_s) = (samplers.angle(schedule, u) for u in (t, m, s))
+            x_m = x_t + (phi_m - phi_t) * gaussian.v_from_x0(schedule, x_t, t, x0_hat)
+            v_m = gaussian.v_from_x0(schedule, x_m, m, samplers._denoise(denoiser, x_m, m, cond))
+            x_t = x_t + (phi_s - phi_t) * v_m
+        else:
+            x_t = x0_hat
+        yield samplers.State(step, s, x_t, x0_hat)
+
+
+@pytest.fixture
+def registered():
+    """Registers samplers for the length of a test."""
+    names = []
+
+    def register(function, **entry):
+        names.append(f"user-{len(names)}")
+        samplers.SAMPLERS.register(names[-1], samplers.Sampler(function, **entry))
+        return names[-1]
+
+    yield register
+    for name in names:
+        samplers.SAMPLERS.unregister(name)
+
+
+RIGHT = {"Euler ancestral": (euler_ancestral(), {"order": 1, "noise": True}),
+         "Euler in the angle": (euler, {"order": 1}),
+         "Heun": (samplers.heun, {"order": 2, "calls": 2}),
+         "a second order that is not claimed": (samplers.dpm_solver_pp_2m, {"order": 1})}
+
+
+@pytest.mark.parametrize("function, entry", RIGHT.values(), ids=RIGHT.keys())
+def test_a_right_sampler_of_the_users_is_kept(function, entry, registered):
+    name = registered(function, **entry)
+    for schedule in (schedules.cosine(60), schedules.linear(1000)):
+        report = verify.report(schedule)
+        assert broken(report) == set(), verify.table(report)
+        assert sum(name in row.computed for row in report) >= 4
+
+
+def test_a_method_that_asks_between_the_times_of_its_list_is_kept(registered):
+    name = registered(midpoint, order=1, calls=2)           # the table's middle is rounded: no second order of it
+    report = verify.report(schedules.cosine(60))
+    assert broken(report) == set(), verify.table(report)
+    assert any(row.law == "25 order" and name in row.computed for row in report)
+
+
+WRONG = {
+    "Euler ancestral with twice the noise": ("23 marginals", euler_ancestral(lambda up: 2 * up), {"noise": True}),
+    "Euler ancestral with the variance for its root": ("23 marginals", euler_ancestral(lambda up: up**2),
+                                                       {"noise": True}),
+    "Euler ancestral with a thousandth less noise": ("23 marginals", euler_ancestral(lambda up: 0.999 * up),
+                                                     {"noise": True}),
+    "Euler that claims second order": ("25 order", euler, {"order": 2}),
+    "Heun that claims a single call": ("26 the end", samplers.heun, {"order": 2}),
+    "DDIM that claims to extrapolate": ("25 second order", samplers.ddim, {"order": 1, "extrapolates": True}),
+    "ddpm that claims no noise": ("23 marginals", lambda d, x, ts, cond=None: samplers.ddpm(
+        d, x, ts, cond, streams=SampleStreams(0, len(x))), {}),
+}
+
+
+@pytest.mark.parametrize("law, function, entry", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_sampler_of_the_users_breaks_a_law(law, function, entry, registered):
+    name = registered(function, **{"order": 1} | entry)
+    report = verify.report(schedules.cosine(60))
+    rows_of = [row for row in report if row.law == law and row.verdict == verify.BROKEN]
+    assert any(name in row.computed + row.where for row in rows_of), verify.table(report)
 
 
 def test_the_copy_of_2m_that_bugs_are_planted_in_is_right(monkeypatch):
@@ -772,8 +868,8 @@ BAD = {
     "a word": (["--betas", "word.csv"], "line 3 holds 'lots', which is no number"),
     "columns": (["--betas", "columns.csv"], "line 2 holds 2 values: one column of betas is taken"),
     "decimal commas": (["--betas", "comma.csv"], "line 2 holds '0,0001': is that a decimal comma? A point is taken"),
-    "alphas for betas": (["--betas", "alphas.csv"], "so large that alpha_bar underflows at t = 107 (if they are alphas, "
-                                                    "pass 1 - alpha)"),
+    "alphas for betas": (["--betas", "alphas.csv"], "so large that alpha_bar underflows at t = 107 (if they are "
+                                                    "alphas, pass 1 - alpha)"),
     "an integer of 5000 digits": (["--betas", "digits.json"], "'digits.json': it holds an integer too large for"),
     "a string in JSON": (["--betas", "string.json"], "it holds a string"),
     "null in JSON": (["--betas", "null.json"], "it holds null: [numbers] is taken"),
