@@ -20,34 +20,41 @@ import argparse
 
 import numpy as np
 
-from minidiff import pictures
-from minidiff.data import attributes, mnist
+from minidiff import pictures, systems
+from minidiff.data import attributes
 from minidiff.data import digit_captions as captions
-from minidiff.data.pixels import to_float
+from minidiff.data.dataset import load_dataset
+from minidiff.data.digits import Digits
 from minidiff.errors import run_main
-from minidiff.systems.clip import CLIP, PROMPTS
+from minidiff.systems.clip import CLIP
 from minidiff.text.clip import recall_at
 
-PHRASINGS = ("a picture of the digit {word}", "the digit {word}", "{word}", "{figure}",
-             "a photo of the digit {word}", "a photo of the digit {figure}")         # no caption says "photo"
+PATTERNS = ("a picture of the digit {word}", "the digit {word}", "{word}", "{figure}",
+            "a photo of the digit {word}", "a photo of the digit {figure}")         # no caption says "photo"
 QUERIES = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning 5",
            "the digit four, light and broad", "a heavy 1", "a fine 8 leaning right", "a six")
 
 
 def zero_shot(clip: CLIP, I_e: np.ndarray, labels: np.ndarray) -> float:
-    """Prints each phrasing's accuracy; returns that of all together, as clip.zero_shot(images) computes it."""
-    def accuracy(prompts) -> float:
-        return float(((I_e @ clip.embed_digits(prompts).T).argmax(axis=1) == labels).mean())
-    print(f"zero-shot, {len(labels)} pictures: {100 * accuracy(PROMPTS):.2f} %, with {len(PROMPTS)} phrasings together")
-    for prompt in PHRASINGS:
-        print(f"    {100 * accuracy([prompt]):.2f} %  {prompt!r}")
-    return accuracy(PROMPTS)
+    """Prints each phrasing's accuracy; returns that of all together, as clip.zero_shot computes it."""
+    def accuracy(patterns) -> float:
+        T_e = clip.embed_classes(captions.phrasings(patterns))                        # (10, D)
+        return float(((I_e @ T_e.T).argmax(axis=1) == labels).mean())
+    together = accuracy(captions.PHRASINGS)
+    print(f"zero-shot, {len(labels)} pictures: {100 * together:.2f} %, with {len(captions.PHRASINGS)} phrasings "
+          "together")
+    for pattern in PATTERNS:
+        print(f"    {100 * accuracy([pattern]):.2f} %  {pattern!r}")
+    return together
 
 
-def retrieval(clip: CLIP, I_e: np.ndarray, labels: np.ndarray, words: list[attributes.Words]) -> None:
-    """Prints recall@k in both directions, and how well the picture nearest to a caption fits it."""
+def retrieval(clip: CLIP, I_e: np.ndarray, data: Digits) -> None:
+    """Prints recall@k in both directions, and how well the picture nearest to a caption fits it.
+
+    I_e (N, D): of the data's first N pictures.
+    """
     rng = np.random.default_rng(0)
-    texts = [captions.caption(rng, int(k), seen) for k, seen in zip(labels, words, strict=True)]
+    texts = [data.caption(i, rng) for i in range(len(I_e))]
     similarity = I_e @ clip.embed_captions(texts).T                                   # (N, N)
     for what, scores in (("a picture's own caption", similarity), ("a caption's own picture", similarity.T)):
         rates = ", ".join(f"@{k} {100 * recall_at(min(k, len(texts)), scores):.1f} %" for k in (1, 10, 100))
@@ -55,19 +62,19 @@ def retrieval(clip: CLIP, I_e: np.ndarray, labels: np.ndarray, words: list[attri
     fits = right = wanted = 0
     for text, i in zip(texts, similarity.argmax(axis=0), strict=True):
         digit, asked = captions.parse(text)
-        agreed, number = attributes.agreement(asked, words[i])
-        fits, right, wanted = fits + (labels[i] == digit), right + agreed, wanted + number
+        agreed, number = attributes.agreement(asked, data.words[i])
+        fits, right, wanted = fits + (data.labels[i] == digit), right + agreed, wanted + number
     print(f"the nearest picture has the caption's digit in {100 * fits / len(texts):.1f} %, "
           f"and {100 * right / max(wanted, 1):.1f} % of its other words fit")
 
 
 def main(count: int = 1000, nearest: int = 10, out: str = "docs/clip_retrieval.png", data: str | None = None) -> float:
     """Measures and draws; returns the accuracy of all phrasings together."""
-    clip, test = CLIP.load(), mnist.load(data, "test")
-    images = to_float(test.images)[..., None]                                       # (10,000, 28, 28, 1)
+    clip, test = systems.load_system("clip"), load_dataset(data, "test")
+    images = test.images(range(len(test)))                                            # (10,000, 28, 28, 1)
     I_e = clip.embed_images(images)                                                   # (10,000, D)
     accuracy = zero_shot(clip, I_e, test.labels)
-    retrieval(clip, I_e[:count], test.labels[:count], attributes.name(attributes.measure(test.images[:count])))
+    retrieval(clip, I_e[:count], test)
     # the pictures of the whole test set that are nearest to each query
     order = (clip.embed_captions(QUERIES) @ I_e.T).argsort(axis=1)[:, ::-1]
     found = images[order[:, :nearest].T]                                            # (nearest, queries, 28, 28, 1)

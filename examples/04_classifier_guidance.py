@@ -14,14 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from minidiff import pictures, systems
-from minidiff.data import attributes, mnist
-from minidiff.data import digit_captions as captions
-from minidiff.data.pixels import to_float
+from minidiff.data import mnist
+from minidiff.data.digits import Digits
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.errors import run_main
-from minidiff.evaluation.judge import Judge
 from minidiff.evaluation.metrics import Fidelity, measure
-from minidiff.systems.adm import classes
 
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning five",
            "a heavy four", "8")
@@ -30,18 +27,16 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
 def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, count: int = 300, steps: int = 30,
          model: str | None = None, out: str = "classifier_guidance.png") -> dict[tuple[int, float], Fidelity]:
     pictures.check_writable(out)                            # fails now, not after the work
-    adm, judge = systems.load_system("adm", model), Judge.load()
+    adm, judge = systems.load_system("adm", model), systems.load_system("digit-classifier")
 
     # --- captions of `count` real images, the same at every scale, and as many other real images ---
-    rng, real = np.random.default_rng(0), mnist.packed()
+    rng, real = np.random.default_rng(0), Digits.of(mnist.packed(), held_out=True)
     chosen, others = np.split(rng.permutation(len(real))[:2 * count], 2)
-    words = attributes.name(attributes.measure(real.images[chosen]))
-    prompts = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
-    features, _ = judge.classifier.read(to_float(real.images[others])[..., None])
+    prompts = [real.caption(i, rng) for i in chosen]
+    features, _ = judge.read(real.images(others))
 
     # --- the classifier's accuracy at time t ---
-    x_0, y = to_float(real.images[chosen])[..., None], np.array([classes(int(real.labels[i]), seen, 0)
-                                                                  for i, seen in zip(chosen, words, strict=True)])
+    x_0, y = real.images(chosen), adm.questions.labels(real, chosen)
     print("| t | digit | thickness | slant | width |\n|---|---|---|---|---|")
     for t in adm.ddpm.schedule.T * np.arange(0, 10, 2) // 10:
         x_t = q_sample(adm.ddpm.schedule, x_0, t, rng.standard_normal(x_0.shape, dtype=np.float32))
@@ -55,7 +50,7 @@ def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, cou
         for scale in tqdm(scales, desc=f"algorithm {algorithm}", dynamic_ncols=True):
             images = adm.sample(prompts, scale=scale, steps=steps, algorithm=algorithm, seed=1)
             measured[algorithm, scale] = measure(images, prompts, features, judge)
-    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # the figures of real images
+    limit = measure(x_0, prompts, features, judge)          # the figures of real images
 
     print("| algorithm | scale | digit | attributes | FID | precision | recall |\n|---|---|---|---|---|---|---|")
     for (algorithm, scale), m in measured.items():

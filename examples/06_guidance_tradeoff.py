@@ -12,64 +12,57 @@ arbitrary.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from minidiff.training.main_job import TrainConfig, Trainer, new_model
 from tqdm import tqdm
 
-from minidiff import pictures
-from minidiff.data import attributes, mnist
-from minidiff.data import digit_captions as captions
-from minidiff.data.digits import CaptionedDigits
-from minidiff.data.pixels import to_float
+from minidiff import pictures, systems
+from minidiff.data import mnist
+from minidiff.data.dataset import Dataset, load_dataset
+from minidiff.data.digits import Digits
 from minidiff.errors import run_main
-from minidiff.evaluation.judge import Judge
 from minidiff.evaluation.metrics import Fidelity, measure
 from minidiff.nn.unet import UNetConfig
 from minidiff.pictures import plots
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
 from minidiff.text.encoder import TextEncoderConfig
+from minidiff.training.run import TrainOptions, run
 
 CONFIG = TextToImageConfig(text=TextEncoderConfig(width=48), unet=UNetConfig(widths=(32, 64), embedding=128, text=48))
 
 
-def trained(drop: float, data: CaptionedDigits, steps: int, batch: int, folder: Path, config: TextToImageConfig
-            ) -> TextToImage:
-    """The model trained with this share of its captions dropped; trains it unless the folder has it."""
-    path = folder / f"drop-{100 * drop:g}.safetensors"
-    if path.exists():
-        return TextToImage.load(path)
-    trainer = Trainer(new_model(data, config, seed=0), data, TrainConfig(steps=steps, batch=batch, drop_caption=drop))
-    for _ in tqdm(range(steps), desc=f"drop {100 * drop:g} %", unit="step", dynamic_ncols=True):
-        trainer.step()
-    folder.mkdir(parents=True, exist_ok=True)
-    model = trainer.averaged()
-    model.save(path)
-    return model
+def trained(drop: float, data: Dataset, options: TrainOptions, runs: Path, config: TextToImageConfig) -> TextToImage:
+    """The model trained with this share of its captions dropped; it is trained, or resumed, if it is not there yet."""
+    folder = runs / f"drop-{100 * drop:g}"
+    if (folder / "model.safetensors").exists():
+        return TextToImage.load(folder / "model.safetensors")
+    begun = (folder / "run.json").exists()
+    return run(folder, TextToImage, data, options, config=replace(config, drop_caption=drop), resume=begun).system
 
 
 def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, steps: int = 900, batch: int = 32,
          count: int = 300, sample_steps: int = 10, data: str | None = None, runs: str = "runs/guidance-tradeoff",
          out: str = "cfg_tradeoff.png", config: TextToImageConfig = CONFIG) -> dict[tuple[float, float], Fidelity]:
     pictures.check_writable(out)                            # fails now, not after the work
-    judge, train = Judge.load(), CaptionedDigits.of(mnist.load(data))
+    judge, train = systems.load_system("digit-classifier"), load_dataset(data)
+    options = TrainOptions(steps=steps, batch=batch)
 
     # --- captions of `count` real images, the same at every point, and as many other real images ---
-    rng, real = np.random.default_rng(0), mnist.packed()
+    rng, real = np.random.default_rng(0), Digits.of(mnist.packed(), held_out=True)
     chosen, others = np.split(rng.permutation(len(real))[:2 * count], 2)
-    words = attributes.name(attributes.measure(real.images[chosen]))
-    prompts = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
-    features, _ = judge.classifier.read(to_float(real.images[others])[..., None])
+    prompts = [real.caption(i, rng) for i in chosen]
+    features, _ = judge.read(real.images(others))
 
     # --- every model at every scale ---
     measured = {}
     for drop in drops:
-        model = trained(drop, train, steps, batch, Path(runs), config)
+        model = trained(drop, train, options, Path(runs), config)
         for scale in tqdm(scales, desc=f"drop {100 * drop:g} %, scales", dynamic_ncols=True):
             images = model.sample(prompts, scale=scale, steps=sample_steps, seed=1)
             measured[drop, scale] = measure(images, prompts, features, judge)
-    limit = measure(to_float(real.images[chosen])[..., None], prompts, features, judge)     # the figures of real images
+    limit = measure(real.images(chosen), prompts, features, judge)                  # the figures of real images
 
     print("| captions dropped | scale | digit | attributes | FID | precision | recall |\n|---|---|---|---|---|---|---|")
     for (drop, scale), m in measured.items():

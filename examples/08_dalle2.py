@@ -25,14 +25,13 @@ import argparse
 import numpy as np
 from tqdm import tqdm
 
-from minidiff import pictures
-from minidiff.data import attributes, mnist
-from minidiff.data import digit_captions as captions
-from minidiff.data.pixels import to_float
+from minidiff import pictures, systems
+from minidiff.data import mnist
+from minidiff.data.digits import Digits
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError, run_main
-from minidiff.evaluation.judge import Judge
-from minidiff.systems.dalle2 import PRIORS, UnCLIP
+from minidiff.evaluation.metrics import measure
+from minidiff.systems.dalle2 import PRIORS
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]
 BATCH = 250
@@ -42,22 +41,28 @@ def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", 
     pictures.check_writable(out)                            # fails now, not after the work
     if count < 4:
         raise UserError(f"count must be at least 4, the number of images that are interpolated, not {count}")
-    model, judge, real = UnCLIP.load(weights), Judge.load(), mnist.packed()
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(real.labels))[:count]
-    words = attributes.name(attributes.measure(real.images[chosen]))
-    asked = [captions.caption(rng, int(real.labels[i]), seen) for i, seen in zip(chosen, words, strict=True)]
+    model, judge = systems.load_system("dalle2", weights), systems.load_system("digit-classifier")
+    rng, real = np.random.default_rng(seed), Digits.of(mnist.packed(), held_out=True)
+    chosen = rng.permutation(len(real))[:count]
+    asked = [real.caption(i, rng) for i in chosen]
 
     # --- four ways to draw the same captions ---
     print(f"{'':16}{'digit':>8}{'words':>8}{'FID':>8}{'z . z_t':>9}    {count} captions, {steps} steps, seed {seed}")
-    x_0 = to_float(real.images[chosen])[..., None]
-    table("(real images)", x_0, asked, model, judge)
+    x_0 = real.images(chosen)                                                       # (N, 28, 28, 1)
+    features, _ = judge.read(x_0)
+
+    def table(name: str, images: np.ndarray) -> None:
+        """Prints a row: the shares of right digits and words, FID, and the mean z . z_t of pictures and captions."""
+        found = measure(images, asked, features, judge)
+        close = (model.clip.embed_images(images) * model.clip.embed_captions(asked)).sum(axis=1).mean()
+        print(f"{name:16}{100 * found.digit:7.1f}%{100 * found.agreement:7.1f}%{found.fid:8.2f}{close:9.3f}")
+    table("(real images)", x_0)
     for prior in PRIORS:
         streams = SampleStreams(seed, count)
         x = np.concatenate([
             model.sample(asked[i:i + BATCH], prior=prior, steps=steps, streams=streams[i:i + BATCH])
             for i in tqdm(range(0, count, BATCH), desc=prior, leave=False)])
-        table(prior, x, asked, model, judge)
+        table(prior, x)
 
     # --- variations and interpolations of embeddings ---
     rows, names = [], []
@@ -79,18 +84,6 @@ def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", 
         [f"thin to bold {t:.1f}" for t in theta])
     pictures.save(pictures.sheet(np.stack(rows), names, columns=6), out)
     print(f"pictures in {out}")
-
-
-def table(name: str, images: np.ndarray, asked: list[str], model: UnCLIP, judge: Judge) -> None:
-    """Prints a row: the shares of right digits and words, FID, and the mean z . z_t of pictures and captions."""
-    features, digits = judge.classifier.read(images)
-    found = attributes.name(attributes.measure(images[..., 0]))
-    wanted = [captions.parse(caption) for caption in asked]
-    right = np.mean([digit == a for digit, (a, _) in zip(digits, wanted, strict=True)])
-    words = np.mean([a == f for (_, ask), seen in zip(wanted, found, strict=True)
-                     for a, f in zip(ask, seen, strict=True) if a] or [np.nan])
-    close = (model.clip.embed_images(images) * model.clip.embed_captions(asked)).sum(axis=1).mean()
-    print(f"{name:16}{100 * right:7.1f}%{100 * words:7.1f}%{judge.fid(features):8.2f}{close:9.3f}")
 
 
 if __name__ == "__main__":

@@ -15,20 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff import pictures
+from minidiff import pictures, systems
 from minidiff.data import mnist
-from minidiff.data.pixels import to_float
+from minidiff.data.dataset import Dataset, load_dataset
+from minidiff.data.digits import Digits
 from minidiff.errors import run_main
-from minidiff.systems.autoencoder import Autoencoder, KLAutoencoder, Reconstruction, VQAutoencoder
-from minidiff.training import run as stages
+from minidiff.evaluation.reconstruction import Reconstruction, measure
+from minidiff.systems.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
+from minidiff.training.run import TrainOptions, run
 
 
-def trained(kind: type[Autoencoder], runs: str, data: mnist.Images, effort: float, config=None) -> Autoencoder:
+def trained(kind: type[Autoencoder], runs: str, data: Dataset, effort: float, config=None) -> Autoencoder:
     """The autoencoder of this kind in its folder; trains it, or resumes its training, if the folder has none."""
     folder = Path(runs) / kind.name
     if (folder / "model.safetensors").exists():
         return kind.load(folder / "model.safetensors")
-    return stages.run(folder, kind, data, effort=effort, config=config, resume=(folder / "run.json").exists()).system
+    begun = (folder / "run.json").exists()
+    return run(folder, kind, data, TrainOptions(effort=effort), config=config, resume=begun).system
 
 
 def row(name: str, r: Reconstruction) -> str:
@@ -39,12 +42,13 @@ def row(name: str, r: Reconstruction) -> str:
 def main(count: int = 2000, effort: float = 1.0, data: str | None = None, runs: str = "runs",
          out: str = "autoencoders.png", configs=(None, None)) -> dict[str, Reconstruction]:
     pictures.check_writable(out)                            # fails now, not after the training
-    kl, vq = (trained(kind, runs, mnist.load(data), effort, config)
+    train, judge = load_dataset(data), systems.load_system("digit-classifier")
+    kl, vq = (trained(kind, runs, train, effort, config)
               for kind, config in zip((KLAutoencoder, VQAutoencoder), configs, strict=True))
-    test = mnist.load(data, "test") if data else mnist.packed()
-    x, digits = to_float(test.images[:count])[..., None], test.labels[:count]       # (N, 28, 28, 1)
+    test = load_dataset(data, "test") if data else Digits.of(mnist.packed(), held_out=True)
+    x, digits = test.images(range(min(count, len(test)))), test.labels[:count]      # (N, 28, 28, 1)
 
-    found = {model.name: model.measure(x, digits) for model in (kl, vq)}
+    found = {model.name: measure(model, x, digits, judge) for model in (kl, vq)}
     print("| | MSE | PSNR | judge reads the digit | bits a picture | perplexity | codes alive |\n"
           "|---|---|---|---|---|---|---|")
     for name, r in found.items():

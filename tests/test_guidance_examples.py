@@ -1,23 +1,11 @@
-"""The two examples of guidance run on a tiny scale, and keep the model that they trained."""
+"""The two examples of guidance run, tiny, and keep the models that they trained."""
 
-from dataclasses import replace
-
-import numpy as np
-from support import tiny
+from support import small_systems, tiny
 from support.examples import EXAMPLES, load
-
-from minidiff import systems
-from minidiff.data import mnist
-from minidiff.nn.unet import UNetConfig
-from minidiff.systems.adm import ADM, ADMConfig
-from minidiff.systems.ddpm import DDPMConfig
-
-UNET = UNetConfig(widths=(8, 16), heads=2, groups=4, embedding=16)
 
 
 def test_classifier_guidance(tmp_path, monkeypatch, capsys):
-    adm = ADM(ADMConfig(DDPMConfig(T=50, unet=replace(UNET, out=2)), UNET), None, np.random.default_rng(0))
-    monkeypatch.setattr(systems, "find", lambda name, path: {"adm": adm}[name])
+    small_systems.ship(monkeypatch)
     measured = load("04_classifier_guidance").main((0.0, 2.0), (2, 1), count=6, steps=2, out=str(tmp_path / "g.png"))
     assert list(measured) == [(2, 0.0), (2, 2.0), (1, 0.0), (1, 2.0)]
     assert all(0 <= m.digit <= 1 and 0 <= m.recall <= 1 and m.fid > 0 for m in measured.values())
@@ -25,18 +13,21 @@ def test_classifier_guidance(tmp_path, monkeypatch, capsys):
 
 
 def test_guidance_tradeoff(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())
+    small_systems.ship(monkeypatch)
     example = load("06_guidance_tradeoff")
-    options = {"steps": 2, "batch": 4, "count": 6, "sample_steps": 2, "runs": str(tmp_path), "config": tiny.CONFIG,
-               "out": str(tmp_path / "t.png")}
+    monkeypatch.setattr(example, "load_dataset", lambda folder: tiny.digits())
+    options = {"steps": 2, "batch": 4, "count": 6, "sample_steps": 2, "runs": str(tmp_path / "runs"),
+               "config": tiny.CONFIG, "out": str(tmp_path / "t.png")}
     measured = example.main((0.0, 0.5), (0.0, 2.0), **options)
     assert list(measured) == [(0.0, 0.0), (0.0, 2.0), (0.5, 0.0), (0.5, 2.0)]
     assert capsys.readouterr().out.count("\n|") == 6 and (tmp_path / "t.png").stat().st_size > 1000
-    # a second time the models are not trained again
-    kept = [(p.name, p.stat().st_mtime_ns) for p in sorted(tmp_path.glob("*.safetensors"))]
-    assert [name for name, _ in kept] == ["drop-0.safetensors", "drop-50.safetensors"]
+    models = sorted((tmp_path / "runs").glob("*/model.safetensors"))
+    assert [path.parent.name for path in models] == ["drop-0", "drop-50"]
+    assert [example.TextToImage.load(path).config.drop_caption for path in models] == [0.0, 0.5]
+    # the second time the models are loaded, not trained again
+    written = [path.stat().st_mtime_ns for path in models]
     assert example.main((0.0, 0.5), (0.0, 2.0), **options) == measured
-    assert kept == [(p.name, p.stat().st_mtime_ns) for p in sorted(tmp_path.glob("*.safetensors"))]
+    assert written == [path.stat().st_mtime_ns for path in models]
 
 
 def test_they_are_short_enough_to_read():

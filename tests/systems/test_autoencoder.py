@@ -14,7 +14,6 @@ from support.gradcheck import check_gradients
 from support.law_tools import quickly, rotation
 from support.small_systems import moved
 
-from minidiff import systems
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.nn.autoencoder import AutoencoderConfig
@@ -299,7 +298,7 @@ def test_any_encoder_and_decoder_of_these_shapes_can_be_used(data):
 
 
 def test_the_example(tmp_path, monkeypatch, data):
-    monkeypatch.setattr(systems, "load_system", lambda name: small_systems.small(name))
+    small_systems.ship(monkeypatch)
     example = load("10_autoencoders")
     monkeypatch.setattr(example, "load_dataset", lambda *a: data)
     options = {"count": 150, "effort": 0.5, "runs": str(tmp_path), "out": str(tmp_path / "a.png"), "configs": (KL, VQ)}

@@ -220,7 +220,8 @@ def test_the_shipped_weights_tell_digits_that_they_were_never_told():
 
 
 def test_the_example(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(mnist, "load", lambda *a: tiny.images(60))
-    assert load("03_clip").main(count=20, nearest=2, out=str(tmp_path / "r.png")) > 0.9
+    example = load("03_clip")
+    monkeypatch.setattr(example, "load_dataset", lambda *a: tiny.digits(60))
+    assert example.main(count=20, nearest=2, out=str(tmp_path / "r.png")) > 0.9
     assert "a caption's own picture among 20: recall @1" in capsys.readouterr().out
     assert (tmp_path / "r.png").stat().st_size > 1000
