@@ -1,4 +1,4 @@
-"""The measurements against shapes whose answer is known, and the words against the real digits."""
+"""The measurements of shapes with known answers, and the words of real digits."""
 
 import math
 
@@ -25,8 +25,10 @@ FINE = 16  # sub-pixels along each side in the drawings
 
 
 def draw_bars(breadth: float, length: float, lean: float) -> np.ndarray:
-    """(16, 28, 28) uint8: a rectangle sheared so that its top moves right by tan(lean), at 16 places near the
-    centre that differ by parts of a pixel, so that the grain of the pixels is averaged out."""
+    """(16, 28, 28) uint8: a rectangle sheared so that its top moves right by tan(lean).
+
+    It is drawn at 16 places near the centre that differ by parts of a pixel: their mean has less of the pixels' grain.
+    """
     at = (np.arange(28 * FINE) + 0.5) / FINE - 14
     images = []
     for place in range(16):
@@ -61,10 +63,11 @@ def test_thickness_of_a_rectangle(breadth, length, turned):
 @settings(deadline=None, max_examples=25)
 @given(st.floats(2, 6), st.floats(14, 20), st.floats(-35, 35))
 def test_slant_and_width_of_a_leaning_bar(breadth, length, lean):
-    # A sheared rectangle has mu_11 = -tan(lean) mu_02, and its own breadth once the shear is undone. The box
-    # reaches to the outermost points of a ragged edge, which is up to a pixel more.
+    # A sheared rectangle has mu_11 = -tan(lean) mu_02, and without its shear it has its own breadth.  The box reaches
+    # to the outermost points of a ragged edge, which adds up to a pixel.  The pixels' grain costs up to 0.79 degrees
+    # where tan(lean) is near 1/3, at breadth 2.5 (the worst of 3,800 random bars, most near simple ratios).
     measured = measure(draw_bars(breadth, length, lean))
-    assert measured.slant.mean() == pytest.approx(lean, abs=0.5)
+    assert measured.slant.mean() == pytest.approx(lean, abs=0.9)
     assert -0.1 < measured.width.mean() - breadth < 1
 
 
@@ -78,7 +81,7 @@ def test_leaning_right_means_that_the_top_goes_right():
 
 
 def test_measurements_agree_with_plain_loops(digits):
-    """The same definitions, one image and one point at a time, all distances by brute force."""
+    """The same definitions, for one image and one point at a time, with all distances computed."""
     for image in digits.images[[3, 7, 50]]:
         at = np.clip((np.arange(56) - 0.5) / 2, 0, 27)
         rows = np.stack([np.interp(at, np.arange(28), image[:, j]) for j in range(28)], 1)
@@ -94,7 +97,7 @@ def test_measurements_agree_with_plain_loops(digits):
         assert measured.width[0] == pytest.approx(stood.max() - stood.min() + 0.5, abs=0.05)
 
 
-def test_a_mirror_turns_the_slant_and_nothing_else(digits):
+def test_a_mirror_reverses_the_slant_and_nothing_else(digits):
     images = digits.images[:200]
     seen, mirrored = measure(images), measure(images[:, :, ::-1])
     np.testing.assert_allclose(mirrored.slant, -seen.slant, atol=1e-9)
@@ -112,7 +115,7 @@ def test_position_does_not_matter(digits):
 def test_an_image_does_not_depend_on_its_batch(digits):
     count = attributes.CHUNK + 3
     images = digits.images[:count].copy()
-    images[1] = 255  # ink up to the border must not reach the neighbours
+    images[1] = 255                                         # ink at the border must not reach the neighbours
     together = measure(images)
     for i in (0, 1, 2, count - 4, count - 3, count - 1):
         alone = measure(images[i : i + 1])
@@ -120,7 +123,7 @@ def test_an_image_does_not_depend_on_its_batch(digits):
             assert getattr(alone, field)[0] == pytest.approx(getattr(together, field)[i], abs=1e-9)
 
 
-def test_floats_and_a_channel_are_taken_as_well(digits):
+def test_floats_and_a_channel_are_accepted_too(digits):
     images = digits.images[:20]
     plain, floats = measure(images), measure(to_float(images)[..., None])
     for field in ("thickness", "slant", "width"):
@@ -137,7 +140,7 @@ def test_a_blank_image_has_no_words():
 
 @pytest.mark.filterwarnings("error")
 def test_the_smallest_ink_is_measured():
-    """A pixel, a row, and a row so faint that its ink is a single line of points, without any height."""
+    """A pixel, a row, and a row so faint that its ink is a single line of points, of no height."""
     images = np.zeros((3, 28, 28), np.uint8)
     images[0, 5, 5] = images[1, 5] = 255
     images[2, 5:7] = np.array([40, 160])[:, None]
@@ -174,18 +177,18 @@ def test_names_follow_the_thresholds():
     ]
 
 
-def test_words_take_the_shares_that_the_docstring_tells(words):
+def test_words_have_the_shares_in_the_docstring(words):
     """The packed images are a sixth of those that the docstring counts."""
-    told = {"thin": 0.235, "bold": 0.242, "left": 0.194, "upright": 0.527, "right": 0.279}
-    told |= {"narrow": 0.217, "wide": 0.213}
-    for word, share in told.items():
+    shares = {"thin": 0.235, "bold": 0.242, "left": 0.194, "upright": 0.527, "right": 0.279}
+    shares |= {"narrow": 0.217, "wide": 0.213}
+    for word, share in shares.items():
         assert f"{share:.1%}" in attributes.__doc__
         assert sum(word in w for w in words) / len(words) == pytest.approx(share, abs=0.035), word
     assert {word for w in words for word in w} == set(sum(VOCABULARY, ("",)))
 
 
 def test_words_name_what_is_seen(digits, words):
-    """By other means: ink for the strokes, columns for the width, the top and bottom halves for the slant."""
+    """By other measures: the ink for the strokes, columns for the width, the top and bottom halves for the slant."""
     images = digits.images.astype(float)
     ink = images.sum((1, 2))
     columns = (digits.images > 127).any(1).sum(1)
@@ -205,7 +208,7 @@ def test_words_name_what_is_seen(digits, words):
 
 
 def test_words_survive_noise_and_blur(digits, words):
-    """Images as a sampler makes them: of the words, at least 19 in 20 stay (98% do)."""
+    """Noise and blur such as a sampler makes: at least 19 of 20 words stay (98% do)."""
     rng = np.random.default_rng(0)
     images = ndimage.gaussian_filter(digits.images[:2000].astype(float), (0, 0.4, 0.4))
     images = np.clip(np.rint(images + rng.normal(0, 12, images.shape)), 0, 255).astype(np.uint8)
@@ -221,7 +224,7 @@ def test_agreement_counts_only_what_is_asked():
 
 
 def test_held_out_combinations(digits, words):
-    """As many as the source tells, and each digit, word and pair of words keeps plenty."""
+    """Their numbers are those in the source, and each digit, word and pair of words keeps many images."""
     mask = held_out(digits.labels, words)
     assert mask.shape == (10_000,) and mask.sum() == 493
     combos = [(int(d), w.thickness, w.slant) for d, w in zip(digits.labels, words, strict=True)]
@@ -246,7 +249,7 @@ def test_pixels_round_trip(values):
     assert to_uint8(np.array([-3.0, 3.0])).tolist() == [0, 255]
 
 
-def test_pixels_refuse_other_types():
+def test_other_types_of_pixels_are_refused():
     with pytest.raises(TypeError, match="float64.*uint8"):
         to_float(np.zeros(2))
     with pytest.raises(TypeError, match="bool"):

@@ -1,4 +1,4 @@
-"""Captions against a second writing of their grammar: a hypothesis strategy and a regular expression."""
+"""Captions and a second definition of their grammar: a hypothesis strategy and a regular expression."""
 
 import re
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minidiff.data.attributes import VOCABULARY, Words
 from minidiff.data.digit_captions import caption, parse
 
-SAID = {  # word: (adjectives, leans), typed from the table
+SAID = {                                                    # word: (adjectives, leans), copied from the table
     "thin": ("thin fine light".split(), []),
     "bold": ("bold thick heavy".split(), []),
     "left": (["left-leaning", "left-slanted"], ["leaning left", "tilted left", "slanted to the left"]),
@@ -75,23 +75,23 @@ def test_every_sentence_of_the_grammar_is_read_back(sentence):
 
 @settings(deadline=None, max_examples=300)
 @given(generators, st.integers(0, 9), any_words)
-def test_captions_keep_to_the_grammar_and_to_the_truth(rng, digit, words):
+def test_captions_follow_the_grammar_and_are_true(rng, digit, words):
     text = caption(rng, digit, words)
     assert GRAMMAR.fullmatch(text), text
-    told, mentioned = parse(text)
-    assert told == digit
+    read, mentioned = parse(text)
+    assert read == digit
     assert all(m in ("", w) for m, w in zip(mentioned, words, strict=True))
 
 
 @settings(deadline=None, max_examples=100)
 @given(generators, st.integers(0, 9), any_words)
-def test_keep_of_one_says_all_and_of_zero_nothing(rng, digit, words):
+def test_keep_1_mentions_all_and_keep_0_nothing(rng, digit, words):
     assert parse(caption(rng, digit, words, keep=1)) == (digit, words)
     assert parse(caption(rng, digit, words, keep=0)) == (digit, Words())
 
 
 def test_captions_use_the_whole_vocabulary_and_grammar():
-    """Each is expected at least 13 times in the 20,000 captions: any is missed with a chance below 1e-5."""
+    """Each is expected at least 13 times in 20,000 captions: the probability to miss one is below 1e-5."""
     rng = np.random.default_rng(0)
     every = [Words(t, s, w) for t in ("thin", "bold") for s in VOCABULARY.slant for w in ("narrow", "wide")]
     texts = [caption(rng, i % 10, every[i % 12]) for i in range(20_000)]
@@ -115,7 +115,7 @@ def test_captions_depend_on_the_generator_alone():
     assert texts[0] == texts[1] and len(set(texts[0])) > 10
 
 
-def test_labels_of_the_data_are_taken():
+def test_labels_of_the_data_are_accepted():
     assert parse(caption(np.random.default_rng(0), np.uint8(8), Words()))[0] == 8
     with pytest.raises(ValueError, match="digit is 10.*0 to 9"):
         caption(np.random.default_rng(0), 10, Words())

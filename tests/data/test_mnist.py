@@ -129,14 +129,14 @@ def test_a_folder_is_read(tmp_path, files, split):
     check(mnist.load(write(tmp_path, files), split), split)
 
 
-def test_the_environment_names_a_folder_and_the_argument_goes_first(tmp_path, monkeypatch):
+def test_the_environment_names_a_folder_but_the_argument_wins(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDIFF_DATA", str(write(tmp_path / "a", TINY)))
     check(mnist.load(), "train")
     with pytest.raises(UserError, match="nowhere has neither train-images-idx3-ubyte nor"):
         mnist.load(tmp_path / "nowhere")
 
 
-def test_a_named_folder_is_never_passed_over(tmp_path, mirrors):
+def test_a_named_folder_is_never_ignored(tmp_path, mirrors):
     mirrors("good")
     folder = write(tmp_path / "data", {k: v for k, v in TINY.items() if k != LABELS})
     with pytest.raises(UserError, match=f"has neither {LABELS} nor {LABELS}.gz"):
@@ -284,7 +284,7 @@ def test_wrong_bytes_are_never_kept(mirrors, fault):
     assert cached() == []
 
 
-def test_a_damaged_cache_is_told_and_left_alone(mirrors):
+def test_a_damaged_cache_is_reported_and_left_alone(mirrors):
     mirrors("good")
     mnist.load(quiet=True)
     path = mnist.cache_dir() / f"{LABELS}.gz"
@@ -306,11 +306,11 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_without_a_network_the_packed_images_are_used_aloud(mirrors, monkeypatch, capsys):
+def test_without_a_network_the_packed_images_are_used_with_a_message(mirrors, monkeypatch, capsys):
     monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{closed_port()}/",) * 3)
     loaded = mnist.load()
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "Connection refused" in told and "10,000 training images" in told
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Connection refused" in said and "10,000 training images" in said
     assert loaded.images.shape == (10_000, 28, 28) and "10,000" in loaded.source
     mnist.load(quiet=True)
     assert capsys.readouterr().err == ""
@@ -330,7 +330,7 @@ def test_no_download_means_no_request(mirrors, capsys):
     assert Mirror.asked == []
 
 
-def test_a_cache_that_cannot_be_made_does_not_stand_in_the_way(mirrors, monkeypatch, tmp_path, capsys):
+def test_without_a_cache_folder_the_packed_images_are_used(mirrors, monkeypatch, tmp_path, capsys):
     write(tmp_path, {"file": b""})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     mirrors("good")
@@ -338,7 +338,7 @@ def test_a_cache_that_cannot_be_made_does_not_stand_in_the_way(mirrors, monkeypa
     assert "minidiff/mnist cannot be made for train-images-idx3-ubyte.gz: Not a directory" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told(mirrors, monkeypatch):
+def test_a_full_disk_is_reported(mirrors, monkeypatch):
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 

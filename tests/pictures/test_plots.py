@@ -1,4 +1,4 @@
-"""Plots: what stands on the axes is what was given, any text is drawn, and refusals are sentences."""
+"""Plots: the axes show the given values, any title is drawn, and refusals are sentences."""
 
 import logging
 import math
@@ -97,7 +97,7 @@ def test_no_panels_are_refused_in_a_sentence():
 
 # --- points -----------------------------------------------------------------------------------------------
 
-def test_points_stand_in_the_square_of_their_row_and_column(drawn):
+def test_points_are_in_the_square_of_their_row_and_column(drawn):
     points = np.random.default_rng(0).normal(size=(2, 3, 10, 2))
     plots.scatter([("p", points[0]), ("q", points[1])], ["t = 0", "t = 1", "t = 2"])
     axes = np.array(drawn[0].axes).reshape(2, 3)
@@ -196,7 +196,7 @@ def test_importing_loads_neither_matplotlib_nor_pillow():
 
 
 def test_nothing_is_said_on_a_machine_without_a_home(tmp_path):
-    """matplotlib would tell of the temporary folder that it uses in place of its own."""
+    """matplotlib would warn that it uses a temporary folder for its settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "XDG_"))}
     (tmp_path / "file").touch()
     environment |= {"HOME": str(tmp_path / "file" / "home"), "TMPDIR": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""The pictures: right pixels in the right places, any caption, and refusals before anything is written."""
+"""Sheets and strips: right pixels in the right places, any caption, and refusals before a file is written."""
 
 import os
 
@@ -18,7 +18,7 @@ def images(count, height=4, width=4, channels=1, seed=0):
 
 
 def holds(image, picture):
-    """Whether the picture (h, w, 3) stands somewhere in the image, pixel for pixel."""
+    """Whether the picture (h, w, 3) is somewhere in the image, pixel for pixel."""
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(image), picture.shape)[:, :, 0]
     return bool((windows == picture).all(axis=(2, 3, 4)).any())
 
@@ -31,7 +31,7 @@ def enlarged(image, scale):
 @pytest.mark.parametrize(
     ("count", "columns", "channels", "scale"), [(1, None, 1, 1), (5, 2, 3, 2), (4, 9, 1, 3)]
 )
-def test_every_picture_stands_in_the_sheet_pixel_for_pixel(count, columns, channels, scale):
+def test_every_image_is_in_the_sheet_pixel_for_pixel(count, columns, channels, scale):
     x = 1.2 * images(count, 4, 6, channels)  # beyond the range, to be clipped
     sheet = pictures.sheet(x, ["seven"] * count, columns=columns, scale=scale)
     assert sheet.mode == "RGB"
@@ -39,7 +39,7 @@ def test_every_picture_stands_in_the_sheet_pixel_for_pixel(count, columns, chann
         assert holds(sheet, enlarged(x[i], scale))
 
 
-def test_pictures_stand_in_reading_order():
+def test_images_are_in_reading_order():
     grey = np.linspace(-0.9, 0.9, 6)
     sheet = np.asarray(pictures.sheet(np.full((6, 8, 8, 1), grey[:, None, None, None]), columns=3, scale=2))
     corners = [
