@@ -41,7 +41,7 @@ def draw_bars(breadth: float, length: float, lean: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def digits() -> mnist.Images:
-    return mnist._read(mnist.PACKED, "train", "packed")
+    return mnist.packed()
 
 
 @pytest.fixture(scope="module")
