@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeVar
 
 from minidiff.errors import UserError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Entry = TypeVar("Entry")
 
@@ -34,7 +37,7 @@ class Registry(Mapping[str, Entry]):
         """
         self.kind, self.group = kind, group
         self._entries: dict[str, Entry] = {}
-        self._places = {name: EntryPoint(name, place, group) for name, place in (places or {}).items()}
+        self._places = dict(places or {})
 
     def register(self, name: str, entry: Entry) -> Entry:
         """Adds an entry and returns it; ValueError where the name is taken or is no name."""
@@ -53,7 +56,8 @@ class Registry(Mapping[str, Entry]):
         if name in self._entries:
             return self._entries[name]
         if name in self._places:
-            self._entries[name] = self._places[name].load()
+            module, attribute = self._places[name].split(":")
+            self._entries[name] = getattr(import_module(module), attribute)
         elif isinstance(name, str) and name in self._outside:
             self._entries[name] = self._load_outside(name)
         else:
@@ -72,6 +76,7 @@ class Registry(Mapping[str, Entry]):
     @cached_property
     def _outside(self) -> dict[str, EntryPoint]:
         """The entry points of installed packages."""
+        from importlib.metadata import entry_points         # slow to import, and rarely needed
         return {point.name: point for point in entry_points(group=self.group)}
 
     def _load_outside(self, name: str) -> Entry:
