@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from minidiff.data.dataset import DATASETS
+from minidiff.systems import DEFAULT, SYSTEMS
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -81,3 +85,40 @@ def setting(text: str) -> tuple[str, object]:
         return key, json.loads(value.lower() if value in ("True", "False") else value)
     except (ValueError, RecursionError):
         return key, value
+
+
+def named_file(text: str) -> tuple[str, Path]:
+    """NAME=FILE."""
+    name, equals, path = text.partition("=")
+    if not name or not equals or not path:
+        raise argparse.ArgumentTypeError(f"takes NAME=FILE, such as clip=runs/clip/model.safetensors, not {text!r}")
+    return name, Path(path)
+
+
+# ---- arguments of several commands --------------------------------------------------------------------------
+
+def add_system(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument("--system", default=default, metavar="NAME",
+                        help=f"the system: {', '.join(SYSTEMS)}" + ("" if default else f" (else {DEFAULT})"))
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for an NVIDIA GPU")
+
+
+def add_data(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--data", metavar="NAME-OR-DIR",
+                        help=f"{help}: a registered data set ({', '.join(DATASETS)}), or a folder with MNIST's four "
+                             "files")
+
+
+# ---- output --------------------------------------------------------------------------------------------------
+
+def print_table(rows: Sequence[tuple[str, str]]) -> None:
+    """Rows of a name and a value, the values in one column."""
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -103,6 +103,7 @@ class DDPM(System):
     """A UNet that predicts eps and a variance, and the schedule that it was trained with."""
 
     name, Config, example = "ddpm", DDPMConfig, "02_ddpm.py"
+    reads_captions = False
 
     def __init__(self, config: DDPMConfig, tokenizer: None, rng: np.random.Generator):
         super().__init__(config, None, rng)

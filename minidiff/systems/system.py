@@ -45,6 +45,7 @@ class System(Module):
     name: ClassVar[str]                                     # in files, and on the command line
     Config: ClassVar[type]                                  # a frozen dataclass whose fields all have defaults
     needs: ClassVar[tuple[str, ...]] = ()                   # the trained systems that it is built on
+    reads_captions: ClassVar[bool] = True                   # False where each caption must be ''
     example: ClassVar[str] = ""                             # the file in examples/ that shows what it does
     no_trajectory: ClassVar[str] = "it does not draw its pictures step by step from noise"      # why there is none
     no_likelihood: ClassVar[str] = "it has no denoiser of pixels that works without a caption"

@@ -1,0 +1,84 @@
+"""minidiff evaluate: how well a model's pictures follow their captions, or how many bits it needs for an image."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from minidiff.cli import sampling_options
+from minidiff.cli.arguments import add_command, add_data, add_device, add_system, natural, print_table, two_or_more
+from minidiff.errors import UserError
+
+
+def add(commands) -> None:
+    """Adds the command and its arguments. commands: what `add_subparsers` returned."""
+    p = add_command(commands, "evaluate", evaluate,
+                    help="Measure how well a model's pictures follow their captions.",
+                    epilog="For the digits, a frozen classifier reads the pictures (minidiff train --system "
+                           "digit-classifier trains another), and the attributes are measured as for the training "
+                           "captions.")
+    p.add_argument("--images", type=two_or_more, default=1000,
+                   help="how many pictures; FID needs many. With --likelihood, how many test images")
+    p.add_argument("--likelihood", action="store_true",
+                   help="measure bits/dim on test images instead, of the model without a caption: the variational "
+                        "bound over --images of them, the flow's over a tenth")
+    p.add_argument("--seed", type=natural, default=0, help="seed of the captions, the noise and the choice of images")
+    add_system(p, default=None)
+    sampling_options.add(p)
+    add_data(p, "where --likelihood takes its test images from")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to a file")
+    add_device(p)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from minidiff.files import check_writable, write_json
+
+    _check(args)
+    if args.json:
+        check_writable(args.json, (".json",))
+    model, _ = sampling_options.load_model(args)
+    report = _likelihood(model, args) if args.likelihood else judged(
+        model, args.images, sampling_options.sampling_options(type(model), args), args.seed)
+    print_table(report.rows())
+    if args.json:
+        write_json(args.json, report.as_dict())
+    return 0
+
+
+def judged(model, count: int, options: dict, seed: int):
+    """The report of the judge of the model's data set, behind a progress bar."""
+    from tqdm import tqdm
+
+    from minidiff import evaluation
+
+    with sampling_options.refusals(model.name), \
+            tqdm(desc="evaluating", unit="batch", dynamic_ncols=True) as bar:       # closed before an error is printed
+        def progress(batches):
+            bar.reset(len(batches))
+            for batch in batches:
+                yield batch
+                bar.update()
+        return evaluation.evaluate(model, count=count, options=options, seed=seed, progress=progress)
+
+
+def _likelihood(model, args: argparse.Namespace):
+    from tqdm import tqdm
+
+    from minidiff.data.dataset import load_dataset
+    from minidiff.evaluation.likelihood import likelihood
+
+    model.likelihood_denoiser()                             # UserError where it has none, before data are looked for
+    test = load_dataset(args.data or model.notes.get("dataset"), "test")
+    progress: Callable = lambda items, what: tqdm(items, desc=what, dynamic_ncols=True)         # noqa: E731
+    with sampling_options.refusals(model.name):
+        return likelihood(model, test, count=args.images, seed=args.seed, progress=progress)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """UserError where options do not go together."""
+    for option in ("scale", "steps", "sampler", "set"):
+        if args.likelihood and getattr(args, option) is not None:
+            raise UserError(f"--likelihood draws no pictures: leave out --{option}")
+    if args.data and not args.likelihood:
+        raise UserError("--data is read only with --likelihood: the judge brings all that pictures are compared with")

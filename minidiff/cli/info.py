@@ -1,0 +1,86 @@
+"""minidiff info: what is installed and registered, and what a model file holds."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from minidiff import __version__, checkpoint, systems
+from minidiff.cli.arguments import add_command, print_table
+from minidiff.cli.sampling_options import described
+from minidiff.errors import UserError
+
+
+def add(commands) -> None:
+    """Adds the command and its arguments. commands: what `add_subparsers` returned."""
+    p = add_command(commands, "info", info,
+                    help="List what is installed and registered, and what a model file holds.",
+                    epilog="It changes nothing.")
+    p.add_argument("--model", type=Path, metavar="FILE", help="a model.safetensors, of any system")
+
+
+def info(args: argparse.Namespace) -> int:
+    import numpy
+    import scipy
+
+    from minidiff.data import mnist
+    from minidiff.data.dataset import DATASETS
+    from minidiff.diffusion.samplers import SAMPLERS
+    from minidiff.diffusion.schedules import SCHEDULES
+    from minidiff.engine.backend import check_device
+    from minidiff.engine.cuda import launch
+    from minidiff.engine.parallel import cores
+    try:
+        check_device("cuda")
+        gpu = "yes"
+    except UserError as error:
+        gpu = f"no ({str(error).split(':')[0]})"
+    rows = [
+        ("minidiff", f"{__version__} in {Path(__file__).parents[1]}"),
+        ("numpy, scipy", f"{numpy.__version__}, {scipy.__version__}"),
+        ("cores, GPU", f"{cores()}, {gpu}"),
+        ("kernels", ", ".join(f"{family} {max(launch.versions(family))}" for family in launch.families())),
+        ("data cache", str(mnist.cache_dir())),
+        ("data sets", ", ".join(DATASETS)),
+        ("schedules", ", ".join(SCHEDULES)),
+        ("samplers", ", ".join(SAMPLERS)),
+        ("systems", ", ".join(_weights(name) for name in systems.SYSTEMS)),
+    ]
+    print_table(rows + (_model(args.model) if args.model else []))
+    return 0
+
+
+def _weights(name: str) -> str:
+    """A system's name, and where its weights are."""
+    try:
+        path = systems.weights_of(name)
+        own = path is not None and path != systems.system_class(name).shipped()
+    except UserError as error:                              # of another package, which cannot be loaded
+        return f"{name} ({error})"
+    return f"{name} (not trained)" if path is None else f"{name} ({path})" if own else name
+
+
+def _model(path: Path) -> list[tuple[str, str]]:
+    """What a model file holds, as rows."""
+    from minidiff.nn.module import Module
+
+    name = checkpoint.load(path).meta.get("system")
+    if not isinstance(name, str) or name not in systems.SYSTEMS:
+        raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems {', '.join(systems.SYSTEMS)}")
+    model = systems.load_system(name, path)
+    parts = {part: value.parameter_count() for part, value in vars(model).items() if isinstance(value, Module)}
+    rows = [("model", f"{name}, {path}"),
+            ("parameters", ", ".join(f"{count:,} {part}" for part, count in parts.items()))]
+    rows += [(field, _plain(value)) for field, value in asdict(model.config).items()]
+    if model.options():
+        rows.append(("sampling", described(model.options())))
+    if model.tokenizer:
+        rows.append(("tokenizer", f"{model.tokenizer.vocab_size} tokens"))
+    return rows + [("trained", _plain(model.notes) if model.notes else "not recorded")]
+
+
+def _plain(value) -> str:
+    """A value on one line that a terminal can print; a file from elsewhere may hold any text."""
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return ascii(text)[1:-1][:300]

@@ -1,0 +1,109 @@
+"""The options of sampling: read off each system's own `sample`, with its own defaults.
+
+Systems are sampled in different ways (a scale, a number of steps, a temperature).  --scale, --steps and --sampler are
+short for --set scale=..., --set steps=..., --set sampler=...; an option that the system does not have is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from minidiff import checkpoint, systems
+from minidiff.cli.arguments import number, setting, steps
+from minidiff.errors import UserError
+from minidiff.systems.system import System
+
+MOST = 1000                                                 # no number of an option is larger
+SHORT = ("scale", "steps", "sampler")                       # options with an argument of their own
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that `sampling_options` and `load_model` read."""
+    from minidiff.diffusion.samplers import SAMPLERS
+    parser.add_argument("--model", type=Path, metavar="FILE",
+                        help="a model.safetensors, of any system (else the system's own run in runs/, else the weights "
+                             "that come with minidiff)")
+    parser.add_argument("--scale", type=number,
+                        help="guidance: 0 ignores the caption, 1 follows it, more follows it more closely "
+                             "(else the system's default)")
+    parser.add_argument("--steps", type=steps,
+                        help="sampling steps, 1 to 1000: more are finer and slower (else the system's default)")
+    parser.add_argument("--sampler", metavar="NAME",
+                        help=f"the sampler: {', '.join(SAMPLERS)} (else the system's default)")
+    parser.add_argument("--set", type=setting, action="append", metavar="KEY=VALUE",
+                        help="any option of the system's sampling, such as temperature=0.9; repeat it for each option. "
+                             "minidiff info --model FILE lists them")
+
+
+def load_model(args: argparse.Namespace) -> tuple[System, Path]:
+    """The system of --model and --system, on --device, and the file that it comes from."""
+    path = args.model
+    if path is None:
+        name = args.system or systems.DEFAULT
+        systems.system_class(name)                          # UserError for an unknown name, before that for no weights
+        path = systems.weights_of(name)
+    else:
+        name = checkpoint.load(path).meta.get("system")
+        if name not in systems.SYSTEMS:
+            raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems "
+                            f"{', '.join(systems.SYSTEMS)}")
+        if args.system not in (None, name):
+            raise UserError(f"{path} holds {name!r}, and --system asks for {args.system!r}: leave out --system, or "
+                            "name another --model")
+    return systems.load_system(name, path).to(args.device), path
+
+
+def sampling_options(kind: type[System], args: argparse.Namespace) -> dict:
+    """The options that were given, checked against the system's own; UserError names those that it has."""
+    own = kind.options()
+    if own is None:
+        example = f": python examples/{kind.example} shows what it does" if kind.example else ""
+        raise UserError(f"{kind.name} draws no pictures of captions{example}")
+    given = {name: getattr(args, name) for name in SHORT if getattr(args, name) is not None}
+    for name, value in args.set or []:
+        if name in given:
+            raise UserError(f"{kind.name}: {name} was given twice")
+        given[name] = value
+    return {name: _checked(kind, own, name, value) for name, value in given.items()}
+
+
+def _checked(kind: type[System], own: dict, name: str, value):
+    """The value as the option takes it; UserError where there is no such option or it takes another kind of value."""
+    if name not in own:
+        takes = ", ".join(f"{option} ({default})" for option, default in own.items()) or "none"
+        raise UserError(f"{kind.name} has no option {name!r}: its options are {takes}")
+    if isinstance(value, float) and not abs(value) <= MOST or isinstance(value, int) and abs(value) > MOST:
+        raise UserError(f"{kind.name}: {name} takes a number from -{MOST} to {MOST}, not {value}")
+    default = own[name]
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default) and default is not None:
+        raise UserError(f"{kind.name}: {name} takes a value like {default!r}, not {value!r}")
+    if name == "sampler":
+        from minidiff.diffusion.samplers import SAMPLERS
+        SAMPLERS[value]                                     # UserError where there is none of this name
+    return value
+
+
+@contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """A value that the system refuses is the user's to put right."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def described(options: dict | None) -> str:
+    """{"scale": 2.0, "steps": 20} as "scale 2.0, steps 20"."""
+    return ", ".join(f"{name} {value}" for name, value in (options or {}).items())
+
+
+def captions_of(prompts: Sequence[str]) -> list[str]:
+    """What stands under a picture: the prompt, or that there is none."""
+    return [prompt.strip() or "(no caption)" for prompt in prompts]

@@ -1,0 +1,173 @@
+"""minidiff train: trains a system stage by stage, draws what it has learned, and evaluates it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+from minidiff import systems
+from minidiff.cli import sampling_options
+from minidiff.cli.arguments import (
+    add_command,
+    add_data,
+    add_device,
+    add_system,
+    count,
+    effort,
+    minutes,
+    named_file,
+    natural,
+    positive,
+    print_table,
+    setting,
+    whole,
+)
+from minidiff.errors import UserError
+from minidiff.training.ranks import ranks
+
+EACH = 4                                                    # pictures of each prompt on sheet.png
+
+
+def add(commands) -> None:
+    """Adds the command and its arguments. commands: what `add_subparsers` returned."""
+    from minidiff.nn.precision import PRECISIONS
+    p = add_command(commands, "train", train, help="Train a system, and evaluate it.",
+                    epilog="Ctrl-C saves; --resume continues, with the same result as a run that was never stopped.")
+    add_system(p, default=systems.DEFAULT)
+    add_data(p, "what to train on (else MNIST from $MINIDIFF_DATA, the cache or a download, or the 10,000 images that "
+                "come with minidiff)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (else runs/SYSTEM)")
+    p.add_argument("--resume", action="store_true", help="continue the run in --out")
+    p.add_argument("--seed", type=natural, help="another seed gives another model (else 0)")
+    p.add_argument("--effort", type=effort,
+                   help="the share of each stage's own steps to make: 0.1 for a quick look (else 1)")
+    p.add_argument("--steps", type=count, help="training steps of every stage (else each stage's own)")
+    p.add_argument("--batch", type=count, help="samples in a step (else each stage's own)")
+    p.add_argument("--lr", type=positive, help="peak learning rate (else each stage's own)")
+    p.add_argument("--precision", choices=PRECISIONS,
+                   help="what the networks compute in (else float32); half precision is meant for a GPU, and slow "
+                        "without one")
+    p.add_argument("--schedule", metavar="NAME[:KEY=VALUE,...]",
+                   help="the noise schedule, for systems that have a choice; minidiff info lists them")
+    p.add_argument("--set", type=setting, action="append", metavar="KEY=VALUE",
+                   help="a field of the system's configuration, such as T=500; repeat it for each field")
+    p.add_argument("--needs", type=named_file, action="append", metavar="NAME=FILE",
+                   help="the file of a trained system that this one is built on (else its own run in runs/NAME, else "
+                        "the weights that come with minidiff)")
+    p.add_argument("--images", type=whole(0, 10_000), default=1000,
+                   help="pictures to evaluate at the end; 0 for no evaluation")
+    add_device(p)
+
+
+def train(args: argparse.Namespace) -> int:
+    from minidiff.data.dataset import load_dataset
+    from minidiff.training.loop import Interrupted
+    from minidiff.training.run import check_run, run
+
+    started = time.monotonic()
+    kind = systems.system_class(args.system)
+    args.out, options = args.out or systems.RUNS / kind.name, _train_options(args)
+    _check(args)
+    check_run(args.out, kind, args.resume, options)         # before the data are loaded
+    data = ranks().in_turn(lambda: load_dataset(args.data))
+    print(f"training {kind.name} on {data.source} ({len(data)} images); the run is in {args.out}")
+    try:
+        trained = run(args.out, kind, data, options, config=_config(kind, data, args), needed=dict(args.needs or []),
+                      resume=args.resume, device=args.device)
+    except Interrupted as stop:
+        print(f"minidiff: {stop}; continue with: {_resume_command(args)}", file=sys.stderr)
+        return 1
+    if ranks().rank == 0:
+        _finish(trained, data, args, started)
+    return 0
+
+
+def _train_options(args: argparse.Namespace):
+    """The TrainOptions; None where an option was not given, so that resuming can tell."""
+    from minidiff.training.run import TrainOptions
+    return TrainOptions(**{f.name: getattr(args, f.name) for f in fields(TrainOptions)})
+
+
+def _config(kind, data, args: argparse.Namespace):
+    """The system's configuration, where --schedule or --set change it; None for its default."""
+    given = dict(args.set or [])
+    if args.schedule:
+        given["schedule"] = args.schedule
+    if not given:
+        return None
+    config = kind.config_for(data.shape)
+    own = {f.name: getattr(config, f.name) for f in fields(config) if not is_dataclass(getattr(config, f.name))
+           and f.name != "shape"}
+    for name, value in given.items():
+        if name not in own:
+            takes = ", ".join(f"{field} ({default})" for field, default in own.items()) or "none"
+            what = "--schedule" if name == "schedule" and args.schedule else f"--set {name}"
+            raise UserError(f"{kind.name} has no {name} to choose, as {what} asks: its configuration has {takes}")
+        if isinstance(own[name], float) and type(value) is int:
+            given[name] = float(value)
+        elif type(value) is not type(own[name]):
+            raise UserError(f"{kind.name}: {name} takes a value like {own[name]!r}, not {value!r}")
+    try:
+        return replace(config, **given)
+    except ValueError as error:
+        raise UserError(f"{kind.name}: {error}") from error
+
+
+# ---- after the last step -------------------------------------------------------------------------------------
+
+def _finish(trained, data, args: argparse.Namespace, started: float) -> None:
+    """Draws sheet.png, evaluates, and writes results.json."""
+    from minidiff import evaluation, pictures
+    from minidiff.files import write_json
+    from minidiff.training.run import MODEL
+
+    system, path = trained.system, args.out / MODEL
+    results = {"system": system.name, "seconds": trained.seconds, "loss": trained.losses}
+    rows = [(f"training, {stage}", minutes(seconds)) for stage, seconds in trained.seconds.items()]
+    draws = system.options() is not None
+    if draws:
+        prompts = [prompt if system.reads_captions else "" for prompt in data.prompts for _ in range(EACH)]
+        images = system.sample(prompts, seed=0)
+        pictures.save(pictures.sheet(images, sampling_options.captions_of(prompts), columns=2 * EACH),
+                      args.out / "sheet.png")
+    if draws and args.images and data.name in evaluation.JUDGES and system.reads_captions:
+        from minidiff.cli.evaluate import judged
+        report = judged(system, args.images, {}, 0)
+        rows = [*report.rows(), *rows]
+        results["evaluation"] = report.as_dict()
+    results["seconds in all"] = time.monotonic() - started
+    write_json(args.out / "results.json", results)
+    print_table([*rows, ("this command in all", minutes(results["seconds in all"])), ("weights", str(path)),
+                 *([("samples", str(args.out / "sheet.png"))] if draws else []),
+                 ("try", _next_command(system, data, path))])
+
+
+def _next_command(system, data, path: Path) -> str:
+    if system.options() is not None:
+        prompt = data.prompts[0] if system.reads_captions else ""
+        return f'minidiff sample "{prompt}" --model {path}'
+    return f"python examples/{system.example}" if system.example else f"minidiff info --model {path}"
+
+
+def _resume_command(args: argparse.Namespace) -> str:
+    """The command that continues an interrupted run."""
+    words = [*ranks().command(), "minidiff", "train", "--system", args.system, "--resume", "--out", str(args.out)]
+    words += ["--data", str(args.data)] if args.data else []
+    words += ["--device", args.device] if args.device != "cpu" else []
+    words += [word for name, path in args.needs or [] for word in ("--needs", f"{name}={path}")]
+    words += ["--images", str(args.images)]
+    return shlex.join(words)
+
+
+# ---- checks of the arguments ---------------------------------------------------------------------------------
+
+def _check(args: argparse.Namespace) -> None:
+    if 0 < args.images < 4:                                 # precision and recall need more than k = 3 pictures
+        raise UserError(f"--images must be 0, for no evaluation, or at least 4, not {args.images}")
+    if args.resume and (args.schedule or args.set):
+        raise UserError("--schedule and --set cannot be changed by resuming: leave them out, or start a new run with "
+                        "another --out")
