@@ -141,6 +141,8 @@ class Imagen(System):
     """A frozen text encoder, a base model and two super-resolution models."""
 
     name, Config, example = "imagen", ImagenConfig, "09_imagen.py"
+    no_trajectory = "it draws a cascade of images of several sizes, not one image from its noise"
+    no_likelihood = "its images come from a cascade of three models"
 
     def __init__(self, config: ImagenConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         if tokenizer.vocab_size > config.text.vocab - config.sentinels:
