@@ -20,22 +20,24 @@ from minidiff import pictures
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.errors import run_main
 from minidiff.systems.dpm import DPM, DPMConfig
-from minidiff.training.run import StageFit
+from minidiff.training.run import TrainOptions
+from minidiff.training.trainer import Trainer
 
 
 def main(effort: float = 1.0, points: int = 4000, out: str = "docs/swiss_roll.png", seed: int = 0) -> DPM:
     keep_freed_memory()
     pictures.check_writable(out)                            # fails now, not after the training
-    model = DPM.new(None, seed, DPMConfig())                # draws its points itself: no data set
+    model = DPM.new(None, seed, DPMConfig())                # it draws its own points: no data set
     for number, stage in enumerate(model.stages(None), start=1):
         # 1 "reverse": trains f_mu and f_Sigma, with beta_t = 1/(T - t + 1);  2 "schedule": trains beta_t as well
-        fitting = StageFit(stage, number, seed, effort, meta={})
-        for _ in tqdm(range(fitting.config.steps), desc=stage.name, unit="step", dynamic_ncols=True):
-            fitting.step()
-        stage.module.load_state_dict(dict(fitting.ema.average))
-        told = model.report(points)
-        print(f"{stage.name}: K = {told['K']:.2f} bits (standard error {told['standard error']:.2f}), "
-              f"K - L_null = {told['K - L_null']:.2f}, the truth is {told['truth']:.2f}")
+        config = TrainOptions(effort=effort, seed=seed).for_stage(stage)
+        trainer = Trainer(stage, config, number=number)
+        for _ in tqdm(range(config.steps), desc=stage.name, unit="step", dynamic_ncols=True):
+            trainer.step()
+        trainer.use_averaged_weights()
+        report = model.report(points)
+        print(f"{stage.name}: K = {report['K']:.2f} bits (standard error {report['standard error']:.2f}), "
+              f"K - L_null = {report['K - L_null']:.2f}, the truth is {report['truth']:.2f}")
     betas = ", ".join(f"{beta:.3f}" for beta in model.schedule.betas)
     print(f"learned beta_t: {betas}")
     pictures.save(model.picture(seed=seed), out)

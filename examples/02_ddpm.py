@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from minidiff import pictures, systems
-from minidiff.data import mnist
+from minidiff.data.dataset import load_dataset
+from minidiff.data.mnist import packed
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.posterior import Observed, posterior, reconstruction
@@ -41,7 +42,7 @@ def weights(model: DDPM, steps: int) -> None:
 
 
 def progressive(model: DDPM, steps: int, count: int, seed: int):
-    states = list(model.trajectory([""] * count, seed=seed, steps=steps))
+    _, *states = model.trajectory([""] * count, seed=seed, steps=steps)             # the first state is the noise
     labels = [f"t = {state.t}" if state.t >= 0 else "x_0" for state in states]
     return pictures.strip(np.stack([state.x0_hat for state in states]), labels=labels)
 
@@ -58,11 +59,11 @@ def interpolation(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
 
 def inpainting(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
     """Every column is drawn by the same reverse process, multiplied by a different r."""
-    B, size, path = len(x_0), model.config.image_size, times(model.schedule, steps)
+    B, width, path = len(x_0), model.config.shape[1], times(model.schedule, steps)
     unclipped = model.unguided()
     denoiser = replace(unclipped, clip=static_threshold)
     left, everywhere = np.zeros(x_0.shape[1:], bool), np.ones(x_0.shape[1:], bool)
-    left[:, :size // 2] = True
+    left[:, :width // 2] = True
     noise = 0.5
     noisy = x_0 + noise**0.5 * SampleStreams(seed + 1, B).normal(x_0.shape[1:])
 
@@ -82,14 +83,14 @@ def main(model: str | None = None, steps: int = 250, count: int = 6, bits: int =
     ddpm, folder = systems.load_system("ddpm", model), Path(out)
     pictures.check_writable(folder / "inpainting.png")      # fails now, not after the work
     weights(ddpm, steps)
-    x_0 = to_float(mnist.packed().images[list(SHOWN)])[..., None]
+    x_0 = to_float(packed().images[list(SHOWN)])[..., None]
     for name, picture in (("ddpm_progressive", lambda: progressive(ddpm, steps, count, seed)),
                           ("ddpm_interpolation", lambda: interpolation(ddpm, x_0, steps, seed)),
                           ("inpainting", lambda: inpainting(ddpm, x_0, steps, seed))):
         pictures.save(picture(), folder / f"{name}.png")
         print(f"drew {folder / name}.png")
     if bits:
-        test = to_float(mnist.load(data, "test").images[:bits])[..., None]
+        test = load_dataset(data, "test").images(np.arange(bits))
         for variance in VARIANCES:
             cost = ddpm.bits_per_dim(test, variance=variance, terms=min(200, ddpm.config.T), seed=seed)
             print(f"{variance}: {cost.mean():.3f} bits/dim, standard error {cost.std() / bits**0.5:.3f}")

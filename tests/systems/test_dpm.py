@@ -1,10 +1,11 @@
-"""The first diffusion model: its loss against the lower floor's K, its schedule, its samples."""
+"""The first diffusion model: its loss against K of diffusion/entropy.py, its schedule, its samples."""
 
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
+from support.examples import load
 from support.gradcheck import check_gradients
 from support.small_systems import CONFIGS
 
@@ -16,6 +17,7 @@ from minidiff.engine.tensor import gradients
 from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW
 from minidiff.systems.dpm import DPM, DPMConfig
+from minidiff.systems.stage import Step
 
 CONFIG = CONFIGS["dpm"]
 
@@ -33,7 +35,7 @@ def test_the_schedule_begins_with_even_losses():
     betas = model.schedule.betas
     np.testing.assert_allclose(betas[1:-1], [1 / (40 - t + 1) for t in range(2, 40)], rtol=1e-5)
     assert betas[0] == pytest.approx(0.001) and betas[-1] == pytest.approx(0.999, rel=1e-5)
-    kept = model.schedule.alpha_bar / (1 - betas[0])        # 1/(T - 1) of the signal in each step but the last
+    kept = model.schedule.alpha_bar / (1 - betas[0])        # each step but the last loses 1/(T - 1) of the signal
     np.testing.assert_allclose(-np.diff(kept[:-1]), 1 / 39, rtol=1e-4)
 
 
@@ -44,8 +46,8 @@ def test_its_tables_are_those_of_the_schedule():
     np.testing.assert_allclose(alpha_bar, model.schedule.alpha_bar, rtol=1e-10)
 
 
-def test_the_loss_is_minus_K_but_for_what_is_constant():
-    """All t in equal shares, one noise: -loss = K less the parts without a parameter, by the lower floor's formulas."""
+def test_the_loss_is_minus_K_up_to_a_constant():
+    """With each t equally often, -loss is K without the parts that depend on no parameter."""
     model, rng = made(), np.random.default_rng(0)
     model.logit_beta.data[:] = -2                            # so that x_T keeps signal, and its entropy counts
     B, T = 20, CONFIG.T
@@ -83,24 +85,31 @@ def test_training_raises_K_in_both_stages():
     config = DPMConfig(T=10, hidden=16)
     model, x = DPM(config, None, np.random.default_rng(0)), swiss_roll.points(np.random.default_rng(5), 200)
     K = [model.bound(x).total.mean()]
-    for k, stage in enumerate(model.stages(None)):
+    for k, stage in enumerate(model.stages(None), start=1):
         before = model.schedule.betas
-        leaves = stage.module.parameters()
-        optimiser = AdamW(leaves)
+        parameters = stage.module.parameters()
+        optimiser = AdamW(parameters)
         for n in range(60):
-            grads = gradients(model.loss(*stage.batch(np.random.default_rng([k, n]), 128)), list(leaves.values()))
-            optimiser.step(grads, 2e-2)
+            loss = stage.loss(stage.module, *stage.batch(Step(0, k, n, 60, 128)))
+            optimiser.step(gradients(loss, list(parameters.values())), 2e-2)
         K.append(model.bound(x).total.mean())
         assert (model.schedule.betas == before).all() == (stage.name == "reverse")
         assert model.schedule.betas[0] == before[0]         # beta_1 is not learned
     assert K[0] + 1 < K[1] and K[1] + 0.1 < K[2]
 
 
-def test_the_reports_parts_belong_together():
-    told = made().report(50)
-    assert told["K - L_null"] - told["K"] == pytest.approx(-log_likelihood_of_noise(2) / math.log(2))
-    assert told["K"] < told["truth"]
-    # -H of the roll, whose entropy a noise of 0.05 on a curve 9.3 long (in units of its deviation) makes nearly
+def test_times_are_spread_evenly_over_1_to_T_1():
+    """The step to x_0 has no term of its own in K, so t = 0 is left out."""
+    model = DPM(DPMConfig(T=9, noise=0.01), None, np.random.default_rng(0))
+    points, t, eps = next(model.stages(None)).batch(Step(0, 1, 0, 60, 128))
+    assert np.bincount(t).tolist() == [0, *[16] * 8] and points.shape == eps.shape == (128, 2)
+
+
+def test_the_values_of_the_report_agree():
+    report = made().report(50)
+    assert report["K - L_null"] - report["K"] == pytest.approx(-log_likelihood_of_noise(2) / math.log(2))
+    assert report["K"] < report["truth"]
+    # the truth is about -H: the entropy along the curve, 9.3 long in units of its deviation, plus that of the noise
     curve = swiss_roll._curve((np.arange(4000) + 0.5) / 4000, 0.05)
     speed = np.linalg.norm(np.diff(curve, axis=0), axis=1) * 3999
     entropy = np.log(speed).mean() + stats.norm.entropy(scale=0.05)
@@ -108,11 +117,10 @@ def test_the_reports_parts_belong_together():
     assert swiss_roll.log_prob(x).mean() == pytest.approx(-entropy, abs=0.1)
 
 
-def test_the_chain_draws_each_step_and_ends_with_q_turned_round():
+def test_the_chain_draws_each_step_and_ends_with_q_reversed():
     model = made()
     states = list(model.trajectory(4, seed=2))
     assert [state.t for state in states] == [5, 4, 3, 2, 1, 0, -1]
-    noise = [SampleStreams(2, 4).normal((2,), np.float64)]
     streams = SampleStreams(2, 4)
     noise = [streams.normal((2,), np.float64) for _ in range(7)]
     np.testing.assert_array_equal(states[0].x_t, noise[0])
@@ -132,11 +140,10 @@ def test_a_point_depends_on_its_own_seed_only_and_a_file_holds_all(tmp_path):
 
 def test_the_picture_and_the_example(tmp_path, capsys):
     assert made().picture(20).mode == "RGB"
-    from support.examples import load
     load("01_swiss_roll").main(effort=0.001, points=20, out=str(tmp_path / "s.png"))
     assert (tmp_path / "s.png").stat().st_size > 1000
-    told = capsys.readouterr().out
-    assert told.count("K - L_null") == 2 and told.count("beta_t as learned: 0.001, 0.0") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("K - L_null") == 2 and printed.count("learned beta_t: 0.001, 0.0") == 1
 
 
 def test_refusals():
