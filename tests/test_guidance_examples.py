@@ -30,6 +30,6 @@ def test_guidance_tradeoff(tmp_path, monkeypatch, capsys):
     assert written == [path.stat().st_mtime_ns for path in models]
 
 
-def test_they_are_short_enough_to_read():
+def test_the_examples_are_short():
     for name in ("04_classifier_guidance", "06_guidance_tradeoff"):
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 110

@@ -79,7 +79,7 @@ def test_algorithm_1_shifts_the_mean_by_scale_sigma_g_at_x_t(seed, scale, varian
         assert step.t == s and step.step == 1
         np.testing.assert_allclose(step.x_t, expected, rtol=1e-9, atol=1e-9)
     check(g)
-    if abs(scale) > 0.1:                                    # planted: the gradient taken at the step's mean is seen
+    if abs(scale) > 0.1:                                    # planted: the gradient at the step's mean is detected
         with pytest.raises(AssertionError):
             check(lambda x_t, t, y: g(mu, t, y))
         with pytest.raises(AssertionError):                 # and at the mean's own time, too
@@ -87,7 +87,7 @@ def test_algorithm_1_shifts_the_mean_by_scale_sigma_g_at_x_t(seed, scale, varian
 
 
 @pytest.mark.parametrize("variance", [beta, beta_tilde])
-def test_one_step_of_algorithm_1_is_the_conditional_one_to_second_order(variance):
+def test_one_step_of_algorithm_1_equals_the_conditional_step_to_second_order(variance):
     """At scale 1 the error of a step falls with the square of its length; that of the unguided step with its length."""
     exact, x, y, z = drawn(8192, seed=0)
     t, strides, errors, unguided = 4600, [256, 128, 64, 32], [], []
@@ -107,8 +107,8 @@ def test_one_step_of_algorithm_1_is_the_conditional_one_to_second_order(variance
 
 
 @pytest.mark.parametrize("variance", [beta, beta_tilde])
-def test_runs_of_algorithm_1_near_the_conditional_ones_with_order_1(variance):
-    """The whole way, with the noise switched off so that nothing is left to chance: at N = 512 within 1 %."""
+def test_runs_of_algorithm_1_converge_to_conditional_runs_with_order_1(variance):
+    """Whole runs, with noise 0 so that there is no chance in them; at N = 512 the error is below 0.02."""
     exact, x, y, _ = drawn(8192, seed=1)
     Ns, errors, still = [64, 128, 256, 512], [], np.zeros(2)
     for N in Ns:
@@ -178,7 +178,7 @@ def test_what_captions_ask_for():
 
 
 @pytest.mark.parametrize("caption_and_scale", [(PROMPTS, 0.0), ([""] * 5, 7.0)])
-def test_at_scale_0_or_asked_for_nothing_it_is_the_unconditional_sampler(model, caption_and_scale):
+def test_at_scale_0_or_with_empty_captions_it_is_the_unconditional_sampler(model, caption_and_scale):
     """Bit for bit, by both algorithms."""
     prompts, scale = caption_and_scale
     denoiser = replace(model.ddpm.unguided(), clip=static_threshold)
@@ -202,8 +202,8 @@ def test_a_picture_depends_on_its_own_seed_and_caption_only(model, algorithm):
     assert np.abs(others[0] - together[0]).max() > 2e-2 and np.array_equal(others[2], together[2])
 
 
-def test_the_classifier_is_asked_at_x_t_itself(model, monkeypatch):
-    """By both algorithms: at each state, at its time, and not at the mean of the step."""
+def test_the_classifiers_gradient_is_taken_at_x_t(model, monkeypatch):
+    """In both algorithms: at each state and its time, not at the mean of the step."""
     seen, real = [], model.classifier.grad_log_prob
     monkeypatch.setattr(model.classifier, "grad_log_prob", lambda *a: seen.append(a) or real(*a), raising=False)
     for algorithm in (1, 2):
@@ -221,7 +221,7 @@ def test_the_classifier_is_asked_at_x_t_itself(model, monkeypatch):
 
 
 def test_guidance_moves_pictures_toward_what_is_asked(model):
-    """log p(y | x_t) at the end of the way is larger with guidance than without."""
+    """log p(y | x_0) of the samples is larger with guidance than without."""
     y, t = ASK.asked(["3"] * 4), np.zeros(4, int)
 
     def log_p(scale):
@@ -265,7 +265,7 @@ def test_the_loss_is_the_cross_entropy_of_every_question_about_the_noised_image(
     assert all(p.grad is None for p in model.ddpm.parameters().values())
 
 
-def test_a_new_one_takes_the_configuration_of_its_ddpm(data):
+def test_a_new_adm_has_the_configuration_of_its_ddpm(data):
     ddpm_ = small_systems.small("ddpm")
     assert ADM.new(data, needed={"ddpm": ddpm_}).config.ddpm == ddpm_.config
 
@@ -297,7 +297,7 @@ def test_images_of_another_shape_than_the_ddpms_are_refused(model, data):
         next(model.stages(wide))
 
 
-def test_its_file_holds_all_of_it(model, tmp_path):
+def test_a_file_gives_the_same_samples(model, tmp_path):
     model.save(tmp_path / "adm.safetensors")
     again = ADM.load(tmp_path / "adm.safetensors")
     assert again.config == CONFIG
@@ -312,7 +312,7 @@ def test_its_file_holds_all_of_it(model, tmp_path):
     ({"scale": np.nan, "algorithm": 2}, "scale must be a finite number"),
     ({"streams": SampleStreams(0, 2)}, "streams must be one for each of the 5 captions"),
 ])
-def test_options_that_make_no_sense_are_refused(model, options, sentence):
+def test_invalid_options_are_refused(model, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         model.sample(PROMPTS, **options)
 
@@ -322,6 +322,6 @@ def test_options_that_make_no_sense_are_refused(model, options, sentence):
     ({"classifier": replace(UNET, text=8)}, "classifier must read"),
     ({"classifier": replace(UNET, widths=(8, 8, 8, 8), attention=(False,) * 4)}, "H and W multiples of its 16"),
 ])
-def test_configurations_that_make_no_sense_are_refused(changes, sentence):
+def test_invalid_configurations_are_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         replace(CONFIG, **changes)

@@ -183,8 +183,8 @@ def test_the_vq_loss_is_equation_3(data):
     assert np.array_equal(system.encode(x), e) and ids.shape == (4, 7, 7)
 
 
-def test_who_is_moved_by_the_vq_loss_and_how(data):
-    """The encoder by the reconstruction, as if z_q were z, and by the commitment; the codes by their own term only."""
+def test_the_gradients_of_the_vq_loss(data):
+    """The encoder's: of the reconstruction, as if z_q were z, and of the commitment.  A code's: of its own term."""
     system, x = moved(vq_autoencoder(beta=0.7)), data.images(range(2))
     with no_grad():
         z = system.encoder(Tensor(x)).data
@@ -197,12 +197,12 @@ def test_who_is_moved_by_the_vq_loss_and_how(data):
         np.testing.assert_allclose(to_codes[k], 2 * (e - z)[ids == k].sum(axis=0) / z.size, rtol=1e-3, atol=1e-6)
 
 
-def test_what_a_vq_code_costs(data):
+def test_the_rate_of_a_vq_code(data):
     rate = vq_autoencoder().rate(data.images(range(5)))
     assert rate["bits"] == 49 * 3 and 1 <= rate["perplexity"] <= 8 and 0 < rate["alive"] <= 1
 
 
-def test_codes_are_revived_on_the_way_from_the_steps_own_numbers(data):
+def test_codes_are_revived_during_training_by_the_steps_own_random_numbers(data):
     """Two systems with the same weights do the same at the same steps."""
     codebooks = []
     for _ in range(2):
@@ -229,7 +229,7 @@ def test_it_learns_to_reconstruct(make, data):
 
 
 @pytest.mark.parametrize("make", [kl_autoencoder, vq_autoencoder])
-def test_with_the_classifier_and_the_adversary_every_part_moves(make, data):
+def test_with_the_classifier_and_the_adversary_every_part_is_trained(make, data):
     system = make(perceptual=0.1, adversary=0.05)
     before = system.state_dict()
     trained(system, data, 2)
@@ -285,7 +285,7 @@ def test_a_reconstruction_does_not_depend_on_its_batch(data):
 @pytest.mark.parametrize("make", [lambda: replace(KL, kl=-1.0), lambda: replace(KL, latent=0),
                                   lambda: replace(VQ, codes=1), lambda: replace(VQ, beta=-0.1),
                                   lambda: replace(VQ, perceptual=-1.0), lambda: replace(KL, steps=0)])
-def test_configurations_that_make_no_model(make):
+def test_invalid_configurations_are_refused(make):
     with pytest.raises(ValueError, match="must be at least|weights, of at least 0"):
         make()
 

@@ -29,7 +29,7 @@ CAPTIONS = ["7", "a bold seven leaning left", "", "an image of the thin number 3
 
 @pytest.fixture(scope="module")
 def model(data) -> CLIP:
-    """One that has not learned, but in which no weight is 0."""
+    """An untrained model in which no weight is 0."""
     return moved(CLIP.new(data, config=CONFIG))
 
 
@@ -37,8 +37,8 @@ def model(data) -> CLIP:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 6), st.floats(-3, math.log(100)), st.integers(0, 2**32))
-def test_the_temperatures_gradient_is_what_the_model_expects_less_what_it_sees(N, log_scale, seed):
-    """d L / d log_scale = mean over both directions of E_softmax[logit] - logit of the pair, as of any softmax."""
+def test_the_gradient_of_the_log_scale_is_the_expected_minus_the_observed_logit(N, log_scale, seed):
+    """d L / d log_scale = mean over both directions of E_softmax[logit] - logit of the pair."""
     rng = np.random.default_rng(seed)
     I_e, T_e = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, N, 4)))
     logits = math.exp(log_scale) * I_e @ T_e.T
@@ -65,8 +65,8 @@ def test_the_scale_never_passes_100():
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3])
-def test_pictures_that_share_a_caption_cost_the_log_of_their_number(copies):
-    """What the page says of duplicates: perfect embeddings of K captions, each m times in the batch, cost log m."""
+def test_images_that_share_a_caption_raise_the_loss_by_the_log_of_their_number(copies):
+    """Perfect embeddings of K captions, each m times in the batch, have the loss log m, as the page says."""
     K, scale = 4, 100.0
     I_e = np.repeat(np.eye(K), copies, axis=0)
     # every wrong one of the K - 1 other captions adds m e^-100
@@ -76,7 +76,7 @@ def test_pictures_that_share_a_caption_cost_the_log_of_their_number(copies):
 
 # ---- the towers --------------------------------------------------------------------------------------------
 
-def test_an_embedding_depends_on_its_own_picture_and_caption_alone(model, data):
+def test_an_embedding_depends_on_its_own_image_or_caption_only(model, data):
     images = data.images(range(5))
     I_e, T_e = model.embed_images(images), model.embed_captions(CAPTIONS)
     assert I_e.dtype == T_e.dtype == np.float32 and I_e.shape == (5, 8) and T_e.shape == (4, 8)
@@ -90,7 +90,7 @@ def test_an_embedding_depends_on_its_own_picture_and_caption_alone(model, data):
     assert np.ptp(I_e, axis=0).max() > 1e-2 and np.ptp(T_e, axis=0).max() > 1e-2        # and does depend on it
 
 
-def test_text_states_are_those_that_the_embedding_is_projected_from(model):
+def test_an_embedding_is_the_projection_of_the_text_states(model):
     tokens, pooled, mask = model.text_states(CAPTIONS)
     assert tokens.shape == (4, 24, 8) and pooled.shape == (4, 8) and mask.shape == (4, 24)
     lengths = [2 + len(model.tokenizer.encode(as_read(c))) for c in CAPTIONS]       # BOS and EOS
@@ -212,8 +212,8 @@ def test_a_file_gives_the_same_embeddings_back(model, tmp_path):
 
 # ---- the weights that come with minidiff -------------------------------------------------------------------
 
-def test_the_shipped_weights_tell_digits_that_they_were_never_told():
-    """On packed training pictures: the test set's share is on the page."""
+def test_the_shipped_weights_read_digits_without_having_seen_labels():
+    """On packed training images; the page has the share of the test set."""
     packed = mnist.packed()
     read = CLIP.load().zero_shot(to_float(packed.images[:300])[..., None], digit_captions.phrasings())
     assert (read == packed.labels[:300]).mean() > 0.95

@@ -34,7 +34,7 @@ def system(data) -> DALLE:
 
 @pytest.fixture(scope="module")
 def exact(data) -> DALLE:
-    """With a prior in float64, so that rounding moves no draw: 1e-12 a token, of which tests draw some thousands."""
+    """With a prior in float64: rounding errors of 1e-12 change none of the few thousand tokens that tests draw."""
     system = moved(DALLE.new(data, 0, CONFIG), by=0.3)
     system.prior.astype(np.float64)
     return system
@@ -55,7 +55,7 @@ def test_the_logit_laplace_density(mu, b):
         assert f(x) == pytest.approx(expected, rel=1e-10)
 
 
-def test_grey_levels_keep_off_the_ends_and_come_back():
+def test_grey_levels_are_moved_away_from_0_and_1_and_back():
     x = np.linspace(-1, 1, 256)
     squeezed = dalle.squeeze(x)
     np.testing.assert_allclose(squeezed, np.linspace(0.1, 0.9, 256), rtol=1e-12)
@@ -89,7 +89,7 @@ def test_the_gradient_of_stage_one():
     check_gradients(lambda *_: vae.loss(*arrays), *chosen, directions=2, rtol=1e-5)
 
 
-def test_the_temperature_cools_and_the_kl_comes_in(data, system):
+def test_the_temperature_falls_and_the_weight_of_the_kl_rises(data, system):
     stage = next(system.stages(data))
     seen = [stage.batch(Step(0, 1, number, 1000, size=4)) for number in (0, 50, 100, 375, 750, 1000)]
     x, g, tau, beta = (np.stack(a) for a in zip(*seen, strict=True))
@@ -115,7 +115,7 @@ def test_each_image_has_gumbel_noise_of_its_own(data, system):
     assert scipy.stats.kstest(g.ravel(), "gumbel_r").pvalue > 1e-7
 
 
-def test_tokens_are_the_likeliest_codes_and_images_are_of_them_alone(system, data):
+def test_tokens_are_the_likeliest_codes_and_images_depend_on_them_only(system, data):
     x, vae = data.images(range(5)), system.vae
     z = vae.tokens(x)
     assert z.shape == (5, 49)
@@ -134,7 +134,7 @@ def a_sequence(system, B=4, seed=0):
     return system.ids(CAPTIONS[:B]), np.random.default_rng(seed).integers(0, 5, (B, 49))
 
 
-def test_an_untrained_prior_pays_the_logarithm_of_each_vocabulary(data):
+def test_an_untrained_priors_loss_is_the_logarithm_of_each_vocabulary(data):
     ids, weight, z = stage_two(DALLE.new(data, 0, CONFIG), data).batch(Step(0, 2, 0, 10, size=6))
     prior = Prior(CONFIG, np.random.default_rng(0))
     assert prior.loss(ids, weight, z).item() == pytest.approx(np.log(CONFIG.vocab) / 8 + 7 * np.log(5) / 8, rel=1e-6)
@@ -145,7 +145,7 @@ def stage_two(system, data):
 
 
 def test_the_loss_of_stage_two_is_the_mean_over_tokens_of_each_kind(system, data):
-    """Token by token, over the whole batch; and shards of it, which have unequal numbers of words, add up to it."""
+    """Token by token over the batch; the mean over its shards, with unequal numbers of words, is the same."""
     ids, weight, z = stage_two(system, data).batch(Step(3, 2, 0, 10, size=6))
     assert ids.shape == (6, 20) and z.shape == (6, 49)
     text, image = (scipy.special.log_softmax(a.data.astype(float), axis=-1) for a in system.prior(ids, z[:, :48]))
@@ -168,7 +168,7 @@ def test_the_gradient_of_stage_two(exact):
 
 
 def test_the_tokens_and_the_caption_of_a_sequence_are_of_one_image(data):
-    """The codes are laid out by the image's digit, and each caption that is not dropped names that digit."""
+    """The tokens are set to the image's digit, and each caption that is not dropped names that digit."""
     marked = DALLE.new(data, 0, CONFIG)
     marked.vae.tokens = lambda x, device: digits_of(data, x)[:, None].repeat(49, axis=1)
     ids, _, z = stage_two(marked, data).batch(Step(0, 2, 0, 10, size=60))
@@ -183,7 +183,7 @@ def digits_of(data, images) -> np.ndarray:
     return np.array([known[x.tobytes()] for x in images])
 
 
-def test_captions_are_dropped_now_and_then(system, data):
+def test_a_tenth_of_the_captions_is_dropped(system, data):
     """A tenth of 2,000: within 6 standard deviations, 80 of 2,000; false alarms below 1e-8."""
     ids, _, _ = stage_two(system, data).batch(Step(1, 2, 0, 10, size=2000))
     dropped = int((ids == system.ids([""])).all(axis=1).sum())
@@ -201,7 +201,7 @@ def test_no_output_depends_on_a_later_image_token(exact, n):
     assert (image_again.data[:, n + 1:] != image.data[:, n + 1:]).any(axis=(0, 2)).all()    # and all later ones do
 
 
-def test_text_looks_back_only_and_pictures_see_all_of_it(exact):
+def test_text_attends_to_earlier_text_and_images_attend_to_all_text(exact):
     ids, z = a_sequence(exact)
     text, image = exact.prior(ids, z[:, :48])
     for n in range(20):
@@ -212,7 +212,7 @@ def test_text_looks_back_only_and_pictures_see_all_of_it(exact):
         assert (image_again.data != image.data).any(axis=2).all()
 
 
-def test_a_token_is_told_apart_by_its_row_and_its_column(exact):
+def test_the_position_of_a_token_is_its_row_plus_its_column(exact):
     h = exact.prior._embed_image(np.zeros((1, 49), int), 0).data[0]
     assert len(np.unique(h.round(9), axis=0)) == 49
     np.testing.assert_allclose(h[8] - h[1], h[12] - h[5], atol=1e-12)               # a row down, in two columns
@@ -221,7 +221,7 @@ def test_a_token_is_told_apart_by_its_row_and_its_column(exact):
     assert np.array_equal(late, h[20:23])
 
 
-def test_each_place_has_a_padding_of_its_own(exact):
+def test_each_text_position_has_its_own_padding(exact):
     h = exact.prior._embed_text(exact.ids([""])).data[0]
     expected = exact.prior.padding.data + exact.prior.place.data
     assert np.array_equal(h[2:], expected[2:]) and not np.array_equal(h[:2], expected[:2])
@@ -269,7 +269,7 @@ def test_the_first_two_tokens_have_the_priors_joint_distribution(exact):
     assert p.min() * n > 2 and scipy.stats.chisquare(seen, n * p.ravel()).pvalue > 1e-7
 
 
-def test_guidance_at_its_ends(exact):
+def test_guidance_at_scales_0_and_1(exact):
     """Scale 1 is the caption's own, 0 the null caption's."""
     u = np.random.default_rng(6).random((4, 49))
     assert np.array_equal(exact.draw_tokens(CAPTIONS, u, scale=0), exact.draw_tokens([""] * 4, u))
@@ -277,7 +277,7 @@ def test_guidance_at_its_ends(exact):
     assert not np.array_equal(exact.draw_tokens(CAPTIONS, u, scale=3), exact.draw_tokens(CAPTIONS, u))
 
 
-def test_greedy_needs_no_numbers(exact):
+def test_greedy_draws_do_not_depend_on_the_random_numbers(exact):
     a, b = np.random.default_rng(7).random((2, 4, 49))
     greedy = exact.draw_tokens(CAPTIONS, a, temperature=0)
     assert np.array_equal(greedy, exact.draw_tokens(CAPTIONS, b, top_k=1))
@@ -296,7 +296,7 @@ def test_a_sample_does_not_depend_on_its_batch(exact):
 
 
 class Inky:
-    """In CLIP's place: likes white where the caption says bold, black elsewhere."""
+    """In CLIP's place: it prefers bright images for captions with "bold", and dark images for others."""
 
     def embed_images(self, images):
         angle = images.mean(axis=(1, 2, 3))
@@ -335,7 +335,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("choices, says", BAD)
-def test_what_cannot_be_is_refused_in_a_sentence(system, choices, says):
+def test_invalid_options_are_refused_in_one_line(system, choices, says):
     with pytest.raises(ValueError, match=says) as error:
         system.sample(["3"], **choices)
     assert "\n" not in str(error.value)
@@ -349,7 +349,7 @@ def test_damaged_weights_draw_no_picture(data):
 
 
 @pytest.mark.parametrize("fields", [{"codes": 1}, {"b": 0.0}, {"beta": -1.0}, {"b": float("nan")}, {"heads": 0}])
-def test_a_configuration_that_makes_no_model_is_refused(fields):
+def test_invalid_configurations_are_refused(fields):
     with pytest.raises(ValueError, match="DALLEConfig"):
         DALLEConfig(**fields)
 

@@ -55,7 +55,7 @@ def stirred(model: UnCLIP, data: Digits) -> UnCLIP:
 # ---- p(x | y) = integral of p(x | z, y) p(z | y) -------------------------------------------------------------
 
 class LinearGaussian(UnCLIP):
-    """z | y ~ N(A y, S),  x | z, y ~ N(B z + C y, s^2 I): the networks' places are taken by exact denoisers.
+    """z | y ~ N(A y, S),  x | z, y ~ N(B z + C y, s^2 I): exact denoisers replace the networks.
 
     So  x | y ~ N((B A + C) y, B S B^T + s^2 I).  y is the caption's z_t to the prior; to the decoder, its pooled state.
     """
@@ -133,7 +133,7 @@ def test_the_two_stages_compose_to_the_exact_conditional(linear):
 
 
 def test_without_a_draw_from_the_prior_the_covariance_is_lost(linear):
-    """Feeding E[z | y] in place of z ~ p(z | y) leaves the mean as it is, and of B S B^T + s^2 I only s^2 I."""
+    """With E[z | y] in place of z ~ p(z | y) the mean is the same, but the covariance is only s^2 I."""
     noise = GivenNoise(40)
     z_t, _, pooled, _ = linear.encode_text(["a bold seven"] * len(noise))
     x = linear.decode(z_t @ linear.A.T, ["a bold seven"] * len(noise), steps=250, streams=noise).reshape(-1, 784)
@@ -191,7 +191,7 @@ class EvenUniforms:
         return np.zeros((len(self), *shape), np.float32)
 
 
-def test_by_way_of_codes_too_the_two_stages_compose_to_the_exact_conditional(clip):
+def test_with_the_code_prior_the_two_stages_compose_to_the_exact_conditional_too(clip):
     """A decoder without noise gives E[x | z, y] = B z + C y: over 1024 codes its mean is E[x | y] = (B A + C) y, its
     covariance B S B^T, to within 1/20 of what a bucket's width makes in x, and 3 %."""
     config = replace(CONFIG, components=D, buckets=64)
@@ -245,8 +245,8 @@ def test_the_priors_loss_is_0_for_an_oracle_and_1_for_the_answer_0(model, data):
 
 
 def test_the_better_of_two_has_a_larger_dot_product_by_one_over_root_pi():
-    """Of two N(m, 1) the larger is m + 1/sqrt(pi) on average, with variance 1 - 1/pi; across z_t nothing changes.
-    False alarm: 5.5 standard errors, three times: 1.2e-7."""
+    """Of two N(m, 1) the larger is m + 1/sqrt(pi) on average, with variance 1 - 1/pi.
+    Orthogonal to z_t nothing changes.  False alarm: 5.5 standard errors, three times: 1.2e-7."""
     n, rng = 40000, np.random.default_rng(0)
     z_t = np.zeros((n, 3))
     z_t[:, 0] = 1
@@ -278,14 +278,14 @@ def likelihoods(model: UnCLIP, caption: str) -> dict:
 
 
 def test_the_code_prior_is_a_distribution(model):
-    """The probabilities of all codes add up to 1, which a prediction that saw its own answer would not."""
+    """The probabilities of all codes add up to 1; they would not if a prediction depended on the code it predicts."""
     p = likelihoods(model, "a bold seven")
     assert sum(p.values()) == pytest.approx(1, abs=1e-5)
-    assert max(p.values()) > 2 * min(p.values())            # and no uniform one
+    assert max(p.values()) > 2 * min(p.values())            # and it is not uniform
 
 
 def test_codes_are_drawn_as_often_as_the_loss_says(model):
-    """Chi-squared over 27 codes, false alarm 1e-7; z_i comes back as its codes, for PCA's axes are orthonormal."""
+    """Chi-squared over 27 codes, false alarm 1e-7; z_i has its codes again, since PCA's axes are orthonormal."""
     n, p = 4000, likelihoods(model, "a bold seven")
     z_i = model.embed(["a bold seven"] * n, prior="autoregressive", scale=1.0, seed=3)
     codes = model.encode(z_i)
@@ -295,7 +295,7 @@ def test_codes_are_drawn_as_often_as_the_loss_says(model):
     assert ((found - expected) ** 2 / expected).sum() < chi2.isf(1e-7, 26)
 
 
-def test_a_sample_asks_for_a_dot_product_of_the_upper_half_and_guidance_compares_with_any(model, monkeypatch):
+def test_a_sample_has_a_dot_product_of_the_upper_half_and_the_unconditional_branch_has_any(model, monkeypatch):
     asked = []
     logits = model.code_logits
     monkeypatch.setattr(model, "code_logits", lambda codes, dot, cond: asked.append(dot) or logits(codes, dot, cond))
@@ -307,7 +307,7 @@ def test_a_sample_asks_for_a_dot_product_of_the_upper_half_and_guidance_compares
 def test_guided_codes_follow_a_product_of_powers(model, monkeypatch, scale):
     """p(c | y)^scale p(c)^(1 - scale), normalised; chi-squared over each of three codes, false alarm 3e-8."""
     n, cond, uncond = 3000, np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.4, 0.4])
-    monkeypatch.setattr(model, "code_logits", lambda codes, dot, told: np.log(
+    monkeypatch.setattr(model, "code_logits", lambda codes, dot, asked: np.log(
         np.where(dot[:, None] == 2, uncond, cond)).astype(np.float32))
     codes = model.encode(model.embed(["7"] * n, prior="autoregressive", scale=scale))
     p = cond**scale * uncond**(1 - scale)
@@ -318,8 +318,8 @@ def test_guided_codes_follow_a_product_of_powers(model, monkeypatch, scale):
 
 # ---- the decoder ---------------------------------------------------------------------------------------------
 
-def test_the_decoder_hears_of_the_embedding_in_both_ways(model):
-    """With either of its two ways in cut off z_i still counts; with both, it does not."""
+def test_the_decoder_uses_the_embedding_in_both_ways(model):
+    """Without one of its two inputs z_i still changes the output; without both it does not."""
     captions, t = ["7", ""], np.array([500, 900])
     x_t, z = np.random.default_rng(0).standard_normal((2, 28, 28, 1), dtype=np.float32), np.eye(2, D, dtype=np.float32)
     ways = [model.decoder.to_time.w, model.decoder.to_tokens.w]
@@ -353,10 +353,10 @@ def test_the_decoders_loss_is_the_squared_error_of_v(model, data):
 # ---- variations, interpolations, text diffs ------------------------------------------------------------------
 
 class Watched(LinearGaussian):
-    """Keeps the z_i that its decoder was told of."""
+    """Records the z_i that its decoder receives."""
 
     def decode(self, z_i, captions, **options):
-        self.told = z_i
+        self.received = z_i
         return super().decode(z_i, captions, **options)
 
 
@@ -370,7 +370,7 @@ def watched(clip) -> Watched:
 def test_variations_keep_the_embedding_and_change_with_the_noise(watched, data):
     images = data.images(range(3))
     a, b = (watched.variations(images, seed=seed, steps=10) for seed in (0, 1))
-    np.testing.assert_array_equal(watched.told, watched.clip.embed_images(images))
+    np.testing.assert_array_equal(watched.received, watched.clip.embed_images(images))
     assert np.abs(a - b).max() > 0.1
 
 
@@ -403,9 +403,9 @@ def test_an_interpolation_begins_and_ends_at_the_images_embeddings(watched, data
     thetas = [0.0, 0.25, 0.5, 0.75, 1.0]
     watched.interpolations(*data.images([0, 1]), thetas, steps=5)
     z_i = watched.clip.embed_images(data.images([0, 1]))
-    np.testing.assert_allclose(watched.told[[0, -1]], z_i, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(watched.told, axis=1), 1, atol=1e-5)
-    cosines = (watched.told[1:] * watched.told[:-1]).sum(axis=1)
+    np.testing.assert_allclose(watched.received[[0, -1]], z_i, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(watched.received, axis=1), 1, atol=1e-5)
+    cosines = (watched.received[1:] * watched.received[:-1]).sum(axis=1)
     np.testing.assert_allclose(cosines, np.cos(np.arccos(z_i[0] @ z_i[1]) / 4), atol=1e-5)
 
 
@@ -413,8 +413,8 @@ def test_a_text_diff_begins_at_the_image_and_moves_along_the_difference_of_two_c
     watched.text_diff(data.images([0])[0], "a thin 7", "a bold 7", [0.0, 0.3, 1.0], steps=5)
     before, after = watched.clip.embed_captions(["a thin 7", "a bold 7"])
     z_i, z_d = watched.clip.embed_images(data.images([0]))[0], (after - before) / np.linalg.norm(after - before)
-    np.testing.assert_allclose(watched.told[[0, -1]], [z_i, z_d], atol=1e-5)
-    assert z_i @ z_d < watched.told[1] @ z_d < 1
+    np.testing.assert_allclose(watched.received[[0, -1]], [z_i, z_d], atol=1e-5)
+    assert z_i @ z_d < watched.received[1] @ z_d < 1
 
 
 # ---- the whole -----------------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_an_image_does_not_depend_on_its_batch(model, prior):
         np.testing.assert_allclose(alone[0], together[i], atol=5e-4)                # float32 through two networks
 
 
-def test_the_four_conditions_are_what_they_say(model):
+def test_each_prior_gives_its_embedding(model):
     z_t = model.clip.embed_captions(["7", "a bold 3"])
     np.testing.assert_allclose(model.embed(["7", "a bold 3"], prior="text"), z_t, atol=1e-6)
     assert not model.embed(["7"], prior="none").any()
@@ -507,8 +507,8 @@ def test_an_example_is_of_one_image(batches, data):
     codes, dot, z_t, *_ = of["codes"]
     np.testing.assert_array_equal(codes, system.encode(z[image]))
     assert names_its_digit("codes", image)
-    told = dot != system.config.dots
-    np.testing.assert_array_equal(dot[told], system.dots.quantise((z[image] * z_t).sum(axis=1))[told])
+    known = dot != system.config.dots
+    np.testing.assert_array_equal(dot[known], system.dots.quantise((z[image] * z_t).sum(axis=1))[known])
 
 
 def test_times_and_noise_of_a_batch(batches):
