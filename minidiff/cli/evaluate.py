@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from minidiff import systems
 from minidiff.cli import sampling_options
 from minidiff.cli.arguments import add_command, add_data, add_device, add_system, natural, print_table, two_or_more
 from minidiff.errors import UserError
@@ -37,9 +38,10 @@ def evaluate(args: argparse.Namespace) -> int:
     _check(args)
     if args.json:
         check_writable(args.json, (".json",))
-    model, _ = sampling_options.load_model(args)
-    report = _likelihood(model, args) if args.likelihood else judged(
-        model, args.images, sampling_options.sampling_options(type(model), args), args.seed)
+    kind, path = sampling_options.model_file(args)
+    options = {} if args.likelihood else sampling_options.sampling_options(kind, args)
+    model = systems.load_system(kind.name, path).to(args.device)
+    report = _likelihood(model, args) if args.likelihood else judged(model, args.images, options, args.seed)
     print_table(report.rows())
     if args.json:
         write_json(args.json, report.as_dict())

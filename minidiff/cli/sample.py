@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minidiff import systems
 from minidiff.cli import sampling_options
 from minidiff.cli.arguments import add_command, add_device, add_system, count, natural
 from minidiff.errors import UserError
@@ -44,10 +45,11 @@ def sample(args: argparse.Namespace) -> int:
 
     prompt = _prompt(args)
     _check_files(args)
-    model, path = sampling_options.load_model(args)
-    options = sampling_options.sampling_options(type(model), args)
-    if args.trajectory and not hasattr(model, "trajectory"):
-        raise UserError(f"{model.name} has no trajectory: {model.no_trajectory}")
+    kind, path = sampling_options.model_file(args)
+    options = sampling_options.sampling_options(kind, args)
+    if args.trajectory and not hasattr(kind, "trajectory"):
+        raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
+    model = systems.load_system(kind.name, path).to(args.device)
 
     started = time.monotonic()
     drawn, states = [], []

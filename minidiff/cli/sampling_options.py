@@ -21,7 +21,7 @@ SHORT = ("scale", "steps", "sampler")                       # options with an ar
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that `sampling_options` and `load_model` read."""
+    """Adds the arguments that `model_file` and `sampling_options` read."""
     from minidiff.diffusion.samplers import SAMPLERS
     parser.add_argument("--model", type=Path, metavar="FILE",
                         help="a model.safetensors, of any system (else the system's own run in runs/, else the weights "
@@ -38,22 +38,19 @@ def add(parser: argparse.ArgumentParser) -> None:
                              "minidiff info --model FILE lists them")
 
 
-def load_model(args: argparse.Namespace) -> tuple[System, Path]:
-    """The system of --model and --system, on --device, and the file that it comes from."""
-    path = args.model
-    if path is None:
+def model_file(args: argparse.Namespace) -> tuple[type[System], Path | None]:
+    """The system that --model or --system names, and the file of its weights; None where there are none yet."""
+    if args.model is None:
         name = args.system or systems.DEFAULT
-        systems.system_class(name)                          # UserError for an unknown name, before that for no weights
-        path = systems.weights_of(name)
-    else:
-        name = checkpoint.load(path).meta.get("system")
-        if name not in systems.SYSTEMS:
-            raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems "
-                            f"{', '.join(systems.SYSTEMS)}")
-        if args.system not in (None, name):
-            raise UserError(f"{path} holds {name!r}, and --system asks for {args.system!r}: leave out --system, or "
-                            "name another --model")
-    return systems.load_system(name, path).to(args.device), path
+        return systems.system_class(name), systems.weights_of(name)
+    name = checkpoint.load(args.model).meta.get("system")
+    if not isinstance(name, str) or name not in systems.SYSTEMS:
+        raise UserError(f"{args.model} holds {str(name)[:40]!r}, which is none of the systems "
+                        f"{', '.join(systems.SYSTEMS)}")
+    if args.system not in (None, name):
+        raise UserError(f"{args.model} holds {name!r}, and --system asks for {args.system!r}: leave out --system, or "
+                        "name another --model")
+    return systems.system_class(name), args.model
 
 
 def sampling_options(kind: type[System], args: argparse.Namespace) -> dict:

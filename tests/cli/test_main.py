@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from support import fake_cupy, tiny
 from support.command_line import call
 
 from minidiff.data import mnist
+from minidiff.systems.text_to_image import TextToImage
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,9 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     tiny.trained_a_little().save(path, notes={"train": {"steps": 1, "batch": 2, "seed": 0}})
     return path
+
+
+SHIPPED = TextToImage.shipped()
 
 
 # --- used well --------------------------------------------------------------------------------------------
@@ -54,7 +57,7 @@ def test_the_shipped_weights_sample_right_after_install(tmp_path):
 
 
 def test_evaluate_prints_a_table_and_writes_json(model, tmp_path, capsys):
-    assert call("evaluate", "--model", model, "--images", 10, "--sample-steps", 2, "--json", tmp_path / "r.json") == 0
+    assert call("evaluate", "--model", model, "--images", 10, "--steps", 2, "--json", tmp_path / "r.json") == 0
     printed, saved = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
     for word in ("prompt accuracy", "attribute agreement", "held-out", "FID", "floor", "ceiling"):
         assert word in printed
@@ -67,19 +70,29 @@ def test_info(model, capsys):
 
 
 def test_train_ends_with_everything_promised(tmp_path, monkeypatch, capsys):
-    from minidiff.training import main_job as train
-    run = train.run
-    monkeypatch.setattr(train, "run", lambda *a, **k: run(*a, model_config=tiny.CONFIG, **k))
+    monkeypatch.setattr(TextToImage, "config_for", classmethod(lambda cls, shape: tiny.CONFIG))
     monkeypatch.setattr(mnist, "load", lambda *a, **k: tiny.images())
     out = tmp_path / "run"
-    assert call("train", "--out", out, "--steps", 3, "--batch", 4, "--images", 10, "--sample-steps", 2) == 0
-    names = {p.name for p in out.iterdir()}
-    assert {"sheet.png", "samples.png", "loss.png", "model.safetensors", "results.json"} <= names
+    assert call("train", "--out", out, "--steps", 3, "--batch", 4, "--images", 10) == 0
+    names = {str(p.relative_to(out)) for p in out.rglob("*.*")}
+    assert names >= {"sheet.png", "model.safetensors", "results.json", "1-diffusion/samples.png",
+                     "1-diffusion/loss.png"}
     printed = capsys.readouterr().out
-    for word in ("prompt accuracy", "attribute agreement", "FID", "in all"):
+    for word in ("prompt accuracy", "attribute agreement", "FID", "in all", "minidiff sample"):
         assert word in printed
-    assert json.loads((out / "results.json").read_text())["steps"] == 3
+    results = json.loads((out / "results.json").read_text())
+    assert results["system"] == "text-to-image" and results["evaluation"]["images"] == 10
+    assert results["loss"].keys() == results["seconds"].keys() == {"diffusion"}
     assert call("train", "--out", out, "--steps", 3) == 2 and "--resume" in capsys.readouterr().err
+
+
+def test_train_takes_fields_of_the_configuration_and_a_schedule(tmp_path, monkeypatch):
+    monkeypatch.setattr(TextToImage, "config_for", classmethod(lambda cls, shape: tiny.CONFIG))
+    monkeypatch.setattr(mnist, "load", lambda *a, **k: tiny.images())
+    assert call("train", "--out", tmp_path / "run", "--steps", 1, "--batch", 2, "--images", 0,
+                "--set", "drop_caption=0", "--set", "T=30", "--schedule", "cosine:offset=0.02") == 0
+    config = TextToImage.load(tmp_path / "run" / "model.safetensors").config
+    assert (config.drop_caption, config.T, config.schedule) == (0.0, 30, "cosine:offset=0.02")
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["verify"], ["info"]])
@@ -120,9 +133,20 @@ BAD = {
     "nothing to resume": ["train", "--resume", "--out", "empty"],
     "json that cannot be written": ["evaluate", "--json", "nowhere/r.json"],
     "one image to evaluate": ["evaluate", "--images", "1"],
-    "one image after training": ["train", "--images", "1"],
+    "too few images after training": ["train", "--images", "3"],
+    "a configuration that it has not": ["train", "--set", "depth=3"],
+    "a field of another type": ["train", "--set", "T=many"],
+    "a field out of range": ["train", "--set", "drop_caption=2"],
+    "no such schedule": ["train", "--schedule", "sine"],
+    "a schedule's parameter that it has not": ["train", "--schedule", "cosine:beta=3"],
+    "a schedule that keeps its signal": ["train", "--schedule", "linear", "--set", "T=100"],
+    "needs that it has not": ["train", "--needs", "clip=x.safetensors"],
+    "needs without a file": ["train", "--system", "latent", "--needs", "clip"],
+    "a system that it needs, of another kind": ["train", "--system", "latent", "--needs", f"clip={SHIPPED}"],
+    "a configuration on resuming": ["train", "--resume", "--set", "T=50"],
+    "the likelihood with a scale": ["evaluate", "--likelihood", "--scale", "2"],
     "one file for two pictures": ["sample", "3", "-o", "s.png", "--trajectory", "s.png"],
-    "data that the shipped judge does not read": ["evaluate", "--data", "."],
+    "data that the judge does not read": ["evaluate", "--data", "."],
     "a scale beyond reason": ["sample", "3", "--scale", "1e300"],
     "a file where the run's folder should be": ["train", "--out", __file__],
 }
@@ -202,16 +226,3 @@ def test_importing_minidiff_loads_no_heavy_package():
             "print([m for m in ('scipy', 'PIL', 'tqdm', 'safetensors') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_python_api_of_the_readme(tmp_path, monkeypatch):
-    """The README's own lines, run."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    draw, check = (block.split("```")[0] for block in readme.split("```python\n")[1:])
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(draw, names)
-    exec(check, names)
-    assert {row.verdict for row in names["rows"]} == {"kept", "skipped"}
-    assert names["images"].shape == (4, 28, 28, 1) and np.abs(names["images"]).max() <= 1
-    assert (tmp_path / "seven.png").stat().st_size > 1000

@@ -11,27 +11,24 @@ from support.toy import Toy
 
 from minidiff import systems
 from minidiff.data import mnist
-from minidiff.training import run as stages
-from minidiff.training import trainer as fit
+from minidiff.training import loop, run
+from minidiff.training.run import TrainOptions
+from minidiff.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
-def toy(tmp_path, monkeypatch):
-    """A house with one more system, whose weights are in runs/toy."""
+def _toy_trained(tmp_path, monkeypatch, toy):
+    """One more system, whose weights are in runs/toy."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(systems.SYSTEMS, "toy", ("toy", "Toy"))
-    system_class = systems.system_class
-    monkeypatch.setattr(systems, "system_class", lambda name: Toy if name == "toy" else system_class(name))
     monkeypatch.setattr(mnist, "load", lambda *a, **k: tiny.images(50))
-    system = Toy.new(None)
     (tmp_path / "runs" / "toy").mkdir(parents=True)
-    system.save(tmp_path / "runs" / "toy" / "model.safetensors")
-    return system
+    toy.new(tiny.digits(50)).save(tmp_path / "runs" / "toy" / "model.safetensors")
 
 
-def test_sample_draws_what_the_system_draws(tmp_path, toy, capsys):
+def test_sample_draws_what_the_system_draws(tmp_path, capsys):
     assert call("sample", "--system", "toy", "a 3", "--count", 4, "--seed", 5, "--scale", 0, "--set", "best=2") == 0
-    assert "4 x 'a 3' by toy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 x 'a 3'" in printed and "by toy (runs/toy/model.safetensors)" in printed
     with Image.open(tmp_path / "sample.png") as image:
         grey = np.asarray(image.convert("L"))
     assert (np.abs(grey.astype(int) - 128) <= 1).mean() > 0.3                       # scale 0 is grey
@@ -43,20 +40,20 @@ def test_evaluate_judges_it(capsys):
 
 
 def test_train_can_be_stopped_and_resumed_by_the_command_that_it_prints(tmp_path, monkeypatch, capsys):
-    step = stages.StageFit.step
+    step = Trainer.step
 
     def interrupted(self):
         if self.number == 2 and self.n == 1:
-            raise fit.Interrupted("stopped after step 1 of 5, saved as x")
+            raise loop.Interrupted("stopped after step 1 of 5, saved as x")
         return step(self)
-    monkeypatch.setattr(fit, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(stages.StageFit, "step", interrupted)
-    assert call("train", "--system", "toy", "--out", "run", "--seed", 3) == 1
-    command = capsys.readouterr().err.rpartition("go on with: minidiff ")[2].split()
-    monkeypatch.setattr(stages.StageFit, "step", step)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert call("train", "--system", "toy", "--out", "run", "--seed", 3, "--images", 0) == 1
+    command = capsys.readouterr().err.rpartition("continue with: minidiff ")[2].split()
+    monkeypatch.setattr(Trainer, "step", step)
     assert call(*command) == 0
-    assert "minidiff sample --system toy --model run/model.safetensors" in capsys.readouterr().out
-    straight = stages.run(tmp_path / "straight", Toy, tiny.images(50), seed=3, quiet=True).system
+    assert "--model run/model.safetensors" in capsys.readouterr().out
+    straight = run.run(tmp_path / "straight", Toy, tiny.digits(50), TrainOptions(seed=3), quiet=True).system
     assert all((w == straight.state_dict()[name]).all()
                for name, w in Toy.load(tmp_path / "run" / "model.safetensors").state_dict().items())
     assert call("train", "--system", "toy", "--out", "run") == 2 and "--resume" in capsys.readouterr().err
@@ -65,10 +62,12 @@ def test_train_can_be_stopped_and_resumed_by_the_command_that_it_prints(tmp_path
 BAD = {
     "no such system": (["sample", "--system", "dall-e", "3"], "no system 'dall-e'"),
     "no such system to train": (["train", "--system", "sora"], "no system 'sora'"),
-    "no weights": (["sample", "--system", "toy", "--model", "gone.safetensors", "3"], "gone.safetensors does not exist"),
-    "another system's weights": (["sample", "--model", "runs/toy/model.safetensors", "3"], "holds 'toy'"),
+    "no weights": (["sample", "--system", "toy", "--model", "gone.safetensors", "3"],
+                   "gone.safetensors does not exist"),
+    "another system's weights": (["sample", "--system", "imagen", "--model", "runs/toy/model.safetensors", "3"],
+                                 "holds 'toy', and --system asks for 'imagen'"),
     "another system for these weights": (["sample", "--system", "toy", "--model", str(systems.system_class(
-        "text-to-image").shipped()), "3"], "holds 'text-to-image', and 'toy' was asked for"),
+        "text-to-image").shipped()), "3"], "holds 'text-to-image', and --system asks for 'toy'"),
     "an option that it has not": (["sample", "--system", "toy", "3", "--steps", "4"],
                                   "toy has no option 'steps': its options are scale (2.0), best (1)"),
     "an option of another type": (["sample", "--system", "toy", "3", "--set", "best=many"],
@@ -80,15 +79,14 @@ BAD = {
     "no number": (["sample", "--system", "toy", "3", "--set", "scale=NaN"], "from -1000 to 1000"),
     "an option given twice": (["sample", "--system", "toy", "3", "--scale", "3", "--set", "scale=2"], "given twice"),
     "a value without end": (["sample", "--system", "toy", "3", "--set", "scale=" + "[" * 100_000], "takes a value"),
-    "the main job into another's run": (["train", "--out", "begun"], "begun holds a run of another system"),
+    "the default system into another's run": (["train", "--out", "begun"],
+                                              "begun/run.json does not say how this run was started"),
     "effort beyond measure": (["train", "--system", "toy", "--effort", "101"], "at most 100"),
-    "a trajectory": (["sample", "--system", "toy", "3", "--trajectory", "a.gif"], "leave it out"),
+    "a trajectory": (["sample", "--system", "toy", "3", "--trajectory", "a.gif"], "toy has no trajectory: it does not"),
     "a device": (["sample", "--system", "toy", "3", "--device", "cuda"], ""),
-    "an option without its system": (["sample", "3", "--set", "best=2"], "--set is read by the other systems only"),
-    "the same for evaluate": (["evaluate", "--set", "best=2"], "--set is read by the other systems only"),
-    "the likelihood": (["evaluate", "--system", "toy", "--likelihood"], "leave out --system toy"),
-    "steps of a stage": (["train", "--system", "toy", "--steps", "9", "--out", "x"], "--steps is read by"),
-    "effort of the main job": (["train", "--effort", "0.5"], "give text-to-image its --steps"),
+    "an option that the default has not": (["sample", "3", "--set", "best=2"], "text-to-image has no option 'best'"),
+    "the same for evaluate": (["evaluate", "--set", "best=2"], "text-to-image has no option 'best'"),
+    "the likelihood": (["evaluate", "--system", "toy", "--likelihood"], "toy has no likelihood: it has no denoiser"),
     "effort of 0": (["train", "--system", "toy", "--effort", "0"], "above 0"),
     "nothing to resume": (["train", "--system", "toy", "--resume", "--out", "empty"], "no run to resume"),
 }
