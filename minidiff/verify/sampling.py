@@ -88,9 +88,11 @@ def _on(law: Law, name: str, table: Schedule) -> Row:
         return skipped(law.name, law.computed, TWO_TIMES)
 
     def rows() -> Iterable[Row]:
-        # x_t - alpha_t x_0 is off by a rounding, and a sampler divides it by sigma_t
-        rounding = EPS / 2 / float(table.sigma(0))
-        return law.rows(of_sampler(SAMPLERS[name], table, rounding=rounding), _steps(table))
+        # x_t - alpha_t x_0 is off by a rounding, and is divided by sigma_t; 1 - alpha_bar_t / alpha_bar_s, which is the
+        # power of the noise, by sigma_t^2
+        sampler, sigma = SAMPLERS[name], float(table.sigma(0))
+        rounding = EPS / 2 / (sigma**2 if sampler.noise else sigma)
+        return law.rows(of_sampler(sampler, table, rounding=rounding), _steps(table))
 
     row, = computed(Law(law.name, rows, law.computed))
     return row
