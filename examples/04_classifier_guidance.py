@@ -18,7 +18,7 @@ from minidiff.data import mnist
 from minidiff.data.digits import Digits
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.errors import run_main
-from minidiff.evaluation.metrics import Fidelity, measure
+from minidiff.evaluation.fidelity import Fidelity, measure
 
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning five",
            "a heavy four", "8")

@@ -23,7 +23,7 @@ from minidiff.data import mnist
 from minidiff.data.dataset import Dataset, load_dataset
 from minidiff.data.digits import Digits
 from minidiff.errors import run_main
-from minidiff.evaluation.metrics import Fidelity, measure
+from minidiff.evaluation.fidelity import Fidelity, measure
 from minidiff.nn.unet import UNetConfig
 from minidiff.pictures import plots
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig

@@ -30,7 +30,7 @@ from minidiff.data import mnist
 from minidiff.data.digits import Digits
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError, run_main
-from minidiff.evaluation.metrics import measure
+from minidiff.evaluation.fidelity import measure
 from minidiff.systems.dalle2 import PRIORS
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]

@@ -7,8 +7,8 @@ Five floors; each needs only those before it:
     text        from a caption to token states
     systems     whole systems, each a page
 
-Your own parts are entered by `register_sampler`, `register_schedule`, `register_dataset` and `register_system`, or by
-an entry point of your package (registry.py).
+Your own parts are entered by `register_sampler`, `register_schedule`, `register_dataset`, `register_system` and
+`register_judge`, or by an entry point of your package (registry.py).
 """
 
 import importlib
@@ -24,6 +24,7 @@ _PLACES = {
     "register_schedule": "minidiff.registration",
     "register_dataset": "minidiff.registration",
     "register_system": "minidiff.registration",
+    "register_judge": "minidiff.registration",
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from minidiff.data.dataset import DATASETS, Dataset, DatasetEntry, Questions
 from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
+from minidiff.evaluation import JUDGES
 from minidiff.systems import SYSTEMS
 from minidiff.systems.system import System
 
@@ -56,3 +57,13 @@ def register_system(name: str, kind: type[System]) -> type[System]:
     if not (isinstance(kind, type) and issubclass(kind, System)) or getattr(kind, "name", None) != name:
         raise TypeError(f"kind must be a subclass of System whose name is {name!r}, not {kind!r}")
     return SYSTEMS.register(name, kind)
+
+
+def register_judge(name: str, function: Callable) -> Callable:
+    """Adds how models of the data set `name` are evaluated: `function(model, *, count, options, seed, progress)`.
+
+    It gives an object with rows() and as_dict(), like evaluation/report.py's Report.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a function of a model, like evaluate_digits, not {type(function).__name__}")
+    return JUDGES.register(name, function)

@@ -1,1 +1,40 @@
-"""How good are the pictures: the judge, metrics, the report, likelihood."""
+"""How good are a model's pictures, and how many bits does it need for an image?
+
+    metrics         FID, precision and recall; which captions' digits and attributes are right
+    judge           the frozen classifier that reads the pictures
+    fidelity        pictures and their captions: all of these numbers together
+    report          `minidiff evaluate` for models of the digits
+    likelihood      bits/dim of test images
+    reconstruction  what autoencoders lose
+
+`JUDGES` says how models of a data set are evaluated; `evaluate` looks the data set of a model up there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from minidiff.errors import UserError
+from minidiff.registry import Registry
+
+# data set's name -> evaluate(model, *, count, options, seed, progress), like report.evaluate_digits
+JUDGES: Registry[Callable] = Registry("judge", "minidiff.judges",
+                                      {"digits": "minidiff.evaluation.report:evaluate_digits"})
+
+
+def evaluate(model, *, data: str | None = None, count: int = 1000, options: Mapping | None = None, seed: int = 0,
+             progress: Callable = lambda batches: batches):
+    """Evaluates `count` pictures by a system, as the judge of its data set does; for the digits this gives a Report.
+
+    data: the data set's name; None takes the one that the model was trained on, as its file says.  options: of
+    sampling; those left out keep the system's defaults.  UserError where the system draws no pictures of captions, or
+    where its data set has no judge.
+    """
+    if model.options() is None:
+        shown = f": examples/{model.example} shows what it does" if model.example else ""
+        raise UserError(f"{model.name} draws no pictures of captions{shown}")
+    name = data or model.notes.get("dataset", "digits")
+    if name not in JUDGES:
+        raise UserError(f"the data set {str(name)[:40]!r} has no judge: enter one in minidiff.evaluation.JUDGES "
+                        "(an entry point of the group minidiff.judges) to evaluate models of it")
+    return JUDGES[name](model, count=count, options=options, seed=seed, progress=progress)

@@ -1,24 +1,25 @@
-"""How many bits does a model need for an image?  Bits/dim on MNIST's test set, in two ways that bound the same number.
+"""How many bits does a model need for an image?  Bits/dim of test images, in two ways that bound the same number.
 
     bound      the chain of all T Gaussian steps: L_T + sum L_{t-1} + decoder             (Ho et al. 2020, eq. 5)
-    flow       the probability-flow ODE, whose noise at t = 0 the same decoder takes away (Song et al. 2021)
+    flow       the probability-flow ODE, whose noise at t = 0 the same decoder removes    (Song et al. 2021)
 
-diffusion/likelihood.py explains both.  The data are the 8-bit files, and no noise is added to them but the chain's own:
-the decoder gives each level's probability, so that no offset is owed.  The caption is the null caption.  As in DDPM,
-the chain's variances are beta_t, the decoder's among them (sigma_0^2), and x0_hat is clipped to [-1, 1]; the flow's is
-not, since it must be differentiable.
+diffusion/likelihood.py explains both.  The data are 8-bit values, and no noise is added to them but the chain's:
+the decoder gives the probability of each value, so that no correction for continuous data is due.  The model is
+unconditional: one that reads captions gets the null caption.  As in DDPM, the chain's variances are beta_t, the
+decoder's sigma_0^2 too, and x0_hat is clipped to [-1, 1]; the flow's x0_hat is not clipped, since it must be
+differentiable.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from minidiff.data import mnist
-from minidiff.data.pixels import to_float
+from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.likelihood import (
     DiscretisedGaussian,
@@ -29,7 +30,7 @@ from minidiff.diffusion.likelihood import (
 )
 from minidiff.diffusion.samplers import beta, times
 from minidiff.engine.backend import to_device
-from minidiff.engine.random import SampleStreams
+from minidiff.engine.random import SampleStreams, generator
 from minidiff.errors import UserError
 
 BATCH = 50                                                  # images at a time
@@ -71,7 +72,7 @@ class Likelihood:
             ("  density at t = 0", f"{self.flow_density:.3f}"),
             ("  decoder", f"{self.flow_decoder:.3f}"),
             ("images", f"{self.images} of {self.source}, {self.flow_images} of them for the flow; seed {self.seed}"),
-            ("model of", "all images: the null caption, no guidance"),
+            ("model of", "all images: no caption (the null caption where it reads captions), no guidance"),
             ("data", "8-bit values as they are; each has a probability, so no offset is owed"),
             ("bound", f"{self.terms} of the L_{{t-1}} an image, drawn without bias; variances beta_t; x0_hat "
                       "clipped to [-1, 1]"),
@@ -85,45 +86,42 @@ class Likelihood:
         return asdict(self)
 
 
-def likelihood(model, test: mnist.Images, *, count: int = 1000, seed: int = 0,
+def likelihood(model, test: Dataset, *, count: int = 1000, seed: int = 0,
                progress: Progress = lambda items, what: items) -> Likelihood:
-    """The bound of `count` random test images, and the flow of a tenth of them.  model: a TextToImage of digits.
+    """The bound of `count` random test images, and the flow of a tenth of them, at least two.
 
-    UserError where the model is of other images, or where its answers are not finite.
+    model: a system with `likelihood_denoiser`.  test: images of 8-bit values, of the model's shape.  UserError where
+    the model has no likelihood or makes images of another shape, or where its outputs are not finite.
     """
-    c = model.config
-    if (c.image_size, c.unet.channels) != (28, 1):
-        raise UserError("the likelihood is measured on MNIST's 28 x 28 grey images, and this model makes "
-                        f"{c.image_size} x {c.image_size} images of {c.unet.channels} channel(s)")
-    if not 2 <= count <= len(test):
-        raise UserError(f"--images must be from 2 to {len(test)}, the test images of {test.source}, not {count}")
-    started, flow_count, null = time.monotonic(), max(2, count // 10), model.encode([""])
-
-    def with_caption(images: np.ndarray):
-        x_0 = to_device(to_float(images)[..., None], model.device)                  # (B, 28, 28, 1)
-        return x_0, tuple(a.repeat(len(images), axis=0) for a in null)
-
-    network = model.unguided()
+    network, null = model.likelihood_denoiser()
+    _check(model, test, count)
+    started, flow_count = time.monotonic(), max(2, count // 10)
     clipped = replace(network, clip=static_threshold)
-    decoder = DiscretisedGaussian(beta(model.schedule, 0, -1) ** 0.5)               # sigma_0
+    decoder = DiscretisedGaussian(beta(network.schedule, 0, -1) ** 0.5)             # sigma_0
 
-    # MNIST's later test images are harder than its first ones: a random part of them, not the beginning
-    chosen = test.images[np.random.default_rng([seed, 4]).permutation(len(test))[:count]]
+    # a random part of the test images, not the first ones: MNIST's later test images are harder
+    chosen = generator(seed, "images of a likelihood").permutation(len(test))[:count]
+
+    def with_condition(part: slice) -> tuple:
+        x_0 = to_device(test.images(chosen[part]), model.device)                    # (B, H, W, C)
+        return x_0, tuple(a.repeat(len(x_0), axis=0) for a in null)
+
     streams, bounds, flows = SampleStreams(seed, count), [], []
     for part in progress(_parts(count), "bound"):
-        x_0, cond = with_caption(chosen[part])
+        x_0, cond = with_condition(part)
         b = variational_bound(clipped, x_0, cond, streams=streams[part], decoder=decoder, variance=beta, terms=TERMS)
         bounds.append((b.prior, b.steps, b.decoder))
-    path = times(model.schedule, min(FLOW_STEPS + 1, model.schedule.T), "log_snr")
+    path = times(network.schedule, min(FLOW_STEPS + 1, network.schedule.T), "log_snr")
     for part in progress(_parts(flow_count), "flow"):
-        x_0, cond = with_caption(chosen[part])
+        x_0, cond = with_condition(part)
         eps = to_device(streams[part].normal(x_0.shape[1:]), model.device)
         b = flow_bound(network, x_0, path, cond, eps=eps, decoder=decoder,
                        divergence=Hutchinson.draw(streams[part], x_0))
         flows.append((b.flow, b.decoder))
 
-    bound = bits_per_dim(np.concatenate(bounds, axis=1), chosen[0].size)            # (3, count)
-    flow = bits_per_dim(np.concatenate(flows, axis=1), chosen[0].size)              # (2, flow_count)
+    D = math.prod(test.shape)
+    bound = bits_per_dim(np.concatenate(bounds, axis=1), D)                         # (3, count)
+    flow = bits_per_dim(np.concatenate(flows, axis=1), D)                           # (2, flow_count)
     if not (np.isfinite(bound).all() and np.isfinite(flow).all()):
         raise UserError("the likelihood is not finite: the model's weights are damaged")
     return Likelihood(
@@ -140,3 +138,12 @@ def _parts(count: int) -> list[slice]:
 def _mean_error(x: np.ndarray) -> tuple[float, float]:
     """The mean of x and its standard error."""
     return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5)
+
+
+def _check(model, test: Dataset, count: int) -> None:
+    """UserError unless the test images have the model's shape, and there are at least `count`."""
+    if tuple(model.config.shape) != tuple(test.shape):
+        raise UserError(f"the test images of {test.source} have the shape {tuple(test.shape)}, and the model makes "
+                        f"images of the shape {tuple(model.config.shape)}")
+    if not 2 <= count <= len(test):
+        raise UserError(f"--images must be from 2 to {len(test)}, the test images of {test.source}, not {count}")

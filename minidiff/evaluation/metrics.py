@@ -1,108 +1,124 @@
-"""Improved precision and recall: how many pictures look real, and how many real ones could have been drawn.
+"""Numbers that compare generated pictures with real ones, and with what their captions ask for.
+
+FID, the Frechet distance between Gaussians fitted to the features of both sets    (Heusel et al. 2017, eq. 6):
+
+    FID           = ||mu_1 - mu_2||^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
+
+Improved precision and recall: how many pictures look real, and how many real ones could have been generated:
 
     f(phi, Phi)   = 1 if ||phi - phi'|| <= ||phi' - NN_k(phi', Phi)|| for some phi' in Phi, else 0          (eq. 1)
     precision     = the mean of f(phi_g, Phi_r) over the fake features phi_g
     recall        = the mean of f(phi_r, Phi_g) over the real features phi_r                                (eq. 2)
 
-NN_k(phi', Phi) is the k-th nearest neighbour of phi' in Phi, itself not counted: the manifold of a set is guessed to
-be the balls around its points that reach so far.  FID is one number for both; guidance trades the one for the other.
+NN_k(phi', Phi) is the k-th nearest neighbour of phi' in Phi, itself not counted: a set's manifold is approximated by
+balls around its points, each with the radius to the k-th neighbour.  FID mixes the two; guidance trades one for the
+other.  All three depend on the features and on the number of points: compare sets of equal sizes.
 
-Both depend on the features, and rise with the number of points: compare sets of equal sizes, and put beside them what
-as many other real images get.  `measure` puts them beside accuracy and FID, for pictures and their captions.
+Captions: rates are over what was asked.  A caption that names no digit counts in no rate of digits, and one that
+mentions no width in no rate of widths.
 
-    Kynkaanniemi et al. 2019, arXiv 1904.06991
+    Heusel et al. 2017, arXiv 1706.08500;  Kynkaanniemi et al. 2019, arXiv 1904.06991
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from minidiff.data import attributes
-from minidiff.data import digit_captions as captions
+from minidiff.data import attributes, digit_captions
 
-if TYPE_CHECKING:
-    from minidiff.evaluation.judge import Judge
+ROWS = 512                                                  # of distances at a time: 40 MB for 10,000 features
 
-ROWS = 512                                                  # of distances at a time: 40 MB beside 10,000 features
+
+# --- features ---------------------------------------------------------------------------------------------
+
+def mean_cov(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean (D,) and the covariance (D, D) of features (N, D), in float64."""
+    features = features.astype(np.float64)
+    return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+def frechet_distance(mu1, S1, mu2, S2) -> float:
+    """||mu1 - mu2||^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)), between Gaussians; means (D,), covariances (D, D)."""
+    # (S1 S2)^(1/2) has the eigenvalues of (S1^(1/2) S2 S1^(1/2))^(1/2), which is symmetric
+    values, vectors = np.linalg.eigh(S1)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T                            # S1^(1/2)
+    trace = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
+    return float(((mu1 - mu2) ** 2).sum() + np.trace(S1) + np.trace(S2) - 2 * trace)
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """(precision, recall) of fake features (M, D) beside real ones (N, D), each a share of 1.
+    """(precision, recall) of fake features (M, D) compared with real ones (N, D), each a share of 1.
 
-    k: how far the ball around a point reaches, to its k-th nearest neighbour.  Distances are in float64, each from its
-    own differences, so that equal points are at a distance of exactly 0.  ValueError for sets of other shapes, of k
-    points or fewer, and for values that are not finite.
+    k: the radius of the ball around a point is the distance to its k-th nearest neighbour.  Distances are computed
+    from differences in float64, so that equal points are exactly 0 apart.  ValueError unless both sets are finite
+    numbers of as many features, with more than k points each.
     """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
-    real, fake = _features("real", real, k), _features("fake", fake, k)
-    if real.shape[1] != fake.shape[1]:
-        raise ValueError(f"real and fake must have as many features each, not {real.shape[1]} and {fake.shape[1]}")
+    real, fake = _check_features(real, fake, k)
     return _covered(fake, real, _radii(real, k)), _covered(real, fake, _radii(fake, k))
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """What `measure` finds; all but FID are shares of 1."""
-
-    digit: float                            # pictures whose digit, as the judge reads it, was asked for
-    agreement: float                        # of all the attributes asked for, those that measure as asked
-    fid: float                              # of the judge's features, against MNIST's test images
-    precision: float
-    recall: float
-
-    def row(self) -> str:
-        """The five as cells of a table."""
-        share = [f"{100 * value:.1f} %" for value in (self.digit, self.agreement, self.precision, self.recall)]
-        return " | ".join([*share[:2], f"{self.fid:.1f}", *share[2:]])
-
-
-def measure(images: np.ndarray, asked: Sequence[str], real: np.ndarray, judge: Judge) -> Fidelity:
-    """How faithful pictures (M, 28, 28, 1) in [-1, 1] are to their M captions, and to real ones.
-
-    real: the judge's features (N, 64) of real images that precision and recall compare with; N like M.
-    """
-    if len(images) != len(asked):
-        raise ValueError(f"asked must be one caption for each of the {len(images)} images, not {len(asked)}")
-    features, digits = judge.classifier.read(images)
-    wanted = [captions.parse(caption) for caption in asked]
-    found = attributes.name(attributes.measure(images))
-    hits = np.sum([attributes.agreement(words, seen) for (_, words), seen in zip(wanted, found, strict=True)], axis=0)
-    right = [digit == d for (digit, _), d in zip(wanted, digits, strict=True) if digit is not None]
-    precision, recall = precision_recall(real, features)
-    return Fidelity(float(np.mean(right)) if right else 1.0, float(hits[0] / hits[1]) if hits[1] else 1.0,
-                    judge.fid(features), precision, recall)
 
 
 def _radii(points: np.ndarray, k: int) -> np.ndarray:
     """||phi' - NN_k(phi')||^2 of each of the points (N, D): (N,)."""
-    # a row holds the point itself, at 0: whichever 0 is dropped, the k-th of the others is at place k
+    # a row holds the point itself, at distance 0; sorted, the k-th of the others is at place k
     return np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(points, points)])
 
 
 def _covered(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> float:
-    """The share of the points (M, D) that lie within the ball of one of the centres (N, D) at least."""
+    """The share of the points (M, D) that lie in the ball of at least one of the centres (N, D)."""
     return float(np.concatenate([(d <= radii).any(axis=1) for d in _distances(points, centres)]).mean())
 
 
-def _distances(a: np.ndarray, b: np.ndarray):
-    """||a_i - b_j||^2 of a (M, D) and b (N, D), some rows at a time: (ROWS, N)."""
+def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
+    """||a_i - b_j||^2 of a (M, D) and b (N, D), a few rows at a time: (ROWS, N)."""
     from scipy.spatial.distance import cdist
 
     return (cdist(a[i:i + ROWS], b, "sqeuclidean") for i in range(0, len(a), ROWS))
 
 
-def _features(name: str, features, k: int) -> np.ndarray:
-    features = np.asarray(features)
-    if features.ndim != 2 or len(features) <= k or features.shape[1] < 1:
-        raise ValueError(f"{name} must be features (N, D) with N of more than k = {k}, not {features.shape}")
-    if features.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be numbers, not {features.dtype}")
-    features = features.astype(np.float64)
-    if not np.isfinite(features).all():
-        raise ValueError(f"{name} must be finite, and holds NaN or infinity")
-    return features
+# --- captions ---------------------------------------------------------------------------------------------
+
+def digits_right(captions: Sequence[str], digits: np.ndarray) -> np.ndarray:
+    """For each caption that names a digit, whether its picture shows it; digits (N,) are those of the pictures.
+
+    The result, (M,) bool, is shorter than the captions where some name no digit.
+    """
+    asked = [digit_captions.parse(caption)[0] for caption in captions]
+    return np.array([digit == shown for digit, shown in zip(asked, digits, strict=True) if digit is not None], bool)
+
+
+def attribute_matches(captions: Sequence[str], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(matches, wanted), each (N, 3) bool: which of thickness, slant and width a caption asks for, and which of these
+    its image (H, W, 1) in [-1, 1] has."""
+    asked = np.array([digit_captions.parse(caption)[1] for caption in captions]).reshape(-1, 3)
+    found = np.array(attributes.name(attributes.measure(images))).reshape(-1, 3)
+    wanted = asked != ""
+    matches = wanted & (asked == found)
+    return matches, wanted
+
+
+def share(right: np.ndarray) -> float:
+    """The share of True in an array of bool; 1 for an empty one, because nothing that was asked is wrong."""
+    return float(right.mean()) if right.size else 1.0
+
+
+# --- checks -----------------------------------------------------------------------------------------------
+
+def _check_features(real, fake, k: int) -> list[np.ndarray]:
+    """Both sets in float64; ValueError as `precision_recall` says."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
+    checked = []
+    for name, features in (("real", np.asarray(real)), ("fake", np.asarray(fake))):
+        if features.ndim != 2 or len(features) <= k or features.shape[1] < 1:
+            raise ValueError(f"{name} must be features (N, D) with N of more than k = {k}, not {features.shape}")
+        if features.dtype.kind not in "fiu":
+            raise ValueError(f"{name} must be numbers, not {features.dtype}")
+        if not np.isfinite(features).all():
+            raise ValueError(f"{name} must be finite, and holds NaN or infinity")
+        checked.append(features.astype(np.float64))
+    if checked[0].shape[1] != checked[1].shape[1]:
+        raise ValueError("real and fake must have as many features each, "
+                         f"not {checked[0].shape[1]} and {checked[1].shape[1]}")
+    return checked

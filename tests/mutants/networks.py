@@ -7,7 +7,7 @@ LAYERS, MODULE, OPTIM, UNET, TRANSFORMER = ("nn/layers.py", "nn/module.py", "nn/
 TOKENIZER, ENCODER, CLIP, SYSTEM = ("text/tokenizer.py", "text/encoder.py", "text/clip.py",
                                     "systems/text_to_image.py")
 PRECISION, IMAGE_TOWER, QUANTISE = "nn/precision.py", "nn/image_tower.py", "nn/quantise.py"
-TRAIN, FIT, CHECKPOINT, EVALUATE = "training/main_job.py", "training/trainer.py", "checkpoint.py", "evaluation/judge.py"
+TRAIN, FIT, CHECKPOINT, EVALUATE = "training/main_job.py", "training/trainer.py", "checkpoint.py", "evaluation/metrics.py"
 PIXELS, CAPTIONS, ATTRIBUTES, CAPTIONED = ("data/pixels.py", "data/digit_captions.py", "data/attributes.py",
                                            "data/digits.py")
 
@@ -407,6 +407,9 @@ BUGS = [
         "np.cov(features, rowvar=False)",
         "np.cov(features.T, rowvar=False)"),
     Bug("agreement counts what was not asked for", EVALUATE,
-        "[a and a == f for a, f in",
-        "[a == f for a, f in"),
+        "matches = wanted & (asked == found)",
+        "matches = asked == found"),
+    Bug("captions that ask for no word count in a rate", EVALUATE,
+        'wanted = asked != ""',
+        "wanted = np.ones(asked.shape, bool)"),
 ]
