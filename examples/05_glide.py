@@ -19,7 +19,7 @@ from minidiff.data import mnist
 from minidiff.data.pixels import to_float
 from minidiff.diffusion.gaussian import q_sample, score_from_x0
 from minidiff.errors import run_main
-from minidiff.evaluation.judge import evaluate
+from minidiff.evaluation import evaluate
 from minidiff.systems.glide import GLIDE
 from minidiff.systems.text_to_image import TextToImage
 

@@ -9,7 +9,7 @@ Row 4   the paper's improvement: CLIP chooses the best of --rerank such candidat
 Row 5   a later improvement: one candidate, drawn with classifier-free guidance
 
 The effect of both improvements, measured by `evaluate(DALLE.load(), count=N, options=...)` of
-minidiff/evaluation/judge.py, with the standard error of N captions (2026-11-23, the shipped weights; times on 1 core of
+minidiff/evaluation, with the standard error of N captions (2026-11-23, the shipped weights; times on 1 core of
 an AMD EPYC (Zen 4), shared with other work):
 
     options                                      N    digit read right   attributes   seconds an image

@@ -23,7 +23,7 @@ from minidiff.diffusion.cascade import resized
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import run_main
-from minidiff.evaluation.judge import Judge
+from minidiff.evaluation.judge import fid, load_judge
 from minidiff.systems.imagen import PROMPTS, Imagen
 from minidiff.training.run import run
 
@@ -77,16 +77,16 @@ def probe(model: Imagen, seed: int, count: int = 1000) -> float:
 
 def table(model: Imagen, count: int, scales, seed: int, pace: dict) -> list[tuple]:
     """Accuracy, FID, white pixels and median pixel for captions of real images, by scale, threshold and level."""
-    judge, real, rng = Judge.load(), mnist.packed(), np.random.default_rng([seed, 3])
+    judge, real, rng = load_judge(), mnist.packed(), np.random.default_rng([seed, 3])
     chosen = rng.permutation(len(real.labels))[:count]
     words = attributes.name(attributes.measure(real.images[chosen]))
     prompts = [captions.caption(rng, int(real.labels[i]), w) for i, w in zip(chosen, words, strict=True)]
     digits, rows = real.labels[chosen], []
 
     def add(scale: str, threshold: str, aug_level: str, x: np.ndarray) -> None:
-        features, read = judge.classifier.read(x)
+        features, read = judge.read(x)
         rows.append((scale, threshold, aug_level, f"{100 * (read == digits).mean():.1f} %",
-                     f"{judge.fid(features):.1f}", f"{100 * (x > 0.98).mean():.1f} %", f"{np.median(x):.2f}"))
+                     f"{fid(judge, features):.1f}", f"{100 * (x > 0.98).mean():.1f} %", f"{np.median(x):.2f}"))
         print("| " + " | ".join(rows[-1]) + " |", flush=True)
     print("| scale | threshold | aug_level | digit | FID | white | median pixel |\n|---|---|---|---|---|---|---|")
     add("MNIST", "", "", to_float(real.images[chosen])[..., None])

@@ -21,8 +21,11 @@ from tqdm import tqdm
 from minidiff import pictures, systems
 from minidiff.data import mnist
 from minidiff.engine.backend import keep_freed_memory
+from minidiff.engine.random import generator
 from minidiff.errors import run_main
-from minidiff.evaluation.judge import BATCH, Judge, SampleStreams, evaluate, fidelity
+from minidiff.evaluation import evaluate
+from minidiff.evaluation.judge import load_judge
+from minidiff.evaluation.report import compare_with_real, draw
 from minidiff.files import write_json, write_whole
 from minidiff.training import run as stages
 
@@ -57,20 +60,19 @@ def needs_of(name: str, options: dict) -> list[str]:
 
 def measure(name: str, options: dict, count: int) -> dict:
     """One row, as plain numbers."""
-    model, judge = systems.load_system(name), Judge.load()
+    model = systems.load_system(name)
     seconds = model.notes.get("seconds") or {"all": model.notes.get("train_seconds", float("nan"))}
     needs = needs_of(name, options)
     row = {"needs": needs, "parameters": model.parameter_count(), "minutes": sum(seconds.values()) / 60}
+
+    def progress(batches):
+        return tqdm(batches, desc=name, unit="batch")
     if name == "ddpm":                                      # takes no caption
-        batches = [slice(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
-        streams = SampleStreams(0, count)
-        images = np.concatenate([model.sample([""] * (b.stop - b.start), streams=streams[b], **options)
-                                 for b in tqdm(batches, desc=name, unit="batch")])
-        features, _ = judge.classifier.read(images)
-        return row | fidelity(judge, features, mnist.packed(), np.random.default_rng(0))
-    report = evaluate(model, count=count, options=options, judge=judge,
-                      progress=lambda batches: tqdm(batches, desc=name, unit="batch"))
-    return row | report.as_dict()
+        judge = load_judge()
+        features, _ = judge.read(draw(model, [""] * count, options, 0, progress))
+        rng = generator(0, "pixels of an evaluation's ceiling")
+        return row | compare_with_real(judge, features, mnist.packed(), rng)
+    return row | evaluate(model, count=count, options=options, progress=progress).as_dict()
 
 
 def pace(name: str, options: dict, count: int) -> float:

@@ -24,7 +24,7 @@ from minidiff.data import mnist  # noqa: E402
 from minidiff.data.pixels import to_float  # noqa: E402
 from minidiff.diffusion import samplers  # noqa: E402
 from minidiff.diffusion.schedules import Schedule  # noqa: E402
-from minidiff.evaluation.judge import Judge  # noqa: E402
+from minidiff.evaluation.judge import load_judge  # noqa: E402
 from minidiff.systems.text_to_image import TextToImage  # noqa: E402
 
 
@@ -199,7 +199,7 @@ def test_accuracy_is_the_share_read_as_asked():
             asked = (time_to_quality.digits_of(prompts) + self.ways[way]) % 10
             pictures = np.stack([data.images[np.flatnonzero(data.labels == digit)[0]] for digit in asked])
             return to_float(pictures)[..., None]
-    prompts, judge = [str(i % 10) for i in range(100)], Judge.load()
+    prompts, judge = [str(i % 10) for i in range(100)], load_judge()
     found, shown = time_to_quality.accuracy(Copier(), prompts, judge, 0.95, whole=False)
     assert found == {"accuracy": 1.0, "error": 0.0, "count": 100, "way": "right"} and shown.shape == (10, 28, 28, 1)
     Copier.ways = {"wrong": 1}
