@@ -1,23 +1,24 @@
-"""Does a noise schedule keep the laws of q(x_t | x_0)?  For whoever wants to check, on any table of betas.
+"""Does a noise schedule keep the laws of q(x_t | x_0)?  A check for any table of betas.
 
     from minidiff import verify
     rows = verify.report(schedules.cosine())
     print(verify.table(rows))
 
-A law is an equation. What minidiff's own functions give on the schedule's table stands on one side, `measured`;
-what the definition of the chain gives by another way stands on the other, `expected`:
+A law is an equation. On one side, `measured`, is what minidiff's functions compute from the schedule's table. On the
+other, `expected`, is what follows from the definition of the chain by an independent calculation:
 
     x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z,   z ~ N(0, I)                                   DDPM eq. 2
 
-The error may be as large as the rounding of float64 makes it (or chance, where numbers are drawn), and each row
-says how large that is. Read in this order:
+Each row states the tolerance: the rounding of float64, or chance where random numbers are drawn. Read in this order:
 
-    forward.py    single steps compose to q(x_t | x_0); the SNR falls, to noise
-    reverse.py    Bayes, the posterior, the four names of a prediction, the best denoiser, the bound
-    sampling.py   what one step of a sampler does to the marginals, and that no noise is left at the end
-    rows.py       a row, how two sides are compared, and the table
-    own.py        the reader's own schedule, from a file or a function
-    watch.py      pictures: the marginals over t, and one image as it drowns
+    rows.py             a row, how the two sides are compared, a law, and the table
+    forward.py          single steps compose to q(x_t | x_0); the SNR falls until only noise is left
+    reverse.py          Bayes, the posterior, the four forms of a prediction, the best denoiser, the bound
+    scheduler/          the laws of schedulers, whoever wrote them
+    sampling.py         the same laws for each registered sampler, and the exact steps of our own
+    loading.py          imports MODULE:NAME
+    user_schedule.py    the user's own schedule, from a file or a function
+    watch.py            pictures: the marginals over t, and one image as noise is added to it
 """
 
 import numpy as np
@@ -31,18 +32,18 @@ from minidiff.verify.sampling import SAMPLING
 __all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "as_dicts", "report", "skipped", "table"]
 
 LAWS = (*FORWARD, *REVERSE, *SAMPLING)                      # the rows of each: (schedule, rng) -> rows
-# Which of the streams of a seed: chosen by hand, so that seed 0 draws no rare number on the default schedule. Whoever
-# wants numbers that nobody chose takes another seed.
+# The stream of a seed. It was chosen by hand so that seed 0 draws no rare number on the default schedule; use another
+# seed for numbers that nobody chose.
 STREAM = 1
 
 
 def report(schedule: Schedule, *, betas=None, seed: int = 0) -> list[Row]:
     """One row for each equation that a schedule must satisfy; `table` prints them.
 
-    betas: (T,), what the schedule was made from, where it was made from betas; its table is then held to them.
-    TypeError where schedule is no Schedule, ValueError where betas are not T numbers.
-    A row passes, fails, or says why it does not apply. The drawn numbers come from `seed`; with any seed, a
-    schedule that keeps every law is called broken by chance at most once in a million reports.
+    betas: (T,), if the schedule was made from betas; its table is then compared with them.
+    TypeError if schedule is no Schedule, ValueError if betas are not T numbers.
+    A row passes, fails, or says why it does not apply. The random numbers come from `seed`. For any seed, a schedule
+    that keeps every law is reported as broken by chance in at most one of a million reports.
     """
     if not isinstance(schedule, Schedule):
         raise TypeError("schedule must be a Schedule, such as schedules.from_betas([...]), "

@@ -1,4 +1,4 @@
-"""What a user names by MODULE:NAME on the command line: imported, and whatever goes wrong told in one sentence.
+"""Imports what a user names by MODULE:NAME on the command line. Every failure is one sentence.
 
     load_named("my_schedules:betas", "--python")         my_schedules.py of the current folder, or an installed module
 """
@@ -12,11 +12,11 @@ from minidiff.errors import UserError
 
 
 def load_named(what: str, option: str) -> object:
-    """What the module calls NAME. The current folder is looked in first, as by `python -m`.
+    """The object NAME of the module. The current folder is searched first, as by `python -m`.
 
-    what: "MODULE:NAME", where MODULE may have dots. option: who asks, such as "--python", for the sentence.
-    The module is the caller's own code, and runs. UserError where `what` is written otherwise, where the module is
-    not there or raises anything at all, SystemExit too, and where it has no NAME.
+    what: "MODULE:NAME", where MODULE may have dots. option: the option that was given, such as "--python".
+    The module's code is run. UserError if `what` has another form, if the module is not found, if it raises anything
+    (SystemExit included), or if it has no NAME.
     """
     module, _, name = what.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
@@ -24,8 +24,8 @@ def load_named(what: str, option: str) -> object:
     here, top, nothing = os.getcwd(), module.split(".")[0], object()
     sys.path.insert(0, here)
     try:
-        importlib.invalidate_caches()                       # a file written a moment ago is seen, too
-        # a module may make its names as they are asked for, and fail there
+        importlib.invalidate_caches()                       # finds a file that was just written
+        # a module may define __getattr__, which may raise
         found = getattr(importlib.import_module(module), name, nothing)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == top:
@@ -34,7 +34,7 @@ def load_named(what: str, option: str) -> object:
             why = brief(error)
         raise UserError(f"module {module} cannot be imported: {why}") from error
     finally:
-        with contextlib.suppress(ValueError):               # the module may have taken it away itself
+        with contextlib.suppress(ValueError):               # the module itself may have removed it
             sys.path.remove(here)
     if found is nothing:
         raise UserError(f"module {module} has no {name}")

@@ -1,11 +1,11 @@
-"""The reader's own schedule: betas or alpha_bar from a file, or whatever a Python function returns.
+"""The user's own schedule: betas or alpha_bar from a file, or what a Python function returns.
 
     betas.npy     one array (T,)
     betas.csv     one number a line, or all in one line; a first line without numbers is a header
     betas.json    [0.0001, ...], or {"betas": [0.0001, ...]}
 
-What cannot be a schedule is refused in one sentence (UserError) that names the entry. What can be one is taken, also
-where it keeps signal to its end: that is for `report` to say.
+Input that cannot be a schedule is refused in one sentence (UserError) that names the entry. A schedule that keeps
+signal to its end is accepted: `report` says so among the laws.
 """
 
 import io
@@ -27,10 +27,10 @@ NAMES = {type(None): "null", bool: "a truth value", str: "a string", dict: "an o
 
 
 class UserSchedule(NamedTuple):
-    """The reader's schedule, how it was read, and the betas (T,) that it was made from, if it was."""
+    """The schedule, in words where it came from, and the betas (T,) that it was made from, if it was."""
 
     schedule: Schedule
-    said: str
+    description: str
     betas: np.ndarray | None = None
 
 
@@ -42,17 +42,17 @@ def from_file(path: str | os.PathLike, key: str) -> UserSchedule:
         raise UserError(f"{shown} takes one of the endings {', '.join(readers)}")
     try:
         numbers, how = readers[suffix](_bytes(Path(path)), key)
-        return _own(numbers, key, Path(path).name, f"{key} from {shown}: {how}")
+        return _user_schedule(numbers, key, Path(path).name, f"{key} from {shown}: {how}")
     except OSError as error:
         raise UserError(f"{shown} cannot be read: {error.strerror}") from error
-    except ValueError as error:                             # UserError, too: each says what, and this says where
+    except ValueError as error:                             # UserError as well; add the file's name
         raise UserError(f"{shown}: {error}") from error
 
 
 def from_function(spec: str) -> UserSchedule:
     """The schedule that `module:function` makes: function() returns betas (T,), or a Schedule of minidiff's.
 
-    The module is looked for in the current folder, too, as by `python -m`. It is the caller's own code, and runs.
+    The module is also searched in the current folder, as by `python -m`. Its code is run.
     """
     function = load_named(spec, "--python")
     if not callable(function):
@@ -64,20 +64,16 @@ def from_function(spec: str) -> UserSchedule:
     if isinstance(result, Schedule):
         return UserSchedule(result, f"the schedule {ascii(result.name)} from {spec}()")
     numbers = _array(result)
-    if numbers.dtype.kind not in "fiu" or numbers.ndim != 1:
-        what = f"an array of {numbers.dtype}, shape {numbers.shape}" if numbers.dtype.kind in "fiucbSU" else \
-            f"a {type(result).__name__} that is not all numbers"
-        raise UserError(f"{spec}() must return betas, numbers of shape (T,), or a minidiff Schedule, "
-                        f"and returned {what}")
+    _check_returned(spec, result, numbers)
     try:
-        return _own(numbers, "betas", spec, f"betas from {spec}()")
+        return _user_schedule(numbers, "betas", spec, f"betas from {spec}()")
     except ValueError as error:
         raise UserError(f"{spec}(): {error}") from error
 
 
 def notes(schedule: Schedule) -> list[str]:
-    """What is lawful and unusual, one sentence each."""
-    # a beta read off the table is off by eps
+    """Remarks on what is allowed but unusual, one sentence each."""
+    # a beta computed from the table has an error of about eps
     falls = np.flatnonzero(np.diff(schedule.betas) < -1e-12) + 1
     if not falls.size:
         return []
@@ -108,7 +104,7 @@ def _npy(data: bytes, key: str) -> tuple[np.ndarray, str]:
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, _, dtype = header(file)
-    except Exception as error:                              # whatever damage makes of the header
+    except Exception as error:                              # a damaged header may raise anything
         raise UserError("it is no .npy file that numpy.save wrote") from error
     if dtype.kind not in "fiu" or len(shape) != 1:
         what = "pickled objects" if dtype.hasobject else f"an array of {dtype}, shape {shape}"
@@ -149,7 +145,7 @@ def _json(data: bytes, key: str) -> tuple[np.ndarray, str]:
         value = json.loads(_text(data))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"it is no JSON ({error})") from error
-    except ValueError as error:                             # of more digits than Python reads
+    except ValueError as error:                             # an integer with more digits than Python reads
         raise UserError("it holds an integer too large for a float") from error
     where = "a list"
     if isinstance(value, dict):
@@ -170,22 +166,30 @@ def _json(data: bytes, key: str) -> tuple[np.ndarray, str]:
 # ---- numbers -----------------------------------------------------------------------------------------------
 
 
-def _own(numbers: np.ndarray, key: str, name: str, said: str) -> UserSchedule:
+def _user_schedule(numbers: np.ndarray, key: str, name: str, description: str) -> UserSchedule:
     """Raises ValueError, in a sentence that names the entry."""
     if numbers.size == 0:
         raise UserError("it holds no number, and at least one is taken: T = 0 is no schedule")
     if numbers.size > MOST_TIMES:
         raise UserError(_too_many(numbers.size))
     if key == "alpha_bar":
-        return UserSchedule(Schedule(numbers, name), said)
-    betas = np.array(numbers, np.float64)                   # a copy, for `report` to hold the table to
-    return UserSchedule(from_betas(numbers, name, allow_signal=True), said, betas)
+        return UserSchedule(Schedule(numbers, name), description)
+    betas = np.array(numbers, np.float64)                   # a copy, with which `report` compares the table
+    return UserSchedule(from_betas(numbers, name, allow_signal=True), description, betas)
+
+
+def _check_returned(spec: str, result, numbers: np.ndarray) -> None:
+    if numbers.dtype.kind not in "fiu" or numbers.ndim != 1:
+        what = f"an array of {numbers.dtype}, shape {numbers.shape}" if numbers.dtype.kind in "fiucbSU" else \
+            f"a {type(result).__name__} that is not all numbers"
+        raise UserError(f"{spec}() must return betas, numbers of shape (T,), or a minidiff Schedule, "
+                        f"and returned {what}")
 
 
 def _array(result) -> np.ndarray:
     try:
         return np.asarray(result)
-    except Exception:                                       # a ragged list, or an object that will not be an array
+    except Exception:                                       # a ragged list, or an object that is no array
         return np.asarray(None)
 
 
