@@ -213,7 +213,8 @@ def test_codes_are_revived_during_training_by_the_steps_own_random_numbers(data)
             batch(Step(0, 1, n, 100, size=4))
         codebooks.append(system.codebook.codes.data)
     assert np.array_equal(*codebooks) and np.abs(codebooks[0]).max() < 40
-    dead = system.codebook.codes.data = codebooks[0] + 50
+    dead = codebooks[0] + 50
+    system.codebook.codes.data = dead.copy()                        # codes are revived in place
     for n in range(71, 171):
         batch(Step(0, 1, n, 100, size=4))                           # late: the codebook settles
     assert np.array_equal(system.codebook.codes.data, dead)
