@@ -19,6 +19,7 @@ from minidiff.data.digits import Digits
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.errors import run_main
 from minidiff.evaluation.fidelity import Fidelity, measure
+from minidiff.evaluation.judge import load_judge
 
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "a narrow, right-leaning five",
            "a heavy four", "8")
@@ -27,7 +28,7 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
 def main(scales=(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), algorithms=(1, 2), *, count: int = 300, steps: int = 30,
          model: str | None = None, out: str = "classifier_guidance.png") -> dict[tuple[int, float], Fidelity]:
     pictures.check_writable(out)                            # fails now, not after the work
-    adm, judge = systems.load_system("adm", model), systems.load_system("digit-classifier")
+    adm, judge = systems.load_system("adm", model), load_judge()
 
     # --- captions of `count` real images, the same at every scale, and as many other real images ---
     rng, real = np.random.default_rng(0), Digits.of(mnist.packed(), held_out=True)

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minidiff import pictures, systems
+from minidiff import pictures
 from minidiff.data import mnist
 from minidiff.data.dataset import Dataset, load_dataset
 from minidiff.data.digits import Digits
 from minidiff.errors import run_main
 from minidiff.evaluation.fidelity import Fidelity, measure
+from minidiff.evaluation.judge import load_judge
 from minidiff.nn.unet import UNetConfig
 from minidiff.pictures import plots
 from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
@@ -46,7 +47,7 @@ def main(drops=(0.0, 0.1, 0.2, 0.5), scales=(0.0, 1.0, 2.0, 3.0, 5.0, 8.0), *, s
          count: int = 300, sample_steps: int = 10, data: str | None = None, runs: str = "runs/guidance-tradeoff",
          out: str = "cfg_tradeoff.png", config: TextToImageConfig = CONFIG) -> dict[tuple[float, float], Fidelity]:
     pictures.check_writable(out)                            # fails now, not after the work
-    judge, train = systems.load_system("digit-classifier"), load_dataset(data)
+    judge, train = load_judge(), load_dataset(data)
     options = TrainOptions(steps=steps, batch=batch)
 
     # --- captions of `count` real images, the same at every point, and as many other real images ---

@@ -31,6 +31,7 @@ from minidiff.data.digits import Digits
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError, run_main
 from minidiff.evaluation.fidelity import measure
+from minidiff.evaluation.judge import load_judge
 from minidiff.systems.dalle2 import PRIORS
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]
@@ -41,7 +42,7 @@ def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", 
     pictures.check_writable(out)                            # fails now, not after the work
     if count < 4:
         raise UserError(f"count must be at least 4, the number of images that are interpolated, not {count}")
-    model, judge = systems.load_system("dalle2", weights), systems.load_system("digit-classifier")
+    model, judge = systems.load_system("dalle2", weights), load_judge()
     rng, real = np.random.default_rng(seed), Digits.of(mnist.packed(), held_out=True)
     chosen = rng.permutation(len(real))[:count]
     asked = [real.caption(i, rng) for i in chosen]

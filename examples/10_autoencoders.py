@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff import pictures, systems
+from minidiff import pictures
 from minidiff.data import mnist
 from minidiff.data.dataset import Dataset, load_dataset
 from minidiff.data.digits import Digits
 from minidiff.errors import run_main
+from minidiff.evaluation.judge import load_judge
 from minidiff.evaluation.reconstruction import Reconstruction, measure
 from minidiff.systems.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder
 from minidiff.training.run import TrainOptions, run
@@ -42,7 +43,7 @@ def row(name: str, r: Reconstruction) -> str:
 def main(count: int = 2000, effort: float = 1.0, data: str | None = None, runs: str = "runs",
          out: str = "autoencoders.png", configs=(None, None)) -> dict[str, Reconstruction]:
     pictures.check_writable(out)                            # fails now, not after the training
-    train, judge = load_dataset(data), systems.load_system("digit-classifier")
+    train, judge = load_dataset(data), load_judge()
     kl, vq = (trained(kind, runs, train, effort, config)
               for kind, config in zip((KLAutoencoder, VQAutoencoder), configs, strict=True))
     test = load_dataset(data, "test") if data else Digits.of(mnist.packed(), held_out=True)

@@ -3,9 +3,12 @@
 from support import small_systems, tiny
 from support.examples import EXAMPLES, load
 
+from minidiff import systems
+
 
 def test_classifier_guidance(tmp_path, monkeypatch, capsys):
-    small_systems.ship(monkeypatch)
+    load_system, small = systems.load_system, {"adm": small_systems.small("adm")}
+    monkeypatch.setattr(systems, "load_system", lambda name, path=None: small.get(name) or load_system(name, path))
     measured = load("04_classifier_guidance").main((0.0, 2.0), (2, 1), count=6, steps=2, out=str(tmp_path / "g.png"))
     assert list(measured) == [(2, 0.0), (2, 2.0), (1, 0.0), (1, 2.0)]
     assert all(0 <= m.digit <= 1 and 0 <= m.recall <= 1 and m.fid > 0 for m in measured.values())
@@ -13,7 +16,6 @@ def test_classifier_guidance(tmp_path, monkeypatch, capsys):
 
 
 def test_guidance_tradeoff(tmp_path, monkeypatch, capsys):
-    small_systems.ship(monkeypatch)
     example = load("06_guidance_tradeoff")
     monkeypatch.setattr(example, "load_dataset", lambda folder: tiny.digits())
     options = {"steps": 2, "batch": 4, "count": 6, "sample_steps": 2, "runs": str(tmp_path / "runs"),

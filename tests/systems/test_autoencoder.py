@@ -299,7 +299,6 @@ def test_any_encoder_and_decoder_of_these_shapes_can_be_used(data):
 
 
 def test_the_example(tmp_path, monkeypatch, data):
-    small_systems.ship(monkeypatch)
     example = load("10_autoencoders")
     monkeypatch.setattr(example, "load_dataset", lambda *a: data)
     options = {"count": 150, "effort": 0.5, "runs": str(tmp_path), "out": str(tmp_path / "a.png"), "configs": (KL, VQ)}
