@@ -1,9 +1,9 @@
-"""The command line's part for ranks that mpiexec started: they speak with one voice, and end together.
+"""A command on the ranks that mpiexec started: one rank prints, and all end together.
 
-    all fail            (a mistake in an argument)          the first rank says it, and all leave with its status
-    one fails           (a disk, memory, a mistake here)    it says what in one sentence, and ends the others
-    one is killed       mpiexec kills the others, too, and who could speak is dead: a helper beside the first rank,
-                        which waits for nothing else, says how to go on
+    all fail            (a wrong argument)          the first rank reports it, and all exit with its status
+    one fails           (a disk, memory, a bug)     it reports why in one sentence, and ends the others
+    one is killed       mpiexec kills the others too, so that no rank can report it: a helper process of the first rank,
+                        which does nothing else, says how to resume
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minidiff.errors import UserError
 from minidiff.training.ranks import rank_and_size, ranks
 
 GRACE = 3.0                                                 # seconds in which all have failed, if they fail alike
-GO_ON = "if it had saved a state, go on from it with --resume"
+GO_ON = "if it had saved a state, resume from it with --resume"
 
 
 def together(main: Callable[[], int]) -> int:
@@ -49,25 +49,25 @@ def together(main: Callable[[], int]) -> int:
 
 
 def _status_of(main: Callable[[], int]) -> tuple[int, str]:
-    """main's status, and what is to be said where it raised."""
+    """main's status, and the message where it raised."""
     try:
-        ranks()                                             # UserError before all else, if they cannot be joined
+        ranks()                                             # UserError first of all, if they cannot be joined
         return main(), ""
-    except SystemExit as stop:                              # of the parser of arguments
+    except SystemExit as stop:                              # of the argument parser
         return stop.code if isinstance(stop.code, int) else 2, ""
     except UserError as error:
         print(f"minidiff: {error}", file=sys.stderr)
         return 2, str(error)
-    except Exception as error:                              # a mistake of ours: all that is known of it
+    except Exception as error:                              # a bug of ours: report all that is known
         traceback.print_exc()
         return 2, f"{type(error).__name__}: {error}"
 
 
 def _leave(status: int, words: str, said: str) -> None:
-    """Waits until all ranks are here; one that failed waits for GRACE, then says so and ends the others."""
+    """Waits until all ranks are here; one that failed waits for GRACE seconds, then reports it and ends the others."""
     try:
         own = ranks()
-    except UserError:                                       # nobody can be asked, and all of them know it
+    except UserError:                                       # no rank can ask another, and all of them fail alike
         return
     failed = status != 0
     words = words or " ".join(said.split("minidiff: ")[-1].split())
@@ -76,35 +76,35 @@ def _leave(status: int, words: str, said: str) -> None:
     while not there.Test():
         if failed and time.monotonic() > deadline:
             _say(own, words, said, f", and the {own.size} were stopped: {GO_ON}")
-            time.sleep(0.5)                                 # until mpiexec has handed it on, which it may not once told
+            time.sleep(0.5)                                 # until mpiexec has passed the message on
             with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 2)                # MPI's own words on it
+                os.dup2(nowhere.fileno(), 2)                # silences MPI's own message
             own.comm.Abort(status)
-        time.sleep(0.01)                                    # not MPI's wait, which would keep a core busy
-    if failed and not everyones[:own.rank].any():           # else it is said
+        time.sleep(0.01)                                    # MPI's own wait would keep a core busy
+    if failed and not everyones[:own.rank].any():           # else a rank before it reports
         _say(own, words, said, "")
 
 
 def _say(own, words: str, said: str, what_then: str) -> None:
-    """What this rank failed by, in one sentence; the first has said it already, and where it came from."""
+    """Reports in one sentence why this rank failed; the first rank has printed its own reason already."""
     if own.rank == 0:
         if what_then:
-            sys.__stderr__.write(f"minidiff: rank 0 failed so{what_then}\n")
+            sys.__stderr__.write(f"minidiff: rank 0 failed in this way{what_then}\n")
     else:
-        at = said.find("Traceback (")                       # a bar may stand on this line
+        at = said.find("Traceback (")                       # a progress bar may stand on this line
         sys.__stderr__.write("\n" + (said[at:] if at >= 0 else "") +
                              f"minidiff: rank {own.rank} failed ({words}){what_then}\n")
     sys.__stderr__.flush()
 
 
 class _Helper:
-    """A process that speaks if this one ends without having dismissed it: killed, it could not say a word itself.
+    """A process that prints a message if this one ends without dismissing it, as when this one is killed.
 
-    It is in a session of its own, which a signal to the ranks does not reach.
+    It has a session of its own, so that a signal to the ranks does not reach it.
     """
 
     def __init__(self, size: int):
-        words = (f"\nminidiff: the run was broken off: one of its {size} ranks was killed or crashed, and mpiexec "
+        words = (f"\nminidiff: the run was cut off: one of its {size} ranks was killed or crashed, and mpiexec "
                  f"ended the others; {GO_ON}\n")
         code = "import os, sys\nif not os.read(0, 1): os.write(2, sys.argv[1].encode())"
         self.process = subprocess.Popen([sys.executable, "-ISc", code, words], stdin=subprocess.PIPE,

@@ -1,14 +1,14 @@
-"""One training run on several processes, its ranks: each learns from its part of the batch, and all step alike.
+"""One training run on several processes, called ranks: each learns from its shard of the batch, and all step alike.
 
     rank r of R     has the samples  B r/R ... B (r+1)/R - 1  of the batch, a share s_r of its B
     g = sum_r s_r g_r,   L = sum_r s_r L_r                  g_r, L_r: means over rank r's samples
 
 The sums are one Allreduce over one buffer, [g_1 ... g_P, L, how many ranks want to stop].  Every rank draws the same
-batch and makes the same step with the same sum, so that nothing else need be exchanged: the weights of all ranks are
-the same bits, and those of one process with the whole batch to rounding.
+batch and makes the same step with the same sum.  Nothing else is exchanged: the weights of all ranks are the same bits,
+and equal those of one process with the whole batch up to rounding.
 
-mpiexec starts the ranks, mpi4py carries the sums; without mpiexec it is never imported.  Only the main thread calls
-MPI (MPI_THREAD_FUNNELED): the threads of parallel.py compute, and have come to rest by then.
+mpiexec starts the ranks, and mpi4py computes the sums; without mpiexec it is never imported.  Only the main thread
+calls MPI (MPI_THREAD_FUNNELED); the threads of parallel.py have finished by then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLACES = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_S
 
 
 def rank_and_size() -> tuple[int, int]:
-    """(rank, number of ranks) as mpiexec told this process, (0, 1) where no mpiexec did."""
+    """(rank, number of ranks) as mpiexec set them for this process; (0, 1) without mpiexec."""
     for rank, size in _PLACES:
         if os.environ.get(rank, "").isdecimal() and os.environ.get(size, "").isdecimal():
             return int(os.environ[rank]), int(os.environ[size])
@@ -37,19 +37,19 @@ def rank_and_size() -> tuple[int, int]:
 
 
 class SingleProcess:
-    """A process by itself: the whole batch is its part, and the means are its own."""
+    """A run of one process: the whole batch is its shard, and the means are its own."""
 
     rank, size = 0, 1
 
     def shard(self, count: int) -> slice:
-        """The samples of a batch of `count` that this rank learns from; UserError where a rank would have none."""
+        """The samples of a batch of `count` that this rank learns from; UserError if a rank would have none."""
         return slice(0, count)
 
     def mean(self, loss, grads: Sequence, share: float, stop: bool) -> tuple[Any, Sequence, bool]:
-        """(loss, gradients, whether any rank wants to stop) of the whole batch, from those of each rank's part.
+        """(loss, gradients, whether any rank wants to stop) of the whole batch, from those of each rank's shard.
 
-        loss: a number, or on a GPU an array of shape ().  share: this rank's, of the batch.  The gradients may lie in
-        memory that the next call writes to.
+        loss: a number, or on a GPU an array of shape ().  share: this rank's share of the batch.  The next call may
+        overwrite the gradients that this one returns.
         """
         return loss, grads, stop
 
@@ -57,26 +57,26 @@ class SingleProcess:
         """UserError unless fingerprint() is the same on all ranks."""
 
     def in_turn(self, load: Callable) -> Any:
-        """load(), on rank 0 first and then on the others: what one has put on the disk, the next finds there."""
+        """load(), on rank 0 first and then on the others, which find on the disk what rank 0 has put there."""
         return load()
 
     def by_first(self, act: Callable[[], object]) -> None:
-        """act() on the first rank; UserError on all of them where it raised one."""
+        """act() on the first rank; UserError on all ranks if it raises one."""
         act()
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Waits until all ranks have come here."""
 
     def command(self) -> list[str]:
-        """The words before a command that start as many ranks of it."""
+        """The words in front of a command that start it on as many ranks."""
         return []
 
 
 class Ranks:
-    """The ranks that mpiexec started, of which this process is one; what is not said here, `SingleProcess` says."""
+    """The ranks that mpiexec started, of which this process is one.  SingleProcess documents the methods."""
 
     def __init__(self, comm, here: int = 0):
-        """comm: mpi4py's.  here: this rank's number among those of its machine."""
+        """comm: mpi4py's communicator.  here: this rank's number among the ranks of its machine."""
         self.comm, self.here = comm, here
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._buffer = None
@@ -84,7 +84,7 @@ class Ranks:
     def shard(self, count: int) -> slice:
         if count < self.size:
             raise UserError(f"a batch of {count} cannot be divided among {self.size} ranks: start {count} of them at "
-                            "most, or take a larger batch")
+                            "most, or choose a larger batch")
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def mean(self, loss, grads: Sequence, share: float, stop: bool) -> tuple[Any, Sequence, bool]:
@@ -93,7 +93,7 @@ class Ranks:
             flat[at:at + g.size] = g.reshape(-1)
             at += g.size
         flat[-2] = loss
-        with np.errstate(over="ignore", invalid="ignore"):  # a gradient that is not finite: whoever clips will look
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever clips checks whether gradients are finite
             flat *= share
         flat[-1] = stop
         self._sum(flat)
@@ -104,7 +104,7 @@ class Ranks:
         return self._loss(flat[-2, ...]), means, self._stops(flat[-1], stop)
 
     def _flat(self, grads: Sequence):
-        """The buffer of the exchange: all gradients, the loss, and a place for who wants to stop."""
+        """The buffer of the exchange: all gradients, the loss, and a count of the ranks that want to stop."""
         count, dtype = sum(g.size for g in grads) + 2, np.result_type(*{g.dtype for g in grads})
         if self._buffer is None or (self._buffer.size, self._buffer.dtype) != (count, dtype):
             self._buffer = xp_of(*grads).empty(count, dtype)
@@ -122,17 +122,17 @@ class Ranks:
 
     def check_alike(self, fingerprint: Callable[[], str]) -> None:
         if len(set(self.comm.allgather(fingerprint()))) > 1:
-            raise UserError("the ranks do not begin alike: every machine must see the same --out and the same --data, "
+            raise UserError("the ranks do not start alike: every machine must see the same --out and the same --data, "
                             "and have the same version of minidiff")
 
     def in_turn(self, load: Callable) -> Any:
-        mine = 0 if self.rank == 0 else 1 if self.here == 0 else 2          # a machine's first, if its disk is its own
+        mine = 0 if self.rank == 0 else 1 if self.here == 0 else 2          # a machine's first may have a disk of its own
         result = error = None
         for turn in range(3):
             if turn == mine:
                 try:
                     result = load()
-                except Exception as e:                      # the others meet it in their turn, and all fail alike
+                except Exception as e:                      # the others fail in their turn, in the same way
                     error = e
             self.wait()
         if error:
@@ -158,15 +158,16 @@ class Ranks:
 
 
 class RanksOnGPUs(Ranks):
-    """Ranks with a GPU each: the buffer lies there, and NCCL sums it, in the order of the stream.
+    """Ranks with a GPU each: the buffer lies on the GPU, and NCCL sums it, in the order of the stream.
 
-    Nothing in it waits for the GPU: who wants to stop is asked of the hosts, by MPI.
+    Nothing waits for the GPU: the hosts exchange by MPI which ranks want to stop.
 
-    Not run on GPUs yet: the tests hold what the host does against a stand-in for `cupyx.distributed.NCCLBackend`.
+    This has not run on GPUs yet: the tests check what the host does, with a stand-in for
+    `cupyx.distributed.NCCLBackend`.
     """
 
     def __init__(self, comm, here: int, backend):
-        """backend: cupyx.distributed's NCCLBackend, or what has its all_reduce(in, out)."""
+        """backend: cupyx.distributed's NCCLBackend, or an object with its all_reduce(in, out)."""
         super().__init__(comm, here)
         self.backend = backend
 
@@ -174,7 +175,7 @@ class RanksOnGPUs(Ranks):
         self.backend.all_reduce(flat, flat)
 
     def _loss(self, total):
-        return total.copy()                                 # it is read when the buffer holds another step's
+        return total.copy()                                 # it is read later, when the buffer holds another step's
 
     def _stops(self, total, stop: bool) -> bool:
         return self.comm.allreduce(int(stop)) > 0
@@ -183,9 +184,9 @@ class RanksOnGPUs(Ranks):
 def ranks(device: str = "cpu") -> SingleProcess | Ranks:
     """The ranks of this run, which exchange arrays of this device.
 
-    The first call joins MPI, where mpiexec started more than one process, and divides each machine's cores; UserError
-    where mpi4py is missing, or does not see the ranks that mpiexec started.  With "cuda" the first call gives each
-    rank a GPU of its own.
+    The first call joins MPI if mpiexec started more than one process, and divides each machine's cores among its ranks.
+    With "cuda" the first call also gives each rank a GPU.  UserError if mpi4py is missing, or does not see the ranks
+    that mpiexec started.
     """
     if rank_and_size()[1] == 1:
         return SingleProcess()

@@ -214,9 +214,9 @@ def beginning(tmp_path) -> list[str]:
 @with_ranks
 @pytest.mark.parametrize("rank, how, says", [
     ("1", "raise", "minidiff: rank 1 failed (KeyError: 'a mistake'), and the 2 were stopped"),
-    ("1", "kill", "minidiff: the run was broken off: one of its 2 ranks was killed"),
-    pytest.param("0", "raise", "minidiff: rank 0 failed so, and the 2 were stopped", marks=pytest.mark.slow),
-    pytest.param("0", "kill", "minidiff: the run was broken off: one of its 2", marks=pytest.mark.slow),
+    ("1", "kill", "minidiff: the run was cut off: one of its 2 ranks was killed"),
+    pytest.param("0", "raise", "minidiff: rank 0 failed in this way, and the 2 were stopped", marks=pytest.mark.slow),
+    pytest.param("0", "kill", "minidiff: the run was cut off: one of its 2", marks=pytest.mark.slow),
     pytest.param("1", "user", "minidiff: rank 1 failed (no room: make some), and the 2 were stopped",
                  marks=pytest.mark.slow),
 ])
@@ -225,7 +225,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, rank, ho
     process = start("dying", tmp_path, rank, how, *beginning(tmp_path))
     status, _, said = ended(process)
     assert status != 0
-    ours = [line for line in said.splitlines() if line.startswith("minidiff: ") and "go on from it with" in line]
+    ours = [line for line in said.splitlines() if line.startswith("minidiff: ") and "resume from it with" in line]
     assert len(ours) == 1 and ours[0].startswith(says), said
     assert said.count("--resume") == 1 and ("Traceback" in said) == (how == "raise")
     assert (tmp_path / "died").exists()
@@ -325,7 +325,7 @@ def test_ranks_that_do_not_begin_alike_are_refused():
     other.n = 0                                             # other weights
     assert t.fingerprint() != other.fingerprint()
     comm.allgather = lambda mine: [mine, other.fingerprint()]
-    with pytest.raises(UserError, match="do not begin alike: every machine must see the same --out"):
+    with pytest.raises(UserError, match="do not start alike: every machine must see the same --out"):
         Ranks(comm).check_alike(t.fingerprint)
 
 

@@ -1,4 +1,4 @@
-"""Any system trains stage by stage, and a run that is broken off anywhere goes on to the same bits."""
+"""Any system trains stage by stage, and a run that is interrupted anywhere resumes to the same bits."""
 
 import json
 
