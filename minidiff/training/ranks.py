@@ -126,7 +126,7 @@ class Ranks:
                             "and have the same version of minidiff")
 
     def in_turn(self, load: Callable) -> Any:
-        mine = 0 if self.rank == 0 else 1 if self.here == 0 else 2          # a machine's first may have a disk of its own
+        mine = 0 if self.rank == 0 else 1 if self.here == 0 else 2        # a machine's first may have its own disk
         result = error = None
         for turn in range(3):
             if turn == mine:
