@@ -54,13 +54,10 @@ def judged(model, count: int, options: dict, seed: int):
 
     from minidiff import evaluation
 
-    with sampling_options.refusals(model.name), \
-            tqdm(desc="evaluating", unit="batch", dynamic_ncols=True) as bar:       # closed before an error is printed
-        def progress(batches):
-            bar.reset(len(batches))
-            for batch in batches:
-                yield batch
-                bar.update()
+    def progress(batches):
+        with tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True) as bar:     # closed where one raises
+            yield from bar
+    with sampling_options.refusals(model.name):
         return evaluation.evaluate(model, count=count, options=options, seed=seed, progress=progress)
 
 

@@ -36,7 +36,7 @@ def test_sample_draws_what_the_system_draws(tmp_path, capsys):
 
 def test_evaluate_judges_it(capsys):
     assert call("evaluate", "--system", "toy", "--images", 4, "--scale", "1.5") == 0
-    assert "scale 1.5, seed 0" in capsys.readouterr().out
+    assert "scale 1.5, best 1, seed 0" in capsys.readouterr().out
 
 
 def test_train_can_be_stopped_and_resumed_by_the_command_that_it_prints(tmp_path, monkeypatch, capsys):
