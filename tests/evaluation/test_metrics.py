@@ -1,17 +1,62 @@
-"""Improved precision and recall: against brute force, and in cases whose answer is known."""
+"""FID, precision and recall: against brute force, and in cases whose answer is known; which captions are right."""
 
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidiff.data import attributes, mnist
-from minidiff.data import digit_captions as captions
-from minidiff.data.pixels import to_float
-from minidiff.evaluation import metrics as fidelity
-from minidiff.evaluation.judge import Judge
-from minidiff.evaluation.metrics import precision_recall
+from minidiff.data import attributes, digit_captions, mnist
+from minidiff.evaluation import metrics
+from minidiff.evaluation.metrics import (
+    attribute_matches,
+    digits_right,
+    frechet_distance,
+    mean_cov,
+    precision_recall,
+    share,
+)
 
+# --- FID --------------------------------------------------------------------------------------------------
+
+@pytest.mark.law(
+    34, "FID in one dimension is (m1 - m2)^2 + (s1 - s2)^2",
+    source="Heusel et al. 2017, eq. 6; commuting roots",
+    tolerance="1e-7: the square root of s1^2 s2^2, rounded at 1e-16, where s is 0")
+@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 4), st.floats(0, 4))
+def test_in_one_dimension_the_distance_is_that_of_means_and_deviations(m1, m2, s1, s2):
+    """Law 34: (m1 - m2)^2 + (s1 - s2)^2."""
+    found = frechet_distance(np.array([m1]), np.array([[s1**2]]), np.array([m2]), np.array([[s2**2]]))
+    assert found == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, abs=1e-7)
+
+
+@pytest.mark.law(
+    34, "FID between Gaussians is ||mu1 - mu2||^2 + Tr(S1 + S2 - 2 (S1 S2)^{1/2}); it is 0 between equals, and "
+        "symmetric",
+    source="Heusel et al. 2017, eq. 6; scipy's matrix square root",
+    tolerance="1e-7: a root of a matrix that is not symmetric, of condition up to 1e4")
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_against_a_general_matrix_square_root(D, seed):
+    rng = np.random.default_rng(seed)
+    (m1, m2), (a, b) = rng.standard_normal((2, D)), rng.standard_normal((2, D, D))
+    S1, S2 = a @ a.T + 0.01 * np.eye(D), b @ b.T + 0.01 * np.eye(D)
+    root = scipy.linalg.sqrtm(S1 @ S2).real
+    expected = ((m1 - m2) ** 2).sum() + np.trace(S1 + S2 - 2 * root)
+    assert frechet_distance(m1, S1, m2, S2) == pytest.approx(expected, rel=1e-7, abs=1e-7)
+    assert frechet_distance(m1, S1, m1, S1) == pytest.approx(0, abs=1e-9 * np.trace(S1))
+    assert frechet_distance(m2, S2, m1, S1) == pytest.approx(frechet_distance(m1, S1, m2, S2), rel=1e-7, abs=1e-7)
+
+
+def test_the_mean_and_covariance_are_over_samples_in_float64():
+    features = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32) + 1000
+    mean, cov = mean_cov(features)
+    wide = features.astype(np.float64)
+    centred = wide - wide.sum(axis=0) / 7
+    np.testing.assert_allclose(mean, wide.sum(axis=0) / 7, rtol=1e-14)
+    np.testing.assert_allclose(cov, centred.T @ centred / 6, rtol=1e-9)
+
+
+# --- precision and recall ---------------------------------------------------------------------------------
 
 def by_hand(real, fake, k):
     """Eq. 1 and 2, one pair of points after another."""
@@ -29,8 +74,8 @@ def by_hand(real, fake, k):
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 3), st.booleans())
-def test_it_is_the_papers_equations(seed, k, D, whole):
-    """On whole numbers, too, where points coincide and distances tie."""
+def test_it_follows_the_papers_equations(seed, k, D, whole):
+    """Also on whole numbers, where points coincide and distances are equal."""
     rng = np.random.default_rng(seed)
     real, fake = rng.normal(size=(rng.integers(k + 1, 14), D)), 0.5 + rng.normal(size=(rng.integers(k + 1, 14), D))
     if whole:
@@ -38,11 +83,11 @@ def test_it_is_the_papers_equations(seed, k, D, whole):
     assert precision_recall(real, fake, k) == pytest.approx(by_hand(real.tolist(), fake.tolist(), k), abs=1e-12)
 
 
-def test_in_pieces_or_at_once(monkeypatch):
+def test_rows_in_pieces_give_the_same_as_all_rows_at_once(monkeypatch):
     rng = np.random.default_rng(0)
     real, fake = rng.normal(size=(41, 4)), rng.normal(size=(30, 4)) * 0.8
     at_once = precision_recall(real, fake)
-    monkeypatch.setattr(fidelity, "ROWS", 7)
+    monkeypatch.setattr(metrics, "ROWS", 7)
     assert precision_recall(real, fake) == at_once
 
 
@@ -53,24 +98,24 @@ def test_closed_cases(k):
     assert precision_recall(real, real, k) == (1, 1)                                # identical
     assert precision_recall(real, real[rng.permutation(50)].copy(), k) == (1, 1)
     assert precision_recall(real, real + 1e3, k) == (0, 0)                          # far apart
-    one = np.repeat(real[:1], 50, axis=0)                                           # collapsed to one real image,
-    assert precision_recall(real, one, k) == (1, 1 / 50)                            # which alone is recalled
+    one = np.repeat(real[:1], 50, axis=0)                                           # mode collapse to one real image,
+    assert precision_recall(real, one, k) == (1, 1 / 50)                            # the only one recalled
     nearly = real[:1] + 1e-6 * rng.normal(size=(50, 8))
     assert precision_recall(real, nearly, k)[0] == 1 and precision_recall(real, nearly, k)[1] <= 1 / 50
 
 
 def test_half_of_the_modes_costs_half_of_the_recall_and_no_precision():
-    """Two balls 100 apart: who draws only one of them misses the other, and nothing that he draws is wrong."""
+    """Two balls 100 apart: a generator of one ball misses the other, and each of its points is right."""
     rng = np.random.default_rng(2)
     real = rng.normal(size=(400, 2))
     real[:200, 0] += 100
-    # one ball again, and more densely: the same points, and those half way to a neighbour's
+    # one ball, with twice as many points: each point, and one right beside it
     fake = np.concatenate([real[200:], real[200:] * (1 - 1e-9)])
     assert precision_recall(real, fake) == (1, 0.5)
     assert precision_recall(fake, real) == (0.5, 1)                                 # the roles exchanged
 
 
-def test_the_two_are_one_another_with_the_sets_exchanged_and_move_with_no_rotation():
+def test_exchanging_the_sets_exchanges_the_two_and_a_similarity_transform_changes_neither():
     rng = np.random.default_rng(3)
     real, fake = rng.normal(size=(60, 5)), 1.2 * rng.normal(size=(60, 5))
     precision, recall = precision_recall(real, fake)
@@ -80,7 +125,7 @@ def test_the_two_are_one_another_with_the_sets_exchanged_and_move_with_no_rotati
 
 
 def test_distances_far_from_the_origin_are_exact():
-    """||a||^2 + ||b||^2 - 2 a.b would lose every digit here."""
+    """Computed as ||a||^2 + ||b||^2 - 2 a.b they would lose all their digits here."""
     rng = np.random.default_rng(4)
     real, fake = rng.integers(0, 9, (2, 40, 3)).astype(np.float64)
     assert precision_recall(real + 1e9, fake + 1e9) == precision_recall(real, fake)
@@ -96,49 +141,39 @@ GOOD = np.zeros((5, 2))
     (GOOD, GOOD[0], 3, "fake must be features"), (GOOD, np.zeros((5, 3)), 3, "as many features each, not 2 and 3"),
     (GOOD, np.full((5, 2), np.nan), 3, "fake must be finite"), (GOOD, GOOD.astype(str), 3, "fake must be numbers"),
 ])
-def test_what_makes_no_sense_is_refused(real, fake, k, sentence):
+def test_invalid_features_and_neighbours_are_refused(real, fake, k, sentence):
     with pytest.raises(ValueError, match=sentence):
         precision_recall(real, fake, k)
 
 
-# ---- pictures and their captions -----------------------------------------------------------------------------------
+# --- captions ---------------------------------------------------------------------------------------------
+
+def test_a_caption_without_a_digit_counts_in_no_rate_of_digits():
+    right = digits_right(["", "a bold seven", "bold", "3", "an upright 4"], np.array([1, 7, 2, 3, 5]))
+    assert right.dtype == bool and right.tolist() == [True, True, False]
+    assert digits_right(["", "thin", "3 or 4"], np.array([1, 2, 3])).shape == (0,)
 
 
-def test_measure_is_what_the_judge_and_the_ruler_say():
-    """Real images with their own captions, one of them with a wrong digit and one with a wrong word."""
-    real, judge = mnist.packed(), Judge.load()
-    images = to_float(real.images[:60])[..., None]
-    words = attributes.name(attributes.measure(real.images[:60]))
-    features, digits = judge.classifier.read(images)
+def test_only_the_attributes_that_a_caption_mentions_are_wanted():
+    """Real images: each first with its own words, then with one word that is wrong, then with no word."""
+    images = mnist.packed().images[:40]
+    words = attributes.name(attributes.measure(images))
     rng = np.random.default_rng(0)
-    asked = [captions.caption(rng, int(d), w, keep=1.0) for d, w in zip(digits, words, strict=True)]
-    others, _ = judge.classifier.read(to_float(real.images[60:120])[..., None])
-    found = fidelity.measure(images, asked, others, judge)
-    assert (found.digit, found.agreement) == (1, 1) and found.fid == judge.fid(features)
-    assert (found.precision, found.recall) == precision_recall(others, features)
+    own = [digit_captions.caption(rng, 0, w, keep=1.0) for w in words]
+    matches, wanted = attribute_matches(own, images)
+    assert matches.shape == wanted.shape == (40, 3) and matches.dtype == wanted.dtype == bool
+    assert wanted.tolist() == [[bool(word) for word in w] for w in words] and (matches == wanted).all()
+    assert 40 < wanted.sum() < 120                          # some images have no word for thickness or width
 
-    one = next(i for i in range(1, 60) if words[i] == ("", "upright", ""))
-    asked[0] = captions.caption(rng, (int(digits[0]) + 1) % 10, words[0], keep=1.0)
-    asked[one] = f"a left-leaning {digits[one]}"
-    wrong = fidelity.measure(images, asked, others, judge)
-    said = sum(bool(word) for w in words for word in w)
-    assert wrong.digit == pytest.approx(59 / 60) and wrong.agreement == pytest.approx((said - 1) / said)
-    assert fidelity.measure(images, ["seven"] * 60, others, judge).digit == pytest.approx((digits == 7).mean())
+    others = {"left": "right", "upright": "left", "right": "upright"}
+    matches, wanted = attribute_matches([f"a {others[w.slant]}-leaning 0".replace("upright-leaning", "upright")
+                                         for w in words], images)
+    assert not matches.any() and (wanted == [False, True, False]).all()
 
-
-def test_a_caption_that_asks_nothing_is_not_held_against_a_picture():
-    judge, images = Judge.load(), to_float(mnist.packed().images[:5])[..., None]
-    features, digits = judge.classifier.read(images)
-    nothing = fidelity.measure(images, [""] * 5, features, judge)
-    assert (nothing.digit, nothing.agreement) == (1, 1)
-    asked = ["", "", f"{digits[2]}", f"{(digits[3] + 1) % 10}", ""]
-    assert fidelity.measure(images, asked, features, judge).digit == 0.5
+    matches, wanted = attribute_matches(["seven"] * 40, images)
+    assert not matches.any() and not wanted.any()           # "" equals "" where an image has no word: not a match
+    assert [a.shape for a in attribute_matches([], images[:0])] == [(0, 3), (0, 3)]
 
 
-def test_a_row_of_the_table():
-    assert fidelity.Fidelity(0.987, 0.5, 12.34, 1.0, 0.0).row() == "98.7 % | 50.0 % | 12.3 | 100.0 % | 0.0 %"
-
-
-def test_captions_must_be_as_many_as_pictures():
-    with pytest.raises(ValueError, match="asked must be one caption for each of the 5 images, not 4"):
-        fidelity.measure(np.zeros((5, 28, 28, 1), np.float32), ["3"] * 4, np.zeros((5, 64)), Judge.load())
+def test_a_share_of_nothing_is_one():
+    assert share(np.array([True, False, False, True])) == 0.5 and share(np.array([], bool)) == 1

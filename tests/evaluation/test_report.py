@@ -1,71 +1,34 @@
-"""The judge and the report: law 34 for FID, and a generator that cheats must be seen through."""
+"""The report: a generator that cheats gets what it deserves; and each data set is evaluated by its own judge."""
 
 import math
+import types
 
 import numpy as np
 import pytest
-import scipy.linalg
-from hypothesis import given
-from hypothesis import strategies as st
-from support import tiny
+from support import small_systems
 
-from minidiff import checkpoint
+import minidiff
 from minidiff.data import attributes, mnist
 from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
-from minidiff.evaluation.judge import Judge, evaluate, frechet_distance, gaussian_pixels, train_classifier
-
-
-@pytest.mark.law(
-    34, "FID in one dimension is (m1 - m2)^2 + (s1 - s2)^2",
-    source="Heusel et al. 2017, eq. 6; commuting roots",
-    tolerance="1e-7: the square root of s1^2 s2^2, rounded at 1e-16, where s is 0")
-@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 4), st.floats(0, 4))
-def test_in_one_dimension_the_distance_is_that_of_means_and_deviations(m1, m2, s1, s2):
-    """Law 34: (m1 - m2)^2 + (s1 - s2)^2."""
-    found = frechet_distance(np.array([m1]), np.array([[s1**2]]), np.array([m2]), np.array([[s2**2]]))
-    assert found == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, abs=1e-7)
-
-
-@pytest.mark.law(
-    34, "FID between Gaussians is ||mu1 - mu2||^2 + Tr(S1 + S2 - 2 (S1 S2)^{1/2}); it is 0 between equals, and "
-        "symmetric",
-    source="Heusel et al. 2017, eq. 6; scipy's matrix square root",
-    tolerance="1e-7: a root of a matrix that is not symmetric, of condition up to 1e4")
-@given(st.integers(1, 6), st.integers(0, 10_000))
-def test_against_a_general_matrix_square_root(D, seed):
-    rng = np.random.default_rng(seed)
-    (m1, m2), (a, b) = rng.standard_normal((2, D)), rng.standard_normal((2, D, D))
-    S1, S2 = a @ a.T + 0.01 * np.eye(D), b @ b.T + 0.01 * np.eye(D)
-    root = scipy.linalg.sqrtm(S1 @ S2).real
-    expected = ((m1 - m2) ** 2).sum() + np.trace(S1 + S2 - 2 * root)
-    assert frechet_distance(m1, S1, m2, S2) == pytest.approx(expected, rel=1e-7, abs=1e-7)
-    assert frechet_distance(m1, S1, m1, S1) == pytest.approx(0, abs=1e-9 * np.trace(S1))
-    assert frechet_distance(m2, S2, m1, S1) == pytest.approx(frechet_distance(m1, S1, m2, S2), rel=1e-7, abs=1e-7)
-
-
-def test_the_gaussian_of_the_pixels_has_their_mean():
-    """Mean of 2,000 draws against that of the images: 6 sigmas a pixel (false alarm 784 x 2e-9), and 0.1 for the
-    clipping to [-1, 1], which moves the mean of a pixel that is black or white often."""
-    images = mnist.packed().images[:500]
-    x = to_float(images)
-    draws = gaussian_pixels(images, 2000, np.random.default_rng(0))
-    assert draws.shape == (2000, 28, 28, 1) and np.abs(draws).max() <= 1
-    inner = np.abs(x.mean(axis=0)) < 0.2                    # where clipping to [-1, 1] hardly matters
-    sigma = x.std(axis=0, ddof=1)[inner] / math.sqrt(2000)
-    difference = np.abs(draws[..., 0].mean(axis=0) - x.mean(axis=0))[inner]
-    assert (difference < 6 * sigma + 0.1).all()
+from minidiff.engine.random import SampleStreams
+from minidiff.errors import UserError
+from minidiff.evaluation import JUDGES, evaluate, report
+from minidiff.evaluation.report import evaluate_digits, gaussian_pixels, prompts_like
 
 
 class Cheat:
-    """Answers a caption with a real image that it holds of."""
+    """Answers a caption with a stored real image that fits it."""
 
-    def __init__(self, start: int):
+    def __init__(self, start: int = 0):
         real = mnist.packed()
         self.images, self.labels = real.images[start:start + 3000], real.labels[start:start + 3000]
         self.words = attributes.name(attributes.measure(self.images))
 
-    def sample(self, prompts, *, scale, steps, streams):
+    def options(self):
+        return {}
+
+    def sample(self, prompts, *, streams):
         rng, chosen = np.random.default_rng(len(prompts)), []
         for prompt in prompts:
             digit, wanted = captions.parse(prompt)
@@ -76,68 +39,164 @@ class Cheat:
 
 
 class Blind(Cheat):
-    """Answers every caption with any real image."""
+    """Answers every caption with a random real image."""
 
-    def sample(self, prompts, *, scale, steps, streams):
+    def sample(self, prompts, *, streams):
         chosen = np.random.default_rng(len(prompts)).integers(0, len(self.labels), len(prompts))
         return to_float(self.images[chosen])[..., None]
 
 
 def test_real_images_that_fit_their_captions_get_full_marks():
-    report = evaluate(Cheat(0), count=200)
-    assert report.digit_accuracy > 0.97 and report.held_out_digit_accuracy > 0.9      # the judge errs, too
-    assert report.agreement == report.agreement_slant == report.held_out_agreement == 1
-    assert report.fid < 3 * report.fid_floor < report.fid_ceiling
+    r = evaluate_digits(Cheat(), count=200)
+    assert r.digit_accuracy > 0.97 and r.held_out_digit_accuracy > 0.9              # the judge errs, too
+    assert r.agreement == r.agreement_slant == r.held_out_agreement == 1
+    assert r.held_out_all_right == r.held_out_digit_accuracy
+    assert r.fid < 3 * r.fid_floor < r.fid_ceiling and r.precision > 0.8
 
 
 def test_real_images_that_do_not_fit_get_the_marks_of_chance():
-    report = evaluate(Blind(0), count=200)
+    r = evaluate_digits(Blind(), count=200)
     # one in ten digits is right by chance; 200 draws, 5 sigmas: false alarm 1e-6
-    assert report.digit_accuracy < 0.1 + 5 * math.sqrt(0.1 * 0.9 / 200)
-    assert report.agreement < 0.7 and report.held_out_all_right < 0.2
-    assert report.fid < 3 * report.fid_floor
+    assert r.digit_accuracy < 0.1 + 5 * math.sqrt(0.1 * 0.9 / 200)
+    assert r.agreement < 0.7 and r.held_out_all_right < 0.2
+    assert r.fid < 3 * r.fid_floor
 
 
 def test_noise_gets_an_fid_beyond_the_ceiling():
-    class Noise:
+    class Noise(Blind):
         def sample(self, prompts, **options):
             return np.random.default_rng(0).uniform(-1, 1, (len(prompts), 28, 28, 1)).astype(np.float32)
-    report = evaluate(Noise(), count=50)
-    assert report.fid > report.fid_ceiling and report.digit_accuracy < 0.4
+    r = evaluate_digits(Noise(), count=50)
+    assert r.fid > r.fid_ceiling and r.digit_accuracy < 0.4 and r.recall == 0
 
 
-def test_the_report_is_reproducible():
-    a, b = evaluate(Blind(0), count=20, seed=3), evaluate(Blind(0), count=20, seed=3)
-    different = {k for k, v in a.as_dict().items() if v != b.as_dict()[k]}
-    assert different <= {"seconds_per_image"}
+def test_each_rate_is_over_its_own_pictures():
+    """A model that draws a real 3 that leans left, whatever it is asked: each rate is the share of such prompts."""
+    class Stubborn(Cheat):
+        def sample(self, prompts, *, streams):
+            fits = [i for i in range(len(self.labels)) if self.labels[i] == 3 and self.words[i] == ("thin", "left", "")]
+            return to_float(self.images[[fits[k % len(fits)] for k in range(len(prompts))]])[..., None]
+    r = evaluate_digits(Stubborn(), count=100, seed=1)
+    prompts = prompts_like(mnist.packed(), 100, report.generator(1, "captions of an evaluation"))
+    usual, held_out = ([captions.parse(p) for p in part] for part in (prompts[:100], prompts[100:]))
+    # the judge may misread a real image
+    assert r.digit_accuracy == pytest.approx(np.mean([digit == 3 for digit, _ in usual]), abs=0.03)
+    for k, (name, drawn) in enumerate([("thickness", "thin"), ("slant", "left"), ("width", "")]):
+        wanted = [words[k] for _, words in usual if words[k]]
+        assert getattr(r, f"agreement_{name}") == pytest.approx(np.mean([word == drawn for word in wanted]))
+    wanted = [(word, drawn) for _, words in usual for word, drawn in zip(words, ("thin", "left", ""), strict=True)
+              if word]
+    assert r.agreement == pytest.approx(np.mean([word == drawn for word, drawn in wanted]))
+    assert r.held_out_images == len(held_out) == 20
+    assert r.held_out_all_right == pytest.approx(np.mean([a == (3, ("thin", "left", "")) for a in held_out]), abs=0.06)
+    assert 0 < r.held_out_all_right < r.held_out_agreement < 1
 
 
-def test_the_shipped_judge_reads_what_it_was_not_trained_for():
-    judge = Judge.load()
-    assert judge.accuracy >= 0.99                           # as its maker measured it: see the README for the command
-    assert np.allclose(judge.cov, judge.cov.T) and np.linalg.eigvalsh(judge.cov).min() > -1e-9
-    _, digits = judge.classifier.read(to_float(tiny.images(500).images)[..., None])
-    assert (digits == tiny.images(500).labels).mean() > 0.985
+def test_prompts_are_of_the_data_and_then_of_each_held_out_combination():
+    real = mnist.packed()
+    prompts = prompts_like(real, 2000, np.random.default_rng(0))
+    asked = [captions.parse(p) for p in prompts]
+    assert len(prompts) == 2400 and all(digit is not None for digit, _ in asked)
+    shares = np.bincount([digit for digit, _ in asked[:2000]], minlength=10) / 2000
+    expected = np.bincount(real.labels, minlength=10) / len(real)
+    assert (abs(shares - expected) < 5 * np.sqrt(expected * (1 - expected) / 2000)).all()   # false alarm 6e-6
+    unseen = {(digit, words.thickness, words.slant) for digit, words in asked[2000:]}
+    assert unseen == attributes.HELD_OUT
+    assert len(prompts_like(real, 2, np.random.default_rng(0))) == 2 + len(attributes.HELD_OUT)
+    for count in (1, len(real) + 1):
+        with pytest.raises(UserError, match=f"from 2 to 10000, .* not {count}"):
+            prompts_like(real, count, np.random.default_rng(0))
 
 
-def test_judge_save_and_load(tmp_path):
-    images = tiny.images(128)
-    judge = Judge.train(images, images, epochs=1)
-    judge.save(tmp_path / "judge.safetensors")
-    loaded = Judge.load(tmp_path / "judge.safetensors")
-    assert loaded.accuracy == judge.accuracy and np.array_equal(loaded.cov, judge.cov)
-    x = to_float(images.images)[..., None]
-    assert np.array_equal(judge.classifier.read(x)[0], loaded.classifier.read(x)[0])
+def test_the_gaussian_of_the_pixels_has_their_mean():
+    """Mean of 2,000 draws against that of the images: 6 sigmas a pixel (false alarm 784 x 2e-9), and 0.1 for the
+    clipping to [-1, 1], which moves the mean of a pixel that is often black or white."""
+    images = mnist.packed().images[:500]
+    x = to_float(images)
+    draws = gaussian_pixels(images, 2000, np.random.default_rng(0))
+    assert draws.shape == (2000, 28, 28, 1) and np.abs(draws).max() <= 1
+    inner = np.abs(x.mean(axis=0)) < 0.2                    # where clipping hardly matters
+    sigma = x.std(axis=0, ddof=1)[inner] / math.sqrt(2000)
+    difference = np.abs(draws[..., 0].mean(axis=0) - x.mean(axis=0))[inner]
+    assert (difference < 6 * sigma + 0.1).all()
 
 
-def test_a_file_that_is_no_judge_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "x.safetensors", {"a": np.zeros(3)}, {"system": "text-to-image"})
-    with pytest.raises(ValueError, match="x.safetensors.*judge"):
-        Judge.load(tmp_path / "x.safetensors")
+def test_the_report_is_reproducible_and_does_not_depend_on_the_batches(monkeypatch):
+    model = small_systems.small("text-to-image")
+    first, other = (evaluate(model, count=20, seed=seed, options={"steps": 2}).as_dict() for seed in (3, 4))
+    monkeypatch.setattr(report, "BATCH", 7)
+    again = evaluate(model, count=20, seed=3, options={"steps": 2}).as_dict()
+    for r in (first, again):
+        del r["seconds_per_image"], r["options"]
+    assert again == pytest.approx(first, rel=1e-4) and other["fid_ceiling"] != first["fid_ceiling"]
 
 
-def test_the_classifier_learns():
-    images = mnist.packed()
-    model = train_classifier(images.images[:2000], images.labels[:2000], epochs=2, batch=64)
-    _, digits = model.read(to_float(images.images[2000:2500])[..., None])
-    assert (digits == images.labels[2000:2500]).mean() > 0.85
+def test_options_are_those_of_sample_with_its_defaults(monkeypatch):
+    """The picture of prompt i is drawn from stream (seed, i), with the options that were given and no others."""
+    seen = []
+
+    class Asked(Blind):
+        def options(self):
+            return {"scale": 2.0, "steps": 20}
+
+        def sample(self, prompts, *, streams, **options):
+            seen.append((streams.normal((2,)), options))
+            return super().sample(prompts, streams=streams)
+    monkeypatch.setattr(report, "BATCH", 30)
+    found = evaluate_digits(Asked(), count=40, options={"steps": 5}, seed=7)
+    assert [options for _, options in seen] == [{"scale": 2.0, "steps": 5}] * 2 and found.options == seen[0][1]
+    np.testing.assert_array_equal(np.concatenate([normal for normal, _ in seen]), SampleStreams(7, 48).normal((2,)))
+    rows = dict(found.rows())
+    assert rows["images"] == "40 + 8 held-out, scale 2, steps 5, seed 7"
+    assert rows["judge's own accuracy"].startswith("99.")
+
+
+def test_the_progress_bar_gets_the_batches(monkeypatch):
+    seen = []
+
+    def progress(batches):
+        seen.append(len(batches))
+        for batch in batches:
+            seen.append(len(range(*batch.indices(1000))))
+            yield batch
+    monkeypatch.setattr(report, "BATCH", 30)
+    evaluate_digits(Blind(), count=40, progress=progress)
+    assert seen == [2, 30, 18]
+
+
+# --- the judge of a data set ------------------------------------------------------------------------------
+
+def test_a_models_data_set_chooses_its_judge():
+    def evaluate_stripes(model, *, count, options, seed, progress):
+        return model, count, options, seed, progress([1])
+    model = types.SimpleNamespace(options=lambda: {}, notes={"dataset": "stripes"}, name="a model")
+    sentence = ("^the data set 'stripes' has no judge: enter one in minidiff.evaluation.JUDGES \\(an entry point of the "
+                "group minidiff.judges\\) to evaluate models of it$")
+    with pytest.raises(UserError, match=sentence):
+        evaluate(model)
+    minidiff.register_judge("stripes", evaluate_stripes)
+    try:
+        assert evaluate(model, count=3, options={"a": 1}, seed=4) == (model, 3, {"a": 1}, 4, [1])
+        with pytest.raises(UserError, match="'dots' has no judge"):
+            evaluate(model, data="dots")
+        digits = types.SimpleNamespace(options=lambda: {}, notes={}, name="a model")
+        assert evaluate(digits, data="stripes")[0] is digits                        # `data` overrides the file's notes
+    finally:
+        JUDGES.unregister("stripes")
+    assert JUDGES["digits"] is evaluate_digits and evaluate(Old(), count=20).images == 20
+
+
+class Old(Blind):
+    notes = {}                                              # its file does not say the data set's name
+
+
+def test_a_judge_must_be_a_function():
+    with pytest.raises(TypeError, match="function must be a function of a model, like evaluate_digits, not str"):
+        minidiff.register_judge("stripes", "evaluate_stripes")
+    with pytest.raises(ValueError, match="there is already a judge 'digits'"):
+        minidiff.register_judge("digits", evaluate_digits)
+
+
+def test_a_system_that_draws_no_pictures_of_captions_is_not_evaluated():
+    with pytest.raises(UserError, match=r"^clip draws no pictures of captions: examples/03_clip.py shows what it does$"):
+        evaluate(small_systems.small("clip"))
