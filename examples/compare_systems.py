@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from minidiff import pictures, systems
 from minidiff.data import mnist
+from minidiff.data.dataset import load_dataset
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.random import generator
 from minidiff.errors import run_main
@@ -110,7 +111,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
             print(f"{label}: no weights; train it with minidiff train --system {name}, or pass --train")
             continue
         if path is None:
-            stages.run(run, systems.system_class(name), mnist.load(), resume=(run / stages.BEGUN).exists())
+            stages.run(run, systems.system_class(name), load_dataset(), resume=(run / stages.START).exists())
             path = run / "model.safetensors"
         files = [path, *filter(None, map(systems.weights_of, needs_of(name, options)))]
         asked = hashlib.sha256(b"".join(p.read_bytes() for p in files) + f"{sorted(options.items())}{count}".encode())
