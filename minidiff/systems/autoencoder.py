@@ -1,4 +1,4 @@
-"""Autoencoders: what a picture is, without the detail that nobody sees, on a grid of a quarter of its size.
+"""Autoencoders: an image as a code on a grid of a quarter of its size, without detail that cannot be seen.
 
     encoder    E(x) --> (B, H/4, W/4, .),    decoder    x_hat = D(z)                   28 x 28 pixels, a 7 x 7 grid
 
@@ -19,9 +19,9 @@ kept.
 
 Scaled down and left out: 28 x 28 in place of 256 x 256; no attention in encoder and decoder; the weights of LPIPS are
 not learned, and its network is the digit classifier, which also judges the results and therefore favours them
-(docs/latent.md asks another judge); the reconstruction error is squared, not absolute; the adversary plays from the
-first step at a fixed weight (the papers begin later, with a weight from a ratio of gradients, Esser et al. eq. 7), and
-simultaneously; the codebook learns by its loss, not by moving averages.
+(docs/latent.md compares with another judge); the reconstruction error is squared, not absolute; the adversary is trained
+simultaneously from the first step, at a fixed weight (the papers begin later, with a weight from a ratio of gradients,
+Esser et al. eq. 7); the codebook learns by its loss, not by moving averages.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Autoencoder(System):
         raise NotImplementedError(f"{type(self).__name__} has no rate")
 
     def image_loss(self, x, x_hat: Tensor) -> Tensor:
-        """The terms that compare images, (): squared error, perceptual distance, adversary."""
+        """The terms that compare images x and x_hat (B, H, W, C), (): squared error, perceptual distance, adversary."""
         c, d = self.config, x_hat - x
         loss = ops.mean(d * d)
         if c.perceptual:
@@ -188,7 +188,7 @@ LOG_VAR = (-30.0, 20.0)                                     # bounds of log sigm
 
 
 def rate(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, var) || N(0, 1)) in nats, elementwise."""
+    """KL(N(mean, var) || N(0, 1)) in nats (docs/glossary.md), elementwise."""
     zero = xp_of(mean.data).zeros((), mean.dtype)
     return kl(mean, log_var, zero, zero)
 
@@ -243,8 +243,8 @@ class VQAutoencoder(Autoencoder):
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
         def batch(step: Step) -> tuple:
-            # now and then, before a step, codes that these images do not choose are moved to where vectors are; late
-            # codes would be lost in the average of the weights
+            # Before some steps, codes that these images do not use are moved to outputs of the encoder; late in
+            # training, the average of the weights would not follow.
             if step.progress < 0.7 and step.rng.random() < REVIVE:
                 z = self._map(self.encoder, data.images(random_indices(data, step.rng, 4 * step.size)))
                 self.codebook.revive(z.reshape(-1, self.config.latent), step.rng)
@@ -252,7 +252,7 @@ class VQAutoencoder(Autoencoder):
         yield self._stage(data, batch, VQAutoencoder.loss)
 
 
-REVIVE = 0.05                                               # how often, of all steps
+REVIVE = 0.05                                               # the share of the steps that revive codes
 
 
 # --- what both share --------------------------------------------------------------------------------------

@@ -17,14 +17,14 @@ as equally right, would learn another ratio, in which frequent captions count as
 Scaled down or left out: 28 x 28 pictures of digits for 400 million pairs from the web, N = 128 for 32,768; a
 convolutional network of two blocks for a ResNet or a ViT, whose attention pooling is one linear layer here; the mean
 over a caption's states for the state at its last token; no random crops.  On several cores or ranks a batch is several
-batches of N, each with its own loss.  At the cap t gets no gradient, where the paper moves it back after each step; the
-cap is never reached here (exp t ends at 21.5).
+batches of N, each with its own loss.  At the cap t has no gradient; the paper clips t after each step instead.
+The cap is never reached here (exp t ends at 21.5).
 
 The shipped weights took 1,000 steps of 2 x 128 pairs in 10 minutes on a shared core of an AMD EPYC (Zen 4), 2026-11-23.
 `python examples/03_clip.py`: zero-shot 99.05 % of MNIST's test set, over 8 phrasings.  CLIP's own "a photo of the digit
 ..." gets 98.1 % where "a picture of the digit ..." gets 99.0 %: no caption here says "photo".  The loss ends at 1.65
-nats.  Pictures and captions of the training set therefore share at least log 128 - 1.65 = 3.2 nats of information; the
-digit alone is log 10 = 2.3.
+nats (docs/glossary.md).  Pictures and captions of the training set therefore share at least log 128 - 1.65 = 3.2 nats
+of information; the digit alone is log 10 = 2.3.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class CLIP(Contrastive):
         text = by_shards(lambda part: as_float32(self.text(ids[part], mask[part])), len(x_0))               # (N, D)
         return clip_loss(image, text, capped(as_float32(self.log_scale)))
 
-    # --- the frozen model: what other systems ask it -----------------------------------------------------
+    # --- the trained model, as other systems use it -------------------------------------------------------
 
     def image_features(self, x: Tensor) -> Tensor:
         """Unit rows (B, D) of pictures (B, H, W, C) in [-1, 1]; differentiable."""

@@ -116,7 +116,7 @@ class DiscreteVAE(Module):
         return self.decoder(self.codebook(z))
 
     def loss(self, x, g, tau, beta) -> Tensor:
-        """Minus the bound of eq. 1 in nats a pixel, up to a constant, with the relaxed draw at temperature tau.
+        """Minus the bound of eq. 1 in nats a pixel (docs/glossary.md), up to a constant, with the relaxed draw at tau.
 
         x (B, H, W, C) in [-1, 1]; g (B, H/4, W/4, K) Gumbel noise; tau, beta (B,), where beta has one value.
         """

@@ -22,9 +22,9 @@ Scaled down or left out: 28 x 28 pixels in one model, without the upsamplers to 
 components in 64 buckets for 319 in 1024; transformers of 3 layers and width 80 for 24 and 2048.  The paper trains text
 encoders with the decoder and the priors; here they are CLIP's frozen one.  The decoder predicts v instead of eps, at
 times with a density that grows with t (t = T u^(1/3)).  The diffusion prior uses DDIM like the decoder, where the paper
-has 64 steps of analytic DPM.  The decoder learns from z_i of length 1, and the priors' z_i keep the length they come
-with: of 80 captions, .90 to 1.17 by the code prior and .96 to 1.01 by the diffusion prior.  "No caption" is '' for all;
-for the code prior there is also a token "any dot product".
+has 64 steps of analytic DPM.  The decoder is trained with z_i of length 1, and the priors' z_i are not normalised:
+for 80 captions their lengths were .90 to 1.17 (code prior) and .96 to 1.01 (diffusion prior).  Without a caption all
+networks read ''; the code prior then also reads the token "any dot product".
 
 Why a prior: with z_t in place of z_i the decoder draws 65 % of the digits right, and few pictures well, because z_t
 is not the embedding of any picture (z_i . z_t is .74 on average).  With the diffusion prior 99.9 % are right; the
