@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from minidiff import systems
@@ -54,10 +55,9 @@ def judged(model, count: int, options: dict, seed: int):
 
     from minidiff import evaluation
 
-    def progress(batches):
-        with tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True) as bar:     # closed where one raises
-            yield from bar
-    with sampling_options.refusals(model.name):
+    with sampling_options.refusals(model.name), ExitStack() as bars:                # closed before an error is printed
+        def progress(batches):
+            return bars.enter_context(tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True))
         return evaluation.evaluate(model, count=count, options=options, seed=seed, progress=progress)
 
 
