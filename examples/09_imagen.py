@@ -5,8 +5,8 @@
     python examples/09_imagen.py --images 400                  the numbers of docs/imagen.md, imagen_thresholding.png
 
     x_hat = x_hat_uncond + scale (x_hat_cond - x_hat_uncond)   leaves [-1, 1] where scale is large
-    static     clip(x_hat, -1, 1)                              all that is outside becomes white or black
-    dynamic    clip(x_hat, -s, s) / s                          s = max(1, the 99.5th percentile of |x_hat|)
+    static     clip(x_hat, -1, 1)                              everything outside becomes white or black
+    dynamic    clip(x_hat, -q, q) / q                          q = max(1, the 99.5th percentile of |x_hat|)
 """
 
 import argparse
@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minidiff import pictures
-from minidiff.data import attributes, mnist
+from minidiff import pictures, systems
 from minidiff.data import digit_captions as captions
-from minidiff.data.pixels import to_float
+from minidiff.data.attributes import Words
+from minidiff.data.dataset import load_dataset
+from minidiff.data.digits import PROMPTS, Digits
+from minidiff.data.mnist import packed
 from minidiff.diffusion.cascade import resized
 from minidiff.engine.backend import keep_freed_memory
-from minidiff.engine.random import SampleStreams
+from minidiff.engine.random import SampleStreams, generator
 from minidiff.errors import run_main
 from minidiff.evaluation.judge import fid, load_judge
-from minidiff.systems.imagen import PROMPTS, Imagen
-from minidiff.training.run import run
+from minidiff.systems.imagen import Imagen
+from minidiff.training.run import TrainOptions, run
 
 SCALES = (1.0, 2.0, 4.0, 8.0, 15.0)
 THRESHOLDS = ("static", "dynamic")
@@ -37,8 +39,11 @@ def main(weights: str | None = None, train: str | None = None, effort: float = 1
          seed: int = 0, steps: int = 20, scales=SCALES) -> list[tuple]:
     """Draws imagen.png in the folder `out`, and with `images` imagen_thresholding.png; returns the table's rows."""
     keep_freed_memory()
-    model = run(train, Imagen, mnist.load(), seed=seed, effort=effort).system if train else Imagen.load(weights)
-    sizes, prompts = model.config.resolutions, PROMPTS[:-1]
+    if train:
+        model = run(train, Imagen, load_dataset(), TrainOptions(seed=seed, effort=effort)).system
+    else:
+        model = systems.load_system("imagen", weights)
+    sizes, prompts = model.config.resolutions, PROMPTS[:6]
     pace = dict(steps=steps, super_steps=max(steps // 2, 1))
     drawn = model.cascade(prompts, seed=seed, **pace)
     same_size = np.stack([resized(x, sizes[-1]) for x in drawn])                    # (3, N, 28, 28, 1)
@@ -63,33 +68,33 @@ def main(weights: str | None = None, train: str | None = None, effort: float = 1
 def probe(model: Imagen, seed: int, count: int = 1000) -> float:
     """Does the frozen encoder represent "seven" like "7"?  A linear map learns digits from the states of captions with
     figures; the result is its accuracy on captions with words (by chance a tenth)."""
-    rng = np.random.default_rng([seed, 4])
+    rng = generator(seed, "captions for a probe")
     digits = rng.integers(0, 10, count)
-    texts = [captions.caption(rng, int(k), attributes.Words()) for k in digits]
+    texts = [captions.caption(rng, int(k), Words()) for k in digits]
     tokens, mask = model.encode(texts)
     states = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)                # (N, D)
     x = np.c_[(states - states.mean(0)) / states.std(0), np.ones(count)]
     figures = np.array([any(c.isdigit() for c in text) for text in texts])
-    seen, told = x[figures], np.eye(10)[digits[figures]]
-    w = np.linalg.solve(seen.T @ seen + 10 * np.eye(x.shape[1]), seen.T @ told)             # ridge regression
+    learned, answers = x[figures], np.eye(10)[digits[figures]]
+    # ridge regression
+    w = np.linalg.solve(learned.T @ learned + 10 * np.eye(x.shape[1]), learned.T @ answers)
     return float(((x[~figures] @ w).argmax(1) == digits[~figures]).mean())
 
 
 def table(model: Imagen, count: int, scales, seed: int, pace: dict) -> list[tuple]:
     """Accuracy, FID, white pixels and median pixel for captions of real images, by scale, threshold and level."""
-    judge, real, rng = load_judge(), mnist.packed(), np.random.default_rng([seed, 3])
-    chosen = rng.permutation(len(real.labels))[:count]
-    words = attributes.name(attributes.measure(real.images[chosen]))
-    prompts = [captions.caption(rng, int(real.labels[i]), w) for i, w in zip(chosen, words, strict=True)]
-    digits, rows = real.labels[chosen], []
+    judge, real = load_judge(), Digits.of(packed(), held_out=True)
+    rng, rows = generator(seed, "captions for a table"), []
+    chosen = rng.permutation(len(real))[:count]
+    prompts = [real.caption(i, rng) for i in chosen]
 
     def add(scale: str, threshold: str, aug_level: str, x: np.ndarray) -> None:
-        features, read = judge.read(x)
-        rows.append((scale, threshold, aug_level, f"{100 * (read == digits).mean():.1f} %",
+        features, digits = judge.read(x)
+        rows.append((scale, threshold, aug_level, f"{100 * (digits == real.labels[chosen]).mean():.1f} %",
                      f"{fid(judge, features):.1f}", f"{100 * (x > 0.98).mean():.1f} %", f"{np.median(x):.2f}"))
         print("| " + " | ".join(rows[-1]) + " |", flush=True)
     print("| scale | threshold | aug_level | digit | FID | white | median pixel |\n|---|---|---|---|---|---|---|")
-    add("MNIST", "", "", to_float(real.images[chosen])[..., None])
+    add("MNIST", "", "", real.images(chosen))
     settings = [(scale, threshold, 0.0) for scale in scales for threshold in THRESHOLDS]
     settings += [(4.0, "static", aug_level) for aug_level in LEVELS]
     for scale, threshold, aug_level in tqdm(settings, unit="row"):

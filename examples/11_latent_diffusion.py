@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff import pictures
-from minidiff.data import mnist
+from minidiff import pictures, systems
+from minidiff.data.dataset import load_dataset
+from minidiff.data.mnist import packed
 from minidiff.data.pixels import to_float
 from minidiff.errors import run_main
 from minidiff.systems.latent import LatentDiffusion
-from minidiff.training import run as stages
+from minidiff.training.run import TrainOptions, run
 
 PROMPTS = ["a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four"]
 STRENGTHS = (0.0, 0.4, 0.6, 0.8)
@@ -31,10 +32,10 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
     pictures.check_writable(out)                            # fails now, not after the training
     if train:
         begun = (Path(train) / "run.json").exists()
-        system = stages.run(train, LatentDiffusion, mnist.load(data), seed=seed, effort=effort, config=config,
-                            resume=begun).system
+        system = run(train, LatentDiffusion, load_dataset(data), TrainOptions(seed=seed, effort=effort), config=config,
+                     resume=begun).system
     else:
-        system = LatentDiffusion.load(model)
+        system = systems.load_system("latent", model)
     columns = len(PROMPTS)
 
     # --- text to image ---
@@ -42,7 +43,7 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
     rows, titles = drawn, [*PROMPTS, *[""] * columns]
 
     # --- image to image: six real digits, changed more and more towards the prompts ---
-    real = mnist.packed()
+    real = packed()
     given = to_float(real.images[:columns])[..., None]                              # (B, 28, 28, 1)
     rows.append(given)
     titles += [f"given: {digit}" for digit in real.labels[:columns]]
@@ -50,7 +51,7 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
         rows.append(system.vary(given, PROMPTS, strength=strength, steps=steps, seed=seed))
         titles += [f"strength {strength:g}"] + [""] * (columns - 1)
 
-    # --- in-painting: the upper part is known (16 rows: whole places of the code), the lower part is drawn ---
+    # --- in-painting: the upper part is known (16 rows of pixels, 4 of the code), the lower part is drawn ---
     mask = np.zeros(given.shape, bool)
     mask[:, :16] = True
     asked = [str(digit) for digit in real.labels[:columns]]

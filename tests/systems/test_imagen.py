@@ -1,7 +1,7 @@
-"""Imagen: what is frozen stays so, the cascade shows in sampling what it showed in training, and thresholds.
+"""Imagen: the frozen encoder, small images that look alike in training and in sampling, and thresholds.
 
-That cascades of exact models are exact is tests/diffusion/test_cascade.py's; that span corruption loses nothing,
-tests/text/test_span_corruption.py's.
+tests/diffusion/test_cascade.py shows that cascades of exact models are exact, and tests/text/test_span_corruption.py
+that span corruption loses nothing.
 """
 
 from dataclasses import replace
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import small_systems, tiny
+from support.examples import load
 from support.law_tools import quickly
-from support.small_systems import CONFIGS, FINER, moved
+from support.small_systems import CONFIGS, FINER
 
 from minidiff.data import digit_captions as captions
 from minidiff.diffusion import cascade as cascades
@@ -20,14 +22,16 @@ from minidiff.diffusion.denoiser import dynamic_threshold, static_threshold
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.systems import imagen
-from minidiff.systems.imagen import Imagen, paragraph
+from minidiff.systems.imagen import Imagen
+from minidiff.systems.stage import Step
+from minidiff.systems.system import as_read
 
 CONFIG = CONFIGS["imagen"]
 
 
 @pytest.fixture(scope="module")
-def model(data) -> Imagen:
-    return moved(Imagen.new(data, config=CONFIG))
+def model() -> Imagen:
+    return small_systems.small("imagen")
 
 
 FAST = dict(steps=3, super_steps=2)
@@ -36,16 +40,16 @@ FAST = dict(steps=3, super_steps=2)
 # ---- training ------------------------------------------------------------------------------------------------
 
 def test_after_the_first_stage_the_encoder_is_frozen(data):
-    """Its weights are bitwise as they were through the cascade's stages, no gradient is asked of them, and the
-    cascade's parts do change; trained to its end, the system asks for its stages again and goes through."""
-    model = Imagen.new(data, config=CONFIG)
+    """The cascade's stages leave its weights as they are, bit by bit, their losses have no gradient for it, and the
+    cascade's networks do change.  The stages of the trained system are the same."""
+    model = small_systems.new("imagen")
     drawn, frozen = model.text.state_dict(), None
     for stage in model.stages(data):
         parameters = stage.module.parameters()
         before = {name: p.data.copy() for name, p in parameters.items()}
-        arrays = stage.batch(np.random.default_rng(1), 4)
+        arrays = stage.batch(Step(1, 1, 0, 10, 4))
         assert all(len(a) == 4 for a in arrays)
-        grads = gradients(stage.loss(*arrays), list(parameters.values()))
+        grads = gradients(stage.loss(stage.module, *arrays), list(parameters.values()))
         for p, g in zip(parameters.values(), grads, strict=True):
             p.data = p.data - 0.1 * np.sign(g)
         assert any(not np.array_equal(p.data, before[name]) for name, p in parameters.items())
@@ -57,20 +61,20 @@ def test_after_the_first_stage_the_encoder_is_frozen(data):
             assert not mine & {id(p) for p in model.text.parameters().values()}
             assert all(np.array_equal(w, frozen[name]) for name, w in model.text.state_dict().items())
             text = list(model.text.parameters().values())
-            assert all(not g.any() for g in gradients(stage.loss(*arrays), text))
+            assert all(not g.any() for g in gradients(stage.loss(stage.module, *arrays), text))
     assert [stage.name for stage in model.stages(data)] == ["text", "pixels-7", "pixels-14", "pixels-28"]
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_the_loss_is_the_squared_error_of_v(model, data, k):
-    """And (1/sigma_t^2) || x_hat - x_0 ||^2, eq. 1 of the paper, of the denoiser that is sampled from."""
-    x_0, t, eps, *condition = model.batch(data, k, np.random.default_rng(2), 5)
+    """And (1/sigma_t^2) || x_hat - x_0 ||^2, eq. 1 of the paper."""
+    x_0, t, eps, *condition = model.batch(data, k, Step(2, 1, 0, 10, 5))
     assert x_0.shape == (5, *[CONFIG.resolutions[k]] * 2, 1)
     alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (model.schedule.alpha, model.schedule.sigma))
     x_t = (alpha * x_0 + sigma * eps).astype(np.float32)
     with no_grad():
         v = model.networks[k](Tensor(x_t), t, *condition).data
-    loss = model.loss(k, x_0, t, eps, *condition).item()
+    loss = model.loss(model.networks[k], x_0, t, eps, *condition).item()
     assert loss == pytest.approx(((v - (alpha * eps - sigma * x_0)) ** 2).mean(), rel=1e-4)
     x_hat = alpha * x_t - sigma * v
     assert loss == pytest.approx(((x_hat - x_0) ** 2 / sigma**2).mean(), rel=1e-3)
@@ -78,34 +82,67 @@ def test_the_loss_is_the_squared_error_of_v(model, data, k):
 
 def test_the_gradient_of_the_loss_in_random_directions(data):
     """Central differences in float64, of a super-resolution network with its pooling and its level."""
-    model, rng, h = Imagen.new(data, config=CONFIG), np.random.default_rng(0), 1e-6
-    arrays = [a.astype(np.float64) if a.dtype == np.float32 else a for a in model.batch(data, 1, rng, 3)]
+    model, rng, h = small_systems.new("imagen"), np.random.default_rng(0), 1e-6
+    batch = model.batch(data, 1, Step(0, 1, 0, 10, 3))
+    arrays = [a.astype(np.float64) if a.dtype == np.float32 else a for a in batch]
     model.astype(np.float64)
     parameters = list(model.super1.parameters().values())
     start = [p.data + 0.1 * rng.standard_normal(p.shape) for p in parameters]
     for p, x in zip(parameters, start, strict=True):
         p.data = x
-    grads = gradients(model.loss(1, *arrays), parameters)
+    grads = gradients(model.loss(model.super1, *arrays), parameters)
     for _ in range(3):
         directions, values = [rng.standard_normal(p.shape) for p in parameters], []
         for sign in (1, -1):
             for p, x, d in zip(parameters, start, directions, strict=True):
                 p.data = x + sign * h * d
             with no_grad():
-                values.append(model.loss(1, *arrays).item())
+                values.append(model.loss(model.super1, *arrays).item())
         expected = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
         assert (values[0] - values[1]) / (2 * h) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_text_corpus_is_ours_and_of_one_digit_a_paragraph(model):
+def test_the_text_is_the_data_sets_own_with_a_paragraph_for_each_digit(model, data):
     rng, digits = np.random.default_rng(0), set()
     for _ in range(200):
-        text = paragraph(rng)
-        told = {captions.parse(caption)[0] for caption in text.split(". ")}
-        assert len(told) == 1 and len(text.split(". ")) == 5
-        digits |= told
-        assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+        text = data.text(rng)
+        named = {captions.parse(caption)[0] for caption in text.split(". ")}
+        assert len(named) == 1 and len(text.split(". ")) == 5
+        digits |= named
+        assert model.tokenizer.decode(model.tokenizer.encode(as_read(text))) == f" {text}"
     assert digits == set(range(10))
+
+
+def test_the_text_stage_sees_no_image_and_no_caption_of_one(model, data):
+    """It asks the data set for text only."""
+    class TextOnly:
+        prompts = data.prompts
+
+        def text(self, rng):
+            return "a thin seven. 7"
+    stage = next(model.stages(TextOnly()))
+    arrays = stage.batch(Step(0, 1, 0, 10, 3))
+    assert all(len(a) == 3 for a in arrays)
+
+
+@pytest.mark.parametrize("k, power", [(0, 3), (1, 1), (2, 1)])
+def test_the_base_is_trained_at_noisy_times_more_often_and_the_others_evenly(model, data, k, power):
+    """P(t < n) = (n/T)^3 or n/T; of B stratified draws the count below n is within 1 of B times that."""
+    t = model.batch(data, k, Step(0, 1, 0, 10, 40))[1]
+    for n in range(21):
+        assert abs((t < n).sum() - 40 * (n / 20) ** power) <= 1 + 1e-9
+
+
+def test_each_image_comes_with_its_own_caption_which_is_dropped_now_and_then(model, data, monkeypatch):
+    """400 captions, each dropped with p = 0.1: 40 +- 6, beyond six sigmas with probability 2e-9."""
+    asked = []
+    monkeypatch.setattr(model, "encode", lambda captions: asked.extend(captions) or (np.zeros((len(captions), 1)),) * 2)
+    x_0, *_ = model.batch(data, 2, Step(0, 1, 0, 10, 400))
+    images = data.images(np.arange(len(data)))
+    digit_of = {image.tobytes(): int(d) for image, d in zip(images, data.labels, strict=True)}
+    assert abs(asked.count("") - 40) < 36
+    assert all(not caption or captions.parse(caption)[0] == digit_of[image.tobytes()]
+               for caption, image in zip(asked, x_0, strict=True))
 
 
 def test_what_is_loaded_from_a_file_draws_the_same(model, tmp_path):
@@ -116,22 +153,20 @@ def test_what_is_loaded_from_a_file_draws_the_same(model, tmp_path):
         assert np.array_equal(a, b)
 
 
-# ---- the small image, as training and as sampling show it -----------------------------------------------------
+# ---- the small image in training and in sampling ---------------------------------------------------------------
 
-class Spy(np.random.Generator):
-    """Remembers the normal numbers that it gave."""
+class RecordingStep(Step):
+    """Records its normal numbers."""
 
-    def __init__(self, seed):
-        super().__init__(np.random.PCG64(seed))
-        self.gave = []
+    drawn: list
 
-    def standard_normal(self, shape, dtype=np.float64):
-        self.gave.append(super().standard_normal(shape, dtype))
-        return self.gave[-1]
+    def normal(self, shape):
+        self.drawn = [*getattr(self, "drawn", []), super().normal(shape)]
+        return self.drawn[-1]
 
 
 class Constant:
-    """A denoiser that always answers x."""
+    """A denoiser whose x0_hat is always x."""
 
     predicts = "x0"
 
@@ -157,9 +192,9 @@ class Noise:
 
 
 def assert_shown_alike(model, data, monkeypatch):
-    """What the second network is shown and told of a small image, level and noise in training, it is in sampling."""
-    rng = Spy(3)
-    x_0, *_, y_s, s = model.batch(data, 1, rng, 6)
+    """Of one small image, level and noise, the second network gets the same y_s and s in training and in sampling."""
+    step = RecordingStep(3, 1, 0, 10, 6)
+    x_0, *_, y_s, s = model.batch(data, 1, step)
     shown, denoiser, forward = [], model.denoiser, model.super1.forward
     for i in range(6):
         small = Constant(model.schedule, resized(x_0[i:i + 1], 7))
@@ -167,21 +202,21 @@ def assert_shown_alike(model, data, monkeypatch):
             patch.setattr(model, "denoiser", lambda k, *a, x=small: denoiser(k, *a) if k else x)
             patch.setattr(model.super1, "forward", lambda *a: shown.append(a[4:]) or forward(*a))
             model.cascade(["a 3"], steps=1, super_steps=1, aug_level=(s[i] + 1) / model.schedule.T, until=14,
-                          streams=Noise(rng.gave[-1][i:i + 1]))
+                          streams=Noise(step.drawn[-1][i:i + 1]))
         np.testing.assert_allclose(shown[-1][0], y_s[i:i + 1], atol=1e-6)
         assert shown[-1][1].tolist() == [s[i]]
 
 
 @pytest.mark.law(
     "27d", "y_s = alpha_s U x + sigma_s eps of the same x, s and eps is the same in training and in sampling",
-    source="the other of the two; the known bug planted in either is seen", tolerance="1e-6: rounding to float32")
+    source="the other of the two; the known bug in either one is seen", tolerance="1e-6: rounding to float32")
 def test_the_small_image_is_shown_alike_in_training_and_in_sampling(model, data, monkeypatch):
     assert_shown_alike(model, data, monkeypatch)
 
 
 @pytest.mark.parametrize("where", [imagen, cascades], ids=["training", "sampling"])
 def test_the_check_sees_noise_before_normalising(model, data, monkeypatch, where):
-    """The known bug (imagen-pytorch #160): noised in [0, 1], then taken to [-1, 1]; in one of the two places."""
+    """The known bug (imagen-pytorch #160): noised in [0, 1], then scaled to [-1, 1], in one of the two places."""
     def wrong(schedule, small, size, s, eps):
         return 2 * augmented(schedule, (small + 1) / 2, size, s, eps) - 1
     monkeypatch.setattr(where, "augmented", wrong)
@@ -189,10 +224,10 @@ def test_the_check_sees_noise_before_normalising(model, data, monkeypatch, where
         assert_shown_alike(model, data, monkeypatch)
 
 
-def test_every_level_is_met_in_training(model, data):
+def test_every_level_occurs_in_training(model):
     """-1 ... T-1 and no other: in 960 draws one of 21 is missing with probability 1e-19."""
-    few, rng = replace(data, digits=data.digits[:8]), np.random.default_rng(5)
-    levels = np.concatenate([model.batch(few, 1, rng, 96)[-1] for _ in range(10)])
+    few = tiny.digits(8)
+    levels = np.concatenate([model.batch(few, 1, Step(5, 1, n, 10, 96))[-1] for n in range(10)])
     assert set(levels.tolist()) == set(range(-1, 20))
 
 
@@ -217,7 +252,7 @@ def test_a_picture_depends_on_its_own_caption_and_stream_only(model, scale):
 
 
 def test_what_padding_holds_does_not_matter(model):
-    """To any network, in its pooling and in its attention; a caption's own tokens do."""
+    """Neither to the pooling nor to the attention of any network; the caption's tokens do matter."""
     tokens, mask = model.encode(["a bold 3", "a thin, upright 1"])
     other = np.where(mask[:, :, None], tokens, 9.0).astype(np.float32)
     rng, t = np.random.default_rng(0), np.array([3, 9])
@@ -242,7 +277,7 @@ def test_scale_0_ignores_the_caption_and_1_is_the_network_itself(model):
     np.testing.assert_allclose(model.denoiser(0, text, 1.0, "static")(x, t), x_hat, atol=1e-5)
 
 
-def test_the_level_and_the_small_image_are_heard(model):
+def test_the_level_and_the_small_image_matter(model):
     tokens, mask = model.encode(["a bold 3"])
     x, t = np.full((1, 14, 14, 1), 0.2, np.float32), np.array([4])
 
@@ -259,8 +294,8 @@ def test_the_level_and_the_small_image_are_heard(model):
 @quickly
 @given(st.integers(0, 2**32), st.floats(1, 10))
 def test_saturation(seed, size):
-    """Static thresholding leaves every pixel beyond the range at its end; dynamic at most 1 in 200 of them, and one:
-    the others come inside, and keep their order."""
+    """Static thresholding saturates every pixel beyond the range.  Dynamic thresholding saturates at most 1 in 200
+    pixels, and one: it brings the others inside, in the same order."""
     x = (size * np.random.default_rng(seed).standard_normal((1, 28, 28, 1))).astype(np.float32)
     static, dynamic = static_threshold(x), dynamic_threshold(x)
     assert (np.abs(static) == 1).mean() == (np.abs(x) >= 1).mean()
@@ -297,20 +332,19 @@ def test_a_tokenizer_that_leaves_no_room_for_sentinels_is_refused(model):
 
 
 def test_a_cascade_to_56(data):
-    """On request: 56 x 56 is drawn from data of 28 whose pixels are four each, and `sample` still gives 28."""
+    """The cascade can end at 56 x 56, trained on data of 28 with every pixel four times; `sample` still gives 28."""
     config = replace(CONFIG, resolutions=(14, 28, 56))
-    model = Imagen.new(data, config=config)
-    x_0, *_, y_s, s = model.batch(data, 2, np.random.default_rng(0), 3)
+    model = small_systems.new("imagen", config)
+    x_0, *_, y_s, s = model.batch(data, 2, Step(0, 1, 0, 10, 3))
     assert x_0.shape == y_s.shape == (3, 56, 56, 1) and np.array_equal(x_0[:, ::2, ::2], x_0[:, 1::2, 1::2])
     assert [x.shape[1] for x in model.cascade(["a 3"], **FAST)] == [14, 28, 56]
     assert model.sample(["a 3"], **FAST).shape == (1, 28, 28, 1)
 
 
 def test_the_example_runs_tiny(model, tmp_path):
-    from support.examples import load
     model.save(tmp_path / "tiny.safetensors")
     example = load("09_imagen")
-    assert 0 <= example.probe(model, 0, count=60) < 0.5                         # untrained: by chance a tenth
+    assert 0 <= example.probe(model, 0, count=60) < 0.5                         # untrained: a tenth by chance
     rows = example.main(str(tmp_path / "tiny.safetensors"), images=6, out=str(tmp_path), steps=2,
                         scales=(1.0, 4.0))
     assert [row[:2] for row in rows] == [("MNIST", ""), ("1", "static"), ("1", "dynamic"), ("4", "static"),

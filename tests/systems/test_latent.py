@@ -1,4 +1,4 @@
-"""Latent diffusion: an orthogonal autoencoder changes nothing, and what the latents go through on their way."""
+"""Latent diffusion: an orthogonal autoencoder changes nothing; the scale of latents, their training and editing."""
 
 import math
 from dataclasses import replace
@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import tiny
+from support import small_systems
+from support.examples import load
 from support.law_tools import rotation
-from support.small_systems import CONFIGS, moved
+from support.small_systems import CONFIGS, moved, small
 
+from minidiff.data import digit_captions
+from minidiff.diffusion import editing
 from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import ddim, sample, times
@@ -20,14 +23,16 @@ from minidiff.engine.tensor import Tensor
 from minidiff.nn.module import Module
 from minidiff.systems.clip import CLIP
 from minidiff.systems.latent import LatentDiffusion
+from minidiff.systems.stage import Step
 
 CONFIG = CONFIGS["latent"]
 CAPTIONS = ["3", "a bold seven", "", "a thin 1"]
 
 
 @pytest.fixture(scope="module")
-def clip(data) -> CLIP:
-    return moved(CLIP.new(data, config=CONFIG.clip))
+def clip() -> CLIP:
+    """The CLIP that the systems here are built on."""
+    return small("clip")
 
 
 @pytest.fixture()
@@ -38,12 +43,6 @@ def model(clip) -> LatentDiffusion:
     return system
 
 
-@pytest.fixture()
-def shipped(clip, monkeypatch):
-    """This CLIP in place of the one that comes with minidiff."""
-    monkeypatch.setattr(CLIP, "load", classmethod(lambda cls: clip))
-
-
 def pictures(B: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, (B, 28, 28, 1)).astype(np.float32)
 
@@ -51,10 +50,10 @@ def pictures(B: int = 4, seed: int = 0) -> np.ndarray:
 # ---- law 33: an orthogonal autoencoder -------------------------------------------------------------------
 
 class Rotated(Module):
-    """Encoder: squares of 4 x 4 pixels, rotated in their 16 dimensions; its log variance is least."""
+    """An encoder that rotates each square of 4 x 4 pixels in its 16 dimensions, with next to no variance."""
 
     def __init__(self, E):
-        self.E = E
+        self.E, self.unused = E, Tensor(np.zeros((), np.float32))   # a module's dtype is that of its parameters
 
     def forward(self, x: Tensor) -> Tensor:
         h = conv.space_to_depth(x, 4)                               # (B, 7, 7, 16), a permutation
@@ -111,12 +110,12 @@ def test_an_orthogonal_autoencoder_commutes_with_diffusion(clip, seed, steps):
 
 # ---- training --------------------------------------------------------------------------------------------
 
-def test_the_stages_train_the_autoencoder_then_the_unet_and_nothing_else(data, clip, shipped):
-    system = LatentDiffusion.new(data, config=CONFIG)
+def test_the_stages_train_the_autoencoder_then_the_unet_and_nothing_else(data, clip):
+    system = small_systems.new("latent")
     seen = []
     for stage in system.stages(data):
         seen.append((stage.name, stage.module))
-        loss = stage.loss(*stage.batch(np.random.default_rng(0), 5))
+        loss = stage.loss(stage.module, *stage.batch(Step(0, 1, 0, 10, 5)))
         assert loss.shape == () and math.isfinite(loss.item())
     assert [name for name, _ in seen] == ["autoencoder", "diffusion"]
     assert seen[0][1] is system.autoencoder and seen[1][1] is system.unet
@@ -124,24 +123,24 @@ def test_the_stages_train_the_autoencoder_then_the_unet_and_nothing_else(data, c
     assert all(np.array_equal(p.data, clip.parameters()[name].data) for name, p in system.clip.parameters().items())
 
 
-def test_scaled_latents_have_unit_variance_over_the_data(data, shipped):
-    """And what a batch holds has it, too: one standard error of 500 pictures is .007."""
-    system = LatentDiffusion.new(data, config=CONFIG)
+def test_scaled_latents_have_unit_variance_over_the_data(data):
+    """And so have those of a batch: the standard error of 500 pictures is .007."""
+    system = small_systems.new("latent")
     for stage in system.stages(data):
         if stage.name == "autoencoder":
-            moved(system.autoencoder, by=0.3)                       # stands for its training
-    mean, std = system.autoencoder.posterior(data.x_0)
+            moved(system.autoencoder, by=0.3)                       # in place of its training
+    mean, std = system.autoencoder.posterior(data.images(np.arange(len(data))))
     every = system.scale.data * mean.astype(np.float64)
     assert every.var() + np.mean((system.scale.data * std.astype(np.float64))**2) == pytest.approx(1, rel=1e-5)
-    z_0 = stage.batch(np.random.default_rng(0), 500)[0]
+    z_0 = stage.batch(Step(0, 2, 0, 10, 500))[0]
     assert z_0.dtype == np.float32 and z_0.var() == pytest.approx(1, abs=0.1)
 
 
 def test_the_scale_is_of_the_data_and_of_the_posterior():
     system = LatentDiffusion.__new__(LatentDiffusion)
     system.scale = Tensor(np.ones((), np.float32))
-    mean = np.array([[1.0, 5.0], [1.0, 5.0]])                      # variance 4 about 3
-    system.measure_scale(mean, np.full((2, 2), math.sqrt(5)))      # and 5
+    # the variance of the means is 4, that of the posterior 5
+    system.measure_scale(np.array([[1.0, 5.0], [1.0, 5.0]]), np.full((2, 2), math.sqrt(5)))
     assert system.scale.data == pytest.approx(1 / 3) and system.scale.data.dtype == np.float32
 
 
@@ -152,16 +151,28 @@ def test_the_loss_is_the_squared_error_of_v_at_z_t(model, data):
     alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (model.schedule.alpha, model.schedule.sigma))
     v = alpha * eps - sigma * z_0
     predicted = model.predict((alpha * z_0 + sigma * eps).astype(np.float32), t, cond)
-    assert model.loss(z_0, *cond, t, eps).item() == pytest.approx(((predicted - v)**2).mean(), rel=1e-4)
+    assert model.loss(model.unet, z_0, *cond, t, eps).item() == pytest.approx(((predicted - v)**2).mean(), rel=1e-4)
 
 
-def test_some_captions_are_dropped(data, shipped):
-    system = LatentDiffusion.new(data, config=CONFIG)
+def test_each_latent_comes_with_its_own_caption_which_is_dropped_now_and_then(data, monkeypatch):
+    """300 captions, each dropped with p = 0.1: outside 6..75 with probability 4e-8.
+
+    The decoder stands for what a latent is of: with the identity in place of the noise, z_0 is scale (mean + std 0).
+    """
+    system = small_systems.new("latent")
     *_, stage = system.stages(data)
-    _, tokens, *_ = stage.batch(np.random.default_rng(0), 300)
+    asked, text_states = [], system.clip.text_states
+    monkeypatch.setattr(system.clip, "text_states", lambda captions: asked.extend(captions) or text_states(captions))
+    monkeypatch.setattr(Step, "normal", lambda self, shape: np.zeros(shape, np.float32))
+    z_0, tokens, *_ = stage.batch(Step(0, 2, 0, 10, 300))
+    mean = system.encode(data.images(np.arange(len(data))))
+    nearest = [int(np.abs(mean - z).max(axis=(1, 2, 3)).argmin()) for z in z_0]
+    assert max(np.abs(mean[i] - z).max() for i, z in zip(nearest, z_0, strict=True)) < 1e-5
+    assert all(not caption or digit_captions.parse(caption)[0] == data.labels[i]
+               for caption, i in zip(asked, nearest, strict=True))
     null = system.clip.text_states([""])[0]
-    dropped = (np.abs(tokens - null).max(axis=(1, 2)) < 1e-6).mean()
-    assert 0.02 < dropped < 0.25                                    # 10 %; beyond by chance: 4e-8
+    dropped = np.abs(tokens - null).max(axis=(1, 2)) < 1e-6
+    assert 6 < dropped.sum() < 75 and dropped.tolist() == [caption == "" for caption in asked[:300]]
 
 
 # ---- sampling --------------------------------------------------------------------------------------------
@@ -187,7 +198,7 @@ def test_the_decoder_is_called_once_for_each_picture_whatever_the_steps(model):
     32, "no threshold stands between the latent system's network and its answer", source="at v = 0 the answer is "
     "alpha z_t, here far beyond 1", tolerance="1e-6: float32")
 def test_latents_are_not_clipped(model):
-    """A UNet that says v = 0 at the first step gives z0_hat = alpha z_T, far beyond 1 where z_T is."""
+    """With v = 0, z0_hat is alpha z_t, far beyond 1."""
     assert model.denoiser(3.0).clip is None and model.denoiser(3.0).denoiser.clip is None
     model.unet.conv_out.w.data[:] = 0
     model.unet.conv_out.b.data[:] = 0
@@ -212,8 +223,8 @@ def test_a_sample_depends_on_its_own_seed_and_caption_only(model):
         own = slice(i, i + 1)
         np.testing.assert_allclose(model.sample([caption], steps=3, streams=SampleStreams(5, 4)[own]), together[own],
                                    atol=1e-3)
-        np.testing.assert_allclose(model.vary(x[own], [caption], steps=5, streams=SampleStreams(5, 4)[own]), varied[own],
-                                   atol=1e-3)
+        np.testing.assert_allclose(model.vary(x[own], [caption], steps=5, streams=SampleStreams(5, 4)[own]),
+                                   varied[own], atol=1e-3)
         np.testing.assert_allclose(model.inpaint(x[own], mask[own], [caption], steps=3, repeats=2,
                                                  streams=SampleStreams(5, 4)[own]), painted[own], atol=1e-3)
     assert np.abs(model.sample(CAPTIONS, steps=3, seed=6) - together).max() > 1e-3
@@ -229,7 +240,7 @@ def test_guidance_is_the_line_through_both_predictions(model):
     cond = model.clip.text_states(["a bold seven", "3"])
     u, c, g = (model.denoiser(scale)(z_t, t, cond) for scale in (0.0, 1.0, 2.5))
     np.testing.assert_allclose(g, u + 2.5 * (c - u), atol=1e-4)
-    assert np.abs(c - u).max() > 1e-4                               # the caption is heard
+    assert np.abs(c - u).max() > 1e-4                               # the caption matters
 
 
 # ---- image to image, and in-painting ---------------------------------------------------------------------
@@ -242,7 +253,7 @@ def test_strength_0_is_the_reconstruction_and_strength_1_a_picture_from_the_last
     np.testing.assert_allclose(model.vary(x, CAPTIONS, strength=1.0, steps=6, seed=3), expected, atol=1e-5)
 
 
-def test_what_is_known_stays_and_what_is_not_is_drawn(model):
+def test_known_pixels_stay_and_the_others_are_drawn(model):
     x, mask = pictures(), np.zeros((4, 28, 28, 1), bool)
     mask[:, :14] = True
     drawn = model.inpaint(x, mask, CAPTIONS, steps=4)
@@ -251,7 +262,7 @@ def test_what_is_known_stays_and_what_is_not_is_drawn(model):
     assert np.array_equal(model.inpaint(x, everything, CAPTIONS, steps=4), x)
 
 
-def test_what_is_hidden_has_no_say(model):
+def test_hidden_pixels_do_not_matter(model):
     x, mask = pictures(), np.zeros((4, 28, 28, 1), bool)
     mask[:, :18] = True
     others = np.where(mask, x, pictures(seed=7))
@@ -260,8 +271,7 @@ def test_what_is_hidden_has_no_say(model):
         mask, x, model.inpaint(others, mask, CAPTIONS, steps=3)))
 
 
-def test_a_place_of_the_code_is_known_where_all_pixels_of_it_and_of_its_neighbours_are(model, monkeypatch):
-    from minidiff.diffusion import editing
+def test_a_position_of_the_code_is_known_where_all_its_pixels_and_those_of_its_neighbours_are(model, monkeypatch):
     seen, inner = [], editing.inpaint
 
     def spy(denoiser, x_T, path, known, mask, cond, **rest):
@@ -271,14 +281,14 @@ def test_a_place_of_the_code_is_known_where_all_pixels_of_it_and_of_its_neighbou
     mask = np.ones((1, 28, 28, 1), bool)
     mask[0, 5, 10] = False
     model.inpaint(pictures(1), mask, ["3"], steps=2)
-    around = [[0, i, j, 0] for i in (0, 1, 2) for j in (1, 2, 3)]                   # of the place (1, 2)
+    around = [[0, i, j, 0] for i in (0, 1, 2) for j in (1, 2, 3)]                   # of the position (1, 2)
     assert seen[0].shape == (1, 7, 7, 1) and np.argwhere(~seen[0]).tolist() == around
 
 
-# ---- files, and what is refused --------------------------------------------------------------------------
+# ---- files and refusals ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype, atol", [(np.float32, 0), (np.float16, 2e-3)])
-def test_the_scale_travels_in_the_file(model, tmp_path, dtype, atol):
+def test_the_scale_is_in_the_file(model, tmp_path, dtype, atol):
     model.save(tmp_path / "m.safetensors", dtype=dtype)
     loaded = LatentDiffusion.load(tmp_path / "m.safetensors")
     assert loaded.config == CONFIG and loaded.scale.data == pytest.approx(0.7, abs=1e-3) and loaded.scale.shape == ()
@@ -302,7 +312,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("call, message", REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_refused(model, call, message):
+def test_refusals(model, call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call(model)
 
@@ -310,27 +320,26 @@ def test_what_is_refused(model, call, message):
 @pytest.mark.parametrize("changes, message", [
     ({"unet": replace(CONFIG.unet, channels=3)}, "unet.channels .3. must be autoencoder.latent .2."),
     ({"unet": replace(CONFIG.unet, text=16)}, "unet.text .16. clip.width .8."),
-    ({"image_size": 30}, "image_size must be a multiple of 4"),
+    ({"shape": (30, 28, 1)}, r"shape must be \(H, W, C\), with sides that are multiples of 4"),
+    ({"shape": (28, 28, 3)}, r"autoencoder.network.channels .1. must be the channels of shape \(28, 28, 3\)"),
 ])
 def test_configurations_that_make_no_model(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
 
 
-def test_damaged_weights_are_told_of(model):
+def test_damaged_weights_are_reported(model):
     model.unet.conv_out.b.data[:] = np.nan
     with pytest.raises(ValueError, match="the pictures are not finite"):
         model.sample(["3"], steps=2)
 
 
-def test_the_example(tmp_path, monkeypatch, shipped):
-    from support.examples import load
-
-    from minidiff.data import mnist
-    monkeypatch.setattr(mnist, "load", lambda *a: tiny.images())
-    rows = load("11_latent_diffusion").main(train=str(tmp_path / "run"), steps=2, config=CONFIG,
-                                            out=str(tmp_path / "l.png"))
+def test_the_example(tmp_path, monkeypatch):
+    small_systems.ship(monkeypatch)
+    example = load("11_latent_diffusion")
+    monkeypatch.setattr(example, "load_dataset", lambda folder: small_systems.data())
+    rows = example.main(train=str(tmp_path / "run"), steps=2, config=CONFIG, out=str(tmp_path / "l.png"))
     assert rows.shape == (60, 28, 28, 1) and (tmp_path / "l.png").stat().st_size > 1000
-    again = load("11_latent_diffusion").main(model=str(tmp_path / "run" / "model.safetensors"), steps=2,
-                                             out=str(tmp_path / "l.png"))
+    monkeypatch.undo()                                      # the real `load_system`
+    again = example.main(model=str(tmp_path / "run" / "model.safetensors"), steps=2, out=str(tmp_path / "l.png"))
     assert np.array_equal(rows, again)

@@ -1,6 +1,7 @@
-"""The whole system: what it predicts, how it is guided, and what its files may hold."""
+"""Text to image, the whole system: its batches, its prediction, its guidance, and files that it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,28 +21,27 @@ def model() -> TextToImage:
     return tiny.trained_a_little()
 
 
-def test_an_untrained_model_answers_zero_and_its_loss_is_the_target_itself():
+def test_an_untrained_model_predicts_zero_and_its_loss_is_the_mean_square_of_the_target():
     t = tiny.trainer()
-    x_0, ids, mask, times, eps = t.batch()
-    alpha, sigma = t.model.schedule.alpha(times), t.model.schedule.sigma(times)
-    alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (alpha, sigma))
+    model, (x_0, ids, mask, times, eps) = t.stage.module, t.batch()
+    alpha, sigma = (f(times).reshape(-1, 1, 1, 1) for f in (model.schedule.alpha, model.schedule.sigma))
     v = alpha * eps - sigma * x_0
-    assert t.model.loss(x_0, ids, mask, times, eps).item() == pytest.approx((v**2).mean(), rel=1e-5)
+    assert t.stage.loss(model, x_0, ids, mask, times, eps).item() == pytest.approx((v**2).mean(), rel=1e-5)
 
 
-def test_the_loss_is_the_squared_error_of_what_is_predicted_at_x_t(model):
+def test_the_loss_is_the_squared_error_of_the_prediction_at_x_t(model):
     x_0, ids, mask, times, eps = tiny.trainer().batch()
     alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (model.schedule.alpha(times), model.schedule.sigma(times)))
     x_t, v = (alpha * x_0 + sigma * eps).astype(np.float32), alpha * eps - sigma * x_0
     with no_grad():
         text = model.text(ids, mask)
     predicted = model.predict(x_t, times, (text.tokens.data, text.pooled.data, text.mask))
-    # x_t is rounded otherwise here, by 1e-7; the network magnifies that
+    # x_t is rounded differently here, by 1e-7, and the network magnifies the difference
     assert model.loss(x_0, ids, mask, times, eps).item() == pytest.approx(((predicted - v) ** 2).mean(), rel=1e-4)
 
 
 def test_each_sample_is_differentiated_at_its_own_time_and_caption(model):
-    """`predict_vjp` of a batch, which goes shard by shard, is that of each sample alone, and its y is `predict`'s."""
+    """`predict_vjp` of a batch, computed shard by shard, is that of each sample alone, and its y is `predict`'s."""
     rng, t = np.random.default_rng(0), np.array([3, 20, 45, 31])
     x_t, dy = rng.standard_normal((2, 4, 28, 28, 1), dtype=np.float32)
     cond = model.encode(["3", "a bold seven", "", "a thin 1"])
@@ -49,7 +49,7 @@ def test_each_sample_is_differentiated_at_its_own_time_and_caption(model):
     np.testing.assert_allclose(y, model.predict(x_t, t, cond), rtol=1e-4, atol=1e-5)    # float32 through a UNet
     for i in range(4):
         i = slice(i, i + 1)
-        with no_grad():                                     # one sample stays in this thread: it asks for a gradient
+        with no_grad():                                     # one sample is computed in this thread, under no_grad
             _, alone = model.predict_vjp(x_t[i], t[i], dy[i], tuple(a[i] for a in cond))
         np.testing.assert_allclose(dx[i], alone, rtol=1e-3, atol=1e-4 * np.abs(alone).max())
 
@@ -104,7 +104,6 @@ def test_every_sampler_ends_in_an_image(model, sampler):
 @given(scale=st.floats(-3, 8), seed=st.integers(0, 100))
 def test_guidance_is_the_line_through_the_two_predictions(model, scale, seed):
     """x0_hat(scale), before clipping, = x0_hat(0) + scale (x0_hat(1) - x0_hat(0)): law 30."""
-    from dataclasses import replace
     x_t = np.random.default_rng(seed).standard_normal((2, 28, 28, 1), dtype=np.float32)
     t, cond = np.array([20, 40]), model.encode(["a bold seven", "3"])
     null = model.encode(["", ""])
@@ -126,7 +125,7 @@ def test_the_empty_prompt_is_the_null_caption(model):
     np.testing.assert_allclose(guided(x_t, t, null), model.denoiser(0.0)(x_t, t, null), atol=1e-4)
 
 
-def test_a_word_is_the_same_token_wherever_and_however_it_stands(model):
+def test_a_word_is_the_same_token_at_any_place_and_in_any_case(model):
     ids, mask = model.tokens(["Seven", "a seven", "  SEVEN "])
     alone, within, loud = (row[seen].tolist() for row, seen in zip(ids, mask, strict=True))
     assert alone[1:] == within[-len(alone) + 1:] and loud == alone
@@ -139,7 +138,7 @@ def test_the_caption_matters(model):
 
 
 def test_padding_changes_nothing(model):
-    """The loss of a caption does not depend on how many columns of padding stand behind it."""
+    """The loss does not depend on how many columns of padding follow a caption."""
     t = tiny.trainer(batch=4)
     x_0, ids, mask, times, eps = t.batch()
     wide = np.pad(ids, ((0, 0), (0, 3))), np.pad(mask, ((0, 0), (0, 3)))
@@ -182,8 +181,11 @@ HOSTILE = {
     "a missing field": lambda m: m["config"]["unet"].pop("widths"),
     "an unknown schedule": lambda m: m["config"].update(schedule="quartic"),
     "widths that the groups do not divide": lambda m: m["config"]["unet"].update(widths=[9, 16]),
-    "an image size that the levels cannot hold": lambda m: m["config"].update(image_size=30),
-    "no image at all": lambda m: m["config"].update(image_size=0),
+    "a height that the levels do not divide": lambda m: m["config"].update(shape=[30, 28, 1]),
+    "a width that the levels do not divide": lambda m: m["config"].update(shape=[28, 30, 1]),
+    "images without pixels": lambda m: m["config"].update(shape=[0, 28, 1]),
+    "images without channels": lambda m: m["config"].update(shape=[28, 28]),
+    "a size for a shape": lambda m: m["config"].update(image_size=28),
     "an unknown prediction": lambda m: m["config"].update(predicts="noise"),
     "no tokenizer": lambda m: m.pop("tokenizer"),
     "merges that are no pairs": lambda m: m["tokenizer"].update(merges=[[1, 2, 3]]),
