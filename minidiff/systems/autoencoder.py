@@ -19,9 +19,9 @@ kept.
 
 Scaled down and left out: 28 x 28 in place of 256 x 256; no attention in encoder and decoder; the weights of LPIPS are
 not learned, and its network is the digit classifier, which also judges the results and therefore favours them
-(docs/latent.md compares with another judge); the reconstruction error is squared, not absolute; the adversary is trained
-simultaneously from the first step, at a fixed weight (the papers begin later, with a weight from a ratio of gradients,
-Esser et al. eq. 7); the codebook learns by its loss, not by moving averages.
+(docs/latent.md compares with another judge); the reconstruction error is squared, not absolute; the adversary is
+trained simultaneously from the first step, at a fixed weight (the papers begin later, with a weight from a ratio of
+gradients, Esser et al. eq. 7); the codebook learns by its loss, not by moving averages.
 """
 
 from __future__ import annotations
