@@ -73,6 +73,7 @@ OWN = {
     "engine/cuda/launch.py": ("engine/test_cuda_launch.py",),
     "evaluation/metrics.py": ("evaluation/test_metrics.py",),
     "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
+    "systems/config.py": ("systems/test_text_to_image.py", "training/test_run.py"),
     "systems/system.py": ("training/test_run.py", "systems/test_every_system.py", "systems/test_text_to_image.py"),
     "text/clip.py": ("laws/test_text_and_latents.py", "systems/test_clip.py"),
     "training/ranks.py": ("training/test_ranks_without_mpi.py", "training/test_ranks.py"),

@@ -49,12 +49,12 @@ BUGS = [
     Bug("another system's file is accepted", SYSTEM,
         "if system != cls.name:",
         "if False:"),
-    Bug("a file may ask for more weights than it holds", SYSTEM,
+    Bug("a file may ask for more weights than it holds", "systems/config.py",
         "        self.room -= math.prod(shape)\n",
         ""),
     Bug("every seed draws the same pictures", SYSTEM,
-        "streams or SampleStreams(seed, len(captions))",
-        "streams or SampleStreams(0, len(captions))"),
+        "return sample_streams(self.device, seed, len(captions))",
+        "return sample_streams(self.device, 0, len(captions))"),
 
     # --- DPM: the bound, and a schedule that is learned ---------------------------------------------------
     Bug("DPM: the schedule's entropy of one dimension", DPM,
