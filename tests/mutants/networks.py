@@ -7,7 +7,8 @@ LAYERS, MODULE, OPTIM, UNET, TRANSFORMER = ("nn/layers.py", "nn/module.py", "nn/
 TOKENIZER, ENCODER, CLIP, SYSTEM = ("text/tokenizer.py", "text/encoder.py", "text/clip.py",
                                     "systems/text_to_image.py")
 PRECISION, IMAGE_TOWER, QUANTISE = "nn/precision.py", "nn/image_tower.py", "nn/quantise.py"
-TRAIN, FIT, CHECKPOINT, EVALUATE = "training/main_job.py", "training/trainer.py", "checkpoint.py", "evaluation/metrics.py"
+TRAIN, FIT, CHECKPOINT = "training/main_job.py", "training/trainer.py", "checkpoint.py"
+EVALUATE = "evaluation/metrics.py"
 PIXELS, CAPTIONS, ATTRIBUTES, CAPTIONED = ("data/pixels.py", "data/digit_captions.py", "data/attributes.py",
                                            "data/digits.py")
 

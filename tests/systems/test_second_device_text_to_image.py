@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support import tiny
 from support.fake_cupy import assert_same, install, one_sentence
-from support.tiny import images, trained_a_little
+from support.tiny import digits, trained_a_little
 
 from minidiff.engine.backend import to_device
 from minidiff.engine.cuda.random import DeviceSampleStreams
@@ -120,5 +120,5 @@ def test_two_devices_are_refused_by_the_network(cupy):
 def test_bits_per_dim(cupy, monkeypatch):
     monkeypatch.setattr(bits, "TERMS", 2)
     monkeypatch.setattr(bits, "FLOW_STEPS", 2)
-    host, there = (bits.likelihood(trained_a_little().to(device), images(4), count=2) for device in ("cpu", "cuda"))
+    host, there = (bits.likelihood(trained_a_little().to(device), digits(4), count=2) for device in ("cpu", "cuda"))
     assert there.bound == pytest.approx(host.bound, rel=1e-4) and there.flow == pytest.approx(host.flow, rel=1e-4)

@@ -1,0 +1,125 @@
+"""Bits/dim of test images: closed forms for a model that knows the picture, its errors, and its refusals."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+from support import small_systems, tiny
+
+from minidiff.data.dataset import Dataset
+from minidiff.data.pixels import to_float
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.schedules import Schedule
+from minidiff.errors import UserError
+from minidiff.evaluation import likelihood as bits
+from minidiff.evaluation.likelihood import Likelihood, likelihood
+
+
+class Pictures(Dataset):
+    """A data set of these pictures, (N, H, W, C) uint8."""
+
+    name, source = "pictures", "a test"
+
+    def __init__(self, pictures: np.ndarray):
+        self.pictures, self.shape = pictures, pictures.shape[1:]
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def images(self, indices):
+        return to_float(self.pictures[indices])
+
+
+def oracle(picture: np.ndarray, abar: list[float], error: float = 0.0, condition: tuple = ()):
+    """A "model" that predicts `picture` (H, W, C) whatever it is given, every pixel wrong by `error`."""
+    x_0 = to_float(picture) + np.float32(error)
+
+    def network(x_t, t, cond):
+        assert [len(a) for a in cond] == [len(x_t)] * len(condition)                # one row for each image
+        return np.broadcast_to(x_0, x_t.shape)
+
+    denoiser = NetworkDenoiser(Schedule(np.array(abar)), "x0", network, network_vjp=lambda x_t, t, dy, cond: (
+        network(x_t, t, cond), np.zeros_like(dy)))
+    return SimpleNamespace(config=SimpleNamespace(shape=picture.shape), device="cpu",
+                           likelihood_denoiser=lambda: (denoiser, condition))
+
+
+@pytest.mark.parametrize("shape, condition", [((28, 28, 1), (np.zeros((1, 2)),)), ((6, 10, 3), ())],
+                         ids=["with the null caption", "colour images, unconditional"])
+def test_the_numbers_of_a_model_that_knows_the_picture(shape, condition):
+    """Two times, one L_{t-1}, all images alike: each part has a closed form, and all images cost the same."""
+    picture = np.random.default_rng(0).integers(1, 255, shape, dtype=np.uint8)
+    test = Pictures(np.stack([picture] * 25))
+    a0, a1, D = 0.9999, 0.0001, math.prod(shape)
+    r = likelihood(oracle(picture, [a0, a1], condition=condition), test, count=20)
+    # q has the variance beta~ = beta (1 - a0) / (1 - a1) and the model beta, at equal means: the images do not matter
+    ratio = (1 - a0) / (1 - a1)
+    assert r.steps == pytest.approx((ratio - 1 - math.log(ratio)) / 2 / math.log(2), rel=1e-6)
+    x_0 = picture / 127.5 - 1
+    assert r.prior == pytest.approx(((a1 * x_0**2 - a1 - math.log(1 - a1)) / 2).sum() / D / math.log(2), rel=1e-4)
+    inside = stats.norm.cdf(1 / 255, scale=math.sqrt(1 - a0)) - stats.norm.cdf(-1 / 255, scale=math.sqrt(1 - a0))
+    assert r.decoder == pytest.approx(-math.log2(inside), rel=1e-4) == r.flow_decoder
+    assert r.bound_error == pytest.approx(0, abs=1e-6) and r.images == 20 and r.flow_images == 2
+    assert r.sigma == pytest.approx(math.sqrt(1 - a0), rel=1e-9) and r.flow_steps == 1
+    # x0_hat beyond white is clipped in the bound and not in the flow
+    white = np.full(shape, 255, np.uint8)
+    test = Pictures(np.stack([white] * 4))
+    r, exact = (likelihood(oracle(white, [a0, a1], error, condition), test, count=4) for error in (0.5, 0.0))
+    assert (r.steps, r.decoder) == (exact.steps, exact.decoder) and r.flow_decoder < exact.flow_decoder / 2
+
+
+def test_the_standard_error_is_that_of_the_mean_over_images():
+    """Two pictures, one of which the model predicts: the error of the mean is sd / sqrt(n)."""
+    dark, light = np.full((28, 28, 1), 100, np.uint8), np.full((28, 28, 1), 150, np.uint8)
+    model = oracle(dark, [0.9999, 0.0001])
+    r = likelihood(model, Pictures(np.stack([dark, light] * 10)), count=20)
+    # half of the images cost a, half b: their sd with n - 1 is |a - b| / 2 sqrt(20 / 19), and 2 (mean - a) = b - a
+    best = likelihood(model, Pictures(np.stack([dark] * 20)), count=20).bound
+    assert r.bound_error == pytest.approx((r.bound - best) * math.sqrt(20 / 19) / math.sqrt(20), rel=1e-4)
+    # fewer images than the data set has are a random part of it: the first ten of these would all cost the same
+    test = Pictures(np.stack([dark] * 10 + [light] * 10))
+    assert likelihood(model, test, count=10).bound_error > r.bound_error / 2
+
+
+@pytest.mark.parametrize("name", ["text-to-image", "ddpm"])
+def test_images_are_drawn_by_the_seed_and_do_not_depend_on_the_batch(name, monkeypatch):
+    model, test = small_systems.small(name), tiny.digits(30)
+
+    def run(**options) -> Likelihood:
+        return likelihood(model, test, count=6, **options)
+    monkeypatch.setattr(bits, "TERMS", 2)
+    monkeypatch.setattr(bits, "FLOW_STEPS", 4)
+    first = run(seed=1)
+    assert run(seed=2).bound != first.bound
+    monkeypatch.setattr(bits, "BATCH", 4)
+    again = run(seed=1)
+    assert again.bound == pytest.approx(first.bound, rel=1e-5) and again.flow == pytest.approx(first.flow, rel=1e-4)
+
+
+def test_the_progress_bar_gets_the_parts_of_both(monkeypatch):
+    picture, seen = tiny.images(1).images[0][..., None], []
+
+    def progress(items, what):
+        seen.append((what, len(items)))
+        return items
+    monkeypatch.setattr(bits, "BATCH", 8)
+    likelihood(oracle(picture, [0.9, 0.1]), Pictures(np.stack([picture] * 30)), count=20, progress=progress)
+    assert seen == [("bound", 3), ("flow", 1)]
+
+
+def test_other_shapes_too_many_images_and_damaged_weights_are_refused():
+    picture = tiny.images(1).images[0][..., None]                                   # (28, 28, 1)
+    test = Pictures(np.stack([picture] * 4))
+    for shape in ((32, 32, 1), (28, 28, 3)):
+        with pytest.raises(UserError, match=r"the test images of a test have the shape \(28, 28, 1\), and the model "
+                                            f"makes images of the shape \\{str(shape)[:-1]}\\)"):
+            likelihood(oracle(np.zeros(shape, np.uint8), [0.9, 0.1]), test, count=4)
+    for count in (1, 5):
+        with pytest.raises(UserError, match=f"from 2 to 4, the test images of a test, not {count}"):
+            likelihood(oracle(picture, [0.9, 0.1]), test, count=count)
+    with pytest.raises(UserError, match="the likelihood is not finite: the model's weights are damaged"):
+        likelihood(oracle(picture, [0.9, 0.1], math.nan), test, count=4)
+    with pytest.raises(UserError, match="clip has no likelihood"):
+        likelihood(small_systems.small("clip"), test, count=4)
