@@ -6,7 +6,7 @@ SCHEDULES, GAUSSIAN, DENOISER = "diffusion/schedules.py", "diffusion/gaussian.py
 LOSSES, SAMPLERS, GUIDANCE = "diffusion/losses.py", "diffusion/samplers.py", "diffusion/guidance.py"
 LIKELIHOOD = "diffusion/likelihood.py"
 LAYERS, OPTIM, UNET = "nn/layers.py", "nn/optim.py", "nn/unet.py"
-TRAIN, FIT = "training/main_job.py", "training/trainer.py"
+BATCHES, TRAINER = "systems/training_batches.py", "training/trainer.py"
 
 BUGS = [
     # --- lists of times -----------------------------------------------------------------------------------
@@ -124,9 +124,9 @@ BUGS = [
         "x0_uncond + scale * (x0_cond - x0_uncond)",
         "x0_uncond - scale * (x0_cond - x0_uncond)",
         "Conditional_Diffusion_MNIST #1"),
-    Bug("the mask that drops captions reversed", TRAIN,
-        "drop = rng.random(c.batch) < c.drop_caption",
-        "drop = rng.random(c.batch) >= c.drop_caption",
+    Bug("the mask that drops captions reversed", BATCHES,
+        "dropped = rng.random(len(indices)) < drop",
+        "dropped = rng.random(len(indices)) >= drop",
         "Conditional_Diffusion_MNIST #1"),
     Bug("scale read as w of (1 + w) eps_cond - w eps_uncond", GUIDANCE,
         "x0_uncond + scale * (x0_cond - x0_uncond)",
@@ -166,9 +166,9 @@ BUGS = [
         "x.shape[3] != c.channels or x.shape[1] % m or x.shape[2] % m:",
         "x.shape[3] != c.channels:",
         "diffusers #255"),
-    Bug("odd image sizes in a configuration", "systems/text_to_image.py",
-        "if not 1 <= self.image_size <= 256 or self.image_size % self.unet.multiple:",
-        "if self.image_size < 1:",
+    Bug("odd image sizes in a configuration", "systems/config.py",
+        "1 <= side <= 256 and side % multiple == 0 for side",
+        "1 <= side for side",
         "diffusers #255"),
     Bug("a schedule's tables can be overwritten", SCHEDULES,
         "        from_clean.setflags(write=False)\n",
@@ -178,16 +178,16 @@ BUGS = [
         "self.average = {name: p.data.copy() for name, p in parameters.items()}",
         "self.average = {name: p.data for name, p in parameters.items()}",
         "lucidrains/denoising-diffusion-pytorch #136"),
-    Bug("resuming loses the EMA", FIT,
+    Bug("resuming loses the EMA", TRAINER,
         '        self.ema.load_state_dict(part("ema."))\n',
         "",
         "DiT #35"),
-    Bug("resuming loses the optimiser", FIT,
+    Bug("resuming loses the optimiser", TRAINER,
         '        self.optimiser.load_state_dict(part("optimiser."))\n',
         "",
         "DiT #35"),
-    Bug("resuming begins the random streams anew", FIT,
-        'self.losses, self.n = saved.tensors["losses"].tolist(), n',
+    Bug("resuming begins the random streams anew", TRAINER,
+        'self.losses, self.n = saved.tensors["losses"].tolist(), made + skipped',
         'self.losses, self.n = saved.tensors["losses"].tolist(), 0'),
 
     # --- systems ------------------------------------------------------------------------------------------
@@ -201,8 +201,8 @@ BUGS = [
         "diffusers #2090"),
     Bug("small images get their noise before they are brought to [-1, 1] in training, and after it in sampling",
         "systems/imagen.py",
-        "augmented(self.schedule, resized(x_0, sizes[k - 1]), sizes[k], s, noise), s",
-        "2 * augmented(self.schedule, (resized(x_0, sizes[k - 1]) + 1) / 2, sizes[k], s, noise) - 1, s",
+        "augmented(self.schedule, small, shape[0], s, step.normal(x_0.shape)), s",
+        "2 * augmented(self.schedule, (small + 1) / 2, shape[0], s, step.normal(x_0.shape)) - 1, s",
         "lucidrains/imagen-pytorch #160"),
 ]
 
