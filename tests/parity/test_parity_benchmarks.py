@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.small_cases import SMALL, host_inputs, name_of
-from support.tiny import images, trained_a_little
+from support.tiny import digits, images, trained_a_little
 
 torch = pytest.importorskip("torch", reason="the rivals are PyTorch's: pip install torch")
 
@@ -16,7 +16,6 @@ import time_to_quality  # noqa: E402
 import torch_model  # noqa: E402
 import train_step  # noqa: E402
 import train_step_cuda as step  # noqa: E402
-from minidiff.training.main_job import CaptionedDigits  # noqa: E402
 
 import kernels  # noqa: E402
 from minidiff import checkpoint  # noqa: E402
@@ -43,9 +42,7 @@ def test_rivals_compute_the_same(case, monkeypatch):
 def test_the_contestants_learn_the_same():
     """On the CPU: the same losses of one batch, and batches of their own from the same images and captions."""
     state, fixed = train_step.same_start(4)
-    digits = mnist.load(download=False, quiet=True)
-    data = CaptionedDigits.of(mnist.Images(digits.images[:200], digits.labels[:200], ""))
-    shared = state, data, TextToImage.load().tokenizer, 4
+    shared = state, digits(200), TextToImage.load().tokenizer, 4
     us = step.Minidiff(*shared, "float32", "cpu")
     us.repeat(fixed)
     losses = [us.step() for _ in range(3)]
@@ -55,7 +52,7 @@ def test_the_contestants_learn_the_same():
         them.repeat(fixed)
         np.testing.assert_allclose([float(them.step()) for _ in range(many)], losses[:many], rtol=step.AGREEMENT[mode])
         them.repeat(None)
-        us.trainer.n = them.feeder.n + 1                    # the batch that comes next there
+        us.trainer.n = them.n                               # the next batch of the other contestant
         ours, theirs = us.trainer.batch(), them._draw()
         for a, b in zip(ours[:4], theirs[:4], strict=True):
             assert np.array_equal(a, b.numpy())

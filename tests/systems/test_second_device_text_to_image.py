@@ -66,7 +66,7 @@ def test_loss_and_its_gradients(cupy):
 
 
 def test_without_streams_a_device_makes_its_own_noise(cupy):
-    """From the seed and a sample's place, whatever else is drawn; other numbers than the host's."""
+    """It depends on the seed and a sample's place only, and differs from the host's."""
     model = TextToImage(SMALL, tiny.tokenizer(), np.random.default_rng(0))
     (host, *_) = model.trajectory(["3"], steps=1)
     model.to("cuda")
@@ -86,7 +86,7 @@ def test_samples(cupy, sampler):
         assert isinstance(state.x_t, cupy.ndarray) and state.x_t.dtype == np.float32
     found = model.sample(captions, steps=3, sampler=sampler, streams=SampleStreams(1, 3))
     assert isinstance(found, np.ndarray)
-    # three steps of float32 through a network whose output moves by about as much as its input
+    # three steps of float32 through a network whose output changes by about as much as its input
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert_same(states[-1].x_t, found)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import special
 from support.fake_cupy import install
 
 from minidiff.engine.cuda.random import DeviceSampleStreams
@@ -26,6 +27,12 @@ def test_noise_on_the_host_is_float32_and_new_at_each_request():
     a, b = step.normal((4, 3, 3, 1)), step.normal((4, 3, 3, 1))
     assert a.shape == (4, 3, 3, 1) and a.dtype == np.float32 and not np.array_equal(a, b)
     assert len(np.unique(a)) == a.size
+
+
+def test_noise_is_standard_normal():
+    """By Dvoretzky, Kiefer and Wolfowitz's bound, P(sup |F_n - F| > d) <= 2 exp(-2 n d^2), at a false alarm of 1e-7."""
+    x = np.sort(Step(0, 1, 0, 10, 4).normal((20_000,)))
+    assert np.abs(np.arange(1, x.size + 1) / x.size - special.ndtr(x)).max() < (np.log(2e7) / (2 * x.size)) ** 0.5
 
 
 def test_noise_on_a_device_is_new_at_each_request_and_step_and_never_a_samples(monkeypatch):
