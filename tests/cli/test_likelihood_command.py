@@ -44,7 +44,8 @@ def test_it_prints_the_parts_their_sum_and_the_protocol(model, folder, capsys):
     assert 0 < r["bound_error"] < r["bound"] and 0 < r["flow_error"]
 
 
-@pytest.mark.parametrize("option, value", [("--scale", "2"), ("--scale", "0"), ("--steps", "15"), ("--sampler", "ddim")])
+@pytest.mark.parametrize("option, value", [("--scale", "2"), ("--scale", "0"), ("--steps", "15"),
+                                           ("--sampler", "ddim")])
 def test_options_of_sampling_are_refused(model, option, value, capsys):
     assert call("evaluate", "--likelihood", "--model", model, option, value) == 2
     assert capsys.readouterr().err == f"minidiff: --likelihood draws no pictures: leave out {option}\n"

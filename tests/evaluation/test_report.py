@@ -1,7 +1,6 @@
 """The report: a generator that cheats gets what it deserves; and each data set is evaluated by its own judge."""
 
 import math
-import types
 
 import numpy as np
 import pytest
@@ -88,6 +87,7 @@ def test_each_rate_is_over_its_own_pictures():
               if word]
     assert r.agreement == pytest.approx(np.mean([word == drawn for word, drawn in wanted]))
     assert r.held_out_images == len(held_out) == 20
+    assert r.held_out_digit_accuracy == pytest.approx(np.mean([digit == 3 for digit, _ in held_out]), abs=0.06)
     assert r.held_out_all_right == pytest.approx(np.mean([a == (3, ("thin", "left", "")) for a in held_out]), abs=0.06)
     assert 0 < r.held_out_all_right < r.held_out_agreement < 1
 
@@ -169,18 +169,19 @@ def test_the_progress_bar_gets_the_batches(monkeypatch):
 def test_a_models_data_set_chooses_its_judge():
     def evaluate_stripes(model, *, count, options, seed, progress):
         return model, count, options, seed, progress([1])
-    model = types.SimpleNamespace(options=lambda: {}, notes={"dataset": "stripes"}, name="a model")
-    sentence = ("^the data set 'stripes' has no judge: enter one in minidiff.evaluation.JUDGES \\(an entry point of the "
-                "group minidiff.judges\\) to evaluate models of it$")
+    model = Blind()
+    model.notes = {"dataset": "stripes"}
+    sentence = ("^the data set 'stripes' has no judge: enter one in minidiff.evaluation.JUDGES \\(an entry point of "
+                "the group minidiff.judges\\) to evaluate models of it$")
     with pytest.raises(UserError, match=sentence):
-        evaluate(model)
+        evaluate(model, count=20)
     minidiff.register_judge("stripes", evaluate_stripes)
     try:
         assert evaluate(model, count=3, options={"a": 1}, seed=4) == (model, 3, {"a": 1}, 4, [1])
         with pytest.raises(UserError, match="'dots' has no judge"):
-            evaluate(model, data="dots")
-        digits = types.SimpleNamespace(options=lambda: {}, notes={}, name="a model")
-        assert evaluate(digits, data="stripes")[0] is digits                        # `data` overrides the file's notes
+            evaluate(model, data="dots", count=20)
+        old = Old()
+        assert evaluate(old, data="stripes")[0] is old      # `data` overrides what the file says
     finally:
         JUDGES.unregister("stripes")
     assert JUDGES["digits"] is evaluate_digits and evaluate(Old(), count=20).images == 20
@@ -198,5 +199,5 @@ def test_a_judge_must_be_a_function():
 
 
 def test_a_system_that_draws_no_pictures_of_captions_is_not_evaluated():
-    with pytest.raises(UserError, match=r"^clip draws no pictures of captions: examples/03_clip.py shows what it does$"):
+    with pytest.raises(UserError, match="^clip draws no pictures of captions: examples/03_clip.py shows what it does$"):
         evaluate(small_systems.small("clip"))

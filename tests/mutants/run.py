@@ -71,6 +71,7 @@ OWN = {
     "engine/cuda/attention.py": ("kernels/test_attention_forward_kernels.py",
                                  "kernels/test_attention_backward_kernels.py"),
     "engine/cuda/launch.py": ("engine/test_cuda_launch.py",),
+    "evaluation/__init__.py": ("evaluation/test_report.py",),
     "evaluation/metrics.py": ("evaluation/test_metrics.py",),
     "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
     "systems/config.py": ("systems/test_text_to_image.py", "training/test_run.py"),
