@@ -1,4 +1,4 @@
-"""What a user calls to add a sampler, a schedule, a data set or a system of his own to minidiff.
+"""What you call to add a sampler, a schedule, a data set, a judge or a system to minidiff.
 
     import minidiff
     minidiff.register_sampler("euler", euler, order=1)
