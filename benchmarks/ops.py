@@ -80,7 +80,7 @@ class Case:
 def cases(network: str) -> Iterator[Case]:
     """Every op of a network at each of its shapes; those of the text encoder come with the first network."""
     c, text = NETWORKS[network].unet, NETWORKS[network].text
-    (C, D), E, size = c.widths, c.embedding, NETWORKS[network].image_size
+    (C, D), E, size = c.widths, c.embedding, NETWORKS[network].shape[0]
     S, folded = size // c.patch, c.channels * c.patch**2
     s, tokens = S // 2, (S // 2)**2
     for side, wide, out in ((S, folded, C), (S, C, C), (S, 2 * C, C), (S, C, folded), (s, D, D), (s, 2 * D, D)):

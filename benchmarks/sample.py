@@ -62,7 +62,7 @@ def torch_sample(network: str, count: int, *, channels_last: bool = False, compi
     import torch_model
     model, layout = torch_network(network, channels_last)
     config = NETWORKS[network]
-    shape = config.image_size, config.image_size, config.unet.channels
+    shape = config.shape                                    # (H, W, C)
     texts = [as_read(prompt) for prompt in [*prompts(count), ""]]
     ids, mask = map(torch.from_numpy, tokenizer().batch(texts, config.text.length))
     if compile:

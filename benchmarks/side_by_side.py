@@ -28,7 +28,8 @@ from minidiff.text.tokenizer import Tokenizer
 
 NETWORKS = {
     "mnist": TextToImageConfig(),
-    "large": TextToImageConfig(image_size=32, unet=UNetConfig(channels=3, widths=(128, 256), embedding=512, text=64)),
+    "large": TextToImageConfig(shape=(32, 32, 3),
+                               unet=UNetConfig(channels=3, widths=(128, 256), embedding=512, text=64)),
 }
 MINIDIFF, FIRST, LAST = "minidiff", "PyTorch, channels first", "PyTorch, channels last"
 COMPILED, COMPILED_LAST = "PyTorch, compiled", "PyTorch, compiled, last"
@@ -50,7 +51,7 @@ def same_weights(network: str = "mnist") -> dict[str, np.ndarray]:
 def same_batch(batch: int, network: str = "mnist") -> tuple[np.ndarray, ...]:
     """(x_0, ids, mask, t, eps), the same in every process; captions have 2 to 16 tokens."""
     rng, config = np.random.default_rng(1), NETWORKS[network]
-    shape = batch, config.image_size, config.image_size, config.unet.channels
+    shape = batch, *config.shape                            # (B, H, W, C)
     x_0 = rng.uniform(-1, 1, shape).astype(np.float32)
     mask = ragged_mask(batch, 16)
     ids = np.where(mask, rng.integers(0, config.text.vocab, mask.shape), 0)
@@ -304,7 +305,7 @@ def told(network: str) -> str:
     def count(name: str, part: str = "") -> int:
         return sum(w.size for path, w in same_weights(name).items() if path.startswith(part))
     config, unet = NETWORKS[network], count(network, "unet.")
-    images = f"{config.image_size}x{config.image_size}x{config.unet.channels}"
+    images = "x".join(map(str, config.shape))
     return (f"{network}: images {images}, widths {config.unet.widths}, {unet:,} parameters of the UNet "
             f"({unet / count('mnist', 'unet.'):.2f} times the default's), {count(network):,} in all")
 

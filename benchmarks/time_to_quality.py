@@ -39,7 +39,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from minidiff.evaluation.report import prompts_like
 from side_by_side import versions
 from tqdm import tqdm
 
@@ -50,6 +49,7 @@ from minidiff.data.digits import Digits
 from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.parallel import cores
 from minidiff.errors import UserError
+from minidiff.evaluation.report import prompts_like
 from minidiff.files import check_writable, write_json
 from minidiff.pictures import plots
 from minidiff.pictures.sheets import PAPER
