@@ -76,7 +76,7 @@ class Registry(Mapping[str, Entry]):
     @cached_property
     def _outside(self) -> dict[str, EntryPoint]:
         """The entry points of installed packages."""
-        from importlib.metadata import entry_points         # slow to import, and rarely needed
+        from importlib.metadata import entry_points  # slow to import, and rarely needed
         return {point.name: point for point in entry_points(group=self.group)}
 
     def _load_outside(self, name: str) -> Entry:

@@ -45,5 +45,5 @@ def test_entry_points_of_installed_packages_are_entries(monkeypatch):
     registry.register("own", 1)
     assert set(registry) == {"tau", "lost", "own"} and registry["own"] == 1
     assert registry["tau"] == pytest.approx(6.28318, abs=1e-5)
-    with pytest.raises(UserError, match="the number 'lost' of the package entry point 'no_such_module:x' cannot be loaded"):
+    with pytest.raises(UserError, match="'lost' of the package entry point 'no_such_module:x' cannot be loaded"):
         registry["lost"]

@@ -75,7 +75,7 @@ def _batches(model, prompt: str, args: argparse.Namespace, options: dict):
 
     streams = sample_streams(args.device, args.seed, args.count)
     parts = [streams[i:min(i + AT_A_TIME, args.count)] for i in range(0, args.count, AT_A_TIME)]
-    by_steps = hasattr(model, "trajectory")
+    by_steps = hasattr(model, "trajectory") and (args.trajectory is not None or not model.slow_trajectory)
     steps = options.get("steps", model.options().get("steps", 1)) if by_steps else 0
     with tqdm(total=steps * len(parts) if by_steps else args.count, unit="step" if by_steps else "picture",
               desc="sampling", dynamic_ncols=True, leave=False) as bar:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 import time
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields
 from pathlib import Path
 
 from minidiff import systems
@@ -76,7 +76,7 @@ def train(args: argparse.Namespace) -> int:
     data = ranks().in_turn(lambda: load_dataset(args.data))
     print(f"training {kind.name} on {data.source} ({len(data)} images); the run is in {args.out}")
     try:
-        trained = run(args.out, kind, data, options, config=_config(kind, data, args), needed=dict(args.needs or []),
+        trained = run(args.out, kind, data, options, changes=_changes(args), needed=dict(args.needs or []),
                       resume=args.resume, device=args.device)
     except Interrupted as stop:
         print(f"minidiff: {stop}; continue with: {_resume_command(args)}", file=sys.stderr)
@@ -92,29 +92,10 @@ def _train_options(args: argparse.Namespace):
     return TrainOptions(**{f.name: getattr(args, f.name) for f in fields(TrainOptions)})
 
 
-def _config(kind, data, args: argparse.Namespace):
-    """The system's configuration, where --schedule or --set change it; None for its default."""
-    given = dict(args.set or [])
-    if args.schedule:
-        given["schedule"] = args.schedule
-    if not given:
-        return None
-    config = kind.config_for(data.shape)
-    own = {f.name: getattr(config, f.name) for f in fields(config) if not is_dataclass(getattr(config, f.name))
-           and f.name != "shape"}
-    for name, value in given.items():
-        if name not in own:
-            takes = ", ".join(f"{field} ({default})" for field, default in own.items()) or "none"
-            what = "--schedule" if name == "schedule" and args.schedule else f"--set {name}"
-            raise UserError(f"{kind.name} has no {name} to choose, as {what} asks: its configuration has {takes}")
-        if isinstance(own[name], float) and type(value) is int:
-            given[name] = float(value)
-        elif type(value) is not type(own[name]):
-            raise UserError(f"{kind.name}: {name} takes a value like {own[name]!r}, not {value!r}")
-    try:
-        return replace(config, **given)
-    except ValueError as error:
-        raise UserError(f"{kind.name}: {error}") from error
+def _changes(args: argparse.Namespace) -> dict:
+    """The fields of the system's configuration that --schedule and --set change."""
+    changes = dict(args.set or [])
+    return changes | {"schedule": args.schedule} if args.schedule else changes
 
 
 # ---- after the last step -------------------------------------------------------------------------------------

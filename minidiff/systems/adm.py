@@ -93,13 +93,11 @@ class ADM(System):
         self.classifier = NoisyClassifier(config.classifier, self.questions.classes, rng)
 
     @classmethod
-    def new(cls, data: Dataset, seed: int = 0, config: ADMConfig | None = None, needed=None) -> ADM:
-        """As System.new; without a configuration the DDPM's own is taken."""
-        if config is None and needed and "ddpm" in needed:
-            ddpm, default = needed["ddpm"].config, ADMConfig()
-            config = replace(default, data=data.name, ddpm=ddpm,
-                             classifier=replace(default.classifier, channels=ddpm.shape[2]))
-        return super().new(data, seed, config, needed)
+    def default_config(cls, data: Dataset, needed) -> ADMConfig:
+        """For the questions of this data set and the configuration of the trained DDPM."""
+        ddpm, default = needed["ddpm"].config, ADMConfig()
+        return replace(default, data=data.name, ddpm=ddpm,
+                       classifier=replace(default.classifier, channels=ddpm.shape[2]))
 
     def take(self, needed) -> None:
         trained = needed["ddpm"]

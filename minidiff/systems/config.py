@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -36,6 +37,25 @@ def config_from(kind: type, values):
             value = _checked(f.name, value, like)
         fields[f.name] = value
     return kind(**fields)
+
+
+def with_changes(config, changes: Mapping[str, object]):
+    """The configuration with some of its fields changed; ValueError where one is unknown, of another type or refused.
+
+    Fields that are configurations themselves, and the images' shape, cannot be changed.
+    """
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
+           if not dataclasses.is_dataclass(getattr(config, f.name)) and f.name != "shape"}
+    changed = {}
+    for name, value in changes.items():
+        if name not in own:
+            fields = ", ".join(f"{field} ({default})" for field, default in own.items()) or "none"
+            raise ValueError(f"its configuration has no {name}: it has {fields}")
+        like = own[name]
+        changed[name] = value = float(value) if isinstance(like, float) and type(value) is int else value
+        if type(value) is not type(like):
+            raise ValueError(f"{name} takes a value like {like!r}, not {value!r}")
+    return dataclasses.replace(config, **changed)
 
 
 def _checked(name: str, value, like):

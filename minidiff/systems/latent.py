@@ -82,6 +82,7 @@ class LatentDiffusion(System):
 
     name, Config, example = "latent", LatentConfig, "11_latent_diffusion.py"
     needs = ("clip", "digit-classifier")
+    slow_trajectory = True                                  # each state is decoded
     no_likelihood = "its denoiser works on latents, not on pixels"
 
     def __init__(self, config: LatentConfig, tokenizer: Tokenizer, rng: np.random.Generator):

@@ -47,6 +47,7 @@ class System(Module):
     needs: ClassVar[tuple[str, ...]] = ()                   # the trained systems that it is built on
     reads_captions: ClassVar[bool] = True                   # False where each caption must be ''
     example: ClassVar[str] = ""                             # the file in examples/ that shows what it does
+    slow_trajectory: ClassVar[bool] = False                 # whether its states cost more than its last picture
     no_trajectory: ClassVar[str] = "it does not draw its pictures step by step from noise"      # why there is none
     no_likelihood: ClassVar[str] = "it has no denoiser of pixels that works without a caption"
 
@@ -62,13 +63,19 @@ class System(Module):
         needed: the trained systems named in `needs` (systems.load_needed finds them).
         """
         rng = generator(seed, "first weights")
-        config, needed = config or cls.config_for(data.shape), needed or {}
+        needed = needed or {}
         missing = [name for name in cls.needs if name not in needed]
         if missing:
             raise ValueError(f"needed must hold the trained systems {', '.join(cls.needs)}, and lacks {missing[0]}")
+        config = config or cls.default_config(data, needed)
         system = cls(config, cls.tokenizer_for(data, config, rng, needed), rng)
         system.take(needed)
         return system
+
+    @classmethod
+    def default_config(cls, data: Dataset, needed: Mapping[str, System]):
+        """The configuration of a new system for which none is given."""
+        return cls.config_for(data.shape)
 
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]):

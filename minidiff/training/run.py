@@ -20,7 +20,7 @@ from minidiff.data.dataset import Dataset
 from minidiff.errors import UserError
 from minidiff.files import write_json
 from minidiff.systems import load_needed
-from minidiff.systems.config import config_from
+from minidiff.systems.config import config_from, with_changes
 from minidiff.systems.stage import Stage
 from minidiff.systems.system import System
 from minidiff.training.loop import draw_preview, train_stage
@@ -70,11 +70,13 @@ class Trained:
 
 
 def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOptions | None = None, *, config=None,
+        changes: Mapping[str, object] | None = None,
         needed: Mapping[str, str | Path] | None = None, resume: bool = False, quiet: bool = False, keep: int = 3,
         device: str = "cpu") -> Trained:
     """Trains a system of this kind in `folder`, and returns it with its averaged weights.
 
     config: the system's own, if not the default for this data; a run resumes with the one that it was started with.
+    changes: fields of the default configuration that are to have other values.
     needed: files of the systems that it is built on, by name, where they are not to be searched for.  keep: how many
     states of each stage are kept.  Ctrl-C ends the step, saves, and raises loop.Interrupted.  UserError where the
     folder holds another run, or none to resume.
@@ -90,6 +92,11 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
         changed = next(name for name in kind.needs if start.needed.get(name) != hashes[name])
         raise UserError(f"{folder} was started with another {changed}, on which {kind.name} is built: name its file "
                         f"with --needs {changed}=FILE, or choose another --out.")
+    if changes and not start:
+        try:
+            config = with_changes(config or kind.default_config(data, systems), changes)
+        except ValueError as error:
+            raise UserError(f"{kind.name}: {error}") from error
     system = kind.new(data, options.seed, config, systems).to(device)
     ranks(device).wait()                                    # until all have looked at the folder
     if first:
