@@ -14,9 +14,9 @@ Each row states the tolerance: the rounding of float64, or chance where random n
     rows.py             a row, how the two sides are compared, a law, and the table
     forward.py          single steps compose to q(x_t | x_0); the SNR falls until only noise is left
     reverse.py          Bayes, the posterior, the four forms of a prediction, the best denoiser, the bound
+    loading.py          imports MODULE:NAME
     scheduler/          the laws of schedulers, whoever wrote them
     sampling.py         the same laws for each registered sampler, and the exact steps of our own
-    loading.py          imports MODULE:NAME
     user_schedule.py    the user's own schedule, from a file or a function
     watch.py            pictures: the marginals over t, and one image as noise is added to it
 """

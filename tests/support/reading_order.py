@@ -31,7 +31,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
      ["data/pixels", "data/dataset", "data/idx", "data/download", "data/mnist", "data/attributes",
       "data/digit_captions", "data/digits", "data/swiss_roll"]),
     ("Pictures", "What people look at.",
-     ["pictures/plots", "pictures/sheets"]),
+     ["pictures/sheets", "pictures/plots"]),
     ("The default system", "Text-to-image with classifier-free guidance: the floors put together.",
      ["systems/config", "systems/stage", "systems/system", "systems/training_batches", "systems/text_to_image"]),
     ("Training", "One trainer, a run on disk, stage after stage.",
@@ -45,9 +45,18 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "text/span_corruption", "text/t5", "systems/imagen",
       "nn/image_classifier", "systems/digit_classifier", "nn/adversary", "nn/quantise", "systems/autoencoder",
       "systems/latent"]),
-    ("Evaluation", "How good are the pictures?", []),
-    ("The verifier", "The laws of q(x_t | x_0), for any schedule and any library's scheduler.", []),
-    ("The command line, and your own parts", "A command a file.", []),
+    ("Evaluation", "How good are the pictures?",
+     ["evaluation/metrics", "evaluation/judge", "evaluation/fidelity", "evaluation/report", "evaluation/likelihood",
+      "evaluation/reconstruction"]),
+    ("The verifier", "The laws of q(x_t | x_0), for any schedule and any library's scheduler.",
+     ["verify/rows", "verify/forward", "verify/reverse", "verify/loading",
+      "verify/scheduler/protocol", "verify/scheduler/runs", "verify/scheduler/law", "verify/scheduler/table_laws",
+      "verify/scheduler/run_laws", "verify/scheduler/laws", "verify/scheduler/replay",
+      "verify/scheduler/from_diffusers", "verify/scheduler/by_name", "verify/sampling", "verify/user_schedule",
+      "verify/watch"]),
+    ("The command line, and your own parts", "A command a file.",
+     ["registration", "cli/arguments", "cli/sampling_options", "cli/sample", "cli/evaluate", "cli/train", "cli/verify",
+      "cli/info", "cli/ranks", "cli/main"]),
     ("The engine on a GPU", "CuPy's side of the ops, and then the course in [kernels/](../kernels/README.md).",
      ["engine/cuda/launch", "engine/cuda/reduce", "engine/cuda/conv", "engine/cuda/norm", "engine/cuda/attention",
       "engine/cuda/random", "engine/cuda/adamw"]),
@@ -90,8 +99,9 @@ def sentence(module: str) -> str:
 def page() -> str:
     lines = ["# Reading order", "",
              "Every file of minidiff, each after those that it imports. Begin with",
-             "[examples/train_mnist_text.py](../examples/train_mnist_text.py), the whole job in one file, and then read as",
-             "far as you like. Written by `python -m tests.support.reading_order`; a test holds it against the imports.", ""]
+             "[examples/train_mnist_text.py](../examples/train_mnist_text.py), the whole job in one file, and then",
+             "read as far as you like. Written by `python -m tests.support.reading_order`; a test holds it against the",
+             "imports.", ""]
     for title, about, names in SECTIONS:
         lines += [f"## {title}", "", about, ""]
         lines += [f"- [{module}.py](../minidiff/{module}.py): {sentence(module)}." for module in names] + [""]
