@@ -19,7 +19,7 @@ from minidiff import pictures, systems
 from minidiff.data import digit_captions as captions
 from minidiff.data.attributes import Words
 from minidiff.data.dataset import load_dataset
-from minidiff.data.digits import PROMPTS, Digits
+from minidiff.data.digits import Digits
 from minidiff.data.mnist import packed
 from minidiff.diffusion.cascade import resized
 from minidiff.engine.backend import keep_freed_memory
@@ -29,6 +29,7 @@ from minidiff.evaluation.judge import fid, load_judge
 from minidiff.systems.imagen import Imagen
 from minidiff.training.run import TrainOptions, run
 
+PROMPTS = ("a bold seven leaning left", "the digit three", "a wide zero", "5", "a thin eight leaning right")
 SCALES = (1.0, 2.0, 4.0, 8.0, 15.0)
 THRESHOLDS = ("static", "dynamic")
 LEVELS = (0.1, 0.3, 0.6)                                    # of augmentation, besides 0, at scale 4
@@ -43,7 +44,7 @@ def main(weights: str | None = None, train: str | None = None, effort: float = 1
         model = run(train, Imagen, load_dataset(), TrainOptions(seed=seed, effort=effort)).system
     else:
         model = systems.load_system("imagen", weights)
-    sizes, prompts = model.config.resolutions, PROMPTS[:6]
+    sizes, prompts = model.config.resolutions, PROMPTS
     pace = dict(steps=steps, super_steps=max(steps // 2, 1))
     drawn = model.cascade(prompts, seed=seed, **pace)
     same_size = np.stack([resized(x, sizes[-1]) for x in drawn])                    # (3, N, 28, 28, 1)
