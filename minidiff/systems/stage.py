@@ -3,8 +3,7 @@
     for each stage of the system
         repeat  arrays = stage.batch(step);  minimise stage.loss(stage.module, *arrays)
 
-A batch is asked for with a `Step`, which has everything random in it: a generator on the host, and noise that is made
-on the device.
+`stage.batch` takes a `Step`, which provides all randomness: a generator on the host, and noise made on the device.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FIRST_PLACE = 2**32                                         # of training's noise on a device; samplers' are below
-DRAWS = 16                                                  # of noise on a device that one step may ask for
+DRAWS = 16                                                  # of noise on a device in one step, at most
 
 
 class Step:
