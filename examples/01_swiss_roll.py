@@ -17,7 +17,6 @@ import argparse
 from tqdm import tqdm
 
 from minidiff import pictures
-from minidiff.engine.backend import keep_freed_memory
 from minidiff.errors import run_main
 from minidiff.systems.dpm import DPM, DPMConfig
 from minidiff.training.run import TrainOptions
@@ -25,7 +24,6 @@ from minidiff.training.trainer import Trainer
 
 
 def main(effort: float = 1.0, points: int = 4000, out: str = "docs/swiss_roll.png", seed: int = 0) -> DPM:
-    keep_freed_memory()
     pictures.check_writable(out)                            # fails now, not after the training
     model = DPM.new(None, seed, DPMConfig())                # it draws its own points: no data set
     for number, stage in enumerate(model.stages(None), start=1):

@@ -22,7 +22,6 @@ from minidiff.data.dataset import load_dataset
 from minidiff.data.digits import Digits
 from minidiff.data.mnist import packed
 from minidiff.diffusion.cascade import resized
-from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.random import SampleStreams, generator
 from minidiff.errors import run_main
 from minidiff.evaluation.judge import fid, load_judge
@@ -39,7 +38,6 @@ BATCH = 250
 def main(weights: str | None = None, train: str | None = None, effort: float = 1.0, images: int = 0, out: str = ".",
          seed: int = 0, steps: int = 20, scales=SCALES) -> list[tuple]:
     """Draws imagen.png in the folder `out`, and with `images` imagen_thresholding.png; returns the table's rows."""
-    keep_freed_memory()
     if train:
         model = run(train, Imagen, load_dataset(), TrainOptions(seed=seed, effort=effort)).system
     else:

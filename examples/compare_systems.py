@@ -21,7 +21,6 @@ from tqdm import tqdm
 from minidiff import pictures, systems
 from minidiff.data import mnist
 from minidiff.data.dataset import load_dataset
-from minidiff.engine.backend import keep_freed_memory
 from minidiff.engine.random import generator
 from minidiff.errors import run_main
 from minidiff.evaluation import evaluate
@@ -97,7 +96,6 @@ def cells(label: str, r: dict, ms: float) -> tuple[str, ...]:
 
 def main(which: list[str], count: int = 1000, train: bool = False, out: str = "docs",
          cache: str = "runs/compare") -> None:
-    keep_freed_memory()
     unknown = set(which) - {name for name, _ in ROWS.values()}
     if unknown:
         raise SystemExit(f"compare_systems: there is no row for the system {', '.join(sorted(unknown))}")

@@ -51,10 +51,9 @@ def _run(args: argparse.Namespace) -> int:
         if args.command is not train.train and ranks().size > 1:
             raise UserError(f"mpiexec started {ranks().size} ranks of minidiff, but only train divides its work among "
                             "ranks: leave out mpiexec")
-        from minidiff.engine.backend import check_device, keep_freed_memory
+        from minidiff.engine.backend import check_device
         if getattr(args, "device", None):
             check_device(args.device)
-        keep_freed_memory()
         return args.command(args) or 0
     except UserError as error:
         print(f"minidiff: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from minidiff.engine.backend import device_of
+from minidiff.engine.backend import device_of, keep_freed_memory
 from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 
 _NAME = "minidiff"
@@ -156,6 +156,7 @@ def in_parts(f: Callable[[slice], object], sizes: Sequence[int]) -> list:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
+    keep_freed_memory()                                     # each step frees arrays of sizes that the next one needs
     return ThreadPoolExecutor(cores(), thread_name_prefix=_NAME)
 
 
