@@ -108,7 +108,7 @@ def _save_trajectory(states: list[tuple[int, np.ndarray]], path: Path, title: st
 # ---- checks of the arguments --------------------------------------------------------------------------------
 
 def _prompt(args: argparse.Namespace) -> str:
-    """The prompt; a very long one is cut, aloud."""
+    """The prompt; a very long one is cut, with a message."""
     if len(args.prompt) > LONGEST_PROMPT:
         print(f"minidiff: the prompt has {len(args.prompt)} characters: the first {LONGEST_PROMPT} were read",
               file=sys.stderr)

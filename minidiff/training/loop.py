@@ -48,7 +48,7 @@ def train_stage(trainer: Trainer, folder: CheckpointFolder, *, quiet: bool = Fal
 
     bar = tqdm(total=config.steps, initial=trainer.n, unit="step", disable=quiet or not first, dynamic_ncols=True,
                desc=title, mininterval=0.5, smoothing=0.05)
-    with bar, _ctrl_c(aloud=first) as trainer.asked_to_stop:
+    with bar, _ctrl_c(message=first) as trainer.asked_to_stop:
         while trainer.n < config.steps:
             started = time.monotonic()
             try:
@@ -93,7 +93,7 @@ def draw_preview(trainer: Trainer, folder: Path) -> None:
 
 
 @contextmanager
-def _ctrl_c(aloud: bool = True) -> Iterator[Callable[[], bool]]:
+def _ctrl_c(message: bool = True) -> Iterator[Callable[[], bool]]:
     """Within it Ctrl-C only sets a flag, which the returned function reads; a second one interrupts at once."""
     hits = []
 
@@ -101,7 +101,7 @@ def _ctrl_c(aloud: bool = True) -> Iterator[Callable[[], bool]]:
         hits.append(number)
         if len(hits) > 1:
             raise KeyboardInterrupt
-        if aloud:
+        if message:
             os.write(2, b"\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)\n")
     try:
         before = signal.signal(signal.SIGINT, on_signal)

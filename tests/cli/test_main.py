@@ -197,7 +197,7 @@ def test_a_model_with_damaged_weights_is_a_sentence(tmp_path, capsys):
     assert "weights are damaged" in capsys.readouterr().err and not (tmp_path / "s.png").exists()
 
 
-def test_a_long_prompt_is_cut_aloud(model, tmp_path, capsys):
+def test_a_long_prompt_is_cut_with_a_message(model, tmp_path, capsys):
     call("sample", "seven " * 2000, "--model", model, "--count", 1, "--steps", 1, "-o", tmp_path / "s.png")
     err = capsys.readouterr().err
     assert "12000 characters" in err and "tokens were kept" in err

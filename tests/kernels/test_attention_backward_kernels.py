@@ -406,7 +406,7 @@ PLANTED = [
 @pytest.mark.parametrize("version, right, wrong, sanitize", PLANTED)
 def test_a_planted_error_is_found(cupy, monkeypatch, version, right, wrong, sanitize):
     text = SOURCES[version].text
-    assert right in text, "the kernel was rewritten: plant this error anew"
+    assert right in text, "the kernel was rewritten: change the text of this planted error"
     monkeypatch.setattr(cuda.Source, "text", property(lambda self: text.replace(right, wrong)))
     monkeypatch.setattr(cuda_on_cpu, "Program", functools.partial(cuda_on_cpu.Program, sanitize=sanitize))
     cuda._module.cache_clear(), cuda._compiled.cache_clear()

@@ -294,10 +294,10 @@ def test_reaching_noise_means_a_small_prior_kl():
 
 
 @pytest.mark.law(
-    4, "DDPM's betas over 200 or 300 steps leave abar_T = .132, .048: refused aloud; scaled to T they reach noise",
+    4, "DDPM's betas over 200 or 300 steps leave abar_T = .132, .048: refused; scaled to T they reach noise",
     source="DDPM section 4; its betas were made for T = 1000", tolerance="5e-4: the digits quoted")
 @pytest.mark.parametrize("T, signal", [(200, 0.132), (300, 0.048)])
-def test_a_schedule_that_keeps_signal_is_refused_aloud(T, signal):
+def test_a_schedule_that_keeps_signal_is_refused(T, signal):
     with pytest.raises(ValueError, match=f"linear schedule with T = {T} must end in noise.*ends at {signal}"):
         schedules.linear(T)
     meant = schedules.linear(T, allow_signal=True)

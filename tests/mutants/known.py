@@ -186,7 +186,7 @@ BUGS = [
         '        self.optimiser.load_state_dict(part("optimiser."))\n',
         "",
         "DiT #35"),
-    Bug("resuming begins the random streams anew", TRAINER,
+    Bug("resuming starts the random streams from the beginning", TRAINER,
         'self.losses, self.n = saved.tensors["losses"].tolist(), made + skipped',
         'self.losses, self.n = saved.tensors["losses"].tolist(), 0'),
 
