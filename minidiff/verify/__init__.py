@@ -15,10 +15,10 @@ Each row states the tolerance: the rounding of float64, or chance where random n
     forward.py          single steps compose to q(x_t | x_0); the SNR falls until only noise is left
     reverse.py          Bayes, the posterior, the four forms of a prediction, the best denoiser, the bound
     loading.py          imports MODULE:NAME
-    scheduler/          the laws of schedulers, whoever wrote them
-    sampling.py         the same laws for each registered sampler, and the exact steps of our own
+    scheduler/          the laws of any scheduler: minidiff's, another library's, or yours
+    sampling.py         the same laws for each registered sampler, and the exact steps of minidiff's samplers
     user_schedule.py    the user's own schedule, from a file or a function
-    watch.py            pictures: the marginals over t, and one image as noise is added to it
+    watch.py            pictures: the marginals over t, and one image while noise is added to it
 """
 
 import numpy as np
@@ -32,8 +32,8 @@ from minidiff.verify.sampling import SAMPLING
 __all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "as_dicts", "report", "skipped", "table"]
 
 LAWS = (*FORWARD, *REVERSE, *SAMPLING)                      # the rows of each: (schedule, rng) -> rows
-# The stream of a seed. It was chosen by hand so that seed 0 draws no rare number on the default schedule; use another
-# seed for numbers that nobody chose.
+# Part of every law's random seed. It was chosen by hand so that seed 0 draws no rare number on the default schedule.
+# Any other seed gives numbers that were not chosen.
 STREAM = 1
 
 
@@ -41,9 +41,9 @@ def report(schedule: Schedule, *, betas=None, seed: int = 0) -> list[Row]:
     """One row for each equation that a schedule must satisfy; `table` prints them.
 
     betas: (T,), if the schedule was made from betas; its table is then compared with them.
-    TypeError if schedule is no Schedule, ValueError if betas are not T numbers.
-    A row passes, fails, or says why it does not apply. The random numbers come from `seed`. For any seed, a schedule
-    that keeps every law is reported as broken by chance in at most one of a million reports.
+    A row passes, fails, or says why it does not apply. The random numbers come from `seed`. For a random seed, a
+    correct schedule fails by chance in at most one of a million reports.
+    TypeError if schedule is not a Schedule, ValueError if betas are not T numbers.
     """
     if not isinstance(schedule, Schedule):
         raise TypeError("schedule must be a Schedule, such as schedules.from_betas([...]), "

@@ -5,7 +5,7 @@
     2  any two times compose                  x_t = alpha_ts x_s + sqrt(sigma2_ts) z                          VDM app. A
     3  the SNR falls, every table is finite   SNR_t = alpha_bar_t / (1 - alpha_bar_t)                         VDM eq. 2
     4  the end is noise                       KL(q(x_T | x_0) || N(0, I)) is small                            DDPM eq. 5
-    5  at SNR 0 eps says nothing of x_0       and is refused, where v still tells it               arXiv 2305.08891
+    5  at SNR 0 eps does not determine x_0    eps-prediction is refused; v determines x_0          arXiv 2305.08891
 """
 
 import math
@@ -18,13 +18,13 @@ from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.schedules import MOST_SIGNAL_AT_THE_END, Schedule
 from minidiff.verify.rows import ATOMS, EPS, Law, Row, compare, count, skipped
 
-# 8 means at 2.1e-8 each and 8 variances at 5.6e-8 cry wolf in 6e-7 of all runs
+# False alarms: 8 means at 2.1e-8 each and 8 variances at 5.6e-8 each, in total 6e-7 of all runs
 MEAN_SIGMAS = 5.6                                           # P(|z| > 5.6) = 2.1e-8
 VARIANCE_LOG = 17.4                                         # P(beyond variance_bound) <= 2 e^-17.4 = 5.6e-8
 
 
 def single_steps(betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The powers of signal and noise after each step of the chain, (T,) twice; nothing but DDPM eq. 2 is used."""
+    """The powers of signal and noise after each step of the chain, two arrays (T,), computed from DDPM eq. 2 alone."""
     signal, noise, powers = 1.0, 0.0, []
     for beta in betas.tolist():
         # x_t = sqrt(1 - beta) x_{t-1} + sqrt(beta) z, and z is independent of x_{t-1}: powers add
@@ -35,18 +35,19 @@ def single_steps(betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def variance_bound(signal: float, noise: float, n: int) -> float:
-    """How far the sample variance (over n - 1) of alpha x_i + sigma z_i may stray from signal + noise by chance.
+    """How far the sample variance (over n - 1) of alpha x_i + sigma z_i may differ from signal + noise by chance.
 
-    signal: the part alpha^2 var(x_i) that is not random. (n - 1)/noise times the sample variance is chi squared,
-    noncentral; Birge's bound (2001, lemma 8.1) holds for every n, where a normal approximation would not.
+    signal: alpha^2 var(x_i), which is not random. noise: sigma^2. (n - 1)/noise times the sample variance has a
+    noncentral chi-squared distribution. Birge's bound (2001, lemma 8.1) holds for every n; a normal approximation
+    does not.
     """
     k, shift, x = n - 1, (n - 1) * signal / noise, VARIANCE_LOG
-    # P(X > k + shift + 2 sqrt((k + 2 shift) x) + 2x) <= e^-x, and below the mean it strays less
+    # P(X > k + shift + 2 sqrt((k + 2 shift) x) + 2x) <= e^-x; below the mean X differs by less
     return noise / k * (2 * math.sqrt((k + 2 * shift) * x) + 2 * x)
 
 
 def simulate(schedule: Schedule, x_0: float, count: int, times, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance, (len(times),) each, over so many chains that start at x_0 and walk every single step."""
+    """Mean and variance at `times`, (len(times),) each, over `count` chains that start at x_0 and take single steps."""
     x = np.full(count, x_0)
     wanted, mean, variance = set(map(int, times)), [], []
     for t, beta in enumerate(schedule.betas.tolist()):
@@ -59,7 +60,7 @@ def simulate(schedule: Schedule, x_0: float, count: int, times, rng) -> tuple[np
 
 
 def chains(T: int) -> int:
-    """How many chains to simulate, so that the whole takes about a second."""
+    """The number of chains to simulate; the simulation then takes about a second."""
     return max(500, min(20_000, 20_000_000 // T))
 
 
@@ -67,30 +68,31 @@ def chains(T: int) -> int:
 
 
 def given_betas(schedule: Schedule, betas) -> Iterator[Row]:
-    """1 given betas: the table against the product of the numbers that it was made from. betas: (T,)
+    """1 given betas: compares the table with the product of the betas that it was made from. betas: (T,)
 
-    `schedule.betas` would not do: read back off alpha_bar, they multiply to any alpha_bar at all.
+    `schedule.betas` cannot replace them: it is computed from alpha_bar, so its product is alpha_bar even if that is
+    wrong.
     """
     signal, _ = single_steps(np.asarray(betas, np.float64))
-    # each of the products rounds once, and 1 - beta is the same number on both sides
+    # each product rounds once, and 1 - beta is the same number on both sides
     tolerance = 4 * EPS * (np.arange(schedule.T) + 2) * signal + np.finfo(np.float64).tiny
     yield compare("1 given betas", "alpha_bar, product of 1 - beta as given", signal, schedule.alpha_bar, tolerance,
                   "alpha_bar_t = prod_{i <= t} (1 - beta_i)", "t = {}".format)
 
 
 def composition(schedule: Schedule, rng) -> Iterator[Row]:
-    """1 composition: single steps against the closed form, at every t."""
+    """1 composition: compares single steps with the closed form, at every t."""
     T = schedule.T
     t, one, zero = np.arange(T), np.ones(T), np.zeros(T)
     signal, noise = single_steps(schedule.betas)
     mean, variance = gaussian.q_mean_variance(schedule, one, t)
     of_x0 = gaussian.q_sample(schedule, one, t, zero)
     of_eps = gaussian.q_sample(schedule, zero, t, one)
-    # beta_t, read off the table, is off by eps, and a step of the recursion rounds three times
+    # beta_t, computed from the table, has an error of eps, and each step of the recursion rounds three times
     tolerance = 4 * EPS * (t + 2)
     at = "t = {}".format
     law = "1 composition"
-    # a |a| is a squared, but tells the sign
+    # a |a| is a squared with the sign of a
     yield compare(law, "mean of q(x_t | x_0), squared, x_0 = 1", signal, mean * abs(mean), tolerance,
                   "mean_t^2 = prod_{i <= t} (1 - beta_i) = alpha_bar_t", at)
     yield compare(law, "variance of q(x_t | x_0)", noise, variance, tolerance,
@@ -102,7 +104,7 @@ def composition(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def simulation(schedule: Schedule, rng) -> Iterator[Row]:
-    """1 simulation: chains of single steps, with drawn noise, against the closed form."""
+    """1 simulation: compares chains of single steps, with random noise, with the closed form."""
     x_0, n = 0.7, chains(schedule.T)
     t = np.unique(np.linspace(0, schedule.T - 1, 8).round().astype(int))
     mean, variance = gaussian.q_mean_variance(schedule, np.full(len(t), x_0), t)
@@ -115,7 +117,7 @@ def simulation(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def two_times(schedule: Schedule, rng) -> Iterator[Row]:
-    """2 any two times: a jump from s to t against the single steps between them."""
+    """2 any two times: compares a jump from s to t with the single steps between them."""
     s, t = pairs(rng, schedule.T, 24, first=-1)
     alpha_ts, sigma2_ts = gaussian.q_step(schedule, s, t)
     between = [single_steps(schedule.betas[a + 1 : b + 1]) for a, b in zip(s, t, strict=True)]
@@ -129,7 +131,7 @@ def two_times(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def snr_falls(schedule: Schedule, rng) -> Iterator[Row]:
-    """3 SNR falls: strictly, and every table is finite."""
+    """3 SNR falls: the SNR falls strictly, and every table is finite."""
     t, law = np.arange(schedule.T), "3 SNR falls"
     snr, log_snr, has_signal = schedule.snr(t), schedule.log_snr(t), schedule.alpha_bar > 0
     if schedule.T >= 2:
@@ -143,9 +145,9 @@ def snr_falls(schedule: Schedule, rng) -> Iterator[Row]:
                 "alpha_bar, beta, alpha, sigma, SNR and log-SNR are finite (log-SNR where alpha_bar > 0)",
                 lambda i: f"{list(tables)[i // schedule.T]} at t = {i % schedule.T}")
     signal, noise = single_steps(schedule.betas)
-    clear = signal > 1e-9                                   # below, the recursion has lost its digits
+    clear = signal > 1e-9                                   # a smaller signal has lost its digits in the recursion
     if clear.any():
-        # the errors of both powers, relative
+        # the relative errors of both powers
         tolerance = 4 * EPS * (t + 2) * (1 / signal + 1 / noise)
         yield compare(law, "log-SNR against single steps", np.log(signal[clear] / noise[clear]), log_snr[clear],
                       tolerance[clear], "log-SNR_t = log(alpha_bar_t / (1 - alpha_bar_t))",
@@ -156,10 +158,10 @@ def snr_falls(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def ends_in_noise(schedule: Schedule, rng) -> Iterator[Row]:
-    """4 ends in noise: the price of starting from N(0, I), and whether it is small."""
+    """4 ends in noise: the KL divergence of starting from N(0, I) is right, and alpha_bar_T is small."""
     last, abar = schedule.T - 1, float(schedule.alpha_bar[-1])
     x_0 = np.array([-1.0, 0.0, 0.5, 1.0])
-    # KL = E[log q(x) - log p(x)] under q; Gauss and Hermite's nodes are exact for a quadratic
+    # KL = E[log q(x) - log p(x)] under q; Gauss-Hermite quadrature is exact for a quadratic
     z, weight = np.polynomial.hermite_e.hermegauss(4)
     x = math.sqrt(abar) * x_0[:, None] + math.sqrt(1 - abar) * z                      # (4, nodes)
     gap = (-(z**2) - math.log(1 - abar) + x**2) / 2
@@ -169,13 +171,13 @@ def ends_in_noise(schedule: Schedule, rng) -> Iterator[Row]:
     excess = max(0.0, abar - MOST_SIGNAL_AT_THE_END)
     remedy = (f"alpha_bar[{last}] = {abar:.4g}: the last step still shows the image, and a sampler that starts from "
               "pure noise starts where no network was trained: take more steps, or larger betas") if excess else ""
-    yield Row("4 ends in noise", f"alpha_bar[{last}] <= {MOST_SIGNAL_AT_THE_END}; the error is what is above",
+    yield Row("4 ends in noise", f"alpha_bar[{last}] <= {MOST_SIGNAL_AT_THE_END}; the error is the excess",
               MOST_SIGNAL_AT_THE_END, abar, excess, 0.0,
-              f"alpha_bar_T <= {MOST_SIGNAL_AT_THE_END}, so that N(0, I) is where x_T is", remedy, side="<=")
+              f"alpha_bar_T <= {MOST_SIGNAL_AT_THE_END}, so that x_T is close to N(0, I)", remedy, side="<=")
 
 
 def zero_snr(schedule: Schedule, rng) -> Iterator[Row]:
-    """5 zero terminal SNR: eps is refused at alpha_bar = 0, and v answers."""
+    """5 zero terminal SNR: at alpha_bar = 0 eps is refused, and v gives x_0."""
     law, t = "5 zero terminal SNR", schedule.T - 1
     if schedule.alpha_bar[-1] > 0:
         yield skipped(law, "eps-prediction is refused at SNR 0", f"this schedule ends at an SNR of "
@@ -204,7 +206,7 @@ FORWARD = (Law("1 composition", composition), Law("1 simulation", simulation), L
 
 
 def pairs(rng, T: int, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Times s < t, (n,) each, none below `first`: the outermost, the innermost at both ends, and random ones."""
+    """Times s < t, (n,) each, none below `first`: the longest jump, the first and last single step, random pairs."""
     drawn = np.sort(rng.integers(first, T, (count, 2)), axis=1)
     ends = [(first, T - 1), (first, first + 1), (T - 2, T - 1)]
     s, t = np.unique([p for p in [*ends, *drawn.tolist()] if p[0] < p[1]], axis=0).T

@@ -1,16 +1,17 @@
-"""The way back: what x_t tells of x_s and of x_0, by Bayes' rule and nothing else.
+"""The reverse chain: what x_t says about the earlier x_s and about x_0, by Bayes' rule.
 
      8  Bayes, pointwise             q(x_s | x_t, x_0) q(x_t | x_0) = q(x_t | x_s) q(x_s | x_0)
      9  the posterior                precisions add: 1/var = alpha_ts^2/sigma2_ts + 1/sigma_s^2          DDPM eq. 6, 7
-    10  four names of a prediction   eps, x_0, v and score convert into one another and back    arXiv 2202.00512
+    10  four forms of a prediction   eps, x_0, v and score convert into one another             arXiv 2202.00512
     11  Tweedie's formula            E[x_0 | x_t] = (x_t + sigma^2 score) / alpha
     12  the best denoiser            E[x_0 | x_t] = mu + Cov(x_0, x_t) Cov(x_t)^-1 (x_t - alpha mu)
-    15  loss floors                  what no network can explain of eps, x_0 and v
+    15  loss floors                  the smallest possible loss of eps-, x_0- and v-prediction
     16  the true reverse variance    Var(x_s | x_t) = beta~ + c_0^2 Var(x_0 | x_t)                       DDPM sec. 3.2
     18  the bound's weights          KL of two posteriors = (SNR_s - SNR_t)/2 (x_0 - x0_hat)^2           VDM sec. 4
     19  the bound is tight           NELBO = H(x_0) + KL(q(x_T) || N(0, 1)) on Gaussian data
 
-Data where they are needed: x_0 ~ N(mu, s^2), whose every conditional is known.
+Laws that need data take x_0 ~ N(mu, s^2), for which every conditional distribution is known. Words such as Tweedie,
+nats and variational bound (NELBO) are explained in docs/glossary.md.
 """
 
 import math
@@ -30,14 +31,14 @@ POWERS = (0.25, 1.0, 4.0)                                   # s^2, the variance 
 
 
 def bayes(schedule: Schedule, rng) -> Iterator[Row]:
-    """8 Bayes: both ways of writing q(x_s, x_t | x_0), at random points."""
+    """8 Bayes: compares both factorizations of q(x_s, x_t | x_0) at random points."""
     law, computed = "8 Bayes pointwise", "log q(x_s | x_t, x_0) + log q(x_t | x_0)"
     if schedule.T < 2:
         yield skipped(law, computed, TWO_TIMES)
         return
     s, t = pairs(rng, schedule.T, 200, first=0)
     x_0, z_s, z_t = rng.standard_normal((3, len(s)))
-    # the right-hand side, from the table alone
+    # the right-hand side, computed from the table alone
     abar_s, abar_t = schedule.alpha_bar[s], schedule.alpha_bar[t]
     x_s = np.sqrt(abar_s) * x_0 + np.sqrt(1 - abar_s) * z_s
     x_t = np.sqrt(abar_t / abar_s) * x_s + np.sqrt(1 - abar_t / abar_s) * z_t
@@ -45,7 +46,7 @@ def bayes(schedule: Schedule, rng) -> Iterator[Row]:
              _log_normal(x_s, np.sqrt(abar_s) * x_0, 1 - abar_s)]
     left = [_log_normal(x_s, *gaussian.q_posterior_mean_variance(schedule, x_0, x_t, t, s)),
             _log_normal(x_t, *gaussian.q_mean_variance(schedule, x_0, t))]
-    # 1 - alpha_bar is off by eps, which a small variance magnifies; so is x - mean
+    # 1 - alpha_bar and x - mean have errors of eps, which the division by a small variance magnifies
     magnified = 1 / (1 - abar_t / abar_s) + 1 / (1 - abar_s)
     tolerance = ATOMS * magnified * (1 + sum(map(abs, left + right))) * (1 + abs(x_0))
     yield compare(law, computed, sum(right), sum(left), tolerance,
@@ -55,17 +56,17 @@ def bayes(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def posterior(schedule: Schedule, rng) -> Iterator[Row]:
-    """9 posterior: mean and variance of q(x_{t-1} | x_t, x_0), and no variance at the first step."""
+    """9 posterior: mean and variance of q(x_{t-1} | x_t, x_0); the variance of the clean image is 0."""
     law, T = "9 posterior", schedule.T
     if T >= 2:
         t = np.arange(1, T)
         x_0, x_t = rng.standard_normal((2, T - 1))
         mean, variance = gaussian.q_posterior_mean_variance(schedule, x_0, x_t, t)
-        # the product of two Gaussians in x_s: precisions add, and the mean is weighted by them
+        # the product of two Gaussians in x_s: precisions add, and they weight the mean
         abar_s, ratio = schedule.alpha_bar[:-1], schedule.alpha_bar[1:] / schedule.alpha_bar[:-1]
         exact = 1 / (ratio / (1 - ratio) + 1 / (1 - abar_s))
         center = exact * (np.sqrt(ratio) * x_t / (1 - ratio) + np.sqrt(abar_s) * x_0 / (1 - abar_s))
-        # 1 - alpha_bar is off by eps, which the quotient magnifies
+        # 1 - alpha_bar has an error of eps, which the division magnifies
         magnified = ATOMS * (1 / (1 - ratio) + 1 / (1 - abar_s))
 
         def at(i):
@@ -87,9 +88,9 @@ def posterior(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def round_trips(schedule: Schedule, rng) -> Iterator[Row]:
-    """10 round trips: eps, x_0, v and score from one another, at every t."""
+    """10 round trips: computes eps, x_0, v and score from one another, at every t."""
     law = "10 round trips"
-    t = np.flatnonzero(schedule.alpha_bar > 1e-30)          # below, a division by alpha leaves no digit of x_0
+    t = np.flatnonzero(schedule.alpha_bar > 1e-30)          # for less, dividing by alpha leaves no digit of x_0
     if not t.size:
         yield skipped(law, "x_0 from eps, v and score", NO_SIGNAL)
         return
@@ -99,7 +100,7 @@ def round_trips(schedule: Schedule, rng) -> Iterator[Row]:
     x_t, v, score = alpha * x_0 + sigma * eps, alpha * eps - sigma * x_0, -eps / sigma
     size = 1 + abs(x_0) + abs(eps)
     known = {"x0": x_0, "eps": eps, "v": v, "score": score}
-    # the rounding of x_t, magnified by what it is divided by
+    # the rounding of x_t, magnified by the divisor
     tolerance = {"x0": ATOMS * size / alpha, "eps": ATOMS * size / sigma, "v": ATOMS * size / sigma,
                  "score": ATOMS * size / sigma**2}
     routes = {
@@ -122,7 +123,7 @@ def round_trips(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def best_denoiser(schedule: Schedule, rng) -> Iterator[Row]:
-    """11, 12 best denoiser: x_0 ~ N(mu, S), against conditioning of the joint Gaussian, dense."""
+    """11, 12 best denoiser: compares E[x_0 | x_t] with conditioning of the joint Gaussian, for x_0 ~ N(mu, S)."""
     D = 3
     mu, A = rng.standard_normal(D), rng.standard_normal((D, D))
     S = A @ A.T / D + 0.1 * np.eye(D)
@@ -139,7 +140,7 @@ def best_denoiser(schedule: Schedule, rng) -> Iterator[Row]:
         V = abar * S + (1 - abar) * np.eye(D)
         gap = np.linalg.solve(V, x_t[i] - math.sqrt(abar) * mu)
         expected[i], score[i] = mu + math.sqrt(abar) * S @ gap, -gap
-    # a solution is as exact as its matrix is well conditioned
+    # the solution's error is proportional to the condition number of the matrix
     condition = np.linalg.cond(S)
     size = 1 + abs(x_t).max() + abs(mu).max() + abs(S).max()
     tolerance, alpha = ATOMS * D * condition * size**2, np.sqrt(schedule.alpha_bar[t])[:, None]
@@ -155,7 +156,7 @@ def best_denoiser(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def loss_floors(schedule: Schedule, rng) -> Iterator[Row]:
-    """15 loss floors: what linear regression on x_t leaves of each target, for x_0 ~ N(0, s^2)."""
+    """15 loss floors: each target's variance that linear regression on x_t leaves unexplained, x_0 ~ N(0, s^2)."""
     t = np.flatnonzero(schedule.alpha_bar > 0)
     abar = schedule.alpha_bar[t]
     one, zero = np.ones(len(t)), np.zeros(len(t))
@@ -165,7 +166,7 @@ def loss_floors(schedule: Schedule, rng) -> Iterator[Row]:
     if not t.size:
         yield skipped("15 loss floors", "unexplained variance of x0, eps and v", NO_SIGNAL)
         return
-    # x_t = a x_0 + b eps and target = c x_0 + d eps, read off the functions
+    # x_t = a x_0 + b eps and target = c x_0 + d eps: unit inputs give the coefficients
     a, b = gaussian.q_sample(schedule, one, t, zero), gaussian.q_sample(schedule, zero, t, one)
     for predicts, (formula, floor) in floors.items():
         c, d = (gaussian.target(schedule, predicts, *pair, t) for pair in ((one, zero), (zero, one)))
@@ -181,7 +182,7 @@ def loss_floors(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def reverse_variance(schedule: Schedule, rng) -> Iterator[Row]:
-    """16 reverse variance: Var(x_{t-1} | x_t) of Gaussian data, from the joint covariance."""
+    """16 reverse variance: Var(x_{t-1} | x_t) of Gaussian data, compared with the joint covariance's."""
     law, computed = "16 reverse variance", "Var(x_{t-1} | x_t), data of variance s^2"
     if schedule.T < 2:
         yield skipped(law, computed, TWO_TIMES)
@@ -195,7 +196,7 @@ def reverse_variance(schedule: Schedule, rng) -> Iterator[Row]:
         V_s = abar_s * s2 + 1 - abar_s
         V_t = (1 - beta) * V_s + beta
         expected.append(V_s * beta / V_t)
-        # by the law of total variance over x_0, with minidiff's posterior
+        # law of total variance over x_0, with minidiff's posterior
         abar_t = schedule.alpha_bar[1:]
         measured.append(beta_tilde + c_0**2 * s2 * (1 - abar_t) / (abar_t * s2 + 1 - abar_t))
         tolerance.append(ATOMS * (1 + s2) * np.ones(len(t)))
@@ -204,7 +205,7 @@ def reverse_variance(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def bound_weights(schedule: Schedule, rng) -> Iterator[Row]:
-    """18 bound weights: the KL between the posteriors of x_0 and of x_0 + 1, at every t."""
+    """18 bound weights: compares them with the KL between the posteriors of x_0 and x_0 + 1, at every t."""
     law, computed = "18 bound weights", "KL of the posteriors of x_0 = 0 and 1"
     if schedule.T < 2:
         yield skipped(law, computed, TWO_TIMES)
@@ -212,9 +213,9 @@ def bound_weights(schedule: Schedule, rng) -> Iterator[Row]:
     t = np.arange(1, schedule.T)
     beta_tilde, c_0 = _posterior_terms(schedule, t)
     weight = losses.bound_weight(schedule, t, "x0")
-    # two Gaussians of one variance:  KL = (distance of the means)^2 / (2 variance)
+    # two Gaussians of equal variance:  KL = (distance of the means)^2 / (2 variance)
     kl = c_0**2 / (2 * beta_tilde)
-    # SNR_s - SNR_t cancels; each SNR is off by eps / sigma_s^2 of itself, and beta~ as in law 9
+    # SNR_s - SNR_t cancels; each SNR has a relative error of eps / sigma_s^2, and beta~ the error of law 9
     snr_s, sigma2_s = schedule.alpha_bar[:-1] / (1 - schedule.alpha_bar[:-1]), 1 - schedule.alpha_bar[:-1]
     tolerance = ATOMS * (snr_s / sigma2_s + kl * (1 / schedule.betas[1:] + 1 / sigma2_s))
     yield compare(law, computed, kl, weight, tolerance,
@@ -223,7 +224,7 @@ def bound_weights(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def tight_bound(schedule: Schedule, rng) -> Iterator[Row]:
-    """19 tight bound: the sum of all KL terms on Gaussian data, with the best denoiser, is its entropy."""
+    """19 tight bound: with the best denoiser, the KL terms sum to the entropy of Gaussian data plus the prior KL."""
     expected, measured = [], []
     T, abar = schedule.T, schedule.alpha_bar
     t = np.arange(1, T)
@@ -233,7 +234,7 @@ def tight_bound(schedule: Schedule, rng) -> Iterator[Row]:
         # H(x_0) + KL(q(x_T) || N(0, 1)),  q(x_T) = N(0, V_T)
         V = abar * s2 + 1 - abar                                                      # (T,)
         expected.append(0.5 * math.log(2 * math.pi * math.e * s2) + 0.5 * (V[-1] - 1 - math.log(V[-1])))
-        # L_T, averaged over x_0: it is quadratic in x_0
+        # L_T is quadratic in x_0: its average over x_0
         at_0, at_1 = (float(gaussian.prior_kl(schedule, zero + x)[0]) for x in (0.0, 1.0))
         nelbo = at_0 + s2 * (at_1 - at_0)
         # L_{t-1} = KL(N(mu~(x_0), beta~) || N(mu~(x0_hat), true variance)), averaged over x_0 given x_t
@@ -241,10 +242,10 @@ def tight_bound(schedule: Schedule, rng) -> Iterator[Row]:
         between = c_0**2 * mmse[1:]
         true = beta_tilde + between
         nelbo += np.sum(gaussian.kl_gaussian(np.zeros(T - 1), beta_tilde, 0.0, true) + between / (2 * true))
-        # L_0 = -log p(x_0 | x_{t=0}), averaged
+        # the average of L_0 = -log p(x_0 | x_{t=0})
         nelbo += 0.5 * math.log(2 * math.pi * math.e * mmse[0])
         measured.append(nelbo)
-    # each term is off by eps over the variances that it divides by, in the worst case all one way
+    # each term has an error of eps over its variances; in the worst case all errors have the same sign
     tolerance = ATOMS * (10 + np.sum(1 / schedule.betas[1:] + 1 / (1 - abar[:-1])) + 1 / (1 - abar[0]))
     yield compare("19 tight bound", "NELBO in nats, data of variance s^2", expected, measured, tolerance,
                   "sum_t L_t = H(x_0) + KL(q(x_T) || N(0, 1)), with the best denoiser and the true reverse variance",
@@ -265,7 +266,7 @@ def _log_normal(x, mean, variance):
 
 
 def _posterior_terms(schedule: Schedule, t) -> tuple[np.ndarray, np.ndarray]:
-    """beta~_t, and c_0, which multiplies x_0 in the posterior mean: (n,) twice, read off the function."""
+    """beta~_t, and c_0, the coefficient of x_0 in the posterior mean, (n,) each, from gaussian's function."""
     one, zero = np.ones(len(t)), np.zeros(len(t))
     c_0, beta_tilde = gaussian.q_posterior_mean_variance(schedule, one, zero, t)
     return beta_tilde, c_0

@@ -1,4 +1,4 @@
-"""One row says one equation: what was expected, what was measured, how far apart they are and may be."""
+"""A row shows one equation: expected and measured value, their difference, and the allowed difference."""
 
 import math
 import textwrap
@@ -10,18 +10,18 @@ import numpy as np
 from minidiff.diffusion.schedules import Schedule
 
 EPS = float(np.finfo(np.float64).eps)                       # 2.2e-16
-ATOMS = 16 * EPS                                            # what a few operations on numbers of size 1 may round
+ATOMS = 16 * EPS                                            # rounding of a few operations on numbers of size 1
 
 KEPT, BROKEN, SKIPPED = "kept", "BROKEN", "skipped"
 
 
 @dataclass(frozen=True)
 class Row:
-    """expected, measured, error and tolerance are those of the worst case that was tried; `where` names it.
+    """expected, measured, error and tolerance belong to the worst case; `where` names it.
 
-    law: number and name. computed: what stands on both sides. formula: the equation, told where it fails.
-    error: |measured - expected|, NaN or inf where there is none to be had, which never passes.
-    reason: why the law does not apply; such a row has no numbers, and neither passes nor fails.
+    law: number and name. computed: the quantity on both sides. formula: the equation; the table shows it if the law
+    is broken. error: |measured - expected|; NaN or inf if it cannot be computed, which never passes.
+    reason: why the law does not apply. Such a row has no numbers, and neither passes nor fails.
     """
 
     law: str
@@ -33,8 +33,8 @@ class Row:
     formula: str = ""
     where: str = ""
     reason: str = ""
-    random: bool = False                                    # whether drawn numbers enter: `where` then has the seed
-    side: str = ""                                          # "<=" or ">=" where `expected` is a bound, not a value
+    random: bool = False                                    # whether random numbers enter: then `where` has the seed
+    side: str = ""                                          # "<=" or ">=" if `expected` is a bound, not a value
 
     @property
     def passed(self) -> bool:
@@ -53,8 +53,8 @@ class Row:
 class Law:
     """A law of a schedule, rows(schedule, rng), or of a scheduler, rows(scheduler, steps).
 
-    name: number and name, as in its first row. rows: yields the rows, one by one.
-    computed: what stands in the row if the law raises.
+    name: number and name, as in its first row. rows: a function that yields the rows one by one.
+    computed: the text of `computed` in the row that reports an exception.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Law:
 
 
 def computed(law: Law, *arguments) -> list[Row]:
-    """The rows of law.rows(*arguments). If it raises: the rows until then, and a broken one that says how.
+    """The rows of law.rows(*arguments). If it raises: the rows yielded before, and a broken row with the error.
 
-    A wrong formula therefore hides no other. A division by zero gives NaN, which fails its row. SystemExit is caught
-    as well: `raise SystemExit(0)` would otherwise end the command with success.
+    One failing law therefore does not hide another. A division by zero gives NaN, which fails its row. SystemExit is
+    also caught, because `raise SystemExit(0)` would end the command with status 0, which means success.
     """
     done: list[Row] = []
     with np.errstate(all="ignore"):
@@ -80,7 +80,7 @@ def computed(law: Law, *arguments) -> list[Row]:
 
 
 def skipped(law: str, computed: str, reason: str) -> Row:
-    """A law that does not apply to this schedule."""
+    """The row of a law that does not apply, and the reason."""
     return Row(law, computed, math.nan, math.nan, math.nan, math.nan, reason=reason)
 
 
@@ -94,9 +94,10 @@ def compare(
     where: Callable[[int], str] | str = "",
     random: bool = False,
 ) -> Row:
-    """The row of the worst among many cases: the largest error in units of what is allowed there.
+    """The row of the worst of n cases: the one with the largest ratio of error to tolerance.
 
-    expected, measured, tolerance: numbers or arrays that broadcast to (n,). where: names case i.
+    expected, measured, tolerance: numbers or arrays, broadcast together; n is their size.
+    where: the worst case's name, or a function of its index that returns the name.
     """
     expected, measured, tolerance = (
         a.ravel() for a in np.broadcast_arrays(*(np.asarray(a, np.float64) for a in (expected, measured, tolerance)))
@@ -104,7 +105,7 @@ def compare(
     tolerance = np.clip(tolerance, 0, 1e300)                # an infinite error is never allowed
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.where(measured == expected, 0.0, np.abs(measured - expected))      # so that -inf equals -inf
-        # an error of 0 is worth 0 where nothing is allowed, too; argmax finds a NaN before any number
+        # an error of 0 has ratio 0 even if the tolerance is 0; argmax treats NaN as the largest
         excess = np.where(error == 0, 0.0, error / np.maximum(tolerance, np.finfo(np.float64).tiny))
     i = int(np.argmax(excess))
     return Row(law, computed, float(expected[i]), float(measured[i]), float(error[i]), float(tolerance[i]), formula,
@@ -112,7 +113,7 @@ def compare(
 
 
 def count(law: str, computed: str, wrong, formula: str, where: Callable[[int], str] | str = "") -> Row:
-    """The row of a law that holds or not: how many of the booleans `wrong` (n,) are True, where none may be."""
+    """The row of a law of yes or no: it counts the booleans `wrong` (n,) that are True; none may be."""
     wrong = np.asarray(wrong).ravel()
     i = int(np.argmax(wrong)) if wrong.any() else 0         # the first
     return Row(law, computed, 0.0, float(wrong.sum()), float(wrong.sum()), 0.0, formula,
@@ -126,7 +127,7 @@ WIDTH = 118                                                 # columns of a termi
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text; below it each broken law's formula and numbers, and what does not apply."""
+    """The rows as aligned text; below them the formula and numbers of each broken law, and the skipped laws."""
     cells = [
         (r.law, r.computed, *(["-"] * 4 if r.reason else
                               [_expected(r, _number), _number(r.measured), f"{r.error:.1e}", f"{r.tolerance:.1e}"]),
@@ -134,7 +135,7 @@ def table(rows: Sequence[Row]) -> str:
         for r in rows
     ]
     widths = [max(len(c[k]) for c in [HEADS, *cells]) for k in range(len(HEADS))]
-    # numbers keep their columns; the two of words share what is left, and wrap
+    # columns of numbers keep their width; the two columns of words share the rest and are wrapped
     words = WIDTH - sum(widths[2:]) - 2 * (len(HEADS) - 1)
     widths[0] = min(widths[0], words // 2)
     widths[1] = min(widths[1], words - widths[0])
@@ -156,12 +157,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def as_dict(schedule: Schedule, rows: Sequence[Row], *, source: str | None = None, seed: int | None = None) -> dict:
-    """The report as JSON has it. source: where the schedule came from, in words; seed: of the drawn numbers."""
+    """The report as a dictionary for JSON. source: a description of the schedule's origin; seed: of `report`."""
     return {"schedule": schedule.name, "T": schedule.T, "source": source, "seed": seed, "rows": as_dicts(rows)}
 
 
 def as_dicts(rows: Sequence[Row]) -> list[dict]:
-    """The rows as JSON has them: what is no finite number is null."""
+    """The rows as dictionaries for JSON, with None (null) for NaN and infinity."""
     def plain(a):
         return None if isinstance(a, float) and not math.isfinite(a) else a
 
@@ -177,7 +178,7 @@ def _number(a: float) -> str:
 
 
 def _lines(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """One row of the table, in as many lines as its words need; numbers to the right, words to the left."""
+    """One row of the table, in several lines if its words are wrapped; numbers are right-aligned."""
     parts = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
     lines = []
     for k in range(max(map(len, parts))):

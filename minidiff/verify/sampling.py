@@ -1,17 +1,17 @@
 """Samplers, step by step, on data for which the exact answer is known: one point, or a Gaussian.
 
-Each registered sampler is judged by its entry, with the laws of verify/scheduler: whether it draws noise, its order,
-its calls of the denoiser, and whether it extrapolates.
+The laws of verify/scheduler check each registered sampler against its entry in SAMPLERS: whether it draws noise, its
+order, its calls of the denoiser per step, and whether it extrapolates.
 
-    23  the marginals are kept       on a point, or approached with the entry's order
-    24  a point is reached           and a step of first order is DDIM's, or converges
-        one step on Gaussian data    multiplies by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t
+    23  the marginals                are exact on a point, or converge with the entry's order
+    24  a point is reached           at the end of a run
+        one step on Gaussian data    multiplies by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t, if its order is 1
     25  the order                    of convergence to the exact flow, sqrt(V_s / V_t)
-        second order                 2M's x0_hat is that of the stride's middle                    Lu et al. alg. 2
+        second order                 2M uses x0_hat at the middle of each stride                   Lu et al. alg. 2
     26  the end                      every list of times ends at t = -1, at x0_hat, with no noise left
     28  batches                      a sample does not depend on its batch
 
-What minidiff's own functions can do besides is held to its exact step:
+The other options of minidiff's functions are compared with the exact step:
 
     23  DDIM, for every eta          (direction)^2 + (noise)^2 = sigma_s^2                         DDIM eq. 12
         ddpm, for both variances     beta~ is exact on a point, beta on N(0, 1)                    DDPM sec. 3.2
@@ -45,24 +45,25 @@ from minidiff.verify.scheduler.run_laws import (
 from minidiff.verify.scheduler.table_laws import LISTS
 
 TWO_TIMES = "needs two times, T >= 2"
-STEPS = (3, 7)                                              # the lengths of the runs, as far as they fit in the table
-# An order can be measured on a table that is long and smooth, and the user's need be neither.
+STEPS = (3, 7)                                              # lengths of runs, those longer than the table left out
+# Measuring an order requires a long and smooth table, and the user's schedule may be neither.
 LONG_TABLE = schedules.linear(1000)
 
 
-# ---- each registered sampler, by its entry -----------------------------------------------------------------
+# ---- each registered sampler against its entry --------------------------------------------------------------
 
 def each_sampler(law: Law, schedule: Schedule, rng, *, long: bool = False, or_long: bool = False) -> Iterator[Row]:
     """One row for all samplers that keep the law, and one for each that breaks it.
 
-    long: judge on LONG_TABLE. or_long: only some methods are exact; judge the others there, by their order.
+    long: use LONG_TABLE in place of the schedule. or_long: a sampler that breaks the law on the schedule may keep it
+    on LONG_TABLE by its order of convergence.
     """
     rows = {}
     for name in SAMPLERS:
-        rows[name] = _on_long_table(law, name, SAMPLERS[name]) if long else _on(law, name, schedule)
+        rows[name] = on_long_table(law, name, SAMPLERS[name]) if long else _on(law, name, schedule)
         if or_long and rows[name].verdict != KEPT:
-            of_long = _on_long_table(law, name, SAMPLERS[name])
-            if of_long.verdict != KEPT or of_long.side:     # not exact there either
+            of_long = on_long_table(law, name, SAMPLERS[name])
+            if of_long.verdict != KEPT or of_long.side:     # not merely exact on the long table
                 rows[name] = of_long
     kept = {name: row for name, row in rows.items() if row.verdict == KEPT}
     broken = {name: row for name, row in rows.items() if row.verdict == BROKEN}
@@ -77,19 +78,19 @@ def each_sampler(law: Law, schedule: Schedule, rng, *, long: bool = False, or_lo
 
 
 @cache
-def _on_long_table(law: Law, name: str, sampler: Sampler) -> Row:
-    """Independent of the schedule that is verified, and so computed once for each sampler."""
+def on_long_table(law: Law, name: str, sampler: Sampler) -> Row:
+    """The sampler's row on LONG_TABLE. It does not depend on the user's schedule, so it is computed once."""
     return _on(law, name, LONG_TABLE)
 
 
 def _on(law: Law, name: str, table: Schedule) -> Row:
-    """The sampler's row. One that cannot be loaded, or raises, is broken."""
+    """The sampler's row on this table; the row is broken if the sampler cannot be loaded or raises."""
     if table.T < 2:
         return skipped(law.name, law.computed, TWO_TIMES)
 
     def rows() -> Iterable[Row]:
-        # x_t - alpha_t x_0 is off by a rounding, and is divided by sigma_t; 1 - alpha_bar_t / alpha_bar_s, which is the
-        # power of the noise, by sigma_t^2
+        # x_t - alpha_t x_0 has an error of one rounding, and is divided by sigma_t; the power of the noise,
+        # 1 - alpha_bar_t / alpha_bar_s, has an error of one rounding, and is divided by sigma_t^2
         sampler, sigma = SAMPLERS[name], float(table.sigma(0))
         rounding = EPS / 2 / (sigma**2 if sampler.noise else sigma)
         return law.rows(of_sampler(sampler, table, rounding=rounding), _steps(table))
@@ -107,7 +108,7 @@ def _about(row: Row, compared: str, name: str) -> Row:
 
 
 def list_of_times(law: Law, schedule: Schedule, rng) -> Iterator[Row]:
-    """The lists of times that every sampler is given."""
+    """The laws of the lists of times, which are the same for every sampler."""
     listed = Replayed(None, schedule.alpha_bar, "x0", partial(samplers.times, schedule))
     yield from law.rows(listed, _steps(schedule))
 
@@ -127,9 +128,9 @@ class RecordingDenoiser:
 
 
 def the_end(schedule: Schedule, rng) -> Iterator[Row]:
-    """26 the end: each sampler follows its list down to -1, leaves x0_hat alone, and does what its entry says.
+    """26 the end: each sampler follows its list of times to -1, ends at x0_hat, and agrees with its entry.
 
-    What a state says is checked against the questions that the denoiser was asked, and its answers.
+    The states are compared with the calls and answers that the denoiser recorded.
     """
     law, mixture = "26 the end", MixtureDenoiser(schedule, [0.3, 0.7], rng.standard_normal((2, 2)), [0.1, 0.5])
     names, left, astray, invented, misnamed = [], [], [], [], []
@@ -138,7 +139,7 @@ def the_end(schedule: Schedule, rng) -> Iterator[Row]:
             times = samplers.times(schedule, N).tolist()
             names.append(f"{name}, {N} steps, times {', '.join(map(str, times))}")
             asked, noise = RecordingDenoiser(mixture), GivenNoise(2, lambda: rng.standard_normal((2, 2)))
-            states, questions = [], []                      # of each step: its state, and the times of its questions
+            states, questions = [], []                      # of each step: its state, and the times of its calls
             for state in sampler(asked, rng.standard_normal((2, 2)), times, streams=noise):
                 states.append(state)
                 questions.append(asked.times[sum(map(len, questions)):])
@@ -146,7 +147,7 @@ def the_end(schedule: Schedule, rng) -> Iterator[Row]:
             astray.append([at[0] for at in questions if at] != times or [s.t for s in states] != [*times[1:], -1])
             invented.append(not all(any(np.array_equal(state.x0_hat, answer) for answer in asked.answers)
                                     for state in states))
-            # the last step may need fewer calls, and draws nothing
+            # the last step may need fewer calls, and draws no noise
             misnamed.append(any(len(at) != sampler.calls for at in questions[:-1])
                             or (noise.drawn > 0) != (sampler.noise and N > 1))
     yield compare(law, "noise left: |x - x0_hat| at the end", 0.0, left, 0.0,
@@ -161,15 +162,15 @@ def the_end(schedule: Schedule, rng) -> Iterator[Row]:
                 lambda i: names[i])
 
 
-# ---- the exact steps of minidiff's functions ---------------------------------------------------------------
+# ---- the exact steps of minidiff's samplers ---------------------------------------------------------------
 
 def _one_step(sampler: Callable, denoiser: Denoiser, x_t: np.ndarray, t: int, s: int, **options) -> np.ndarray:
-    """The result of one step of the sampler from t to s, the first of its list, for x_t (B, 1): (B,)."""
+    """The sampler's x_s (B,) after one step from x_t (B, 1) at time t."""
     return next(sampler(denoiser, x_t, [t, s] if s >= 0 else [t], **options)).x_t[:, 0]
 
 
 def ddim_marginals(schedule: Schedule, rng) -> Iterator[Row]:
-    """23 DDIM marginals: from x_t = alpha_t x_0 + sigma_t eps to x_s, on one point of data."""
+    """23 DDIM marginals: a step from x_t = alpha_t x_0 + sigma_t eps to x_s, where x_0 is a point."""
     x_0, law = 0.7, "23 DDIM marginals"
     point = GaussianDenoiser(schedule, np.array([x_0]), np.zeros(1))
     s, t = pairs(rng, schedule.T, 24, first=-1)
@@ -177,13 +178,13 @@ def ddim_marginals(schedule: Schedule, rng) -> Iterator[Row]:
     mean, power = [], []
     for a, b, eta in cases:
         alpha, sigma = np.sqrt(schedule.alpha_bar[b]), np.sqrt(1 - schedule.alpha_bar[b])
-        # three samples: no noise at all, eps = 1, z = 1
+        # three samples: eps = z = 0, then eps = 1, then z = 1
         x_t, z = alpha * x_0 + sigma * np.array([[0.0], [1.0], [0.0]]), np.array([[0.0], [0.0], [1.0]])
         clean, of_eps, of_z = _one_step(samplers.ddim, point, x_t, b, a, eta=eta, streams=GivenNoise(3, lambda z=z: z))
         mean.append(clean)
         power.append((of_eps - clean) ** 2 + (of_z - clean) ** 2)
     abar_s = np.array([schedule.alpha_bar[a] if a >= 0 else 1.0 for a, _, _ in cases])
-    # eps_hat divides by sigma_t, which magnifies the rounding of x_t
+    # eps_hat is divided by sigma_t, which magnifies the rounding of x_t
     sigma_t = np.array([np.sqrt(1 - schedule.alpha_bar[b]) for _, b, _ in cases])
 
     def at(i):
@@ -196,15 +197,15 @@ def ddim_marginals(schedule: Schedule, rng) -> Iterator[Row]:
 
 
 def ddpm_marginals(schedule: Schedule, rng) -> Iterator[Row]:
-    """23 ddpm marginals: a step of ddpm on a point with beta~, and on N(0, 1) with beta."""
+    """23 ddpm marginals: a step of ddpm with variance beta~ on a point, and with beta on N(0, 1)."""
     law = "23 ddpm marginals"
     s, t = pairs(rng, schedule.T, 24, first=-1)
     abar_s, abar_t = np.where(s >= 0, schedule.alpha_bar[s], 1.0), schedule.alpha_bar[t]
     beta = 1 - abar_t / abar_s
-    # ddpm draws beta~ by default; the last step adds no noise
+    # ddpm's noise has the variance beta~ by default; the last step adds no noise
     data = {"beta~ on x_0 = 0.7": (0.7, 0.0, {}, (1 - abar_s) / (1 - abar_t) * beta),
             "beta on N(0, 1)": (0.0, 1.0, {"variance": samplers.beta}, np.where(s >= 0, beta, 0.0))}
-    # 1 - alpha_bar_t / alpha_bar_s is off by eps, and is divided by sigma_t^2
+    # 1 - alpha_bar_t / alpha_bar_s has an error of eps, and is divided by sigma_t^2
     tolerance = ATOMS / (1 - abar_t)
 
     def at(i):
@@ -214,7 +215,7 @@ def ddpm_marginals(schedule: Schedule, rng) -> Iterator[Row]:
         denoiser = GaussianDenoiser(schedule, np.array([x_0]), np.full(1, s2))
         mean, of_start, of_z = [], [], []
         for a, b, abar in zip(s, t, abar_t, strict=True):
-            # x_t is its mean, one standard deviation above, and its mean again, with z = 1
+            # three samples x_t: the mean, one standard deviation above it, and the mean again with z = 1
             x_t = np.sqrt(abar) * x_0 + np.sqrt(abar * s2 + 1 - abar) * np.array([[0.0], [1.0], [0.0]])
             x_s = _one_step(samplers.ddpm, denoiser, x_t, b, a, **options,
                             streams=GivenNoise(3, lambda: np.array([[0.0], [0.0], [1.0]])))
@@ -225,17 +226,17 @@ def ddpm_marginals(schedule: Schedule, rng) -> Iterator[Row]:
                       "x_s = mu~ + sqrt(variance) z", at, random=True)
         yield compare(law, f"mean of x_s, {which}", np.sqrt(abar_s) * x_0, mean, tolerance,
                       "E[x_s] = alpha_s E[x_0]", at, random=True)
-        # the last step leaves the mean of x_0 given x_t, which is x_0 itself only if that is a point
+        # the last step returns E[x_0 | x_t], whose variance is that of x_0 only if x_0 is a point
         inner = s >= 0 if s2 else s >= -1
         if inner.any():
             yield compare(law, f"variance of x_s, {which}", (abar_s * s2 + 1 - abar_s)[inner],
                           np.add(of_start, of_z)[inner], tolerance[inner],
-                          "(what multiplies x_t)^2 V_t + variance = V_s,  V = alpha^2 s^2 + sigma^2",
+                          "(coefficient of x_t)^2 V_t + variance = V_s,  V = alpha^2 s^2 + sigma^2",
                           lambda i, inner=inner: at(np.flatnonzero(inner)[i]), random=True)
 
 
 def heun_step(schedule: Schedule, rng) -> Iterator[Row]:
-    """25 Heun: the factor by which a step of Heun multiplies Gaussian data."""
+    """25 Heun: the factor by which a step of Heun's method multiplies Gaussian data."""
     law, computed = "25 Heun", "factor of one step of heun"
     if schedule.T < 2:
         yield skipped(law, computed, TWO_TIMES)
@@ -255,7 +256,7 @@ def heun_step(schedule: Schedule, rng) -> Iterator[Row]:
     measured = [_one_step(samplers.heun, GaussianDenoiser(schedule, np.zeros(1), np.full(1, s2)), one, t, s)[0]
                 for s, t, s2 in cases]
     h, g_t, g_s = angle(abar_s) - angle(abar_t), slope(abar_t), slope(abar_s)
-    # v = (alpha x - x0_hat) / sigma cancels, and magnifies by 1 / sigma; every slope is below 3/4
+    # the difference v = (alpha x - x0_hat) / sigma magnifies rounding by 1 / sigma; every slope is below 3/4
     tolerance = ATOMS * (1 + s2) * (1 + abs(h) / np.sqrt(1 - abar_s))
     yield compare(law, computed, 1 + h / 2 * (g_t + g_s * (1 + h * g_t)), measured, tolerance,
                   "x_s = (1 + h/2 (g_t + g_s (1 + h g_t))) x_t,  g = alpha sigma (1 - s^2) / V",

@@ -1,13 +1,13 @@
-"""Pictures: the marginals of a schedule over t, and one image as it drowns in noise.
+"""Pictures: the marginals of a schedule over t, and one image while noise is added to it.
 
     E[x_t | x_0]     = alpha_t x_0                  the simulated chain's mean lies on this line
     Var[x_t | x_0]   = sigma_t^2 = 1 - alpha_t^2    and its variance on this one
 
-Over the pixels of one image of mean m_0 and variance v_0,
+Over the n pixels of one image of mean m_0 and variance v_0,
 
-    mean(x_t)        is alpha_t m_0 on average, and strays by sigma_t / sqrt(n)
-    var(x_t)         is alpha_t^2 v_0 + sigma_t^2 on average, and strays by
-                     sqrt((2 sigma_t^4 + 4 sigma_t^2 alpha_t^2 v_0) / (n - 1))       a noncentral chi squared's
+    mean(x_t)        is alpha_t m_0 on average, with standard deviation sigma_t / sqrt(n)
+    var(x_t)         is alpha_t^2 v_0 + sigma_t^2 on average, with standard deviation
+                     sqrt((2 sigma_t^4 + 4 sigma_t^2 alpha_t^2 v_0) / (n - 1))       of a noncentral chi squared
 """
 
 import math
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 64 << 20                                     # bytes
 MOST_PIXELS = 50_000_000
-STREAM = 2                                                  # of a plot's numbers: by hand, as for `report`
-SIDE = 128                                                  # pixels, of the image that is watched
-CELL = 156                                                  # pixels of paper for each state and its numbers
+STREAM = 2                                                  # part of a plot's random seed, as in __init__.py
+SIDE = 128                                                  # pixels, the longest side of the watched image
+CELL = 156                                                  # pixels, the width of each state and its numbers
 
 
 def plot(schedule: Schedule, *, seed: int = 0) -> "Image":
-    """Mean and variance of x_t over t, simulated single steps on the closed form, and log-SNR."""
+    """Mean and variance of x_t over t, simulated and in closed form, and the SNR on a logarithmic axis."""
     x_0, t = 1.0, np.arange(schedule.T)
     n = chains(schedule.T)
     some = np.unique(np.linspace(0, schedule.T - 1, 25).round().astype(int))
     measured = simulate(schedule, x_0, n, some, np.random.default_rng([seed, STREAM]))
     closed = gaussian.q_mean_variance(schedule, np.full(schedule.T, x_0), t)
-    few = t[:: max(1, schedule.T // 2000)]                  # more points than pixels show nothing
+    few = t[:: max(1, schedule.T // 2000)]                  # more points than pixels add nothing
     panels = [
         plots.Panel(title, "t", label, [("closed form", few, line[few], "-"), (f"{n:,} chains", some, dots, "o")])
         for line, dots, title, label in zip(closed, measured, ("Mean of x_t, from x_0 = 1", "Variance of x_t"),
@@ -63,21 +63,24 @@ def plot(schedule: Schedule, *, seed: int = 0) -> "Image":
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """One image at one time: what its pixels measure, and what the closed form says of them."""
+    """One image at one time: the measured mean and variance of its pixels, and those of the closed form."""
 
     t: int                                                  # -1 is the image itself
     x_t: np.ndarray                                         # (H, W, C)
     mean: float
-    variance: float                                         # over n - 1, as is v_0
+    variance: float                                         # over n - 1, like v_0
     expected_mean: float
     expected_variance: float
     mean_error: float                                       # standard errors
     variance_error: float
-    variance_bound: float                                   # which chance passes in 5.6e-8 of all runs
+    variance_bound: float                                   # exceeded by chance in 5.6e-8 of all runs
 
 
 def load_image(path: Path) -> np.ndarray:
-    """A picture of any kind that Pillow knows, as (H, W, 1 or 3) in [-1, 1], at most SIDE on a side. UserError."""
+    """A picture in any format of Pillow, as (H, W, 1 or 3) in [-1, 1], with H and W at most SIDE.
+
+    UserError if it cannot be read, is too large, or has only one pixel.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     shown = ascii(str(path))
@@ -87,12 +90,12 @@ def load_image(path: Path) -> np.ndarray:
         raise UserError(f"{shown} is larger than {LARGEST_FILE >> 20} MB: --watch takes a smaller picture")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                 # of odd metadata; of size, the next lines judge
+            warnings.simplefilter("ignore")                 # about metadata; the next lines check the size
             with Image.open(path) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise UserError(f"{shown} has {image.width} x {image.height} pixels: --watch takes at most "
                                     f"{MOST_PIXELS // 10**6} million")
-                if image.mode.startswith("I;16"):           # 16 bits of grey, of which Pillow would keep the lower 8
+                if image.mode.startswith("I;16"):           # 16-bit grey: Pillow would keep the lower 8 bits
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 elif image.mode in ("I", "F"):
                     raise UserError(f"{shown} has 32-bit pixels (mode {image.mode}): --watch takes 8 or 16 bits")
@@ -103,21 +106,21 @@ def load_image(path: Path) -> np.ndarray:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{shown} is no picture that can be read") from error
-    except Image.DecompressionBombError as error:           # raised before a pixel is unpacked
+        raise UserError(f"{shown} is not a readable picture") from error
+    except Image.DecompressionBombError as error:           # raised before any pixel is decoded
         raise UserError(f"{shown} has too many pixels: --watch takes at most {MOST_PIXELS // 10**6} million") from error
     except FileNotFoundError as error:
-        raise UserError(f"{shown} is not there") from error
-    except Exception as error:                              # whatever a damaged file makes of its decoder
+        raise UserError(f"{shown} does not exist") from error
+    except Exception as error:                              # a damaged file may raise anything in its decoder
         raise UserError(f"{shown} cannot be read as a picture ({type(error).__name__})") from error
     pixels = pixels.reshape(*pixels.shape[:2], -1)                                    # (H, W, C)
     if pixels.size < 2:
-        raise UserError(f"{shown} has a single grey pixel: --watch takes two or more, to measure a variance")
+        raise UserError(f"{shown} has a single grey pixel: --watch needs at least two to measure a variance")
     return to_float(pixels)
 
 
 def watch(schedule: Schedule, x_0: np.ndarray, count: int = 10, *, seed: int = 0) -> list[Watched]:
-    """The image x_0 (H, W, C) at `count` times from clean to the last, each state made from the one before it."""
+    """The image x_0 (H, W, C) at `count` times from -1 to T-1; each state is computed from the previous one."""
     rng, x, s = np.random.default_rng(seed), x_0.astype(np.float64), -1
     n, m_0, v_0 = x.size, float(x.mean()), float(x.var(ddof=1))
     states = []
@@ -139,7 +142,7 @@ def watch(schedule: Schedule, x_0: np.ndarray, count: int = 10, *, seed: int = 0
 
 
 def rows(states: list[Watched], seed: int) -> list[Row]:
-    """Two rows, of the worst of the means and of the variances; chance breaks one of ten states' in 1e6 runs."""
+    """Two rows: the worst mean and the worst variance. With ten states, one of 1e6 runs fails by chance."""
     noisy = [w for w in states if w.t >= 0]
     mean, variance = (
         compare("watch", f"{what} over the pixels at {len(noisy)} times", expected, measured, allowed, formula,
@@ -153,7 +156,7 @@ def rows(states: list[Watched], seed: int) -> list[Row]:
 
 
 def picture(schedule: Schedule, states: list[Watched]) -> "Image":
-    """The states in rows of five, each over its measured and predicted mean and variance."""
+    """The states in rows of five; below each its measured and expected mean and variance."""
     captions = []
     for w in states:
         lines = [f"t = {w.t}" if w.t >= 0 else "x_0, clean"]
@@ -178,12 +181,15 @@ def table(states: list[Watched]) -> str:
 
 
 def _fixed(a: float, digits: int) -> str:
-    """With so many digits, and 0 without a minus, whatever it was rounded from."""
+    """The number with this many digits after the point; a rounded 0 has no minus sign."""
     return f"{round(a, digits) + 0.0:.{digits}f}"
 
 
 def save(schedule: Schedule, states: list[Watched], path: Path) -> None:
-    """The picture, or an animation where the path ends in .gif; whole or not at all. UserError."""
+    """Writes the picture, or an animation if the path ends in .gif. The file is written whole or not at all.
+
+    UserError if it cannot be written.
+    """
     if path.suffix.lower() == ".gif":
         side = max(states[0].x_t.shape[:2])
         pictures.gif(np.stack([w.x_t for w in states])[:, None], path, scale=max(1, 2 * SIDE // side),

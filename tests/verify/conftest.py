@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minidiff.verify import forward
+from minidiff.verify import forward, sampling
 
 
 @pytest.fixture(autouse=True)
 def _few_chains(monkeypatch):
     monkeypatch.setattr(forward, "chains", lambda T: 2000)  # for speed; the bounds hold for any number
+
+
+@pytest.fixture(autouse=True)
+def _no_rows_of_another_test():
+    """A row that is cached while a bug is planted must not reach the next test."""
+    sampling.on_long_table.cache_clear()
+    yield
+    sampling.on_long_table.cache_clear()
 
 
 @pytest.fixture

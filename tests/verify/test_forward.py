@@ -61,7 +61,7 @@ def test_any_betas_give_the_table_of_their_product(betas, to_the_end):
     all_betas = [*betas, 1.0] if to_the_end else betas
     schedule = schedules.from_betas(all_betas, allow_signal=True)
     assert broken(verify.report(schedule, betas=all_betas)) <= {NOISE}
-    # the last that is not 0, however small, is off by 1e-9 of itself
+    # the last alpha_bar above 0, however small, has a relative error of 1e-9
     wrong = schedule.alpha_bar * (1 - 1e-9 * (np.arange(schedule.T) == len(betas) - 1))
     assert "1 given betas" in broken(verify.report(Schedule(wrong), betas=all_betas))
     with pytest.raises(ValueError, match=rf"betas must be \({schedule.T},\) numbers"):
@@ -75,14 +75,14 @@ def test_eps_accepted_at_snr_0_breaks_law_5(monkeypatch):
         assert "5 zero terminal SNR" in broken(verify.report(schedules.flow_matching(50)))
 
 
-def test_wrong_rows_and_wrong_betas_break_the_simulation(monkeypatch):
+def test_wrong_betas_break_the_laws_of_single_steps(monkeypatch):
     """A table whose betas are not those of its alpha_bar."""
     monkeypatch.setattr(Schedule, "betas", property(lambda self: np.full(self.T, 0.05)))
     assert {"1 composition", "1 simulation", "2 any two times"} <= broken(verify.report(schedules.cosine(60)))
 
 
 @pytest.mark.parametrize("n, signal, noise", [(3, 0.0, 1.0), (50, 2.0, 0.5), (2000, 0.0, 0.3), (10_000, 0.7, 1.0)])
-def test_the_bound_on_a_variance_holds_and_is_not_wide(n, signal, noise):
+def test_the_bound_on_a_variance_holds_and_is_tight(n, signal, noise):
     """Against scipy's noncentral chi squared: at most e^-17.4 on each side, and at most 2.5 times as wide as needed."""
     k, shift = n - 1, (n - 1) * signal / noise
     X = stats.ncx2(k, shift) if shift else stats.chi2(k)
@@ -95,7 +95,7 @@ def test_the_bound_on_a_variance_holds_and_is_not_wide(n, signal, noise):
 
 
 def test_the_default_seed_draws_no_rare_number(monkeypatch):
-    """Of the report and of the plot that the README shows first: no mean or variance beyond 3 standard errors."""
+    """In the report and the plot of the README, no mean or variance is beyond 3 standard errors."""
     schedule, drawn = schedules.cosine(), []
     def noted(schedule, x_0, count, t, rng, original=forward.simulate):
         mean, variance = original(schedule, x_0, count, t, rng)

@@ -1,4 +1,4 @@
-"""The laws of the way back: each planted bug breaks its law."""
+"""The laws of the reverse chain: each planted bug breaks its law."""
 
 import pytest
 from support.verifying import broken, with_factor
@@ -9,7 +9,7 @@ from minidiff.diffusion.exact import GaussianDenoiser
 
 
 def posterior_with_beta(original):
-    def wrong(schedule, x_0, x_t, t, s=None):               # beta for beta~: noise at the first step, too
+    def wrong(schedule, x_0, x_t, t, s=None):               # beta in place of beta~: noise even at the first step
         mean, _ = original(schedule, x_0, x_t, t, s)
         return mean, gaussian.per_sample(schedule.betas[t], x_t)
     return wrong
@@ -46,7 +46,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("law, module, name, bug", PLANTED.values(), ids=PLANTED.keys())
-def test_a_planted_bug_of_the_way_back_breaks_its_law(law, module, name, bug, monkeypatch):
+def test_a_planted_bug_of_the_reverse_chain_breaks_its_law(law, module, name, bug, monkeypatch):
     if bug in (posterior_with_beta, posterior_with_swapped_coefficients):
         bug = bug(getattr(module, name))
     monkeypatch.setattr(module, name, bug)

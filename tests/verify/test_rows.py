@@ -21,7 +21,7 @@ def test_a_row_passes_only_within_its_tolerance(expected, measured, tolerance, p
     assert passed or many.where in ("case 1", "case 0" if math.isnan(tolerance) else "")
 
 
-def test_a_law_that_raises_keeps_the_rows_that_it_had():
+def test_a_law_that_raises_keeps_its_earlier_rows():
     def rows_of():
         yield rows.compare("law", "first", 1.0, 1.0, 0.0, "")
         raise ZeroDivisionError
@@ -41,7 +41,7 @@ def test_the_table_is_aligned_and_no_wider_than_a_terminal():
     assert lines[-1] == f"{sum(row.passed for row in report)} kept, 2 broken, 1 skipped"
 
 
-def test_a_failing_row_tells_its_formula_its_numbers_and_its_seed(monkeypatch):
+def test_a_broken_row_shows_its_formula_numbers_and_seed(monkeypatch):
     monkeypatch.setattr(gaussian, "q_step", lambda schedule, s, t: (schedule.alpha(t), 1 - schedule.abar(t)))
     text = verify.table(verify.report(schedules.cosine(50), seed=17))
     told = text[text.index("BROKEN  2 any two times: sigma2_ts"):]

@@ -12,7 +12,7 @@ from minidiff.diffusion import gaussian, samplers, schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.engine.random import SampleStreams
 
-# Each is a formula gone wrong in one place; the report must break the law that is about it.
+# Each bug changes one formula; the report must break the law of this formula.
 DDPM, DDIM, HEUN, TWO_M = samplers.ddpm, samplers.ddim, samplers.heun, samplers.dpm_solver_pp_2m
 
 
@@ -73,7 +73,7 @@ def one_time_late(denoiser, x_T, times, cond=None):
 
 
 def asks_one_time_late(denoiser, x_T, times, cond=None, **options):
-    """Names the right times, and tells the network others."""
+    """Its states have the right times, but the network gets other times."""
     def network(x_t, t, cond):
         return denoiser(x_t, np.maximum(t - 1, 0), cond)
     return DDIM(NetworkDenoiser(denoiser.schedule, "x0", network), x_T, times, cond, **options)
@@ -107,7 +107,7 @@ def right_D(x0_hat, before, h, h_before):
     return x0_hat + h / (2 * h_before) * (x0_hat - before)
 
 
-# What the report must say of a sampler, in the words of the row.
+# The rows that must be broken, by `computed`.
 NOISE_OF_DDPM = "power of the noise, beta~ on x_0 = 0.7", "variance of x_s, beta on N(0, 1)"
 MARGINALS, ORDER = "mean, spread at the list's next time: ", "of convergence to the exact flow: "
 MIDDLE = "x0_hat in the middle of each stride: dpm++2m"
@@ -146,15 +146,15 @@ PLANTED_SAMPLERS = {
         two_m(lambda x, before, h, h_before: right_D(x, before, 2 * h, h_before))),
     "noise at the end": ("26 the end", (LEFT,), "dpm++2m", residual_noise),
     "noise at the end, called x0_hat": ("26 the end", (LEFT,), "ddpm", residual_noise_denied),
-    "an x0_hat that nobody said": ("26 the end", ("samplers that show an x0_hat of their own",), "heun",
+    "an x0_hat that is not the answer": ("26 the end", ("samplers that show an x0_hat of their own",), "heun",
                                    x0_hat_of_its_own),
     "states that name other times": ("26 the end", (ASTRAY,), "dpm++2m", one_time_late),
-    "a network that is told other times": ("26 the end", (ASTRAY,), "ddim", asks_one_time_late),
+    "a network that gets other times": ("26 the end", (ASTRAY,), "ddim", asks_one_time_late),
 }
 
 
 def plant(monkeypatch, name, bug):
-    """Puts a function in the place of a sampler's, in the module and in its entry, and leaves the rest of the entry."""
+    """Replaces a sampler's function in the module and in its entry; the rest of the entry stays."""
     entry = samplers.SAMPLERS[name]
     monkeypatch.setattr(samplers, entry.function.__name__, bug)
     monkeypatch.setitem(samplers.SAMPLERS._entries, name, replace(entry, function=bug))
@@ -168,7 +168,7 @@ def test_a_planted_sampler_breaks_its_law(law, words, name, bug, monkeypatch):
     assert set(words) <= found and "could not be computed" not in verify.table(report), verify.table(report)
 
 
-def test_the_copy_of_2m_that_bugs_are_planted_in_is_right(monkeypatch):
+def test_the_copy_of_2m_without_a_bug_keeps_every_law(monkeypatch):
     plant(monkeypatch, "dpm++2m", two_m(right_D))
     assert broken(verify.report(schedules.cosine(60))) == set()
 
@@ -199,7 +199,7 @@ def euler_ancestral(drawn=lambda sigma_up: sigma_up):
 
 
 def midpoint(denoiser, x_T, times, cond=None):
-    """Second order, with its second call between two times of the list, as far as the table has one there."""
+    """Second order; the second call is at the table's time in the middle of the step."""
     schedule, x_t = denoiser.schedule, x_T
     for step, t, s in samplers._steps(schedule, times):
         x0_hat = samplers._denoise(denoiser, x_t, t, cond)
@@ -236,7 +236,7 @@ RIGHT = {"Euler ancestral": (euler_ancestral(), {"order": 1, "noise": True}),
 
 
 @pytest.mark.parametrize("function, entry", RIGHT.values(), ids=RIGHT.keys())
-def test_a_right_sampler_of_the_users_is_kept(function, entry, registered):
+def test_a_correct_sampler_of_the_user_keeps_every_law(function, entry, registered):
     name = registered(function, **entry)
     for schedule in (schedules.cosine(60), schedules.linear(1000)):
         report = verify.report(schedule)
@@ -244,7 +244,7 @@ def test_a_right_sampler_of_the_users_is_kept(function, entry, registered):
         assert sum(name in row.computed for row in report) >= 4
 
 
-def test_a_method_that_asks_between_the_times_of_its_list_is_kept(registered):
+def test_a_method_that_calls_between_the_times_of_its_list_keeps_every_law(registered):
     name = registered(midpoint, order=1, calls=2)           # the table's middle is rounded: no second order of it
     report = verify.report(schedules.cosine(60))
     assert broken(report) == set(), verify.table(report)
@@ -266,7 +266,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("law, function, entry", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_sampler_of_the_users_breaks_a_law(law, function, entry, registered):
+def test_a_wrong_sampler_of_the_user_breaks_its_law(law, function, entry, registered):
     name = registered(function, **{"order": 1} | entry)
     report = verify.report(schedules.cosine(60))
     rows_of = [row for row in report if row.law == law and row.verdict == verify.BROKEN]

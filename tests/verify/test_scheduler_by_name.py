@@ -17,7 +17,7 @@ from minidiff.verify.scheduler.by_name import ours
     ("ddim", {}), ("ddim", {"eta": 0.7}), ("ddpm", {}), ("dpm++2m", {"spacing": "linspace"}), ("heun", {}),
     ("ddim", {"schedule": "flow_matching", "predicts": "v"}), ("dpm++2m", {"schedule": "cosine", "predicts": "x0"}),
 ], ids=str)
-def test_our_samplers_keep_all(name, config):
+def test_our_samplers_keep_every_law(name, config):
     rows = report(load(f"minidiff:{name}", config), steps=[7])
     assert not [row for row in rows if row.verdict == "BROKEN"]
     assert sum(row.verdict == "kept" for row in rows) >= 12
@@ -49,13 +49,13 @@ def test_our_samplers_refuse_eps_at_snr_0():
     ("minidiff:ddim", {"eta": math.nan}, "eta must be a number from 0 to 1, not nan"),
     ("minidiff:ddpm", {"eta": 5}, "eta must be a number from 0 to 1, not 5"),
 ])
-def test_a_wrong_name_is_said_in_a_sentence(name, config, sentence):
+def test_a_wrong_name_gives_one_sentence(name, config, sentence):
     with pytest.raises(UserError, match=sentence):
         load(name, config)
 
 
-def test_a_replayed_sampler_takes_no_other_way():
-    """Asked step by step, our DDIM gives what it gives in one go."""
+def test_a_replayed_sampler_gives_the_same_sample():
+    """Step by step, our DDIM returns the same sample as in one run."""
     from minidiff.diffusion.denoiser import NetworkDenoiser
     from minidiff.diffusion.samplers import ddim, sample, times
     from minidiff.diffusion.schedules import linear
@@ -82,7 +82,7 @@ def test_the_command_takes_a_scheduler(capsys, tmp_path):
     assert [row["expected"] for row in written["rows"] if row["verdict"] == "skipped"] == [None] * 5
 
 
-def test_the_command_takes_a_file_of_the_users(capsys, tmp_path, monkeypatch):
+def test_the_command_takes_the_users_file(capsys, tmp_path, monkeypatch):
     (tmp_path / "my_scheduler.py").write_text(
         "import sys\nfrom support.toy_schedulers import FixedStride, Toy\n\n\ndef make(stride=False):\n"
         "    return FixedStride() if stride else Toy()\n\n\ndef half():\n    return object()\n")
@@ -101,7 +101,7 @@ def test_the_command_takes_a_file_of_the_users(capsys, tmp_path, monkeypatch):
     ("def make():\n    return {}['stride']", "boom:make makes no scheduler: KeyError: 'stride'"),
     ("make = 3", "boom:make makes no scheduler: TypeError"),
 ])
-def test_whatever_a_file_of_the_users_raises_is_said_in_a_sentence(text, sentence, capsys, tmp_path, monkeypatch):
+def test_whatever_the_users_file_raises_gives_one_sentence(text, sentence, capsys, tmp_path, monkeypatch):
     (tmp_path / "boom.py").write_text(text + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "boom", raising=False)

@@ -1,4 +1,4 @@
-"""The laws of schedulers: a right one keeps all, and each planted bug breaks its own law."""
+"""The laws of schedulers: a correct one keeps them all, and each planted bug breaks its law."""
 
 import math
 import os
@@ -48,10 +48,10 @@ from minidiff.verify.scheduler.runs import spreads
 
 
 @pytest.mark.parametrize("right", [Toy, Ancestral, TwoM, Velocity])
-def test_a_right_scheduler_keeps_all(right):
+def test_a_correct_scheduler_keeps_every_law(right):
     rows = report(right())
     assert not [row for row in rows if row.verdict == "BROKEN"]
-    # what does not apply says why, and is not called kept
+    # a law that does not apply gives a reason, and does not count as kept
     about = {row.law: row.reason for row in rows if row.verdict == "skipped"}
     others = {Ancestral: {"24 one step", "25 order", "25 second order"}, TwoM: {"24 one step"}}
     assert about.keys() == {"5 zero terminal SNR", "32 thresholding"} | others.get(right, {"25 second order"})
@@ -92,13 +92,13 @@ def test_a_planted_bug_breaks_its_law(bug):
     assert BUGS[bug] <= broken(bug(), steps=[7])
 
 
-def test_r_upside_down_is_told_by_no_other_law():
+def test_r_upside_down_breaks_no_other_law():
     """Its errors cancel along a list."""
     assert broken(RUpsideDown()) == {"25 second order"}
 
 
-def test_a_wrong_scale_is_told_in_a_run_where_the_sample_has_its_own():
-    """Before a run nothing shows what scale that is; without one, both rows see it."""
+def test_a_wrong_scale_of_the_samples_is_found_in_a_run():
+    """Before a run the scale of the samples is unknown; for a scheduler without scale_input both rows are broken."""
     in_a_run = "what is shown of add_noise in a run"
     for bug, found in {ThreeTimesTooLargeAsShown: [in_a_run],
                        ThreeTimesTooLarge: ["add_noise at all times of training", in_a_run]}.items():
@@ -122,7 +122,7 @@ def test_a_law_that_cannot_be_computed_is_broken():
     assert len(failed) == 8 and all(row.verdict == "BROKEN" for row in failed)
 
 
-def test_nothing_but_numbers_is_kept():
+def test_nan_keeps_no_law():
     class Nans(Toy):
         def x0_hat(self, *args):
             return super().x0_hat(*args) * np.nan
@@ -132,9 +132,9 @@ def test_nothing_but_numbers_is_kept():
                     "26 told what is shown"}
 
 
-def test_the_variance_of_a_draw_may_be_that_of_normal_data():
-    """DDPM section 3.2: beta keeps the marginals of N(0, I), beta~ those of a point; a law that knew one would call
-    the other broken."""
+def test_the_noise_may_have_the_variance_for_normal_data():
+    """DDPM section 3.2: beta keeps the marginals of N(0, I), and beta~ those of a point. The law must accept
+    both."""
     class Beta(Toy):
         def step(self, prediction, t, x_t, z):
             s = self.previous(t)
@@ -148,7 +148,7 @@ def test_the_variance_of_a_draw_may_be_that_of_normal_data():
     np.testing.assert_allclose(spread[:-1], 1, rtol=1e-12)
 
 
-def test_a_refusal_counts_where_the_rest_of_the_list_runs():
+def test_a_refusal_counts_if_the_rest_of_the_list_runs():
     class Refuses(EpsAtSnrZero):
         def step(self, prediction, t, x_t, z):
             if self.abar(t) == 0:
@@ -161,8 +161,8 @@ def test_a_refusal_counts_where_the_rest_of_the_list_runs():
     assert sum("it refuses to run: no x_0 at SNR 0" == row.reason for row in rows) == 9
 
 
-def test_thresholding_is_asked_of_those_who_clip():
-    """Ending at alpha_bar_0 multiplies x_0 by alpha_0 < 1, of which laws 24 and 26 tell, and clips nothing."""
+def test_thresholding_applies_only_to_schedulers_that_clip():
+    """A run that ends at alpha_bar_0 multiplies x_0 by alpha_0 < 1, which breaks laws 24 and 26, but clips nothing."""
     class Clips(Toy):
         def x0_hat(self, eps, abar, x_t):
             return np.clip(super().x0_hat(eps, abar, x_t), -1, 1)
@@ -180,8 +180,8 @@ def test_thresholding_is_asked_of_those_who_clip():
         Toy: "skipped", Clips: "kept", ClipsBelow: "BROKEN", EndsAtTheFirstTime: "skipped", both: "kept"}
 
 
-def test_a_point_is_missed_by_the_same_in_every_prediction():
-    """What eps rounds at alpha_1 no longer stands at the end: it does not excuse a defect there."""
+def test_a_wrong_last_step_is_found_for_every_prediction():
+    """The large rounding of eps at the first time does not reach the end, so it must not widen the tolerance there."""
     class Off(Toy):
         rounding = 2.0**-24                                 # 100 / alpha_1 of it are 9e-4
 
@@ -205,7 +205,7 @@ def test_an_order_is_a_bound():
 
 
 def test_the_laws_need_no_docstrings():
-    """python -OO takes them away."""
+    """`python -OO` removes them."""
     code = "from minidiff.verify import scheduler as s; print(len(s.report(s.load('minidiff:ddim'), [3])))"
     ran = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True,
                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"})

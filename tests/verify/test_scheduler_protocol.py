@@ -10,7 +10,7 @@ from minidiff.verify.scheduler.protocol import NEEDED
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_a_missing_method_is_said_in_a_sentence(name):
+def test_a_missing_method_gives_one_sentence(name):
     class Lacks:
         def __getattribute__(self, wanted):
             if wanted == name:
@@ -29,7 +29,7 @@ def test_a_missing_method_is_said_in_a_sentence(name):
     ({"alpha_bar": np.array(0.5)}, r"alpha_bar must be an array \(T,\)"),
     ({"alpha_bar": [[0.9], [0.8, 0.7]]}, r"alpha_bar must be an array \(T,\).*lists of several lengths"),
     ({"step": None}, "step must be a method, not NoneType"),
-    ({"step": lambda prediction, t, x_t: x_t}, "step does not take the 4 arguments that it is given: too many"),
+    ({"step": lambda prediction, t, x_t: x_t}, "step does not take the 4 arguments of the protocol: too many"),
     ({"scale_input": 3}, "scale_input must be a method, not int"),
     ({"step": lambda *args: 3}, r"step must return an array of its sample's shape \(2, 1, 1, 1\), not int"),
     ({"step": lambda prediction, t, x_t, z: x_t[0]}, r"step must return .*not float64 \(1, 1, 1\)"),
@@ -42,14 +42,14 @@ def test_a_missing_method_is_said_in_a_sentence(name):
     ({"order": "two"}, "order must be a number of at least 1, not 'two'"),
     ({"evaluations": 0}, "evaluations must be a number of at least 1, not 0"),
 ])
-def test_wrong_values_are_said_in_a_sentence(wrong, sentence):
+def test_wrong_values_give_one_sentence(wrong, sentence):
     toy = Toy()
     vars(toy).update(wrong)
     with pytest.raises(UserError, match=sentence):
         report(toy)
 
 
-def test_timesteps_that_are_never_set_are_said_in_a_sentence():
+def test_timesteps_that_are_never_set_give_one_sentence():
     class NeverSet(Toy):
         def __init__(self):
             super().__init__()
@@ -63,7 +63,7 @@ def test_timesteps_that_are_never_set_are_said_in_a_sentence():
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("not yet"), SystemExit(0)], ids=repr)
-def test_what_a_scheduler_raises_as_it_is_asked_is_said_in_a_sentence(raised):
+def test_whatever_a_scheduler_raises_gives_one_sentence(raised):
     def fails(self, *n):
         raise raised
 
@@ -75,7 +75,7 @@ def test_what_a_scheduler_raises_as_it_is_asked_is_said_in_a_sentence(raised):
 
 
 def test_a_step_that_exits_is_broken():
-    """sys.exit(0) ends no report, and makes none that passes."""
+    """sys.exit(0) does not end the report, and the law does not pass."""
     class Exits(EpsAtSnrZero):
         def step(self, *args):
             raise SystemExit(0)
@@ -84,8 +84,8 @@ def test_a_step_that_exits_is_broken():
     assert sum("SystemExit: 0" in row.where for row in rows if row.verdict == "BROKEN") == 9
 
 
-def test_the_dry_run_comes_after_what_is_asked_before_any_run():
-    """Else a table upside down until then would be set right unseen."""
+def test_the_dry_run_comes_after_the_laws_before_any_run():
+    """Otherwise set_steps would mend this table before its law sees it."""
     assert "1 q(x_t | x_0)" in broken(TableUpsideDown())
 
 

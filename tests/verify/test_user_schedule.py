@@ -15,8 +15,8 @@ from minidiff.verify.loading import load_named
 BETAS = np.linspace(1e-3, 0.2, 60)
 
 
-def test_a_table_is_held_to_the_betas_that_it_was_made_from(here, monkeypatch, capsys):
-    """Betas read back off a wrong table multiply to it, and every other law is kept."""
+def test_a_table_is_compared_with_its_betas(here, monkeypatch, capsys):
+    """The betas computed from a wrong table have it as their product, so every other law is kept."""
     right, betas = own.from_betas, np.linspace(1e-3, 0.3, 60)
     np.save("b.npy", betas)
     (here / "own_betas.py").write_text("import numpy as np\ndef f(): return np.linspace(1e-3, 0.3, 60)\n")
@@ -66,7 +66,7 @@ def test_a_function_may_return_betas_or_a_schedule(here, capsys):
 
 
 @pytest.mark.parametrize("option", ["--betas", "--alpha-bar", "--python"])
-def test_a_table_of_ones_own_that_keeps_signal_is_verified_and_fails_by_that_law(here, option, capsys):
+def test_a_users_table_that_keeps_signal_breaks_only_that_law(here, option, capsys):
     (here / "b.csv").write_text("0.3\n0.2\n")
     (here / "own_signal.py").write_text("def f(): return [0.3, 0.2]\n")
     assert call(option, "own_signal:f" if option == "--python" else "b.csv") == 1
@@ -74,14 +74,14 @@ def test_a_table_of_ones_own_that_keeps_signal_is_verified_and_fails_by_that_law
     assert printed.count("\nBROKEN  ") == 1 and "BROKEN  4 ends in noise: alpha_bar[1]" in printed
 
 
-def test_falling_betas_are_noted_and_no_failure(here, capsys):
+def test_falling_betas_give_a_note_and_no_failure(here, capsys):
     (here / "b.json").write_text(json.dumps([0.5, 0.4, 0.9, 0.8]))
     assert call("--betas", "b.json") == 0
     assert "note: betas fall at t = 1, from 0.5 to 0.4, and at 1 more times" in capsys.readouterr().out
     assert own.notes(schedules.linear()) == [] and own.notes(schedules.flow_matching()) == []
 
 
-def test_modules_are_loaded_from_the_current_folder_first_and_the_path_is_left_alone(here, monkeypatch):
+def test_modules_are_loaded_from_the_current_folder_first_and_sys_path_is_unchanged(here, monkeypatch):
     elsewhere = here / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])

@@ -115,7 +115,7 @@ BAD = {
     "T of 0": (["-T", "0"], "takes a whole number from 1 to 100000, not '0'"),
     "T of letters": (["-T", "many"], "takes a whole number"),
     "a negative T": (["-T", "-5"], "takes a whole number"),
-    "a T beyond reason": (["-T", "1000000000"], "takes a whole number"),
+    "a T that is too large": (["-T", "1000000000"], "takes a whole number"),
     "T with a table": (["-T", "5", "--betas", "nan.csv"], "-T is read only with --schedule"),
     "an unknown schedule": (["--schedule", "sigmoid"], "there is no schedule 'sigmoid'"),
     "two schedules": (["--schedule", "linear", "--betas", "nan.csv"], "not allowed with"),
@@ -176,7 +176,7 @@ BAD = {
     "an odd name": (["--python", "own_bad:f()"], "--python takes MODULE:NAME"),
     "no such module": (["--python", "own_nowhere:f"], "own_nowhere is not installed, and there is no own_nowhere.py"),
     "no such part of a module": (["--python", "numpy.nothing:f"], "cannot be imported: ModuleNotFoundError"),
-    "a module that imports one that is not there": (["--python", "own_importing:f"], "No module named 'own_nowhere'"),
+    "a module that imports a missing module": (["--python", "own_importing:f"], "No module named 'own_nowhere'"),
     "a module that exits": (["--python", "own_leaving:f"], "module own_leaving cannot be imported: SystemExit: 3"),
     "a name that fails when it is asked for": (["--python", "own_lazy:f"], "own_lazy cannot be imported: RuntimeError"),
     "no such function": (["--python", "own_bad:f"], "module own_bad has no f"),
@@ -197,8 +197,8 @@ BAD = {
     "JSON of unknown kind": (["--json", "r.txt"], "takes one of the endings .json"),
     "-o without --watch": (["-o", "w.png"], "-o is read only with --watch"),
     "one file for two pictures": (["--plot", "watch.png", "--watch", "nan.csv"], "name two files"),
-    "a picture that is not there": (["--watch", "nowhere.png"], "'nowhere.png' is not there"),
-    "a picture that is none": (["--watch", "nan.csv"], "is no picture that can be read"),
+    "a missing picture": (["--watch", "nowhere.png"], "'nowhere.png' does not exist"),
+    "a file that is not a picture": (["--watch", "nan.csv"], "is not a readable picture"),
     "a folder for a picture": (["--watch", "folder.csv"], "is a folder or device"),
 }
 
@@ -211,7 +211,7 @@ def bad_files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("arguments, sentence", BAD.values(), ids=BAD.keys())
-def test_a_mistake_is_one_sentence_and_status_2(arguments, sentence, here, bad_files, monkeypatch, capsys):
+def test_wrong_input_gives_one_sentence_and_status_2(arguments, sentence, here, bad_files, monkeypatch, capsys):
     monkeypatch.chdir(bad_files)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = sorted(bad_files.iterdir())
@@ -261,14 +261,14 @@ def test_no_output_is_written_over_an_input_or_another_output(arguments, sentenc
     assert not said.out and {path: path.read_bytes() for path in here.iterdir()} == before
 
 
-def test_a_function_that_changes_folder_moves_no_output(here, image):
+def test_outputs_stay_in_place_if_a_function_changes_the_folder(here, image):
     (here / "away").mkdir()
     (here / "own_mover.py").write_text("import os\ndef f():\n    os.chdir('away')\n    return [0.5, 0.99]\n")
     assert call("--python", "own_mover:f", "--plot", "p.png", "--watch", "x0.png", "--json", "r.json") == 0
     assert not list((here / "away").iterdir()) and all((here / n).is_file() for n in ("p.png", "watch.png", "r.json"))
 
 
-def test_json_says_the_seed_and_where_the_numbers_came_from(here):
+def test_json_has_the_seed_and_the_source_of_the_numbers(here):
     (here / "b.json").write_text("[0.5, 0.99]")
     for arguments, source in ((["--betas", "b.json"], "betas from 'b.json': a list of 2 numbers"),
                               (["-T", 20], "the cosine schedule")):

@@ -1,4 +1,4 @@
-"""verify.report: right schedules keep every law; a law that raises is broken and hides no other."""
+"""verify.report: correct schedules keep every law, and a law that raises does not hide the others."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from minidiff.verify import forward, rows
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_our_schedules_keep_every_law(name):
-    """False alarm 6e-7 each, from the simulated chains; nothing else is left to chance but where to look."""
+    """Each fails by chance in 6e-7 of all runs, because of the simulated chains. Other laws draw only their inputs."""
     schedule = schedules.schedule_from(name, 200, allow_signal=True)
     assert broken(verify.report(schedule)) == (set() if schedule.reaches_noise else {NOISE})
     assert broken(verify.report(schedules.zero_terminal_snr(schedule))) == set()
@@ -23,7 +23,7 @@ def test_our_schedules_keep_every_law(name):
 @settings(max_examples=25)
 @given(any_schedule(ends_at_zero=None))
 def test_any_schedule_keeps_every_law(schedule):
-    """The tolerances are those of rounding for every table, not for the ones that were tried first."""
+    """The tolerances allow the rounding of any table, not only of minidiff's."""
     report = verify.report(schedule)
     assert broken(report) == (set() if schedule.reaches_noise else {NOISE})
     assert all(not row.passed for row in report if row.reason)
@@ -35,8 +35,8 @@ def test_tables_of_extreme_steps_keep_every_law():
         assert broken(verify.report(Schedule(table))) == set(), table
 
 
-def test_what_is_allowed_is_rounding():
-    """No tolerance hides a formula that is wrong in its ninth digit, but for chance."""
+def test_tolerances_allow_only_rounding():
+    """No tolerance hides an error in the ninth digit, except in the simulation."""
     schedule = schedules.cosine(60)
     for row in verify.report(schedule, betas=schedule.betas):
         # an order is a bound, and the first time of a list an integer
@@ -50,7 +50,7 @@ def test_the_full_length_takes_seconds_and_keeps_every_law(monkeypatch):
     assert broken(report) == set() and sum(row.passed for row in report) >= 35
 
 
-def test_one_time_skips_aloud_what_needs_two():
+def test_a_schedule_of_one_time_skips_laws_that_need_two():
     report = verify.report(Schedule([0.01]))
     skipped = {row.law for row in report if row.reason}
     assert {"3 SNR falls", "8 Bayes pointwise", "16 reverse variance", "18 bound weights", "24 one step",
@@ -61,7 +61,7 @@ def test_one_time_skips_aloud_what_needs_two():
     assert text.endswith(f"0 broken, {sum(row.verdict == verify.SKIPPED for row in report)} skipped")
 
 
-def test_the_same_seed_gives_the_same_report_and_another_one_does_not():
+def test_the_report_depends_on_the_seed():
     a, b, c = (verify.report(schedules.cosine(20), seed=seed) for seed in (1, 1, 2))
     numbers = [[(r.expected, r.measured) for r in report if not r.reason] for report in (a, b, c)]
     assert numbers[0] == numbers[1] != numbers[2]
@@ -78,8 +78,8 @@ def test_a_schedule_that_keeps_signal_breaks_the_noise_law_alone():
     assert "alpha_bar[199] = 0.132" in text and "take more steps, or larger betas" in text
 
 
-def test_every_law_is_filed_under_its_name():
-    """A law that raises is told by it; the name is that of the law's first row."""
+def test_every_law_has_the_name_of_its_first_row():
+    """The row of a law that raises has this name."""
     rng = np.random.default_rng(0)
     for law in verify.LAWS:
         assert next(iter(law.rows(schedules.cosine(20), rng))).law == law.name
@@ -95,7 +95,7 @@ def test_a_law_that_raises_is_broken_and_hides_no_other(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [0, None, 3])
-def test_code_that_asks_to_exit_breaks_its_law_and_ends_no_report(status, monkeypatch):
+def test_code_that_exits_breaks_its_law_and_the_report_goes_on(status, monkeypatch):
     def leaves(*a, **k):
         raise SystemExit(status)
     monkeypatch.setattr(losses, "bound_weight", leaves)
@@ -105,14 +105,14 @@ def test_code_that_asks_to_exit_breaks_its_law_and_ends_no_report(status, monkey
 
 
 @pytest.mark.parametrize("wrong", [[0.1, 0.9], None, schedules.cosine, np.array([0.5])])
-def test_a_report_of_no_schedule_is_refused(wrong):
+def test_only_a_schedule_gets_a_report(wrong):
     with pytest.raises(TypeError, match=r"^schedule must be a Schedule, such as schedules.from_betas\(\[...\]\), got "
                                         rf"{type(wrong).__name__}$"):
         verify.report(wrong)
 
 
-def test_docstrings_are_no_data(monkeypatch):
-    """`python -OO` has none."""
+def test_the_report_does_not_depend_on_docstrings(monkeypatch):
+    """`python -OO` removes them."""
     for law in verify.LAWS:
         monkeypatch.setattr(law.rows, "__doc__", None)
     monkeypatch.setattr(losses, "bound_weight", None)

@@ -1,4 +1,4 @@
-"""The picture that is watched as noise is added to it, and the plots of a schedule."""
+"""Pictures of one image while noise is added to it, and plots of a schedule."""
 
 import math
 import zlib
@@ -14,15 +14,15 @@ from minidiff.errors import UserError
 from minidiff.verify import watch
 
 
-def test_no_number_is_minus_nothing():
+def test_zero_has_no_minus_sign():
     assert [watch._fixed(a, 4) for a in (-1e-9, -0.0, 0.0, 1e-9, -0.00006, -1.5, 0.99999)] == \
         ["0.0000", "0.0000", "0.0000", "0.0000", "-0.0001", "-1.5000", "1.0000"]
     schedule, x_0 = schedules.flow_matching(3), np.array([[[-1e-9], [0.0]]])
     assert "-0.00000" not in watch.table(watch.watch(schedule, x_0, 2)[:1])
 
 
-def test_watched_errors_are_the_standard_errors():
-    """Over 1500 walks of a small image: spread and mean of the measured statistics, within 6 of their own errors."""
+def test_the_stated_errors_are_standard_errors():
+    """Over 1500 runs on a small image, mean and deviation of the statistics agree within 6 standard errors."""
     x_0 = np.random.default_rng(0).uniform(-1, 1, (4, 5, 1))
     schedule, n = schedules.cosine(10), 1500
     walks = [watch.watch(schedule, x_0, 3, seed=seed) for seed in range(n)]
@@ -33,7 +33,7 @@ def test_watched_errors_are_the_standard_errors():
             a = np.array([getattr(w, measured) for w in states])
             said = getattr(states[0], error)
             assert abs(a.mean() - getattr(states[0], expected)) < 6 * said / math.sqrt(n)
-            # a chi squared of 19 degrees has kurtosis below 1: its deviation errs by less than .9 / sqrt(n)
+            # chi squared with 19 degrees of freedom has excess kurtosis < 1: its deviation has an error < 0.9 / sqrt(n)
             assert abs(a.std() / said - 1) < 6 * 0.9 / math.sqrt(n)
     assert walks[0][0].mean == x_0.mean() and walks[0][0].variance_bound == 0
     assert all(row.passed for row in watch.rows(walks[0], 0))
@@ -54,7 +54,7 @@ def test_every_schedule_can_be_drawn(name):
     assert [w.t for w in states] == list(range(-1, T)) and watch.picture(schedule, states).width > 100
 
 
-def test_a_wrong_step_breaks_the_watch(here, image, monkeypatch, capsys):
+def test_a_wrong_step_breaks_the_law_of_watch(here, image, monkeypatch, capsys):
     right = gaussian.q_step
     monkeypatch.setattr(gaussian, "q_step", lambda *a: (right(*a)[0], 0.8 * right(*a)[1]))
     assert call("-T", 40, "--watch", image) == 1
@@ -77,7 +77,7 @@ def test_pictures_of_every_kind_are_read(tmp_path, mode, channels):
 @pytest.mark.parametrize("damage, sentence", [
     (lambda path: Image.new("L", (1, 1)).save(path), "a single grey pixel"),
     (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read as a picture"),
-    (lambda path: path.write_bytes(b""), "no picture that can be read"),
+    (lambda path: path.write_bytes(b""), "not a readable picture"),
     (lambda path: Image.new("1", (9000, 9000)).save(path), "at most 50 million"),
     (lambda path: path.write_bytes(path.read_bytes()[:16] + b"\x00\x00\x90\x00" * 2 + path.read_bytes()[24:29]
                                    + zlib.crc32(b"IHDR" + b"\x00\x00\x90\x00" * 2 + path.read_bytes()[24:29])
@@ -85,7 +85,7 @@ def test_pictures_of_every_kind_are_read(tmp_path, mode, channels):
     (lambda path: Image.new("I", (4, 4)).save(path.with_suffix(".tif")) or path.with_suffix(".tif").rename(path),
      "32-bit pixels"),
 ])
-def test_pictures_that_cannot_be_watched(image, damage, sentence):
+def test_unusable_pictures_are_refused(image, damage, sentence):
     damage(image)
     with pytest.raises(UserError, match=sentence) as caught:
         watch.load_image(image)

@@ -2,7 +2,7 @@
 
     diffusers:DDIMScheduler     a class of diffusers, with its configuration
     minidiff:ddim               a registered sampler
-    MODULE:FACTORY              what FACTORY(**configuration) returns; the module is on the path or in this folder
+    MODULE:FACTORY              the result of FACTORY(**configuration); the module is on sys.path or in this folder
 
 diffusers is imported only if the user names it.
 """
@@ -23,10 +23,10 @@ from minidiff.verify.scheduler.replay import Replayed, of_sampler
 
 
 def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
-    """The scheduler of a name such as "diffusers:DDIMScheduler", made with this configuration.
+    """The scheduler with a name such as "diffusers:DDIMScheduler", made with this configuration.
 
-    UserError if the library or the class is not found, if the configuration is refused, if anything raises, or if the
-    result breaks the protocol.
+    UserError if the library or the class is not found, if the configuration is refused, if the user's code raises, or
+    if the result breaks the protocol.
     """
     library, _, part = name.partition(":")
     config = dict(config or {})
@@ -63,7 +63,7 @@ def _diffusers(part: str, config: dict[str, Any]) -> Diffusers:
 
 
 def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]) -> Any:
-    """What the factory returns, checked."""
+    """Calls the factory and checks that its result follows the protocol."""
     try:
         made = factory(**config)
     except UserError:

@@ -1,6 +1,6 @@
-"""diffusers' schedulers, as the protocol has them.
+"""Adapts the schedulers of diffusers to the protocol.
 
-No framework is imported here: a tensor is made from one of the scheduler's own tensors.
+PyTorch is not imported here: new tensors are made by a method of the scheduler's own tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from minidiff.errors import UserError
 
-# The schedulers of diffusers whose list, table and levels are where this adapter reads them.
+# The schedulers of diffusers whose list of times, table and levels have the names that this adapter reads.
 KNOWN = ("DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
          "DPMSolverMultistepScheduler")
 
@@ -23,7 +23,8 @@ KNOWN = ("DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscre
 class Diffusers:
     """A scheduler of diffusers, unchanged: its own tables, in their own precision.
 
-    make: returns a fresh scheduler. eta: of DDIM, 0 to 1, if its `step` takes one.
+    make: returns a fresh scheduler. eta: DDIM's eta, from 0 to 1; other schedulers take only 0.
+    UserError if eta or prediction_type is not supported.
     """
 
     def __init__(self, make: Callable[[], Any], eta: float = 0.0):
@@ -39,11 +40,11 @@ class Diffusers:
         self.predicts = predictions[config["prediction_type"]]
         self.alpha_bar = _array(self.inner.alphas_cumprod)                            # (T,)
         self.evaluations = self.inner.order                 # 2 for Heun's method
-        # a multistep solver of order 3 starts with a step of order 1, which leaves order 2 to the whole run
+        # a multistep solver of order 3 starts with a step of order 1, so the whole run has order 2
         self.order = min(2, config.get("solver_order", self.inner.order))
         self.extrapolates = (config.get("solver_order"), config.get("algorithm_type"),
                              config.get("solver_type")) == (2, "dpmsolver++", "midpoint")
-        self.rounding = 2.0**-24                            # of float32, in which its tables are
+        self.rounding = 2.0**-24                            # of float32, the precision of its tables
 
     def set_steps(self, n: int) -> None:
         self._renew()                                       # a scheduler keeps state from its last run
@@ -74,7 +75,7 @@ class Diffusers:
         return _array(x_s)
 
     def _time(self, t):
-        """t as the tensor that it came from. A run may begin at any place of its list, and a time may occur twice."""
+        """The tensor of time t in the scheduler's list. A run may begin at any index, and a time may occur twice."""
         if self.timesteps[self.count] != t:
             self.count = int(np.flatnonzero(self.timesteps == t)[0])
         return self.inner.timesteps[self.count]
@@ -88,7 +89,7 @@ class Diffusers:
 
     @contextlib.contextmanager
     def _drawing(self, z) -> Iterator[None]:
-        """Makes randn_tensor, by which all schedulers of diffusers draw, return z during one step."""
+        """During one step, replaces diffusers' randn_tensor, the source of all its noise, by one that returns z."""
         module = sys.modules[type(self.inner).__module__]
         theirs = getattr(module, "randn_tensor", None)      # a deterministic scheduler may have none
         if theirs is None:

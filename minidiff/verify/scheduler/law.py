@@ -1,4 +1,4 @@
-"""A law of schedulers: a function that makes one row. And how the worst of several cases is found."""
+"""A law of schedulers is a function that returns one row: the worst of several cases."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from minidiff.verify.rows import Law, Row, compare
 from minidiff.verify.scheduler.protocol import Scheduler, rounding
 
-BOTH = (0.6, -0.8)                                          # x_0 and eps of a sample that has both
-Named = tuple[str, str]                                     # a law's name, and what its row compares
+BOTH = (0.6, -0.8)                                          # x_0 and eps of a sample in which neither is 0
+Named = tuple[str, str]                                     # a law's name, and the quantity that its row compares
 
 
 def law(name: str, compared: str) -> Callable[[Callable[[Named, Scheduler, Sequence[int]], Row]], Law]:
-    """Makes a Law of a function that returns one row, which has this name and compares this.
+    """A decorator that turns a function into a Law with this name, which compares this quantity.
 
-    name: number and name, the same as in `minidiff verify` if the law is the same. The function takes
-    ((name, compared), scheduler, steps) and returns the row of the worst among runs of these lengths.
+    name: number and name; a law shared with schedules has the same in both reports. The function takes
+    ((name, compared), scheduler, steps) and returns the row of the worst of the runs of these lengths.
     """
     def decorate(row: Callable[[Named, Scheduler, Sequence[int]], Row]) -> Law:
         return Law(name, lambda scheduler, steps: [row((name, compared), scheduler, steps)], compared)
@@ -26,7 +26,7 @@ def law(name: str, compared: str) -> Callable[[Callable[[Named, Scheduler, Seque
 
 
 def excess(row: Row) -> float:
-    """The error in units of the tolerance; infinite if it is not finite."""
+    """The ratio of error to tolerance; infinite if the error is not finite."""
     return row.error / row.tolerance if math.isfinite(row.error) else math.inf
 
 
@@ -36,7 +36,10 @@ def worst(rows: Sequence[Row]) -> Row:
 
 
 def compare_noise(named: Named, scheduler: Scheduler, t, alpha, sigma, noised, when: str) -> Row:
-    """noised: (3, n), of (x_0, eps) = (1, 0), (0, 1), which are alpha and sigma, and BOTH, their sum."""
+    """Compares noised (3, n), the samples of (x_0, eps) = (1, 0), (0, 1) and BOTH, with alpha x_0 + sigma eps.
+
+    t, alpha, sigma: (n,). when: says in `where` at what point of a run add_noise was called.
+    """
     of_x0, of_eps, _ = noised
     expected = np.stack([alpha, sigma, of_x0 * BOTH[0] + of_eps * BOTH[1]])                   # (3, n)
     cases = ("x_0 = 1, eps = 0", "x_0 = 0, eps = 1", "x_0 = {}, eps = {}".format(*BOTH))

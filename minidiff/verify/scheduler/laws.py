@@ -1,6 +1,6 @@
-"""The report on a scheduler: one row for each law. Nothing here is random, and no law needs a network.
+"""The report on a scheduler: one row for each law. It uses no random seed and no trained network.
 
-If the data are a point or a Gaussian, every answer of the network is known, and so is the correct result.
+If the data are a point or a Gaussian, the network's correct answers have a closed form, and so has the correct result.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from minidiff.verify.scheduler.run_laws import RUNS
 from minidiff.verify.scheduler.runs import refusal
 from minidiff.verify.scheduler.table_laws import TABLE
 
-STEPS = (3, 7, 10, 20, 50)                                  # lengths of runs; 3 and 7 do not divide T = 1000
+STEPS = (3, 7, 10, 20, 50)                                  # lengths of the runs; 3 and 7 do not divide T = 1000
 LAWS = (*TABLE, *RUNS)
 
 
 def report(scheduler: Scheduler, steps: Sequence[int] = STEPS) -> list[Row]:
-    """A row for each law. steps: the lengths of the runs, each 2 or more; a row shows the worst of them.
+    """One row for each law. steps: the lengths of the runs, each at least 2; a row shows the worst run.
 
-    UserError if the scheduler breaks the protocol, or no such run fits in its table. A law whose computation raises
-    is broken, and its row says how.
+    A law whose computation raises is broken, and its row shows the exception. UserError if the scheduler breaks the
+    protocol, or if its table is too short for all of these runs.
     """
     check(scheduler)
     T = len(scheduler.alpha_bar)

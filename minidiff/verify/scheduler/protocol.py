@@ -1,8 +1,8 @@
-"""The protocol: what a scheduler must offer, to be put under the laws.
+"""The protocol: the attributes and methods that the laws need of a scheduler.
 
-A scheduler goes down a list of times t_1 > ... > t_N, and ends at the clean image. What the network is shown at t_i
-is alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1, the level (alpha_i, sigma_i). A scheduler that keeps its samples
-in another scale, such as x_0 + (sigma / alpha) eps, brings them to this one by `scale_input`.
+A scheduler follows a list of falling times t_1 > ... > t_N, and ends at the clean image. At t_i the network is shown
+alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1; the pair (alpha_i, sigma_i) is called the level. If a scheduler keeps
+its samples in another scale, such as x_0 + (sigma / alpha) eps, its `scale_input` converts them to this one.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from minidiff.verify.loading import brief
 
 
 class Scheduler(Protocol):
-    """Plain NumPy in and out, float64, samples along the first axis.
+    """All arrays are NumPy's, float64, with samples along the first axis.
 
-    It may also have
-        scale_input(x_t, t)   what the network is shown                                  by default x_t itself
-        levels                (n, 2), alpha and sigma of what is shown at `timesteps`    those of alpha_bar
-        order                 of convergence, that it claims                             1
-        extrapolates          whether each step takes x0_hat in the middle of its stride of log(alpha / sigma),
-                              extrapolated from this and the last answer, as DPM-Solver++(2M) does          False
-        evaluations           of the network a step: as often stands a time in the list, but the first      1
-        rounding              of its arithmetic                                          float64's
+    Optional attributes and their defaults:
+        scale_input(x_t, t)   the network's input                                        x_t
+        levels                (n, 2), alpha and sigma of that input at `timesteps`       those of alpha_bar
+        order                 the order of convergence that it claims                    1
+        extrapolates          whether each step uses x0_hat at the middle of its stride of log(alpha / sigma),
+                              extrapolated from the last two answers, as DPM-Solver++(2M) does              False
+        evaluations           calls of the network per step; the list repeats each time but the first as often      1
+        rounding              the relative rounding error of its arithmetic              float64's, 2^-53
     """
 
-    predicts: str               # "eps", "x0" or "v": what `step` is given
-    alpha_bar: np.ndarray       # (T,) signal power at the times 0 .. T-1 of training
-    timesteps: np.ndarray       # the times at which the network is asked, in order; they need not be integers
+    predicts: str               # "eps", "x0" or "v": the kind of prediction that `step` takes
+    alpha_bar: np.ndarray       # (T,) signal power at the training times 0 .. T-1
+    timesteps: np.ndarray       # times of the network's calls, in order; they need not be integers
 
     def set_steps(self, n: int) -> None:
         """Starts a fresh run of n steps, and sets `timesteps`."""
 
     def add_noise(self, x_0, eps, t):
-        """x_t ~ q(x_t | x_0), (B, ...), at times t (B,): any of training before a run, those of its list in one."""
+        """x_t ~ q(x_t | x_0), (B, ...), at times t (B,): all training times before a run, then times of the run."""
 
     def step(self, prediction, t, x_t, z):
-        """The sample at the list's next time, from the network's answer at t; z is the noise, if it draws any.
+        """The sample at the next time of the list, from the network's prediction at t. z: the noise, if it draws any.
 
-        A run may begin at any time of its list. To refuse eps at SNR 0 is to raise ValueError.
+        A run may begin at any time of its list. A scheduler that refuses eps at SNR 0 raises ValueError.
         """
 
 
 NEEDED = {
-    "predicts": "is 'eps', 'x0' or 'v', what step is given",
+    "predicts": "is 'eps', 'x0' or 'v', the kind of prediction that step takes",
     "alpha_bar": "is the array (T,) of the signal power at the times of training",
     "set_steps": "takes n, starts a fresh run of n steps and sets timesteps",
     "add_noise": "takes x_0 and eps (B, ...) and times t (B,), and returns the noisy x_t",
     "step": "takes the prediction, t, x_t and the noise z to draw, and returns the sample at the next time",
 }
-METHODS = {"set_steps": 1, "add_noise": 3, "step": 4, "scale_input": 2}     # how many arguments each is given
+METHODS = {"set_steps": 1, "add_noise": 3, "step": 4, "scale_input": 2}     # number of arguments
 
 
 def check(scheduler: Any) -> None:
-    """UserError where a scheduler lacks what the laws need. Nothing of it is run."""
+    """UserError if a scheduler lacks an attribute or a method of the protocol. Its methods are not called."""
     kind, nothing = type(scheduler).__name__, object()
     for name, does in NEEDED.items():
         if _read(scheduler, name, nothing) is nothing:
@@ -72,12 +72,12 @@ def check(scheduler: Any) -> None:
             raise UserError(f"the scheduler's {name} must be a method, not {type(method).__name__}")
         try:
             signature = inspect.signature(method)
-        except (ValueError, TypeError):                     # of what is not written in Python there may be none
+        except (ValueError, TypeError):                     # code that is not Python may have no signature
             continue
         try:
             signature.bind(*[None] * count)
         except TypeError as error:
-            raise UserError(f"the scheduler's {name} does not take the {count} arguments that it is given: "
+            raise UserError(f"the scheduler's {name} does not take the {count} arguments of the protocol: "
                             f"{error}") from error
     predicts = _read(scheduler, "predicts")
     if not isinstance(predicts, str) or predicts not in PREDICTIONS:
@@ -93,9 +93,9 @@ def check(scheduler: Any) -> None:
 
 
 def check_run(scheduler: Any) -> None:
-    """UserError where a run of 3 steps breaks the protocol: what `set_steps` leaves, and what a step returns.
+    """UserError if a run of 3 steps breaks the protocol: by the attributes that `set_steps` sets, or a returned shape.
 
-    To be called after what is asked of a scheduler before any run. Where a step raises, the laws say so.
+    It starts a run, so the laws of a scheduler before any run come first. If a step raises, the laws report it.
     """
     n = min(3, len(scheduler.alpha_bar))
     try:
@@ -119,7 +119,7 @@ def check_run(scheduler: Any) -> None:
         try:
             with np.errstate(all="ignore"):
                 result = call()
-        except (Exception, SystemExit):                     # a refusal, or a failure that the laws run into
+        except (Exception, SystemExit):                     # a refusal, or a failure that the laws report
             continue
         if getattr(result, "shape", ()) != x.shape:
             raise UserError(f"the scheduler's {name} must return an array of its sample's shape {x.shape}, "
@@ -127,7 +127,7 @@ def check_run(scheduler: Any) -> None:
 
 
 def _read(scheduler: Any, name: str, *default: Any) -> Any:
-    """The attribute, which may be a property that raises anything at all."""
+    """The scheduler's attribute. UserError if it is a property that raises."""
     try:
         return getattr(scheduler, name, *default)
     except (Exception, SystemExit) as error:
@@ -135,7 +135,7 @@ def _read(scheduler: Any, name: str, *default: Any) -> Any:
 
 
 def _array(a: Any) -> np.ndarray | None:
-    """None where it is none: lists whose rows differ in length, say."""
+    """The array of a; None if there is none, as for lists of several lengths."""
     try:
         return np.asarray(a)
     except (Exception, SystemExit):
@@ -143,7 +143,7 @@ def _array(a: Any) -> np.ndarray | None:
 
 
 def _kind(a: Any) -> str:
-    """In a sentence, what it is: array and shape, or type."""
+    """A description for an error message: an array's type and shape, or another object's type."""
     if a is None:
         return "None or lists of several lengths"
     if not isinstance(a, np.ndarray):
@@ -153,16 +153,16 @@ def _kind(a: Any) -> str:
     return f"{a.dtype} {a.shape}" + ("" if a.dtype.kind not in "fc" or np.isfinite(a).all() else " with NaN or inf")
 
 
-# ---- what a scheduler may leave out ------------------------------------------------------------------------
+# ---- defaults of the optional attributes -------------------------------------------------------------------
 
 def shown(scheduler: Scheduler, x_t, t):
-    """What the network is shown of x_t at time t."""
+    """The network's input for x_t at time t."""
     scale_input = getattr(scheduler, "scale_input", None)
     return x_t if scale_input is None else scale_input(x_t, t)
 
 
 def levels(scheduler: Scheduler) -> np.ndarray:
-    """alpha and sigma of what is shown at each of the run's times, (n, 2)."""
+    """alpha and sigma of the network's input at each time of the run, (n, 2)."""
     given = getattr(scheduler, "levels", None)
     if given is not None:
         return np.asarray(given, np.float64)

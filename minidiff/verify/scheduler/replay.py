@@ -1,4 +1,4 @@
-"""A whole sampler, which calls the network itself, as a scheduler, which is asked for one step at a time."""
+"""Turns a sampler, which calls the network itself, into a scheduler, whose caller takes one step at a time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from minidiff.diffusion.schedules import Schedule
 
 
 class Replayed:
-    """A function that runs from noise to image, in the form of the protocol.
+    """A function that runs from noise to image, adapted to the protocol.
 
-    The function is run from the start for each step, with the answers given so far, until it asks for one more. This
-    costs N^2 / 2 calls in place of N, and the sampler's code is used unchanged.
+    Each step runs the function again from the start with all previous answers, until it calls the network once more.
+    This costs N^2 / 2 calls instead of N, but the sampler's code is used unchanged.
 
-    run(network, x_T, times, draw) -> x_0: network(x_t, t) gives a prediction, draw() the next noise.
-    list_of(n): the times of a run of n steps, within the times of training 0 .. T-1. x_t is alpha x_0 + sigma eps.
-    questions(times): the times at which the network is asked in such a run, in order; by default each time of the list
-    as often as `evaluations` says, but the first once.
+    run(network, x_T, times, draw) -> x_0: network(x_t, t) returns a prediction, and draw() the next noise.
+    list_of(n): the times of a run of n steps, among the training times 0 .. T-1. x_t is alpha x_0 + sigma eps.
+    questions(times): the times of the network's calls in such a run, in order. By default the first time occurs once,
+    and every other one `evaluations` times.
     order, evaluations, extrapolates, rounding: as in the protocol.
     """
 
@@ -68,14 +68,14 @@ class Replayed:
 
 
 class _NextQuestion(Exception):
-    """The sampler asks the network about x_t, and no answer is given yet."""
+    """The sampler calls the network on x_t, and the answer is not yet known."""
 
     def __init__(self, x_t):
         self.x_t = x_t
 
 
 class GivenNoise:
-    """Takes the place of SampleStreams: each draw is what draw() returns, (count, ...)."""
+    """Replaces SampleStreams: each draw is the result of draw(), (count, ...)."""
 
     def __init__(self, count: int, draw: Callable[[], Any]):
         self.count, self.draw, self.drawn = count, draw, 0
@@ -90,9 +90,9 @@ class GivenNoise:
 
 def of_sampler(sampler: Sampler, schedule: Schedule, predicts: str = "x0", spacing: str = "trailing",
                rounding: float = 2.0**-53, **options) -> Replayed:
-    """A registered sampler as a scheduler on this schedule. options: of its function, such as ddim's eta."""
+    """A registered sampler as a scheduler on this schedule. options: for its function, such as ddim's eta."""
     def run(network, x_T, times, draw, predicts=predicts):
-        # NetworkDenoiser refuses eps on a schedule that ends without signal: so its schedule ends where the run begins
+        # NetworkDenoiser refuses eps if its schedule ends at SNR 0, so its schedule is cut off at the run's first time
         known = Schedule(schedule.alpha_bar[:times[0] + 1], schedule.name)
         denoiser = NetworkDenoiser(known, predicts, lambda x_t, t, cond: network(x_t, t))
         streams = GivenNoise(len(x_T), draw)
@@ -101,7 +101,7 @@ def of_sampler(sampler: Sampler, schedule: Schedule, predicts: str = "x0", spaci
         return samplers.sample(sampler(denoiser, x_T, times, streams=streams))
 
     def questions(times):
-        """A run of the sampler on zeros, for the times that it asks about."""
+        """The times of the network's calls, recorded in a run of the sampler on zeros."""
         asked, zero = [], np.zeros((1, 1))
 
         def network(x_t, t):

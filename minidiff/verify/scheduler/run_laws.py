@@ -1,8 +1,8 @@
-"""Laws of a scheduler's runs: what must come of data whose answers are known (runs.py).
+"""Laws of the results of a run, on data for which the network's answers are known (runs.py).
 
     x_0 is a point        the sample at t is alpha_t x_0 + sigma_t N(0, 1), and at the end x_0
-    x_0 ~ N(0, s^2)       one step of first order multiplies by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t
-                          the exact flow of the probability-flow ODE by sqrt(V_s / V_t),   V = alpha^2 s^2 + sigma^2
+    x_0 ~ N(0, s^2)       one step of DDIM multiplies the sample by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t
+                          the exact probability-flow ODE by sqrt(V_s / V_t),   V = alpha^2 s^2 + sigma^2
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from minidiff.verify.scheduler.protocol import Scheduler, rounding, shown
 from minidiff.verify.scheduler.runs import PIXEL, X_0, allowed, draws_noise, gaussian, last_spread, point, spreads, walk
 
 VARIANCE = 0.25                                             # s^2 of the Gaussian data
-MANY = (16, 32, 64)                                         # runs whose errors show an order of convergence
-# Orders are whole numbers, so that a quarter is far from the next one below. It is what a second term of about half the
-# first costs at N = 16: for errors N^-p (1 + c/N) the fit loses log((1 + c/16) / (1 + c/64)) / log 4 = 1/4 at c = 9.
+MANY = (16, 32, 64)                                         # lengths of the runs that measure an order
+# Orders are whole numbers, so 1/4 is far from the next lower order. A second term of about half the first at N = 16
+# lowers the fitted order by as much: for errors N^-p (1 + c/N) by log((1 + c/16) / (1 + c/64)) / log 4 = 1/4 at c = 9.
 ORDER_MISSED = 0.25
-SLOPE = 0.05                                                # of x0_hat over log(alpha / sigma): |x0_hat| stays below 1
-SHORTEST = 1e-6                                             # stride of log(alpha / sigma) whose middle is judged
-LOWEST = -20.0                                              # where x0_hat stops falling, which SNR 0 needs
+SLOPE = 0.05                                                # of x0_hat over log(alpha / sigma); |x0_hat| stays < 1
+SHORTEST = 1e-6                                             # stride of log(alpha / sigma) that is checked
+LOWEST = -20.0                                              # least log(alpha / sigma), so that SNR 0 is finite
 
 
 @law("1 q(x_t | x_0)", "what is shown of add_noise in a run")
 def noise_of_a_run(named: Named, scheduler: Scheduler, steps) -> Row:
-    """What the network is shown of add_noise's samples must have their scale, too."""
+    """add_noise, followed by scale_input, must give the network's input with its scale at that time."""
     x_0, eps = (np.reshape(a, (3, *PIXEL)) for a in zip((1.0, 0.0), (0.0, 1.0), BOTH, strict=True))
     rows = []
     for n in steps:
         scheduler.set_steps(n)
         times, seen = np.array(scheduler.timesteps), []
-        # what is shown may depend on where the run is: so it walks, on x_0 = 0, and leaves its last step
+        # scale_input may depend on the state of the run, so a run on x_0 = 0 takes all steps but the last
         for t, (alpha, sigma, _) in zip(times, walk(scheduler, n, np.zeros((1, *PIXEL)), point(0.0)), strict=False):
             x_t = np.asarray(scheduler.add_noise(x_0, eps, np.full(3, t)))
             seen.append((alpha, sigma, *shown(scheduler, x_t, t).reshape(-1)))
@@ -46,9 +46,9 @@ def noise_of_a_run(named: Named, scheduler: Scheduler, steps) -> Row:
 
 @law("23 marginals", "mean, spread at the list's next time")
 def marginals(named: Named, scheduler: Scheduler, steps) -> Row:
-    """Exact on a point, as DDIM's are, or approached with the order that the scheduler claims.
+    """The marginals are exact on a point, as DDIM's are, or converge with the order that the scheduler claims.
 
-    A draw may have the variance that is exact for a point (beta~) or for N(0, I) (beta): DDPM section 3.2 has both.
+    The noise may have the variance that is exact for a point (beta~) or for N(0, I) (beta), see DDPM section 3.2.
     """
     data = (0.0, 1.0) if draws_noise(scheduler) else (0.0,)
     row = min((worst(_on_the_way(named, scheduler, steps, s2)) for s2 in data), key=excess)
@@ -57,7 +57,7 @@ def marginals(named: Named, scheduler: Scheduler, steps) -> Row:
     if not _has_room(scheduler):
         return row if _order(scheduler) == 1 else skipped(*named, f"a run of order {_order(scheduler)} is not exact on "
                                                                   f"a point, and {_no_room(scheduler)}")
-    # beta~ and beta differ by one order, so that either data show an error that vanishes: both must
+    # beta~ and beta differ by one order of the step, so with either the error must vanish on both kinds of data
     limit = worst([_converges(named, _order(scheduler), [_error_on_the_way(scheduler, n, s2) for n in MANY],
                               "the error of mean and spread vanishes as N^-order") for s2 in data])
     return limit if limit.passed else row
@@ -88,7 +88,7 @@ def _on_the_way(named: Named, scheduler: Scheduler, steps, s2: float) -> list[Ro
 @law("24 a point is reached", "the end of a run without noise")
 def end_of_a_point(named: Named, scheduler: Scheduler, steps) -> Row:
     ends = {n: last_spread(scheduler, n) for n in steps}
-    # each x0_hat makes its rounding anew: at the end stands the last, and the one before, if it is extrapolated from
+    # only the roundings of the last x0_hat reach the end, and of the one before if the step extrapolates from it
     return worst([compare(*named, X_0, end[2], allowed(scheduler, n, at=-2), "x_0 = the point", f"N = {n}")
                   for n, end in ends.items()])
 
@@ -102,7 +102,7 @@ def noise_left(named: Named, scheduler: Scheduler, steps) -> Row:
 
 @law("24 one step", "its factor on Gaussian data")
 def one_step(named: Named, scheduler: Scheduler, steps) -> Row:
-    """DDIM's factor. A method of first order with other steps is judged by its order alone."""
+    """Compares the factor with DDIM's. The law is skipped for other steps that converge with order 1."""
     if draws_noise(scheduler):
         return skipped(*named, "it draws noise")
     if _order(scheduler) != 1:
@@ -142,7 +142,7 @@ def _flow_order(named: Named, scheduler: Scheduler) -> Row:
 
 @law("25 second order", "x0_hat in the middle of each stride")
 def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
-    """Errors of an extrapolation may cancel along a list, so that no order shows them: each step is read off alone."""
+    """Checks each step alone: errors of extrapolation may cancel along a list, so that no order shows them."""
     if not getattr(scheduler, "extrapolates", False):
         return skipped(*named, "it does not say that it extrapolates x0_hat along log(alpha / sigma)")
 
@@ -154,7 +154,7 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
 
     rows = []
     for n in steps:
-        # neither the first step, which has nothing to extrapolate from, nor the last, to log(alpha / sigma) = infinity
+        # the first step cannot extrapolate, and the last ends at log(alpha / sigma) = infinity: both are left out
         states = list(walk(scheduler, n, np.full((1, *PIXEL), 0.1), linear))[:-1]
         alpha, sigma, u = (np.array(a) for a in zip(*((a, s, float(u.item())) for a, s, u in states), strict=True))
         half = half_log_snr(alpha, sigma)
@@ -162,10 +162,10 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
         e_h = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
         # x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^{-h}) D
         D = (u[1:] - sigma[1:] / sigma[:-1] * u[:-1]) / (alpha[1:] * (1 - e_h))
-        # x_s is off by a rounding, and so is each x0_hat, from which D extrapolates; an eps divided it by alpha
+        # x_s and each x0_hat have an error of one rounding; x0_hat is extrapolated, and from eps divided by alpha
         tolerance = 100 * rounding(scheduler) * (
             1 / (alpha[1:] * (1 - e_h))[1:] + (1 + h[1:] / h[:-1]) / np.maximum(alpha[:-2], 1e-4))
-        # SNR 0 has no stride, and a very short one has too few digits
+        # at SNR 0 there is no stride, and a very short one has too few digits
         steps_of = np.flatnonzero((half[:-2] > LOWEST) & (h[:-1] > SHORTEST) & (h[1:] > SHORTEST))
         if steps_of.size:
             expected = SLOPE * (half[:-1] + h / 2)
@@ -192,24 +192,24 @@ def alone(named: Named, scheduler: Scheduler, steps) -> Row:
 
 @law("32 thresholding", "the end, for x_0 in [-1, 1]")
 def thresholding(named: Named, scheduler: Scheduler, steps) -> Row:
-    """What is clipped is told from what is not by linearity: without clipping the end is some multiple of x_0. That it
-    is x_0 itself, laws 24 and 26 ask."""
+    """Detects clipping by linearity: without clipping, the end is a multiple of x_0. Laws 24 and 26 check that the
+    multiple is 1."""
     n, ends = steps[-1], {}
     for most in (1 / 8, 1.0, 3.0):
         x_0 = np.linspace(-most, most, 9).reshape(1, 3, 3, 1)
         *_, (_, _, end) = walk(scheduler, n, np.zeros_like(x_0), point(x_0))
         ends[most] = end.reshape(-1)
-    tolerance = allowed(scheduler, n)                       # for x_0 of size 1, and as often as large for a larger one
-    unclipped = 8 * ends[1 / 8]                             # as it is multiplied where there is nothing to clip
+    tolerance = allowed(scheduler, n)                       # for |x_0| <= 1; in proportion for a larger x_0
+    unclipped = 8 * ends[1 / 8]                             # too small to be clipped, then scaled by linearity
     if abs(ends[3.0] - 3 * unclipped).max() <= 3 * tolerance and abs(ends[1.0] - unclipped).max() <= tolerance:
-        return skipped(*named, "it clips nothing: x_0 up to 3 comes out as large as it went in")
+        return skipped(*named, "it clips nothing: an x_0 up to 3 keeps its size")
     row = compare(*named, unclipped, ends[1.0], tolerance, "end(x_0) = 8 end(x_0 / 8) where |x_0| <= 1", f"N = {n}")
     return worst([row, compare(*named, np.clip(ends[3.0], -1, 1), ends[3.0], 3 * tolerance,
                                "|x_0| <= 1 after clipping", f"x_0 up to 3, N = {n}")])
 
 
 def _flow(scheduler: Scheduler, n: int):
-    return walk(scheduler, n, np.full((1, *PIXEL), 0.1), gaussian(VARIANCE))   # small: who clips has nothing to clip
+    return walk(scheduler, n, np.full((1, *PIXEL), 0.1), gaussian(VARIANCE))   # small, so that nothing is clipped
 
 
 def _variance(alpha, sigma):
@@ -229,8 +229,8 @@ def _no_room(scheduler: Scheduler) -> str:
 
 
 def _until_half_way(states):
-    """As far as the first with sigma <= alpha. Below it strides of t are huge in log(sigma / alpha), and an order is
-    not seen with so few steps."""
+    """The states up to the first with sigma <= alpha. After it, strides of log(sigma / alpha) are too long to show an
+    order with so few steps."""
     kept = []
     for state in states:
         kept.append(state)

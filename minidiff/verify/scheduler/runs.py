@@ -1,12 +1,12 @@
-"""Runs of a scheduler on data whose answers are known, and what can be read off them.
+"""Runs of a scheduler on data for which the network's answers are known, and statistics of these runs.
 
-Two kinds of data have a known answer to every question that a scheduler asks of the network, shown u:
+For two kinds of data, the best prediction x0_hat of the network on its input u has a closed form:
 
     x_0 is a point        x0_hat = x_0
     x_0 ~ N(0, s^2)       x0_hat = alpha s^2 / V u,   V = alpha^2 s^2 + sigma^2
 
-On both, a run is affine in its starting noise and in every draw on the way: a batch of unit vectors reads off the
-coefficients, and the sum of their squares is the variance of the sample.
+The result of a run is then an affine function of its starting noise and of the noise of each step. A batch of unit
+vectors gives the coefficients, and the sum of their squares is the variance of the sample.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 
 from minidiff.verify.scheduler.protocol import Scheduler, levels, rounding, shown
 
-PIXEL = (1, 1, 1)                                           # a sample: some schedulers want images
-X_0 = 0.7                                                   # the point: within [-1, 1], for those who clip
+PIXEL = (1, 1, 1)                                           # shape of a sample: some schedulers require images
+X_0 = 0.7                                                   # the point, inside [-1, 1] for schedulers that clip
 
-Answer = Callable[[np.ndarray, float, float], np.ndarray]   # x0_hat of what is shown, alpha and sigma
+Answer = Callable[[np.ndarray, float, float], np.ndarray]   # x0_hat of the input, alpha and sigma
 
 
 def point(x_0) -> Answer:
@@ -34,10 +34,10 @@ def gaussian(s2: float) -> Answer:
 
 def walk(scheduler: Scheduler, n: int, start, answer: Answer, z=None,
          first: int = 0) -> Iterator[tuple[float, float, np.ndarray]]:
-    """(alpha, sigma, what is shown) at each time of a run of n steps; at last (1, 0, the sample).
+    """Yields (alpha, sigma, the network's input) at each time of a run of n steps, and finally (1, 0, the sample).
 
-    start: (B, ...), what is shown at the first time. z: (the list's length, B, ...), the noise of each step; else 0.
-    first: where in its list the run begins.
+    start: (B, ...), the input at the first time. z: (length of the list, B, ...), the noise of each step, by default 0.
+    first: the index in the list at which the run begins.
     """
     scheduler.set_steps(n)
     level, x_t = levels(scheduler), None
@@ -57,9 +57,10 @@ Spread = tuple[float, float, float, float, float]
 
 
 def spreads(scheduler: Scheduler, n: int, s2: float = 0.0) -> Iterator[Spread]:
-    """At each time, and at the end: alpha, sigma, the sample's mean, its standard deviation, and the draws' part of it.
+    """At each time, and at the end: alpha, sigma, mean and standard deviation, and the noise's part of the latter.
 
-    Data: the point X_0; or N(0, s2) if s2 is given. The start has the spread of its own level.
+    Data: the point X_0, or N(0, s2) if s2 > 0. The start has the correct mean and variance of its level.
+    The last number is the standard deviation due to the noise drawn during the run.
     """
     scheduler.set_steps(n)
     draws, (alpha, sigma) = len(scheduler.timesteps), levels(scheduler)[0]
@@ -68,7 +69,7 @@ def spreads(scheduler: Scheduler, n: int, s2: float = 0.0) -> Iterator[Spread]:
     start[1] += math.sqrt(alpha**2 * s2 + sigma**2)
     for alpha, sigma, u in walk(scheduler, n, start, gaussian(s2) if s2 else point(X_0), z):
         u = u.reshape(-1)
-        moved = u[1:] - u[0]                                # by a unit of the start's noise, and of each draw
+        moved = u[1:] - u[0]                                # by a unit of starting noise, and of each step's noise
         yield alpha, sigma, float(u[0]), float(np.linalg.norm(moved)), float(np.linalg.norm(moved[1:]))
 
 
@@ -82,10 +83,10 @@ def draws_noise(scheduler: Scheduler) -> bool:
 
 
 def allowed(scheduler: Scheduler, n: int, at: int = 0) -> float:
-    """100 roundings of what a run adds and subtracts: 1; or 1 / alpha where eps, or a sample kept as
-    x_0 + (sigma / alpha) eps, has to give x_0 back.
+    """The tolerance of a run: 100 roundings of the largest numbers in it.
 
-    at: where in the list the worst of them is made that still counts, by default at its first time.
+    Their size is 1, or 1 / alpha if x_0 is computed from eps or from samples kept as x_0 + (sigma / alpha) eps.
+    at: the index in the list at which alpha is taken, by default the first time, where alpha is smallest.
     """
     scheduler.set_steps(n)
     scale = abs(float(shown(scheduler, np.ones((1, *PIXEL)), scheduler.timesteps[at]).item()))
@@ -95,11 +96,12 @@ def allowed(scheduler: Scheduler, n: int, at: int = 0) -> float:
 
 
 def refusal(scheduler: Scheduler, n: int) -> str:
-    """With what words a run that asks for eps at SNR 0 is refused; "" where it is not.
+    """The message with which the scheduler refuses a run that predicts eps at SNR 0; "" if it does not refuse.
 
-    A ValueError is a refusal only if the same list, begun where alpha > 0, runs to its end: else it is a failure.
+    A ValueError counts as a refusal only if the same list runs to its end when begun at alpha > 0. Otherwise it is a
+    failure.
     """
-    start, said = np.full((1, *PIXEL), X_0), ""
+    start, message = np.full((1, *PIXEL), X_0), ""
     try:
         scheduler.set_steps(n)
         signal = np.flatnonzero(levels(scheduler)[:, 0] > 0)
@@ -108,8 +110,8 @@ def refusal(scheduler: Scheduler, n: int) -> str:
         try:
             list(walk(scheduler, n, start, point(X_0)))
         except ValueError as error:
-            said = str(error) or "ValueError"
+            message = str(error) or "ValueError"
             list(walk(scheduler, n, start, point(X_0), first=signal[0]))
-    except (Exception, SystemExit):                         # a failure: the laws say what, as they run into it
+    except (Exception, SystemExit):                         # a failure, which the laws report
         return ""
-    return said
+    return message

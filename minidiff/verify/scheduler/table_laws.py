@@ -1,4 +1,4 @@
-"""Laws of what a scheduler has before it takes a step: its table, the noise that it adds, and its lists of times."""
+"""Laws that need no step of a scheduler: of its table, of add_noise, and of its lists of times."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from minidiff.verify.scheduler.law import BOTH, Named, compare_noise, law, worst
 from minidiff.verify.scheduler.protocol import Scheduler, levels, rounding
 from minidiff.verify.scheduler.runs import PIXEL, X_0, last_spread, refusal
 
-LONGEST = 200                                               # lists of 1 to so many times are read, and that of T
+LONGEST = 200                                               # the lists of 1 to LONGEST times are checked, and of T
 
 
-# ---- the table, and the noise that it stands for -----------------------------------------------------------
+# ---- the table and the noise -------------------------------------------------------------------------------
 
 @law("1 q(x_t | x_0)", "add_noise at all times of training")
 def training_noise(named: Named, scheduler: Scheduler, steps) -> Row:
-    """In whatever scale the sample is kept; where it is shown as it is, there is none."""
+    """If the scheduler has `scale_input`, its samples may have any scale; otherwise the scale is 1."""
     abar = np.asarray(scheduler.alpha_bar, np.float64)
     t = np.arange(len(abar))
 
@@ -50,13 +50,13 @@ def no_eps_without_signal(named: Named, scheduler: Scheduler, steps) -> Row:
     if not abar == 0:
         return skipped(*named, f"alpha_bar ends at {abar:.2g}, above 0")
     if scheduler.predicts != "eps":
-        return skipped(*named, f"it predicts {scheduler.predicts}, which says what x_0 is at SNR 0, too")
+        return skipped(*named, f"it predicts {scheduler.predicts}, which determines x_0 even at SNR 0")
     scheduler.set_steps(n)
     if not (levels(scheduler)[:, 0] == 0).any():
-        return skipped(*named, f"alpha_bar ends at 0, where no run of {n} steps asks")
-    if said := refusal(scheduler, n):
-        return Row(*named, 0.0, 0.0, 0.0, 0.0, where=said)
-    return Row(*named, 0.0, 1.0, 1.0, 0.0, "x_t = eps at SNR 0 says nothing of x_0",
+        return skipped(*named, f"alpha_bar ends at 0, but no run of {n} steps calls the network there")
+    if message := refusal(scheduler, n):
+        return Row(*named, 0.0, 0.0, 0.0, 0.0, where=message)
+    return Row(*named, 0.0, 1.0, 1.0, 0.0, "x_t = eps at SNR 0 does not depend on x_0",
                f"N = {n}: it ends at {last_spread(scheduler, n)[2]:.3g} for x_0 = {X_0}")
 
 
@@ -75,7 +75,7 @@ def only_time(named: Named, scheduler: Scheduler, steps) -> Row:
 def _first(named: Named, scheduler: Scheduler, n: int) -> Row:
     scheduler.set_steps(n)
     return compare(*named, len(scheduler.alpha_bar) - 1, float(scheduler.timesteps[0]), 1e-3,
-                   "t_1 = T - 1: what is noise is told to be noise", f"N = {n}")
+                   "t_1 = T - 1: the first input is pure noise, and its time must say so", f"N = {n}")
 
 
 @law("26 N falling times", "lists without them, N = 1 to 200, T")
@@ -102,15 +102,15 @@ def level_of_each_time(named: Named, scheduler: Scheduler, steps) -> Row:
         inside = np.clip(t, 0, len(abar) - 1)
         low, high = table[np.floor(inside).astype(int)], table[np.ceil(inside).astype(int)]
         level = np.log(sigma) - np.log(alpha)
-        # a fractional t may have any noise between that of its neighbours
+        # a fractional t may have any level between those of its neighbours
         expected = np.clip(level, low, high)
         same = np.isinf(level) & (level == expected)
         rows.append(compare(*named, np.where(same, 0, expected), np.where(same, 0, level),
-                            100 * rounding(scheduler), "sigma / alpha of what is shown at t = the table's at t",
+                            100 * rounding(scheduler), "sigma / alpha of the network's input at t = the table's at t",
                             lambda i, t=t, n=n: f"t = {t[i]:g}, N = {n}"))
     return worst(rows)
 
 
-LISTS = (first_time, lists)                                 # they depend on the list of times alone
+LISTS = (first_time, lists)                                 # these depend on the list of times alone
 TABLE = (training_noise, snr_falls, ends_in_noise, no_eps_without_signal, first_time, only_time, lists,
          level_of_each_time)
