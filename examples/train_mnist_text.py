@@ -3,11 +3,11 @@
     python examples/train_mnist_text.py            trains for some minutes, writes samples.png
 
     1  noise an image     x_t = alpha_t x_0 + sigma_t eps
-    2  ask the network    v_theta(x_t, t, caption)  for  v = alpha_t eps - sigma_t x_0
-    3  step down          || v - v_theta ||^2
-    4  sample             start from pure noise; at each step move to what the network predicts under less noise
+    2  ask the network    v_theta(x_t, t, caption)  for  v = alpha_t eps - sigma_t x_0  (x_t and v give x_0 and eps)
+    3  train it           minimise || v - v_theta ||^2
+    4  sample             start from pure noise; compute x_0 and eps from v_theta; mix them with less noise; repeat
 
-This is what `minidiff train` does.  The command also saves and resumes, draws while it trains, and evaluates.
+`minidiff train` trains in the same way.  It also saves and resumes, draws while it trains, and evaluates.
 """
 
 import argparse
@@ -56,8 +56,7 @@ class Model(Module):
             states = self.text(ids, mask)
         return states.tokens.data, states.pooled.data, states.mask
 
-    def predict(self, x_t, t, cond):
-        """v_theta, without gradients."""
+    def predict(self, x_t, t, cond):                        # v_theta, without gradients
         tokens, pooled, mask = cond
         with no_grad():
             return self.unet(Tensor(x_t), t, TextStates(Tensor(tokens), Tensor(pooled), mask)).data
@@ -68,8 +67,8 @@ def main(steps: int = 2200, batch: int = 32, data: str | None = None, out: str =
     rng = np.random.default_rng(seed)
     digits = load_dataset(data)                             # images in [-1, 1], with captions
 
-    def caption(i: int) -> str:                             # begins with a space, as every other word does:
-        return " " + digits.caption(i, rng)                 # "seven" is then the same token wherever it stands
+    def caption(i: int) -> str:                             # a space first: "seven" is then the same token anywhere
+        return " " + digits.caption(i, rng)
 
     tokenizer = Tokenizer.train([caption(i) for i in rng.integers(0, len(digits), 5_000)], vocab_size=512)
     model = Model(rng)
@@ -81,11 +80,11 @@ def main(steps: int = 2200, batch: int = 32, data: str | None = None, out: str =
         x_0 = digits.images(chosen)                                                 # (B, 28, 28, 1)
         # one caption in ten is dropped, so that the network also learns to draw without one
         ids, mask = tokenizer.batch([caption(i) if rng.random() > 0.1 else "" for i in chosen], LENGTH)
-        t = training_times(rng, batch, schedule.T)          # noisy times more often: they decide what is drawn
+        t = training_times(rng, batch, schedule.T)          # noisy times are more frequent: there the digit is decided
         eps = rng.standard_normal(x_0.shape, dtype=np.float32)
         return q_sample(schedule, x_0, t, eps), t, ids, mask, v_from_x0_eps(schedule, x_0, t, eps)
 
-    def gradients_of(arrays: tuple) -> tuple:               # each thread takes a shard of the batch
+    def gradients_of(arrays: tuple) -> tuple:               # each thread takes a shard (a slice) of the batch
         return parallel_gradients(lambda shard: model.loss(*(a[shard] for a in arrays)), leaves, batch)
 
     # --- training ---
@@ -100,7 +99,8 @@ def main(steps: int = 2200, batch: int = 32, data: str | None = None, out: str =
     # --- sampling: the averaged weights, guided by the captions ---
     model.load_state_dict(average.average)
     prompts = [prompt for prompt in PROMPTS for _ in range(6)]
-    cond, no_caption = (model.encode(*tokenizer.batch(texts, LENGTH)) for texts in ([" " + p for p in prompts], [""]))
+    cond = model.encode(*tokenizer.batch([" " + prompt for prompt in prompts], LENGTH))
+    no_caption = model.encode(*tokenizer.batch([""], LENGTH))
     denoiser = NetworkDenoiser(schedule, "v", model.predict)                        # (x_t, t, cond) -> x0_hat
     guided = ClassifierFree(denoiser, 3.0, no_caption, clip=static_threshold)
     x_T = SampleStreams(seed, len(prompts)).normal(digits.shape)                    # (B, 28, 28, 1)

@@ -61,7 +61,8 @@ class Registry(Mapping[str, Entry]):
         elif isinstance(name, str) and name in self._outside:
             self._entries[name] = self._load_outside(name)
         else:
-            raise UserError(f"there is no {self.kind} {str(name)[:40]!r}: it is one of {', '.join(self)}")
+            raise UserError(f"there is no {self.kind} {str(name)[:40]!r}: it is one of {', '.join(self)}; "
+                            f"docs/architecture.md says how to add one")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

@@ -20,7 +20,7 @@ def test_an_entry_is_found_by_its_name_and_a_place_is_imported_when_asked_for(re
 
 
 def test_an_unknown_name_is_refused_with_the_names_that_there_are(registry):
-    with pytest.raises(UserError, match="^there is no colour 'blue': it is one of pi$"):
+    with pytest.raises(UserError, match="^there is no colour 'blue': it is one of pi; docs/architecture.md says how"):
         registry["blue"]
     with pytest.raises(UserError, match="there is no colour 'None'"):
         registry[None]

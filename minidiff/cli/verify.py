@@ -14,7 +14,7 @@ def add(commands) -> None:
     """Adds the command and its arguments. commands: what `add_subparsers` returned."""
     from minidiff.diffusion.schedules import SCHEDULES
     p = add_command(commands, "verify", verify,
-                    help="Check the closed-form laws of q(x_t | x_0) on a noise schedule, ours or your own.",
+                    help="Check the closed-form laws of q(x_t | x_0) on a noise schedule, and the samplers on it.",
                     epilog="The exit status is 1 if a law is broken. "
                            "Example: minidiff verify --betas betas.csv --plot marginals.png")
     which = p.add_mutually_exclusive_group()
@@ -28,7 +28,8 @@ def add(commands) -> None:
                        help="another library's scheduler, such as diffusers:DDIMScheduler; a registered sampler, such "
                             "as minidiff:heun; or your own MODULE:FACTORY; it is run")
     p.add_argument("--scheduler-config", type=setting, action="append", metavar="KEY=VALUE",
-                   help="an option of --scheduler, such as timestep_spacing=trailing; repeat it for each option")
+                   help="an option of --scheduler, such as timestep_spacing=trailing; repeat it for each option. "
+                        "Those of a registered sampler: schedule (linear), T (1000), spacing (trailing), predicts, eta")
     p.add_argument("--steps", type=whole(2, 1000), metavar="N",
                    help="the number of steps of --scheduler's runs (else 3, 7, 10, 20 and 50)")
     p.add_argument("-T", type=whole(1, 100_000), metavar="T",
@@ -104,11 +105,15 @@ def _verify_scheduler(args: argparse.Namespace) -> int:
     _check_scheduler_arguments(args)
     json_at = args.json and args.json.absolute()            # the user's code runs next, and may change the folder
     config = dict(args.scheduler_config or [])
+    if args.scheduler.startswith("minidiff:"):
+        config.setdefault("schedule", "linear")             # so that the heading names it
     scheduler = schedulers.load(args.scheduler, config)
     print(f"{args.scheduler}{''.join(f', {key} {value}' for key, value in config.items())}; "
           f"T = {len(scheduler.alpha_bar)}, predicts {scheduler.predicts}\n")
     rows = schedulers.report(scheduler, [args.steps]) if args.steps else schedulers.report(scheduler)
     print(laws.table(rows))
+    if args.scheduler.startswith("minidiff:"):
+        print("note: minidiff verify --schedule NAME tests the registered samplers on that schedule, by more laws")
     if args.json:
         write_json(json_at, {"scheduler": args.scheduler, "config": config, "rows": schedulers.as_dicts(rows)})
     return int(any(row.verdict == laws.BROKEN for row in rows))

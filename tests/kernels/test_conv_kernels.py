@@ -389,7 +389,7 @@ PLANTED = [
 def test_a_planted_error_is_found(cupy, monkeypatch, version, right, wrong, sanitize):
     planted = cuda.versions("conv")[version].path
     text = cuda.Source.text.fget
-    assert right in text(cuda.versions("conv")[version]), "the kernel was rewritten: change the text of this planted error"
+    assert right in text(cuda.versions("conv")[version]), "the kernel was rewritten: change this planted error"
     monkeypatch.setattr(cuda.Source, "text", property(
         lambda self: text(self).replace(right, wrong) if self.path == planted else text(self)))
     monkeypatch.setattr(cuda_on_cpu, "Program", functools.partial(cuda_on_cpu.Program, sanitize=sanitize))

@@ -299,7 +299,7 @@ def test_as_it_comes_a_table_agrees_to_float32(kind, ours):
 
 
 # ---- the laws, as it comes ---------------------------------------------------------------------------------
-# A 'BROKEN' that a new version mends fails here, and the matrix in docs/schedulers.md is to be made anew.
+# A 'BROKEN' that a new version mends fails here, and docs/schedulers.md must then be written again.
 
 def rows_of(name, **config):
     return {(r.law, r.computed): r for r in report(load(f"diffusers:{name}", config))}

@@ -24,18 +24,27 @@ def test_our_samplers_keep_every_law(name, config):
 
 
 def test_our_samplers_refuse_eps_at_snr_0():
-    rows = report(load("minidiff:ddim", {"schedule": "flow_matching"}), steps=[7])
+    rows = report(load("minidiff:ddim", {"schedule": "flow_matching", "predicts": "eps"}), steps=[7])
     (refused,) = [row for row in rows if row.law == "5 zero terminal SNR"]
     assert refused.verdict == "kept" and "zero SNR" in refused.where
     assert all(row.verdict == "skipped" for row in rows if row.computed.startswith(("its factor", "spread at the end")))
 
 
+def test_a_schedule_that_ends_in_pure_noise_is_tested_by_predictions_of_v():
+    """eps says nothing of x_0 there, so every run would be skipped."""
+    scheduler = load("minidiff:ddim", {"schedule": "flow_matching"})
+    rows = report(scheduler, steps=[7])
+    assert scheduler.predicts == "v" and sum(row.verdict == "skipped" for row in rows) <= 3
+    assert load("minidiff:ddim").predicts == "eps"
+
+
 @pytest.mark.parametrize("name, config, sentence", [
-    ("ddim", {}, "LIBRARY:NAME"),
+    ("euler", {}, "LIBRARY:NAME, such as diffusers:DDIMScheduler, not 'euler'$"),
+    ("ddim", {}, "LIBRARY:NAME.*the registered sampler is minidiff:ddim"),
     ("minidiff:euler", {}, "is one of ddpm, ddim, heun"),
     ("minidiff:ddim", {"schedule": "sine"}, "one of linear"),
     ("minidiff:heun", {"eta": 1.0}, "the sampler heun takes no eta"),
-    ("minidiff:ddim", {"size": 3}, "refuses its configuration.*size"),
+    ("minidiff:ddim", {"size": 3}, "has no option size: its options are schedule, T, spacing, predicts, eta"),
     ("no_such_library:Scheduler", {}, "pip install no_such_library"),
     ("math:Scheduler", {}, "math has no Scheduler"),
     ("numpy.nothing:Scheduler", {}, "numpy.nothing cannot be imported: ModuleNotFoundError"),
@@ -78,7 +87,7 @@ def test_the_command_takes_a_scheduler(capsys, tmp_path):
                  "spacing=linspace", "--steps", "7", "--json", str(out)]) == 0
     assert "0 broken" in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["config"] == {"eta": 0.5, "spacing": "linspace"}
+    assert written["config"] == {"eta": 0.5, "spacing": "linspace", "schedule": "linear"}
     assert [row["expected"] for row in written["rows"] if row["verdict"] == "skipped"] == [None] * 5
 
 

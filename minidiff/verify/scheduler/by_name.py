@@ -31,8 +31,13 @@ def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
     library, _, part = name.partition(":")
     config = dict(config or {})
     if not library or not part:
-        raise UserError(f"a scheduler is named LIBRARY:NAME, such as diffusers:DDIMScheduler, not {name!r}")
+        ours_too = f"; the registered sampler is minidiff:{name}" if name in SAMPLERS else ""
+        raise UserError(f"a scheduler is named LIBRARY:NAME, such as diffusers:DDIMScheduler, not {name!r}{ours_too}")
     if library == "minidiff":
+        options = list(inspect.signature(ours).parameters)[1:]
+        unknown = config.keys() - set(options)
+        if unknown:
+            raise UserError(f"{name} has no option {', '.join(sorted(unknown))}: its options are {', '.join(options)}")
         return _made(name, lambda **options: ours(part, **options), config)
     if library == "diffusers":
         return _diffusers(part, config)
@@ -40,12 +45,17 @@ def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
 
 
 def ours(name: str = "ddim", schedule: str | Schedule = "linear", T: int = 1000, spacing: str = "trailing",
-         predicts: str = "eps", eta: float = 0.0) -> Replayed:
-    """A registered sampler as a scheduler. eta: 0 to 1, if the sampler's function takes one."""
+         predicts: str | None = None, eta: float = 0.0) -> Replayed:
+    """A registered sampler as a scheduler.
+
+    predicts: what the runs' network predicts: eps, x0 or v (else eps, or v where alpha_{T-1} = 0 and x_T shows no x_0).
+    eta: 0 to 1, if the sampler's function takes one.
+    """
     checked_eta(eta)
     sampler = SAMPLERS[name]
     if isinstance(schedule, str):
         schedule = schedule_from(schedule, T)
+    predicts = predicts or ("eps" if schedule.alpha_bar[-1] > 0 else "v")
     if eta and "eta" not in inspect.signature(sampler.function).parameters:
         raise UserError(f"the sampler {name} takes no eta")
     return of_sampler(sampler, schedule, predicts, spacing, **({"eta": eta} if eta else {}))
