@@ -42,7 +42,8 @@ def config_from(kind: type, values):
 def with_changes(config, changes: Mapping[str, object]):
     """The configuration with some of its fields changed; ValueError where one is unknown, of another type or refused.
 
-    Fields that are configurations themselves, and the images' shape, cannot be changed.
+    Fields that are configurations themselves, and the images' shape, cannot be changed.  What is returned can be read
+    again from a file: each value is within the limits of `config_from`.
     """
     own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
            if not dataclasses.is_dataclass(getattr(config, f.name)) and f.name != "shape"}
@@ -52,17 +53,32 @@ def with_changes(config, changes: Mapping[str, object]):
             fields = ", ".join(f"{field} ({default})" for field, default in own.items()) or "none"
             raise ValueError(f"its configuration has no {name}: it has {fields}")
         like = own[name]
-        changed[name] = value = float(value) if isinstance(like, float) and type(value) is int else value
+        if isinstance(like, tuple):
+            value = tuple(value) if isinstance(value, list | tuple) else value
+        elif isinstance(like, float) and type(value) is int:
+            value = float(value)
         if type(value) is not type(like):
-            raise ValueError(f"{name} takes a value like {like!r}, not {value!r}")
+            raise ValueError(f"{name} takes a value like {like!r}, not {str(value)[:40]!r}")
+        if isinstance(value, tuple):
+            if not 1 <= len(value) <= LONGEST:
+                raise ValueError(f"{name} takes 1 to {LONGEST} values, not {len(value)}")
+            value = tuple(_checked(name, v, like[0]) for v in value)
+        else:
+            value = _checked(name, value, like)
+        changed[name] = value
     return dataclasses.replace(config, **changed)
 
 
 def _checked(name: str, value, like):
     """The value, if it is of the type of `like` and within reason."""
-    if type(value) is not type(like) or (isinstance(value, int) and not 0 <= value <= LARGEST) \
-            or (isinstance(value, str) and len(value) > LONGEST_TEXT):
-        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    if type(value) is not type(like):
+        raise ValueError(f"{name} takes a value like {like!r}, not {str(value)[:40]!r}")
+    if isinstance(value, int) and not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} must be a whole number from 0 to {LARGEST}, not {str(value)[:40]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value}")
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise ValueError(f"{name} takes at most {LONGEST_TEXT} characters, not {len(value)}")
     return value
 
 

@@ -84,12 +84,18 @@ def train_stage(trainer: Trainer, folder: CheckpointFolder, *, quiet: bool = Fal
 
 
 def draw_preview(trainer: Trainer, folder: Path) -> None:
-    """Rewrites loss.png and, where the stage has a picture, samples.png with the averaged weights."""
-    pictures.save(pictures.loss_curve(range(1, trainer.n + 1), trainer.losses, f"{trainer.stage.name}: training loss"),
-                  folder / "loss.png")
-    if trainer.stage.picture:
-        with trainer.with_averaged_weights():
-            pictures.save(trainer.stage.picture(), folder / "samples.png")
+    """Rewrites loss.png and, where the stage has a picture, samples.png with the averaged weights.
+
+    What cannot be drawn is a warning: a picture is not worth a run.
+    """
+    try:
+        pictures.save(pictures.loss_curve(range(1, trainer.n + 1), trainer.losses,
+                                          f"{trainer.stage.name}: training loss"), folder / "loss.png")
+        if trainer.stage.picture:
+            with trainer.with_averaged_weights():
+                pictures.save(trainer.stage.picture(), folder / "samples.png")
+    except Exception as error:                              # whatever a stage's picture raises
+        warnings.warn(f"No preview was drawn ({error}). Training continues.", stacklevel=2)
 
 
 @contextmanager

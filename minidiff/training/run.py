@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 
 from minidiff import checkpoint
@@ -92,12 +93,18 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
         changed = next(name for name in kind.needs if start.needed.get(name) != hashes[name])
         raise UserError(f"{folder} was started with another {changed}, on which {kind.name} is built: name its file "
                         f"with --needs {changed}=FILE, or choose another --out.")
-    if changes and not start:
-        try:
+    if start and start.data != data.fingerprint:
+        raise UserError(f"{folder} was started with other data: name them with --data, or choose another --out.")
+    try:
+        if changes and not start:
             config = with_changes(config or kind.default_config(data, systems), changes)
-        except ValueError as error:
-            raise UserError(f"{kind.name}: {error}") from error
-    system = kind.new(data, options.seed, config, systems).to(device)
+        system = kind.new(data, options.seed, config, systems).to(device)
+        stages = system.stages(data)
+        first_stage = next(stages)                          # what cannot be trained is refused before a file is written
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{kind.name} cannot be trained so: {error}") from error
     ranks(device).wait()                                    # until all have looked at the folder
     if first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +112,7 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
                                     "options": asdict(options), "needed": hashes})
     description = system.describe() | {"data": data.fingerprint, "needed": hashes}
     seconds, losses = {}, {}
-    for number, stage in enumerate(system.stages(data), start=1):
+    for number, stage in enumerate(chain([first_stage], stages), start=1):
         trainer = Trainer(stage, options.for_stage(stage), number=number, device=device,
                           description=description | {"stage": stage.name})
         _train(trainer, checkpoint.CheckpointFolder(folder / f"{number}-{stage.name}", keep), quiet,
@@ -147,10 +154,11 @@ def _hash(system: System) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """How a run was started: its configuration, options, and the hashes of the systems that it is built on."""
+    """How a run was started: its configuration, options, data, and the hashes of the systems that it is built on."""
 
     config: object
     options: TrainOptions
+    data: str                               # Dataset.fingerprint
     needed: dict[str, str]
 
 
@@ -173,8 +181,16 @@ def check_run(folder: Path, kind: type[System], resume: bool, options: TrainOpti
             was = "without" if saved is None else f"with --{f.name} {saved}, not"
             raise UserError(f"{folder} was started {was} --{f.name} {asked}, which resuming cannot change: leave the "
                             "option out, or choose another --out.")
-    ranks().by_first(checkpoint.CheckpointFolder(folder).prepare)
+    ranks().by_first(lambda: _check_folder(folder))
     return start
+
+
+def _check_folder(folder: Path) -> None:
+    """UserError unless a run can be written to the folder; no new folder is left behind."""
+    new = not folder.exists()
+    checkpoint.CheckpointFolder(folder).prepare()
+    if new:
+        folder.rmdir()
 
 
 def _started(folder: Path, kind: type[System]) -> Start | None:
@@ -189,7 +205,7 @@ def _started(folder: Path, kind: type[System]) -> Start | None:
         options = TrainOptions(**saved["options"])
         _check_options(options)
         needed = {str(name): str(digest) for name, digest in saved["needed"].items()}
-        return Start(config_from(kind.Config, saved["config"]), options, needed)
+        return Start(config_from(kind.Config, saved["config"]), options, str(saved["data"]), needed)
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         if isinstance(error, UserError):
             raise

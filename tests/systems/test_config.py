@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.small_systems import CONFIGS
 
-from minidiff.systems.config import LARGEST, LONGEST, LONGEST_TEXT, ZeroWeights, check_shape, config_from
+from minidiff.systems.config import LARGEST, LONGEST, LONGEST_TEXT, ZeroWeights, check_shape, config_from, with_changes
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,48 @@ def test_a_field_that_is_left_out_takes_its_default():
     ({"inner": 3}, TypeError, "Inner must be a dict, not int"),
     ({"depth": 3}, ValueError, "Outer has no 'depth'"),
     ({"inner": {"depth": 3}}, ValueError, "Inner has no 'depth'"),
-    ({"T": 3.0}, ValueError, "T is '3.0'"),
-    ({"T": True}, ValueError, "T is 'True'"),
-    ({"wide": 1}, ValueError, "wide is '1'"),
-    ({"T": -1}, ValueError, "T is '-1'"),
-    ({"T": LARGEST + 1}, ValueError, "T is '4097'"),
-    ({"drop": "0.1"}, ValueError, "drop is '0.1'"),
-    ({"name": "x" * (LONGEST_TEXT + 1)}, ValueError, "name is 'x{40}'"),
-    ({"widths": [8, "16"]}, ValueError, "widths is '16'"),
-    ({"widths": [8, LARGEST + 1]}, ValueError, "widths is '4097'"),
+    ({"T": 3.0}, ValueError, "T takes a value like 10, not '3.0'"),
+    ({"T": True}, ValueError, "T takes a value like 10, not 'True'"),
+    ({"wide": 1}, ValueError, "wide takes a value like False, not '1'"),
+    ({"T": -1}, ValueError, "T must be a whole number from 0 to 4096, not -1"),
+    ({"T": LARGEST + 1}, ValueError, "T must be a whole number from 0 to 4096, not 4097"),
+    ({"drop": "0.1"}, ValueError, "drop takes a value like 0.1, not '0.1'"),
+    ({"drop": math.nan}, ValueError, "drop must be finite, not nan"),
+    ({"drop": math.inf}, ValueError, "drop must be finite, not inf"),
+    ({"name": "x" * (LONGEST_TEXT + 1)}, ValueError, "name takes at most 200 characters, not 201"),
+    ({"widths": [8, "16"]}, ValueError, "widths takes a value like 8, not '16'"),
+    ({"widths": [8, LARGEST + 1]}, ValueError, "widths must be a whole number from 0 to 4096, not 4097"),
     ({"widths": 8}, TypeError, "not iterable"),
 ])
 def test_anything_else_is_refused(values, error, message):
     with pytest.raises(error, match=message):
         config_from(Outer, values)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"T": 5000}, "T must be a whole number from 0 to 4096, not 5000"),
+    ({"T": 3.5}, "T takes a value like 10, not '3.5'"),
+    ({"drop": math.nan}, "drop must be finite"),
+    ({"name": "x" * 201}, "name takes at most 200 characters"),
+    ({"widths": [8, 5000]}, "widths must be a whole number from 0 to 4096"),
+    ({"widths": [8.5]}, "widths takes a value like 8, not '8.5'"),
+    ({"widths": []}, "widths takes 1 to 16 values, not 0"),
+    ({"widths": [8] * 17}, "widths takes 1 to 16 values, not 17"),
+    ({"widths": 8}, r"widths takes a value like \(8, 16\), not '8'"),
+    ({"inner": {"heads": 1}}, "its configuration has no inner: it has T"),
+    ({"depth": 1}, "its configuration has no depth: it has T"),
+])
+def test_a_change_that_a_file_could_not_hold_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        with_changes(Outer(), changes)
+
+
+@given(T=st.integers(0, LARGEST), drop=st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 9),
+       widths=st.lists(st.integers(0, LARGEST), min_size=1, max_size=LONGEST), name=st.text(max_size=LONGEST_TEXT))
+def test_a_changed_configuration_survives_a_file(T, drop, widths, name):
+    changed = with_changes(Outer(), {"T": T, "drop": drop, "widths": widths, "name": name})
+    assert changed == Outer(T, float(drop), name, False, tuple(widths))
+    assert config_from(Outer, json.loads(json.dumps(dataclasses.asdict(changed)))) == changed
 
 
 def test_tuples_are_cut_at_their_longest():

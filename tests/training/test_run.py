@@ -1,6 +1,7 @@
 """Any system trains stage by stage, and a run that is interrupted anywhere resumes to the same bits."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path):
         run(tmp_path / "a", effort=2.0, resume=True)
     with pytest.raises(UserError, match="was started without --steps 7, which resuming cannot change"):
         run(tmp_path / "a", steps=7, resume=True)
-    with pytest.raises(UserError, match="another --data"):
+    with pytest.raises(UserError, match="was started with other data: name them with --data"):
         run(tmp_path / "a", data=tiny.digits(49), resume=True)
     for effort in (0.0, 101.0, float("nan")):
         with pytest.raises(UserError, match="effort must be above 0 and at most 100"):
@@ -139,6 +140,44 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path):
         run(tmp_path / "a")
 
 
+@pytest.mark.parametrize("method", ["default_config", "tokenizer_for", "stages"])
+def test_what_a_system_refuses_leaves_no_folder(tmp_path, monkeypatch, method):
+    """A data set that it cannot take, for example: one sentence, and the next try with the same --out works."""
+    def refuse(*args, **options):
+        raise ValueError("images must be square")
+        yield                                               # stages is a generator
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, method, refuse if method == "stages" else classmethod(lambda *args: next(refuse())))
+        with pytest.raises(UserError, match="^toy cannot be trained so: images must be square$"):
+            run(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    run(tmp_path / "a")
+
+
+def test_a_run_killed_before_its_first_state_resumes_with_its_own_data(tmp_path, monkeypatch):
+    def killed(self):
+        raise Killed
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(Killed):
+            run(tmp_path / "a")
+    with pytest.raises(UserError, match="was started with other data"):
+        run(tmp_path / "a", data=tiny.digits(49), resume=True)
+    run(tmp_path / "a", resume=True)
+
+
+def test_a_preview_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
+    stages = Toy.stages
+
+    def with_pictures(self, data):
+        for stage in stages(self, data):
+            yield replace(stage, picture=lambda: 1 / 0)
+    monkeypatch.setattr(Toy, "stages", with_pictures)
+    with pytest.warns(UserWarning, match="No preview was drawn .division by zero.. Training continues"):
+        run(tmp_path / "a")
+    assert (tmp_path / "a" / "model.safetensors").exists() and (tmp_path / "a" / "1-first" / "loss.png").exists()
+
+
 def test_the_state_of_a_stage_is_no_model(tmp_path):
     run(tmp_path / "a")
     with pytest.raises(UserError, match="is the state of one stage: name the run's model.safetensors"):
@@ -154,9 +193,11 @@ def test_a_file_of_one_system_is_refused_by_another(tmp_path):
         Toy.load(TextToImage.shipped())
 
 
-@pytest.mark.parametrize("config, says", [({"width": -1}, "width is '-1'"), ({"width": 5000}, "width is '5000'"),
-                                          ({"width": "3"}, "width is '3'"), ({"depth": 1}, "has no 'depth'"),
-                                          (7, "must be a dict"), ({"width": 9}, "more weights than the file holds")])
+@pytest.mark.parametrize("config, says", [
+    ({"width": -1}, "width must be a whole number from 0"), ({"width": 5000}, "from 0 to 4096, not 5000"),
+    ({"width": "3"}, "width takes a value like 3, not '3'"), ({"depth": 1}, "has no 'depth'"),
+    (7, "must be a dict"), ({"width": 9}, "more weights than the file holds"),
+])
 def test_a_strangers_configuration_is_refused(tmp_path, config, says):
     system = Toy.new(tiny.digits())
     checkpoint.save(tmp_path / "x.safetensors", system.state_dict(), system.describe() | {"config": config})
