@@ -35,3 +35,5 @@ def test_the_packages_own_lists_agree_with_it():
         listed = [place[f"{package}/{name}"] for name in re.findall(r"^    (\w+)(?:\.py)?  ", text, re.MULTILINE)
                   if f"{package}/{name}" in place]
         assert listed == sorted(listed), f"{package}/__init__.py lists its files in another order"
+        if package == "diffusion":
+            assert set(listed) == {place[module] for module in place if module.rpartition("/")[0] == package}
