@@ -85,8 +85,8 @@ def cases(network: str) -> Iterator[Case]:
     s, tokens = S // 2, (S // 2)**2
     for side, wide, out in ((S, folded, C), (S, C, C), (S, 2 * C, C), (S, C, folded), (s, D, D), (s, 2 * D, D)):
         yield conv_case(side, wide, out)
-    yield shrink(s, C, D)
-    yield grow(s, D, C)
+    yield down(s, C, D)
+    yield up(s, D, C)
     yield skip(S, 2 * C, C)
     yield skip(s, 2 * D, D)
     for what, n, wide, out in (("q, out", tokens, D, D), ("k, v", tokens, D, 2 * D), ("k, v of 16 tokens", 16,
@@ -137,23 +137,23 @@ def skip(S: int, C: int, D: int) -> Case:
                 2 * S * S * C * D, FLOP, door=lambda a: a.T[:, :, None, None] if a.ndim == 2 else a)
 
 
-def shrink(S: int, C: int, D: int) -> Case:
+def down(S: int, C: int, D: int) -> Case:
     """To half the resolution: PyTorch's form is a convolution of stride 2."""
     import torch.nn.functional as F
-    return Case(f"shrink to {S}x{S} {C}->{D}", ((2 * S, 2 * S, C),), ((4 * C, D), (D,)),
+    return Case(f"down to {S}x{S} {C}->{D}", ((2 * S, 2 * S, C),), ((4 * C, D), (D,)),
                 lambda x, w, b: as_layer(conv.space_to_depth(x), w, b), lambda x, w, b: F.conv2d(x, w, b, stride=2),
                 2 * S * S * 4 * C * D, FLOP,
                 door=lambda a: a.reshape(2, 2, C, D).transpose(3, 2, 0, 1) if a.ndim == 2 else a)
 
 
-def grow(S: int, C: int, D: int) -> Case:
+def up(S: int, C: int, D: int) -> Case:
     """To twice the resolution."""
     import torch.nn.functional as F
 
     def door(a):                                            # PyTorch unfolds channels as (D, 2, 2), minidiff (2, 2, D)
         a = a.reshape(-1, 2, 2, D).transpose(3, 1, 2, 0)
         return a.reshape(4 * D, -1, 1, 1) if a.shape[3] > 1 else a.reshape(4 * D)
-    return Case(f"grow from {S}x{S} {C}->{D}", ((S, S, C),), ((C, 4 * D), (4 * D,)),
+    return Case(f"up from {S}x{S} {C}->{D}", ((S, S, C),), ((C, 4 * D), (4 * D,)),
                 lambda x, w, b: conv.depth_to_space(as_layer(x, w, b)),
                 lambda x, w, b: F.pixel_shuffle(F.conv2d(x, w, b), 2), 2 * S * S * C * 4 * D, FLOP, door=door)
 

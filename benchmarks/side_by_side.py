@@ -282,7 +282,7 @@ def run(work: Work, args: argparse.Namespace) -> None:
         measure_memory(work, args.network, args.batch, args.measure_memory_of, args.turn)
         return
     if not args.all:
-        print(told(args.network))
+        print(describe(args.network))
         if args.memory:
             compare_memory(args.network, args.batch, args.only, max(args.turn, 5))
         else:
@@ -290,7 +290,7 @@ def run(work: Work, args: argparse.Namespace) -> None:
         return
     outcomes = []
     for network in NETWORKS:
-        print(f"\n{told(network)}")
+        print(f"\n{describe(network)}")
         for batch in work.batches:
             outcome = compare_times(work, network, batch, args.only, args.rounds, args.turn)
             # a compiled contestant's memory includes its compiler: the eager ones are compared
@@ -300,7 +300,7 @@ def run(work: Work, args: argparse.Namespace) -> None:
     print(f"\nmedian ms a {work.what}, {cores()} cores; {versions()}\n\n{markdown(outcomes, args.only)}")
 
 
-def told(network: str) -> str:
+def describe(network: str) -> str:
     """The network in one line: its images, widths and parameters."""
     def count(name: str, part: str = "") -> int:
         return sum(w.size for path, w in same_weights(name).items() if path.startswith(part))

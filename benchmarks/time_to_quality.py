@@ -156,11 +156,11 @@ class Log:
         """The log of the first `steps` steps, or of all steps."""
         import json
         try:
-            told = json.loads(path.read_text())
-            log = cls(path.stem, {key: told[key] for key in ("contestant", "data", "target", "cores", "versions")})
-            log.preparing = told["preparing_seconds"]
-            log.wall, log.cpu = told["wall_seconds"][:steps], told["cpu_seconds"][:steps]
-            log.evaluations = [e for e in told["evaluations"] if e["step"] <= len(log.wall)]
+            saved = json.loads(path.read_text())
+            log = cls(path.stem, {key: saved[key] for key in ("contestant", "data", "target", "cores", "versions")})
+            log.preparing = saved["preparing_seconds"]
+            log.wall, log.cpu = saved["wall_seconds"][:steps], saved["cpu_seconds"][:steps]
+            log.evaluations = [e for e in saved["evaluations"] if e["step"] <= len(log.wall)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a log of this benchmark ({error}): choose another --out") from None
         return log
@@ -219,7 +219,7 @@ def measure(name: str, data: mnist.Images, args: argparse.Namespace) -> None:
         checkpoint.save(args.out / f"{name}-samples.safetensors", {"images": images},
                         {"step": contestant.inner.n, **found})
         bar.write(f"{contestant.title}: step {contestant.inner.n}, {log.seconds():.0f} s of the clock: "
-                  f"{told(found)}", file=sys.stderr)
+                  f"{describe(found)}", file=sys.stderr)
 
     saved_at = time.monotonic()
     with tqdm(total=args.budget, initial=min(log.seconds(), args.budget), desc=name, dynamic_ncols=True,
@@ -274,7 +274,7 @@ def accuracy(contestant, prompts: list[str], judge, target: float, whole: bool) 
             np.rint(127.5 * (images[shown].clip(-1, 1) + 1)).astype(np.uint8))
 
 
-def told(found: dict) -> str:
+def describe(found: dict) -> str:
     return f"{100 * found['accuracy']:.1f} % +- {100 * found['error']:.1f} of {found['count']}, {found['way']}"
 
 
@@ -289,7 +289,7 @@ def report(folder: Path, target: float, picture: Path | None) -> None:
           "| contestant | steps | pace, s a step | seconds at that pace | seconds as they went by | last evaluation |\n"
           "|---|---|---|---|---|---|")
     for name, log in logs.items():
-        last = told(log.evaluations[-1]) if log.evaluations else "none"
+        last = describe(log.evaluations[-1]) if log.evaluations else "none"
         at, plain = (when(arrivals[name], clock, len(log.wall)) for clock in (log.seconds, log.plain))
         print(f"| {log.about['contestant']} | {arrivals[name].step or len(log.wall)} | {log.pace():.3g} | {at} "
               f"| {plain} | {last} |")

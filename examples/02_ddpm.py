@@ -33,12 +33,12 @@ SHOWN = (7, 2, 13, 15, 17, 4)                               # of the packed trai
 
 
 def weights(model: DDPM, steps: int) -> None:
-    """x_s = (x_t by `grow`) - removed eps_theta + added z, at ten of the times."""
+    """x_s = (x_t by `factor`) - removed eps_theta + added z, at ten of the times."""
     path = [int(t) for t in times(model.schedule, steps)]
-    print(f"{'t':>5} {'grow':>8} {'removed':>8} {'added: beta':>12} {'beta~':>8}")
+    print(f"{'t':>5} {'factor':>8} {'removed':>8} {'added: beta':>12} {'beta~':>8}")
     for i in np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int)):
-        grow, removed, added, added_tilde = step_weights(model.schedule, path)[i]
-        print(f"{path[i]:>5} {grow:8.4f} {removed:8.4f} {added:12.4f} {added_tilde:8.4f}")
+        factor, removed, added, added_tilde = step_weights(model.schedule, path)[i]
+        print(f"{path[i]:>5} {factor:8.4f} {removed:8.4f} {added:12.4f} {added_tilde:8.4f}")
 
 
 def progressive(model: DDPM, steps: int, count: int, seed: int):

@@ -161,7 +161,7 @@ class CheckpointFolder:
         return sorted(((int(match[1]), p) for match, p in named if match), reverse=True)
 
 
-# --- checks of what is to be saved, and of files that nobody vouches for ----------------------------------------
+# --- checks of what is to be saved, and of files from unknown sources -------------------------------------------
 
 def _as_json(meta: Mapping[str, Any]) -> str:
     try:

@@ -120,23 +120,23 @@ def test_nan_is_never_kept(tmp_path):
 def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    told = []
+    calls = []
     fsync, replace = os.fsync, os.replace
 
-    def tell_fsync(handle):
+    def record_fsync(handle):
         kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else os.fstat(handle).st_size
-        told.append(("fsync", kind))
+        calls.append(("fsync", kind))
         fsync(handle)
 
-    def tell_replace(a, b):
+    def record_replace(a, b):
         assert path.read_bytes() == b"old" and os.path.dirname(a) == os.path.dirname(b)
-        told.append(("replace", b == path))
+        calls.append(("replace", b == path))
         replace(a, b)
 
-    monkeypatch.setattr(os, "fsync", tell_fsync)
-    monkeypatch.setattr(os, "replace", tell_replace)
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
     write_whole(path, b"newer")
-    assert told == [("fsync", 5), ("replace", True), ("fsync", "folder")]
+    assert calls == [("fsync", 5), ("replace", True), ("fsync", "folder")]
     assert path.read_bytes() == b"newer" and os.listdir(tmp_path) == ["a"]
 
 

@@ -2,7 +2,7 @@
 
     generator(seed, use, ...)               one use of randomness: first weights, the batch of step n, captions
     SampleStreams(seed, B)                  one stream for each sample of a batch
-    sample_streams(device, seed, B)         the same on any device
+    sample_streams(device, seed, B)         one stream for each sample, on that device
 
 A sample's noise depends on its own seed only, not on the batch around it.  A generator's seed is a hash of the user's
 seed and of the words and numbers that name the use.  So no two uses share a stream, whatever the seed.  (NumPy pads a

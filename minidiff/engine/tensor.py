@@ -50,7 +50,7 @@ class Tensor:
     """An array (of NumPy or CuPy) with respect to which gradients can be computed.
 
     data            the array; lists and numbers become float32, arrays keep their dtype
-    requires_grad   True for a leaf that shall get a `.grad`; its dtype must be floating
+    requires_grad   True for a leaf that gets a `.grad`; its dtype must be floating
     grad            None, or an array of data's shape and dtype: the sum over all `backward` calls since it
                     was last set to None
     """

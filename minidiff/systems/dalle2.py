@@ -98,7 +98,7 @@ class UnCLIPConfig:
                              f"not {self.dots} and {self.tokens}")
 
 
-class Decoder(Module):
+class ImageDecoder(Module):
     """GLIDE's UNet with z_i (section 2.1): (x_t, t, z_i, the caption's states) -> v, of x_t's shape."""
 
     def __init__(self, config: UNetConfig, D: int, tokens: int, rng: np.random.Generator):
@@ -127,7 +127,7 @@ class UnCLIP(System):
         D, N = config.clip.width, config.clip.text.length
         self.D, self.schedule = D, schedule_from(config.schedule, config.T)
         self.clip = CLIP(config.clip, tokenizer, rng)
-        self.decoder = Decoder(config.unet, D, config.tokens, rng)
+        self.decoder = ImageDecoder(config.unet, D, config.tokens, rng)
         self.prior = DiffusionPrior(config.prior, D, D, N, rng)
         self.pca, self.buckets = PCA(D, config.components), Buckets(config.components, config.buckets)
         self.dots = Quantiles(config.dots)
@@ -207,7 +207,7 @@ class UnCLIP(System):
         yield Stage("codes", self.codes, codes_batch, self.codes_loss, steps=2000, batch_size=64, ema=0.995,
                     picture=lambda: drawn("autoregressive"))
 
-    def decoder_loss(self, decoder: Decoder, x_0, z_i, tokens, pooled, mask, t, eps) -> Tensor:
+    def decoder_loss(self, decoder: ImageDecoder, x_0, z_i, tokens, pooled, mask, t, eps) -> Tensor:
         """x_0, eps (B, H, W, C); z_i (B, D), 0 where dropped; the captions' states; t (B,) -> ()."""
         # L = || v - v_theta(x_t, t, z_i, y) ||^2
         return denoising_loss(self.schedule, "v",

@@ -14,7 +14,7 @@ from minidiff.systems.digit_classifier import DigitClassifier
 from minidiff.training.run import TrainOptions, run
 
 
-def part(first: int, last: int) -> mnist.Images:
+def packed_images(first: int, last: int) -> mnist.Images:
     packed = mnist.packed()
     return mnist.Images(packed.images[first:last], packed.labels[first:last], "a part of MNIST's images")
 
@@ -29,8 +29,8 @@ def test_the_shipped_judge_reads_digits():
 
 
 def test_a_judge_is_trained_measured_on_test_images_saved_and_loaded(tmp_path):
-    test = Digits.of(part(2000, 2500), held_out=True)
-    data = Digits.of(part(0, 2000), load_test=lambda: test)
+    test = Digits.of(packed_images(2000, 2500), held_out=True)
+    data = Digits.of(packed_images(0, 2000), load_test=lambda: test)
     trained = run(tmp_path, DigitClassifier, data, TrainOptions(steps=60, batch=64, seed=0), quiet=True).system
     judge = load_judge(tmp_path / "model.safetensors")
     x = test.images(range(len(test)))

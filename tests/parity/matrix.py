@@ -29,14 +29,15 @@ MARGINALS = "23 marginals"
 LEFT = "26 no noise is left"
 ONE, POINT, CLIP = "24 one step", "24 a point is reached", "32 thresholding"
 ORDER, MIDDLE = "25 order", "25 second order"
-TOLD, NOISE, SNR, EPS, ALONE = ("26 told what is shown", "1 q(x_t | x_0)", "3 SNR falls", "5 zero terminal SNR",
-                                "28 batches")
+AGREE = "26 network and sample agree on the time"
+NOISE, SNR, EPS, ALONE = "1 q(x_t | x_0)", "3 SNR falls", "5 zero terminal SNR", "28 batches"
 
 ISSUE = "[#{0}](https://github.com/huggingface/diffusers/issues/{0})".format
-LEADING = ("T // N * (N - 1) is the first time of 'leading', 980 for N = 50: the network is told 980 of a sample that "
-           f"is all noise ({ISSUE(2585)}). Upstream's default, and what its models were sampled with; 'trailing' and "
-           "'linspace' start at 999.")
-LINSPACE_1 = "`np.linspace(0, 999, 1)` is [0]: a run of one step is told 0. From N = 2 on the first time is 999."
+LEADING = ("T // N * (N - 1) is the first time of 'leading', 980 for N = 50: the network gets t = 980 for a sample "
+           f"that is all noise ({ISSUE(2585)}). Upstream's default, and what its models were sampled with; 'trailing' "
+           "and 'linspace' start at 999.")
+LINSPACE_1 = ("`np.linspace(0, 999, 1)` is [0]: in a run of one step the network gets t = 0. From N = 2 on "
+              "the first time is 999.")
 TRAILING = ("`np.arange(T, 0, -T / N)` has one entry too many for N = 61, 103, 121, 122 (58 more up to 1000), a 0 but "
             "for rounding: the list ends at t = -1, which indexes the *last* noise.")
 STRIDE = (f"`step` goes to t - T // N, not to the list's next time ({ISSUE(12633)}, {ISSUE(11347)}; {ISSUE(9261)} was "
@@ -128,7 +129,7 @@ def cases() -> dict[str, list[Case]]:
         of_diffusers(M, "Karras sigmas", {
             NOISE: UNFLIPPED,
             LISTS: "The times of the sigmas are rounded, and from N = 79 on some stand twice.",
-            TOLD: "The times are rounded and the noise is not: the network is told one of the two that it lies "
+            AGREE: "The times are rounded and the noise is not: the network gets one of the two times that it lies "
                   "between."},
             use_karras_sigmas=True),
         of_diffusers(M, "zero SNR, v, trailing", {NOISE: UNFLIPPED, SNR: POWER_24} | lists_of, **ZERO),
@@ -138,7 +139,7 @@ def cases() -> dict[str, list[Case]]:
         of_diffusers(M, "Karras sigmas, squaredcos_cap_v2", {
             NOISE: UNFLIPPED + " In a run, add_noise at a time that stands twice takes the second of its two noises.",
             START: "The time of the largest sigma, 999 but for rounding, is cut to 998.",
-            LISTS: "Times that are cut to integers stand twice.", TOLD: "The times are cut, and the noise is not.",
+            LISTS: "Times that are cut to integers stand twice.", AGREE: "The times are cut, and the noise is not.",
             **{law: f"IndexError ({ISSUE(12771)}): its place in the list is looked up by a time that stands twice."
                for law in (MARGINALS, POINT, LEFT, ONE, ORDER, MIDDLE, ALONE, CLIP)}},
             use_karras_sigmas=True, beta_schedule="squaredcos_cap_v2"),

@@ -322,7 +322,7 @@ def test_euler_and_heun_break_nothing_but_the_list_of_one():
 
 
 def test_leading_starts_at_980():
-    """#2585: 999 // 50 * 49; the network is told 980 of a sample that is all noise. Nothing else is broken."""
+    """#2585: 999 // 50 * 49; the network gets t = 980 for a sample that is all noise. Nothing else is broken."""
     for name in ("DDIMScheduler", "DDPMScheduler"):
         rows = rows_of(name)
         assert broken(rows) == {"26 starts at T-1"}

@@ -35,7 +35,7 @@ class Toy:
     def x0_hat(self, eps, abar, x_t):
         return (x_t - (1 - abar) ** 0.5 * eps) / abar**0.5
 
-    def spread(self, t, s):
+    def noise_deviation(self, t, s):
         abar_t, abar_s = self.abar(t), self.abar(s)
         return self.eta * math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
 
@@ -44,7 +44,7 @@ class Toy:
 
     def step(self, prediction, t, x_t, z):
         s = self.previous(t)
-        abar_t, abar_s, sigma = self.abar(t), self.abar(s), self.spread(t, s)
+        abar_t, abar_s, sigma = self.abar(t), self.abar(s), self.noise_deviation(t, s)
         x0_hat = self.x0_hat(prediction, abar_t, x_t)
         return abar_s**0.5 * x0_hat + self.direction(abar_s, sigma) * prediction + sigma * z
 
@@ -84,7 +84,7 @@ class TwoM(Toy):
 
 
 class Velocity(Toy):
-    """In the scale x_0 + (sigma / alpha) eps, told v."""
+    """In the scale x_0 + (sigma / alpha) eps, where the network predicts v."""
 
     predicts = "v"
 
@@ -128,8 +128,8 @@ class EndsAtTheFirstTime(Toy):
 
 
 class NoiseAtTheLastStep(Ancestral):
-    def spread(self, t, s):
-        return super().spread(t, s) if s >= 0 else 0.0
+    def noise_deviation(self, t, s):
+        return super().noise_deviation(t, s) if s >= 0 else 0.0
 
     def step(self, prediction, t, x_t, z):
         return super().step(prediction, t, x_t, z) + (0.01 * z if self.previous(t) < 0 else 0)
@@ -232,8 +232,8 @@ class ClaimsOrderTwo(Toy):
     order = 2
 
 
-class ToldAnotherTime(Toy):
-    """The network hears of less noise than it is shown."""
+class GetsAnotherTime(Toy):
+    """The network gets an earlier time than its input has, so a time of less noise."""
 
     def set_steps(self, n):
         super().set_steps(n)
@@ -243,8 +243,8 @@ class ToldAnotherTime(Toy):
         self.timesteps = np.maximum(self.true - 3, np.arange(n)[::-1])
 
     def add_noise(self, x_0, eps, t):
-        told = len(t) < len(self.alpha_bar)
-        return super().add_noise(x_0, eps, self.true[[list(self.timesteps).index(a) for a in t]] if told else t)
+        in_a_run = len(t) < len(self.alpha_bar)
+        return super().add_noise(x_0, eps, self.true[[list(self.timesteps).index(a) for a in t]] if in_a_run else t)
 
     def step(self, prediction, t, x_t, z):
         i = int(np.flatnonzero(self.timesteps == t)[0])

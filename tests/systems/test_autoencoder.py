@@ -59,7 +59,7 @@ def trained(system, data, steps: int) -> list[float]:
 
 # ---- KL: the bound, and linear maps ----------------------------------------------------------------------
 
-class Given(Module):
+class FixedMoments(Module):
     """An encoder that gives the same moments for every image."""
 
     def __init__(self, mean, log_var):
@@ -84,7 +84,7 @@ class Zero(Module):
 def test_the_rate_is_the_divergence_by_quadrature_and_so_is_its_gradient(mean, log_var):
     """One latent number, one black pixel and a decoder that says 0: the loss is 1 + w KL."""
     system, std = kl_autoencoder(latent=1, kl=0.7), math.exp(log_var / 2)
-    system.encoder, system.decoder = Given(mean, log_var), Zero()
+    system.encoder, system.decoder = FixedMoments(mean, log_var), Zero()
 
     def divergence(mean, std):
         q, p = stats.norm(mean, std), stats.norm()

@@ -92,22 +92,22 @@ def test_mixes_of_0_and_1_are_beta_tilde_and_beta(model, mix, name, steps):
 
 def test_between_them_the_logarithms_are_mixed(model):
     """In one step from x_t to s, the added noise has the deviation beta~^((1-mix)/2) beta^(mix/2)."""
-    x_t, s = np.random.default_rng(0).standard_normal((2, 8, 8, 1), dtype=np.float32), model.schedule
+    x_t, schedule = np.random.default_rng(0).standard_normal((2, 8, 8, 1), dtype=np.float32), model.schedule
     z = SampleStreams(4, 2).normal((8, 8, 1))
     states = {mix: next(with_mix(model, mix).reverse(x_t, [40, 12], streams=SampleStreams(4, 2))).x_t
               for mix in (0.0, 0.3)}
-    more = beta_tilde(s, 40, 12) ** 0.35 * beta(s, 40, 12) ** 0.15 - beta_tilde(s, 40, 12) ** 0.5
+    more = beta_tilde(schedule, 40, 12) ** 0.35 * beta(schedule, 40, 12) ** 0.15 - beta_tilde(schedule, 40, 12) ** 0.5
     np.testing.assert_allclose(states[0.3] - states[0.0], more * z, atol=1e-5)
 
 
 def test_an_exact_eps_leads_to_the_only_image_of_the_data(model):
     """eps = (x_t - alpha x_0) / sigma, and any number of steps ends at x_0."""
-    x_0, s = np.random.default_rng(0).uniform(-0.9, 0.9, (8, 8, 1)).astype(np.float32), model.schedule
+    x_0, schedule = np.random.default_rng(0).uniform(-0.9, 0.9, (8, 8, 1)).astype(np.float32), model.schedule
     other = made()
 
     def unet(x, t):
         # eps = sigma x_t + alpha F  gives  F = (alpha x_t - x_0) / sigma
-        a, b = (f(t).reshape(-1, 1, 1, 1).astype(np.float32) for f in (s.alpha, s.sigma))
+        a, b = (f(t).reshape(-1, 1, 1, 1).astype(np.float32) for f in (schedule.alpha, schedule.sigma))
         return ops.concat([Tensor((a * x.data - x_0) / b), Tensor(np.full_like(x.data, 0.5))])
     other.unet = Formula(unet)
     for steps in (50, 5, 1):                                # x_T / alpha_T in float32
@@ -117,10 +117,10 @@ def test_an_exact_eps_leads_to_the_only_image_of_the_data(model):
 @given(st.sampled_from([schedules.linear(1000), schedules.cosine(1000)]), st.integers(2, 60))
 def test_the_removed_and_the_added_noise_leave_noise_of_size_sigma_s(schedule, steps):
     path = [int(t) for t in times(schedule, steps)]
-    grow, removed, _, added = step_weights(schedule, path).T
+    factor, removed, _, added = step_weights(schedule, path).T
     sigma = schedule.sigma(np.array([*path, -1]))
-    np.testing.assert_allclose((sigma[:-1] * grow - removed) ** 2 + added**2, sigma[1:] ** 2, atol=1e-10)
-    np.testing.assert_allclose(grow * schedule.alpha(np.array(path)), schedule.alpha(np.array([*path[1:], -1])))
+    np.testing.assert_allclose((sigma[:-1] * factor - removed) ** 2 + added**2, sigma[1:] ** 2, atol=1e-10)
+    np.testing.assert_allclose(factor * schedule.alpha(np.array(path)), schedule.alpha(np.array([*path[1:], -1])))
     assert added[-1] == 0
 
 

@@ -53,11 +53,12 @@ def test_the_loss_is_minus_K_up_to_a_constant():
     B, T = 20, CONFIG.T
     t = np.tile(np.arange(1, T), B // (T - 1))
     x_0, eps = rng.standard_normal((2, B, 2), dtype=np.float32)
-    s = model.schedule
-    x_t = q_sample(s, x_0.astype(np.float64), t, eps.astype(np.float64))
-    q = q_posterior_mean_variance(s, x_0.astype(np.float64), x_t, t)
+    schedule = model.schedule
+    x_t = q_sample(schedule, x_0.astype(np.float64), t, eps.astype(np.float64))
+    q = q_posterior_mean_variance(schedule, x_0.astype(np.float64), x_t, t)
     steps = (T - 1) * kl_gaussian(*q, *model.reverse_step(x_t, t)).sum(1).mean()
-    end = stats.norm.entropy(scale=math.sqrt(1 - s.alpha_bar[-1])) - stats.norm.entropy()       # of one coordinate
+    # of one coordinate
+    end = stats.norm.entropy(scale=math.sqrt(1 - schedule.alpha_bar[-1])) - stats.norm.entropy()
     assert end < -0.05 and model.loss(x_0, t, eps).item() == pytest.approx(steps - 2 * end, rel=1e-5)
 
 

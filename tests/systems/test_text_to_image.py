@@ -108,10 +108,10 @@ def test_guidance_is_the_line_through_the_two_predictions(model, scale, seed):
     t, cond = np.array([20, 40]), model.encode(["a bold seven", "3"])
     null = model.encode(["", ""])
 
-    s = model.schedule
+    schedule = model.schedule
 
     def x0_hat(v):
-        alpha, sigma = (f(t).reshape(-1, 1, 1, 1).astype(np.float32) for f in (s.alpha, s.sigma))
+        alpha, sigma = (f(t).reshape(-1, 1, 1, 1).astype(np.float32) for f in (schedule.alpha, schedule.sigma))
         return alpha * x_t - sigma * v
     u, c = x0_hat(model.predict(x_t, t, null)), x0_hat(model.predict(x_t, t, cond))
     guided = replace(model.denoiser(scale), clip=None)(x_t, t, cond)

@@ -44,8 +44,8 @@ def test_the_table_is_aligned_and_no_wider_than_a_terminal():
 def test_a_broken_row_shows_its_formula_numbers_and_seed(monkeypatch):
     monkeypatch.setattr(gaussian, "q_step", lambda schedule, s, t: (schedule.alpha(t), 1 - schedule.abar(t)))
     text = verify.table(verify.report(schedules.cosine(50), seed=17))
-    told = text[text.index("BROKEN  2 any two times: sigma2_ts"):]
-    told = told[: told.index("\n\n")]
+    section = text[text.index("BROKEN  2 any two times: sigma2_ts"):]
+    section = section[: section.index("\n\n")]
     for word in ("sigma2_ts = sigma_t^2 - alpha_ts^2 sigma_s^2", "expected 0.", "measured 0.", "allowed", "s = ",
                  "seed 17"):
-        assert word in told
+        assert word in section

@@ -97,7 +97,7 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
 # --- the launch ---------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Plan:
+class ConvPlan:
     """How one sum of one shape is launched."""
 
     source: cuda.Source
@@ -122,7 +122,7 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int,
-          padding: int, splits: int | None) -> Plan:
+          padding: int, splits: int | None) -> ConvPlan:
     """ValueError if the shapes do not fit each other or the kernels."""
     sizes = B, H, W, C, Ho, Wo, D, kh, kw, s, p = _sizes(x_shape, w_shape, stride, padding)
     tile_m, tile_n = source.constants["TILE_M"], source.constants["TILE_N"]
@@ -141,7 +141,7 @@ def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: t
                               cuda.multiprocessors())
     if kernel != "conv_dw" and splits > 1:
         kernel += "_part"
-    return Plan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results)
+    return ConvPlan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results)
 
 
 def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessors: int) -> int:
@@ -202,6 +202,6 @@ def _sizes(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padd
     return B, H, W, C, Ho, Wo, D, kh, kw, int(stride), int(padding)
 
 
-def _check_dy(dy, plan: Plan) -> None:
+def _check_dy(dy, plan: ConvPlan) -> None:
     if dy.shape != plan.y_shape:
         raise ValueError(f"conv: dy must have y's shape {plan.y_shape}, not {dy.shape}")

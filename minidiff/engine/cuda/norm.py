@@ -139,7 +139,7 @@ def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None)
 # --- the work of a block ----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Plan:
+class NormPlan:
     """How a version is launched."""
 
     grid: tuple[int, ...]
@@ -172,12 +172,12 @@ def _choose(dtype: str, version: int | None, B: int, N: int, C: int, groups: int
 
 @functools.cache
 def plan(version: int, B: int, N: int, C: int, groups: int, itemsize: int, arrays: int, limit: int,
-         multiprocessors: int) -> Plan:
+         multiprocessors: int) -> NormPlan:
     """How `version` is launched.  limit: the most bytes of shared memory of a block."""
     if version <= 2:
         constants = cuda.versions("group_norm")[version].constants
         threads = constants["THREADS"]
-        return Plan((B * groups if version == 2 else math.ceil(B * groups / threads),), threads)
+        return NormPlan((B * groups if version == 2 else math.ceil(B * groups / threads),), threads)
     size = C // groups
     slab = _slab(groups, size * itemsize, most=B * groups // (BUSY * multiprocessors) if version == 3 else groups)
     W = slab * size
@@ -194,10 +194,10 @@ def plan(version: int, B: int, N: int, C: int, groups: int, itemsize: int, array
         threads //= 2
     sums = (4 * arrays * threads + 2 * W + 4 * slab) * acc
     if version == 4 and arrays == 2:                        # its backward pass keeps no pixels
-        return Plan((B * groups // slab, splits), threads, slab, 0, pixels, splits, sums)
+        return NormPlan((B * groups // slab, splits), threads, slab, 0, pixels, splits, sums)
     kept = max(0, min(pixels, (limit - sums) // (arrays * W * itemsize)))
     grid = (B * groups // slab,) if version == 3 else (B * groups // slab, splits)
-    return Plan(grid, threads, slab, kept, pixels, splits, sums + arrays * kept * W * itemsize)
+    return NormPlan(grid, threads, slab, kept, pixels, splits, sums + arrays * kept * W * itemsize)
 
 
 def _slab(groups: int, group_bytes: int, most: int) -> int:

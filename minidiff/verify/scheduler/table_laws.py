@@ -92,7 +92,7 @@ def lists(named: Named, scheduler: Scheduler, steps) -> Row:
     return count(*named, [bool(fault) for fault in faults.values()], "T - 1 >= t_1 > ... > t_N >= 0", first)
 
 
-@law("26 told what is shown", "log(sigma / alpha) of a run, at its t")
+@law("26 network and sample agree on the time", "log(sigma / alpha) of a run, at its t")
 def level_of_each_time(named: Named, scheduler: Scheduler, steps) -> Row:
     abar, rows = np.asarray(scheduler.alpha_bar, np.float64), []
     table = 0.5 * (np.log1p(-abar) - np.log(abar))          # log(sigma / alpha) at 0 .. T-1, rising
