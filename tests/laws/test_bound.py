@@ -30,7 +30,7 @@ from minidiff.engine.random import SampleStreams
 
 
 class Wrong:
-    """A denoiser that knows x_0 and errs by error[t], in every pixel: then L_{t-1} does not depend on eps."""
+    """A denoiser whose x0_hat is x_0 + error[t] in every pixel, so that L_{t-1} does not depend on eps."""
 
     predicts = "x0"
 
@@ -99,7 +99,7 @@ def test_a_term_is_the_divergence_of_two_gaussians(schedule, seed):
 
 
 def test_in_float32_the_small_differences_of_small_times_survive():
-    """x0_hat wrong by 1e-6 at SNR 1e4: 6 digits of the two means are alike. The error is exact in float32: 2^-20."""
+    """x0_hat wrong by 1e-6 at SNR 1e4: the two means agree to 6 digits. The error is exact in float32: 2^-20."""
     schedule, x_0 = schedules.linear(), np.full((1, 4), 0.5, np.float32)
     got = reverse_kl(Wrong(schedule, x_0, [2.0**-20] * 1000), x_0, np.array([1]), x_0)
     gain = exact_snr(schedule, 0) - exact_snr(schedule, 1)
@@ -126,7 +126,7 @@ def test_the_whole_bound_adds_every_term_once(schedule, seed):
 
 @few
 @given(any_schedule(min_T=2, ends_at_zero=None), st.integers(1, 7), seeds)
-def test_drawn_terms_tell_the_sum_without_bias(schedule, terms, seed):
+def test_random_terms_estimate_the_sum_without_bias(schedule, terms, seed):
     """E over u of sum w f(t) is piecewise constant in u: summed exactly, between the places where a time changes."""
     snr = np.array([float(exact_snr(schedule, t)) for t in range(schedule.T)])
     p = (snr[:-1] - snr[1:]) * (1 - schedule.alpha_bar[1:])
@@ -139,14 +139,14 @@ def test_drawn_terms_tell_the_sum_without_bias(schedule, terms, seed):
     assert len(draws) == terms
     mean = sum(length @ (w * f[t]) for t, w in draws)
     assert mean == pytest.approx(f[1:].sum(), rel=1e-5)     # 1e-9 of u was left out at each of at most 40 breaks
-    # drawn as likely as they are large, the terms tell the sum without error, whatever u
+    # with probabilities in proportion to the terms, the estimate has no error, whatever u
     for share in (0.0, 0.3, 1.0):
         assert sum(w * p[t - 1] for t, w in draw_times(schedule, terms, np.array([share]))) == pytest.approx(p.sum())
 
 
 @few
 @given(any_schedule(min_T=2), st.integers(1, 5), seeds)
-def test_drawn_terms_of_a_network_whose_v_is_equally_wrong_everywhere(schedule, terms, seed):
+def test_random_terms_of_a_network_whose_v_is_equally_wrong_everywhere(schedule, terms, seed):
     """x0_hat wrong by sigma_t, which is v wrong by 1: any few terms give the sum over all. Samples are independent."""
     x_0 = np.random.default_rng(seed).normal(size=(3, 2))
     denoiser = Wrong(schedule, x_0, schedule.sigma(np.arange(schedule.T)))
@@ -181,7 +181,7 @@ def test_a_sample_s_bound_does_not_depend_on_the_batch_and_each_draws_its_own_ti
 @few
 @given(any_schedule(ends_at_zero=None), st.floats(-1.5, 1.5), st.floats(0.05, 3.0), seeds)
 def test_the_bound_is_tight_for_gaussian_data(schedule, mu, s, seed):
-    mean, s = np.array([mu, -mu / 2]), np.array([s, 1.0])   # two pixels, each of a variance of its own
+    mean, s = np.array([mu, -mu / 2]), np.array([s, 1.0])   # two pixels with different variances
     denoiser = GaussianDenoiser(schedule, mean, s**2)
     abar = np.concatenate([schedule.alpha_bar, [1.0]])      # abar[-1] is the clean image's
 
@@ -197,7 +197,7 @@ def test_the_bound_is_tight_for_gaussian_data(schedule, mu, s, seed):
     w = np.outer(weights, weights).ravel() / weights.sum() ** 2
 
     nelbo = sum(w @ reverse_kl(denoiser, x_0, np.full(9, t), eps, variance=exact) for t in range(1, schedule.T))
-    # the rest from the function that users call, its one eps from a stream that we choose
+    # the rest by the public function; its one eps comes from a stream that we choose
     whole = variational_bound(denoiser, x_0, streams=Noise(9, given=eps),
                               decoder=GaussianDensity(exact(schedule, 0, -1)), variance=exact)
     assert w @ whole.steps == pytest.approx(nelbo, rel=1e-12, abs=1e-12)
@@ -278,7 +278,7 @@ cached_beta_tilde = lru_cache(None)(beta_tilde)
 
 
 def warped(warp, steps, high, low):
-    """A schedule of `steps` steps whose log-SNR falls from high to low, as its warp likes to."""
+    """A schedule of `steps` steps whose log-SNR falls from high to low along the curve WARPS[warp]."""
     return Schedule(special.expit(high + (low - high) * WARPS[warp](np.arange(steps + 1) / steps)))
 
 
@@ -339,7 +339,7 @@ def test_half_the_integral_of_the_mmse_is_the_mutual_information(warp):
 
 # ---- what is refused -------------------------------------------------------------------------------------------
 
-def test_what_cannot_be_is_refused_in_a_sentence():
+def test_impossible_arguments_are_refused_in_one_sentence():
     schedule = schedules.cosine(10)
     denoiser = GaussianDenoiser(schedule, np.zeros(2), np.ones(2))
     x = np.zeros((3, 2))
@@ -374,7 +374,7 @@ def test_what_cannot_be_is_refused_in_a_sentence():
 
 
 def test_one_time_is_enough():
-    """T = 1: no L_{t-1} and no way to go, but a prior, a decoder and a density."""
+    """T = 1: there is no L_{t-1} and no step, but a prior, a decoder and a density."""
     schedule = Schedule(np.array([0.01]))
     denoiser = GaussianDenoiser(schedule, np.zeros(1), np.ones(1))
     x = np.array([[0.5], [-1.0]])

@@ -10,9 +10,9 @@ from a mixture of N(mu_k, s_k^2) have score = sum_k r_k grad log N(x; alpha mu_k
 The last is the ODE (Karras et al., arXiv 2206.00364, eq. 4), finite from pure noise to the clean image. For one
 component x_s = alpha_s mu + sqrt(V_s / V_t) (x_t - alpha_t mu) solves it; for more, scipy's DOP853 does, at rtol 1e-12.
 
-What order a sampler has depends on where it is asked. In the middle of a table, |log SNR| < 3, every clock (the time
+The order of a sampler depends on the part of the table. In the middle of a table, |log SNR| < 3, every clock (the time
 t, the angle phi, lambda = log(alpha / sigma)) is a smooth function of every other, all strides vanish as 1/N, and the
-order is the textbook's: for every spacing, parametrisation and schedule. At the ends three things more decide:
+order is the textbook's: for every spacing, parametrisation and schedule. At the ends it also depends on three things:
 
     the last step, to sigma = 0    costs sigma^2 / (2 alpha^2 s^2) of x, sigma that of the last time in the list:
                                    nothing if that is t = 0 of a fine table; else 1/N^2 if sigma falls as 1/N near the
@@ -90,8 +90,8 @@ def gaussian(variances, mean=0.0):
     return Mixture([1.0], [np.full(len(variances), mean)], [variances])
 
 
-# One run measures both: the first two of five dimensions are a mixture, the others Gaussians, alike in every component,
-# so that the flow of the one does not know of the other's.
+# One run measures both: the first two of five dimensions are a mixture; the others are Gaussians, equal in every
+# component, so that the two flows are independent.
 BENT = Mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.9, 0.8], [0.3, -1.1]], [[0.15, 0.4], [0.3, 0.2], [0.25, 0.1]])
 STRAIGHT = gaussian([0.25, 1.7, 4.0], 0.3)
 DATA = Mixture(BENT.weights, np.hstack([BENT.means, np.repeat(STRAIGHT.means, 3, axis=0)]),
@@ -102,7 +102,7 @@ X = np.array([[-1.5, 0.3, 1.0, 1.0, 1.0], [-0.3, -1.0, -0.7, 0.2, -1.3],
 
 @cache
 def exact(first, last, rtol=1e-12):
-    """Where the flow takes X, from time `first` to `last`, each given by its (alpha, sigma)."""
+    """The point to which the flow moves X, from time `first` to `last`, each given by its (alpha, sigma)."""
     def slope(phi, y):
         return BENT.v(y.reshape(-1, 2), math.cos(phi), math.sin(phi)).ravel()
     interval = [math.atan2(sigma, alpha) for alpha, sigma in (first, last)]
@@ -204,7 +204,7 @@ def test_order_in_every_parametrisation_and_spacing(name, spacing, predicts):
         assert_orders_in_the_middle(name, spacing, predicts, table)
 
 
-def lurching(schedule, N):
+def alternating(schedule, N):
     """Strides of one and two in turn: each is twice or half the one before."""
     at = np.cumsum(np.arange(N) % 2 + 1)
     return np.round((schedule.T - 1) * (1 - (at - at[0]) / (at[-1] - at[0]))).astype(int)
@@ -213,9 +213,9 @@ def lurching(schedule, N):
 @in_the_middle
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("name", ORDERS)
-def test_order_on_lists_that_lurch(name, table):
+def test_order_on_lists_of_alternating_strides(name, table):
     """Bug: 2M with r = 1, which is of order 2 where strides change gently, and of order 1 here."""
-    assert_orders_in_the_middle(name, lurching, "v", table)
+    assert_orders_in_the_middle(name, alternating, "v", table)
 
 
 @pytest.mark.law("25d", "2M's D is x0_hat in the middle of the stride, lambda_t + h/2, if it is linear in lambda",
@@ -224,7 +224,7 @@ def test_order_on_lists_that_lurch(name, table):
 @quickly
 @given(schedule_and_list(), st.floats(-2, 2))
 def test_2m_extrapolates_to_the_middle_of_each_stride(schedule_and_list, slope):
-    """Bug: r the wrong way up. Its errors, (h_before^2 - h^2) / 2, cancel along any list, so no order shows them."""
+    """Bug: r inverted. Its errors, (h_before^2 - h^2) / 2, cancel along any list, so no order shows them."""
     schedule, ts = schedule_and_list
     def half_log_snr(t):
         alpha, sigma = alpha_sigma(schedule, t)
@@ -256,7 +256,7 @@ def test_order_on_every_schedule(name, spacing, table):
 @quickly
 @given(schedule_and_list(), st.sampled_from(sorted(SAMPLERS)), st.integers(0, 2**32 - 1))
 def test_parametrisations_agree_to_rounding(schedule_and_list, name, seed):
-    """So the order cannot depend on it either; each network is in a closed form of its own. Any schedule, any list."""
+    """So the order does not depend on the parametrisation. Each has its own closed form. Any schedule and list."""
     schedule, ts = schedule_and_list
     runs = [list(start(SAMPLERS[name], DATA.denoiser(schedule, predicts), X, ts, Noise(4, np.random.default_rng(seed))))
             for predicts in PREDICTIONS]
@@ -276,7 +276,7 @@ EVEN = schedules.log_snr_linear(2**14, 18.0, -9.0)             # ends at sigma^2
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_first_and_last_steps_cost_no_order(name, spacing):
-    """lambda falls evenly in t: no stride leaps. The local order goes to p, too: .99 or 1.99 from N = 128 to 256."""
+    """lambda is linear in t: no stride is much the longest. The local order is .99 or 1.99 from N = 128 to 256."""
     for errors in errors_of(SAMPLERS[name], EVEN, spacing, whole=True):
         assert abs(fitted_order(errors, NS) - ORDERS[name]) < 0.1
         assert abs(math.log2(errors[-2] / errors[-1]) - ORDERS[name]) < 0.1
@@ -287,7 +287,7 @@ def test_the_first_and_last_steps_cost_no_order(name, spacing):
                  source="Lipman et al. 2023; Karras et al. algorithm 1", tolerance="p within .1: as in the middle")
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("name", [name for name in ORDERS if not SAMPLERS[name].extrapolates])
-@pytest.mark.parametrize("predicts", ["x0", "v"])              # eps says nothing at SNR 0, and is refused
+@pytest.mark.parametrize("predicts", ["x0", "v"])              # eps does not determine x_0 at SNR 0, and is refused
 def test_order_of_a_flow_from_pure_noise(name, spacing, predicts):
     for errors in errors_of(SAMPLERS[name], TABLES["flow_matching"], spacing, predicts, whole=True):
         assert abs(fitted_order(errors, NS) - ORDERS[name]) < 0.1
@@ -298,7 +298,7 @@ def test_order_of_a_flow_from_pure_noise(name, spacing, predicts):
                  tolerance="p within .3 of 2: the slope of log(N) / N^2 is 2 - 1/log N; within .4 of 1: the last "
                            "stride brings a log(T/N), whose slope is 1/log(T/N) = .2")
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_2m_wants_even_strides_of_lambda(spacing):
+def test_2m_needs_even_strides_of_lambda(spacing):
     Ns = (64, 128, 256, 512)
     for errors in errors_of(dpm_solver_pp_2m, TABLES["flow_matching"], spacing, Ns=Ns, whole=True):
         assert abs(-np.polyfit(np.log(Ns), np.log(errors), 1)[0] - 2) < 0.3
@@ -339,8 +339,8 @@ def test_the_error_of_the_last_step(schedule_and_list, name, s):
 @pytest.mark.law(25, "trailing, with sigma^2 = beta_min u: Heun as a whole is of order 1, and its error "
                      "is that of the last step",
                  source="law 25b at u = 1/N", tolerance="p within .1, the error within 10 %: a rest of order 2")
-def test_a_last_step_from_afar_costs_an_order():
-    """As with the table of Stable Diffusion. The last time is T/N - 1 there, of sigma^2 = .85 / N and more."""
+def test_a_long_last_step_costs_an_order():
+    """As with the table of Stable Diffusion: its last time is T/N - 1, where sigma^2 is .85 / N or more."""
     schedule = TABLES["scaled_linear"]
     errors = errors_of(heun, schedule, "trailing", whole=True)
     assert (abs(np.array([fitted_order(e, NS) for e in errors]) - 1) < 0.1).all()
@@ -368,7 +368,7 @@ def test_inverse_ddim_is_of_first_order():
 # ---- with noise: the order of the distribution ---------------------------------------------------------------
 
 def one_at_a_time(count):
-    """Stands in for SampleStreams: draw number i is 1 for sample i, and 0 for the others."""
+    """A substitute for SampleStreams: draw number i is 1 for sample i, and 0 for the others."""
     return Noise(count, given=lambda draw: np.eye(count)[draw][:, None])
 
 
@@ -416,7 +416,7 @@ def test_weak_order_of_the_samplers_with_noise(name, spacing):
 @pytest.mark.law("25c", "variance of x_0 = s^2 (1 + C/N), from T-1 to the clean image",
                  source="as above", tolerance="p within .08: as above")
 @pytest.mark.parametrize("name", RANDOM)
-def test_weak_order_the_whole_way(name):
+def test_weak_order_of_whole_runs(name):
     errors = np.array([excess_of_variance(RANDOM[name], EVEN, times(EVEN, N), whole=True) for N in NS])
     for s2, e in zip(VARIANCES, errors.T, strict=True):
         if name == "ddpm, beta" and s2 == 1:

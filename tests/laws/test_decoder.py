@@ -105,7 +105,7 @@ def test_uniform_eight_bit_data_cost_eight_bits_through_the_flow():
                      "and, by the trapezoid rule, over eps; a decoder by Bayes' rule",
                  tolerance="2e-4 bits: extrapolation from 10, 20 and 40 steps takes the errors 1/N and 1/N^2 away")
 def test_uniform_eight_bit_data_cost_eight_bits_through_the_bound():
-    """One half of the values stands for all: the other is as it, with x_t's sign reversed."""
+    """Half of the values is enough: by symmetry the other half gives the same, with the sign of x_t reversed."""
     eps = np.linspace(-6, 6, 13)
     phi = np.exp(-eps**2 / 2)
     x_0, eps, w = np.repeat(LEVELS[:128], 13)[:, None], np.tile(eps, 128)[:, None], np.tile(phi / phi.sum() / 128, 128)

@@ -58,8 +58,8 @@ def test_tweedie_first_and_second_order(schedule, seed, conditional):
 def mean_square_error(schedule, data, t):
     """E (x_0 - x0_hat)^2 and Var(x0_hat) for x_0 uniform on numbers, by the trapezoid rule in eps about each.
 
-    x0_hat(x_t) turns from one datum to another over sigma^2/(alpha gap) in x_t; two points to that, or three to
-    one deviation, and the rule's error is below 1e-12: it falls as e^{-2 pi^2 (width/step)}.
+    x0_hat(x_t) changes from one datum to another over a width of sigma^2/(alpha gap) in x_t. With two points in that
+    width, or three in one deviation, the rule's error is below 1e-12: it falls as e^{-2 pi^2 (width/step)}.
     """
     alpha, sigma = alpha_sigma(schedule, t)
     step = min(0.3, sigma / (alpha * np.ptp(data) + 1e-9) / 2)
@@ -187,7 +187,7 @@ def test_responsibilities_sum_to_one_and_their_gradients_to_zero(schedule, seed)
         log_p = d.log_weights + [stats.norm.logpdf(x[b], a * m, np.sqrt(a * a * v + s2)).sum()
                                  for m, v in zip(d.means, d.variances, strict=True)]
         np.testing.assert_allclose(np.log(r[b]), log_p - np.logaddexp.reduce(log_p), rtol=1e-8, atol=1e-8)
-        # a condition that allows one component leaves that component's own density, of integral 1
+        # under a condition that allows one component, the density is that component's, with integral 1
         only_1 = (np.array([[False, True, False]]),)
         np.testing.assert_allclose(d.log_prob(x[b:b + 1], t[b:b + 1], only_1), log_p[1] - d.log_weights[1],
                                    rtol=1e-8, atol=1e-8)
@@ -313,7 +313,7 @@ def test_at_zero_snr_the_answer_is_the_mean_of_the_data(schedule, seed):
 @few
 @given(any_schedule(ends_at_zero=None), st.data(), st.integers(1, 3), seeds)
 def test_loss_floors_on_gaussian_data(schedule, data, D, seed):
-    """y and x_t are read off `target` and `q_sample` as linear functions of independent x_0 and eps."""
+    """y and x_t are linear in the independent x_0 and eps, with coefficients from `target` and `q_sample`."""
     t = data.draw(st.integers(0, schedule.T - 1))
     rng = np.random.default_rng(seed)
     S = data.draw(st.sampled_from([np.zeros((D, D)), np.eye(D), covariance(rng, D)]))

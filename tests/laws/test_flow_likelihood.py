@@ -37,7 +37,7 @@ def closed_log_prob(schedule, low, mean, cov, x):
 @pytest.mark.parametrize("schedule, low", [
     (schedules.cosine(8001), 0), (schedules.cosine(8001), 801),
     (schedules.zero_terminal_snr(schedules.log_snr_linear(8001, 6.0, -6.0)), 0),
-    (schedules.log_snr_linear(8001, 5.0, -2.0, allow_signal=True), 0)],    # ends far from noise: the model's density
+    (schedules.log_snr_linear(8001, 5.0, -2.0, allow_signal=True), 0)],    # ends with much signal: the model's density
     ids=["cosine", "from a later time", "to SNR 0", "with signal at the end"])
 def test_the_flow_s_density_is_exact_on_gaussians_at_second_order(schedule, low):
     rng = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_the_flow_s_density_is_exact_on_mixtures():
     errors = np.array([abs(log_prob(denoiser, x, np.linspace(4800, 0, steps + 1).astype(int))
                            - denoiser.log_prob(x, t)).max() for steps in (150, 300, 600)])
     assert errors[2] < 3e-4 and errors[:2] / errors[1:] == pytest.approx([4, 4], rel=0.03)
-    only = (np.array([[False, True, False]] * 20),)         # a condition travels along
+    only = (np.array([[False, True, False]] * 20),)         # the condition is passed on
     got = log_prob(denoiser, x, np.linspace(4800, 0, 601).astype(int), only)
     np.testing.assert_allclose(got, denoiser.log_prob(x, t, only), atol=3e-3)    # of up to 82 nats
 
@@ -91,8 +91,8 @@ def test_the_flow_s_bound_is_tight_on_gaussians(low):
                                                                  np.sqrt(posterior)).sum(1), rtol=1e-12)
 
 
-def test_the_flow_s_bound_hands_on_the_condition_and_the_divergence():
-    """A mixture held to one component is a Gaussian; one probe of a rotated Gaussian errs by its own amount."""
+def test_the_flow_s_bound_passes_on_the_condition_and_the_divergence():
+    """A mixture conditioned on one component is a Gaussian. One probe of a rotated Gaussian has a known error."""
     schedule, rng = schedules.log_snr_linear(801, 5.0, -14.0), np.random.default_rng(0)
     means, s = np.array([[0.5, 0.0], [-1.0, 1.0]]), 0.6
     denoiser = MixtureDenoiser(schedule, [0.5, 0.5], means, [s**2, s**2])
@@ -148,7 +148,7 @@ def test_hutchinson_s_estimate_over_all_signs(seed):
         np.testing.assert_allclose(each.var(), variance, rtol=1e-10, atol=1e-20)
 
 
-def test_probes_are_signs_each_sample_s_own():
+def test_probes_are_signs_and_each_sample_has_its_own():
     """Their mean over 40,000 is within 5 / sqrt(40,000) of 0: false alarm 6e-7."""
     z = Hutchinson.draw(SampleStreams(3, 4), np.zeros((4, 100, 100), np.float32)).probes
     assert z.shape == (1, 4, 100, 100) and z.dtype == np.float32 and set(np.unique(z)) == {-1, 1}

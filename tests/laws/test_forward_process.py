@@ -1,4 +1,4 @@
-"""The forward process (laws 1 to 4, 6, 7): how x_0 drowns in noise, and how fast.
+"""The forward process (laws 1 to 4, 6, 7): how noise replaces x_0, and how fast.
 
 Against exact fractions and decimals, quadrature, a simulated chain, and the heat equation.
 """
@@ -38,7 +38,7 @@ def test_marginal_is_the_composition_of_single_steps(schedule, shape, seed):
         signal, noise = (1 - beta) * signal, (1 - beta) * noise + beta
         powers.append((math.sqrt(signal), math.sqrt(noise)))
     rng = np.random.default_rng(seed)
-    t = np.array([*range(schedule.T), schedule.T - 1])             # every time there is, each its own sample
+    t = np.array([*range(schedule.T), schedule.T - 1])             # every time, one sample each
     x_0, eps = rng.normal(size=(2, len(t), *shape))
     x_t = gaussian.q_sample(schedule, x_0, t, eps)
     mean, variance = gaussian.q_mean_variance(schedule, x_0, t)
@@ -54,7 +54,7 @@ def test_marginal_is_the_composition_of_single_steps(schedule, shape, seed):
     tolerance="5.4 standard errors, 15 checks: false alarm 1e-6 (P(|z| > 5.4) = 6.7e-8)")
 @pytest.mark.parametrize("seed", [0])
 def test_a_simulated_chain_has_the_moments_of_the_marginal(seed):
-    """The mean of normals is normal, and so, nearly, are their variance and their correlation."""
+    """The mean of normal numbers is normal; their variance and correlation are nearly normal."""
     rng, count = np.random.default_rng(seed), 200_000
     schedule, x_0 = schedules.cosine(6), np.array([[0.7, -0.2]])
     x = np.broadcast_to(x_0, (count, 2))

@@ -35,7 +35,7 @@ ANY_CLASS = (np.ones((1, K), bool),)
 
 
 class Counting:
-    """A denoiser that notes the size of each batch it is asked for."""
+    """A denoiser that records the size of each batch it gets."""
 
     def __init__(self, denoiser):
         self.denoiser, self.calls = denoiser, []
@@ -185,7 +185,7 @@ def test_guided_eps_is_the_papers_with_scale_1_plus_w(schedule, seed, scale):
 def test_guiding_x_0_is_guiding_what_the_network_predicts(schedule, predicts, seed, scale):
     """Here the network's own outputs are extrapolated, then turned into x_0; the wrapper does the reverse."""
     rng = np.random.default_rng(seed)
-    table = rng.normal(size=(2, 3))                                # its answers to the conditions 0 and 1
+    table = rng.normal(size=(2, 3))                                # its outputs for the conditions 0 and 1
     denoiser = NetworkDenoiser(schedule, predicts, lambda x_t, t, cond: np.tanh(x_t) + table[cond[0]])
     x, t, cond = rng.normal(size=(4, 3)), rng.integers(0, schedule.T, 4), (np.ones(4, int),)
     guided = ClassifierFree(denoiser, scale, (np.zeros(1, int),))(x, t, cond)
@@ -280,7 +280,7 @@ def test_dynamic_threshold_is_bounded_and_the_identity_inside(seed, percentile, 
 @pytest.mark.law(
     32, "no threshold stands between a latent network and its answer; a static one clips pixels to [-1, 1]",
     source="latents live on no such interval; of a network wrapped with clip=None", tolerance="exact")
-def test_static_threshold_clips_and_latents_are_left_alone():
+def test_static_threshold_clips_and_latents_are_not_clipped():
     x = np.array([[-3.0, -0.5, 0.25, 2.0]])
     np.testing.assert_array_equal(static_threshold(x), [[-1, -0.5, 0.25, 1]])
     latent = NetworkDenoiser(schedules.linear(), "x0", lambda x_t, t, cond: x_t)

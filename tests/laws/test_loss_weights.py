@@ -1,4 +1,4 @@
-"""Loss weights (laws 18, 38): what an error at time t is worth, in nats and otherwise, and that it is finite.
+"""Loss weights (laws 18, 38): the weight of an error at time t, in nats and otherwise, and that it is finite.
 
 Against the KL of posteriors, DDPM eq. 12 in exact fractions, the limits of min-SNR, and the range of half precision.
 """
@@ -95,7 +95,7 @@ def test_bound_weights_of_x0_telescope(schedule):
 @few
 @given(any_schedule(min_T=2, ends_at_zero=None), st.floats(0.5, 20))
 def test_min_snr_is_the_smaller_of_snr_and_gamma(schedule, gamma):
-    """Bugs: the clamp the wrong way round; the wrong v-weight."""
+    """Bugs: a maximum for the minimum; the wrong v-weight."""
     for t in range(schedule.T):
         abar = Fraction(float(schedule.alpha_bar[t]))
         snr = abar / (1 - abar)
@@ -109,7 +109,7 @@ def test_min_snr_is_the_smaller_of_snr_and_gamma(schedule, gamma):
 @pytest.mark.law(
     "18a", "min-SNR for eps: 1 where SNR <= gamma, and decreasing as SNR grows beyond",
     source="its purpose", tolerance="1e-12: SNR over SNR")
-def test_min_snr_shuns_the_clean_end_and_leaves_the_noisy_end_alone():
+def test_min_snr_lowers_the_clean_end_and_does_not_change_the_noisy_end():
     schedule = schedules.linear()
     t = np.arange(schedule.T)
     weight = losses.min_snr_weight(schedule, t, "eps")
@@ -158,6 +158,6 @@ def test_the_mathematics_is_finite_at_extreme_times_in_half_precision(schedule, 
                 except ValueError as refusal:
                     refused.add((t, predicts, str(refusal).partition(" at ")[0]))
     assert all(np.isfinite(a).all() and a.dtype == dtype for a in finite)
-    # three ways to x_0 that go through eps, and none at a time that has a signal
+    # the three ways to x_0 through eps are refused at SNR 0, and at no other time
     expected = {"x0_from_eps", "x0_from_score", "eps"} if schedule.alpha_bar[-1] == 0 else set()
     assert refused == {(schedule.T - 1, name, "eps does not determine x_0") for name in expected}

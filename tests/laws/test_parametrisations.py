@@ -1,4 +1,4 @@
-"""Parametrisations (laws 5, 10, 17): eps, x_0, v and score are one thing.
+"""Parametrisations (laws 5, 10, 17): eps, x_0, v and the score determine one another.
 
 Against finite differences of densities, and the papers' own tables.
 """
@@ -42,7 +42,7 @@ def test_zero_terminal_snr_keeps_the_first_and_ends_at_zero(schedule):
 @few
 @given(any_schedule(ends_at_zero=True), shapes, seeds)
 def test_eps_prediction_at_snr_0_raises_and_v_and_x0_do_not(schedule, shape, seed):
-    """No infinity for a clip to hide. One bad time in a batch is enough."""
+    """An error, not an infinity that clipping would hide. One such time in a batch is enough."""
     t = np.array([0, schedule.T - 1])
     x_0, eps = np.random.default_rng(seed).standard_normal((2, 2, *shape))
     x_t = q_sample(schedule, x_0, t, eps)
@@ -167,7 +167,7 @@ def test_edm_preconditioning_is_v_prediction_of_data_of_unit_variance(schedule, 
     x = y + noise * n
     c_skip, c_out, c_in, c_noise = edm(noise, sigma_data)
 
-    def F(z, c):                                                   # any network at all
+    def F(z, c):                                                   # any network
         return np.tanh(2 * z + c) - 0.3 * c
 
     np.testing.assert_allclose(c_in * x, q_sample(schedule, y / sigma_data, t, n), rtol=1e-9, atol=1e-9)
@@ -199,7 +199,7 @@ def test_edm_scalings_are_optimal_for_gaussian_data(schedule, sigma_data, shape,
     c_skip, c_out, c_in, _ = edm(noise, sigma_data)
     exact = GaussianDenoiser(schedule, np.zeros(shape), np.full(shape, sigma_data**2))
     np.testing.assert_allclose(edm(sigma / alpha, sigma_data)[0] * x, exact(alpha * x, t), rtol=1e-9, atol=1e-9)
-    # the same of the code's own v: its silence is optimal on unit data
+    # the same of the code's own v: its output 0 is optimal on unit data
     silent = NetworkDenoiser(schedule, "v", lambda x_t, t, cond: np.zeros_like(x_t))
     unit = GaussianDenoiser(schedule, np.zeros(shape), np.ones(shape))
     np.testing.assert_allclose(silent(x, t), unit(x, t), rtol=1e-12, atol=1e-12)

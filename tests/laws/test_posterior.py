@@ -51,7 +51,7 @@ def test_bayes_holds_pointwise(drawn, shape, seed):
 @few
 @given(schedule_and_times(first=0, ends_at_zero=None), pixels, pixels)
 def test_posterior_is_the_normalised_product_on_a_grid(drawn, x_0, x_t):
-    """The grid lies around the answer; were that wrong, the product would not have its mass where it says."""
+    """The grid is centred on minidiff's posterior mean: if that is wrong, the product's mass lies elsewhere."""
     schedule, s, t = drawn
     abar_s, abar_t = schedule.alpha_bar[s], schedule.alpha_bar[t]
     mean, variance = gaussian.q_posterior_mean_variance(schedule, one(x_0), one(x_t), t, s)
@@ -72,7 +72,7 @@ def test_posterior_is_the_normalised_product_on_a_grid(drawn, x_0, x_t):
 @few
 @given(any_schedule(min_T=2, max_T=20, ends_at_zero=None))
 def test_posterior_of_one_step_is_ddpm_eq_6_and_7(schedule):
-    """s = t-1 is meant where s is left out."""
+    """The default of s is t-1."""
     t = np.arange(1, schedule.T)
     zero, unit = np.zeros(len(t)), np.ones(len(t))
     of_x0, variance = gaussian.q_posterior_mean_variance(schedule, unit, zero, t)
@@ -120,7 +120,7 @@ def schedule_and_three_times(draw):
 @few
 @given(schedule_and_three_times(), shapes, seeds)
 def test_the_posterior_of_a_long_jump_is_that_of_its_parts(drawn, shape, seed):
-    """So a respaced chain is the full chain, seen at fewer times. Bug: the full chain's beta on a respaced one."""
+    """So a respaced chain is the full chain at fewer times. Bug: the full chain's beta on a respaced one."""
     schedule, r, s, t = drawn
     x_0, x_t = np.random.default_rng(seed).normal(size=(2, 2, *shape))
     mean_s, variance_s = gaussian.q_posterior_mean_variance(schedule, x_0, x_t, t, s)
@@ -136,7 +136,7 @@ def test_the_posterior_of_a_long_jump_is_that_of_its_parts(drawn, shape, seed):
 def joint_covariance(schedule, times, S):
     """Of (x_0, x_{times[0]}, x_{times[1]}, ...), times rising, each by a jump from the one before: (n D, n D).
 
-    Every x is a row of matrices: what it takes of a root of S, and of the standard normals of each jump.
+    Every x is a row of matrices: its coefficients of a root of S and of the standard normals of each jump.
     """
     D, n = len(S), len(times) + 1
     values, vectors = np.linalg.eigh(S)
@@ -159,7 +159,7 @@ def conditioned(cov, D):
 
 
 def reverse_step(schedule, mean, S, t, s):
-    """x_s|x_t of Gaussian data, from the code: the matrix and the mean of its mean, and its covariance.
+    """x_s|x_t of Gaussian data, from the code: the mean as an affine map (matrix and offset), and the covariance.
 
     q(x_s|x_t) = integral q(x_s|x_t,x_0) p(x_0|x_t) dx_0, so its covariance is beta~ I + c_0^2 Cov(x_0|x_t); and
     Cov(x_0|x_t) = sigma^2/alpha dx0_hat/dx_t, or S where alpha = 0.
@@ -262,7 +262,7 @@ def test_true_reverse_steps_compose(drawn, seed):
     source="derived: total mean and covariance", tolerance="1e-8: as law 16")
 @quickly
 @given(schedule_and_times(ends_at_zero=None), seeds)
-def test_true_reverse_steps_carry_marginals_to_marginals(drawn, seed):
+def test_true_reverse_steps_map_marginals_to_marginals(drawn, seed):
     schedule, s, t = drawn
     rng = np.random.default_rng(seed)
     mean, S = rng.normal(size=3), covariance(rng, 3)

@@ -1,7 +1,7 @@
 """Samplers (laws 23, 24, 26 to 28, and two of law 25): from noise to data, one step and all of them.
 
-Against the marginals that each step must keep, exact flows of Gaussians, the papers' own forms, and chance.
-The orders at which samplers converge stand in test_convergence.py.
+Against the marginals that each step must keep, exact flows of Gaussians, the papers' own forms, and random samples.
+The orders at which samplers converge are in test_convergence.py.
 """
 
 import math
@@ -94,7 +94,7 @@ def test_ddim_keeps_the_marginals_for_every_eta(schedule_and_list, eta):
 @quickly
 @given(schedule_and_list(ends_at_zero=None), seeds)
 def test_ddim_at_eta_1_is_ddpm(schedule_and_list, seed):
-    """Bug: the full chain's beta on a part."""
+    """Bug: the full chain's beta on a respaced chain."""
     schedule, ts = schedule_and_list
     rng = np.random.default_rng(seed)
     denoiser = MixtureDenoiser(schedule, [0.3, 0.7], rng.normal(size=(2, 2)), [0.1, 0.5])
@@ -213,7 +213,7 @@ def test_every_sampler_walks_its_list_and_ends_without_noise(schedule_and_list, 
     assert all(np.isfinite(state.x_t).all() for state in states)
     assert all(t.shape == (4,) and (t == t[0]).all() for t in asked)
     asked = [int(t[0]) for t in asked]
-    # a method of more calls asks at s, too, and in the next step again; the last step is one call
+    # a method of more calls also calls at s, and in the next step again; the last step is one call
     assert [t for t, _ in groupby(asked)] == ts
     assert len(asked) == SAMPLERS[name].calls * (len(ts) - 1) + 1
     assert noise.calls == (len(ts) - 1 if SAMPLERS[name].noise else 0)
@@ -250,8 +250,8 @@ def assert_normal(x, mean, variance):
 @pytest.mark.parametrize("variance, s2", [(beta_tilde, 0.0), (beta, 1.0)])
 @pytest.mark.parametrize("ts", [[199, 120, 119, 60, 7], [199]])
 def test_ancestral_variances_are_exact_where_ddpm_says_so(variance, s2, ts, seed):
-    """Bugs: no noise at the step before the last, the full chain's beta on a part. The last state is E[x_0 | x_t],
-    of variance alpha_t^2 where s = 1."""
+    """Bugs: no noise at the step before the last, the full chain's beta on a respaced chain. The last state is
+    E[x_0 | x_t], of variance alpha_t^2 where s = 1."""
     schedule, mu, n = schedules.cosine(200), 0.8, 20_000
     rng = np.random.default_rng(seed)
     alpha, sigma = alpha_sigma(schedule, ts[0])
@@ -311,8 +311,8 @@ def test_samples_of_a_gaussian_have_its_mean_and_covariance(eta, seed):
 def energy_statistic(x, y):
     """n/2 times the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|, over E|X - Y|, for n samples of each.
 
-    Where X and Y are alike it tends to a quadratic form of normals of mean 1, and P(it > c) <= P(z^2 > c) for
-    every c > 1.54 (Szekely & Bakirov 2003), z standard normal.
+    If X and Y have one distribution, it tends to a quadratic form of normals of mean 1, and P(it > c) <= P(z^2 > c)
+    for every c > 1.54 (Szekely & Bakirov 2003), z standard normal.
     """
     between = cdist(x, y).mean()
     return len(x) / 2 * (2 * between - cdist(x, x).mean() - cdist(y, y).mean()) / between
@@ -394,7 +394,7 @@ def test_inverse_ddim_undoes_ddim_up_to_first_order():
     errors = [abs(sample(ddim_inverse(denoiser, x_0, ts)) - exact)[0, 0] for ts in lists]
     assert abs(fitted_order(errors, NS) - 1) < 0.1 and errors[-1] < 0.05
     assert [state.t for state in ddim_inverse(denoiser, x_0, [7, 5, 2])] == [2, 5, 7]
-    # each step asks at its lower end, and the first one, which leaves no noise behind, at its upper
+    # each step calls the denoiser at its lower end; the first one, which starts without noise, at its upper end
     asked = []
     listening = NetworkDenoiser(FINE, "x0", lambda x_t, t, cond: asked.append(int(t[0])) or denoiser(x_t, t))
     sample(ddim_inverse(listening, x_0, [7, 5, 2]))

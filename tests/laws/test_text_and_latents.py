@@ -1,7 +1,7 @@
 """Text and latents (laws 31, 33): CLIP's loss, diffusion in rotated coordinates, and the linear autoencoder.
 
-Against closed forms, exact expectations over every batch there is, ratios of probabilities, and the eigenvectors of a
-covariance. FID (law 34), the networks and training (35 to 39) are proved beside their own tests.
+Against closed forms, exact expectations over every possible batch, ratios of probabilities, and the eigenvectors of a
+covariance. FID (law 34), the networks and training (35 to 39) are checked in other files.
 """
 
 import itertools
@@ -118,7 +118,7 @@ def test_clip_loss_is_finite_at_extremes(dtype, length):
     ((2, 3), (3, 3), (), r"row for row and not empty, not \(2, 3\) and \(3, 3\)"), ((2, 3), (2, 4), (), "row for row"),
     ((2, 3, 1), (2, 3, 1), (), "row for row"), ((2, 3), (2, 3), (1,), r"of shape \(\), not shape \(1,\)"),
 ])
-def test_what_clip_loss_does_not_take(image, text, log_scale, message):
+def test_arguments_that_clip_loss_refuses(image, text, log_scale, message):
     with pytest.raises(ValueError, match=message):
         clip_loss(*(Tensor(np.ones(shape)) for shape in (image, text, log_scale)))
     text = np.ones((2, 3))
@@ -142,8 +142,8 @@ SCALE = 60.0                                                       # of cosines:
 def expected_loss(table, joint, N):
     """E clip_loss over every batch of N independent pairs (a, b) ~ joint, where the logit of (a, b) is table[a, b].
 
-    Any table will do: captions are unit vectors at right angles, and a picture has the cosines table/SCALE to them
-    and what its length lacks along a direction of its own.
+    Any table is possible. Captions are orthogonal unit vectors. An image has the cosines table/SCALE with them, and
+    the rest of its unit length along a direction of its own.
     """
     A, B = joint.shape
     cosines = table / SCALE                                        # (A, B)
@@ -182,7 +182,7 @@ def test_the_best_critic_is_pointwise_mutual_information(sizes, seed):
     assert math.log(N) - best.item() <= (joint * pmi).sum()
     for size in (0.1, 1.0, 5.0):
         moved = rng.normal(size=(A, B))
-        moved *= size / np.std(moved)                              # and so no constant
+        moved *= size / np.std(moved)                              # so it is not a constant
         assert expected_loss(Tensor(pmi + moved), joint, N).item() > best.item() + 1e-6 * size**2
 
 
@@ -203,7 +203,7 @@ latent_shapes = st.sampled_from([(2,), (5,), (2, 3), (2, 2, 3)])
     tolerance="1e-11, 1e-12/sigma^2 for score: E rounds at 1e-15, and the score divides by sigma twice")
 @quickly
 @given(schedule_and_times(first=0, ends_at_zero=None), latent_shapes, seeds)
-def test_an_orthogonal_encoder_commutes_with_noising_and_unnoising(drawn, shape, seed):
+def test_an_orthogonal_encoder_commutes_with_noising_and_denoising(drawn, shape, seed):
     schedule, s, t = drawn
     rng = np.random.default_rng(seed)
     D = math.prod(shape)

@@ -38,19 +38,19 @@ LEADING = ("T // N * (N - 1) is the first time of 'leading', 980 for N = 50: the
            "and 'linspace' start at 999.")
 LINSPACE_1 = ("`np.linspace(0, 999, 1)` is [0]: in a run of one step the network gets t = 0. From N = 2 on "
               "the first time is 999.")
-TRAILING = ("`np.arange(T, 0, -T / N)` has one entry too many for N = 61, 103, 121, 122 (58 more up to 1000), a 0 but "
-            "for rounding: the list ends at t = -1, which indexes the *last* noise.")
+TRAILING = ("`np.arange(T, 0, -T / N)` has one entry too many for N = 61, 103, 121, 122 (58 more up to 1000), which is "
+            "0 except for rounding: the list ends at t = -1, which indexes the *last* noise.")
 STRIDE = (f"`step` goes to t - T // N, not to the list's next time ({ISSUE(12633)}, {ISSUE(11347)}; {ISSUE(9261)} was "
-          "mended in DDPM only). The two agree for 'leading', and for 'trailing' where N divides T.")
-STRIDE_END = ("Where the last time less T // N is 0 and not below, as for N = 7, the last step goes to the table's "
+          "fixed in DDPM only). The two agree for 'leading', and for 'trailing' where N divides T.")
+STRIDE_END = ("If the last time minus T // N is 0 and not below 0, as for N = 7, the last step goes to the table's "
               "first noise and not to the clean image.")
 FULL_LIST = ("At N = T = 1000 only: it makes N + 1 times of 'linspace' and drops the last, so that T + 1 do not fit "
              "without a repetition.")
-OFFSET = "At N = T only: steps_offset lifts the first time to 1000, beyond the table."
+OFFSET = "At N = T only: steps_offset raises the first time to 1000, beyond the table."
 UNFLIPPED = ("Until `set_timesteps` its sigmas rise while its timesteps fall, so that t = 999 gets the noise of t = 0, "
-             "and 0 that of 999. It matters to who noises training data with a scheduler as it was made; after "
+             "and t = 0 that of 999. This matters to code that adds noise to training data with a new scheduler; after "
              "`set_timesteps` the two are in the same order.")
-BY_CONFIG = ("Asked for by this configuration: sampling stops at the table's first noise "
+BY_CONFIG = ("This configuration asks for it: sampling stops at the table's first noise "
              f"({ISSUE(5689)} saw it in pictures).")
 POWER_24 = ("In place of 0 the last alpha_bar is 2^-24 = 6.0e-8, and the rescaled table has less at t = 998: the SNR "
             "rises at the last time. A run meets it only if it stops at 998, with N near T.")
@@ -74,7 +74,7 @@ def cases() -> dict[str, list[Case]]:
     lists_of = {LISTS: TRAILING}
     strides = {MARGINALS: STRIDE, ONE: STRIDE, ORDER: STRIDE}
     table[f"diffusers {version('diffusers')}: {D}"] = [
-        of_diffusers(D, "as it comes: leading, eta = 0", {START: LEADING}),
+        of_diffusers(D, "default: leading, eta = 0", {START: LEADING}),
         of_diffusers(D, "eta = 1", {START: LEADING}, eta=1.0),
         of_diffusers(D, "trailing", lists_of | strides | {LEFT: STRIDE_END, POINT: STRIDE_END},
                      timestep_spacing="trailing"),
@@ -89,13 +89,13 @@ def cases() -> dict[str, list[Case]]:
         of_diffusers(D, "as Stable Diffusion 1 sets it: scaled_linear, steps_offset 1, set_alpha_to_one False",
                      {START: LEADING, LISTS: OFFSET, **{
                          law: "set_alpha_to_one=False stops at alpha_bar_0: sqrt(0.00085) = 0.029 of noise stays, and "
-                              "x_0 is multiplied by alpha_0. Asked for by this configuration."
+                              "x_0 is multiplied by alpha_0. This configuration asks for it."
                          for law in (LEFT, POINT)}},
                      **SD, set_alpha_to_one=False, clip_sample=False),
     ]
     P = "DDPMScheduler"
     table[f"diffusers {version('diffusers')}: {P}"] = [
-        of_diffusers(P, "as it comes: leading, fixed_small", {START: LEADING}),
+        of_diffusers(P, "default: leading, fixed_small", {START: LEADING}),
         of_diffusers(P, "fixed_large", {START: LEADING}, variance_type="fixed_large"),
         of_diffusers(P, "linspace", {START: LINSPACE_1}, timestep_spacing="linspace"),
         of_diffusers(P, "trailing", lists_of, timestep_spacing="trailing"),
@@ -106,7 +106,7 @@ def cases() -> dict[str, list[Case]]:
     ]
     E = "EulerDiscreteScheduler"
     table[f"diffusers {version('diffusers')}: {E}"] = [
-        of_diffusers(E, "as it comes: linspace", {START: LINSPACE_1}),
+        of_diffusers(E, "default: linspace", {START: LINSPACE_1}),
         of_diffusers(E, "as Stable Diffusion sets it: scaled_linear, leading, steps_offset 1",
                      {START: LEADING, LISTS: OFFSET}, **SD, timestep_spacing="leading"),
         of_diffusers(E, "trailing", lists_of, timestep_spacing="trailing"),
@@ -117,18 +117,18 @@ def cases() -> dict[str, list[Case]]:
     ]
     H = "HeunDiscreteScheduler"
     table[f"diffusers {version('diffusers')}: {H}"] = [
-        of_diffusers(H, "as it comes: linspace", {START: LINSPACE_1}),
+        of_diffusers(H, "default: linspace", {START: LINSPACE_1}),
         of_diffusers(H, "v", {START: LINSPACE_1}, prediction_type="v_prediction"),
         of_diffusers(H, "trailing", lists_of, timestep_spacing="trailing"),
     ]
     M = "DPMSolverMultistepScheduler"
     table[f"diffusers {version('diffusers')}: {M}"] = [
-        of_diffusers(M, "as it comes: dpmsolver++, order 2, linspace", {NOISE: UNFLIPPED, LISTS: FULL_LIST}),
+        of_diffusers(M, "default: dpmsolver++, order 2, linspace", {NOISE: UNFLIPPED, LISTS: FULL_LIST}),
         of_diffusers(M, "sde-dpmsolver++", {NOISE: UNFLIPPED, LISTS: FULL_LIST}, algorithm_type="sde-dpmsolver++"),
         of_diffusers(M, "trailing", {NOISE: UNFLIPPED} | lists_of, timestep_spacing="trailing"),
         of_diffusers(M, "Karras sigmas", {
             NOISE: UNFLIPPED,
-            LISTS: "The times of the sigmas are rounded, and from N = 79 on some stand twice.",
+            LISTS: "The times of the sigmas are rounded, and from N = 79 on some occur twice.",
             AGREE: "The times are rounded and the noise is not: the network gets one of the two times that it lies "
                   "between."},
             use_karras_sigmas=True),
@@ -137,10 +137,10 @@ def cases() -> dict[str, list[Case]]:
                                                          POINT: BY_CONFIG},
                      final_sigmas_type="sigma_min"),
         of_diffusers(M, "Karras sigmas, squaredcos_cap_v2", {
-            NOISE: UNFLIPPED + " In a run, add_noise at a time that stands twice takes the second of its two noises.",
-            START: "The time of the largest sigma, 999 but for rounding, is cut to 998.",
-            LISTS: "Times that are cut to integers stand twice.", AGREE: "The times are cut, and the noise is not.",
-            **{law: f"IndexError ({ISSUE(12771)}): its place in the list is looked up by a time that stands twice."
+            NOISE: UNFLIPPED + " In a run, add_noise at a time that occurs twice takes the second of its two noises.",
+            START: "The time of the largest sigma, 999 except for rounding, is cut to 998.",
+            LISTS: "Times that are cut to integers occur twice.", AGREE: "The times are cut, and the noise is not.",
+            **{law: f"IndexError ({ISSUE(12771)}): its position in the list is looked up by a time that occurs twice."
                for law in (MARGINALS, POINT, LEFT, ONE, ORDER, MIDDLE, ALONE, CLIP)}},
             use_karras_sigmas=True, beta_schedule="squaredcos_cap_v2"),
     ]

@@ -1,8 +1,8 @@
 """k-diffusion's and smalldiffusion's samplers as schedulers, by replay: each is one function that calls the model.
 
 Both keep x_0 + sigma eps, sigma being our sigma / alpha, and call the model with that sigma. Of k-diffusion only
-`sampling` is needed, of smalldiffusion only `diffusion`; their packages also import what draws and reads images. Where
-torchvision is not installed, or not for this PyTorch, an empty stand-in takes its place for the length of the import.
+`sampling` is needed, of smalldiffusion only `diffusion`; their packages also import modules that draw and read images.
+Where torchvision is not installed, or not for this PyTorch, an empty stand-in takes its place during the import.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from minidiff.verify.scheduler.replay import Replayed
 
 @contextmanager
 def without_images(package: str):
-    """Imports of `package` without running its __init__, and without torchvision where that does not import."""
+    """Imports of `package` without running its __init__, and without torchvision if that cannot be imported."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise ImportError(f"{package} is not installed")
@@ -40,7 +40,7 @@ def without_images(package: str):
     sys.modules.update(stand_ins)
     try:
         yield bare
-    finally:                                                # what else was imported stays: NumPy's own load but once
+    finally:                                                # others stay: NumPy's extensions load only once
         for name in [name for name in sys.modules if name in stand_ins or name.startswith(package + ".")]:
             del sys.modules[name]
         sys.modules.update(hidden)

@@ -56,7 +56,7 @@ def test_the_contestants_learn_the_same():
         ours, theirs = us.trainer.batch(), them._draw()
         for a, b in zip(ours[:4], theirs[:4], strict=True):
             assert np.array_equal(a, b.numpy())
-        assert ours[4].shape == tuple(theirs[4].shape)      # the noise is each one's own
+        assert ours[4].shape == tuple(theirs[4].shape)      # each draws its own noise
         assert np.isfinite(float(them.step()))
 
 
@@ -71,14 +71,14 @@ def test_the_rival_samples_the_same():
     x_0 = samplers.sample(samplers.dpm_solver_pp_2m(model.denoiser(scale), x_T, path, model.encode(prompts)))
     tokens = [torch.from_numpy(a) for texts in (prompts, [""]) for a in model.tokens(texts)]
     found = torch_model.sample(rival, torch.from_numpy(x_T).permute(0, 3, 1, 2), *tokens, scale=scale, steps=steps)
-    assert 0.01 < (np.abs(x_0) < 1).mean()                  # not all of it clipped
+    assert 0.01 < (np.abs(x_0) < 1).mean()                  # not all pixels are clipped
     np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), x_0, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", side_by_side.NETWORKS)
 def test_ops_compute_the_same_at_every_shape(network):
-    """Forward, and the gradients of what has a batch; a name tells each case from the others."""
+    """Forward, and the gradients of what has a batch; each case has a name of its own."""
     found = list(ops.cases(network))
     assert len({case.name for case in found}) == len(found)
     for case in found:
@@ -87,7 +87,7 @@ def test_ops_compute_the_same_at_every_shape(network):
             ops.check_equal(case, ours[1], ops.torch_runs(case, 3, layout)[1])
 
 
-def test_a_wrong_rival_of_an_op_is_seen():
+def test_a_wrong_rival_of_an_op_is_detected():
     case = next(case for case in ops.cases("mnist") if case.name.startswith("concat"))
     wrong = replace(case, theirs=lambda x, h: case.theirs(h, x))
     with pytest.raises(AssertionError, match="concat"):
@@ -120,7 +120,7 @@ def test_the_recipes_schedule_is_linear():
     assert betas[-1] == pytest.approx(0.02) and betas[0] == pytest.approx(1e-4 + (0.02 - 1e-4) / 400)
 
 
-def test_the_recipe_learns_and_goes_on_bitwise(tmp_path):
+def test_the_recipe_learns_and_resumes_bit_for_bit(tmp_path):
     recipe = small_recipe()
     fixed = recipe.batch()
     before = recipe.loss(*fixed).item()
@@ -137,7 +137,7 @@ def test_the_recipe_learns_and_goes_on_bitwise(tmp_path):
 
 
 class Points(torch.nn.Module):
-    """The exact eps of two worlds of one picture each, x = c where a class is asked for and x = u where none is."""
+    """The exact eps of data with a single image: x = c if a class is given, and x = u if not."""
 
     def __init__(self, c: float, u: float):
         super().__init__()
@@ -173,8 +173,8 @@ def log_of(name: str, accuracies: dict[int, float]) -> time_to_quality.Log:
 
 def test_a_shared_machine_does_not_slow_the_clock():
     us, them = (log_of(name, {}) for name in ("minidiff", "recipe"))
-    assert us.pace() == 2.0 and us.seconds(10) == 23.0      # of the wall, where a tenth was quick
-    assert them.pace() == 1.5 and them.seconds() == 33.0    # of the processor, over the cores
+    assert us.pace() == 2.0 and us.seconds(10) == 23.0      # wall time, 10th percentile of the steps
+    assert them.pace() == 1.5 and them.seconds() == 33.0    # processor time, over the cores
     assert us.plain(6) == 3.0 + 5 * 2.0 + 9.0
 
 
@@ -185,8 +185,8 @@ def test_arrival_lies_between_two_evaluations():
     assert (missed.before, missed.step, missed.best) == (10, None, 0.9)
 
 
-def test_accuracy_is_the_share_read_as_asked():
-    """Real digits: all right where they are drawn as asked, in the better way; a poor start ends it early."""
+def test_accuracy_is_the_share_of_images_read_as_the_requested_digit():
+    """Real digits: all are right in the better way of sampling. A bad first part ends the evaluation early."""
     data = mnist.packed()
 
     class Copier:

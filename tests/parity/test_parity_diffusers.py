@@ -1,9 +1,9 @@
 """Our schedules, q, posterior and samplers against those of diffusers, in float64 over random configurations; and the
-laws that its schedulers break, as they come, each against a number worked out by hand.
+laws that its schedulers break, as installed, each against a number worked out by hand.
 
-diffusers keeps its tables in float32 whatever the samples are. To tell formulas apart from rounding, the tests of
-agreement read its own source with the name float32 meaning float64 (`in_float64`): not a line of it is replaced. The
-tests of broken laws, and the published matrix, take it as it comes.
+diffusers keeps its tables in float32, whatever the dtype of the samples. To separate formulas from rounding, the tests
+of agreement run its own source with the name float32 meaning float64 (`in_float64`); no line of it is replaced. The
+tests of broken laws, and the published matrix, use it as installed.
 """
 
 import functools
@@ -37,8 +37,8 @@ from minidiff.verify.scheduler.runs import last_spread  # noqa: E402
 
 CLASSES = (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler)
 PREDICTION = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-TO_ROUNDING = {"rtol": 1e-9, "atol": 1e-9}                  # what is asked is 1e-6
-# NumPy 2 warns of how diffusers reads its tensors
+TO_ROUNDING = {"rtol": 1e-9, "atol": 1e-9}                  # the project requires 1e-6
+# NumPy 2 warns about how diffusers reads its tensors
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 quickly = settings(deadline=None, max_examples=40)
 
@@ -54,7 +54,7 @@ class Widened:
 
 
 def in_float64(test):
-    """A test for whose length diffusers' schedulers compute in float64."""
+    """A test during which diffusers' schedulers compute in float64."""
     @functools.wraps(test)
     def widened():
         with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +71,7 @@ def in_float64(test):
 def tables(draw, min_T=2):
     """The same table twice: the options of diffusers, and our schedule."""
     T = draw(st.integers(min_T, 1000))
-    # what lies between 1e-4 .. 0.02 and a strong schedule, such that alpha_bar stays far above underflow
+    # from 1e-4 .. 0.02 to a strong schedule, so that alpha_bar stays far above underflow
     low, high = draw(st.floats(1e-4, 1e-3)), draw(st.floats(2e-3, 0.03))
     kind = draw(st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]))
     ours = {"linear": lambda: schedules.linear(T, low, high, allow_signal=True),
@@ -90,7 +90,7 @@ def tensor(a):
 
 
 def network(schedule):
-    """Anything that bends: what is compared is what the samplers make of its answers."""
+    """Any nonlinear function: the test compares what the samplers compute from its outputs."""
     def answer(u, t):
         t = np.asarray(t, np.float64).reshape(-1, *[1] * (u.ndim - 1))
         return np.sin(2 * u) + t / schedule.T
@@ -98,7 +98,7 @@ def network(schedule):
 
 
 def their_run(scheduler: Diffusers, n, u, z, answer):
-    """From u, what the network is shown first, to the end."""
+    """From u, the network's first input, to the end."""
     scheduler.set_steps(n)
     x_t = None
     for i, t in enumerate(scheduler.timesteps):
@@ -119,7 +119,7 @@ def our_run(sampler, schedule, predicts, times, u, z, answer, **options):
 
 
 def agree(theirs, ours):
-    """Within 1e-9 of the largest number, which a network that bends may make large."""
+    """Within 1e-9 of the largest number, which may be large with a nonlinear network."""
     np.testing.assert_allclose(theirs, ours, rtol=1e-9, atol=1e-9 * max(1, abs(ours).max()))
 
 
@@ -140,7 +140,7 @@ def test_schedules_agree(table, cls):
 @quickly
 @given(tables(), st.sampled_from([DDPMScheduler, DDIMScheduler]))
 def test_zero_terminal_snr_agrees(table, cls):
-    """Law 5. They take the way back over betas, whose rounding the last alphas, small differences, magnify."""
+    """Law 5. diffusers recomputes alpha_bar from betas; the last alphas, small differences, magnify their rounding."""
     config, schedule = table
     theirs = cls(**config, rescale_betas_zero_snr=True).alphas_cumprod.numpy()
     np.testing.assert_allclose(theirs, schedules.zero_terminal_snr(schedule).alpha_bar, rtol=1e-9, atol=1e-12)
@@ -198,7 +198,7 @@ def test_the_posterior_agrees(table, shape, seed, data):
 @quickly
 @given(tables(min_T=10), shapes, seeds, predictions, st.floats(0, 1), st.data())
 def test_ddim_agrees(table, shape, seed, prediction, eta, data):
-    """Laws 23, 24: whole runs, wherever its fixed stride is that of its own list: 'leading', for every N and eta."""
+    """Laws 23, 24: whole runs, where its fixed stride is that of its own list: 'leading', for every N and eta."""
     config, schedule = table
     n = data.draw(st.integers(1, min(schedule.T, 30)))
     rng = np.random.default_rng(seed)
@@ -262,8 +262,8 @@ def test_euler_is_our_ddim(table, shape, seed, prediction, data):
 @quickly
 @given(tables(min_T=40), shapes, seeds, predictions, st.data())
 def test_heun_is_algorithm_1(table, shape, seed, prediction, data):
-    """Theirs goes by sigma / alpha and ours by its angle: two methods of second order, which agree in the limit only.
-    Theirs is held to Karras et al., algorithm 1, written here once more from the paper."""
+    """Theirs steps in sigma / alpha and ours in its angle: two methods of second order, which agree in the limit only.
+    So theirs is compared with Karras et al., algorithm 1, written here from the paper."""
     config, schedule = table
     n = data.draw(st.integers(1, 15))
     rng = np.random.default_rng(seed)
@@ -292,14 +292,14 @@ def test_heun_is_algorithm_1(table, shape, seed, prediction, data):
 
 @pytest.mark.parametrize("kind, ours", [("linear", schedules.linear(1000)), ("squaredcos_cap_v2", schedules.cosine()),
                                         ("scaled_linear", schedules.scaled_linear(1000, 1e-4, 0.02))])
-def test_as_it_comes_a_table_agrees_to_float32(kind, ours):
+def test_as_installed_a_table_agrees_to_float32(kind, ours):
     theirs = DDIMScheduler(beta_schedule=kind).alphas_cumprod
     assert theirs.dtype == torch.float32
     assert abs(theirs.double().numpy() - ours.alpha_bar).max() < 1e-6
 
 
-# ---- the laws, as it comes ---------------------------------------------------------------------------------
-# A 'BROKEN' that a new version mends fails here, and docs/schedulers.md must then be written again.
+# ---- the laws, of diffusers as installed ---------------------------------------------------------------------
+# If a new version fixes a broken law, a test fails here, and docs/schedulers.md must be written again.
 
 def rows_of(name, **config):
     return {(r.law, r.computed): r for r in report(load(f"diffusers:{name}", config))}
@@ -339,15 +339,15 @@ def test_ddim_steps_by_a_fixed_stride(spacing, n, t, stride_to, listed):
     assert scheduler.timesteps[i + 1] == listed
     scheduler.count = i
     one = np.ones((1, 1, 1, 1))
-    # all noise, eps = x_t / sigma_t and x0_hat = 0: what is left is sigma at the time where the step arrives
+    # all noise, eps = x_t / sigma_t and x0_hat = 0: the result is sigma at the time to which the step goes
     x_s = scheduler.step(one, t, LINEAR.sigma(t) * one, 0 * one).item()
     assert abs(x_s - LINEAR.sigma(stride_to)) < 1e-6 < abs(x_s - LINEAR.sigma(listed))
     assert {"23 marginals", "24 one step", "25 order"} <= broken(rows_of("DDIMScheduler", timestep_spacing=spacing))
 
 
 def test_ddim_trailing_leaves_noise_where_n_does_not_divide():
-    """N = 7: the last time is 142, and 142 - 1000 // 7 = 0 is not the end but the first noise, sigma_0 = 0.01. Steps
-    before arrived one time too early, and eps_hat has grown by the ratio of the two spreads."""
+    """N = 7: the last time is 142, and 142 - 1000 // 7 = 0 is not the end but the first noise, sigma_0 = 0.01. Earlier
+    steps ended one time too early, and eps_hat has grown by the ratio of the two deviations."""
     row = rows_of("DDIMScheduler", timestep_spacing="trailing")["26 no noise is left", "spread at the end, on a point"]
     assert row.verdict == "BROKEN"
     scheduler = load("diffusers:DDIMScheduler", {"timestep_spacing": "trailing"})
@@ -368,9 +368,9 @@ def test_trailing_lists_may_go_below_0(cls):
     assert row.measured == 4 and "first at N = 61: 62 times, t = -1" in row.where
 
 
-def test_dpm_solver_noises_upside_down_before_a_run():
-    """Its sigmas stand in rising order until set_timesteps, its timesteps in falling order: t = 999 gets the noise of
-    t = 0, which is who trains with it as it was made."""
+def test_dpm_solver_has_its_noise_in_reverse_order_before_a_run():
+    """Its sigmas are in rising order until set_timesteps, its timesteps in falling order: t = 999 gets the noise of
+    t = 0. This matters to code that trains with a new scheduler."""
     rows = rows_of("DPMSolverMultistepScheduler")
     row = rows["1 q(x_t | x_0)", "add_noise at all times of training"]
     assert broken(rows) == {"1 q(x_t | x_0)", "26 N falling times"}
@@ -402,7 +402,7 @@ def test_ddpm_draws_noise_at_the_last_of_trailing():
     assert "26 no noise is left" in broken(rows_of("DDPMScheduler", **config))
 
 
-def test_eps_at_snr_0_is_taken():
+def test_eps_at_snr_0_is_accepted():
     """#3851: DDIM divides by alpha = 0."""
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     rows = rows_of("DDIMScheduler", **config)
@@ -419,8 +419,8 @@ def test_a_last_alpha_bar_of_2_to_the_minus_24_is_above_the_one_before(name):
     assert rows["3 SNR falls", "times at which alpha_bar does not"].where == "t = 999"
 
 
-def test_karras_sigmas_repeat_times_and_lose_count():
-    """#12771: the multistep solver looks its place up by a time that stands twice, and runs out of its list."""
+def test_karras_sigmas_repeat_times_and_raise_an_index_error():
+    """#12771: the multistep solver looks up its position by a time that occurs twice, and goes past its list's end."""
     rows = rows_of("DPMSolverMultistepScheduler", use_karras_sigmas=True, beta_schedule="squaredcos_cap_v2")
     assert "IndexError" in rows["24 a point is reached", "the end of a run without noise"].where
 
@@ -433,7 +433,7 @@ def test_karras_sigmas_repeat_times_and_lose_count():
     ("EulerDiscreteScheduler", {"eta": 1.0}, "takes no eta"),
     ("DDIMScheduler", {"beta_schedule": "sine"}, "refuses its configuration: NotImplementedError: sine"),
 ])
-def test_a_wrong_configuration_is_said_in_a_sentence(name, config, sentence):
+def test_a_wrong_configuration_gives_a_one_sentence_error(name, config, sentence):
     with pytest.raises(ValueError, match=sentence):
         load(f"diffusers:{name}", config)
 

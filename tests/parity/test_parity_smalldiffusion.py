@@ -38,8 +38,8 @@ def test_it_keeps_the_laws(mu):
 
 
 def test_its_lists_end_at_the_first_noise():
-    """sample_sigmas has n + 1 entries, of which the last is sigma_0 and not 0: as it is called in its examples, a
-    run leaves the first noise of the table, sqrt(beta_0) in all."""
+    """sample_sigmas has n + 1 entries, of which the last is sigma_0 and not 0: called as in its
+    examples, a run leaves the first noise of the table, sqrt(beta_0) in all."""
     diffusion, _ = smalldiffusion()
     sigmas = diffusion.ScheduleDDPM(1000).sample_sigmas(20)
     assert len(sigmas) == 21

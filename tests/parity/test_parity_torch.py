@@ -1,7 +1,7 @@
 """Every op, the optimiser and the whole model against PyTorch in float64: results and all gradients.
 
-The gradient checks elsewhere hold an op to its own forward; this holds the forward to what the field calls by
-that name.  PyTorch is an oracle here and nothing else: without it these tests are skipped.
+The gradient checks elsewhere compare an op's gradient with its own forward.  These tests compare the forward with
+PyTorch's op of that name.  Only tests use PyTorch: without it they are skipped.
 """
 
 import sys
@@ -105,7 +105,7 @@ def test_resolution():
 
 
 def swapped(x, m, n):
-    """Channels that count as (m, n) counted as (n, m)."""
+    """Channels in the order (m, n), put in the order (n, m)."""
     return x.unflatten(1, (m, n)).transpose(1, 2).flatten(1, 2)
 
 
@@ -143,7 +143,7 @@ def test_attention(mask_shape):
     mask = mask_torch = None
     if mask_shape:
         mask = np.random.default_rng(2).random(mask_shape) < 0.5
-        mask[..., 0] = True                                 # every query may look somewhere
+        mask[..., 0] = True                                 # every query attends to at least one key
         mask_torch = torch.from_numpy(mask)
     agree(lambda q, k, v: scaled_dot_product_attention(q, k, v, mask),
           lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask_torch),
@@ -176,7 +176,7 @@ ONE = {
 
 @pytest.mark.parametrize("name", ONE)
 def test_functions_of_one_tensor(name):
-    for scale in (1.0, 30.0) if name not in ("exp", "power") else (1.0,):   # far out, where tails saturate
+    for scale in (1.0, 30.0) if name not in ("exp", "power") else (1.0,):   # also far from 0, where tails saturate
         (x,) = normal((3, 4, 5))
         agree(*ONE[name], scale * x)
 
@@ -235,7 +235,7 @@ def test_adamw_and_clipping():
 
 MODELS = {
     "the default": (TextToImageConfig(), 28, 28),
-    # colours and an oblong image show every confusion of axes; two blocks a level
+    # colours and an image that is not square reveal swapped axes; two blocks a level
     "colour, three levels": (TextToImageConfig(shape=(24, 32, 3),
         unet=UNetConfig(channels=3, patch=2, widths=(8, 12, 16), blocks=2, attention=(False, True, True),
                         heads=2, groups=4, embedding=20, text=8),
@@ -252,7 +252,7 @@ def test_the_model_and_all_its_gradients(name):
     config, H, W = MODELS[name]
     rng, B = np.random.default_rng(5), 3
     model = TextToImage(config, Tokenizer(), rng).astype(np.float64)
-    for p in model.parameters().values():                   # at its start half the model is multiplied by 0
+    for p in model.parameters().values():                   # at initialisation half the model is multiplied by 0
         p.data = p.data + 0.1 * rng.standard_normal(p.shape)
     rival = torch_model.TextToImage(config).double()
     torch_model.load(rival, model.state_dict())

@@ -15,7 +15,7 @@ def any_schedule(draw, min_T: int = 1, max_T: int = 40, ends_at_zero: bool | Non
     """One of minidiff's with random T and parameters, a subset of its times, or an arbitrary falling alpha_bar.
 
     The last alpha_bar is 0 if ends_at_zero is True, positive if False, and either if None. If positive it is at least
-    1e-7, and the first is at most 1 - 6e-6: a test that divides by alpha_bar or 1 - alpha_bar has 9 digits left.
+    1e-7, and the first is at most 1 - 6e-6: a test that divides by alpha_bar or 1 - alpha_bar keeps 9 digits.
     """
     if ends_at_zero is None:
         ends_at_zero = draw(st.booleans())
@@ -76,7 +76,7 @@ def part_of_one(draw, T: int) -> Schedule:
 def arbitrary(T: int) -> st.SearchStrategy[Schedule]:
     """log alpha_bar falls to a random end in T random steps, whose sizes differ by up to a factor of 20.
 
-    The end is at alpha > 0.002, so that a test that divides by alpha still has 12 digits.
+    The end is at alpha > 0.002, so that a test that divides by alpha keeps 12 digits.
     """
 
     def make(end, steps):

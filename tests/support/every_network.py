@@ -50,7 +50,7 @@ def squared(y: Tensor) -> Tensor:
 
 
 class Several(Module):
-    """Networks that have a loss together."""
+    """Networks with one common loss."""
 
     def __init__(self, *parts: Module):
         self.parts = list(parts)
@@ -69,7 +69,7 @@ class Network:
     loss: Callable[[Module], Tensor]                        # (), of a module in any precision, on any device
 
     def new(self) -> Module:
-        """With no parameter at its first value, so that no branch is zero."""
+        """Every parameter is changed from its first value, so that no branch is zero."""
         rng = np.random.default_rng(0)
         made = self.make(rng)
         for p in made.parameters().values():

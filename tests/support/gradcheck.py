@@ -57,21 +57,21 @@ def check_gradients(f, *inputs, directions: int = 0, rtol: float = 1e-6, seed: i
 def _elementwise(loss, x: np.ndarray) -> np.ndarray:
     dx = np.empty(x.shape)
     for i in np.ndindex(x.shape):
-        kept = x[i]
-        x[i] = kept + STEP
+        before = x[i]
+        x[i] = before + STEP
         above = loss()
-        x[i] = kept - STEP
+        x[i] = before - STEP
         below = loss()
-        x[i] = kept
+        x[i] = before
         dx[i] = (above - below) / (2 * STEP)
     return dx
 
 
 def _directional(loss, x: np.ndarray, u: np.ndarray) -> float:
-    kept = x.copy()
-    x[...] = kept + STEP * u
+    before = x.copy()
+    x[...] = before + STEP * u
     above = loss()
-    x[...] = kept - STEP * u
+    x[...] = before - STEP * u
     below = loss()
-    x[...] = kept
+    x[...] = before
     return (above - below) / (2 * STEP)

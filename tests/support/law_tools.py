@@ -121,5 +121,5 @@ def fitted_order(errors, Ns):
 
 
 def start(sampler, denoiser, x_T, ts, noise=None):
-    """An entry of SAMPLERS at work, with noise if it needs some."""
+    """Runs an entry of SAMPLERS, with noise if it needs some."""
     return sampler(denoiser, x_T, ts, streams=noise or Noise(len(x_T), np.random.default_rng(0)))

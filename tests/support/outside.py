@@ -1,7 +1,7 @@
-"""What a stranger's package adds to minidiff: a sampler, a schedule, a data set and a system.
+"""What another package may add to minidiff: a sampler, a schedule, a data set and a system.
 
-It imports nothing private, and no file of minidiff/ knows it.  tests/test_extending.py takes each part through the
-command line.
+It imports nothing private, and no file of minidiff/ imports it.  tests/test_extending.py uses each part through
+the command line.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ def euler_ancestral(denoiser, x_T, times, cond=None, *, streams):
 
 
 def ancestral_without_noise(denoiser, x_T, times, cond=None, *, streams):
-    """A broken one: the posterior's mean without its noise."""
+    """A wrong sampler: the posterior's mean without its noise."""
     x_t = x_T
     for step, (t, s) in enumerate(pairwise([*times, -1]), start=1):
         x0_hat = denoiser(x_t, np.full(len(x_t), t), cond)
@@ -94,7 +94,7 @@ class Pixels(Module):
 
 
 class Independent(System):
-    """p(x) = prod_i N(x_i; mean_i, sd_i^2): every pixel by itself."""
+    """p(x) = prod_i N(x_i; mean_i, sd_i^2): the pixels are independent."""
 
     name, Config = "independent", IndependentConfig
     no_likelihood = "it is no diffusion model"

@@ -100,7 +100,7 @@ def page() -> str:
     lines = ["# Reading order", "",
              "Every file of minidiff, each after those that it imports. Begin with",
              "[examples/train_mnist_text.py](../examples/train_mnist_text.py), the whole job in one file, and then",
-             "read as far as you like. Written by `python -m tests.support.reading_order`; a test holds it against the",
+             "read as far as you like. Written by `python -m tests.support.reading_order`; a test compares it with the",
              "imports.", ""]
     for title, about, names in SECTIONS:
         lines += [f"## {title}", "", about, ""]

@@ -1,4 +1,4 @@
-"""Every system so small that tests can train it: a configuration of each, and stand-ins for the trained systems."""
+"""Every system, small enough to train in a test: a configuration of each, and stand-ins for the trained systems."""
 
 from dataclasses import replace
 from functools import cache
@@ -64,7 +64,7 @@ def data() -> Digits:
 
 
 def moved(system, seed: int = 0, by: float = 0.1):
-    """Every parameter off its first value, so that no branch is zero."""
+    """Every parameter is changed from its first value, so that no branch is zero."""
     rng = np.random.default_rng(seed)
     for p in system.parameters().values():
         p.data = np.asarray(p.data + by * rng.standard_normal(p.shape), p.dtype)
@@ -73,7 +73,7 @@ def moved(system, seed: int = 0, by: float = 0.1):
 
 @cache
 def small(name: str) -> System:
-    """A system that has not learned, but in which no weight is 0."""
+    """An untrained system in which no weight is 0."""
     if name == "text-to-image":
         return tiny.trained_a_little()
     return moved(new(name))
@@ -86,7 +86,7 @@ def new(name: str, config=None, seed: int = 0) -> System:
 
 
 def ship(monkeypatch) -> None:
-    """Puts small systems in the place of the trained ones that others are built on."""
+    """Puts small systems in the place of the trained systems on which others are built."""
     monkeypatch.setattr(systems, "load_system", lambda name, path=None: small(name))
     monkeypatch.setattr(run, "load_needed",
                         lambda kind, paths=None: {name: small(name) for name in kind.needs})

@@ -1,4 +1,4 @@
-"""A model so small that tests can train it, and data to train it on."""
+"""A model small enough to train in a test, and its training data."""
 
 from dataclasses import replace
 from functools import cache

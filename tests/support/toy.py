@@ -1,4 +1,4 @@
-"""A system so small that a test can train it: two stages, and pictures that are no digits."""
+"""A system small enough to train in a test, with two stages; its images are not digits."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class ToyConfig:
 
 
 class Toy(System):
-    """Two stages: z = x a, and then y = z b on the z of the first, both compared with the image's four corners."""
+    """Two stages: z = x a, and then y = z b on the z of the first; both are compared with four pixels of the image."""
 
     name, Config, example = "toy", ToyConfig, "01_swiss_roll.py"
     steps = (4, 5)
@@ -50,7 +50,7 @@ class Toy(System):
         yield Stage("second", self.b, batch, second, self.steps[1], batch_size=6)
 
     def sample(self, captions, *, scale=2.0, best=1, seed=0, streams=None):
-        """Grey pictures, each as bright as its stream's first number."""
+        """Grey images; the brightness of each is its stream's first number."""
         if best < 1:
             raise ValueError(f"best must be at least 1, not {best}")
         noise = to_numpy(self.streams_for(captions, seed, streams).normal((1, 1, 1)))
@@ -58,6 +58,6 @@ class Toy(System):
 
 
 def enter() -> None:
-    """Puts the toy among the systems, for a whole process; tests use the fixture `toy` of conftest.py."""
+    """Registers the toy as a system, for the whole process; tests use the fixture `toy` of conftest.py."""
     if "toy" not in SYSTEMS:
         SYSTEMS.register("toy", Toy)

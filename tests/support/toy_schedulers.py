@@ -1,4 +1,4 @@
-"""Schedulers written from the papers alone, in the form of the protocol; and each with one planted bug."""
+"""Schedulers that follow the papers and the protocol, and copies of them with one planted bug each."""
 
 import math
 
@@ -8,7 +8,7 @@ from minidiff.verify.scheduler import report
 
 
 class Toy:
-    """DDIM (eq. 12), written from the paper alone, in the form of the protocol and no more."""
+    """DDIM (eq. 12), written from the paper, with only what the protocol requires."""
 
     predicts = "eps"
     eta = 0.0
@@ -54,14 +54,14 @@ class Ancestral(Toy):
 
 
 class TwoM(Toy):
-    """DPM-Solver++ (2M), its algorithm 2, on a list that need not be even."""
+    """DPM-Solver++ (2M), its algorithm 2, on any list of times."""
 
     order = 2
     extrapolates = True
 
     def set_steps(self, n):
         super().set_steps(n)
-        self.before = None
+        self.last = None
 
     def half_log_snr(self, t):
         return 0.5 * math.log(self.abar(t) / (1 - self.abar(t))) if t >= 0 else math.inf
@@ -76,10 +76,10 @@ class TwoM(Toy):
         s = self.previous(t)
         a, b, h = self.abar(t), self.abar(s), self.half_log_snr(s) - self.half_log_snr(t)
         D = x_0 = self.x0_hat(prediction, a, x_t)
-        if self.before and s >= 0:
-            x_0_before, h_before = self.before
+        if self.last and s >= 0:
+            x_0_before, h_before = self.last
             D = self.extrapolated(x_0, x_0_before, self.r(h_before, h))
-        self.before = x_0, h
+        self.last = x_0, h
         return ((1 - b) / (1 - a)) ** 0.5 * x_t - b**0.5 * math.expm1(-h) * D
 
 
@@ -115,7 +115,7 @@ class StartsAt980(Toy):
 
 
 class StepsBeyondTheTable(Toy):
-    """A float stride: for N = 61 and T = 1000 the list gets one time more, -1."""
+    """A float stride: for N = 61 and T = 1000 the list has one time too many, -1."""
 
     def set_steps(self, n):
         T = len(self.alpha_bar)
@@ -152,13 +152,13 @@ class ThreeTimesTooLarge(Toy):
 
 
 class ThreeTimesTooLargeAsShown(Velocity):
-    """Keeps a scale of its own, and is off it."""
+    """It has a scale of its own, and its noisy samples have another."""
 
     def add_noise(self, x_0, eps, t):
         return 3 * super().add_noise(x_0, eps, t)
 
 
-class TableUpsideDown(Toy):
+class TableReversed(Toy):
     def __init__(self):
         super().__init__()
         self.of_training = True
@@ -182,7 +182,7 @@ class SignReversed(Toy):
 
 
 class BetaOfTheFullChain(Ancestral):
-    """The draw has the variance of a single step of training, and the direction that of the jump."""
+    """The noise has the variance of a single training step, and the direction term that of the jump."""
 
     def step(self, prediction, t, x_t, z):
         beta = 1 - self.abar(t) / self.abar(t - 1)
@@ -207,13 +207,13 @@ class EpsAtSnrZero(Toy):
 
 
 class NeverRuns(EpsAtSnrZero):
-    """What it says at SNR 0 it says everywhere: no refusal."""
+    """It raises the same error at SNR 0 as everywhere, so that is no refusal of SNR 0."""
 
     def step(self, *args):
         raise ValueError("operands could not be broadcast")
 
 
-class RUpsideDown(TwoM):
+class RInverted(TwoM):
     def r(self, h_before, h):
         return h / h_before
 

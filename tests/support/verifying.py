@@ -1,4 +1,4 @@
-"""What the tests of verify share."""
+"""Functions that the tests of verify share."""
 
 from minidiff import verify
 from minidiff.cli import main as cli

@@ -23,7 +23,7 @@ from support.toy_schedulers import (
     NoiseAtTheLastStep,
     NoisePowerForgotten,
     NoRoot,
-    RUpsideDown,
+    RInverted,
     SignalInTheEnd,
     SignalOfTheOtherSign,
     SignReversed,
@@ -31,7 +31,7 @@ from support.toy_schedulers import (
     StartsAt980,
     StepsBeyondTheTable,
     Stretches,
-    TableUpsideDown,
+    TableReversed,
     ThreeTimesTooLarge,
     ThreeTimesTooLargeAsShown,
     Toy,
@@ -68,7 +68,7 @@ BUGS = {
     SignalOfTheOtherSign: {"1 q(x_t | x_0)"},
     ThreeTimesTooLarge: {"1 q(x_t | x_0)"},
     ThreeTimesTooLargeAsShown: {"1 q(x_t | x_0)"},
-    TableUpsideDown: {"1 q(x_t | x_0)"},
+    TableReversed: {"1 q(x_t | x_0)"},
     NoisePowerForgotten: {"23 marginals"},
     SignReversed: {"24 one step", "25 order"},             # the marginals of -eps are those of eps
     BetaOfTheFullChain: {"23 marginals"},
@@ -76,7 +76,7 @@ BUGS = {
     SnrRises: {"3 SNR falls"},
     EpsAtSnrZero: {"5 zero terminal SNR"},
     NeverRuns: {"5 zero terminal SNR", "23 marginals", "24 a point is reached"},
-    RUpsideDown: {"25 second order"},
+    RInverted: {"25 second order"},
     DoesNotExtrapolate: {"25 second order", "25 order"},
     ExtrapolatesTooFar: {"25 second order", "25 order"},
     ClaimsOrderTwo: {"25 order"},
@@ -94,7 +94,7 @@ def test_a_planted_bug_breaks_its_law(bug):
 
 def test_r_upside_down_breaks_no_other_law():
     """Its errors cancel along a list."""
-    assert broken(RUpsideDown()) == {"25 second order"}
+    assert broken(RInverted()) == {"25 second order"}
 
 
 def test_a_wrong_scale_of_the_samples_is_found_in_a_run():

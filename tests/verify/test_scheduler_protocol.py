@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.toy_schedulers import EpsAtSnrZero, TableUpsideDown, Toy, broken
+from support.toy_schedulers import EpsAtSnrZero, TableReversed, Toy, broken
 
 from minidiff.errors import UserError
 from minidiff.verify.scheduler import report
@@ -86,7 +86,7 @@ def test_a_step_that_exits_is_broken():
 
 def test_the_dry_run_comes_after_the_laws_before_any_run():
     """Otherwise set_steps would mend this table before its law sees it."""
-    assert "1 q(x_t | x_0)" in broken(TableUpsideDown())
+    assert "1 q(x_t | x_0)" in broken(TableReversed())
 
 
 def test_runs_must_fit_in_the_table():
