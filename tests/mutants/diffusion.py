@@ -302,7 +302,7 @@ BUGS = [
     Bug("ancestral: the variance for its square root", SAMPLERS,
         "x_s = x_s + math.sqrt(variance(schedule, t, s)) * _normal(streams, x_t)",
         "x_s = x_s + variance(schedule, t, s) * _normal(streams, x_t)"),
-    Bug("ancestral: beta~ whatever was asked for", SAMPLERS,
+    Bug("ancestral: beta~ for every choice of variance", SAMPLERS,
         "math.sqrt(variance(schedule, t, s))",
         "math.sqrt(beta_tilde(schedule, t, s))"),
     Bug("beta~ upside down", SAMPLERS,

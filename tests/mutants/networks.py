@@ -417,7 +417,7 @@ BUGS = [
     Bug("covariance over samples, not over features", EVALUATE,
         "np.cov(features, rowvar=False)",
         "np.cov(features.T, rowvar=False)"),
-    Bug("agreement counts what was not asked for", EVALUATE,
+    Bug("agreement counts attributes that the caption does not name", EVALUATE,
         "matches = wanted & (asked == found)",
         "matches = asked == found"),
     Bug("captions that ask for no word count in a rate", EVALUATE,

@@ -36,7 +36,7 @@ BUGS = [
     Bug("DDIM's variance without the noise that it draws", SAMPLING,
         "power.append((of_eps - clean) ** 2 + (of_z - clean) ** 2)",
         "power.append((of_eps - clean) ** 2)"),
-    Bug("a table that is not held to its betas", FORWARD,
+    Bug("a table that is not compared with its betas", FORWARD,
         '"alpha_bar, product of 1 - beta as given", signal, schedule.alpha_bar, tolerance,',
         '"alpha_bar, product of 1 - beta as given", signal, signal, tolerance,'),
     Bug("what is allowed of an alpha_bar that is almost 0 is as large as of 1", FORWARD,

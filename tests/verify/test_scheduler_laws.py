@@ -99,7 +99,7 @@ def test_r_upside_down_breaks_no_other_law():
 
 def test_a_wrong_scale_of_the_samples_is_found_in_a_run():
     """Before a run the scale of the samples is unknown; for a scheduler without scale_input both rows are broken."""
-    in_a_run = "what is shown of add_noise in a run"
+    in_a_run = "the network's input from add_noise in a run"
     for bug, found in {ThreeTimesTooLargeAsShown: [in_a_run],
                        ThreeTimesTooLarge: ["add_noise at all times of training", in_a_run]}.items():
         assert [row.computed for row in report(bug(), steps=[7]) if row.verdict == "BROKEN"] == found

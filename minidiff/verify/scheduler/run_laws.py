@@ -27,7 +27,7 @@ SHORTEST = 1e-6                                             # stride of log(alph
 LOWEST = -20.0                                              # least log(alpha / sigma), so that SNR 0 is finite
 
 
-@law("1 q(x_t | x_0)", "what is shown of add_noise in a run")
+@law("1 q(x_t | x_0)", "the network's input from add_noise in a run")
 def noise_of_a_run(named: Named, scheduler: Scheduler, steps) -> Row:
     """add_noise, followed by scale_input, must give the network's input with its scale at that time."""
     x_0, eps = (np.reshape(a, (3, *PIXEL)) for a in zip((1.0, 0.0), (0.0, 1.0), BOTH, strict=True))
