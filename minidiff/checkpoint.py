@@ -191,8 +191,10 @@ def _errors_name(path: Path) -> Iterator[None]:
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder: name a checkpoint in it, such as step-001000.safetensors.")
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{path} does not exist.")
+        if not path.is_file():
+            raise UserError(f"{path} is not a file: name a model.safetensors.")
         yield
     except UserError:
         raise

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minidiff.data.dataset import DATASETS
+from minidiff.errors import UserError
 from minidiff.systems import DEFAULT, SYSTEMS
 
 
@@ -47,12 +48,6 @@ def number(text: str) -> float:
     return value
 
 
-def positive(text: str) -> float:
-    if (value := number(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"takes a number above 0, not {text!r}")
-    return value
-
-
 def effort(text: str) -> float:
     if not 0 < (value := number(text)) <= 100:
         raise argparse.ArgumentTypeError(f"takes a number above 0 and at most 100, not {text!r}")
@@ -85,6 +80,19 @@ def setting(text: str) -> tuple[str, object]:
         return key, json.loads(value.lower() if value in ("True", "False") else value)
     except (ValueError, RecursionError):
         return key, value
+
+
+def distinct(option: str, pairs: Sequence[tuple[str, object]] | None, taken: Sequence[str] = ()) -> dict[str, object]:
+    """The (key, value) of an option that is repeated, as a dict; UserError where a key is given twice.
+
+    taken: keys that other options gave.
+    """
+    found: dict[str, object] = {}
+    for key, value in pairs or []:
+        if key in found or key in taken:
+            raise UserError(f"{option}: {key} was given twice")
+        found[key] = value
+    return found
 
 
 def named_file(text: str) -> tuple[str, Path]:

@@ -34,6 +34,7 @@ def add(commands) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from minidiff import evaluation
     from minidiff.files import check_writable, write_json
 
     _check(args)
@@ -41,6 +42,8 @@ def evaluate(args: argparse.Namespace) -> int:
         check_writable(args.json, (".json",))
     kind, path = sampling_options.model_file(args)
     options = {} if args.likelihood else sampling_options.sampling_options(kind, args)
+    if not args.likelihood:
+        evaluation.check_draws(kind)
     model = systems.load_system(kind.name, path).to(args.device)
     report = _likelihood(model, args) if args.likelihood else judged(model, args.images, options, args.seed)
     print_table(report.rows())

@@ -17,11 +17,12 @@ from minidiff.cli.arguments import (
     add_device,
     add_system,
     count,
+    distinct,
     effort,
     minutes,
     named_file,
     natural,
-    positive,
+    number,
     print_table,
     setting,
     whole,
@@ -47,7 +48,7 @@ def add(commands) -> None:
                    help="the share of each stage's own steps to make: 0.1 for a quick look (else 1)")
     p.add_argument("--steps", type=count, help="training steps of every stage (else each stage's own)")
     p.add_argument("--batch", type=count, help="samples in a step (else each stage's own)")
-    p.add_argument("--lr", type=positive, help="peak learning rate (else each stage's own)")
+    p.add_argument("--lr", type=number, help="peak learning rate (else each stage's own)")
     p.add_argument("--precision", choices=PRECISIONS,
                    help="what the networks compute in (else float32); half precision is meant for a GPU, and slow "
                         "without one")
@@ -147,8 +148,14 @@ def _resume_command(args: argparse.Namespace) -> str:
 # ---- checks of the arguments ---------------------------------------------------------------------------------
 
 def _check(args: argparse.Namespace) -> None:
-    if 0 < args.images < 4:                                 # precision and recall need more than k = 3 pictures
-        raise UserError(f"--images must be 0, for no evaluation, or at least 4, not {args.images}")
+    from minidiff.evaluation import check_count
+    from minidiff.training.trainer import TrainConfig
+    if args.images:                                         # 0: no evaluation
+        check_count(args.images)
+    if args.lr is not None:
+        TrainConfig(lr=args.lr)                             # UserError where it is out of range
+    distinct("--needs", args.needs)
+    distinct("--set", args.set, taken=["schedule"] if args.schedule else [])
     if args.resume and (args.schedule or args.set):
         raise UserError("--schedule and --set cannot be changed by resuming: leave them out, or start a new run with "
                         "another --out")

@@ -22,6 +22,24 @@ JUDGES: Registry[Callable] = Registry("judge", "minidiff.judges",
                                       {"digits": "minidiff.evaluation.report:evaluate_digits"})
 
 
+LEAST = 4                                                   # pictures: precision and recall need more than k = 3
+
+
+def check_count(count: int) -> None:
+    """UserError where too few pictures are asked for to compare them with real ones."""
+    if count < LEAST:
+        raise UserError(f"--images must be at least {LEAST}, for precision and recall, not {count}")
+
+
+def check_draws(model) -> None:
+    """UserError unless a system, or its class, draws pictures of captions, which a judge can read."""
+    if model.options() is None:
+        shown = f": examples/{model.example} shows what it does" if model.example else ""
+        raise UserError(f"{model.name} draws no pictures of captions{shown}")
+    if not getattr(model, "reads_captions", True):
+        raise UserError(f"{model.name} draws without captions, so no judge can read whether they are followed")
+
+
 def evaluate(model, *, data: str | None = None, count: int = 1000, options: Mapping | None = None, seed: int = 0,
              progress: Callable = lambda batches: batches):
     """Evaluates `count` pictures by a system, as the judge of its data set does; for the digits this gives a Report.
@@ -30,9 +48,7 @@ def evaluate(model, *, data: str | None = None, count: int = 1000, options: Mapp
     sampling; those left out keep the system's defaults.  UserError where the system draws no pictures of captions, or
     where its data set has no judge.
     """
-    if model.options() is None:
-        shown = f": examples/{model.example} shows what it does" if model.example else ""
-        raise UserError(f"{model.name} draws no pictures of captions{shown}")
+    check_draws(model)
     name = data or model.notes.get("dataset", "digits")
     if name not in JUDGES:
         raise UserError(f"the data set {str(name)[:40]!r} has no judge: enter one in minidiff.evaluation.JUDGES "

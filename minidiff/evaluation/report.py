@@ -23,6 +23,7 @@ from minidiff.data.attributes import Words
 from minidiff.data.pixels import to_float
 from minidiff.engine.random import SampleStreams, generator
 from minidiff.errors import UserError
+from minidiff.evaluation import check_count
 from minidiff.evaluation.judge import fid, load_judge
 from minidiff.evaluation.metrics import attribute_matches, digits_right, mean_cov, precision_recall, share
 from minidiff.systems.digit_classifier import DigitClassifier
@@ -91,6 +92,7 @@ def evaluate_digits(model, *, count: int = 1000, options: Mapping | None = None,
     judge: by default the one that `load_judge` finds.  progress: is given the batches, and yields them.  The captions
     come from the first 10,000 training images.
     """
+    check_count(count)
     judge = judge or load_judge()
     options = {**(model.options() or {}), **(options or {})}
     real = mnist.packed()

@@ -88,6 +88,14 @@ BAD = {
     "the same for evaluate": (["evaluate", "--set", "best=2"], "text-to-image has no option 'best'"),
     "the likelihood": (["evaluate", "--system", "toy", "--likelihood"], "toy has no likelihood: it has no denoiser"),
     "effort of 0": (["train", "--system", "toy", "--effort", "0"], "above 0"),
+    "pictures without captions": (["evaluate", "--system", "ddpm"], "ddpm draws without captions, so no judge"),
+    "too few pictures to evaluate": (["evaluate", "--system", "toy", "--images", "3"], "--images must be at least 4"),
+    "a field set twice": (["train", "--set", "T=50", "--set", "T=60"], "--set: T was given twice"),
+    "a schedule set twice": (["train", "--schedule", "cosine", "--set", "schedule=linear"], "schedule was given twice"),
+    "needs given twice": (["train", "--system", "glide", "--needs", "text-to-image=a", "--needs", "text-to-image=b"],
+                          "--needs: text-to-image was given twice"),
+    "a rate beyond reason": (["train", "--system", "toy", "--lr", "900"], "lr must be within 1e-12 and 10, not 900"),
+    "a device for a model": (["sample", "3", "--model", "/dev/null"], "/dev/null is not a file"),
     "nothing to resume": (["train", "--system", "toy", "--resume", "--out", "empty"], "no run to resume"),
 }
 
