@@ -45,6 +45,11 @@ def evaluate(args: argparse.Namespace) -> int:
     if not args.likelihood:
         evaluation.check_draws(kind)
     model = systems.load_system(kind.name, path).to(args.device)
+    print(f"model: {model.name} ({path})")
+    if not args.likelihood:
+        sampling_options.print_files(model)
+        if evaluation.data_of(model) == "digits":
+            print(f"judge: digit-classifier ({systems.weights_of('digit-classifier')})")
     report = _likelihood(model, args) if args.likelihood else judged(model, args.images, options, args.seed)
     print_table(report.rows())
     if args.json:

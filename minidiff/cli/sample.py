@@ -50,6 +50,7 @@ def sample(args: argparse.Namespace) -> int:
     if args.trajectory and not hasattr(kind, "trajectory"):
         raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
     model = systems.load_system(kind.name, path).to(args.device)
+    sampling_options.print_files(model)
 
     started = time.monotonic()
     drawn, states = [], []

@@ -85,6 +85,13 @@ def _checked(kind: type[System], own: dict, name: str, value):
     return value
 
 
+def print_files(model: System) -> None:
+    """A line for each system that the model draws with and whose weights are in another file."""
+    borrowed = model.borrowed() if hasattr(model, "borrowed") else {}
+    for name, other in borrowed.items():
+        print(f"{model.name} draws with {name} ({getattr(other, 'file', 'in memory')})")
+
+
 @contextmanager
 def refusals(name: str) -> Iterator[None]:
     """A value that the system refuses is the user's to put right."""

@@ -40,6 +40,11 @@ def check_draws(model) -> None:
         raise UserError(f"{model.name} draws without captions, so no judge can read whether they are followed")
 
 
+def data_of(model) -> str:
+    """The name of the data set that a model was trained on, as its file says."""
+    return model.notes.get("dataset", "digits")
+
+
 def evaluate(model, *, data: str | None = None, count: int = 1000, options: Mapping | None = None, seed: int = 0,
              progress: Callable = lambda batches: batches):
     """Evaluates `count` pictures by a system, as the judge of its data set does; for the digits this gives a Report.
@@ -49,7 +54,7 @@ def evaluate(model, *, data: str | None = None, count: int = 1000, options: Mapp
     where its data set has no judge.
     """
     check_draws(model)
-    name = data or model.notes.get("dataset", "digits")
+    name = data or data_of(model)
     if name not in JUDGES:
         raise UserError(f"the data set {str(name)[:40]!r} has no judge: enter one in minidiff.evaluation.JUDGES "
                         "(an entry point of the group minidiff.judges) to evaluate models of it")

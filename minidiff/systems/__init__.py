@@ -46,7 +46,9 @@ def load_system(name: str, path: str | Path | None = None):
     found = path or weights_of(name)
     if found is None:
         raise UserError(f"there are no weights of {name} yet: train it with minidiff train --system {name}")
-    return SYSTEMS[name].load(found)
+    system = SYSTEMS[name].load(found)
+    system.file = Path(found)                               # for messages
+    return system
 
 
 def load_needed(kind: type, paths: Mapping[str, str | Path] | None = None) -> dict[str, object]:

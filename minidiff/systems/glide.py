@@ -55,6 +55,7 @@ from minidiff.engine.backend import to_numpy, xp_of
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, recording
+from minidiff.errors import UserError
 from minidiff.nn.image_tower import ImageTowerConfig, check_images
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear, parameter, sinusoidal_embedding
 from minidiff.nn.module import Module
@@ -162,12 +163,22 @@ class GLIDE(Contrastive):
         return map_batch(similarity_gradient(self.features), x_t, t, g, device=self.device)
 
     def take(self, needed) -> None:
-        """Borrows the text-to-image system whose denoiser is guided; ValueError where it has another schedule."""
+        """Borrows the text-to-image system whose denoiser is guided; ValueError where it has another schedule, and
+        UserError where it draws images of another shape."""
         model = needed["text-to-image"]
+        if tuple(model.config.shape) != tuple(self.config.image.shape):
+            file = systems.weights_of("text-to-image")
+            raise UserError(f"glide guides pictures of the shape {tuple(self.config.image.shape)}, and the "
+                            f"text-to-image system ({getattr(model, 'file', file)}) draws {tuple(model.config.shape)}: "
+                            "move that run away, or train with --needs text-to-image=FILE of another")
         if not np.array_equal(model.schedule.alpha_bar, self.schedule.alpha_bar):
             raise ValueError(f"config: schedule must be that of the model that is guided, {model.schedule.name} with "
                              f"T = {model.schedule.T}, not {self.schedule.name} with T = {self.schedule.T}")
         self._borrowed["text-to-image"] = model
+
+    def borrowed(self) -> dict:
+        """The systems that it draws with and whose weights are not in its own file, by name."""
+        return {"text-to-image": self.unconditional()}
 
     def unconditional(self):
         """The text-to-image system whose denoiser is guided: the one of `take`, or else as `load_system` finds it."""

@@ -59,7 +59,8 @@ def test_the_shipped_weights_sample_right_after_install(tmp_path):
 def test_evaluate_prints_a_table_and_writes_json(model, tmp_path, capsys):
     assert call("evaluate", "--model", model, "--images", 10, "--steps", 2, "--json", tmp_path / "r.json") == 0
     printed, saved = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
-    for word in ("prompt accuracy", "attribute agreement", "held-out", "FID", "floor", "ceiling"):
+    for word in ("prompt accuracy", "attribute agreement", "held-out", "FID", "floor", "ceiling",
+                 f"model: text-to-image ({model})", "judge: digit-classifier ("):
         assert word in printed
     assert saved["images"] == 10 and 0 <= saved["digit_accuracy"] <= 1
 
@@ -163,6 +164,8 @@ def test_a_mistake_is_one_sentence_and_status_2(arguments, tmp_path, monkeypatch
     assert said.err.startswith("minidiff: ") and said.err.count("\n") == 1, said.err
     assert "Traceback" not in said.err
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    if arguments[:1] == ["train"]:
+        assert "training" not in said.out and not list((tmp_path / "runs").glob("*"))
 
 
 @pytest.mark.parametrize("error, says", [

@@ -22,6 +22,7 @@ from minidiff.diffusion.samplers import ddpm
 from minidiff.engine import ops
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import UserError
 from minidiff.systems.glide import GLIDE, GLIDEConfig, similarity_gradient
 from minidiff.systems.stage import Step
 from minidiff.systems.text_to_image import TextToImage
@@ -243,6 +244,15 @@ def test_another_schedule_than_the_denoisers_is_refused(model, denoiser, monkeyp
     small_systems.ship(monkeypatch)
     with pytest.raises(ValueError, match=message):
         GLIDE(replace(CONFIG, T=51), model.tokenizer, np.random.default_rng(0)).sample(["7"])
+
+
+def test_a_denoiser_of_another_shape_is_refused_with_its_file(model, denoiser, monkeypatch):
+    config = replace(denoiser.config, shape=(28, 28, 3), unet=replace(denoiser.config.unet, channels=3))
+    other = TextToImage(config, denoiser.tokenizer, np.random.default_rng(0))
+    other.file = "runs/text-to-image/model.safetensors"
+    monkeypatch.setattr(systems, "load_system", lambda name: other)
+    with pytest.raises(UserError, match=r"runs/text-to-image/model.safetensors\) draws \(28, 28, 3\).*--needs"):
+        GLIDE(CONFIG, model.tokenizer, np.random.default_rng(0)).sample(["7"])
 
 
 def test_the_example(monkeypatch, tmp_path, capsys):
