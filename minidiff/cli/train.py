@@ -6,8 +6,6 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -75,16 +73,13 @@ def train(args: argparse.Namespace) -> int:
     kind = systems.system_class(args.system)
     args.out, options = args.out or systems.RUNS / kind.name, _train_options(args)
     _check(args)
-    fresh = not args.out.exists()
-    with _no_empty_folder(args.out, fresh):
-        check_run(args.out, kind, args.resume, options)     # before the data are loaded
-        data = ranks().in_turn(lambda: load_dataset(args.data))
-        config = _config(kind, data, args)
-    print(f"training {kind.name} on {data.source} ({len(data)} images); the run is in {args.out}")
+    check_run(args.out, kind, args.resume, options)         # before the data are loaded
+    data = ranks().in_turn(lambda: load_dataset(args.data))
+    print(f"system: {kind.name}; data: {data.source} ({len(data)} images); run: {args.out}")
+    changes = dict(args.set or []) | ({"schedule": args.schedule} if args.schedule else {})
     try:
-        with _no_empty_folder(args.out, fresh):
-            trained = run(args.out, kind, data, options, config=config, needed=dict(args.needs or []),
-                          resume=args.resume, device=args.device)
+        trained = run(args.out, kind, data, options, changes=changes, needed=dict(args.needs or []),
+                      resume=args.resume, device=args.device)
     except Interrupted as stop:
         print(f"minidiff: {stop}; continue with: {_resume_command(args)}", file=sys.stderr)
         return 1
@@ -97,37 +92,6 @@ def _train_options(args: argparse.Namespace):
     """The TrainOptions; None where an option was not given, so that resuming can tell."""
     from minidiff.training.run import TrainOptions
     return TrainOptions(**{f.name: getattr(args, f.name) for f in fields(TrainOptions)})
-
-
-@contextmanager
-def _no_empty_folder(folder: Path, fresh: bool) -> Iterator[None]:
-    """A run that is refused leaves no empty folder behind. fresh: whether there was none before this command."""
-    try:
-        yield
-    except UserError:
-        if fresh:
-            with suppress(OSError):                         # it holds files, or there is none
-                folder.rmdir()
-        raise
-
-
-def _config(kind, data, args: argparse.Namespace):
-    """The configuration with what --schedule and --set change, None where they change nothing; UserError where they or
-    --needs are refused."""
-    from minidiff.systems.config import with_changes
-
-    changes = dict(args.set or []) | ({"schedule": args.schedule} if args.schedule else {})
-    needed = systems.load_needed(kind, dict(args.needs or []))
-    if not changes:
-        return None
-    try:
-        config = with_changes(kind.default_config(data, needed), changes)
-        kind.new(data, 0, config, needed)                   # it may refuse what the fields by themselves allow
-        return config
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{kind.name}: {error}") from error
 
 
 # ---- after the last step -------------------------------------------------------------------------------------
