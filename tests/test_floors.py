@@ -180,3 +180,13 @@ def test_importing_the_package_loads_no_array_library():
     """So `import minidiff` is quick: 0.02 s, where NumPy alone takes 0.1 s."""
     code = "import sys, minidiff; print([name for name in ('numpy', 'scipy', 'PIL', 'cupy') if name in sys.modules])"
     assert in_a_new_process(code).strip() == "[]"
+
+
+# --- what is tracked ----------------------------------------------------------------------------------------
+
+def test_no_file_that_gitignore_excludes_is_tracked():
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    found = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True,
+                           check=True).stdout
+    assert not found, f"tracked, though .gitignore excludes them: {found.split()}"

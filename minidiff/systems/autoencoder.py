@@ -41,7 +41,7 @@ from minidiff.engine.parallel import map_batch
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.adversary import PatchDiscriminator, discriminator_loss, generator_loss
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
-from minidiff.nn.image_classifier import ImageClassifier, perceptual_distance
+from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig, perceptual_distance
 from minidiff.nn.kl import kl
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.quantise import Codebook, usage
@@ -68,8 +68,10 @@ class Autoencoder(System):
 
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]):
+        """The default; without the perceptual term where images are not of the shape that the digit classifier reads."""
         default = cls.Config()
-        return replace(default, network=replace(default.network, channels=shape[2]))
+        perceptual = default.perceptual if tuple(shape) == ImageClassifierConfig().shape else 0.0
+        return replace(default, network=replace(default.network, channels=shape[2]), perceptual=perceptual)
 
     def take(self, needed) -> None:
         if self.config.perceptual:

@@ -132,7 +132,7 @@ class LatentDiffusion(System):
         self.scale.data = to_device(np.asarray(variance**-0.5, np.float32), self.device)
 
     def loss(self, unet: UNet, z_0, tokens, pooled, mask, t, eps) -> Tensor:
-        """The mean squared error of v at given times and noise, (): z_0, eps (B, 7, 7, C), captions' states, t (B,)."""
+        """The mean squared error of v at given times and noise, (): z_0, eps (B, h, w, C), captions' states, t (B,)."""
         def network(z_t) -> Tensor:
             text = TextStates(as_input(unet, tokens), as_input(unet, pooled), mask)
             return unet(as_input(unet, z_t), t, text)
@@ -155,7 +155,7 @@ class LatentDiffusion(System):
     # --- sampling -----------------------------------------------------------------------------------------
 
     def predict(self, z_t, t, cond: tuple):
-        """v_theta for arrays z_t (B, 7, 7, C), t (B,) and the states of captions, on all cores, or the GPU."""
+        """v_theta for arrays z_t (B, h, w, C), t (B,) and the states of captions, on all cores, or the GPU."""
         def network(z_t, t, tokens, pooled, mask):
             return self.unet(Tensor(z_t), t, TextStates(Tensor(tokens), Tensor(pooled), mask))
         return map_batch(network, z_t, t, *cond, device=self.device)
@@ -212,8 +212,8 @@ class LatentDiffusion(System):
             raise ValueError(f"mask must be booleans of images' shape {images.shape}, not {mask.dtype} {mask.shape}")
         B, H, W, C = images.shape
         z_0 = self.encode(np.where(mask, images, -1))
-        known = mask.reshape(B, H // 4, 4, W // 4, 4, C).all(axis=(2, 4, 5))        # (B, 7, 7)
-        known = binary_erosion(known, np.ones((1, 3, 3)), border_value=1)[..., None]        # (B, 7, 7, 1)
+        known = mask.reshape(B, H // 4, 4, W // 4, 4, C).all(axis=(2, 4, 5))        # (B, h, w)
+        known = binary_erosion(known, np.ones((1, 3, 3)), border_value=1)[..., None]        # (B, h, w, 1)
         z_T = self.noise(streams, self._latent_shape)
         drawn = last(editing.inpaint(self.denoiser(scale), z_T, times(self.schedule, steps), z_0,
                                      xp_of(z_0).asarray(known), self.clip.text_states(captions), streams=streams,

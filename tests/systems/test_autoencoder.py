@@ -307,3 +307,12 @@ def test_the_example(tmp_path, monkeypatch, data):
     assert (tmp_path / "a.png").stat().st_size > 1000
     again = example.main(**options)                                 # loaded, not trained again
     assert all(again[name].mse == r.mse for name, r in found.items())
+
+
+def test_images_that_the_digit_classifier_does_not_read_are_compared_without_it():
+    from minidiff.systems.autoencoder import KLAutoencoder, VQAutoencoder
+    from minidiff.systems.latent import LatentDiffusion
+    for kind in (KLAutoencoder, VQAutoencoder):
+        assert kind.config_for((28, 28, 1)).perceptual == kind.Config().perceptual > 0
+        assert kind.config_for((16, 24, 3)).perceptual == 0
+    assert LatentDiffusion.config_for((16, 24, 3)).autoencoder.perceptual == 0
