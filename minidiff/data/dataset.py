@@ -28,6 +28,7 @@ class Dataset:
     shape: tuple[int, int, int]             # (H, W, C) of an image
     source: str                             # where the images come from, for people
     fingerprint: str                        # differs where the images or captions differ: a run resumes with its own
+    labels: np.ndarray | None = None        # optional: the class of each image, (N,), for the digit classifier
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} has no __len__")

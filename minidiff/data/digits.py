@@ -18,7 +18,6 @@ from minidiff.data import attributes, digit_captions, mnist
 from minidiff.data.attributes import VOCABULARY, Words
 from minidiff.data.dataset import Dataset, DatasetEntry
 from minidiff.data.pixels import to_float
-from minidiff.errors import UserError
 
 PROMPTS = ("a bold seven leaning left", "the digit seven", "a thin, upright three", "3", "a wide zero", "0",
            "a narrow, right-leaning 5", "a heavy four", "one", "a fine 8 leaning right", "nine, bold", "")
@@ -58,10 +57,10 @@ class Digits(Dataset):
         return to_float(self.pixels[indices])[..., None]                            # (B, H, W, 1)
 
     def test(self) -> Digits | None:
-        """MNIST's test images, all of them; None where only the packed training images are at hand."""
+        """MNIST's test images, all of them; None where there are none.  UserError if they are damaged."""
         try:
             return self.load_test() if self.load_test else None
-        except UserError:
+        except mnist.NotThere:
             return None
 
     def caption(self, i: int, rng: np.random.Generator) -> str:

@@ -54,6 +54,10 @@ class Images:
         return len(self.labels)
 
 
+class NotThere(UserError):
+    """There are no such images; where there are, but damaged, the error is a plain UserError."""
+
+
 def load(data_dir: str | Path | None = None, split: str = "train", *, download: bool = True, quiet: bool = False
          ) -> Images:
     """MNIST's "train" or "test" images, from the first of the places above that has them.
@@ -72,7 +76,7 @@ def load(data_dir: str | Path | None = None, split: str = "train", *, download: 
     except UserError as error:
         if split == "test":
             remedy = "put MNIST's four files into a folder and name it with --data or MINIDIFF_DATA"
-            raise UserError(f"{error}, and minidiff contains no test images: {remedy}") from error
+            raise NotThere(f"{error}, and minidiff contains no test images: {remedy}") from error
         if not quiet:
             instead = "using the 10,000 training images that minidiff contains"
             print(f"minidiff: {error}; {instead}", file=sys.stderr)
@@ -120,7 +124,7 @@ def _path(folder: Path, name: str, split: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if os.path.exists(path):
             return path
-    raise UserError(f"{folder} has neither {name} nor {name}.gz, the {split} files of MNIST")
+    raise NotThere(f"{folder} has neither {name} nor {name}.gz, the {split} files of MNIST")
 
 
 def _read_file(path: Path, sha256: str | None) -> bytes:

@@ -45,6 +45,7 @@ from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig,
 from minidiff.nn.kl import kl
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.quantise import Codebook, usage
+from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System
 from minidiff.systems.training_batches import random_indices
@@ -68,7 +69,8 @@ class Autoencoder(System):
 
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]):
-        """The default; without the perceptual term where images are not of the shape that the digit classifier reads."""
+        """The default; without the perceptual term where images are not of the digit classifier's shape.  ValueError."""
+        check_shape(shape, 4)
         default = cls.Config()
         perceptual = default.perceptual if tuple(shape) == ImageClassifierConfig().shape else 0.0
         return replace(default, network=replace(default.network, channels=shape[2]), perceptual=perceptual)

@@ -55,7 +55,7 @@ class DigitClassifier(System):
         return DigitClassifierConfig(ImageClassifierConfig(shape=shape))
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
-        if not hasattr(data, "labels"):
+        if data.labels is None:
             raise UserError(f"the data set {data.name!r} has no labels, which a classifier needs: "
                             "train it on the digits")
         pad = ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))

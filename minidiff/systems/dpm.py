@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minidiff.data import swiss_roll
-from minidiff.data.dataset import Dataset
+from minidiff.data.dataset import DEFAULT, Dataset
 from minidiff.diffusion.entropy import KBound, bits, k_bound, log_likelihood_of_noise
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
 from minidiff.diffusion.samplers import State
@@ -59,6 +59,7 @@ from minidiff.engine import ops
 from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.random import SampleStreams, generator
 from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import UserError
 from minidiff.nn.kl import kl
 from minidiff.nn.layers import parameter
 from minidiff.nn.module import Module
@@ -166,7 +167,11 @@ class DPM(System):
         return beta, ops.exp(Tensor(xp.asarray(np.tri(self.config.T, dtype=beta.dtype))) @ ops.log(1 - beta))
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
-        """The reverse process on the given schedule, then both.  The points are its own; `data` is not used."""
+        """The reverse process on the given schedule, then both.  The points are its own; `data` must be the default."""
+        if data.name != DEFAULT:
+            raise UserError(f"dpm learns from points of its own, the Swiss roll, not from the data set {data.name!r}: "
+                            "leave out --data")
+
         def batch(step: Step) -> tuple:
             points = swiss_roll.points(step.rng, step.size, self.config.noise)
             # t is uniform on 1..T-1, and stratified over the batch

@@ -379,3 +379,15 @@ def test_packing_keeps_the_images_and_gives_the_same_bytes_again(tmp_path):
 def test_arrays_are_read_only():
     loaded = mnist.load(mnist.PACKED)
     assert not loaded.images.flags.writeable and not loaded.labels.flags.writeable
+
+
+def test_test_images_that_are_damaged_are_not_taken_for_missing():
+    from minidiff.data.digits import Digits
+
+    def test_of(error):
+        def load_test():
+            raise error
+        return Digits(np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8), [], "", "", load_test).test()
+    assert test_of(mnist.NotThere("none")) is None
+    with pytest.raises(UserError, match="damaged"):
+        test_of(UserError("damaged"))

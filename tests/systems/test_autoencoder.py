@@ -316,3 +316,5 @@ def test_images_that_the_digit_classifier_does_not_read_are_compared_without_it(
         assert kind.config_for((28, 28, 1)).perceptual == kind.Config().perceptual > 0
         assert kind.config_for((16, 24, 3)).perceptual == 0
     assert LatentDiffusion.config_for((16, 24, 3)).autoencoder.perceptual == 0
+    with pytest.raises(ValueError, match="multiples of 4"):
+        KLAutoencoder.config_for((10, 14, 1))

@@ -161,3 +161,11 @@ def test_refusals():
     model.reverse.readout.data[:] = np.nan
     with pytest.raises(UserError, match="not finite"):
         model.sample(2)
+
+
+def test_a_data_set_that_would_not_be_used_is_refused():
+    from support import outside
+
+    from minidiff.errors import UserError
+    with pytest.raises(UserError, match="leave out --data"):
+        next(small_systems.small("dpm").stages(outside.Stripes()))
