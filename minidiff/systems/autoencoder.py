@@ -69,7 +69,7 @@ class Autoencoder(System):
 
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]):
-        """The default; without the perceptual term where images are not of the digit classifier's shape.  ValueError."""
+        """The default; without the perceptual term where the digit classifier cannot read images.  ValueError."""
         check_shape(shape, 4)
         default = cls.Config()
         perceptual = default.perceptual if tuple(shape) == ImageClassifierConfig().shape else 0.0

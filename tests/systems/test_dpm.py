@@ -164,7 +164,7 @@ def test_refusals():
 
 
 def test_a_data_set_that_would_not_be_used_is_refused():
-    from support import outside
+    from support import outside, small_systems
 
     from minidiff.errors import UserError
     with pytest.raises(UserError, match="leave out --data"):
