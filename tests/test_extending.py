@@ -12,9 +12,10 @@ from support import outside
 from support.command_line import call
 
 import minidiff
-from minidiff.data.dataset import DATASETS
+from minidiff.data.dataset import DATASETS, check_dataset
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.diffusion.schedules import SCHEDULES
+from minidiff.errors import UserError
 from minidiff.systems import SYSTEMS
 from minidiff.systems.text_to_image import TextToImage
 
@@ -147,3 +148,12 @@ def test_names_that_are_taken_or_are_no_names_are_refused(entered):
         minidiff.register_system("other", outside.Independent)
     with pytest.raises(TypeError, match="load must be a function"):
         minidiff.register_dataset("x", None)
+
+
+def test_images_that_are_not_8_bit_values_are_refused():
+    class Between(outside.Stripes):
+        def images(self, indices):
+            return super().images(indices) * np.float32(0.99)
+    check_dataset(outside.Stripes())
+    with pytest.raises(UserError, match="8-bit values"):
+        check_dataset(Between())

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from minidiff.data.pixels import to_float, to_uint8
 from minidiff.errors import UserError
 from minidiff.registry import Registry
 
@@ -34,7 +35,7 @@ class Dataset:
         raise NotImplementedError(f"{type(self).__name__} has no __len__")
 
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images of these indices, (B, H, W, C) float32 in [-1, 1]; a new array."""
+        """The images of these indices, (B, H, W, C) float32, 8-bit values u / 127.5 - 1; a new array."""
         raise NotImplementedError(f"{type(self).__name__} has no images")
 
     def caption(self, i: int, rng: np.random.Generator) -> str:
@@ -112,3 +113,6 @@ def check_dataset(data: Dataset) -> None:
     x = data.images([0])
     if not isinstance(x, np.ndarray) or x.shape != (1, *shape) or x.dtype != np.float32 or not (abs(x) <= 1).all():
         raise UserError(f"the data set {data.name!r} must give images as float32 arrays {(1, *shape)} in [-1, 1]")
+    if (abs(x - to_float(to_uint8(x))) > 1e-5).any():
+        raise UserError(f"the data set {data.name!r} must give images of 8-bit values u / 127.5 - 1, as "
+                        "to_float(to_uint8(x)) of minidiff.data.pixels does")

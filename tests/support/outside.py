@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from minidiff.data.dataset import Dataset, DatasetEntry
+from minidiff.data.pixels import to_float, to_uint8
 from minidiff.diffusion.gaussian import q_posterior_mean_variance
 from minidiff.diffusion.samplers import Sampler, State
 from minidiff.diffusion.schedules import Schedule
@@ -75,7 +76,7 @@ class Stripes(Dataset):
         i = np.asarray(indices)[:, None, None]
         row, column = np.arange(16)[None, :, None], np.arange(12)[None, None]
         wave = np.sin(np.where(i % 2 == 0, row, column) * (1 + i % 3)).astype(np.float32)             # (B, 16, 12)
-        return np.stack([wave, -wave, 0 * wave], axis=-1)
+        return to_float(to_uint8(np.stack([wave, -wave, 0 * wave], axis=-1)))
 
     def caption(self, i, rng):
         return ("stripes across", "stripes down")[i % 2]
