@@ -168,7 +168,7 @@ class DPM(System):
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
         """The reverse process on the given schedule, then both.  The points are its own; `data` must be the default."""
-        if data.name != DEFAULT:
+        if data is not None and data.name != DEFAULT:
             raise UserError(f"dpm learns from points of its own, the Swiss roll, not from the data set {data.name!r}: "
                             "leave out --data")
 
