@@ -107,9 +107,9 @@ def check_dataset(data: Dataset) -> None:
     if len(data) < 1:
         raise UserError(f"the data set {data.name!r} has no images")
     shape = tuple(data.shape)
-    if len(shape) != 3 or min(shape) < 1 or shape[2] > 4:
-        raise UserError(f"the data set {data.name!r} must have images of shape (H, W, C) with 1 to 4 channels, "
-                        f"not {shape}")
+    if len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3):
+        raise UserError(f"the data set {data.name!r} must have images of shape (H, W, C) with 1 channel (grey) "
+                        f"or 3 (RGB), not {shape}")
     x = data.images([0])
     if not isinstance(x, np.ndarray) or x.shape != (1, *shape) or x.dtype != np.float32 or not (abs(x) <= 1).all():
         raise UserError(f"the data set {data.name!r} must give images as float32 arrays {(1, *shape)} in [-1, 1]")
