@@ -107,7 +107,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     saved = checkpoint.CheckpointFolder(tmp_path / "run" / "1-diffusion").latest()
     assert saved.meta["step"] > 0
     # shorten the saved run, so that it ends; then resume it as the message says
-    steps = saved.meta["step"] + 2
+    steps = saved.meta["step"] + run.WARMUP                 # not fewer than WARMUP, so that only `steps` changes
     checkpoint.save(saved.path, saved.tensors, saved.meta | {"train": saved.meta["train"] | {"steps": steps}})
     start = tmp_path / "run" / "run.json"
     start.write_text(start.read_text().replace('"steps": 100000', f'"steps": {steps}'))
