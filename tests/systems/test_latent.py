@@ -154,6 +154,14 @@ def test_the_loss_is_the_squared_error_of_v_at_z_t(model, data):
     assert model.loss(model.unet, z_0, *cond, t, eps).item() == pytest.approx(((predicted - v)**2).mean(), rel=1e-4)
 
 
+def test_noisy_times_are_trained_more_often(data):
+    """P(t < n) = (n/T)^3; of B stratified draws the count below n is within 1 of B times that."""
+    *_, stage = small_systems.new("latent").stages(data)
+    t = stage.batch(Step(0, 2, 0, 10, 60))[4]
+    for n in range(51):
+        assert abs((t < n).sum() - 60 * (n / 50) ** 3) <= 1 + 1e-9
+
+
 def test_each_latent_comes_with_its_own_caption_which_is_dropped_now_and_then(data, monkeypatch):
     """300 captions, each dropped with p = 0.1: outside 6..75 with probability 4e-8.
 

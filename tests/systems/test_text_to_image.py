@@ -29,6 +29,14 @@ def test_an_untrained_model_predicts_zero_and_its_loss_is_the_mean_square_of_the
     assert t.stage.loss(model, x_0, ids, mask, times, eps).item() == pytest.approx((v**2).mean(), rel=1e-5)
 
 
+def test_noisy_times_are_trained_more_often():
+    """t = T u^(1/3): P(t < n) = (n/T)^3; of B stratified draws the count below n is within 1 of B times that."""
+    trainer = tiny.trainer(batch=60)
+    t, T = trainer.batch()[3], trainer.stage.module.schedule.T
+    for n in range(T + 1):
+        assert abs((t < n).sum() - 60 * (n / T) ** 3) <= 1 + 1e-9
+
+
 def test_the_loss_is_the_squared_error_of_the_prediction_at_x_t(model):
     x_0, ids, mask, times, eps = tiny.trainer().batch()
     alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in (model.schedule.alpha(times), model.schedule.sigma(times)))

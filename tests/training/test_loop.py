@@ -45,6 +45,12 @@ def test_a_run_writes_what_it_promises_and_can_be_resumed(tmp_path, monkeypatch)
     assert names == {"run.json", "model.safetensors", "1-diffusion/step-000006.safetensors",
                      "1-diffusion/samples.png", "1-diffusion/loss.png"}
 
+    # the state of a stage that trains the whole system is a model, too: with the averaged weights
+    state = tmp_path / "a" / "1-diffusion" / "step-000006.safetensors"
+    assert equal(TextToImage.load(state).state_dict(), straight)
+    raw = checkpoint.load(state).tensors
+    assert any((raw[f"model.{name}"] != w).any() for name, w in straight.items() if f"model.{name}" in raw)
+
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)            # a state after every step
     step = Trainer.step
 
