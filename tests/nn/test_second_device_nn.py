@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.every_network import NETWORKS, TEXT, T, X
 from support.fake_cupy import assert_same, install, one_sentence
+from support.second_device import run
 
 from minidiff.engine.backend import to_device
 from minidiff.engine.parallel import parallel_map
@@ -26,15 +27,6 @@ def cupy(monkeypatch):
 
 
 # --- layers -------------------------------------------------------------------------------------------------
-
-def run(f, module, device: str, x: np.ndarray) -> list:
-    """f(module, Tensor x) on a device: the result and its gradients, by x and by every parameter."""
-    module.to(device)
-    x = Tensor(to_device(x, device), requires_grad=True)
-    y = f(module, x)
-    dy = np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype)
-    return [y.data, *gradients(y, [x, *module.parameters().values()], to_device(dy, device))]
-
 
 LAYERS = {
     "Linear": (lambda rng: layers.Linear(4, 6, rng), (3, 4)),

@@ -4,35 +4,22 @@ import numpy as np
 import pytest
 from support import tiny
 from support.fake_cupy import assert_same, install, one_sentence
+from support.second_device import SMALL, run
 from support.tiny import digits, trained_a_little
 
 from minidiff.engine.backend import to_device
 from minidiff.engine.cuda.random import DeviceSampleStreams
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.random import SampleStreams
-from minidiff.engine.tensor import Tensor, gradients
+from minidiff.engine.tensor import Tensor
 from minidiff.evaluation import likelihood as bits
-from minidiff.nn.unet import TextStates, UNetConfig
-from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
-from minidiff.text.encoder import TextEncoderConfig
-
-SMALL = TextToImageConfig(T=50, text=TextEncoderConfig(width=8, layers=1, heads=2),
-                          unet=UNetConfig(patch=4, widths=(8,), attention=(True,), heads=2, groups=4, embedding=8,
-                                          text=8))
+from minidiff.nn.unet import TextStates
+from minidiff.systems.text_to_image import TextToImage
 
 
 @pytest.fixture
 def cupy(monkeypatch):
     return install(monkeypatch)
-
-
-def run(f, module, device: str, x: np.ndarray) -> list:
-    """f(module, Tensor x) on a device: the result and its gradients, by x and by every parameter."""
-    module.to(device)
-    x = Tensor(to_device(x, device), requires_grad=True)
-    y = f(module, x)
-    dy = np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype)
-    return [y.data, *gradients(y, [x, *module.parameters().values()], to_device(dy, device))]
 
 
 def test_text_encoder_and_unet(cupy):

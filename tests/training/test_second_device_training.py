@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 from support import tiny
 from support.fake_cupy import assert_same, install, of_the_stand_in
+from support.second_device import SMALL
 
 from minidiff import checkpoint
 from minidiff.engine.cuda.random import DeviceSampleStreams
 from minidiff.errors import UserError
-from minidiff.nn.unet import UNetConfig
-from minidiff.systems.text_to_image import TextToImage, TextToImageConfig
-from minidiff.text.encoder import TextEncoderConfig
+from minidiff.systems.text_to_image import TextToImage
 from minidiff.training.loop import train_stage
 from minidiff.training.trainer import TrainConfig, Trainer
-
-SMALL = TextToImageConfig(T=50, text=TextEncoderConfig(width=8, layers=1, heads=2),
-                          unet=UNetConfig(patch=4, widths=(8,), attention=(True,), heads=2, groups=4, embedding=8,
-                                          text=8))
 
 
 @pytest.fixture
