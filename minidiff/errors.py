@@ -1,5 +1,6 @@
-"""UserError: the exception whose message is written for the user of the program."""
+"""UserError: the exception whose message is written for the user of the program; and what scripts do at their start."""
 
+import sys
 from collections.abc import Callable
 
 
@@ -14,7 +15,15 @@ class UserError(ValueError):
 def run_main(main: Callable, **arguments) -> None:
     """Calls `main(**arguments)` of a script.  A UserError ends the script with its message and status 1, without a
     traceback."""
+    print_any_text()
     try:
         main(**arguments)
     except UserError as error:
         raise SystemExit(str(error)) from error
+
+
+def print_any_text() -> None:
+    """From now on a character that the output's encoding lacks is printed as an escape, and ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                  # not where a program has put another object in its place
+            stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and checks of an output path before the work starts.
+"""Files that are written completely or not at all, checks of an output path before the work starts, and cache folders.
 
 A file is first written under a temporary name in the same folder, forced to the disk, and then renamed to its final
 name.  The file system renames in one step, so a reader finds the old file or the new one, but never a part of either,
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minidiff.errors import UserError
 
-__all__ = ["check_writable", "is_temporary", "write_json", "write_whole"]
+__all__ = ["cache_folder", "check_writable", "is_temporary", "user_path", "write_json", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
@@ -68,6 +68,24 @@ def check_writable(path: str | os.PathLike, suffixes: Collection[str] = ()) -> P
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"The output path {shown} cannot be written ({reason}): choose another.") from error
     return path
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """The path with a leading ~ or ~user replaced by that user's home folder; UserError where it is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"the home folder in {ascii(os.fspath(path))} is unknown: write out the path") from error
+
+
+def cache_folder(*names: str) -> Path:
+    """The folder $XDG_CACHE_HOME/names or ~/.cache/names, which may not exist yet; UserError where neither is known."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return user_path(base).joinpath(*names)
+    except UserError as error:
+        raise UserError(f"there is no cache folder, since the home folder in {ascii(base)} is unknown: set "
+                        "XDG_CACHE_HOME to a folder's path") from error
 
 
 def is_temporary(path: Path, name_starts: str) -> bool:

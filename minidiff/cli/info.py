@@ -24,7 +24,6 @@ def info(args: argparse.Namespace) -> int:
     import numpy
     import scipy
 
-    from minidiff.data import mnist
     from minidiff.data.dataset import DATASETS
     from minidiff.diffusion.samplers import SAMPLERS
     from minidiff.diffusion.schedules import SCHEDULES
@@ -41,7 +40,7 @@ def info(args: argparse.Namespace) -> int:
         ("numpy, scipy", f"{numpy.__version__}, {scipy.__version__}"),
         ("cores, GPU", f"{cores()}, {gpu}"),
         ("kernels", ", ".join(f"{family} {max(launch.versions(family))}" for family in launch.families())),
-        ("data cache", str(mnist.cache_dir())),
+        ("data cache", _cache()),
         ("data sets", ", ".join(DATASETS)),
         ("schedules", ", ".join(SCHEDULES)),
         ("samplers", ", ".join(SAMPLERS)),
@@ -49,6 +48,14 @@ def info(args: argparse.Namespace) -> int:
     ]
     print_table(rows + (_model(args.model) if args.model else []))
     return 0
+
+
+def _cache() -> str:
+    from minidiff.data import mnist
+    try:
+        return str(mnist.cache_dir())
+    except UserError as error:
+        return f"none ({error})"
 
 
 def _weights(name: str) -> str:

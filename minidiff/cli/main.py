@@ -14,7 +14,7 @@ from minidiff import __version__
 from minidiff.cli import evaluate, info, sample, train, verify
 from minidiff.cli import ranks as cli_ranks
 from minidiff.cli.arguments import Parser
-from minidiff.errors import UserError
+from minidiff.errors import UserError, print_any_text
 from minidiff.training.ranks import rank_and_size, ranks
 
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 interrupted and saved, or a law broken, 2 a mistake that the user can put right.
     """
+    print_any_text()
     if rank_and_size()[1] > 1:
         return cli_ranks.together(lambda: _main(argv))
     return _main(argv)

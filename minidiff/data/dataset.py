@@ -19,6 +19,7 @@ import numpy as np
 
 from minidiff.data.pixels import to_float, to_uint8
 from minidiff.errors import UserError
+from minidiff.files import user_path
 from minidiff.registry import Registry
 
 
@@ -93,7 +94,7 @@ def load_dataset(data: str | Path | None = None, split: str = "train") -> Datase
     """
     name = str(data) if data is not None else DEFAULT
     known = name in DATASETS
-    if not known and not Path(data).expanduser().exists():
+    if not known and not user_path(data).exists():
         raise UserError(f"{name!r} is neither a folder nor a data set: the data sets are {', '.join(DATASETS)}")
     entry = DATASETS[name if known else DEFAULT]
     entry = entry if isinstance(entry, DatasetEntry) else DatasetEntry(entry)       # an entry point may name a function

@@ -22,6 +22,7 @@ import numpy as np
 from minidiff.data import idx
 from minidiff.data.download import fetch
 from minidiff.errors import UserError
+from minidiff.files import cache_folder, user_path
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -70,7 +71,7 @@ def load(data_dir: str | Path | None = None, split: str = "train", *, download: 
         raise ValueError(f"split is {split!r}, but load takes 'train' or 'test'")
     data_dir = data_dir or os.environ.get("MINIDIFF_DATA")
     if data_dir:
-        return _read(Path(data_dir).expanduser(), split, f"MNIST in {data_dir}")
+        return _read(user_path(data_dir), split, f"MNIST in {data_dir}")
     try:
         _fill_cache(split, download, quiet)
     except UserError as error:
@@ -90,8 +91,8 @@ def packed() -> Images:
 
 
 def cache_dir() -> Path:
-    """The folder for downloads."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minidiff" / "mnist"
+    """The folder for downloads.  UserError where it is unknown."""
+    return cache_folder("minidiff", "mnist")
 
 
 def _fill_cache(split: str, download: bool, quiet: bool) -> None:

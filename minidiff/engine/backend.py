@@ -108,7 +108,7 @@ def keep_freed_memory() -> bool:
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, FOREVER = -1, -3, -8, 2**31 - 1
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):                       # not glibc
+    except (OSError, AttributeError, TypeError):            # not glibc; TypeError on Windows, which has no CDLL(None)
         return False
     # one arena for all threads: each thread's own arena would return empty pages, whatever the threshold
     kept = mallopt(M_TRIM_THRESHOLD, FOREVER) and mallopt(M_ARENA_MAX, 1)

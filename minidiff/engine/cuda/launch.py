@@ -23,6 +23,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,9 +258,9 @@ def _binary(source: Source, options: tuple[str, ...]) -> Path:
     nvrtc = cupy.cuda.nvrtc
     text, options = source.text, (*options, f"-arch={source.needs}")
     key = hashlib.sha256(repr((text, options, nvrtc.getVersion())).encode()).hexdigest()[:20]
-    cache = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    cache = Path(os.path.expanduser(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache"))
     binary = cache / f"minidiff-{source.path.stem}-{key}.cubin"
-    if not binary.exists():
+    if not os.path.exists(binary):
         program = nvrtc.createProgram(text, source.path.name, (), ())
         try:
             nvrtc.compileProgram(program, options)
@@ -269,8 +270,12 @@ def _binary(source: Source, options: tuple[str, ...]) -> Path:
             raise cupy.cuda.compiler.CompileException(log, text, source.path.name, options) from None
         finally:
             nvrtc.destroyProgram(program)
-        cache.mkdir(parents=True, exist_ok=True)
-        write_whole(binary, compiled)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            write_whole(binary, compiled)
+        except (OSError, UserError):                        # without a cache it compiles once more in each process
+            binary = Path(tempfile.mkdtemp(prefix="minidiff-")) / binary.name
+            binary.write_bytes(compiled)
     return binary
 
 
