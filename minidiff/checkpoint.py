@@ -6,31 +6,36 @@ shape and position, then the arrays.  The configuration is JSON text in that hea
     {"version": 1, "meta": {...}}
 
 The file holds no code, and nothing is unpickled.  A file may come from a stranger: `load` checks it and raises a
-UserError for every file that is not exactly in this form.  `CheckpointFolder` keeps the last few checkpoints of a run,
+UserError for every file that is not exactly in this form.  `read_header` reads what stands before the arrays, so that a
+file can be refused before memory is taken for them.  `CheckpointFolder` keeps the last few checkpoints of a run,
 and finds the newest complete one after the run was interrupted.
 """
 
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from minidiff.errors import UserError
 from minidiff.files import check_writable, is_temporary, write_whole
+from minidiff.input_files import open_file, parse_json
 
-__all__ = ["Checkpoint", "CheckpointFolder", "check_shapes", "load", "save"]
+__all__ = ["Checkpoint", "CheckpointFolder", "Header", "check_shapes", "load", "read_header", "save"]
 
 VERSION = 1
 KEY = "minidiff"
-MAX_HEADER = 16 << 20                                       # bytes; a model of 10,000 arrays needs about 1 MB
-DTYPES = "F64 F32 F16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()       # the types of safetensors that NumPy has too
+MAX_HEADER = 2 << 20                                        # bytes; a model of 10,000 arrays needs about 1 MB
+MOST_AXES = 32                                              # of an array
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+          "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}    # the types that NumPy has too
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,22 @@ class Checkpoint:
     """tensors: name -> array, writable; meta: the JSON dict given to `save`; path: the file that holds both."""
 
     tensors: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    path: Path
+
+
+class Entry(NamedTuple):
+    """An array in a header."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file without its arrays: their shapes and dtypes, in the order of their bytes, which fill the file exactly."""
+
+    arrays: dict[str, Entry]
     meta: dict[str, Any]
     path: Path
 
@@ -56,24 +77,31 @@ def save(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], meta: Mappi
     arrays = {name: np.asarray(a, order="C") for name, a in tensors.items()}
     _check_savable(path, arrays)
     # one key only: safetensors writes several in a random order
-    write_whole(path, to_bytes(arrays, metadata={KEY: header}))
+    data = to_bytes(arrays, metadata={KEY: header})
+    if int.from_bytes(data[:8], "little") > MAX_HEADER:
+        raise TypeError(f"meta and the arrays' names take more than {MAX_HEADER} bytes, the most that `load` reads.")
+    write_whole(path, data)
 
 
 def load(path: str | os.PathLike) -> Checkpoint:
     """The checkpoint at `path`.  Raises UserError, which names the file and what is wrong with it."""
-    from safetensors.numpy import load as from_bytes
-
     path = Path(path)
-    with _errors_name(path), open(path, "rb") as file:
-        start = file.read(8)
-        header = file.read(_header_length(path, file, start))
-        meta = _checked_meta(path, header)
-        tensors = from_bytes(start + header + file.read())  # safetensors checks shapes, positions and gaps
+    with _errors_name(path), open_file(path) as file:
+        header = _header(path, file)
+        tensors = {name: np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+                   for name, (shape, dtype) in header.arrays.items()}
         _check_finite(path, tensors, "is not a usable checkpoint")
-    return Checkpoint(tensors, meta, path)
+    return Checkpoint(tensors, header.meta, path)
 
 
-def check_shapes(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray], path: Any) -> None:
+def read_header(path: str | os.PathLike) -> Header:
+    """The header of the checkpoint at `path`, whose arrays are not read.  Raises UserError as `load` does."""
+    path = Path(path)
+    with _errors_name(path), open_file(path) as file:
+        return _header(path, file)
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray | Entry], path: Any) -> None:
     """UserError unless tensors and expected have the same names and shapes.
 
     The error names `path` and the first array that is missing, has another shape, or is not expected.
@@ -121,10 +149,10 @@ class CheckpointFolder:
         for newer, path in self._files():
             if newer > step:
                 try:
-                    load(path)
+                    read_header(path)
                 except UserError as error:
+                    self._remove(path)
                     warnings.warn(f"Removed a broken checkpoint: {error}", stacklevel=2)
-                    path.unlink(missing_ok=True)
                 else:
                     raise UserError(f"The folder {self.folder} holds {path.name} of an earlier run, beyond step "
                                     f"{step}: resume that run or choose another folder.")
@@ -136,19 +164,46 @@ class CheckpointFolder:
         path = self._path(step)
         save(path, tensors, {**meta, "step": step})
         for _, old in self._files()[self.keep:]:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):                         # one too many does no harm
+                old.unlink(missing_ok=True)
         return path
 
-    def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, or None.  It skips damaged ones with a warning, and changes no file."""
-        for _, path in self._files():
-            try:
-                return load(path)
-            except UserError as error:
-                if not path.exists():                       # the writer has saved a newer one and removed this one
-                    return self.latest()
-                warnings.warn(f"Skipped a broken checkpoint: {error}", stacklevel=2)
-        return None
+    def holds_any(self) -> bool:
+        """Whether there is a file named as a checkpoint, damaged or not."""
+        return bool(self._files())
+
+    def latest(self, check: Callable[[Header], None] | None = None) -> Checkpoint | None:
+        """The newest complete checkpoint, or None.  It skips damaged ones with a warning, and changes no file.
+
+        check: is called with its header, before its arrays are read; what it raises ends the search.
+        """
+        while True:
+            for _, path in self._files():
+                if header := self._tried(read_header, path):
+                    if check:
+                        check(header)
+                    if saved := self._tried(load, path):
+                        return saved
+                if not os.path.lexists(path):               # the writer has saved a newer one and removed this one
+                    break
+            else:
+                return None
+
+    def _tried(self, read: Callable[[Path], Any], path: Path) -> Any:
+        """What `read` makes of a file; None, with a warning, where it is damaged."""
+        try:
+            return read(path)
+        except UserError as error:
+            if os.path.lexists(path):
+                warnings.warn(f"Skipped a broken checkpoint: {error}", stacklevel=3)
+            return None
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:                            # a folder of this name
+            raise UserError(f"The folder {self.folder} cannot take checkpoints: {path.name} in it is no file, and "
+                            "cannot be removed.") from error
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.safetensors"
@@ -186,39 +241,34 @@ def _check_finite(path: Any, tensors: Mapping[str, np.ndarray], verdict: str) ->
 @contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
     """Turns every error of reading the file into a UserError that names it."""
-    from safetensors import SafetensorError
-
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: name a checkpoint in it, such as step-001000.safetensors.")
-        if not path.exists():
-            raise UserError(f"{path} does not exist.")
-        if not path.is_file():
-            raise UserError(f"{path} is not a file: name a model.safetensors.")
         yield
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path} could not be read ({error.strerror}).") from error
-    except (SafetensorError, ValueError, TypeError, OverflowError, MemoryError) as error:
+    except MemoryError as error:
+        raise UserError(f"{path} holds more than the memory can.") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is cut short or damaged ({ascii(str(error))[1:-1][:200]}).") from error
 
 
-def _header_length(path: Path, file: BinaryIO, start: bytes) -> int:
-    """The header's length in bytes, from the file's first 8, if a file of this size can hold it."""
-    size, length = os.fstat(file.fileno()).st_size, int.from_bytes(start, "little")
+def _header(path: Path, file: BinaryIO) -> Header:
+    """The header of an open file, which is left at the first array."""
+    size, start = os.fstat(file.fileno()).st_size, file.read(8)
+    length = int.from_bytes(start, "little")
     if length > size - 8:
         raise UserError(f"{path} is cut short or not a safetensors file (its start announces a header of {length} "
                         f"bytes in a file of {size}).")
     if length > MAX_HEADER:
         raise UserError(f"{path} has a header of {length} bytes; at most {MAX_HEADER} are read.")
-    return length
+    header = _parse(path, file.read(length), "header")
+    meta = _checked_meta(path, header.pop("__metadata__", None))
+    return Header(_checked_arrays(path, header, size - 8 - length), meta, path)
 
 
-def _checked_meta(path: Path, text: bytes) -> dict[str, Any]:
-    """The configuration in a header, whose arrays all have a type that NumPy knows."""
-    header = _parse(path, text, "header")
-    metadata = header.get("__metadata__")
+def _checked_meta(path: Path, metadata: Any) -> dict[str, Any]:
+    """The configuration in a header."""
     inner = metadata.get(KEY) if isinstance(metadata, dict) else None
     if not isinstance(inner, str):
         raise UserError(f"{path} is not a checkpoint of minidiff: its header has no {KEY!r} configuration.")
@@ -227,22 +277,38 @@ def _checked_meta(path: Path, text: bytes) -> dict[str, Any]:
     if type(version) is not int or version < 1:
         raise UserError(f"{path} is not a checkpoint of minidiff: its configuration has no version number.")
     if version > VERSION:
-        raise UserError(f"{path} has format version {version}; this minidiff reads up to {VERSION}: install a newer "
-                        "one.")
+        raise UserError(f"{path} has format version {str(version)[:20]}; this minidiff reads up to {VERSION}: install "
+                        "a newer one.")
     if not isinstance(outer.get("meta"), dict):
         raise UserError(f"{path} is not a checkpoint of minidiff: its configuration has no 'meta' dict.")
-    for name, entry in header.items():
-        dtype = entry.get("dtype") if isinstance(entry, dict) else None
-        if name != "__metadata__" and dtype not in (*DTYPES, None):     # None: safetensors reports it
-            raise UserError(f"{path} holds the tensor {name[:80]!r} as {str(dtype)[:20]!r}, a type that minidiff does "
-                            "not read.")
     return outer["meta"]
+
+
+def _checked_arrays(path: Path, header: Mapping[str, Any], room: int) -> dict[str, Entry]:
+    """The arrays of a header, which must fill the `room` bytes after it, one after another and without a gap."""
+    found, position = [], 0
+    for name, entry in header.items():
+        kind, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise UserError(f"{path} holds the tensor {name[:80]!r} as {str(kind)[:20]!r}, a type that minidiff does "
+                            "not read.")
+        if len(shape) > MOST_AXES or not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, start, end)):
+            raise ValueError(f"the tensor {name[:80]!r} has an impossible shape or position")
+        found.append((start, end, name, Entry(tuple(shape), np.dtype(DTYPES[kind]))))
+    found.sort(key=lambda a: a[:3])
+    for start, end, name, (shape, dtype) in found:
+        if start != position or end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"the tensor {name[:80]!r} does not fill its place")
+        position = end
+    if position != room:
+        raise ValueError(f"its tensors have {position} bytes, and {room} follow its header")
+    return {name: entry for _, _, name, entry in found}
 
 
 def _parse(path: Path, text: bytes | str, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is not a checkpoint: its {what} is not JSON.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a checkpoint: its {what} is a JSON {type(value).__name__}, not a dict.")

@@ -72,7 +72,7 @@ def _model(path: Path) -> list[tuple[str, str]]:
     """What a model file holds, as rows."""
     from minidiff.nn.module import Module
 
-    name = checkpoint.load(path).meta.get("system")
+    name = checkpoint.read_header(path).meta.get("system")
     if not isinstance(name, str) or name not in systems.SYSTEMS:
         raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems {', '.join(systems.SYSTEMS)}")
     model = systems.load_system(name, path)

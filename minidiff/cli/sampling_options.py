@@ -43,7 +43,7 @@ def model_file(args: argparse.Namespace) -> tuple[type[System], Path | None]:
     if args.model is None:
         name = args.system or systems.DEFAULT
         return systems.system_class(name), systems.weights_of(name)
-    name = checkpoint.load(args.model).meta.get("system")
+    name = checkpoint.read_header(args.model).meta.get("system")
     if not isinstance(name, str) or name not in systems.SYSTEMS:
         raise UserError(f"{args.model} holds {str(name)[:40]!r}, which is none of the systems "
                         f"{', '.join(systems.SYSTEMS)}")

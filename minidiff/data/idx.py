@@ -5,8 +5,6 @@
 08 is the code for unsigned bytes, the only type read here.  Files may be compressed with gzip.
 """
 
-import gzip
-import io
 import math
 import struct
 import zlib
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.errors import UserError
+from minidiff.input_files import read_file
 
 LARGEST = 1 << 26                                           # bytes, uncompressed; MNIST's largest file has 47 million
 MOST_AXES = 4
@@ -38,25 +37,25 @@ def encode(array: np.ndarray) -> bytes:
 
 def read_bytes(path: str | Path) -> bytes:
     """A file's bytes, uncompressed.  Raises UserError, which names the file."""
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    return unpack(packed, str(path))
+    return unpack(read_file(path, LARGEST), str(path))
 
 
 def unpack(data: bytes, source: str) -> bytes:
     """Decompresses data that begins like gzip, and returns other data unchanged.  source: what errors call the file.
 
-    At most LARGEST bytes are decompressed, because a small file may hold more than the memory does.
+    At most LARGEST bytes are decompressed, because a small file may hold more than the memory does.  zlib also reads
+    the header, whose name may be as long as the file: the module gzip takes it byte by byte.
     """
     if data[:2] == b"\x1f\x8b":
+        unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-                data = file.read(LARGEST + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            data = unpacker.decompress(data, LARGEST + 1)
+        except zlib.error as error:
             raise UserError(f"{source} is damaged or incomplete ({error})") from error
+        if len(data) <= LARGEST and not unpacker.eof:
+            raise UserError(f"{source} is damaged or incomplete (it ends before its data do)")
+        if unpacker.unused_data.strip(b"\0"):
+            raise UserError(f"{source} holds more than one compressed file: only one is read")
     if len(data) > LARGEST:
         raise UserError(f"{source} holds more than {LARGEST >> 20} MiB, the most that is read")
     return data

@@ -1,4 +1,4 @@
-"""The layers of all networks.  Each constructor takes the random generator for the initial weights.
+"""The layers of all networks.  Each constructor takes the random generator for the initial weights, or `Unfilled`.
 
 Weights start as N(0, 1/fan_in), so that the output of a layer has about the variance of its input; biases start at 0.
 `zero=True` starts the weights at 0.  The last layer of a residual branch does, so that the block starts as the
@@ -17,7 +17,31 @@ from minidiff.engine.tensor import Tensor
 from minidiff.nn.module import Module
 
 
-def parameter(shape: tuple[int, ...], std: float, rng: np.random.Generator) -> Tensor:
+class TooManyWeights(ValueError):
+    """A network asks for more weights than there may be."""
+
+
+class Unfilled:
+    """Takes the generator's place where a file will set the weights: each is 0, and takes no memory until it is set.
+
+    arrays, weights: how many a network may have, such as those of the file; TooManyWeights for one that asks for
+    more.
+    """
+
+    def __init__(self, arrays: int, weights: int):
+        self.arrays, self.weights = arrays, weights
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        self.arrays, self.weights = self.arrays - 1, self.weights - math.prod(shape)
+        if min(self.arrays, self.weights) < 0:
+            raise TooManyWeights("it asks for more weights than there may be")
+        return np.broadcast_to(np.float32(0), shape)        # read-only: every element is one number
+
+
+def parameter(shape: tuple[int, ...], std: float, rng: np.random.Generator | Unfilled) -> Tensor:
+    """Random numbers of this standard deviation; zeros for 0."""
+    if isinstance(rng, Unfilled):
+        return Tensor(rng.zeros(shape), requires_grad=True)
     values = rng.standard_normal(shape, dtype=np.float32) * np.float32(std) if std else np.zeros(shape, np.float32)
     return Tensor(values, requires_grad=True)
 

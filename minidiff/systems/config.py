@@ -6,8 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 LARGEST = 4096                                              # no whole number in a configuration is larger
 LONGEST = 16                                                # no tuple is longer
 LONGEST_TEXT = 200                                          # characters
@@ -32,7 +30,9 @@ def config_from(kind: type, values):
         if dataclasses.is_dataclass(like):
             value = config_from(type(like), value)
         elif isinstance(like, tuple):
-            value = tuple(_checked(f.name, v, like[0]) for v in list(value)[:LONGEST])
+            if not isinstance(value, list | tuple) or not 1 <= len(value) <= LONGEST:
+                raise ValueError(f"{f.name} takes a list of 1 to {LONGEST} values, not {str(value)[:40]!r}")
+            value = tuple(_checked(f.name, v, like[0]) for v in value)
         else:
             value = _checked(f.name, value, like)
         fields[f.name] = value
@@ -80,19 +80,6 @@ def _checked(name: str, value, like):
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         raise ValueError(f"{name} takes at most {LONGEST_TEXT} characters, not {len(value)}")
     return value
-
-
-class ZeroWeights:
-    """Takes the generator's place where a file will set the weights: zeros, and no more of them than the file holds."""
-
-    def __init__(self, room: int):
-        self.room = room
-
-    def standard_normal(self, shape: tuple[int, ...], dtype) -> np.ndarray:
-        self.room -= math.prod(shape)
-        if self.room < 0:
-            raise ValueError("it asks for more weights than the file holds")
-        return np.zeros(shape, dtype)
 
 
 def check_shape(shape: tuple[int, ...], multiple: int = 1) -> None:

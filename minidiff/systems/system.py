@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,12 +26,14 @@ from minidiff.diffusion.samplers import State
 from minidiff.engine.backend import to_device, xp_of
 from minidiff.engine.random import MovedStreams, SampleStreams, generator, sample_streams
 from minidiff.errors import UserError
+from minidiff.nn.layers import TooManyWeights, Unfilled
 from minidiff.nn.module import Module
-from minidiff.systems.config import ZeroWeights, config_from
+from minidiff.systems.config import config_from
 from minidiff.systems.stage import Stage
 from minidiff.text.tokenizer import Tokenizer
 
 WEIGHTS = Path(__file__).parents[1] / "weights"             # of the systems that are trained already
+MOST_ARRAYS = 10_000                                        # of weights in a system
 NOT_AN_OPTION = ("seed", "streams")                         # of `sample`: every system has them
 
 
@@ -46,6 +49,7 @@ class System(Module):
     Config: ClassVar[type]                                  # a frozen dataclass whose fields all have defaults
     needs: ClassVar[tuple[str, ...]] = ()                   # the trained systems that it is built on
     reads_captions: ClassVar[bool] = True                   # False where each caption must be ''
+    most_weights: ClassVar[int] = 1 << 25                   # a configuration that asks for more is refused
     example: ClassVar[str] = ""                             # the file in examples/ that shows what it does
     slow_trajectory: ClassVar[bool] = False                 # whether its states cost more than its last picture
     no_trajectory: ClassVar[str] = "it does not draw its pictures step by step from noise"      # why there is none
@@ -68,9 +72,20 @@ class System(Module):
         if missing:
             raise ValueError(f"needed must hold the trained systems {', '.join(cls.needs)}, and lacks {missing[0]}")
         config = config or cls.default_config(data, needed)
-        system = cls(config, cls.tokenizer_for(data, config, rng, needed), rng)
+        tokenizer = cls.tokenizer_for(data, config, rng, needed)
+        cls.check_size(config, tokenizer)
+        system = cls(config, tokenizer, rng)
         system.take(needed)
         return system
+
+    @classmethod
+    def check_size(cls, config, tokenizer: Tokenizer | None) -> None:
+        """ValueError, before memory is taken, where the configuration makes no system or one with too many weights."""
+        try:
+            cls(config, tokenizer, Unfilled(MOST_ARRAYS, cls.most_weights))
+        except TooManyWeights as error:
+            raise ValueError(f"its configuration asks for more than {cls.most_weights:,} weights in {MOST_ARRAYS:,} "
+                             "arrays") from error
 
     @classmethod
     def default_config(cls, data: Dataset, needed: Mapping[str, System]):
@@ -151,38 +166,46 @@ class System(Module):
         path: a model.safetensors, or a training state whose stage trained the whole system: its averaged weights.
         UserError names the file and what is wrong with it.
         """
-        saved = checkpoint.load(cls.shipped() if path is None else path)
-        system = cls.from_checkpoint(saved)
+        header = checkpoint.read_header(cls.shipped() if path is None else path)
+        system = cls.from_header(header)
         shapes = {name: p.shape for name, p in system.parameters().items()}
-        weights = _averaged(saved, shapes) if "stage" in saved.meta else saved.tensors
-        checkpoint.check_shapes(shapes, weights, saved.path)
+        _weights_in(header, header.arrays, shapes)          # is it this model? asked before memory is taken
+        weights = _weights_in(header, checkpoint.load(header.path).tensors, shapes)
         system.load_state_dict(weights)
-        notes = saved.meta.get("notes")
+        notes = header.meta.get("notes")
         system.notes = notes if isinstance(notes, dict) else {}
         return system
 
     @classmethod
-    def from_checkpoint(cls, saved: checkpoint.Checkpoint) -> Self:
+    def from_header(cls, header: checkpoint.Header) -> Self:
         """The system that a file describes, its weights still to be set; UserError names the file where it is none."""
-        system, path = saved.meta.get("system"), saved.path
+        system, path = header.meta.get("system"), header.path
         if system != cls.name:
             raise UserError(f"{path} holds {str(system)[:40]!r}, and {cls.name!r} was asked for.")
         try:
-            config = config_from(cls.Config, saved.meta.get("config"))
-            state = saved.meta.get("tokenizer")
-            room = sum(w.size for w in saved.tensors.values())
-            return cls(config, None if state is None else Tokenizer.from_state(state), ZeroWeights(room))
-        except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+            config = config_from(cls.Config, header.meta.get("config"))
+            state = header.meta.get("tokenizer")
+            room = min(cls.most_weights, sum(math.prod(shape) for shape, _ in header.arrays.values()))
+            return cls(config, None if state is None else Tokenizer.from_state(state),
+                       Unfilled(min(MOST_ARRAYS, len(header.arrays)), room))
+        except TooManyWeights as error:
+            raise UserError(f"{path} holds a configuration that asks for more weights than the file holds, or than "
+                            f"{cls.most_weights:,}.") from error
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
 
 
-def _averaged(saved: checkpoint.Checkpoint, names) -> dict[str, np.ndarray]:
-    """The averaged weights in a training state; UserError where its stage trained a part of the system only."""
-    weights = {name.removeprefix("ema."): w for name, w in saved.tensors.items() if name.startswith("ema.")}
-    weights.pop("n", None)                                  # how many steps went into the average
-    if weights.keys() != set(names):
-        raise UserError(f"{saved.path} is the state of one stage: name the run's model.safetensors, which is written "
-                        "after the last stage (continue with --resume).")
+def _weights_in(header: checkpoint.Header, arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """The arrays that are the model's weights: of a training state the averaged ones.  UserError where they are not of
+    these shapes, or where the state is of a stage that trained a part of the system only."""
+    weights, path = dict(arrays), header.path
+    if "stage" in header.meta:
+        weights = {name.removeprefix("ema."): a for name, a in arrays.items() if name.startswith("ema.")}
+        weights.pop("n", None)                              # how many steps went into the average
+        if weights.keys() != shapes.keys():
+            raise UserError(f"{path} is the state of one stage: name the run's model.safetensors, which is written "
+                            "after the last stage (continue with --resume).")
+    checkpoint.check_shapes(shapes, weights, path)
     return weights
 
 

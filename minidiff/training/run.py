@@ -10,7 +10,7 @@ resumes to the same bits.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
@@ -20,6 +20,7 @@ from minidiff import checkpoint
 from minidiff.data.dataset import Dataset
 from minidiff.errors import UserError
 from minidiff.files import write_json
+from minidiff.input_files import parse_json, read_file
 from minidiff.systems import load_needed
 from minidiff.systems.config import config_from, with_changes
 from minidiff.systems.stage import Stage
@@ -29,6 +30,7 @@ from minidiff.training.ranks import ranks
 from minidiff.training.trainer import TrainConfig, Trainer
 
 START = "run.json"                                          # how the run was started
+LARGEST_START = 1 << 20                                     # bytes
 MODEL = "model.safetensors"
 WARMUP = 50                                                 # steps to the peak of the learning rate, at most
 
@@ -130,7 +132,7 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
 
 def _train(trainer: Trainer, folder: checkpoint.CheckpointFolder, quiet: bool, title: str) -> None:
     """Trains a stage from its newest state, if it has one, to its last step."""
-    saved = folder.latest()
+    saved = folder.latest(trainer.check_header)
     if saved:
         trainer.restore(saved)
     first = trainer.ranks.rank == 0
@@ -169,7 +171,7 @@ def check_run(folder: Path, kind: type[System], resume: bool, options: TrainOpti
     resuming cannot change, or where the folder cannot be written.
     """
     start = _started(folder, kind)
-    if start is None and ((folder / MODEL).exists() or checkpoint.CheckpointFolder(folder).latest()):
+    if start is None and ((folder / MODEL).exists() or checkpoint.CheckpointFolder(folder).holds_any()):
         raise UserError(f"{folder} holds a model or a run of another kind: choose another --out.")
     if start and not resume:
         raise UserError(f"{folder} holds a run of {kind.name}: add --resume to continue it, or choose another --out.")
@@ -195,10 +197,11 @@ def _check_folder(folder: Path) -> None:
 
 def _started(folder: Path, kind: type[System]) -> Start | None:
     path = folder / START
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
+    text = read_file(path, LARGEST_START)
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = parse_json(text)
         if saved["system"] != kind.name:
             raise UserError(f"{folder} holds a run of {str(saved['system'])[:40]!r}, not of {kind.name!r}: choose "
                             "another --out.")
@@ -206,9 +209,9 @@ def _started(folder: Path, kind: type[System]) -> Start | None:
         _check_options(options)
         needed = {str(name): str(digest) for name, digest in saved["needed"].items()}
         return Start(config_from(kind.Config, saved["config"]), options, str(saved["data"]), needed)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{path} does not say how this run was started ({error}): choose another --out.") from error
 
 

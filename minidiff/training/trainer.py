@@ -194,8 +194,8 @@ class Trainer:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes back to a saved state; UserError if it is of another system, stage, data set or configuration."""
-        self._check_description(saved)
-        made, skipped = self._check_state(saved)
+        self._check_form(saved.meta, saved.tensors, saved.path)
+        made, skipped = self._check_values(saved)
 
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {name[len(prefix):]: a for name, a in saved.tensors.items() if name.startswith(prefix)}
@@ -206,34 +206,54 @@ class Trainer:
         if self.on_device:
             self.on_device.push()
         self.losses, self.n = saved.tensors["losses"].tolist(), made + skipped
-        seconds = saved.meta.get("seconds")
-        self.seconds = seconds if isinstance(seconds, float) else 0.0
+        self.seconds = float(saved.meta["seconds"])
 
-    def _check_description(self, saved: checkpoint.Checkpoint) -> None:
+    def check_header(self, header: checkpoint.Header) -> None:
+        """UserError where `restore` would refuse the file for what its header says."""
+        self._check_form(header.meta, header.arrays, header.path)
+
+    def _check_form(self, meta: Mapping, arrays: Mapping, path) -> None:
+        """UserError unless a file's description is this trainer's, and its arrays have the shapes of a state."""
         for what, mine in (self.description | {"train": asdict(self.config)}).items():
-            if saved.meta.get(what) != json.loads(json.dumps(mine)):                # as a file has it: tuples are lists
-                raise UserError(f"{saved.path} is of a run with another {OPTIONS.get(what, what)}: resume with the "
+            if meta.get(what) != json.loads(json.dumps(mine)):                      # as a file has it: tuples are lists
+                raise UserError(f"{path} is of a run with another {OPTIONS.get(what, what)}: resume with the "
                                 "options that it was started with, or choose another --out.")
+        expected = self.state()[0]
+        losses = arrays["losses"].shape if "losses" in arrays else ()
+        made = min(losses[0], self.config.steps) if losses else 0                   # the arrays say later how many
+        shapes = {name: a.shape for name, a in expected.items()} | {"losses": (made,)}
+        checkpoint.check_shapes(shapes, arrays, path)
+        if any(arrays[name].dtype != a.dtype for name, a in expected.items()):
+            raise _no_state(path)
 
-    def _check_state(self, saved: checkpoint.Checkpoint) -> tuple[int, int]:
-        """(steps that changed weights, steps left out); UserError unless the tensors are a state of this trainer."""
-        expected = {name: (a.shape, a.dtype) for name, a in self.state()[0].items()}
-
-        def count(name: str) -> int:
-            return int(saved.tensors[name]) if saved.tensors.get(name, np.empty(0)).shape == () else -1
-        made, skipped = count("optimiser.n"), 0 if self.scaling.fixed else count("scaling.skipped")
-        expected["losses"] = ((made + skipped,), np.dtype(np.float64))
-        checkpoint.check_shapes({name: shape for name, (shape, _) in expected.items()}, saved.tensors, saved.path)
-        if any(saved.tensors[name].dtype != dtype for name, (_, dtype) in expected.items()) \
-                or min(made, skipped) < 0 or int(saved.tensors["ema.n"]) != made \
-                or not 1 <= saved.tensors.get("scaling.scale", 1) <= MOST_SCALE \
-                or saved.tensors.get("scaling.good", 0) < 0:
-            raise UserError(f"{saved.path} is no training state of this version: start a new run with another --out.")
+    def _check_values(self, saved: checkpoint.Checkpoint) -> tuple[int, int]:
+        """(steps that changed weights, steps left out); UserError unless every number of a state is in its range."""
+        meta, arrays = saved.meta, saved.tensors
+        seconds = meta.get("seconds")
+        in_range = type(seconds) in (int, float) and 0 <= seconds <= MOST_SECONDS and all(
+            low <= arrays[name].min() and arrays[name].max() <= high
+            for start, (low, high) in RANGES.items() for name in arrays if name.startswith(start) and arrays[name].size)
+        if not in_range:
+            raise _no_state(saved.path)
+        made, skipped = int(arrays["optimiser.n"]), int(arrays.get("scaling.skipped", 0))
+        if int(arrays["ema.n"]) != made or arrays["losses"].shape != (made + skipped,) \
+                or meta.get("step", made + skipped) != made + skipped:
+            raise _no_state(saved.path)
         return made, skipped
 
 
 OPTIONS = {"data": "--data", "train": "--seed, --steps, --effort, --batch, --lr or --precision",
            "config": "configuration"}                       # how a user names what a state's description says
+
+
+MOST_SECONDS = 1e10
+COUNT = (0, 10**9)
+RANGES = {"optimiser.n": COUNT, "optimiser.v.": (0, math.inf), "ema.n": COUNT, "scaling.scale": (1, MOST_SCALE),
+          "scaling.good": COUNT, "scaling.skipped": COUNT}  # of the numbers in a state, by how their names begin
+
+
+def _no_state(path) -> UserError:
+    return UserError(f"{path} is no training state of this version: start a new run with another --out.")
 
 
 def _not_finite(number: int, loss: float, norm: float) -> FloatingPointError:

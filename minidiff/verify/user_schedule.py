@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ import numpy as np
 
 from minidiff.diffusion.schedules import Schedule, from_betas
 from minidiff.errors import UserError
+from minidiff.input_files import read_file
 from minidiff.verify.loading import brief, load_named
 
-LARGEST_FILE = 8 << 20                                      # bytes
+LARGEST_FILE = 4 << 20                                      # bytes
 MOST_TIMES = 100_000
 NAMES = {type(None): "null", bool: "a truth value", str: "a string", dict: "an object"}       # in JSON
 
@@ -40,11 +42,12 @@ def from_file(path: str | os.PathLike, key: str) -> UserSchedule:
     readers = {".npy": _npy, ".csv": _csv, ".txt": _csv, ".json": _json}
     if (suffix := Path(path).suffix.lower()) not in readers:
         raise UserError(f"{shown} takes one of the endings {', '.join(readers)}")
+    data = read_file(path, LARGEST_FILE, f": a table has at most {MOST_TIMES:,} numbers")
     try:
-        numbers, how = readers[suffix](_bytes(Path(path)), key)
+        if not data.strip():
+            raise UserError("the file is empty, and at least one number is taken")
+        numbers, how = readers[suffix](data, key)
         return _user_schedule(numbers, key, Path(path).name, f"{key} from {shown}: {how}")
-    except OSError as error:
-        raise UserError(f"{shown} cannot be read: {error.strerror}") from error
     except ValueError as error:                             # UserError as well; add the file's name
         raise UserError(f"{shown}: {error}") from error
 
@@ -86,18 +89,6 @@ def notes(schedule: Schedule) -> list[str]:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _bytes(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise UserError("it is a folder or device, and an ordinary file is taken")
-    with open(path, "rb") as file:
-        data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise UserError(f"it is larger than {LARGEST_FILE >> 20} MB, and a table has at most {MOST_TIMES:,} numbers")
-    if not data.strip():
-        raise UserError("the file is empty, and at least one number is taken")
-    return data
-
-
 def _npy(data: bytes, key: str) -> tuple[np.ndarray, str]:
     file = io.BytesIO(data)
     try:
@@ -109,6 +100,8 @@ def _npy(data: bytes, key: str) -> tuple[np.ndarray, str]:
     if dtype.kind not in "fiu" or len(shape) != 1:
         what = "pickled objects" if dtype.hasobject else f"an array of {dtype}, shape {shape}"
         raise UserError(f"it holds {what}, and numbers of shape (T,) are taken")
+    if shape[0] < 0:
+        raise UserError(f"its header promises {shape[0]} numbers")
     if shape[0] > MOST_TIMES:
         raise UserError(_too_many(shape[0]))
     if len(data) - file.tell() < shape[0] * dtype.itemsize:
@@ -118,8 +111,8 @@ def _npy(data: bytes, key: str) -> tuple[np.ndarray, str]:
 
 
 def _csv(data: bytes, key: str) -> tuple[np.ndarray, str]:
-    lines = [(i, line.strip().rstrip(",;")) for i, line in enumerate(_text(data).splitlines(), start=1)]
-    lines = [(i, line) for i, line in lines if line]
+    lines = ((i, line.strip().rstrip(",;")) for i, line in enumerate(_text(data).splitlines(), start=1))
+    lines = list(islice(((i, line) for i, line in lines if line), MOST_TIMES + 2))      # 2: a header, and one too many
     header = ""
     if lines and not any(map(_is_number, _cells(lines[0][1]))):
         header = f", after the header {ascii(lines[0][1][:40])}"
@@ -137,6 +130,8 @@ def _csv(data: bytes, key: str) -> tuple[np.ndarray, str]:
             if not _is_number(cell):
                 raise UserError(f"line {i} holds {ascii(cell[:40])}, which is no number")
             numbers.append(float(cell))
+            if len(numbers) > MOST_TIMES:
+                raise UserError(f"it holds more than {MOST_TIMES:,} numbers, the most that are taken")
     return np.array(numbers), f"{len(numbers)} numbers, {'in one line' if len(lines) == 1 else 'one a line'}{header}"
 
 

@@ -11,7 +11,6 @@ Over the n pixels of one image of mean m_0 and variance v_0,
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minidiff import pictures
+from minidiff.data.image_file import open_image
 from minidiff.data.pixels import to_float
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.schedules import Schedule
@@ -30,8 +30,6 @@ from minidiff.verify.rows import Row, compare
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LARGEST_FILE = 64 << 20                                     # bytes
-MOST_PIXELS = 50_000_000
 STREAM = 2                                                  # part of a plot's random seed, as in __init__.py
 SIDE = 128                                                  # pixels, the longest side of the watched image
 CELL = 156                                                  # pixels, the width of each state and its numbers
@@ -77,42 +75,20 @@ class Watched:
 
 
 def load_image(path: Path) -> np.ndarray:
-    """A picture in any format of Pillow, as (H, W, 1 or 3) in [-1, 1], with H and W at most SIDE.
+    """A picture, as (H, W, 1 or 3) in [-1, 1], with H and W at most SIDE.
 
     UserError if it cannot be read, is too large, or has only one pixel.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
-    shown = ascii(str(path))
-    if path.exists() and not path.is_file():
-        raise UserError(f"{shown} is a folder or device: --watch takes a picture")
-    if path.exists() and path.stat().st_size > LARGEST_FILE:
-        raise UserError(f"{shown} is larger than {LARGEST_FILE >> 20} MB: --watch takes a smaller picture")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                 # about metadata; the next lines check the size
-            with Image.open(path) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise UserError(f"{shown} has {image.width} x {image.height} pixels: --watch takes at most "
-                                    f"{MOST_PIXELS // 10**6} million")
-                if image.mode.startswith("I;16"):           # 16-bit grey: Pillow would keep the lower 8 bits
-                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-                elif image.mode in ("I", "F"):
-                    raise UserError(f"{shown} has 32-bit pixels (mode {image.mode}): --watch takes 8 or 16 bits")
-                image = ImageOps.exif_transpose(image)
-                image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-                image.thumbnail((SIDE, SIDE))
-                pixels = np.asarray(image)
-    except UserError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UserError(f"{shown} is not a readable picture") from error
-    except Image.DecompressionBombError as error:           # raised before any pixel is decoded
-        raise UserError(f"{shown} has too many pixels: --watch takes at most {MOST_PIXELS // 10**6} million") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{shown} does not exist") from error
-    except Exception as error:                              # a damaged file may raise anything in its decoder
-        raise UserError(f"{shown} cannot be read as a picture ({type(error).__name__})") from error
+    shown, image = ascii(str(path)), open_image(path)
+    if image.mode.startswith("I;16"):                       # 16-bit grey: Pillow would keep the lower 8 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UserError(f"{shown} has 32-bit pixels (mode {image.mode}): --watch takes 8 or 16 bits")
+    image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    image.thumbnail((SIDE, SIDE))
+    pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)                                    # (H, W, C)
     if pixels.size < 2:
         raise UserError(f"{shown} has a single grey pixel: --watch needs at least two to measure a variance")

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "reading_order.md"
 
 SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Small things that all use", "Skim these, and come back when you meet their names.",
-     ["errors", "files", "registry", "checkpoint"]),
+     ["errors", "files", "input_files", "registry", "checkpoint"]),
     ("Engine", "Arrays with gradients. Start with tensor.py: reverse-mode differentiation, all of it.",
      ["engine/backend", "engine/tensor", "engine/ops", "engine/random", "engine/parallel", "engine/blas",
       "engine/conv_shift", "engine/conv_winograd", "engine/conv", "engine/norm", "engine/attention"]),
@@ -28,7 +28,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Text", "From a caption to token states.",
      ["text/tokenizer", "text/encoder"]),
     ("Data", "Captioned images: the contract of a data set, and the digits.",
-     ["data/pixels", "data/dataset", "data/idx", "data/download", "data/mnist", "data/attributes",
+     ["data/pixels", "data/image_file", "data/dataset", "data/idx", "data/download", "data/mnist", "data/attributes",
       "data/digit_captions", "data/digits", "data/swiss_roll"]),
     ("Pictures", "What people look at.",
      ["pictures/sheets", "pictures/plots"]),

@@ -5,13 +5,13 @@ import json
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.small_systems import CONFIGS
 
-from minidiff.systems.config import LARGEST, LONGEST, LONGEST_TEXT, ZeroWeights, check_shape, config_from, with_changes
+from minidiff.nn.layers import TooManyWeights, Unfilled, parameter
+from minidiff.systems.config import LARGEST, LONGEST, LONGEST_TEXT, check_shape, config_from, with_changes
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def test_a_field_that_is_left_out_takes_its_default():
     ({"name": "x" * (LONGEST_TEXT + 1)}, ValueError, "name takes at most 200 characters, not 201"),
     ({"widths": [8, "16"]}, ValueError, "widths takes a value like 8, not '16'"),
     ({"widths": [8, LARGEST + 1]}, ValueError, "widths must be a whole number from 0 to 4096, not 4097"),
-    ({"widths": 8}, TypeError, "not iterable"),
+    ({"widths": 8}, ValueError, "widths takes a list of 1 to 16 values, not '8'"),
+    ({"widths": []}, ValueError, "widths takes a list of 1 to 16 values"),
+    ({"widths": [8] * 17}, ValueError, "widths takes a list of 1 to 16 values"),
 ])
 def test_anything_else_is_refused(values, error, message):
     with pytest.raises(error, match=message):
@@ -89,18 +91,13 @@ def test_a_changed_configuration_survives_a_file(T, drop, widths, name):
     assert config_from(Outer, json.loads(json.dumps(dataclasses.asdict(changed)))) == changed
 
 
-def test_tuples_are_cut_at_their_longest():
-    assert len(config_from(Outer, {"widths": [8] * 1000}).widths) == LONGEST
-
-
-def test_a_file_gets_no_more_memory_than_it_holds_weights():
-    weights = ZeroWeights(10)
-    assert not weights.standard_normal((2, 3), np.float32).any()
-    assert weights.standard_normal((4,), np.float32).dtype == np.float32
-    with pytest.raises(ValueError, match="more weights than the file holds"):
-        weights.standard_normal((1,), np.float32)
-    with pytest.raises(ValueError, match="more weights"):       # before any memory is taken
-        ZeroWeights(10).standard_normal((10**9, 10**9), np.float32)
+def test_unfilled_weights_take_no_memory_and_are_no_more_than_allowed():
+    rng = Unfilled(arrays=2, weights=10**15)
+    assert parameter((10**4, 10**4, 10**6), 1.0, rng).shape == (10**4, 10**4, 10**6)
+    parameter((3,), 0, rng)
+    for used_up in (rng, Unfilled(arrays=5, weights=6)):
+        with pytest.raises(TooManyWeights, match="more weights than there may be"):
+            parameter((7,), 0, used_up)
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (256, 4, 4), (4, 8, 3)])

@@ -120,8 +120,8 @@ BAD = {
     "an unknown schedule": (["--schedule", "sigmoid"], "there is no schedule 'sigmoid'"),
     "two schedules": (["--schedule", "linear", "--betas", "nan.csv"], "not allowed with"),
     "a negative seed": (["--seed", "-1"], "takes a whole number"),
-    "no such file": (["--betas", "nowhere.csv"], "'nowhere.csv' cannot be read: No such file"),
-    "a folder": (["--betas", "folder.csv"], "an ordinary file is taken"),
+    "no such file": (["--betas", "nowhere.csv"], "nowhere.csv does not exist"),
+    "a folder": (["--betas", "folder.csv"], "is a folder"),
     "an unknown ending": (["--betas", "betas.mat"], "takes one of the endings .npy, .csv, .txt, .json"),
     "an empty file": (["--betas", "empty.csv"], "the file is empty"),
     "a blank file": (["--betas", "blank.json"], "the file is empty"),
@@ -169,8 +169,8 @@ BAD = {
     "a number in JSON": (["--betas", "number.json"], "it holds a number"),
     "broken JSON": (["--betas", "broken.json"], "it is no JSON"),
     "deep JSON": (["--betas", "deep.json"], "it is no JSON"),
-    "too many numbers": (["--betas", "long.csv"], "100,001 numbers, and at most 100,000"),
-    "too large a file": (["--betas", "large.csv"], "larger than 8 MB"),
+    "too many numbers": (["--betas", "long.csv"], "more than 100,000 numbers"),
+    "too large a file": (["--betas", "large.csv"], "larger than 4 MiB"),
     "an alpha_bar that rises": (["--alpha-bar", "rising.csv"], "got alpha_bar[1] = 0.5 and alpha_bar[2] = 0.6"),
     "no function": (["--python", "own_bad"], "--python takes MODULE:NAME"),
     "an odd name": (["--python", "own_bad:f()"], "--python takes MODULE:NAME"),
@@ -197,9 +197,9 @@ BAD = {
     "JSON of unknown kind": (["--json", "r.txt"], "takes one of the endings .json"),
     "-o without --watch": (["-o", "w.png"], "-o is read only with --watch"),
     "one file for two pictures": (["--plot", "watch.png", "--watch", "nan.csv"], "name two files"),
-    "a missing picture": (["--watch", "nowhere.png"], "'nowhere.png' does not exist"),
+    "a missing picture": (["--watch", "nowhere.png"], "nowhere.png does not exist"),
     "a file that is not a picture": (["--watch", "nan.csv"], "is not a readable picture"),
-    "a folder for a picture": (["--watch", "folder.csv"], "is a folder or device"),
+    "a folder for a picture": (["--watch", "folder.csv"], "is a folder"),
 }
 
 

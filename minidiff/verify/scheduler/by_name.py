@@ -21,6 +21,9 @@ from minidiff.verify.scheduler.from_diffusers import KNOWN, Diffusers, checked_e
 from minidiff.verify.scheduler.protocol import Scheduler, check
 from minidiff.verify.scheduler.replay import Replayed, of_sampler
 
+LIBRARIES = ("minidiff", "diffusers")                       # whose configurations are known
+MOST = 100_000                                              # no number of a known configuration is larger
+
 
 def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
     """The scheduler with a name such as "diffusers:DDIMScheduler", made with this configuration.
@@ -30,6 +33,8 @@ def load(name: str, config: Mapping[str, Any] | None = None) -> Scheduler:
     """
     library, _, part = name.partition(":")
     config = dict(config or {})
+    if library in LIBRARIES:
+        _check_numbers(name, config)
     if not library or not part:
         ours_too = f"; the registered sampler is minidiff:{name}" if name in SAMPLERS else ""
         raise UserError(f"a scheduler is named LIBRARY:NAME, such as diffusers:DDIMScheduler, not {name!r}{ours_too}")
@@ -70,6 +75,14 @@ def _diffusers(part: str, config: dict[str, Any]) -> Diffusers:
     if unknown:
         raise UserError(f"diffusers:{part} has no option {', '.join(sorted(unknown))}")
     return _made(f"diffusers:{part}", lambda **options: Diffusers(lambda: cls(**options), eta), config)
+
+
+def _check_numbers(name: str, config: Mapping[str, Any]) -> None:
+    """UserError where a number of the configuration would take more memory and time than any schedule needs."""
+    for key, value in config.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and abs(number) > MOST:
+                raise UserError(f"{name}: {key} takes numbers from -{MOST:,} to {MOST:,}, not {str(number)[:40]}")
 
 
 def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]) -> Any:
