@@ -162,9 +162,9 @@ class Recipe:
 
         def step(x_t, eps, t, s, draw):
             a, b = self.alpha_bar[t], self.alpha_bar[s]
-            # sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s)   (eq. 16)
+            # sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s)   DDIM eq. 16
             sigma = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
-            # x_s = sqrt(alpha_bar_s) x0_hat + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z          (DDIM eq. 12)
+            # x_s = sqrt(alpha_bar_s) x0_hat + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z          DDIM eq. 12
             x0_hat = (x_t - math.sqrt(1 - a) * eps) / math.sqrt(a)
             x_s = math.sqrt(b) * x0_hat + math.sqrt(max(1 - b - sigma**2, 0)) * eps
             return x_s + sigma * draw() if sigma else x_s
@@ -173,7 +173,7 @@ class Recipe:
     def ancestral(self, classes: np.ndarray, *, scale: float, seed: int = 0) -> np.ndarray:
         """The same with the recipe's own sampler: DDPM, all T steps."""
         def step(x_t, eps, t, s, draw):
-            # x_s = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sqrt(beta) z       (DDPM algorithm 2)
+            # x_s = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sqrt(beta) z       DDPM algorithm 2
             alpha = self.alpha_bar[t] / self.alpha_bar[s]
             x_s = (x_t - (1 - alpha) / math.sqrt(1 - self.alpha_bar[t]) * eps) / math.sqrt(alpha)
             return x_s + math.sqrt(1 - alpha) * draw() if s else x_s

@@ -2,8 +2,8 @@
 
     python examples/06_guidance_tradeoff.py                 trains four small models, writes cfg_tradeoff.png
 
-    training    the caption is replaced by '' with probability p_uncond                        (algorithm 1)
-    sampling    eps = eps_uncond + scale (eps_cond - eps_uncond),   scale = 1 + w              (algorithm 2, eq. 6)
+    training    the caption is replaced by '' with probability p_uncond                        algorithm 1
+    sampling    eps = eps_uncond + scale (eps_cond - eps_uncond),   scale = 1 + w              algorithm 2, eq. 6
 
 With a larger scale the pictures follow their captions more often and vary less: digit accuracy and precision rise,
 recall falls, and FID, which depends on both, is best in between. The four models differ in p_uncond only. A model that

@@ -5,7 +5,7 @@
 A sampler without noise approximates an ordinary differential equation, the probability flow. In the angle phi with
 alpha = cos(phi), sigma = sin(phi) it is
 
-    dx/dphi = v(x, phi) = (alpha x - x0_hat) / sigma                       Karras et al. 2022, arXiv 2206.00364, eq. 4
+    dx/dphi = v(x, phi) = (alpha x - x0_hat) / sigma                       Karras et al. 2022, eq. 4
 
 and its error after N steps falls as N^-p, where p is the sampler's order. p is measured on two kinds of data:
 

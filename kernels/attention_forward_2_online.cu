@@ -1,7 +1,7 @@
 // Attention, version 2: one pass over the keys, in tiles that a block shares.
 //
 // The largest score need not be known in advance: when a larger one comes, the sums so far are scaled down
-// (Milakov & Gimelshein 2018; for attention: Dao et al. 2022, FlashAttention).  For each key m,
+// (Milakov & Gimelshein 2018; for attention, FlashAttention: Dao et al. 2022).  For each key m,
 //
 //     top' = max(top, s_m)
 //     sum' = sum exp(top - top') + exp(s_m - top')

@@ -4,9 +4,9 @@
 // k multiply-adds of each thread in version 3.  The factors are float16, bfloat16 or TF32 (float32 rounded to 11
 // significant bits), and the sums are float32.
 //
-// The result of the first product is also the left side of the second (Dao 2023, FlashAttention-2, section 3.3), and in
-// these fragments each thread already has the numbers that it needs.  For float16 and bfloat16, the scores of keys
-// 16j .. 16j+15, two result fragments, are one left fragment:
+// A warp keeps its rows in both products, so warps exchange nothing (FlashAttention-2: Dao 2023, section 3.3).  The
+// result of the first product is the left side of the second, and in these fragments each thread already has its
+// numbers.  For float16 and bfloat16, the scores of keys 16j .. 16j+15, two result fragments, are one left fragment:
 //
 //     result, keys 16j..        thread t of a group        left side, 16 keys
 //        keys  2t,2t+1   8+2t,8+2t+1                          keys  2t,2t+1   8+2t,8+2t+1

@@ -6,7 +6,7 @@
 //     key     = the stream's seed                                           64 bits
 //     counter = (element / 4, call, place of the sample)                    32 + 32 + 64 bits
 //     philox(counter, key) = 10 rounds of  (L, R) -> (mulhi(R, M) ^ key ^ L', mullo(R, M)),  on two halves, crossed
-//                                                                           Salmon et al. 2011, section 3.3
+//                                                                           Salmon et al. 2011
 //     u_0, u_1 = (word + 1/2) / 2^32                                        in (0, 1]
 //     z_0, z_1 = sqrt(-2 ln u_0) (cos, sin)(2 pi u_1)                       Box & Muller 1958
 //

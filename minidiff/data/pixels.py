@@ -1,6 +1,6 @@
 """Pixels in a file are 0..255; images in the computation are -1..1.
 
-    x = u / 127.5 - 1          u = round(127.5 (x + 1))          [Ho et al. 2020, section 3.3]
+    x = u / 127.5 - 1          u = round(127.5 (x + 1))          DDPM section 3.3
 
 Black is 0 and -1, white 255 and 1.
 """

@@ -1,11 +1,11 @@
 """Cascaded diffusion: a small image, then larger ones that add its detail (Ho et al. 2021, arXiv 2106.15282).
 
     x^1, x^2, ... x^K       one image at rising resolution: x^{k-1} = P x^k, the means of squares of pixels
-    p(x^K) = sum over x^1 ... x^{K-1} of  p(x^1) p(x^2 | x^1) ... p(x^K | x^{K-1})          section 3
+    p(x^K) = sum over x^1 ... x^{K-1} of  p(x^1) p(x^2 | x^1) ... p(x^K | x^{K-1})
 
 A super-resolution model is trained on true small images, but samples from generated ones, and would copy their
 faults.  So its condition is the small image with noise, and the amount of noise (noise conditioning augmentation;
-section 4, and Imagen, arXiv 2205.11487, section 2.4):
+section 3.3, and Imagen section 2.4):
 
     y_s = alpha_s U x^{k-1} + sigma_s eps,   eps ~ N(0, I)          U enlarges; s = -1 adds no noise
     x^k ~ p(x^k | y_s)

@@ -48,12 +48,12 @@ class Differentiable(Denoiser, Protocol):
 # ---- thresholding: x0_hat is kept within the range of images -----------------------------------------------
 
 def static_threshold(x0_hat):
-    """x0_hat clipped to [-1, 1]. For pixels; latents have no such range."""
+    """x0_hat clipped to [-1, 1] (Imagen section 2.3). For pixels; latents have no such range."""
     return xp_of(x0_hat).clip(x0_hat, -1, 1)
 
 
 def dynamic_threshold(x0_hat, percentile: float = 0.995):
-    """Samples with pixels out of range are clipped and rescaled, each by itself (Imagen, arXiv 2205.11487, 2.3).
+    """Samples with pixels out of range are clipped and rescaled, each by itself (Imagen section 2.3).
 
     x0_hat: (B, ...). The result lies in [-1, 1]; samples that already do are unchanged. For pixels only.
     """

@@ -1,9 +1,9 @@
 """Editing images with a denoiser that was trained for generation only.
 
-    image to image    x_t = q_sample(x_0, t), then the sampler from t down              SDEdit, arXiv 2108.01073, alg. 1
+    image to image    x_t = q_sample(x_0, t), then the sampler from t down        SDEdit, arXiv 2108.01073, section 3
     in-painting       after every step the known part is replaced by the true one, with the noise of time s:
                       x_s = m q_sample(x_0, s) + (1 - m) x_s'                           RePaint, arXiv 2201.09865, eq. 8
-                      and the step is repeated from x_t ~ q(x_t | x_s)                  its section 4.2, alg. 1
+                      and the step is repeated from x_t ~ q(x_t | x_s)                  its section 4.2, algorithm 1
 
 In image to image, a larger t allows larger changes.
 

@@ -7,13 +7,13 @@ The bound K on the log likelihood of a reverse chain of Gaussians p(x_{t-1} | x_
     K = - sum_{t=2}^T E_q KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) )
         + H_q(X_T | X_0) - H_q(X_1 | X_0) - H_p(X_T)   <=   E log p(x_0)                                    eq. 14
 
-The last step, p(x_0 | x_1), is not learned. It is the reverse of q(x_1 | x_0) under pi = N(0, I) (appendix B.2), that
+The last step, p(x_0 | x_1), is not learned. It is the reverse of q(x_1 | x_0) under pi = N(0, I) (eq. 44), that
 is N(sqrt(1 - beta_1) x_1, beta_1 I), and contributes E[log pi(x_0) - log pi(x_1)]. The first factor, p(x_T) = pi,
 contributes E log pi(x_T), which is -H_p(X_T) in eq. 14. For data of mean 0 and variance 1, E log pi is the same at
 every t, and eq. 14 is complete. For other data the difference is kept here as `edge`, so that K is a bound for every
 x_0.
 
-The entropy of a true reverse step is unknown, but lies between two that are known (section 2.6, appendix A):
+The entropy of a true reverse step is unknown, but lies between two that are known (eq. 24, appendix A):
 
     H_q(X_t|X_{t-1}) + H_q(X_{t-1}|X_0) - H_q(X_t|X_0)  <=  H_q(X_{t-1}|X_t)  <=  H_q(X_t|X_{t-1})
 

@@ -159,7 +159,8 @@ class DatasetDenoiser:
         x0_hat = softmax(Q K^T + b) V
         Q = alpha x_t / sigma^2,   K = V = data,   b_i = -alpha^2 ||x_i||^2 / 2 sigma^2
 
-    Computed in float64 (the logits reach 10^7 at small sigma), returned in x_t's dtype.
+    Karras et al. 2022, appendix B.3, derive it. Computed in float64 (the logits reach 10^7 at small sigma), returned in
+    x_t's dtype.
     """
 
     predicts = "x0"

@@ -9,7 +9,7 @@
         c_0           = alpha_s sigma2_ts / sigma_t^2
 
     eps               = (x_t - alpha_t x_0) / sigma_t        the noise that was added        DDPM section 3.2
-    v                 = alpha_t eps - sigma_t x_0            the velocity                    arXiv 2202.00512
+    v                 = alpha_t eps - sigma_t x_0            the velocity                    Salimans & Ho 2022
     score             = -eps / sigma_t                       grad log q(x_t | x_0)
 
 The last three also hold for conditional means: with E[x_0 | x_t] in place of x_0 they give E[eps | x_t], E[v | x_t]
@@ -171,7 +171,7 @@ def v_from_x0(schedule: Schedule, x_t: Array, t: Times, x_0: Array) -> Array:
 def v_from_x0_eps(schedule: Schedule, x_0: Array, t: Times, eps: Array) -> Array:
     _check_alike("eps", eps, "x_0", x_0)
     alpha, sigma = _alpha_sigma(schedule, t, x_0)
-    # v = alpha_t eps - sigma_t x_0                                              arXiv 2202.00512, section 4
+    # v = alpha_t eps - sigma_t x_0                                            Salimans & Ho 2022, section 4
     return alpha * eps - sigma * x_0
 
 

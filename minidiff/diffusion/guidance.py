@@ -1,12 +1,12 @@
 """Guidance: wraps a denoiser in one that follows its condition more closely.
 
-    classifier-free   eps = eps_uncond + scale (eps_cond - eps_uncond)     Ho & Salimans, arXiv 2207.12598
-    classifier        score = score + scale grad log p(y | x_t)            Dhariwal & Nichol, arXiv 2105.05233
-    CLIP              the same, with grad (f(x_t) . g(y)) for its gradient Nichol et al., arXiv 2112.10741, 2.4
+    classifier-free   eps = eps_uncond + scale (eps_cond - eps_uncond)            Ho & Salimans 2022, eq. 6
+    classifier        score = score + scale grad log p(y | x_t)                   Dhariwal & Nichol 2021, section 4
+    CLIP              the same, with grad (f(x_t) . g(y)) for its gradient        GLIDE section 2.4
 
-scale: 0 is unconditional, 1 is conditional, more than 1 is guided. The first paper writes
-(1 + w) eps_cond - w eps_uncond (eq. 6): its w is scale - 1. A guided denoiser is a denoiser, so it works with every
-sampler.
+scale: 0 is unconditional, 1 is conditional, more than 1 is guided. Ho & Salimans 2022 write
+(1 + w) eps_cond - w eps_uncond: their w is scale - 1. Imagen and GLIDE count as we do. A guided denoiser is a denoiser,
+so it works with every sampler.
 """
 
 from __future__ import annotations

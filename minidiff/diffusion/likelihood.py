@@ -16,12 +16,12 @@ The flow (`log_prob`), in the angle phi with alpha = cos phi, sigma = sin phi, t
     dx/dphi     = v = (alpha x - x0_hat) / sigma                                                       samplers.heun
     log p_t(x)  = log N(x_{T-1}; 0, I) + int_{phi_t}^{phi_{T-1}} div v dphi                            Score SDE eq. 39
     div v       = (alpha D - tr J) / sigma,   J = d x0_hat / d x
-    tr J        = sum_i e_i^T J e_i  =  E z^T J z  over random signs z      Hutchinson's estimate; Score SDE eq. 40
+    tr J        = sum_i e_i^T J e_i  =  E z^T J z  over random signs z      Score SDE eq. 40
 
 8-bit images have probabilities, but p_t is a density. There are two ways to compare them. The usual one adds uniform
-noise as wide as one level, and reports -log p / (D log 2) + log2(127.5) bits/dim: the offset, 6.9944 and not 7,
-converts a density over [-1, 1] to one over 0..255. But the flow ends at sigma_0 > 0, and this neglects the difference.
-`flow_bound` includes it: its noise is the chain's own, which the decoder removes:
+noise as wide as one level (Theis et al. 2016), and reports -log p / (D log 2) + log2(127.5) bits/dim: the offset,
+6.9944 and not 7, converts a density over [-1, 1] to one over 0..255. But the flow ends at sigma_0 > 0, and this
+neglects the difference. `flow_bound` includes it: its noise is the chain's own, which the decoder removes:
 
     -log P(x_0) <= E_q[ log q(x_t | x_0) - log p_t(x_t) - log P(x_0 | x_t) ],   x_t ~ q(x_t | x_0)     Jensen
 
@@ -68,7 +68,7 @@ def density_bits_per_dim(nats, D: int):
 
 @dataclass(frozen=True)
 class DiscretisedGaussian:
-    """P of an 8-bit value: N(x0_hat, sigma^2) integrated over its bin of width 2/255, the outer bins open. DDPM eq. 13.
+    """P of an 8-bit value: N(x0_hat, sigma^2) integrated over its bin of width 2/255, the outer bins open: DDPM eq. 13.
 
     x_0 must lie on the levels u / 127.5 - 1, u = 0..255; otherwise ValueError.
     """
@@ -206,7 +206,8 @@ def exact_trace(denoiser: Denoiser, x_t, t: np.ndarray, cond=None):
 class Hutchinson:
     """Hutchinson's estimate of tr J: the mean of z^T J z over K probes z (K, B, ...) of random signs.
 
-    The probes are the same along the whole flow. The variance is sum_{i<j} (J_ij + J_ji)^2 / K, 0 if J is diagonal.
+    The probes are the same along the whole flow. The variance is sum_{i<j} (J_ij + J_ji)^2 / K, 0 if J is diagonal
+    (Hutchinson 1990).
     """
 
     probes: Any

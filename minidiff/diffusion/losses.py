@@ -12,8 +12,8 @@ An error in eps or v is an error in x_0, by x_0 = (x_t - sigma_t eps)/alpha_t = 
 so a weight is defined once, for x_0, and converted by unit_t:
 
     simple     weight_t = 1                              in each prediction's own units    DDPM eq. 14
-    bound      weight_t = (SNR_{t-1} - SNR_t)/2 unit_t   the variational bound, in nats    VDM section 4
-    min-SNR    weight_t = min(SNR_t, gamma) unit_t       for eps min(1, gamma/SNR_t)       arXiv 2303.09556
+    bound      weight_t = (SNR_{t-1} - SNR_t)/2 unit_t   the variational bound, in nats    VDM eq. 13
+    min-SNR    weight_t = min(SNR_t, gamma) unit_t       for eps min(1, gamma/SNR_t)       Hang et al. 2023
 
 So if an eps-, an x0- and a v-network stand for the same x0_hat, their bounds are equal, and so are their min-SNR
 losses; only L_simple differs.
@@ -41,7 +41,7 @@ def bound_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
     """
     abar = _abar(schedule, t, first=1)
     unit = _unit(abar, predicts)
-    # L_{t-1} = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2                                    VDM section 4
+    # L_{t-1} = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2                                       VDM eq. 13
     return 0.5 * (schedule.snr(t - 1) - schedule.snr(t)) * unit
 
 
@@ -49,7 +49,7 @@ def min_snr_weight(schedule: Schedule, t: Times, predicts: str, gamma: float = 5
     """SNR_t for x_0, but at most gamma, so that nearly clean images do not dominate. ValueError for "eps" at SNR 0."""
     _check_gamma(gamma)
     abar = _abar(schedule, t, first=0)
-    # weight = min(SNR_t, gamma)                                               arXiv 2303.09556, section 3.4
+    # weight = min(SNR_t, gamma)                                                Hang et al. 2023, section 3.4
     return np.minimum(schedule.snr(t), gamma) * _unit(abar, predicts)
 
 

@@ -3,7 +3,7 @@
 Sohl-Dickstein et al. 2015 (arXiv 1503.03585), section 2.5.  Each marginal of the reverse chain is multiplied by a
 function r_t(x_t), where r_{-1} = r, and so each step from t to s becomes:
 
-    p~(x_s | x_t)  proportional to  p(x_s | x_t) r_s(x_s)                                   section 2.5.2
+    p~(x_s | x_t)  proportional to  p(x_s | x_t) r_s(x_s)                                          eq. 22
 
 p(x_s | x_t) = N(mean, variance) is narrow.  If r is Gaussian too, the product is computed exactly (`Observed`); if r
 is only smooth, its gradient shifts the mean (`Nudged`, appendix C):
@@ -11,15 +11,15 @@ is only smooth, its gradient shifts the mean (`Nudged`, appendix C):
     mean~ = mean + variance grad log r_s(mean),     variance~ = variance
 
 In the limit of small beta the samples have the density p(x_0) r(x_0) if and only if r_t(x_t) = E[r(x_0) | x_t]: only
-then is each product normalised.  The paper uses the same r for all t.  Under p = N(0, 1) that counts every observation
-twice: for y with noise of variance n, the mean should be y / (1 + n), but is y / (1 + n/2).
+then is each product normalised.  The paper uses the same r for all t (eq. 23).  Under p = N(0, 1) that counts every
+observation twice: for y with noise of variance n, the mean should be y / (1 + n), but is y / (1 + n/2).
 E[r(x_0) | x_t] is unknown for images.  There are two approximations of it, for y = x_0 with noise of variance `noise`:
 
     Observed          r_t(x_t) = N(x_t; alpha_t y, alpha_t^2 noise + sigma_t^2)         E[r | x_t] for a flat p
     reconstruction    r_t(x_t) = N(y; x0_hat(x_t), noise + sigma_t^2)                   E[r | x_t] for p = N(0, I)
 
 The second uses x0_hat, which depends on all pixels, known and unknown, and needs a derivative of the network
-(Ho et al. 2022, arXiv 2204.03458, section 3.1; Song et al. 2023, "Pseudoinverse-guided diffusion models").
+(Ho et al. 2022, arXiv 2204.03458, section 3.1; Song et al. 2023).
 
 Neither is exact for correlated data.  The hidden pixels depend too little on the known ones, and vary too much: an
 in-painted half fits the known half less well than the model could.  Example: two numbers have variance 1 and
@@ -117,7 +117,7 @@ class Nudged:
     def __call__(self, mean, variance, s: int):
         if s == -1:                                         # the variance is 0, so the mean does not move
             return mean, variance
-        # mean~ = mean + variance grad log r_s(mean)                                            appendix C
+        # mean~ = mean + variance grad log r_s(mean)                                    appendix C, eq. 61
         return mean + variance * self.grad_log_r(mean, s), variance
 
 

@@ -59,13 +59,13 @@ def sample(states: Iterable[State]):
 # ---- the four samplers -------------------------------------------------------------------------------------
 
 def beta_tilde(schedule: Schedule, t: int, s: int) -> float:
-    """The variance of q(x_s | x_t, x_0). It is the reverse step's variance if all data are one point (DDPM 3.2)."""
-    # beta~ = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta                                    (DDPM eq. 7)
+    """The variance of q(x_s | x_t, x_0). Right for the reverse step if all data are one point (DDPM section 3.2)."""
+    # beta~ = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta                                    DDPM eq. 7
     return float((1 - schedule.abar(s)) / (1 - schedule.abar(t))) * beta(schedule, t, s)
 
 
 def beta(schedule: Schedule, t: int, s: int) -> float:
-    """The variance of q(x_t | x_s). It is the reverse step's variance if x_0 ~ N(0, I) (DDPM section 3.2)."""
+    """The variance of q(x_t | x_s). Right for the reverse step if x_0 ~ N(0, I) (DDPM section 3.2)."""
     # beta = 1 - alpha_bar_t / alpha_bar_s: of the step from s to t of this list, not the schedule's beta_t
     return float(q_step(schedule, s, t)[1])
 
@@ -81,10 +81,10 @@ def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: S
     for step, t, s in _steps(schedule, times):
         x0_hat = _denoise(denoiser, x_t, t, cond)
         # mu~ = sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x0_hat
-        #     + sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t   (DDPM eq. 7)
+        #     + sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t   DDPM eq. 7
         x_s, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t, s)
         if s >= 0:                                          # the last step adds no noise: z = 0
-            # x_s = mu~ + sqrt(variance) z,   z ~ N(0, I)                                   (DDPM algorithm 2)
+            # x_s = mu~ + sqrt(variance) z,   z ~ N(0, I)                                   DDPM algorithm 2
             x_s = x_s + math.sqrt(variance(schedule, t, s)) * _normal(streams, x_t)
         x_t = x_s
         yield State(step, s, x_t, x0_hat)
@@ -92,7 +92,7 @@ def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: S
 
 def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float = 0.0,
          streams: SampleStreams | None = None) -> Iterator[State]:
-    """DDIM, eq. 12: deterministic at eta = 0; at eta = 1 the ancestral sampler with variance beta_tilde.
+    """DDIM eq. 12: deterministic at eta = 0; at eta = 1 the ancestral sampler with variance beta_tilde.
 
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     eta: within 0..1. streams: one for each sample, needed if eta > 0.
@@ -103,9 +103,9 @@ def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float
         alpha_s, sigma_s = _alpha_sigma(schedule, s)
         x0_hat = _denoise(denoiser, x_t, t, cond)
         eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
-        # sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s) (eq. 16)
+        # sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s)  DDIM eq. 16
         sigma = eta * math.sqrt(beta_tilde(schedule, t, s))
-        # x_s = alpha_s x0_hat  +  sqrt(1 - alpha_bar_s - sigma^2) eps_hat  +  sigma z      (eq. 12)
+        # x_s = alpha_s x0_hat  +  sqrt(1 - alpha_bar_s - sigma^2) eps_hat  +  sigma z        DDIM eq. 12
         x_t = alpha_s * x0_hat + math.sqrt(max(sigma_s**2 - sigma**2, 0)) * eps_hat
         if sigma > 0:
             x_t = x_t + sigma * _normal(streams, x_t)
@@ -113,15 +113,15 @@ def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float
 
 
 def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """Heun's second-order method, Karras et al. algorithm 1; two denoiser calls a step, one in the last.
+    """Heun's second-order method (Karras et al. 2022, algorithm 1); two denoiser calls a step, one in the last.
 
-    Its variable of time is the angle phi with alpha = cos(phi), sigma = sin(phi) (in the paper, the scale s(t) = cos t
+    Its variable of time is the angle phi with alpha = cos(phi), sigma = sin(phi) (in the paper's symbols s(t) = cos t
     and sigma(t) = tan t). The slope dx/dphi is v, which is finite also at alpha = 0.
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T
     for step, t, s in _steps(schedule, times):
-        # dx/dphi = v = (alpha x - x0_hat) / sigma                                          (Karras eq. 4)
+        # dx/dphi = v = (alpha x - x0_hat) / sigma                                          Karras et al. 2022, eq. 4
         x0_hat = _denoise(denoiser, x_t, t, cond)
         v_t = v_from_x0(schedule, x_t, t, x0_hat)
         if s >= 0:
@@ -139,7 +139,7 @@ def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[S
 
 
 def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """DPM-Solver++(2M), Lu et al. algorithm 2: second order at one denoiser call a step.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one denoiser call a step.
 
     The first step has no earlier x0_hat to extrapolate from, and the last ends at lambda = infinity: both are of first
     order, equal to DDIM. The whole is still of second order if all strides of lambda shrink as 1/N, as with log_snr
@@ -168,9 +168,10 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
 
 
 def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> Iterator[State]:
-    """DDIM in reverse: the noise x_T from which `ddim` on the same times returns approximately to x_0.
+    """DDIM in reverse, from x_0 to the noise x_T (Dhariwal & Nichol 2021, appendix F).
 
-    Each step evaluates eps_hat at its lower end, an error that vanishes as 1 / len(times).
+    `ddim` on the same times returns from x_T approximately to x_0. Each step evaluates eps_hat at its lower end, an
+    error that vanishes as 1 / len(times).
     x_0: (B, ...). times: as for `ddim`, strictly falling. The last state is at times[0].
     """
     schedule, x_s = denoiser.schedule, x_0
@@ -180,7 +181,7 @@ def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> It
         lower = s if s >= 0 else t                          # there is no eps at s = -1: evaluate at the lowest t
         x0_hat = _denoise(denoiser, x_s, lower, cond)
         eps_hat = eps_from_x0(schedule, x_s, lower, x0_hat)
-        # x_t / alpha_t = x_s / alpha_s + (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat   (DDIM eq. 13)
+        # x_t / alpha_t = x_s / alpha_s + (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat   DDIM eq. 13
         x_s = alpha_t / alpha_s * x_s + (sigma_t - alpha_t * sigma_s / alpha_s) * eps_hat
         yield State(step, t, x_s, x0_hat)
 
@@ -189,12 +190,12 @@ def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> It
 # A spacing returns the ideal times, maybe fractions; `times` rounds them to a valid list.
 
 def trailing(schedule: Schedule, steps: int):
-    """Equal strides counted down from T-1 (arXiv 2305.08891, section 3.3)."""
+    """Equal strides counted down from T-1 (Zero SNR section 3.3)."""
     return np.round(schedule.T * np.arange(steps, 0, -1) / steps) - 1
 
 
 def leading(schedule: Schedule, steps: int):
-    """Equal strides counted up from 0, with the largest moved to T-1.
+    """Equal strides counted up from 0 (Zero SNR table 2), with the largest moved to T-1.
 
     Without that it is 980 for 50 steps of T = 1000, but x_T is pure noise: more than at t = 980.
     """
@@ -204,12 +205,12 @@ def leading(schedule: Schedule, steps: int):
 
 
 def linspace(schedule: Schedule, steps: int):
-    """Equal strides with both ends, T-1 and 0."""
+    """Equal strides with both ends, T-1 and 0 (Zero SNR table 2)."""
     return np.linspace(schedule.T - 1, 0, steps)
 
 
 def log_snr(schedule: Schedule, steps: int):
-    """Equal strides of log(alpha^2 / sigma^2) with both ends; all below -10 (alpha < .007) counts as -10."""
+    """Equal strides of log(alpha^2 / sigma^2) with both ends (DPM-Solver); below -10 (alpha < .007) counts as -10."""
     t = np.arange(schedule.T)
     level = np.maximum(schedule.log_snr(t), -10)                                      # (T,), falling
     wanted = np.linspace(level[-1], level[0], steps)

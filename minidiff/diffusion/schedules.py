@@ -10,14 +10,14 @@ Time t counts 0 .. T-1, and t = -1 is the clean image, with alpha_bar_{-1} = 1. 
 the clean image.) alpha_t is sqrt(alpha_bar_t), as in VDM; DDPM writes alpha_t for 1 - beta_t, which has no name here.
 Tables are float64, in host memory, and read-only.
 
-    DPM            Sohl-Dickstein et al. 2015, 1503.03585    even_loss
-    DDPM           Ho et al. 2020, arXiv 2006.11239          linear
-    LDM            Rombach et al. 2022, arXiv 2112.10752     scaled_linear (the table of Stable Diffusion)
-    Improved DDPM  Nichol & Dhariwal 2021, arXiv 2102.09672  cosine, respaced
-    VDM            Kingma et al. 2021, arXiv 2107.00630      from_log_snr, log_snr_linear
-    Score SDE      Song et al. 2021, arXiv 2011.13456        vp_sde
-    Flow matching  Lipman et al. 2023, arXiv 2210.02747      flow_matching
-    Zero SNR       Lin et al. 2024, arXiv 2305.08891         zero_terminal_snr
+    DPM            Sohl-Dickstein et al. 2015, arXiv 1503.03585    even_loss (there for binary data)
+    DDPM           Ho et al. 2020, arXiv 2006.11239                linear
+    LDM            Rombach et al. 2022, arXiv 2112.10752           scaled_linear (its program's, Stable Diffusion's)
+    Improved DDPM  Nichol & Dhariwal 2021, arXiv 2102.09672        cosine, respaced
+    VDM            Kingma et al. 2021, arXiv 2107.00630            from_log_snr, log_snr_linear
+    Score SDE      Song et al. 2021, arXiv 2011.13456              vp_sde
+    Flow matching  Lipman et al. 2023, arXiv 2210.02747            flow_matching
+    Zero SNR       Lin et al. 2024, arXiv 2305.08891               zero_terminal_snr
 """
 
 import inspect
@@ -94,7 +94,7 @@ class Schedule:
             return np.log(abar) - np.log1p(-abar)
 
     def half_log_snr(self, t: int | np.ndarray) -> np.ndarray:
-        """lambda = log(alpha / sigma), the clock of the DPM-Solvers (arXiv 2206.00927)."""
+        """lambda = log(alpha / sigma), the clock of DPM-Solver (Lu et al. 2022, arXiv 2206.00927)."""
         return 0.5 * self.log_snr(t)
 
 
@@ -129,7 +129,7 @@ def linear(
 def scaled_linear(
     T: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012, *, allow_signal: bool = False
 ) -> Schedule:
-    """sqrt(beta) rises linearly (LDM; the defaults are those of Stable Diffusion)."""
+    """sqrt(beta) rises linearly (LDM's program; the defaults are those of Stable Diffusion)."""
     _check_count("T", T, 1)
     _check_not_negative(beta_min=beta_min, beta_max=beta_max)
     # beta_t = (sqrt(beta_min) + t/(T-1) (sqrt(beta_max) - sqrt(beta_min)))^2
@@ -155,7 +155,7 @@ def cosine(
 
 
 def even_loss(T: int = 1000) -> Schedule:
-    """beta_t = 1/(T - t): each step takes the same 1/T of the signal's power (arXiv 1503.03585, section 2.4.1).
+    """beta_t = 1/(T - t): each step takes the same 1/T of the signal's power (DPM section 2.4.1).
 
     alpha_bar_t = 1 - (t + 1)/T ends at 0, where only x0- and v-prediction are possible.
     """

@@ -1,7 +1,7 @@
 """How many bits does a model need for an image?  Bits/dim of test images, in two ways that bound the same number.
 
-    bound      the chain of all T Gaussian steps: L_T + sum L_{t-1} + decoder             (Ho et al. 2020, eq. 5)
-    flow       the probability-flow ODE, whose noise at t = 0 the same decoder removes    (Song et al. 2021)
+    bound      the chain of all T Gaussian steps: L_T + sum L_{t-1} + decoder             DDPM eq. 5
+    flow       the probability-flow ODE, whose noise at t = 0 the same decoder removes    Score SDE section 4.3
 
 diffusion/likelihood.py explains both.  The data are 8-bit values, and no noise is added to them but the chain's:
 the decoder gives the probability of each value, so that no correction for continuous data is due.  The model is

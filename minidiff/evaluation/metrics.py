@@ -1,14 +1,15 @@
 """Numbers that compare generated pictures with real ones, and with what their captions ask for.
 
-FID, the Frechet distance between Gaussians fitted to the features of both sets    (Heusel et al. 2017, eq. 6):
+FID, the Frechet distance between Gaussians fitted to the features of both sets    Heusel et al. 2017, eq. 6:
 
     FID           = ||mu_1 - mu_2||^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
 
-Improved precision and recall: how many pictures look real, and how many real ones could have been generated:
+Improved precision and recall (Kynkaanniemi et al. 2019): how many pictures look real, and how many real ones could
+have been generated:
 
-    f(phi, Phi)   = 1 if ||phi - phi'|| <= ||phi' - NN_k(phi', Phi)|| for some phi' in Phi, else 0          (eq. 1)
+    f(phi, Phi)   = 1 if ||phi - phi'|| <= ||phi' - NN_k(phi', Phi)|| for some phi' in Phi, else 0          eq. 1
     precision     = the mean of f(phi_g, Phi_r) over the fake features phi_g
-    recall        = the mean of f(phi_r, Phi_g) over the real features phi_r                                (eq. 2)
+    recall        = the mean of f(phi_r, Phi_g) over the real features phi_r                                eq. 2
 
 NN_k(phi', Phi) is the k-th nearest neighbour of phi' in Phi, itself not counted: a set's manifold is approximated by
 balls around its points, each with the radius to the k-th neighbour.  FID mixes the two; guidance trades one for the

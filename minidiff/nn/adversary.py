@@ -10,7 +10,8 @@ both networks simultaneously. A reversed gradient would be wrong, since the two 
 each other.
 
     PatchGAN  Isola et al. 2017, arXiv 1611.07004, section 3.2.2
-    hinge     Lim & Ye 2017, arXiv 1705.02894; in an autoencoder: Esser et al. 2021, arXiv 2012.09841, eq. 6
+    hinge     Lim & Ye 2017, arXiv 1705.02894
+    both in an autoencoder: Esser et al. 2021, arXiv 2012.09841, eq. 5 to 7, which prints logarithms for the hinge
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A classifier of noisy images: the downward half of a UNet, then attention pooling (Dhariwal & Nichol 2021, sec. 4).
+"""A classifier of noisy images: half a UNet, then attention pooling (Dhariwal & Nichol 2021, section 4.3).
 
     x_t --patch--> conv --> [block] --down--> [block] --> norm, silu --pool--> logits of every question
 

@@ -2,8 +2,8 @@
 
     g_k = -log(-log u_k),   u_k ~ uniform(0, 1)                     Gumbel(0, 1) noise
     argmax_k (l_k + g_k)    is k with probability softmax(l)_k      the Gumbel-max trick (Gumbel 1954)
-    y = softmax((l + g) / tau)                                      Gumbel-softmax: Jang et al. 2016, eq. 2
-                                                                    (the Concrete distribution: Maddison et al. 2016)
+    y = softmax((l + g) / tau)                                      Gumbel-softmax: Jang et al. 2017, eq. 2
+                                                                    (the Concrete distribution: Maddison et al. 2017)
 
 The relaxed sample y is a probability vector, and for every tau its largest element is the one that Gumbel-max draws.
 As tau falls to 0, y becomes one-hot: a true sample, but with a useless gradient.  As tau grows, y becomes uniform,

@@ -110,7 +110,8 @@ class Embedding(Module):
 
 
 class Dropout(Module):
-    """During training it sets each element to 0 with probability p, and multiplies the others by 1/(1-p)."""
+    """During training it sets each element to 0 with probability p, and multiplies the others by 1/(1-p)
+    (Srivastava et al. 2014)."""
 
     def __init__(self, p: float):
         if not 0 <= p < 1:

@@ -3,9 +3,10 @@
     m <- b1 m + (1 - b1) g              v <- b2 v + (1 - b2) g^2
     w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w ),   m^ = m / (1 - b1^n),  v^ = v / (1 - b2^n)
 
-(Kingma & Ba 2015, algorithm 1; decoupled weight decay: Loshchilov & Hutter 2019, algorithm 2.)  In this file v is
-Adam's second moment, not a velocity.  AdamW, clip_by_norm and EMA run on either device; a training step on a GPU uses
-`UpdateOnDevice` instead, which computes the same in a few kernels and reads nothing back to the host.
+(Kingma & Ba 2015, algorithm 1; decoupled weight decay: Loshchilov & Hutter 2019, algorithm 2, where lr does not scale
+the decay.)  In this file v is Adam's second moment, not a velocity.  AdamW, clip_by_norm and EMA run on either device;
+a training step on a GPU uses `UpdateOnDevice` instead, which computes the same in a few kernels and reads nothing back
+to the host.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
     """Scales all gradients in place by one factor, so that their common 2-norm is at most max_norm.
 
     scale: the loss scale (precision.py).  The gradients are first divided by it.  Returns the norm before clipping, of
-    the divided gradients; if it is not finite, they are not clipped.
+    the divided gradients; if it is not finite, they are not clipped.  Source: Pascanu et al. 2013, algorithm 1.
     """
     def squares(part: Sequence) -> list[float]:
         for g in part:
@@ -154,7 +155,10 @@ class UpdateOnDevice:
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """The learning rate rises linearly to `peak` over `warmup` steps, then falls as half a cosine to 0 at `steps`."""
+    """The learning rate rises linearly to `peak` over `warmup` steps, then falls as half a cosine to 0 at `steps`.
+
+    The cosine is eq. 5 of Loshchilov & Hutter 2017, without restarts.
+    """
 
     peak: float
     steps: int
@@ -174,8 +178,8 @@ class EMA:
 
         ema <- d_n ema + (1 - d_n) w,    d_n = min(decay, (1 + n) / (10 + n))
 
-    d_n is small at first (a warm-up), so that the average forgets the random initial weights.  Only parameters are
-    averaged, and no table or schedule.
+    d_n is small at first (a warm-up, as in TensorFlow), so that the average forgets the random initial weights.  Only
+    parameters are averaged, and no table or schedule.
     """
 
     def __init__(self, parameters: dict[str, Tensor], decay: float = 0.999):

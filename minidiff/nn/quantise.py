@@ -1,8 +1,8 @@
 """Vector quantisation: each vector is replaced by the nearest entry of a codebook, which is learned.
 
-    k(z) = argmin_j || z - e_j ||                                                                     (eq. 1, 2)
-    z_q  = e_k(z),   d z_q / d z = 1                        straight-through: the gradient passes unchanged
-    L    = || sg[z] - e_k ||^2  +  beta || z - sg[e_k] ||^2                                                (eq. 3)
+    k(z) = argmin_j || z - e_j ||                                                                     eq. 1, 2
+    z_q  = e_k(z),   d z_q / d z = 1: the gradient passes unchanged      straight-through, Bengio et al. 2013
+    L    = || sg[z] - e_k ||^2  +  beta || z - sg[e_k] ||^2                                              eq. 3
 
 sg[.] stops gradients. The first term moves only the codes, toward the vectors that chose them. The second, the
 commitment loss, moves only the encoder, toward its codes. van den Oord et al. 2017, arXiv 1711.00937.

@@ -7,9 +7,9 @@
                                       [  middle  ]
 
 The time t and the pooled caption reach each block through its norm, y = (1 + scale) x_hat + shift, where scale and
-shift are computed from them.  At low resolution, each word also reaches the pixels through cross-attention.  The first
-step folds squares of pixels into channels (`patch`), so that an image of 28 x 28 is processed at 14 x 14 and 7 x 7.
-Residual branches and the output start at 0.
+shift are computed from them (Dhariwal & Nichol 2021, section 3.1).  At low resolution, each word also reaches the
+pixels through cross-attention.  The first step folds squares of pixels into channels (`patch`), so that an image of
+28 x 28 is processed at 14 x 14 and 7 x 7.  Residual branches and the output start at 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233): a model without captions, steered by a classifier.
 
     classifier   L = -log p_phi(y | x_t),   x_t = alpha_t x_0 + sigma_t eps, at all times t             section 4.3
-    wanted       p(x_s | x_t, y) = Z p_theta(x_s | x_t) p_phi(y | x_s)^scale                            eq. 2
+    wanted       p(x_s | x_t, y) = Z p_theta(x_s | x_t) p_phi(y | x_s)^scale              eq. 2, section 4.3
     algorithm 1  g = grad log p_phi(y | x_t)
                  x_s ~ N(mu + scale Sigma g, Sigma),   N(mu, Sigma) the step of the model without y
-    algorithm 2  eps_hat = eps - scale sqrt(1 - alpha_bar_t) g                                          eq. 14
+    algorithm 2  eps_hat = eps - scale sqrt(1 - alpha_bar_t) g                             eq. 14, section 4.3
                  x_s = alpha_s (x_t - sigma_t eps_hat) / alpha_t + sigma_s eps_hat                      DDIM
 
 eps_hat is the model's eps with score + scale g in place of its score.  Algorithm 2 is therefore `ClassifierGuidance`

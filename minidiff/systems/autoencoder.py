@@ -3,12 +3,12 @@
     encoder    E(x) --> (B, H/4, W/4, .),    decoder    x_hat = D(z)                   28 x 28 pixels, a 7 x 7 grid
 
     KL (Kingma & Welling 2014)                                  q(z|x) = N(mu, sigma^2),  (mu, log sigma^2) = E(x)
-        z = mu + sigma eps,  eps ~ N(0, I)                                                        (sec. 2.4)
-        L = || x - x_hat ||^2  +  w KL(q(z|x) || N(0, I))                                         (eq. 10), w = 2 s^2
+        z = mu + sigma eps,  eps ~ N(0, I)                                                        section 2.4
+        L = || x - x_hat ||^2  +  w KL(q(z|x) || N(0, I))                                         eq. 10, w = 2 s^2
     VQ (van den Oord et al. 2017)                               z = E(x),  k = argmin_j || z - e_j ||
-        L = || x - D(e_k) ||^2  +  || sg[z] - e_k ||^2  +  beta || z - sg[e_k] ||^2               (eq. 3)
+        L = || x - D(e_k) ||^2  +  || sg[z] - e_k ||^2  +  beta || z - sg[e_k] ||^2               eq. 3
 
-and with both, as in latent diffusion (Rombach et al. 2022, sec. 3.1 and appendix G; after Esser et al. 2021):
+and with both, as in latent diffusion (Rombach et al. 2022, section 3.1 and appendix G; after Esser et al. 2021):
 
         + perceptual d(x, x_hat)                    distance of feature maps, LPIPS: nn/image_classifier.py
         + adversary (L_G + L_D)                     a patch discriminator, off by default: nn/adversary.py
@@ -21,7 +21,7 @@ Scaled down and left out: 28 x 28 in place of 256 x 256; no attention in encoder
 not learned, and its network is the digit classifier, which also judges the results and therefore favours them
 (docs/latent.md compares with another judge); the reconstruction error is squared, not absolute; the adversary is
 trained simultaneously from the first step, at a fixed weight (the papers begin later, with a weight from a ratio of
-gradients, Esser et al. eq. 7); the codebook learns by its loss, not by moving averages.
+gradients, Esser et al. 2021, eq. 7); the codebook learns by its loss, not by moving averages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020): pictures and captions in one space, learned from pairs alone.
 
-    I_e    = f(x) / ||f(x)||,   T_e = g(c) / ||g(c)||       image and text tower                         fig. 3
+    I_e    = f(x) / ||f(x)||,   T_e = g(c) / ||g(c)||       image and text tower                       figure 3
     logits = exp(t) I_e T_e^t                               t learned, from log(1/.07), at most log 100  section 2.5
     L      = (CE(logits, rows) + CE(logits^T, rows)) / 2    of N pairs; text/clip.py
     class  = argmax_k  I_e . mean over phrasings of T_e("the digit k", ...)      zero-shot               section 3.1

@@ -1,7 +1,6 @@
-"""DALL-E: words and pictures as one sequence of tokens (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation",
-arXiv 2102.12092).
+"""DALL-E: words and pictures as one sequence of tokens (Ramesh et al. 2021, arXiv 2102.12092).
 
-    ln p(x, y) >= E_{z ~ q_phi(z|x)} [ ln p_theta(x|z) - beta KL(q_phi(y, z|x) || p_psi(y, z)) ]            (eq. 1)
+    ln p(x, y) >= E_{z ~ q_phi(z|x)} [ ln p_theta(x|z) - beta KL(q_phi(y, z|x) || p_psi(y, z)) ]            eq. 1
 
 with a picture x, its caption y, and z, the picture's tokens: a 7 x 7 grid, each one of K codes.  (It is a bound where
 beta is 1, as here, and z is drawn from q.  Training uses a relaxed draw, and stage two the likeliest codes.  Given z
@@ -11,8 +10,8 @@ Stage one, the visual codebook: a discrete VAE (section 2.1).  p_psi is uniform,
 gradients pass through it:
 
     z = softmax((l(x) + g) / tau),   g ~ Gumbel(0, 1),   tau falling from 1 to 1/16       nn/gumbel.py
-    f(x | mu, b) = 1/(2 b x (1 - x)) exp(-|logit(x) - mu| / b)      the logit-Laplace density                (eq. 2)
-    x <- (1 - 2 eps) x + eps,   eps = 0.1                           of grey levels 0..1, away from 0 and 1   (eq. 3)
+    f(x | mu, b) = 1/(2 b x (1 - x)) exp(-|logit(x) - mu| / b)      the logit-Laplace density                eq. 2
+    x <- (1 - 2 eps) x + eps,   eps = 0.1                           of grey levels 0..1, away from 0 and 1   eq. 3
 
 Stage two, the prior: z = argmax l(x), without noise, and one decoder-only transformer learns the sequence
 y_1 ... y_L z_1 ... z_49 from left to right (section 2.2):
@@ -27,7 +26,7 @@ Scaled down: photographs of 256 x 256 to digits of 28 x 28; 32 x 32 tokens of 81
 tokens to 20; 12 billion parameters in 64 layers to 0.5 million in 4.  Left out: the row, column and convolutional
 attention masks (with 49 tokens every layer attends to all), BPE dropout, and 16-bit training on many machines.
 Different: b of eq. 2 is a constant, because on MNIST's even background a learned b falls to 0 and the likelihood has no
-bound.  Not in the paper: top_k, and `scale`, classifier-free guidance of the logits (Gafni et al. 2022, "Make-A-Scene",
+bound.  Not in the paper: top_k, and `scale`, classifier-free guidance of the logits (Gafni et al. 2022,
 arXiv 2203.13131), for which every tenth caption is dropped in training.  By default sampling draws one guided candidate
 at temperature 0.9, where the paper draws 512 at temperature 1.
 """

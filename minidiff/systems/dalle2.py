@@ -1,9 +1,9 @@
 """DALL-E 2, or unCLIP (Ramesh et al. 2022, arXiv 2204.06125): from a caption to a picture through its CLIP embedding.
 
-    p(x | y) = p(x, z_i | y) = p(x | z_i, y) p(z_i | y)     z_i is a function of x                  eq. 1
+    p(x | y) = p(x, z_i | y) = p(x | z_i, y) p(z_i | y)     z_i is a function of x                  section 2
 
     prior      p(z_i | y): one caption fits many pictures, and so many embeddings.  Two of them     section 2.2
-      diffusion       L_prior = E || f(z_i^(t), t, y) - z_i ||^2,  z_i^(t) ~ q_t(z_i)               eq. 2
+      diffusion       L_prior = E || f(z_i^(t), t, y) - z_i ||^2,  z_i^(t) ~ q_t(z_i)
                       two draws, of which the one with the larger z_i . z_t is kept
       autoregressive  z_i -> its principal components -> codes c_1 ... c_K;  p(c) = prod_k p(c_k | c_<k, y, z_i . z_t)
                       z_i . z_t is a token: known in training, drawn from its upper half in sampling
@@ -217,7 +217,7 @@ class UnCLIP(System):
         """z_i, z_t, eps (B, D); the captions' states; t (B,) -> ()."""
         def network(z_i_t) -> Tensor:
             return prior(as_input(prior, z_i_t), t, as_input(prior, self.scaled(z_t)), as_input(prior, tokens), mask)
-        # L_prior = || f(z_i^(t), t, y) - z_i ||^2                                                  eq. 2
+        # L_prior = || f(z_i^(t), t, y) - z_i ||^2                                            section 2.2
         return denoising_loss(self.schedule, "x0", network, self.scaled(z_i), t, eps)
 
     def codes_loss(self, prior: AutoregressivePrior, codes, dot, z_t, tokens, mask) -> Tensor:

@@ -1,6 +1,6 @@
-"""DDPM (Ho, Jain and Abbeel 2020, arXiv 2006.11239) and Improved DDPM (Nichol and Dhariwal 2021, arXiv 2102.09672).
+"""DDPM (Ho et al. 2020, arXiv 2006.11239) and Improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
-    Algorithm 1, training                               Algorithm 2, sampling
+    DDPM algorithm 1, training                          DDPM algorithm 2, sampling
     1  repeat                                           1  x_T ~ N(0, I)
     2    x_0 ~ q(x_0)                                   2  for t = T, ..., 1
     3    t ~ uniform(1, ..., T)                         3    z ~ N(0, I) if t > 1, else z = 0
@@ -14,10 +14,10 @@
 
 The second paper learns a variance between these two, and takes fewer steps:
 
-    variance   exp(mix log beta_t + (1 - mix) log beta~_t),   mix a second output of the network    Improved eq. 15
-    L_hybrid   = L_simple + 0.001 L_vlb, no gradient of L_vlb reaching eps_theta                    Improved eq. 16
-    schedule   cosine: alpha_bar_t = f(t)/f(0),   f(t) = cos((t/T + 0.008)/1.008 pi/2)^2            Improved eq. 17
-    strided    the betas of a few long steps:   beta = 1 - alpha_bar_t / alpha_bar_s                Improved eq. 19
+    variance   exp(mix log beta_t + (1 - mix) log beta~_t),   mix a second output of the network  Improved DDPM eq. 15
+    L_hybrid   = L_simple + 0.001 L_vlb, no gradient of L_vlb reaching eps_theta               Improved DDPM eq. 16
+    schedule   cosine: alpha_bar_t = f(t)/f(0),   f(t) = cos((t/T + 0.008)/1.008 pi/2)^2       Improved DDPM eq. 17
+    strided    the betas of a few long steps:   beta = 1 - alpha_bar_t / alpha_bar_s           Improved DDPM eq. 19
 
 `mix` is the paper's v, which is the velocity elsewhere in minidiff.  The model is unconditional: each caption must be
 ''.  (The code counts t = 0..T-1, and alpha_bar is 1 at t = -1.)
@@ -130,7 +130,7 @@ class DDPM(System):
         T = self.config.T
 
         def batch(step: Step) -> tuple:
-            # 2, 3, 4: x_0 ~ q(x_0),  t ~ uniform,  eps ~ N(0, I)                                   Algorithm 1
+            # 2, 3, 4: x_0 ~ q(x_0),  t ~ uniform,  eps ~ N(0, I)                              DDPM algorithm 1
             x_0 = data.images(random_indices(data, step.rng, step.size))
             t = training_times(step.rng, step.size, T, power=1)
             return x_0, t, step.normal(x_0.shape)
@@ -140,7 +140,7 @@ class DDPM(System):
 
     def loss(self, unet: UNet, x_0, t, eps) -> Tensor:
         """L_hybrid, a Tensor of shape ().  x_0, eps (B, H, W, C) float32; t (B,) int of 0..T-1, uniform."""
-        # 5: step on || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2   Algorithm 1
+        # 5: step on || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2  DDPM algorithm 1
         x_t = q_sample(self.schedule, x_0, t, eps)
         eps_theta, mix = self.outputs(unet, x_t, t)
         error = eps_theta - eps
@@ -204,14 +204,14 @@ class DDPM(System):
         if any(caption.strip() for caption in captions):
             raise UserError("ddpm draws without captions: give '' for a caption (minidiff sample --system ddpm ''), "
                             "or let a classifier guide it toward a caption's digit (the system adm).")
-        # 1: x_T ~ N(0, I)                                                                          Algorithm 2
+        # 1: x_T ~ N(0, I)                                                                     DDPM algorithm 2
         x_T, path = self.noise(streams, self.config.shape), times(self.schedule, steps)
         yield State(0, int(path[0]), x_T, None)
         yield from self.reverse(x_T, path, streams=streams, variance=variance)
 
     def reverse(self, x_t, path: Sequence[int], *, streams: SampleStreams,
                 variance: str = "learned") -> Iterator[State]:
-        """Algorithm 2 from x_t (B, H, W, C) at the time path[0] down a strictly falling list of times, and to -1."""
+        """DDPM algorithm 2 from x_t (B, H, W, C) at time path[0] down a strictly falling list of times, and to -1."""
         schedule = self.schedule
         fixed = _fixed_mix(variance)
         path = checked_times(path, range(schedule.T), f"within {schedule.T - 1}..0")
@@ -220,7 +220,7 @@ class DDPM(System):
             eps_theta, mix = self.predict_both(x_t, np.full(len(x_t), t))
             x0_hat = static_threshold(to_x0(schedule, "eps", x_t, t, eps_theta))
             eps_theta = eps_from_x0(schedule, x_t, t, x0_hat)                         # as x0_hat was clipped
-            # beta of this step, however long:  1 - alpha_bar_t / alpha_bar_s                       Improved eq. 19
+            # beta of this step, however long:  1 - alpha_bar_t / alpha_bar_s                  Improved DDPM eq. 19
             root, beta_t = (float(a) for a in q_step(schedule, s, t))                 # root = sqrt(1 - beta)
             # 4: x_{t-1} = (x_t - beta_t / sqrt(1 - alpha_bar_t) eps_theta) / sqrt(1 - beta_t) + sd_t z
             x_t = (x_t - beta_t / float(schedule.sigma(t)) * eps_theta) / root
@@ -228,7 +228,7 @@ class DDPM(System):
             if s >= 0:
                 xp = xp_of(x_t)
                 mix = mix if fixed is None else xp.full_like(mix, fixed)
-                # sd^2 = exp(mix log beta + (1 - mix) log beta~)                                    Improved eq. 15
+                # sd^2 = exp(mix log beta + (1 - mix) log beta~)                               Improved DDPM eq. 15
                 log_beta, log_beta_tilde = math.log(beta(schedule, t, s)), math.log(beta_tilde(schedule, t, s))
                 sd = xp.exp(0.5 * (mix * log_beta + (1 - mix) * log_beta_tilde))
                 x_t = x_t + sd * to_device(streams.normal(x_t.shape[1:], x_t.dtype), self.device)
@@ -282,7 +282,7 @@ def _fixed_mix(variance: str) -> float | None:
     return VARIANCES[variance]
 
 
-# --- Algorithm 2's numbers --------------------------------------------------------------------------------------
+# --- the numbers of algorithm 2 ---------------------------------------------------------------------------------
 
 def log_variances(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """log beta_t and log beta~_t, (T,) each; beta~_1 replaces beta~_0, which is 0 (Improved DDPM's program)."""
@@ -291,7 +291,7 @@ def log_variances(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
 
 
 def step_weights(schedule: Schedule, path: Sequence[int]) -> np.ndarray:
-    """Why Algorithm 2 removes noise and then adds some: for each time in a sampler's list a row of
+    """Why algorithm 2 removes noise and then adds some: for each time in a sampler's list a row of
 
         1 / sqrt(1 - beta)      the factor of x_t
         removed                 the factor of eps_theta, with that:  beta / (sqrt(1 - alpha_bar_t) sqrt(1 - beta))

@@ -1,4 +1,4 @@
-"""Diffusion probabilistic models: Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli 2015 (arXiv 1503.03585).
+"""Diffusion probabilistic models (Sohl-Dickstein et al. 2015, arXiv 1503.03585).
 
 The first paper on diffusion models, on its first example: the Swiss roll in two dimensions.
 
@@ -29,9 +29,10 @@ Different from the paper, or left out:
       steps of 512 points, lr 0.02 and 0.01).
     - f_mu is the mean of q(x_{t-1} | x_t, x_0) at x_0 = z_mu(x_t, t), where the network gives z_mu; in the paper the
       network gives the mean itself.  z_mu has the size of the data at every t, and one learning rate fits all readouts.
-    - f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t)) is that of the paper's image model (appendix D.2.1); for the roll
-      the paper has sigmoid(z_Sigma).  The former is q's own beta_t where z_Sigma is 0.
-    - beta_t = 1/(T - t + 1) is the paper's schedule for binary data; it does not say where its Gaussian one begins.
+    - f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t)) is that of the paper's image model (eq. 64); for the roll the
+      paper has sigmoid(z_Sigma).  The former is q's own beta_t where z_Sigma is 0.
+    - beta_t = 1/(T - t + 1) is the paper's schedule for binary data (for Gaussian data its footnote 2 finds it, fixed,
+      as good as a learned one); it does not say where its learned one begins.
     - AdamW's decay of matrices also acts on the readouts, the units' centres and the learned schedule, and pulls the
       betas toward 1/2: with T = 10, beta_6 becomes .158, and without decay .137.
     - Its other data: binary sequences with a binomial kernel, bark, dead leaves, CIFAR-10, MNIST.

@@ -3,11 +3,11 @@ arXiv 2205.11487).
 
     text        T5: an encoder-decoder fills gaps in text; the encoder is kept, and frozen          section 2.1
                 c = encoder(caption)
-    training    L = E  w_t || x_hat(alpha_t x + sigma_t eps, c) - x ||^2,   w_t = 1/sigma_t^2       eq. 1
-                which is || v - v_hat ||^2, v = alpha_t eps - sigma_t x; c replaced by '' one time in ten
+    training    L = E  w_t || x_hat(alpha_t x + sigma_t eps, c) - x ||^2,   w_t free                eq. 1
+                here 1/sigma_t^2, so || v - v_hat ||^2, v = alpha_t eps - sigma_t x; c is '' one time in ten
     guidance    eps_tilde(x_t, c) = w eps(x_t, c) + (1 - w) eps(x_t),  w the scale                  eq. 2
     threshold   static: x_hat clipped to [-1, 1];                                                   section 2.3
-                dynamic: q = max(1, the 99.5th percentile of |x_hat|), x_hat <- clip(x_hat, -q, q) / q
+                dynamic: q = max(1, a percentile of |x_hat|, here the 99.5th), x_hat <- clip(x_hat, -q, q) / q
     cascade     7 x 7  ->  14 x 14  ->  28 x 28, each from the caption and the image before:        section 2.4
                 y_s = alpha_s U x + sigma_s eps, x enlarged and noised; the network sees y_s beside x_t, and s;
                 s is random in training, and chosen by aug_level in sampling
@@ -22,12 +22,12 @@ be filled from another.  From these the encoder may learn that "7" is "seven".  
 one.  It does see words together that captions of images never join, the held-out ones (140 of 5,000 paragraphs).  64
 -> 256 -> 1024 pixels, each four times the last, are 7 -> 14 -> 28, each twice the last.  resolutions=(14, 28, 56)
 draws as far as 56, which only shows that the cascade runs there, because MNIST has no detail beyond 28: its data is
-28 with every pixel four times.  Times have a density that grows with t (t = T u^(1/3)), so that the weight is not
-that of eq. 1.  DPM-Solver++ draws, in place of the paper's samplers.  Left out: the Efficient UNet (ours has its
-conditioning and, at its lowest resolution, its attention; not its order of layers), and the paper's finding that a
-larger encoder helps more than a larger UNet, which some sixty words cannot show.  One of its findings does not hold
-here: most pixels of MNIST lie at the end of their range, where a dynamic threshold pulls them inward, so that the
-static one is the default (docs/imagen.md).
+28 with every pixel four times.  Times have a density that grows with t (t = T u^(1/3)), which acts as another
+weight.  DPM-Solver++ draws, in place of the paper's samplers.  Left out: the Efficient UNet (ours has its conditioning
+and, at its lowest resolution, its attention; not its order of layers), and the paper's finding that a larger encoder
+helps more than a larger UNet, which some sixty words cannot show.  One of its findings does not hold here: most pixels
+of MNIST lie at the end of their range, where a dynamic threshold pulls them inward, so that the static one is the
+default (docs/imagen.md).
 """
 
 from __future__ import annotations

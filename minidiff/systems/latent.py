@@ -1,10 +1,10 @@
 """Latent diffusion, as Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752): a picture is drawn as a 7 x 7 code.
 
-    first stage    z = E(x),  x_hat = D(z)                      a KL autoencoder: systems/autoencoder.py      (sec. 3.1)
-    scale          z_0 = scale z,  scale = 1 / std of z over the data                                       (appendix G)
+    first stage    z = E(x),  x_hat = D(z)                      a KL autoencoder: systems/autoencoder.py     section 3.1
+    scale          z_0 = scale z,  scale = 1 / std of z over the data                                       appendix G
     diffusion      z_t = alpha_t z_0 + sigma_t eps
-                   L = E || v - v_theta(z_t, t, tau(y)) ||^2                                          (eq. 3, for eps)
-    text           tau(y): the token states of a frozen CLIP, read through cross-attention            (sec. 3.3)
+                   L = E || v - v_theta(z_t, t, tau(y)) ||^2                                          eq. 3, for eps
+    text           tau(y): the token states of a frozen CLIP, read through cross-attention            section 3.3
                    softmax(Q K^T / sqrt(d)) V,  Q of z_t,  K and V of tau(y)
     sampling       z_T ~ N(0, I), DPM-Solver++(2M) with classifier-free guidance, then x = D(z_0 / scale), once
                    eps = eps_uncond + s (eps_cond - eps_uncond),  s the option `scale` of `sample`

@@ -3,7 +3,7 @@ match (nn/image_tower.py has the image tower, systems/clip.py the whole system).
 
     I, T   = image tower(x), text tower(caption)            (N, D), each row divided by its length
     logits = exp(log_scale) I T^t                           log_scale = -log temperature, learned; at most log 100
-    L      = (CE(logits, rows) + CE(logits^T, rows)) / 2    Radford et al. 2021, arXiv 2103.00020, fig. 3
+    L      = (CE(logits, rows) + CE(logits^T, rows)) / 2    Radford et al. 2021, arXiv 2103.00020, figure 3
 
 T_i is the caption of image i, so the right class of row i is i, and that of column j is j: two classifications among
 the N pairs of the batch. The logits that minimise the loss over all batches are the pointwise mutual information

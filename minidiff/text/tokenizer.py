@@ -6,7 +6,7 @@ A caption becomes ids in three steps, each of which can be reversed:
     piece   -> bytes    UTF-8, so that 256 symbols suffice for every language and no text is unknown
     bytes   -> ids      learned merges, applied in the order in which they were learned
 
-Training is algorithm 1 of Sennrich et al., arXiv 1508.07909, on bytes as in GPT-2 (Radford et al., 2019):
+Training is algorithm 1 of Sennrich et al. 2016, arXiv 1508.07909, on bytes as in GPT-2 (Radford et al. 2019):
 
     repeat:  (a, b) = the pair of neighbours seen most often;  a new id = a b;  replace every a b by it
 

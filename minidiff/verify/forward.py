@@ -5,7 +5,7 @@
     2  any two times compose                  x_t = alpha_ts x_s + sqrt(sigma2_ts) z                          VDM app. A
     3  the SNR falls, every table is finite   SNR_t = alpha_bar_t / (1 - alpha_bar_t)                         VDM eq. 2
     4  the end is noise                       KL(q(x_T | x_0) || N(0, I)) is small                            DDPM eq. 5
-    5  at SNR 0 eps does not determine x_0    eps-prediction is refused; v determines x_0          arXiv 2305.08891
+    5  at SNR 0 eps does not determine x_0    eps-prediction is refused; v determines x_0      Zero SNR section 3.2
 """
 
 import math

@@ -2,12 +2,12 @@
 
      8  Bayes, pointwise             q(x_s | x_t, x_0) q(x_t | x_0) = q(x_t | x_s) q(x_s | x_0)
      9  the posterior                precisions add: 1/var = alpha_ts^2/sigma2_ts + 1/sigma_s^2          DDPM eq. 6, 7
-    10  four forms of a prediction   eps, x_0, v and score convert into one another             arXiv 2202.00512
+    10  four forms of a prediction   eps, x_0, v and score convert into one another           Salimans & Ho 2022
     11  Tweedie's formula            E[x_0 | x_t] = (x_t + sigma^2 score) / alpha
     12  the best denoiser            E[x_0 | x_t] = mu + Cov(x_0, x_t) Cov(x_t)^-1 (x_t - alpha mu)
     15  loss floors                  the smallest possible loss of eps-, x_0- and v-prediction
-    16  the true reverse variance    Var(x_s | x_t) = beta~ + c_0^2 Var(x_0 | x_t)                       DDPM sec. 3.2
-    18  the bound's weights          KL of two posteriors = (SNR_s - SNR_t)/2 (x_0 - x0_hat)^2           VDM sec. 4
+    16  the true reverse variance    Var(x_s | x_t) = beta~ + c_0^2 Var(x_0 | x_t)                    DDPM section 3.2
+    18  the bound's weights          KL of two posteriors = (SNR_s - SNR_t)/2 (x_0 - x0_hat)^2           VDM eq. 13
     19  the bound is tight           NELBO = H(x_0) + KL(q(x_T) || N(0, 1)) on Gaussian data
 
 Laws that need data take x_0 ~ N(mu, s^2), for which every conditional distribution is known. Words such as Tweedie,

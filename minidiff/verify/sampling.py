@@ -7,15 +7,15 @@ order, its calls of the denoiser per step, and whether it extrapolates.
     24  a point is reached           at the end of a run
         one step on Gaussian data    multiplies by (alpha_s alpha_t s^2 + sigma_s sigma_t) / V_t, if its order is 1
     25  the order                    of convergence to the exact flow, sqrt(V_s / V_t)
-        second order                 2M uses x0_hat at the middle of each stride                   Lu et al. alg. 2
+        second order                 2M uses x0_hat at the middle of each stride           DPM-Solver++ algorithm 2
     26  the end                      every list of times ends at t = -1, at x0_hat, with no noise left
     28  batches                      a sample does not depend on its batch
 
 The other options of minidiff's functions are compared with the exact step:
 
     23  DDIM, for every eta          (direction)^2 + (noise)^2 = sigma_s^2                         DDIM eq. 12
-        ddpm, for both variances     beta~ is exact on a point, beta on N(0, 1)                    DDPM sec. 3.2
-    25  Heun                         averages two slopes                                           Karras et al. alg. 1
+        ddpm, for both variances     beta~ is exact on a point, beta on N(0, 1)                 DDPM section 3.2
+    25  Heun                         averages two slopes                                Karras et al. 2022, algorithm 1
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

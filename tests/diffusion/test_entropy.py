@@ -68,7 +68,7 @@ def test_entropies_against_scipy():
     assert gaussian_entropy(0.3, 4) == pytest.approx(stats.multivariate_normal(np.zeros(4), 0.3).entropy())
     schedule = from_betas([0.1, 0.3, 0.9], allow_signal=True)
     assert entropy_of_step(schedule, 2, 0, 1) == pytest.approx(stats.norm.entropy(scale=math.sqrt(1 - 0.7 * 0.1)))
-    # table 1 of the paper: on the Swiss roll K is 2.35 bits, and K - L_null 6.45
+    # Sohl-Dickstein et al. 2015, table 1: on the Swiss roll K is 2.35 bits, and K - L_null 6.45
     assert bits(log_likelihood_of_noise(2)) == pytest.approx(2.35 - 6.45, abs=0.01)
 
 

@@ -59,7 +59,7 @@ def test_the_mean_and_covariance_are_over_samples_in_float64():
 # --- precision and recall ---------------------------------------------------------------------------------
 
 def by_hand(real, fake, k):
-    """Eq. 1 and 2, one pair of points after another."""
+    """Kynkaanniemi et al. 2019, eq. 1 and 2, one pair of points after another."""
     def distance(a, b):
         return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5
 

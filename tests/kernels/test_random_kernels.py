@@ -26,7 +26,7 @@ def cupy():
 
 
 def philox(counters, keys) -> np.ndarray:
-    """Philox4x32-10 in NumPy, of (n, 4) counters and (n, 2) keys, by section 3.3 of Salmon et al. (2011)."""
+    """Philox4x32-10 in NumPy, of (n, 4) counters and (n, 2) keys (Salmon et al. 2011)."""
     c, k = np.array(counters, np.uint64), np.array(keys, np.uint64)
     for _ in range(10):
         products = c[:, [0, 2]] * np.array([0xD2511F53, 0xCD9E8D57], np.uint64)     # 64 bits

@@ -49,7 +49,7 @@ def exact_snr(schedule, t):
 
 # ---- law 18: what an L_{t-1} is --------------------------------------------------------------------------------
 
-@pytest.mark.law(18, "L_{t-1} = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2", source="VDM section 4",
+@pytest.mark.law(18, "L_{t-1} = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2", source="VDM eq. 13",
                  tolerance="1e-7: 1 - alpha_bar has 11 digits at SNR e^12, and some cancel in beta")
 @few
 @given(any_schedule(min_T=2, ends_at_zero=None), seeds)

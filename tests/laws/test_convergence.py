@@ -7,7 +7,7 @@ from a mixture of N(mu_k, s_k^2) have score = sum_k r_k grad log N(x; alpha mu_k
     x_0 = (x + sigma^2 score) / alpha        =  sum_k r_k (mu_k + alpha s_k^2 d_k / V_k)
     v   = dx/dphi = -tan(phi) (x + score)    = -sigma sum_k r_k (mu_k + alpha (s_k^2 - 1) x) / V_k
 
-The last is the ODE (Karras et al., arXiv 2206.00364, eq. 4), finite from pure noise to the clean image. For one
+The last is the ODE (Karras et al. 2022, eq. 4), finite from pure noise to the clean image. For one
 component x_s = alpha_s mu + sqrt(V_s / V_t) (x_t - alpha_t mu) solves it; for more, scipy's DOP853 does, at rtol 1e-12.
 
 The order of a sampler depends on the part of the table. In the middle of a table, |log SNR| < 3, every clock (the time
@@ -188,7 +188,7 @@ def assert_orders_in_the_middle(name, spacing, predicts, table):
 
 in_the_middle = pytest.mark.law(
     25, "||x - exact flow|| = C N^-p, p = 1 for DDIM, 2 for Heun and DPM-Solver++(2M); any parametrisation and spacing",
-    source="DDIM eq. 14, Karras et al. section 3, Lu et al. 2022 (arXiv 2211.01095) section 4 and its appendix; "
+    source="DDIM eq. 14, Karras et al. 2022, section 3, DPM-Solver++ section 4 and its appendix; "
            "DPM-Solver-2, of the earlier paper, is not offered",
     tolerance="p within .08: .03 of what the fit leaves out, .03 of rounded times (see `fitted_order`)")
 
@@ -271,7 +271,7 @@ EVEN = schedules.log_snr_linear(2**14, 18.0, -9.0)             # ends at sigma^2
 
 
 @pytest.mark.law(25, "||x_0 - exact|| = C N^-p from noise to the clean image, with first and last steps of first order",
-                 source="DPM-Solver++ section 4, Karras et al. algorithm 1",
+                 source="DPM-Solver++ section 4, Karras et al. 2022, algorithm 1",
                  tolerance="p within .1: as in the middle, and sigma(0)^2 / 2 = 8e-9 of errors of 1e-5 that never fall")
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", ORDERS)
@@ -284,7 +284,7 @@ def test_the_first_and_last_steps_cost_no_order(name, spacing):
 
 
 @pytest.mark.law(25, "from SNR 0, along the straight path, in equal strides: DDIM 1, Heun 2 (in phi, no stride leaps)",
-                 source="Lipman et al. 2023; Karras et al. algorithm 1", tolerance="p within .1: as in the middle")
+                 source="Flow matching; Karras et al. 2022, algorithm 1", tolerance="p within .1: as in the middle")
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("name", [name for name in ORDERS if not SAMPLERS[name].extrapolates])
 @pytest.mark.parametrize("predicts", ["x0", "v"])              # eps does not determine x_0 at SNR 0, and is refused

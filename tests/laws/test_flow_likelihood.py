@@ -127,7 +127,7 @@ class Linear:
 
 
 @pytest.mark.law(22, "E z^T J z = tr J over signs z, with variance sum_{i<j} (J_ij + J_ji)^2: none if J is diagonal",
-                 source="Hutchinson 1990; Score SDE eq. 40. All 2^D probes, each once",
+                 source="Hutchinson 1990; Score SDE eq. 40; all 2^D probes, each once",
                  tolerance="1e-10: sums of 16 and 256 products")
 @few
 @given(seeds)

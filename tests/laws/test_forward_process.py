@@ -77,8 +77,8 @@ def product_of_decimals(betas: list[Decimal]) -> np.ndarray:
 
 
 @pytest.mark.law(
-    1, "abar_t = prod_{i<=t} (1 - beta_i), beta linear in t (DDPM), sqrt(beta) linear in t (LDM)",
-    source="DDPM eq. 4 and section 4, LDM; 40-digit decimals",
+    1, "abar_t = prod_{i<=t} (1 - beta_i), beta linear in t (DDPM), sqrt(beta) linear in t (LDM's program)",
+    source="DDPM eq. 4 and section 4, LDM's program; 40-digit decimals",
     tolerance="1e-13: up to 60 factors, each rounded at 1e-16, and the table's own rounding")
 @few
 @given(st.integers(2, 60), st.floats(1e-5, 0.01), st.floats(0.011, 0.5))

@@ -92,7 +92,7 @@ def grad_log_posterior(exact):
 @pytest.mark.law(
     29, "score + grad log p_t(y|x_t) = score of p_t(x_t|y): scale 1, with the exact classifier of noised data, gives "
         "E[x_0|x_t, y]",
-    source="Dhariwal & Nichol, arXiv 2105.05233; Bayes; gradients by differences, the conditional from its own mixture",
+    source="Dhariwal & Nichol 2021, section 4; Bayes; gradients by differences, the conditional from its own mixture",
     tolerance="1e-6 of alpha x0_hat: differences of fourth order over .001 sigma")
 @quickly
 @given(any_schedule(), seeds)
@@ -129,7 +129,7 @@ def test_the_gradient_at_x_t_shifts_the_ancestral_mean_by_its_share(schedule, se
 
 @pytest.mark.law(
     "29a", "in DDIM: eps_hat = eps - scale sqrt(1 - abar_t) grad log p(y|x_t), in both its places",
-    source="Dhariwal & Nichol, algorithm 2", tolerance="1e-8/alpha: x0_hat is x_t, rounded at 1e-16, over alpha")
+    source="Dhariwal & Nichol 2021, algorithm 2", tolerance="1e-8/alpha: x0_hat is x_t, rounded at 1e-16, over alpha")
 @quickly
 @given(any_schedule(min_T=3), seeds, st.floats(-3, 3))
 def test_guided_ddim_is_algorithm_2(schedule, seed, scale):
@@ -146,7 +146,7 @@ def test_guided_ddim_is_algorithm_2(schedule, seed, scale):
 # ---- law 30: classifier-free ---------------------------------------------------------------------------------
 
 @pytest.mark.law(
-    30, "scale 0 is unconditional, 1 conditional, and each costs one branch", source="Ho & Salimans, arXiv 2207.12598",
+    30, "scale 0 is unconditional, 1 conditional, and each costs one branch", source="Ho & Salimans 2022",
     tolerance="exact")
 @quickly
 @given(any_schedule(ends_at_zero=None), seeds)
@@ -164,7 +164,8 @@ def test_scale_0_is_unconditional_and_1_conditional_and_each_costs_one_branch(sc
 
 @pytest.mark.law(
     30, "eps = (1 + w) eps_cond - w eps_uncond, w = scale - 1",
-    source="Ho & Salimans eq. 6; each eps read off its own exact score", tolerance="1e-9: a sum of terms of up to 1e3")
+    source="Ho & Salimans 2022, eq. 6; each eps read off its own exact score",
+    tolerance="1e-9: a sum of terms of up to 1e3")
 @quickly
 @given(any_schedule(), seeds, scales)
 def test_guided_eps_is_the_papers_with_scale_1_plus_w(schedule, seed, scale):
@@ -259,7 +260,7 @@ def test_guided_sampling_reaches_the_class_from_its_own_prompt_only(seed):
 @pytest.mark.law(
     32, "dynamic thresholding: s = max(1, percentile of |x0_hat|), clip to [-s, s], divide by s; the identity on "
         "[-1, 1], bounded by 1, each sample by its own s",
-    source="Imagen, arXiv 2205.11487, section 2.3; each sample's own sorted values",
+    source="Imagen section 2.3; each sample's own sorted values",
     tolerance="1e-5: float32 and the interpolation between two values; the identity and the bound exact")
 @quickly
 @given(seeds, st.floats(0.1, 1.0), st.floats(0.01, 20.0))

@@ -19,7 +19,7 @@ from minidiff.diffusion.gaussian import PREDICTIONS
 @pytest.mark.law(
     18, "L_{t-1} = KL(q(x_{t-1}|x_t,x_0) || q(x_{t-1}|x_t,x0_hat)) = (SNR_{t-1} - SNR_t) ||x_0 - x0_hat||^2 / 2, "
         "whatever is predicted",
-    source="VDM section 4; the code's own x0_hat, posteriors and KL (laws 9, 10), pixel by pixel",
+    source="VDM eq. 13; the code's own x0_hat, posteriors and KL (laws 9, 10), pixel by pixel",
     tolerance="1e-7: the posterior means differ by c_0 of the error, and are rounded at 1e-16/alpha, over deviations")
 @few
 @given(any_schedule(min_T=2, ends_at_zero=None), st.sampled_from(PREDICTIONS), st.data(), shapes, seeds)
@@ -90,7 +90,7 @@ def test_bound_weights_of_x0_telescope(schedule):
 
 @pytest.mark.law(
     "18a", "min-SNR: the weight is min(SNR, gamma) for x_0, that over SNR for eps, and over SNR + 1 for v",
-    source="Hang et al., arXiv 2303.09556, section 3.4; exact fractions",
+    source="Hang et al. 2023, section 3.4; exact fractions",
     tolerance="1e-9: SNR of up to 2e5, rounded at 1e-16/6e-6")
 @few
 @given(any_schedule(min_T=2, ends_at_zero=None), st.floats(0.5, 20))

@@ -22,7 +22,7 @@ from minidiff.diffusion.gaussian import PREDICTIONS, q_sample, target
 
 @pytest.mark.law(
     5, "zero-terminal-SNR rescaling is affine in sqrt(abar), keeps the first, and makes the last 0; twice is once",
-    source="Lin et al., arXiv 2305.08891, algorithm 1; a line fitted through the two tables",
+    source="Zero SNR algorithm 1; a line fitted through the two tables",
     tolerance="1e-12: a least-squares line over 40 numbers below 1; the two ends exact")
 @few
 @given(any_schedule(min_T=2))
@@ -79,7 +79,7 @@ def test_a_signal_too_small_for_the_dtype_counts_as_none():
 
 @pytest.mark.law(
     10, "eps, x_0, v = alpha eps - sigma x_0 and score = grad log q(x_t|x_0) convert into one another and back",
-    source="DDPM eq. 4, 15; arXiv 2202.00512; the score by differences of scipy's log-density",
+    source="DDPM eq. 4, 15; Salimans & Ho 2022; the score by differences of scipy's log-density",
     tolerance="1e-13 over alpha^2 or sigma^2: x_t is rounded at 1e-15, and divided by either; 1e-6 for differences")
 @few
 @given(any_schedule(), shapes, seeds)
@@ -111,7 +111,7 @@ def test_all_four_names_convert_into_one_another_and_back(schedule, shape, seed)
 
 @pytest.mark.law(
     10, "(x_t, v) is (x_0, eps) turned: lengths stay, from the clean image to SNR 0",
-    source="arXiv 2202.00512, section 4; Pythagoras", tolerance="1e-14: one rotation, of numbers below 5")
+    source="Salimans & Ho 2022, appendix D; Pythagoras", tolerance="1e-14: one rotation, of numbers below 5")
 @few
 @given(any_schedule(ends_at_zero=None), shapes, seeds)
 def test_v_is_a_rotation(schedule, shape, seed):

@@ -32,7 +32,7 @@ def loss_of(image, text, log_scale, dtype=np.float64):
 
 @pytest.mark.law(
     31, "N pairs in orthogonal directions have the loss log(1 + (N - 1) e^{-exp(log_scale)}), whatever their lengths",
-    source="Radford et al. 2021, fig. 3: logits exp(log_scale) on the diagonal and 0 beside it",
+    source="Radford et al. 2021, figure 3: logits exp(log_scale) on the diagonal and 0 beside it",
     tolerance="1e-9: cosines rounded at 1e-15, times exp(log_scale) of up to 50, over losses of up to log 8")
 @quickly
 @given(st.integers(1, 8), st.integers(0, 4), st.floats(-3, math.log(50)), seeds)
@@ -61,7 +61,7 @@ def test_uninformative_embeddings(N, log_scale, seed):
 @pytest.mark.law(
     31, "the loss is the mean of -log p(text i|image i) and -log p(image i|text i); it is symmetric in its arguments, "
         "and unmoved by lengths, a common rotation, and the order of pairs",
-    source="Radford et al. 2021, fig. 3, pair by pair in plain loops",
+    source="Radford et al. 2021, figure 3, pair by pair in plain loops",
     tolerance="1e-10: logits of up to 100 rounded at 1e-14")
 @quickly
 @given(st.integers(1, 6), st.integers(1, 5), st.floats(-3, math.log(100)), seeds)

@@ -65,7 +65,7 @@ def test_at_low_temperature_it_is_one_hot_and_at_high_temperature_uniform():
 
 @pytest.mark.parametrize("tau", [0.3, 1.0, 4.0])
 def test_of_two_codes_it_is_the_logistic_of_a_logistic(tau):
-    """K = 2: y_0 = sigmoid((l_0 - l_1 + s)/tau), s = g_0 - g_1 logistic (Maddison et al. 2016, section 3.1).
+    """K = 2: y_0 = sigmoid((l_0 - l_1 + s)/tau), s = g_0 - g_1 logistic (Maddison et al. 2017, eq. 16).
     Kolmogorov-Smirnov over 20,000 draws; false alarms: 1e-7."""
     g = gumbel(np.random.default_rng(3), (20_000, 2)).astype(np.float64)
     y = gumbel_softmax(Tensor(np.broadcast_to([0.7, -0.2], g.shape)), g, tau).data[:, 0]

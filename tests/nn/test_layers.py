@@ -129,7 +129,7 @@ def test_embedding_of_time_is_different_for_all_times():
 @few
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=8), st.integers(0, 500), st.integers(1, 12))
 def test_a_shift_of_time_is_a_rotation(times, shift, half):
-    """Vaswani et al. 3.5: from t to t + s is one linear map, whatever t; freq_0 = 1, the last near 1/max_period."""
+    """From t to t + s is one linear map, whatever t (section 3.5); freq_0 = 1, the last near 1/max_period."""
     t, freq = np.array(times), 10_000.0 ** -(np.arange(half) / half)
     now, later = (sinusoidal_embedding(a, 2 * half, dtype=np.float64) for a in (t, t + shift))
     cos, sin = np.cos(shift * freq), np.sin(shift * freq)

@@ -237,7 +237,7 @@ def test_decay_must_be_below_1():
 
 
 def test_a_single_number_is_a_parameter_like_any_other():
-    """Such as CLIP's log-temperature: its first step is lr against the gradient's sign (Adam, section 2.1)."""
+    """Such as CLIP's log-temperature: its first step is -lr sign(gradient) (Kingma & Ba 2015, section 2.1)."""
     w = Tensor(np.array(0.5), requires_grad=True)
     AdamW({"w": w}).step([np.array(-3.0)], lr=0.01)
     assert w.data.shape == () and abs(w.data - 0.51) < 1e-9

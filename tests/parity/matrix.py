@@ -215,7 +215,7 @@ agree with ours to 1e-9 of the largest number, or to 1e-6 where stated (`python 
 | runs of DDIMScheduler, leading, any eta | `ddim` |
 | runs of EulerDiscreteScheduler, leading | `ddim` |
 | runs of DPMSolverMultistepScheduler (dpmsolver++, midpoint, order 2), any spacing | `dpm_solver_pp_2m` |
-| runs of HeunDiscreteScheduler, leading | not `heun`, whose time is an angle: Karras et al., algorithm 1 |
+| runs of HeunDiscreteScheduler, leading | not `heun`, whose time is an angle: Karras et al. 2022, algorithm 1 |
 | k-diffusion's euler, euler_ancestral, dpmpp_2m (1e-6) | `ddim`, `ddpm`, `dpm_solver_pp_2m` |
 | smalldiffusion's sampler, gam 1, mu 0 and 1/2 (1e-6) | `ddim`, `ddpm` |
 

@@ -263,7 +263,7 @@ def test_euler_is_our_ddim(table, shape, seed, prediction, data):
 @given(tables(min_T=40), shapes, seeds, predictions, st.data())
 def test_heun_is_algorithm_1(table, shape, seed, prediction, data):
     """Theirs steps in sigma / alpha and ours in its angle: two methods of second order, which agree in the limit only.
-    So theirs is compared with Karras et al., algorithm 1, written here from the paper."""
+    So theirs is compared with Karras et al. 2022, algorithm 1, written here from the paper."""
     config, schedule = table
     n = data.draw(st.integers(1, 15))
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from minidiff.verify.scheduler import report
 
 
 class Toy:
-    """DDIM (eq. 12), written from the paper, with only what the protocol requires."""
+    """DDIM eq. 12, written from the paper, with only what the protocol requires."""
 
     predicts = "eps"
     eta = 0.0
@@ -54,7 +54,7 @@ class Ancestral(Toy):
 
 
 class TwoM(Toy):
-    """DPM-Solver++ (2M), its algorithm 2, on any list of times."""
+    """DPM-Solver++ algorithm 2, on any list of times."""
 
     order = 2
     extrapolates = True

@@ -44,7 +44,7 @@ def exact(data) -> DALLE:
 
 @pytest.mark.parametrize("mu, b", [(0.0, 0.3), (-2.2, 0.25), (1.5, 0.8)])
 def test_the_logit_laplace_density(mu, b):
-    """Eq. 2 is the density of sigmoid(Laplace(mu, b)): it integrates to 1, half of it below sigmoid(mu)."""
+    """The density of eq. 2 is that of sigmoid(Laplace(mu, b)): it integrates to 1, half of it below sigmoid(mu)."""
     def f(x):
         return np.exp(dalle.log_density(np.float64(x), mu, b))
     middle = scipy.special.expit(mu)

@@ -65,7 +65,7 @@ def with_mix(model: DDPM, mix: float) -> DDPM:
     return other
 
 
-# --- Algorithm 2 --------------------------------------------------------------------------------------------
+# --- algorithm 2 --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, variance, steps", [("beta", beta, 7), ("beta_tilde", beta_tilde, 50)])
 def test_the_loop_is_the_sampler_of_the_diffusion_folder(model, name, variance, steps):

@@ -93,7 +93,7 @@ def test_with_the_best_critic_scale_1_is_the_conditional_model(seed, t):
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32), st.floats(-3, 3), st.sampled_from([(999, 998), (999, 400), (600, 599), (60, 9), (3, 0)]))
 def test_an_ancestral_step_moves_its_mean_by_scale_Sigma_grad(seed, scale, step):
-    """Section 2.4's mu + scale Sigma grad (f . g), with Sigma = beta / sqrt(1 - beta), beta = 1 - abar_t / abar_s."""
+    """GLIDE section 2.4: mu + scale Sigma grad (f . g), Sigma = beta / sqrt(1 - beta), beta = 1 - abar_t / abar_s."""
     (t, s), rng, schedule = step, np.random.default_rng(seed), schedules.linear()
     schedule = schedules.Schedule(schedule.alpha_bar[:t + 1])                       # t is its last time
     W, g, x_t = rng.normal(size=(3, 2)), rng.normal(size=(4, 2)), rng.normal(size=(4, 3))

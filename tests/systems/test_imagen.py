@@ -290,7 +290,7 @@ def test_the_level_and_the_small_image_matter(model):
 
 @pytest.mark.law(
     "32a", "saturated pixels, |x| = 1: static, all with |x0_hat| >= 1; dynamic, where s > 1, at most 1 in 200, and one",
-    source="Imagen, section 2.3; the definition of a percentile", tolerance="exact; the order of pixels is kept")
+    source="Imagen section 2.3; the definition of a percentile", tolerance="exact; the order of pixels is kept")
 @quickly
 @given(st.integers(0, 2**32), st.floats(1, 10))
 def test_saturation(seed, size):

@@ -43,7 +43,7 @@ def test_input_and_target_give_the_text_back(case):
 
 
 def test_the_papers_example():
-    """Figure 2 of the paper, in numbers: Thank you for inviting me to your party last week."""
+    """Raffel et al. 2020, figure 2, in numbers: Thank you for inviting me to your party last week."""
     ids, dropped = list(range(1, 11)), np.isin(np.arange(1, 11), (3, 4, 9))
     assert corrupt(ids, dropped, SENTINELS) == ([1, 2, 99, 5, 6, 7, 8, 98, 10], [99, 3, 4, 98, 9, 97])
 

@@ -53,7 +53,7 @@ def test_pieces_are_words():
 
 
 def learn_plainly(texts: list[str], merges: int) -> list[bytes]:
-    """Algorithm 1 of arXiv 1508.07909 on tuples of bytes, with all counts recomputed in each round."""
+    """Sennrich et al. 2016, algorithm 1, on tuples of bytes, with all counts recomputed in each round."""
     pieces = (piece for text in texts for piece in SPLIT.findall(text))
     words = Counter(tuple(bytes([b]) for b in piece.encode()) for piece in pieces)
     age = {bytes([b]): b for b in range(256)}  # ties go to the oldest symbols
@@ -93,7 +93,7 @@ def test_merges_are_those_of_the_textbook(texts):
 
 
 def test_the_example_of_the_paper():
-    """Algorithm 1's dictionary in arXiv 1508.07909: low x5, lower x2, newest x6, widest x3."""
+    """The dictionary of Sennrich et al. 2016, algorithm 1: low x5, lower x2, newest x6, widest x3."""
     texts = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3
     tokenizer = Tokenizer.train(texts, FIRST_MERGE + 3)
     assert [tokenizer._bytes[FIRST_MERGE + i] for i in range(3)] == [b"es", b"est", b"lo"]
