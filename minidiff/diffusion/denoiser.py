@@ -58,6 +58,8 @@ def dynamic_threshold(x0_hat, percentile: float = 0.995):
     x0_hat: (B, ...). The result lies in [-1, 1]; samples that already do are unchanged. For pixels only.
     """
     _check_percentile(percentile)
+    if not x0_hat.size:
+        return x0_hat
     xp = xp_of(x0_hat)
     # limit = max(1, the percentile of |x0_hat|): below 1 it would stretch a flat image to full contrast
     limit = xp.quantile(xp.abs(x0_hat.reshape(len(x0_hat), -1)), percentile, axis=1)  # (B,)

@@ -39,7 +39,7 @@ class GaussianDenoiser:
         else:
             # S = basis diag(variance) basis^T: one eigendecomposition serves every t
             self.variance, self.basis = np.linalg.eigh(cov)                           # (D,), (D, D)
-            self.variance[abs(self.variance) < 1e-12 * abs(self.variance).max()] = 0
+            self.variance[abs(self.variance) < 1e-12 * abs(self.variance).max(initial=0)] = 0
         _check_no_negative(self.variance)
 
     def __call__(self, x_t, t, cond=None):
@@ -203,7 +203,7 @@ def _rows(schedule: Schedule, x_t, t, shape: tuple[int, ...]):
     xp, t = xp_of(x_t), to_numpy(t)
     _check_samples(x_t, t, shape)
     alpha, sigma = xp.asarray(schedule.alpha(t)), xp.asarray(schedule.sigma(t))
-    return x_t.reshape(len(x_t), -1).astype(xp.float64), alpha[:, None], sigma[:, None]
+    return x_t.reshape(len(x_t), math.prod(shape)).astype(xp.float64), alpha[:, None], sigma[:, None]
 
 
 def _logsumexp(xp, a):

@@ -56,6 +56,7 @@ OFFSET = math.log2(127.5)                       # bits/dim: a density per unit o
 
 def bits_per_dim(nats, D: int):
     """Bits/dim of a probability of 8-bit values, such as both bounds with `DiscretisedGaussian`. No offset."""
+    _check_dimensions(D)
     return nats / (D * math.log(2))
 
 
@@ -168,7 +169,8 @@ def reverse_kl(denoiser: Denoiser, x_0, t: np.ndarray, eps, cond=None, variance:
     x_0, x_t, x0_hat = _wide(x_0), _wide(x_t), _wide(x0_hat)
     mean_q, var_q = q_posterior_mean_variance(schedule, x_0, x_t, t)
     mean_p, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t)
-    var_p = np.stack([np.broadcast_to(variance(schedule, int(i), int(i) - 1), x_0.shape[1:]) for i in t])   # (B, ...)
+    var_p = [np.broadcast_to(variance(schedule, int(i), int(i) - 1), x_0.shape[1:]) for i in t]
+    var_p = np.reshape(var_p, x_0.shape)                                              # (B, ...), for B = 0 too
     return _per_sample_sum(kl_gaussian(mean_q, var_q, mean_p, xp_of(x_0).asarray(var_p)))
 
 
@@ -178,6 +180,7 @@ def draw_times(schedule: Schedule, terms: int, u: np.ndarray) -> list[tuple[np.n
     The probability of a time is proportional to L_{t-1} as it would be if the error of v were the same at all times,
     and the times of each sample are stratified, from one u. Few terms then estimate the sum well.
     """
+    _check_two_times(schedule)
     p = bound_weight(schedule, np.arange(1, schedule.T), "v")
     p = p / p.sum()                                                                   # (T-1,) of t = 1 ... T-1
     cdf = np.cumsum(p)
@@ -192,6 +195,7 @@ def draw_times(schedule: Schedule, terms: int, u: np.ndarray) -> list[tuple[np.n
 
 def exact_trace(denoiser: Denoiser, x_t, t: np.ndarray, cond=None):
     """x0_hat (B, ...) and tr J (B,), from D products with unit vectors: for data of few dimensions."""
+    _check_dimensions(math.prod(x_t.shape[1:]))
     vjp, xp = _vjp(denoiser), xp_of(x_t)
     trace = np.zeros(len(x_t))
     for i in np.ndindex(x_t.shape[1:]):
@@ -216,6 +220,7 @@ class Hutchinson:
     def draw(cls, streams: SampleStreams, like, count: int = 1) -> Hutchinson:
         """`count` probes for each sample of `like` (B, ...), with its dtype and device."""
         _check_streams(streams, len(like))
+        _check_count(count)
         z = np.stack([streams.normal(like.shape[1:], like.dtype) for _ in range(count)])
         return cls(xp_of(like).asarray(np.where(z < 0, -1, 1).astype(like.dtype)))
 
@@ -296,7 +301,7 @@ def _wide(a):
 
 def _per_sample_sum(a) -> np.ndarray:
     """(B, ...) -> (B,), float64 on the host."""
-    return to_numpy(a.reshape(len(a), -1).sum(1, dtype=np.float64))
+    return to_numpy(a.reshape(len(a), math.prod(a.shape[1:])).sum(1, dtype=np.float64))
 
 
 def _levels(x_0) -> np.ndarray:
@@ -336,15 +341,31 @@ def _check_terms(terms: int | None) -> None:
         raise ValueError(f"terms must be None, for all, or at least 1, got {terms}")
 
 
+def _check_dimensions(D: int) -> None:
+    if D < 1:
+        raise ValueError(f"a sample must have at least one number, not D = {D}")
+
+
+def _check_two_times(schedule: Schedule) -> None:
+    if schedule.T < 2:
+        raise ValueError("schedule.T must be at least 2: with T = 1 the bound has no L_{t-1}, only L_T and the decoder")
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}: the trace is a mean over the probes")
+
+
 def _check_first(t: np.ndarray) -> None:
-    if np.min(t) < 1:
+    if np.any(np.less(t, 1)):
         raise ValueError(f"t must be at least 1, got {t}: the term at 0 is the decoder's")
 
 
 def _check_levels(x_0: np.ndarray, u: np.ndarray) -> None:
-    if x_0.dtype.kind != "f" or not (np.abs(x_0 - (u / 127.5 - 1)) < 1e-5).all() or u.min() < 0 or u.max() > 255:
-        raise ValueError("x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got "
-                         f"{x_0.dtype} from {x_0.min():g} to {x_0.max():g}")
+    on_levels = (np.abs(x_0 - (u / 127.5 - 1)) < 1e-5) & (u >= 0) & (u <= 255)
+    if x_0.dtype.kind != "f" or not on_levels.all():
+        extent = f" from {x_0.min():g} to {x_0.max():g}" if x_0.size else ""
+        raise ValueError(f"x_0 must be 8-bit values as floats, u / 127.5 - 1 with u = 0..255, got {x_0.dtype}{extent}")
 
 
 def _check_streams(streams: SampleStreams, B: int) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 
 from minidiff.diffusion.gaussian import Times, check_predicts
 from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.backend import to_numpy
 
 
 def simple_weight(schedule: Schedule, t: Times, predicts: str) -> np.ndarray:
@@ -81,7 +82,7 @@ def _unit(abar: np.ndarray, predicts: str) -> np.ndarray:
 
 def _abar(schedule: Schedule, t: Times, first: int) -> np.ndarray:
     abar = schedule.abar(t)
-    if np.any(abar > schedule.abar(first)):  # alpha_bar strictly falls, so this is t < first
+    if np.any(np.less(to_numpy(t), first)):
         raise ValueError(f"t must be at least {first} for a loss of this kind, got {t}")
     return abar
 

@@ -52,8 +52,11 @@ class State:
 
 
 def sample(states: Iterable[State]):
-    """Runs a sampler to its end and returns x_0."""
-    return deque(states, maxlen=1).pop().x_t
+    """Runs a sampler to its end and returns x_0.  ValueError where there is no state."""
+    last = deque(states, maxlen=1)
+    if not last:
+        raise ValueError("states must be at least one state of a sampler, and there is none")
+    return last.pop().x_t
 
 
 # ---- the four samplers -------------------------------------------------------------------------------------

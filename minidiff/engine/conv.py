@@ -180,6 +180,8 @@ def _patches(x, kh: int, kw: int, stride: int):
 def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride: int, padding: int) -> None:
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"convolution takes x (B, H, W, C) and w (kh, kw, C_in, C_out), not {x.shape} and {w.shape}")
+    if 0 in w.shape:
+        raise ValueError(f"convolution takes w with at least one element, not {w.shape}")
     if not (_is_whole(stride) and _is_whole(padding) and stride >= 1 and padding >= 0):
         raise ValueError(f"convolution takes whole numbers stride >= 1 and padding >= 0, not {stride} and {padding}")
     if bias is not None and bias.shape != (w.shape[axis_out],):

@@ -44,7 +44,7 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
         return _group_norm_on_gpu(x, groups, gamma, beta, eps, silu)
     N = math.prod(x.shape[1:-1])
     rows, g, b = wide(x.data).reshape(B, N, C), wide(gamma.data), wide(beta.data)     # (B, N, C)
-    n = N * C // groups                                     # elements of a group
+    n = max(N * C // groups, 1)                             # elements of a group; 1 where there are none
 
     def per_group(sums):
         """(B, C) sums over pixels -> the sums of each channel's whole group, (B, C)."""
@@ -104,8 +104,8 @@ def _group_norm_on_gpu(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps:
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     """x (..., C), gamma and beta (C,) -> (..., C)."""
     C = x.shape[-1]
-    if gamma.shape != (C,) or beta.shape != (C,):
-        raise ValueError(f"layer_norm: gamma and beta must be {(C,)}, not {gamma.shape} and {beta.shape}")
+    if C < 1 or gamma.shape != (C,) or beta.shape != (C,):
+        raise ValueError(f"layer_norm: gamma and beta must be {(max(C, 1),)}, not {gamma.shape} and {beta.shape}")
     check_same_dtype(x, gamma, beta)
     xp = xp_of(x.data, gamma.data, beta.data)
     if xp is not np:

@@ -106,14 +106,13 @@ def matmul(x, y) -> Tensor:
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
         raise ValueError(f"matmul takes x (..., M, K) and y (..., K, N), not {x.shape} and {y.shape}")
     if y.ndim == 2:                                         # one product for all rows of x, not one for each matrix
-        K, N = y.shape
-        rows = x.data.reshape(-1, K)                        # (M', K)
+        rows = as_rows(x.data)                              # (M', K)
 
         def pullback(dz):
-            dz = dz.reshape(-1, N)                          # (M', N)
+            dz = as_rows(dz)                                # (M', N)
             return (dz @ y.data.T).reshape(x.shape) if x.requires_grad else None, \
                 rows.T @ dz if y.requires_grad else None
-        return record((rows @ y.data).reshape(*x.shape[:-1], N), (x, y), pullback)
+        return record((rows @ y.data).reshape(*x.shape[:-1], y.shape[1]), (x, y), pullback)
 
     def pullback(dz):
         return (_unbroadcast(dz @ y.data.swapaxes(-1, -2), x) if x.requires_grad else None,
@@ -228,6 +227,7 @@ def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noqa
 
 @in_float32
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    _check_not_empty("mean", x, axis)
     xp = xp_of(x.data)
     y = xp.asarray(x.data.mean(axis=axis, keepdims=keepdims))
     n = x.size // max(y.size, 1)                            # elements in each mean
@@ -239,6 +239,7 @@ def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 
 def maximum_of(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
     """The largest element along an axis; ties share the gradient equally."""
+    _check_not_empty("maximum_of", x, axis)
     xp = xp_of(x.data)
     y = x.data.max(axis=axis, keepdims=True)
 
@@ -260,6 +261,8 @@ def transpose(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def concat(xs: Sequence[Tensor], axis: int = -1) -> Tensor:
+    if not xs:
+        raise ValueError("concat takes at least one Tensor")
     xp = xp_of(*(x.data for x in xs))
     ends = np.cumsum([x.shape[axis] for x in xs])[:-1].tolist()
     check_same_dtype(*xs)
@@ -305,12 +308,14 @@ def embedding(table: Tensor, ids) -> Tensor:
 
 @in_float32
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    _check_not_empty("softmax", x, axis)
     y = _softmax(x.data, axis)
     return record(y, (x,), lambda dy: (y * (dy - (y * dy).sum(axis=axis, keepdims=True)),))
 
 
 @in_float32
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    _check_not_empty("log_softmax", x, axis)
     xp = xp_of(x.data)
     y = x.data - x.data.max(axis=axis, keepdims=True)       # then no exponential overflows
     y = y - xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
@@ -369,6 +374,13 @@ def check_same_dtype(*xs: Tensor) -> None:
         raise TypeError(f"an op takes one dtype, not {' and '.join(str(x.dtype) for x in xs)}: convert one of them")
 
 
+def _check_not_empty(op: str, x: Tensor, axis: Axes) -> None:
+    """ValueError where there is no element along the axes, of which there is no mean and no largest."""
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    if 0 in x.shape and any(x.shape[a] == 0 for a in axes):
+        raise ValueError(f"{op} takes at least one element along axis {axis}, not x {x.shape}")
+
+
 def _check_ids(takes: str, ids, count: int) -> None:
     """Raises for ids outside 0..count-1.  NumPy would silently take -1 as the last row."""
     if ids.dtype.kind not in "iu":
@@ -389,7 +401,7 @@ def _unbroadcast(dz, x: Tensor):
 
 def as_rows(x):
     """(..., C) -> (M, C)."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # not -1, which NumPy cannot tell where C is 0
 
 
 def sum_rows(x):

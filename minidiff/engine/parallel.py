@@ -77,6 +77,8 @@ def parallel_gradients(loss: Callable[[slice], Tensor], leaves: Sequence[Tensor]
     A GPU takes the whole batch at once, since one batch fills it.  The loss is then an array of shape () on the GPU,
     since reading it would wait for the GPU.
     """
+    if count < 1 or not leaves:
+        raise ValueError(f"there must be at least one sample and one leaf, not {count} and {len(leaves)}")
     if device_of(leaves[0].data) != "cpu":
         with recording():
             value = loss(slice(0, count))
@@ -138,8 +140,8 @@ def shards(count: int, size: int = SHARD) -> list[slice]:
 
     They do not depend on the machine, so neither does a sum over shards.
     """
-    n = max(min(2, count), -(-count // size))
-    ends = [count * i // n for i in range(n + 1)]
+    n = max(min(2, count), -(-count // size))               # 0 where there are no samples
+    ends = [count * i // n for i in range(n + 1)] if n else []
     return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
 
 

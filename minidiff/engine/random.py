@@ -59,11 +59,14 @@ class SampleStreams:
         """Standard normal numbers, (len(self), *shape)."""
         dtype = np.dtype(dtype)
         drawn = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float32)
-        return np.stack([rng.standard_normal(shape, dtype=drawn) for rng in self._rngs]).astype(dtype, copy=False)
+        z = np.empty((len(self), *shape), drawn)
+        for i, rng in enumerate(self._rngs):
+            z[i] = rng.standard_normal(shape, dtype=drawn)
+        return z.astype(dtype, copy=False)
 
     def uniform(self, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Numbers uniform on [0, 1), (len(self), *shape) float64."""
-        return np.stack([np.asarray(rng.random(shape)) for rng in self._rngs])
+        return np.array([rng.random(shape) for rng in self._rngs]).reshape(len(self), *shape)
 
     def __len__(self) -> int:
         return len(self._rngs)

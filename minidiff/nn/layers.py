@@ -50,6 +50,7 @@ class Linear(Module):
     """y = x w + b on the last axis: (..., C) -> (..., D)."""
 
     def __init__(self, C: int, D: int, rng: np.random.Generator, *, zero: bool = False):
+        _check_sizes("Linear", C=C, D=D)
         self.w = parameter((C, D), 0 if zero else 1 / math.sqrt(C), rng)
         self.b = parameter((D,), 0, rng)
 
@@ -62,6 +63,7 @@ class Conv2d(Module):
 
     def __init__(self, C: int, D: int, rng: np.random.Generator, *, kernel: int = 3, stride: int = 1,
                  padding: int | None = None, zero: bool = False):
+        _check_sizes("Conv2d", C=C, D=D, kernel=kernel)
         self.w = parameter((kernel, kernel, C, D), 0 if zero else 1 / (kernel * math.sqrt(C)), rng)
         self.b = parameter((D,), 0, rng)
         self.stride, self.padding = stride, kernel // 2 if padding is None else padding
@@ -75,6 +77,7 @@ class GroupNorm(Module):
     learned gamma and beta."""
 
     def __init__(self, C: int, groups: int):
+        _check_sizes("GroupNorm", C=C, groups=groups)
         if C % groups:
             raise ValueError(f"GroupNorm: {C} channels do not divide into {groups} groups")
         self.groups = groups
@@ -93,6 +96,7 @@ class LayerNorm(Module):
     beta."""
 
     def __init__(self, C: int):
+        _check_sizes("LayerNorm", C=C)
         self.gamma, self.beta = _ones(C), _zeros(C)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,6 +107,7 @@ class Embedding(Module):
     """Rows of a learned table, ids (...) int -> table[ids] (..., C)."""
 
     def __init__(self, count: int, C: int, rng: np.random.Generator, *, std: float = 1.0):
+        _check_sizes("Embedding", count=count, C=C)
         self.table = parameter((count, C), std, rng)
 
     def forward(self, ids) -> Tensor:
@@ -129,13 +134,19 @@ def sinusoidal_embedding(t, dim: int, max_period: float = 10_000.0, dtype=np.flo
 
     t (B,) numbers -> (B, dim) of dtype, dim even.
     """
-    if dim % 2:
-        raise ValueError(f"sinusoidal_embedding: dim must be even, not {dim}")
+    if dim % 2 or dim < 2:
+        raise ValueError(f"sinusoidal_embedding: dim must be even and at least 2, not {dim}")
     xp = xp_of(t)
     # freq_k = max_period^(-k / (dim/2)),   (cos(t freq_k), sin(t freq_k))
     freq = max_period ** -(xp.arange(dim // 2, dtype=xp.float64) / (dim // 2))      # (dim/2,)
     angle = t.astype(xp.float64)[:, None] * freq                                    # (B, dim/2)
     return xp.concatenate([xp.cos(angle), xp.sin(angle)], axis=1).astype(dtype)     # (B, dim)
+
+
+def _check_sizes(layer: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{layer}: {name} must be at least 1, not {size}")
 
 
 def _ones(C: int) -> Tensor:

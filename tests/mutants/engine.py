@@ -366,7 +366,7 @@ BUGS = [
         "    mean = per_group(_sum_pixels(rows)) / n ",
         "    mean = per_group(_sum_pixels(rows)).mean(axis=0, keepdims=True).repeat(B, axis=0) / n "),
     Bug("group norm: a channel for a group", NORM,
-        "n = N * C // groups ",
+        "n = max(N * C // groups, 1) ",
         "n = N "),
     Bug("group norm divides by the variance", NORM,
         "    rstd = 1 / xp.sqrt(var + eps)\n",

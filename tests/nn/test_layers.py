@@ -153,5 +153,5 @@ def test_embedding_of_time_does_not_depend_on_the_position_in_the_batch(order, c
 
 
 def test_odd_dimensions_are_refused():
-    with pytest.raises(ValueError, match="dim must be even, not 7"):
+    with pytest.raises(ValueError, match="dim must be even and at least 2, not 7"):
         sinusoidal_embedding(np.arange(3), 7)

@@ -75,7 +75,7 @@ class DeviceSampleStreams:
                                                      counter=np.array([0, 0, 0, stream[CALL]], np.uint64)))
                 for stream in self._table]
         self._table[:, CALL] += np.uint64(1)
-        return np.stack([np.asarray(rng.random(shape)) for rng in rngs])
+        return np.array([rng.random(shape) for rng in rngs]).reshape(len(self), *shape)
 
     def _check_calls(self) -> None:
         if self._table[:, CALL].max(initial=0) >= 2**32:
