@@ -1,4 +1,4 @@
-"""DDPM: what each step of algorithm 2 removes and adds, and what a model without captions can do.
+"""DDPM (Ho et al. 2020): what each step of algorithm 2 removes and adds, and what a model without captions can do.
 
     python examples/02_ddpm.py                  prints the weights of each step, draws three pictures into docs/
     python examples/02_ddpm.py --bits 200       also measures bits/dim under each choice of the variance

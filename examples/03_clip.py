@@ -1,4 +1,4 @@
-"""CLIP: finds the digit of a picture, and the picture of a caption, with a model that never saw a label.
+"""CLIP (Radford et al. 2021): finds the digit of a picture and the picture of a caption, though it never saw a label.
 
     python examples/03_clip.py          reads MNIST's test set, searches it, draws docs/clip_retrieval.png
 

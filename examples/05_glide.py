@@ -1,4 +1,4 @@
-"""CLIP guidance beside classifier-free guidance: two ways to make one denoiser follow a caption.
+"""CLIP guidance beside classifier-free guidance: two ways to make one denoiser follow a caption (Nichol et al. 2021).
 
     python examples/05_glide.py                     draws docs/glide.png
     python examples/05_glide.py --measure 500       also prints the tables of docs/glide.md

@@ -1,4 +1,4 @@
-"""DALL-E: pictures as 49 tokens, drawn one after another after those of the words; CLIP chooses among candidates.
+"""DALL-E (Ramesh et al. 2021): pictures as 49 tokens, drawn one by one after those of the words; CLIP picks the best.
 
     python examples/07_dalle.py            draws docs/dalle.png with the weights that come with minidiff
 
@@ -6,7 +6,7 @@ Row 1   digits of MNIST
 Row 2   the same digits, reconstructed by the discrete VAE from 7 x 7 codes of 64 values each
 Row 3   a picture for each caption, as the paper samples it: temperature 1 and no guidance
 Row 4   the paper's improvement: CLIP chooses the best of --rerank such candidates, of which row 3's is the first
-Row 5   a later improvement: one candidate, drawn with classifier-free guidance
+Row 5   a later improvement: one candidate, drawn with classifier-free guidance (Gafni et al. 2022)
 
 The effect of both improvements, measured by `evaluate(DALLE.load(), count=N, options=...)` of
 minidiff/evaluation, with the standard error of N captions (2026-11-23, the shipped weights; times on 1 core of

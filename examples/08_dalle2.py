@@ -1,4 +1,4 @@
-"""DALL-E 2: pictures of captions through CLIP's embedding, with and without a prior; variations and interpolations.
+"""DALL-E 2 (Ramesh et al. 2022): pictures through CLIP's embedding, with a prior and without; variations of them.
 
     python examples/08_dalle2.py --count 300 --out docs/dalle2.png
 

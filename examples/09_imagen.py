@@ -1,4 +1,4 @@
-"""Imagen: 7 x 7, 14 x 14, 28 x 28 from one caption, and what guidance does to pixels under two thresholds.
+"""Imagen (Saharia et al. 2022): 7 x 7, 14 x 14, 28 x 28 from one caption, and guidance under two thresholds.
 
     python examples/09_imagen.py                               the cascade with the shipped weights: imagen.png
     python examples/09_imagen.py --train runs/imagen           trains first (--effort 0.1 for a quick look)

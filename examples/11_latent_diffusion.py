@@ -1,4 +1,4 @@
-"""Latent diffusion, as in Stable Diffusion: text to image, image to image and in-painting with one model.
+"""Latent diffusion (Rombach et al. 2022): text to image, image to image and in-painting with one model.
 
     python examples/11_latent_diffusion.py                  with the shipped weights; writes latent.png
     python examples/11_latent_diffusion.py --train runs/x   trains first, in that folder

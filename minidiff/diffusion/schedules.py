@@ -129,7 +129,7 @@ def linear(
 def scaled_linear(
     T: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012, *, allow_signal: bool = False
 ) -> Schedule:
-    """sqrt(beta) rises linearly (LDM's program; the defaults are those of Stable Diffusion)."""
+    """sqrt(beta) rises linearly (LDM's program, Zero SNR table 1; the defaults are those of Stable Diffusion)."""
     _check_count("T", T, 1)
     _check_not_negative(beta_min=beta_min, beta_max=beta_max)
     # beta_t = (sqrt(beta_min) + t/(T-1) (sqrt(beta_max) - sqrt(beta_min)))^2

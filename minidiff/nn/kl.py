@@ -3,8 +3,9 @@
 
     KL(N(mean1, var1) || N(mean2, var2)) = (var1/var2 - 1 - log(var1/var2) + (mean1 - mean2)^2 / var2) / 2
 
-Variances are given as logarithms, which may be any number, so that a network can output them.  This is the form with
-gradients; diffusion/gaussian.py has the same formula for plain arrays.
+Variances are given as logarithms, which may be any number, so that a network can output them.  Kingma & Welling 2014,
+appendix B, derive it for N(0, I).  This is the form with gradients; diffusion/gaussian.py has the same formula for
+plain arrays.
 """
 
 from __future__ import annotations
