@@ -59,6 +59,12 @@ def test_places_are_written_in_one_form():
     assert not odd
 
 
+def test_a_file_with_an_equation_of_a_paper_names_the_paper():
+    named = re.compile(rf"\b(?:{'|'.join(map(re.escape, NAMES))})")
+    placed = {name for name, text in TEXTS.items() if re.search(r"\beq\. \d|\bsection \d\.\d", text)}
+    assert len(placed) > 50 and not [name for name in placed if not named.search(TEXTS[name])]
+
+
 @pytest.mark.parametrize("text, found", [
     ("(Ho et al. 2020, eq. 4), DDPM eq. 4, VDM appendix I.1, arXiv 2006.11239, section 3.2 of it", []),
     ("Ho et al. 2019", ["Ho et al. 2019"]), ("Lavin & Grey 2016", ["Lavin & Grey 2016"]), ("VDN eq. 4", ["VDN"]),

@@ -56,7 +56,7 @@ def test_straight_through_is_the_code_and_the_gradient_of_z_to_the_bit(size, see
 @settings(deadline=None)
 @given(sizes, seeds)
 def test_commitment_moves_the_encoder_only_and_the_codebook_loss_the_codes_only(size, seed):
-    """The two terms of eq. 3, and their derivatives by hand."""
+    """The two terms of eq. 3 (van den Oord et al. 2017), and their derivatives by hand."""
     N, K, D = size
     rng = np.random.default_rng(seed)
     book, z = codebook(K, D, rng), Tensor(rng.normal(size=(N, D)), True)
