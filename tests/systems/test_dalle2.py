@@ -266,6 +266,14 @@ def test_each_caption_keeps_the_candidate_that_fits_it_best(model):
     np.testing.assert_allclose(two[gain < 1e-6], one[gain < 1e-6], atol=1e-5)       # else it is the same draw
 
 
+def test_each_candidate_has_a_noise_of_its_own(model):
+    """Of four candidates of twelve captions the first is the best of all twelve with probability 4^-12."""
+    captions = ["7", "a bold 3", "one"] * 4
+    z_t = model.encode_text(captions)[0]
+    one, four = (model.embed(captions, candidates=n, steps=4, seed=5) for n in (1, 4))
+    assert (((four - one) * z_t).sum(axis=1) > 1e-4).any()
+
+
 # ---- the code prior ------------------------------------------------------------------------------------------
 
 def likelihoods(model: UnCLIP, caption: str) -> dict:

@@ -116,3 +116,23 @@ def test_what_it_cannot_draw_is_refused(name):
             draw(system, wrong)
     with pytest.raises(ValueError, match="streams must be one for each of the 2 captions, not 3"):
         draw(system, captions_for(name, 2), streams=SampleStreams(0, 3))
+
+
+OTHER = {"scale": 0.4, "steps": 4, "sampler": "ddpm", "variance": "beta", "algorithm": 2, "temperature": 0.3,
+         "top_k": 1, "rerank": 3, "prior": "text", "prior_scale": 0.2, "prior_steps": 4, "candidates": 5,
+         "super_scale": 0.3, "super_steps": 3, "threshold": "dynamic", "aug_level": 0.6}
+WITH = {"temperature": {"prior": "autoregressive"}, "threshold": {"scale": 40.0}}           # where an option has effect
+CHOICES = [(name, option) for name in DRAWING for option in systems.system_class(name).options()]
+
+
+@pytest.mark.parametrize("name, option", CHOICES, ids=lambda value: str(value))
+def test_each_option_has_its_effect_and_is_that_of_the_trajectory(name, option):
+    """Another value gives other pictures; and where there is a trajectory, its last state is what `sample` gives."""
+    system, captions = small_systems.small(name), captions_for(name, 2)
+    about = WITH.get(option, {}) if set(WITH.get(option, {})) <= set(system.options()) else {}
+    plain, other = (draw(system, captions, seed=3, **about | more) for more in ({}, {option: OTHER[option]}))
+    assert not np.array_equal(plain, other)
+    if hasattr(system, "trajectory"):
+        few = {name: value for name, value in FEW.items() if name in system.options()}
+        *_, last = system.trajectory(captions, seed=3, **few | about | {option: OTHER[option]})
+        np.testing.assert_allclose(last.x_t.clip(-1, 1), other, atol=1e-5)
