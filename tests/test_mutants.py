@@ -57,7 +57,8 @@ def test_a_file_with_planted_bugs_has_tests_of_its_own(file):
     ("kernels/conv_2_tiles.cu", ["tests/kernels/test_conv_kernels.py"]),
     ("kernels/attention_forward_3_registers.cu", ["tests/kernels/test_attention_forward_kernels.py"]),
     ("kernels/group_norm_1_naive.cu", ["tests/kernels/test_norm_kernels.py"]),
-    ("systems/dalle.py", ["tests/systems/test_dalle.py"]),
+    ("nn/gumbel.py", ["tests/nn/test_gumbel.py"]),
+    ("systems/dalle.py", [f"tests/systems/test_{name}.py" for name in ("dalle", "batches", "streams")]),
 ])
 def test_the_map_finds_the_tests_of_a_file(file, own):
     assert run.own_tests(file, run.ROOT) == own

@@ -1,7 +1,8 @@
-"""Changes every operator, number, argument and word of the mathematics, one at a time, and runs the tests.
+"""Changes every operator, number, argument and word of a floor's code, one at a time, and runs the floor's tests.
 
-    python -m tests.mutants.generated                       floors I and III; it takes long
+    python -m tests.mutants.generated                       all floors; it takes days
     python -m tests.mutants.generated --floor diffusion     one of them
+    python -m tests.mutants.generated --sample 200          a random 200 changes of each floor
     python -m tests.mutants.generated --keep DIR            can be interrupted and resumed by the same command
     python -m tests.mutants.generated --keep DIR --report   runs nothing, and reports the results in DIR
 
@@ -10,6 +11,9 @@ pass these tests are examined again. argued.py lists those that make no differen
 only different memory, speed or wording), with the reason. Any other is planted in a copy, where the floor's tests run
 in a new process with all their examples (mutmut's process imported the code before the change). The rest has survived.
 docs/mutation.md is the report; the exit status is 1 if anything survived.
+
+A sample is drawn by --seed, all changes of a floor being equally likely.  So the share of the sample that is caught
+estimates that of the floor, and the report gives the interval that holds it with 95 %.
 
 mutmut does not change decorated functions (our properties) or the bodies of classes and modules.  Bugs in those are
 planted by hand, in the other files of this folder.
@@ -20,7 +24,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -55,6 +61,17 @@ FLOORS = {
                        ("tests/diffusion/test_second_device_diffusion.py::test_the_tables_are_complete",)),
     "engine": Floor("minidiff/engine/", ("tests/engine", "tests/nn", "tests/engine/test_second_device.py"),
                     ("tests/engine/test_every_op.py::test_the_table_is_complete",)),
+    "nn": Floor("minidiff/nn/", ("tests/nn", "tests/training/test_half_precision_training.py"),
+                ("tests/nn/test_second_device_nn.py",)),
+    "text": Floor("minidiff/text/", ("tests/text", "tests/laws/test_text_and_latents.py",
+                                     "tests/systems/test_clip.py")),
+    "data": Floor("minidiff/data/", ("tests/data",)),
+    "systems": Floor("minidiff/systems/", ("tests/systems",),
+                     ("tests/systems/test_every_system_on_a_gpu.py",
+                      "tests/systems/test_second_device_text_to_image.py")),
+    "training": Floor("minidiff/training/", ("tests/training",), ("tests/training/test_second_device_training.py",)),
+    "evaluation": Floor("minidiff/evaluation/", ("tests/evaluation", "tests/systems/test_streams.py")),
+    "cli": Floor("minidiff/cli/", ("tests/cli", "tests/verify/test_verify_command.py")),
 }
 # the meaning of mutmut's status of a change; a crash or an endless loop is also detected
 NOTICED = {1: "killed", 3: "killed", 36: "timed out", 24: "timed out", -24: "timed out", 152: "timed out",
@@ -107,6 +124,18 @@ class Workshop:
         if done.returncode:
             raise RuntimeError(f"mutmut {args[0]} ended with status {done.returncode}: {(done.stderr or '')[-500:]}")
         return done.stdout or ""
+
+    def sample(self, count: int, seed: int) -> list[str]:
+        """The names of `count` random changes, or of all where there are fewer, that have not been run yet."""
+        if not self.changes():
+            try:                                            # it makes the changes before it finds none of this name
+                self.mutmut("run", "--max-children", "1", "no change has this name")
+            except RuntimeError:
+                if not self.changes():
+                    raise
+        names = sorted(change.name for change in self.changes())
+        chosen = set(random.Random(seed).sample(names, min(count, len(names))))
+        return [change.name for change in self.changes() if change.name in chosen and change.verdict == "not run"]
 
     def changes(self) -> list[Change]:
         """All changes that mutmut made, with the verdicts of its own run."""
@@ -175,13 +204,15 @@ def _environment() -> dict[str, str]:
     return os.environ | {"OPENBLAS_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def examine(name: str, folder: Path, jobs: int) -> list[Change]:
-    """Every change of a floor, with its verdict."""
+def examine(name: str, folder: Path, jobs: int, sample: int | None, seed: int) -> list[Change]:
+    """Every change of a floor, with its verdict; "not run" for those outside the sample."""
     from tqdm import tqdm
 
     shop = Workshop(folder, FLOORS[name])
     print(f"{name}: mutmut changes {FLOORS[name].code} and runs the tests that pass through each change", flush=True)
-    shop.mutmut("run", "--max-children", str(jobs), quiet=False)
+    names = [] if sample is None else shop.sample(sample, seed)
+    if names or sample is None:
+        shop.mutmut("run", "--max-children", str(jobs), *names, quiet=False)
     changes = shop.changes()
     passed = [change for change in changes if change.verdict == "survived"]
     # changes that an interrupted run argued or let pass are examined again
@@ -214,29 +245,28 @@ def held(name: str, folder: Path) -> list[Change]:
 
 def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str:
     """The run as Markdown; seconds: its duration, if it was one run."""
-    every = [change for changes in floors.values() for change in changes]
+    made = [change for changes in floors.values() for change in changes]
+    every = [change for change in made if change.verdict != "not run"]
     of = Counter(change.verdict for change in every)
-    caught = len(every) - of["argued"] - of["survived"] - of["not run"]
+    caught = len(every) - of["argued"] - of["survived"]
     lines = [
         "# Every operator, number and argument, changed and caught", "",
-        "A mutation tester changed the mathematics (`minidiff/diffusion/`) and the engine with its derivatives",
-        "(`minidiff/engine/`) in every place that it can change: operators, numbers, arguments, conditions, words.",
+        "A mutation tester changed the code of each floor in every place that it can change: operators, numbers,",
+        "arguments, conditions, words.  It examined all of these changes, or a random sample of them: the share of a",
+        "sample stands for the floor, within the interval, with 95 %.",
         "`python -m tests.mutants.generated` writes this page; its docstring describes the method. *Caught*: a test",
         "failed, or the process crashed or did not end. *Argued*: the change makes no difference that a test should",
         "detect, for the reason given below. *Survived*: a test is missing.", "",
-        f"{datetime.date.today()}, {machine()}, mutmut {_version()}: **{len(every)} changes, {caught} caught "
-        f"({caught / len(every):.1%}), {of['argued']} argued, {of['survived']} survived"
-        + (f", {of['not run']} not run" if of["not run"] else "") + "**"
+        f"{datetime.date.today()}, {machine()}, mutmut {_version()}: **{len(every)} of {len(made)} changes examined, "
+        f"{caught} caught ({caught / max(len(every), 1):.1%}), {of['argued']} argued, {of['survived']} survived**"
         + (f", in {seconds / 60:.0f} minutes." if seconds else "."), "",
-        "| file | changes | caught | of these timed out or crashed | argued | survived | caught, of those not argued |",
+        "| floor | changes | examined | caught | argued | survived | caught, of those not argued |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        *(_row(f"{name}/", changes) for name, changes in floors.items()), "",
+        "| file | changes | examined | caught | argued | survived | caught, of those not argued |",
         "|---|--:|--:|--:|--:|--:|--:|"]
     for file in sorted({change.file for change in every}):
-        here = Counter(change.verdict for change in every if change.file == file)
-        total, odd = sum(here.values()), here["timed out"] + here["crashed"]
-        found = here["killed"] + odd
-        share = f"{found / (total - here['argued']):.1%}" if total > here["argued"] else "-"
-        lines.append(f"| {file.removeprefix('minidiff/')} | {total} | {found} | {odd} | {here['argued']} | "
-                     f"{here['survived']} | {share} |")
+        lines.append(_row(file.removeprefix("minidiff/"), [change for change in made if change.file == file]))
     lines += ["", "## Survived", ""]
     lines += [row for change in every if change.verdict == "survived" for row in _entry(change)] or ["None."]
     lines += ["", "## Argued to make no difference", ""]
@@ -245,6 +275,25 @@ def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str
         lines += [row for change in every if change.verdict == "argued" and change.why == why for row in _entry(change)]
         lines += [""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(name: str, changes: list[Change]) -> str:
+    """A row of the tables: the share, and where it is of a sample its interval."""
+    of = Counter(change.verdict for change in changes)
+    examined, argued, survived = len(changes) - of["not run"], of["argued"], of["survived"]
+    caught, n = examined - argued - survived, examined - argued
+    share = f"{caught / n:.1%}" if n else "-"
+    if n and of["not run"]:
+        low, high = interval(caught, n)
+        share += f" ({low:.1%} to {high:.1%})"
+    return f"| {name} | {len(changes)} | {examined} | {caught} | {argued} | {survived} | {share} |"
+
+
+def interval(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval that holds a probability with 95 %, after k of n (Wilson 1927)."""
+    p = k / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def _entry(change: Change) -> list[str]:
@@ -261,8 +310,10 @@ def _version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants.generated", description=__doc__.splitlines()[0])
-    parser.add_argument("--floor", choices=FLOORS, help="one floor only (default both)")
+    parser.add_argument("--floor", choices=FLOORS, help="one floor only (default all)")
     parser.add_argument("--jobs", type=int, default=2, help="changes at a time (default 2)")
+    parser.add_argument("--sample", type=int, metavar="N", help="a random N changes of each floor (default all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and resume the run that it holds")
     parser.add_argument("--report", action="store_true", help="run nothing; report the results in --keep")
     parser.add_argument("--out", type=Path, help="the report (default docs/mutation.md; with --floor none)")
@@ -276,7 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         for name in [args.floor] if args.floor else FLOORS:
             here = (args.keep or Path(folder)) / name
-            floors[name] = held(name, here) if args.report else examine(name, here, args.jobs)
+            floors[name] = held(name, here) if args.report else examine(name, here, args.jobs, args.sample, args.seed)
+    floors = {name: changes for name, changes in floors.items() if changes}
     text = report(floors, None if args.report or args.keep else time.monotonic() - started)
     if out := args.out or (None if args.floor else REPORT):
         out.write_text(text, encoding="utf-8")

@@ -28,7 +28,7 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
-from . import diffusion, engine, kernels, known, likelihood, networks, systems, verifier
+from . import assembly, diffusion, engine, kernels, known, likelihood, networks, systems, verifier
 from .bug import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,7 @@ GROUPS: dict[str, list[Bug]] = {
     "The mathematics of diffusion": diffusion.BUGS + likelihood.BUGS,
     "Networks, text, training, evaluation": networks.BUGS,
     "The systems of the literature": systems.BUGS,
+    "How the pieces are put together": assembly.BUGS,
     "The engine and its derivatives": engine.BUGS,
     "The verifier": verifier.BUGS,
     "The CUDA kernels and their launch": kernels.BUGS,
@@ -53,6 +54,11 @@ GROUPS: dict[str, list[Bug]] = {
 # the tests that check most of a file, likeliest first, where test_<file's name>.py is not the whole of them
 OWN = {
     "checkpoint.py": ("test_checkpoint.py",),
+    "cli/evaluate.py": ("cli/test_options_arrive.py",),
+    "cli/sample.py": ("cli/test_options_arrive.py",),
+    "cli/sampling_options.py": ("cli/test_options_arrive.py",),
+    "cli/train.py": ("cli/test_options_arrive.py",),
+    "cli/verify.py": ("cli/test_options_arrive.py",),
     "data/digits.py": ("systems/test_adm.py",),
     "data/pixels.py": ("data/test_mnist.py",),
     "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),
@@ -66,21 +72,33 @@ OWN = {
                               "systems/test_glide.py"),
     "diffusion/likelihood.py": ("laws/test_bound.py", "laws/test_decoder.py", "laws/test_flow_likelihood.py"),
     "diffusion/posterior.py": ("diffusion/test_posterior_sampling.py",),
+    "diffusion/cascade.py": ("diffusion/test_cascade.py", "systems/test_streams.py"),
     "engine/conv_shift.py": ("engine/test_conv.py",),
     "engine/conv_winograd.py": ("engine/test_conv.py",),
+    "engine/parallel.py": ("engine/test_parallel.py", "training/test_by_hand.py"),
     "engine/cuda/attention.py": ("kernels/test_attention_forward_kernels.py",
                                  "kernels/test_attention_backward_kernels.py"),
     "engine/cuda/launch.py": ("engine/test_cuda_launch.py",),
     "evaluation/__init__.py": ("evaluation/test_report.py",),
-    "evaluation/metrics.py": ("evaluation/test_metrics.py",),
+    "evaluation/likelihood.py": ("evaluation/test_likelihood.py", "evaluation/test_report_by_hand.py",
+                                 "systems/test_streams.py"),
+    "evaluation/metrics.py": ("evaluation/test_metrics.py", "evaluation/test_report_by_hand.py"),
+    "evaluation/report.py": ("evaluation/test_report_by_hand.py", "evaluation/test_report.py"),
     "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
+    **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_streams.py")
+       for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dpm", "glide",
+                    "imagen", "latent", "text_to_image")},
     "systems/config.py": ("systems/test_text_to_image.py", "training/test_run.py"),
+    "systems/training_batches.py": ("systems/test_training_batches.py", "systems/test_batches.py"),
+    "systems/stage.py": ("systems/test_stage.py", "systems/test_batches.py"),
     "systems/system.py": ("training/test_run.py", "training/test_loop.py", "systems/test_every_system.py",
                           "systems/test_text_to_image.py"),
     "text/clip.py": ("laws/test_text_and_latents.py", "systems/test_clip.py"),
     "training/ranks.py": ("training/test_ranks_without_mpi.py", "training/test_ranks.py"),
-    "training/run.py": ("training/test_run.py", "systems/test_every_system.py"),
-    "training/trainer.py": ("training/test_trainer.py", "training/test_half_precision_training.py",
+    "training/loop.py": ("training/test_by_hand.py", "training/test_loop.py"),
+    "training/run.py": ("training/test_by_hand.py", "training/test_run.py", "systems/test_every_system.py"),
+    "training/trainer.py": ("training/test_by_hand.py", "training/test_trainer.py",
+                            "training/test_half_precision_training.py",
                             "training/test_loop.py"),
     "verify/forward.py": ("verify/test_forward.py", "verify/test_verify_report.py"),
     "verify/reverse.py": ("verify/test_reverse.py", "verify/test_verify_report.py"),
