@@ -16,15 +16,16 @@ no reference cycles and is freed as soon as nobody refers to it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
 from minidiff.engine.backend import xp_of
 
-_mode = threading.local()                                   # each thread has its own
+# each thread and each asynchronous task has its own; parallel_map hands the caller's on
+_recording = ContextVar("recording", default=True)
 
 
 def no_grad() -> AbstractContextManager:
@@ -35,15 +36,16 @@ def no_grad() -> AbstractContextManager:
 @contextmanager
 def recording(on: bool = True) -> Iterator[None]:
     """Within it, in this thread, ops record how their results were computed, even inside no_grad()."""
-    before, _mode.off = is_recording(), not on
+    before = _recording.get()
+    _recording.set(on)
     try:
         yield
     finally:
-        _mode.off = not before
+        _recording.set(before)
 
 
 def is_recording() -> bool:
-    return not getattr(_mode, "off", False)
+    return _recording.get()
 
 
 class Tensor:

@@ -5,14 +5,8 @@ It is copied beside the copy of minidiff and loaded by its name.
 
 from hypothesis import Phase, settings
 
-from minidiff.engine import parallel
-
 
 def pytest_collection(session):
     settings.register_profile("mutants", settings(), derandomize=True, database=None, max_examples=30,
                               phases=(Phase.explicit, Phase.generate))
     settings.load_profile("mutants")
-
-
-def pytest_runtest_setup(item):
-    parallel._pool.cache_clear()                            # each change runs in a fork, which has only one thread

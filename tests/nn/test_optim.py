@@ -73,7 +73,6 @@ def test_adamw_keeps_float32_and_leaves_the_gradients_alone():
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_on_any_number_of_cores_all_parameters_are_clipped_stepped_and_averaged(monkeypatch, cores):
     monkeypatch.setattr(parallel, "cores", lambda: cores)
-    parallel._pool.cache_clear()
     sizes = [1, 50, 7, 30, 2, 60, 1]
     w, g = ([normal(n, seed=i + seed) for i, n in enumerate(sizes)] for seed in (0, 100))
     held, grads = {str(i): Tensor(a.copy(), True) for i, a in enumerate(w)}, [a.copy() for a in g]
@@ -85,7 +84,6 @@ def test_on_any_number_of_cores_all_parameters_are_clipped_stepped_and_averaged(
     for p, average, before, of_p in zip(held.values(), ema.average.values(), w, g, strict=True):
         np.testing.assert_allclose(p.data, before - 0.01 * np.sign(of_p), atol=1e-8)    # the first step's
         np.testing.assert_allclose(average, 0.1 * before + 0.9 * p.data, rtol=1e-12)    # decay 1/10 at first
-    parallel._pool.cache_clear()
 
 
 @pytest.mark.law(

@@ -343,7 +343,6 @@ def test_cores_are_divided_unless_each_rank_has_its_own(monkeypatch, allowed, mi
         assert parallel.cores() == part
         assert max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas") <= part
         assert list(parallel.parallel_map(abs, [-1, 2])) == [1, 2]
-    parallel._pool.cache_clear()
 
 
 class Doubling:
