@@ -68,10 +68,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) square_sums(
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// number: of this step, counted from 1.  patience: good steps before S is doubled; 0 if S never changes.
+// number: of this step, counted from 1.  patience: good steps before S is doubled, up to `most`; 0 if S never changes.
 extern "C" __global__ void __launch_bounds__(THREADS) decide(
         const Acc* loss, const Acc* partial, Acc* state, Acc* step, int blocks, int number, int patience,
-        double clip, double lr, double b1, double b2, double ema) {
+        double most, double clip, double lr, double b1, double b2, double ema) {
     __shared__ Acc sums[THREADS];
     Acc sum = 0;
     for (int i = threadIdx.x; i < blocks; i += THREADS) sum += partial[i];
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide(
     if (patience > 0) {
         const bool grows = good && state[GOOD] + 1 == patience;
         state[GOOD] = good && !grows ? state[GOOD] + 1 : Acc(0);
-        state[SCALE] = grows ? 2 * scale : good ? scale : scale / 2;
+        state[SCALE] = grows ? min(2 * scale, Acc(most)) : good ? scale : scale / 2;
         if (!good) state[SKIPPED] += 1;
     }
     if (!good) return;
@@ -123,6 +123,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(
         const Acc vi = b2 * v[i] + c2 * gi * gi;
         const Acc wi = keep * w[i] - rate * mi / (sqrt(vi * v_scale) + eps);
         m[i] = mi, v[i] = vi, w[i] = wi;
-        average[i] += towards * (wi - average[i]);
+        average[i] = towards == 1 ? wi : average[i] + towards * (wi - average[i]);     // w to the last bit at d = 0
     }
 }

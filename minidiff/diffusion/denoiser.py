@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from minidiff.diffusion.gaussian import check_predicts, to_x0
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import wide, xp_of
 
 
 class Denoiser(Protocol):
@@ -48,8 +48,8 @@ class Differentiable(Denoiser, Protocol):
 # ---- thresholding: x0_hat is kept within the range of images -----------------------------------------------
 
 def static_threshold(x0_hat):
-    """x0_hat clipped to [-1, 1] (Imagen section 2.3). For pixels; latents have no such range."""
-    return xp_of(x0_hat).clip(x0_hat, -1, 1)
+    """x0_hat clipped to [-1, 1] (Imagen section 2.3). For pixels; latents have no such range. Infinity becomes NaN."""
+    return _clipped(x0_hat, 1)
 
 
 def dynamic_threshold(x0_hat, percentile: float = 0.995):
@@ -62,10 +62,16 @@ def dynamic_threshold(x0_hat, percentile: float = 0.995):
         return x0_hat
     xp = xp_of(x0_hat)
     # limit = max(1, the percentile of |x0_hat|): below 1 it would stretch a flat image to full contrast
-    limit = xp.quantile(xp.abs(x0_hat.reshape(len(x0_hat), -1)), percentile, axis=1)  # (B,)
+    limit = xp.quantile(xp.abs(wide(x0_hat).reshape(len(x0_hat), -1)), percentile, axis=1)            # (B,)
     limit = xp.maximum(limit, 1).astype(x0_hat.dtype).reshape(-1, *[1] * (x0_hat.ndim - 1))         # (B, 1, ...)
     # x0_hat = clip(x0_hat, -limit, limit) / limit                                              the paper's limit is s
-    return xp.clip(x0_hat, -limit, limit) / limit
+    return _clipped(x0_hat, limit) / limit
+
+
+def _clipped(x, limit):
+    # an infinite x is a fault of the network, and would not show in the picture
+    xp = xp_of(x)
+    return xp.where(xp.isfinite(x), xp.clip(x, -limit, limit), xp.nan)
 
 
 # ---- a trained network -------------------------------------------------------------------------------------

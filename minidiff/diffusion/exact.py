@@ -171,7 +171,8 @@ class DatasetDenoiser:
         self.schedule = schedule
         self.shape = data.shape[1:]
         self.data = data.reshape(len(data), -1)                                       # (N, D)
-        self.half_norm2 = (self.data**2).sum(1) / 2                                   # (N,)
+        self.centre = self.data.mean(0)                     # far from 0, the logits would lose their digits
+        self.half_norm2 = ((self.data - self.centre)**2).sum(1) / 2                   # (N,)
 
     def __call__(self, x_t, t, cond=None):
         # x0_hat = softmax(Q K^T + b) V
@@ -191,7 +192,8 @@ class DatasetDenoiser:
         """softmax(Q K^T + b) = p(row i of data | x_t), (B, N)."""
         xp = xp_of(x_t)
         x, alpha, sigma = _rows(self.schedule, x_t, t, self.shape)                    # (B, D), (B, 1) twice
-        K = xp.asarray(self.data)
+        centre = xp.asarray(self.centre)
+        x, K = x - alpha * centre, xp.asarray(self.data) - centre
         # Q = alpha x_t / sigma^2,  b_i = -alpha^2 ||x_i||^2 / 2 sigma^2
         Q, b = alpha / sigma**2 * x, -(alpha / sigma) ** 2 * xp.asarray(self.half_norm2)    # (B, D), (B, N)
         logits = Q @ K.T + b                                                          # (B, N)
@@ -222,8 +224,8 @@ def _check_covariance(mean: np.ndarray, cov: np.ndarray) -> None:
 
 
 def _check_no_negative(variance: np.ndarray) -> None:
-    if not (variance >= 0).all():
-        raise ValueError(f"cov must have no negative variance, got {variance.min():g}")
+    if not ((variance >= 0) & (variance < np.inf)).all():
+        raise ValueError(f"cov must be finite and have no negative variance, got {variance.min():g}")
 
 
 def _check_mixture(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> None:

@@ -102,8 +102,8 @@ def kl_gaussian(mean1: Array, var1: Array, mean2: Array, var2: Array) -> Array:
     if not (xp.all(var1 > 0) and xp.all(var2 > 0)):
         raise ValueError("var1 and var2 must be positive; a Gaussian of variance 0 has no finite divergence")
     # KL = (var1/var2 - 1 - log(var1/var2) + (mean1 - mean2)^2 / var2) / 2
-    ratio = var1 / var2
-    return 0.5 * (ratio - 1.0 - xp.log(ratio) + (mean1 - mean2) ** 2 / var2)
+    log_ratio = xp.log(var1) - xp.log(var2)  # the ratio itself, and the square, may be out of range
+    return 0.5 * (xp.expm1(log_ratio) - log_ratio + ((mean1 - mean2) / xp.sqrt(var2)) ** 2)
 
 
 def prior_kl(schedule: Schedule, x_0: Array) -> Array:

@@ -105,7 +105,8 @@ class Observed:
         # the product of two Gaussians:  mean~ = mean + gain (alpha y - mean),   variance~ = (1 - gain) variance
         gain = variance / (variance + width) if width > 0 else xp.ones_like(mean)
         gain = xp.where(self.known, gain, 0).astype(mean.dtype)
-        return mean + gain * (alpha * self.y - mean), (1 - gain) * variance
+        y = xp.where(self.known, self.y, 0).astype(mean.dtype)      # what is not known may be NaN
+        return mean + gain * (alpha * y - mean), (1 - gain) * variance
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,9 @@ The backward pass, with the softmax's pullback  dS = P (dP - sum(dP P)):
 
     dv = P^T dy      dP = dy v^T      dq = dS k / sqrt(d)      dk = dS^T q / sqrt(d)
 
-On a GPU, kernels compute the same and store neither S nor P (cuda/attention.py).
+Where a weight is 0 because of the mask, its product is 0, even if the key or the value there is NaN or infinite
+(`_masked_product`).  On a GPU, kernels compute the same and store neither S nor P (cuda/attention.py); k and v must be
+finite there.
 """
 
 from __future__ import annotations
@@ -44,12 +46,28 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
 
     def pullback(dy):
         dS = dy @ v.data.swapaxes(2, 3)                                             # dP
-        dv = P.swapaxes(2, 3) @ dy
-        dS -= xp.einsum("bhnm,bhnm->bhn", dS, P)[..., None]
+        delta = xp.einsum("bhnm,bhnm->bhn", dS, P)
+        if mask is not None and not np.isfinite(delta).all():
+            dS = np.where(mask, dS, 0)
+            delta = xp.einsum("bhnm,bhnm->bhn", dS, P)
+        dS -= delta[..., None]
         dS *= P
         dS *= scale
-        return dS @ k.data, dS.swapaxes(2, 3) @ q.data, dv
-    return record(P @ v.data, (q, k, v), pullback)
+        back = None if mask is None else np.broadcast_to(mask, dS.shape).swapaxes(2, 3)
+        return (_masked_product(dS, k.data, mask), _masked_product(dS.swapaxes(2, 3), q.data, back),
+                _masked_product(P.swapaxes(2, 3), dy, back))
+    return record(_masked_product(P, v.data, mask), (q, k, v), pullback)
+
+
+def _masked_product(P, v, mask):
+    """P @ v, where P is 0 outside the mask: there the product is 0 too, whatever v is."""
+    y = P @ v
+    if mask is None or np.isfinite(y).all():
+        return y
+    # 0 times NaN or infinity is NaN, so y counts only where a number that is not finite is inside the mask
+    finite = np.isfinite(v)
+    reached = np.broadcast_to(mask, P.shape).astype(P.dtype) @ (~finite).astype(P.dtype) > 0
+    return np.where(reached, y, P @ np.where(finite, v, 0))
 
 
 BOUND = 60                                                  # float32 can hold e^60, and the sum of 10^12 of these
@@ -64,7 +82,8 @@ def _softmax_in_place(S, mask, xp):
     if not max(S.max(initial=0), -S.min(initial=0)) <= BOUND:
         S = S if mask is None else xp.where(mask, S, -xp.inf)
         top = S.max(axis=3, keepdims=True, initial=-xp.inf)
-        S, mask = S - xp.where(xp.isfinite(top), top, 0), None
+        # a row without keys has the maximum -inf, and subtracts 0; a row of keys whose scores are all -inf is NaN
+        S, mask = S - (top if mask is None else xp.where(mask.any(axis=-1, keepdims=True), top, 0)), None
     P = xp.exp(S, out=S)
     if mask is not None:
         P *= mask

@@ -28,7 +28,7 @@ import numpy as np
 from minidiff.engine import conv_shift, conv_winograd
 from minidiff.engine.backend import narrow, xp_of
 from minidiff.engine.cuda import conv as conv_cuda
-from minidiff.engine.ops import as_rows, check_same_dtype, in_float32_on_cpu, sum_dtype, sum_rows
+from minidiff.engine.ops import as_rows, check_same_dtype, in_float32_on_cpu, mean_of, sum_dtype, sum_rows
 from minidiff.engine.tensor import Tensor, is_recording, record
 
 
@@ -209,7 +209,8 @@ def average_pool(x: Tensor, factor: int = 2) -> Tensor:
     _check_divisible("average_pool", x, factor)
     B, H, W, C = x.shape
     xp, f = xp_of(x.data), factor
-    y = narrow(x.data.reshape(B, H // f, f, W // f, f, C).mean(axis=(2, 4), dtype=sum_dtype(x.dtype)), x.dtype)
+    squares = x.data.reshape(B, H // f, f, W // f, f, C)
+    y = narrow(mean_of(squares, axis=(2, 4), dtype=sum_dtype(x.dtype)), x.dtype)
 
     def pullback(dy):
         dx = xp.broadcast_to((dy / (f * f))[:, :, None, :, None], (B, H // f, f, W // f, f, C))

@@ -18,6 +18,7 @@ two ops, for 128 images of 14 x 14 x 64).  On a GPU the kernels launched by cuda
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -51,11 +52,22 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
         sums = sums.reshape(B, groups, C // groups).sum(axis=2, keepdims=True)
         return xp.broadcast_to(sums, (B, groups, C // groups)).reshape(B, C)
 
-    # mean = sum x / n,   var = sum (x - mean)^2 / n  (in two passes: a large mean would otherwise cost var its digits)
-    mean = per_group(_sum_pixels(rows)) / n                                         # (B, C)
-    y = rows - mean[:, None]
-    var = per_group(_sum_products(y, y)) / n                                        # (B, C)
-    rstd = 1 / xp.sqrt(var + eps)
+    def centred_and_std(rows, eps):
+        # mean = sum x / n,   var = sum (x - mean)^2 / n  (in two passes: a large mean would cost var its digits)
+        mean = per_group(_sum_pixels(rows)) / n                                     # (B, C)
+        y = rows - mean[:, None]
+        var = per_group(_sum_products(y, y)) / n                                    # (B, C)
+        return mean, y, xp.sqrt(var + eps)
+
+    scale = None
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, y, std = centred_and_std(rows, eps)
+    if not _in_range(mean, std):
+        def largest(x):
+            return np.abs(x).max(axis=1).reshape(B, groups, -1).max(axis=2).repeat(C // groups, axis=1)[:, None]
+        rows, eps, scale = _conditioned(rows, eps, largest, lambda x: (per_group(_sum_pixels(x)) / n)[:, None])
+        mean, y, std = centred_and_std(rows, eps[:, 0])
+    rstd = 1 / std                                                                  # (B, C)
 
     def affine(centred, out=None):
         """z = gamma (x - mean) rstd + beta, or z / 2 if a SiLU follows: `silu_of_half` takes half its argument."""
@@ -88,6 +100,8 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
             dx *= p[:, None]
             dx += q[:, None]
             dx += dy * a[:, None]
+            if scale is not None:
+                dx /= scale
             dx = narrow(dx.reshape(x.shape), x.dtype)
         return dx, narrow(dgamma, x.dtype), narrow(dbeta, x.dtype)
     return record(narrow(y.reshape(x.shape), x.dtype), (x, gamma, beta), pullback)
@@ -110,9 +124,22 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     xp = xp_of(x.data, gamma.data, beta.data)
     if xp is not np:
         return _layer_norm_on_gpu(x, gamma, beta, eps)
-    x_hat, g = wide(x.data), wide(gamma.data)
-    x_hat = x_hat - x_hat.mean(axis=-1, keepdims=True)
-    rstd = 1 / xp.sqrt((x_hat * x_hat).mean(axis=-1, keepdims=True) + eps)
+
+    def mean(x):
+        return x.mean(axis=-1, keepdims=True)
+
+    def centred_and_std(x, eps):
+        m = mean(x)
+        x_hat = x - m
+        return m, x_hat, xp.sqrt(mean(x_hat * x_hat) + eps)
+
+    rows, g, scale = wide(x.data), wide(gamma.data), None
+    with np.errstate(over="ignore", invalid="ignore"):
+        m, x_hat, std = centred_and_std(rows, eps)
+    if not _in_range(m, std):
+        rows, eps, scale = _conditioned(rows, eps, lambda x: np.abs(x).max(axis=-1, keepdims=True), mean)
+        _, x_hat, std = centred_and_std(rows, eps)
+    rstd = 1 / std
     x_hat *= rstd
 
     def pullback(dy):
@@ -120,6 +147,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
         dx_hat = dy * g
         dx = rstd * (dx_hat - dx_hat.mean(axis=-1, keepdims=True)
                      - x_hat * (dx_hat * x_hat).mean(axis=-1, keepdims=True))
+        if scale is not None:
+            dx /= scale
         dgamma, dbeta = (dy * x_hat).reshape(-1, C).sum(axis=0), dy.reshape(-1, C).sum(axis=0)
         return narrow(dx, x.dtype), narrow(dgamma, x.dtype), narrow(dbeta, x.dtype)
     return record(narrow(x_hat * g + wide(beta.data), x.dtype), (x, gamma, beta), pullback)
@@ -129,6 +158,31 @@ def _layer_norm_on_gpu(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Te
     y, mean, rstd = norm_cuda.layer_norm(x.data, gamma.data, beta.data, eps)
     return record(y, (x, gamma, beta),
                   lambda dy: norm_cuda.layer_norm_backward(x.data, dy, gamma.data, mean, rstd))
+
+
+# --- means and variances that the plain way would lose ----------------------------------------------------
+
+FAR = 1000                                                  # standard deviations; float32 has 7 digits
+
+
+def _in_range(mean, std) -> bool:
+    """Whether the variance is finite, and its digits are not lost in a mean that is far from 0."""
+    return bool(((np.abs(mean) <= FAR * std) & (std < np.inf)).all())
+
+
+def _conditioned(x, eps: float, largest: Callable, mean: Callable):
+    """x centred and scaled, eps for it, and the scale: norm(x, eps) = norm((x - c) / s, eps / s^2) for all c and s.
+
+    largest, mean: functions of x, the largest |x| and the mean of what is normalised together.
+    """
+    limits = np.finfo(x.dtype)
+    power = np.maximum(np.frexp(largest(x))[1] - 1, 0)
+    p = np.ldexp(np.ones(power.shape, x.dtype), power)      # powers of 2, by which one divides without rounding
+    x = x / p
+    for _ in range(2):                                      # the second time the mean is the rounding of the first
+        x = x - mean(x)
+    s = np.where(largest(x) > limits.max ** 0.25 / p, p, 1).astype(x.dtype)         # 1 where squares are in range
+    return x * (p / s), np.maximum((eps ** 0.5 / s) ** 2, limits.tiny), s
 
 
 def _sum_pixels(x):

@@ -75,8 +75,8 @@ def mul(x, y) -> Tensor:
     x, y = _pair(x, y)
 
     def pullback(dz):
-        return (_unbroadcast(dz * y.data, x) if x.requires_grad else None,
-                _unbroadcast(dz * x.data, y) if y.requires_grad else None)
+        return (_unbroadcast_product(dz, y.data, x) if x.requires_grad else None,
+                _unbroadcast_product(dz, x.data, y) if y.requires_grad else None)
     return record(x.data * y.data, (x, y), pullback)
 
 
@@ -84,9 +84,10 @@ def div(x, y) -> Tensor:
     x, y = _pair(x, y)
 
     def pullback(dz):
-        dz, a, b = wide(dz), wide(x.data), wide(y.data)     # the square of a float16 easily becomes inf or 0
+        dz, a, b = wide(dz), wide(x.data), wide(y.data)
+        # not a / b^2: the square easily becomes inf or 0
         return (narrow(_unbroadcast(dz / b, x), x.dtype) if x.requires_grad else None,
-                narrow(_unbroadcast(-dz * a / (b * b), y), y.dtype) if y.requires_grad else None)
+                narrow(_unbroadcast(-dz * (a / b) / b, y), y.dtype) if y.requires_grad else None)
     return record(x.data / y.data, (x, y), pullback)
 
 
@@ -156,15 +157,32 @@ def sqrt(x: Tensor) -> Tensor:
 
 
 @in_float32
+def expm1(x: Tensor) -> Tensor:
+    """e^x - 1, to full precision also where x is small."""
+    y = xp_of(x.data).expm1(x.data)
+    return record(y, (x,), lambda dy: (dy * (y + 1),))
+
+
+@in_float32
 def tanh(x: Tensor) -> Tensor:
-    y = xp_of(x.data).tanh(x.data)
-    return record(y, (x,), lambda dy: (dy * (1 - y * y),))
+    # dy/dx = 1 - y^2 = 4 sigmoid(2x) sigmoid(-2x), without the rounding of 1 - y
+    return record(xp_of(x.data).tanh(x.data), (x,),
+                  lambda dy: (4 * dy * _sigmoid(2 * x.data) * _sigmoid(-2 * x.data),))
 
 
 @in_float32
 def sigmoid(x: Tensor) -> Tensor:
     y = _sigmoid(x.data)
-    return record(y, (x,), lambda dy: (dy * y * (1 - y),))
+    return record(y, (x,), lambda dy: (dy * y * _sigmoid(-x.data),))    # 1 - y, without its rounding
+
+
+@in_float32
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(sigmoid(x)), finite for every finite x."""
+    # = min(x, 0) - log(1 + e^-|x|)
+    xp = xp_of(x.data)
+    y = xp.minimum(x.data, 0) - xp.log1p(xp.exp(-xp.abs(x.data)))
+    return record(y, (x,), lambda dy: (dy * _sigmoid(-x.data),))
 
 
 def relu(x: Tensor) -> Tensor:
@@ -201,6 +219,8 @@ def absolute(x: Tensor) -> Tensor:
 def clip(x: Tensor, low: float, high: float) -> Tensor:
     """x clipped to [low, high]; no gradient passes where it was clipped."""
     low, high = float(low), float(high)                     # a NumPy float64 would convert x to float64
+    if not low <= high:
+        raise ValueError(f"clip: low must be at most high, not {low} and {high}")
     return record(x.data.clip(low, high), (x,), lambda dy: (dy * ((x.data >= low) & (x.data <= high)),))
 
 
@@ -229,7 +249,7 @@ def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noqa
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     _check_not_empty("mean", x, axis)
     xp = xp_of(x.data)
-    y = xp.asarray(x.data.mean(axis=axis, keepdims=keepdims))
+    y = xp.asarray(mean_of(x.data, axis, keepdims))
     n = x.size // max(y.size, 1)                            # elements in each mean
 
     def pullback(dy):
@@ -237,6 +257,7 @@ def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     return record(y, (x,), pullback)
 
 
+@in_float32
 def maximum_of(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
     """The largest element along an axis; ties share the gradient equally."""
     _check_not_empty("maximum_of", x, axis)
@@ -325,14 +346,23 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     return record(y, (x,), pullback)
 
 
-def cross_entropy(logits: Tensor, labels) -> Tensor:
-    """Mean of -log softmax(logits)[label], in nats.  logits (B, K), labels (B,) int of 0..K-1 -> ()."""
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"cross_entropy takes logits (B, K) and labels (B,), not {logits.shape} and {labels.shape}")
-    _check_ids("cross_entropy takes labels", labels, logits.shape[1])
+def cross_entropy(logits: Tensor, labels, weight=None) -> Tensor:
+    """Mean of -log softmax(logits)[label], in nats.  logits (..., K), labels (...) int of 0..K-1 -> ().
+
+    weight: an array of labels' shape.  The result is then the sum of weight times -log softmax(logits)[label]; what
+    stands at a weight of 0 has no influence.
+    """
+    if logits.ndim < 2 or labels.shape != logits.shape[:-1] or (weight is not None and weight.shape != labels.shape):
+        raise ValueError("cross_entropy takes logits (..., K), with labels and weight (...), not "
+                         f"{logits.shape}, {labels.shape} and {'no weight' if weight is None else weight.shape}")
+    _check_ids("cross_entropy takes labels", labels, logits.shape[-1])
     xp = xp_of(logits.data)
-    rows = xp.arange(len(labels))
-    return -mean(getitem(log_softmax(logits), (rows, labels)))
+    rows, labels = xp.arange(labels.size), xp.asarray(labels.reshape(-1))
+    log_p = getitem(log_softmax(reshape(logits, (len(rows), logits.shape[-1]))), (rows, labels))
+    if weight is None:
+        return -mean(log_p)
+    weight = xp.asarray(weight.reshape(-1), dtype=log_p.dtype)
+    return -sum(where(weight != 0, log_p, 0.0) * Tensor(weight))       # 0 times -inf would be NaN
 
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator | None) -> Tensor:
@@ -404,6 +434,23 @@ def as_rows(x):
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # not -1, which NumPy cannot tell where C is 0
 
 
+def _unbroadcast_product(dz, y, x: Tensor):
+    """`_unbroadcast` of dz y; half precision is multiplied in float32 if it is then summed."""
+    if dz.shape == x.shape:
+        return dz * y
+    return narrow(_unbroadcast(wide(dz) * wide(y), x), x.dtype)
+
+
+def mean_of(x, axis: Axes = None, keepdims: bool = False, dtype=None):
+    """x.mean(axis), finite also where the sum is not.  A GPU does not test for that, since it would wait."""
+    with np.errstate(over="ignore"):
+        y = x.mean(axis=axis, keepdims=keepdims, dtype=dtype)
+    if xp_of(x) is np and x.size and not np.isfinite(y).all():
+        n = np.asarray(x.size // np.size(y), y.dtype)
+        y = np.where(np.isfinite(y), y, (x / n).sum(axis=axis, keepdims=keepdims, dtype=dtype))
+    return y
+
+
 def sum_rows(x):
     """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order."""
     rows = as_rows(x)
@@ -452,8 +499,10 @@ def silu_slope(h):
 
 
 def _sigmoid(x):
-    # sigmoid(x) = (1 + tanh(x/2))/2, which never overflows
-    return 0.5 * xp_of(x).tanh(0.5 * x) + 0.5
+    # sigmoid(x) = 1/(1 + e^-x) = e^x/(1 + e^x), of which one never overflows, and both keep their digits
+    xp = xp_of(x)
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x < 0, e, 1) / (1 + e)
 
 
 def _softmax(x, axis: int):

@@ -42,11 +42,17 @@ def mean_cov(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def frechet_distance(mu1, S1, mu2, S2) -> float:
     """||mu1 - mu2||^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)), between Gaussians; means (D,), covariances (D, D)."""
-    # (S1 S2)^(1/2) has the eigenvalues of (S1^(1/2) S2 S1^(1/2))^(1/2), which is symmetric
-    values, vectors = np.linalg.eigh(S1)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T                            # S1^(1/2)
-    trace = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
-    return float(((mu1 - mu2) ** 2).sum() + np.trace(S1) + np.trace(S2) - 2 * trace)
+    _check_gaussians(mu1, S1, mu2, S2)
+    # Tr (S1 S2)^(1/2) is the sum of the singular values of S1^(1/2) S2^(1/2): without the squares, whose rounding
+    # a root would magnify where S1 or S2 is singular
+    trace = np.linalg.svd(_root(S1) @ _root(S2), compute_uv=False).sum()
+    return max(float(((mu1 - mu2) ** 2).sum() + np.trace(S1) + np.trace(S2) - 2 * trace), 0.0)
+
+
+def _root(S: np.ndarray) -> np.ndarray:
+    """S^(1/2) of a covariance."""
+    values, vectors = np.linalg.eigh(S)
+    return vectors * np.sqrt(values.clip(0)) @ vectors.T
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
@@ -105,6 +111,12 @@ def share(right: np.ndarray) -> float:
 
 
 # --- checks -----------------------------------------------------------------------------------------------
+
+def _check_gaussians(mu1, S1, mu2, S2) -> None:
+    if not all(np.isfinite(a).all() for a in (mu1, S1, mu2, S2)):
+        raise ValueError("the features must be finite, and at least two: their mean or covariance holds NaN or "
+                         "infinity")
+
 
 def _check_features(real, fake, k: int) -> list[np.ndarray]:
     """Both sets in float64; ValueError as `precision_recall` says."""

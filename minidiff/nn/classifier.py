@@ -82,8 +82,8 @@ class NoisyClassifier(Module):
         for answer, K in zip(y.T, self.classes, strict=True):
             # log p(y_a | x_t), and 0 if a is not asked
             log_p = ops.log_softmax(logits[:, start:start + K])                     # (B, K)
-            chosen = xp_of(x.data).asarray(answer[:, None] == np.arange(K), log_p.dtype)        # (B, K)
-            total, start = total + ops.sum(log_p * chosen, axis=1), start + K
+            chosen = xp_of(x.data).asarray(answer[:, None] == np.arange(K))         # (B, K)
+            total, start = total + ops.sum(ops.where(chosen, log_p, 0.0), axis=1), start + K
         return total
 
     def grad_log_prob(self, x_t, t, y) -> np.ndarray:

@@ -29,7 +29,7 @@ def slerp(a: np.ndarray, b: np.ndarray, theta) -> np.ndarray:
         raise ValueError(f"slerp takes a and b of one shape, not {a.shape} and {b.shape}")
     theta = np.asarray(theta, np.float64)[..., None]
     lengths = np.linalg.norm(a.astype(np.float64), axis=-1) * np.linalg.norm(b.astype(np.float64), axis=-1)
-    if not (lengths > 0).all():
+    if not ((lengths > 0) & np.isfinite(lengths)).all():
         raise ValueError("slerp takes vectors with a direction, and one of a and b is 0, or not finite")
     cosine = (a.astype(np.float64) * b).sum(-1) / lengths
     if (cosine < -1 + 1e-9).any():
@@ -83,6 +83,7 @@ class Buckets(Module):
 
     def fit(self, y: np.ndarray) -> None:
         """Learns the smallest and largest values from y (N, K)."""
+        _check_finite("Buckets", y)
         self.low.data, self.high.data = y.min(axis=0).astype(np.float32), y.max(axis=0).astype(np.float32)
 
     @property
@@ -94,6 +95,7 @@ class Buckets(Module):
         """y (N, K) -> codes (N, K) of 0..count-1.  Values outside the learned range get the nearest bucket."""
         # code = floor((y - low) / width); a number that was constant has width 0, and gets the code 0
         xp = xp_of(self.low.data)
+        _check_finite("Buckets", y)
         code = xp.floor((y - self.low.data) / xp.maximum(self.width, np.finfo(np.float32).tiny))
         return code.clip(0, self.count - 1).astype(np.int64)
 
@@ -112,9 +114,16 @@ class Quantiles(Module):
         self.edges = Tensor(np.zeros(count - 1, np.float32))
 
     def fit(self, numbers: np.ndarray) -> None:
+        _check_finite("Quantiles", numbers)
         count = len(self.edges.data) + 1
         self.edges.data = np.quantile(numbers, np.arange(1, count) / count).astype(np.float32)
 
     def quantise(self, numbers: np.ndarray) -> np.ndarray:
         """numbers (N,) -> codes (N,), 0 for the lowest and count-1 for the highest."""
+        _check_finite("Quantiles", numbers)
         return xp_of(self.edges.data).searchsorted(self.edges.data, numbers, side="right")
+
+
+def _check_finite(what: str, numbers) -> None:
+    if not xp_of(numbers).isfinite(numbers).all():
+        raise ValueError(f"{what}: the numbers must be finite, and hold NaN or infinity")

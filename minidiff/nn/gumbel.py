@@ -19,6 +19,7 @@ import numpy as np
 from minidiff.engine import ops
 from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.decoding import check_logits
 from minidiff.nn.precision import as_float32
 
 
@@ -30,8 +31,9 @@ def gumbel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def gumbel_max(logits, g):
-    """A sample of each row: logits (..., K) and noise g of their shape -> (...) int."""
+    """A sample of each row: logits (..., K) and noise g of their shape -> (...) int.  -inf is never drawn."""
     _check(logits, g)
+    check_logits(logits)
     return (logits + g).argmax(axis=-1)
 
 
@@ -44,7 +46,7 @@ def gumbel_softmax(logits: Tensor, g, tau) -> Tensor:
     """
     _check(logits, g)
     logits, xp = as_float32(logits), xp_of(logits.data)
-    if xp_of(tau) is np and not (np.asarray(tau) > 0).all():
+    if xp_of(tau) is np and not ((np.asarray(tau) >= np.finfo(np.float32).tiny) & np.isfinite(tau)).all():
         raise ValueError(f"tau must be above 0, not {np.min(tau):g}")
     # y = softmax((l + g) / tau)
     return ops.softmax((logits + g) * Tensor(xp.asarray(1 / tau, dtype=logits.dtype)))
@@ -53,7 +55,9 @@ def gumbel_softmax(logits: Tensor, g, tau) -> Tensor:
 def kl_to_uniform(logits: Tensor) -> Tensor:
     """KL(q || uniform) of each row q = softmax(logits), in nats (docs/glossary.md): (..., K) -> (...), 0 to log K."""
     # KL = sum_k q_k log(q_k / (1/K)) = log K - H(q)
+    # 0 log 0 = 0: a probability of 0 has a finite logarithm here
     log_q = ops.log_softmax(as_float32(logits))
+    log_q = ops.clip(log_q, np.finfo(log_q.dtype).min, math.inf)
     return math.log(logits.shape[-1]) + ops.sum(ops.exp(log_q) * log_q, axis=-1)
 
 

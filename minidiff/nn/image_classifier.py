@@ -81,8 +81,10 @@ class ImageClassifier(Module):
         def one(x):
             f = self.features(as_input(self, x))
             return as_float32(f), self.logits(f).data.argmax(axis=1)
-        features, classes = map_batch(one, images, device=self.device, size=256)
-        return to_numpy(features), to_numpy(classes)
+        features, classes = map(to_numpy, map_batch(one, images, device=self.device, size=256))
+        if not np.isfinite(features).all():
+            raise ValueError("images must be finite, and so must the classifier's weights: its features are not")
+        return features, classes
 
 
 def perceptual_distance(classifier: ImageClassifier, x: np.ndarray, y: Tensor) -> Tensor:

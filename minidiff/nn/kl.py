@@ -22,8 +22,9 @@ def kl(mean1, log_var1, mean2, log_var2) -> Tensor:
     in float32, and so is the result.
     """
     mean1, log_var1, mean2, log_var2 = map(_tensor, (mean1, log_var1, mean2, log_var2))
-    d, log_ratio = mean1 - mean2, log_var1 - log_var2
-    return 0.5 * (ops.exp(log_ratio) - 1 - log_ratio + d * d * ops.exp(-log_var2))
+    # e^x - 1 - x by expm1, which keeps its digits near 0; the square last, so that a small variance is not infinite
+    log_ratio, d = log_var1 - log_var2, (mean1 - mean2) * ops.exp(-0.5 * log_var2)
+    return 0.5 * (ops.expm1(log_ratio) - log_ratio + d * d)
 
 
 def _tensor(a) -> Tensor:

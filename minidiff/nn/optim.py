@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidiff.engine.backend import device_of, to_device, to_numpy, xp_of
+from minidiff.engine.backend import device_of, is_half, to_device, to_numpy, wide, xp_of
 from minidiff.engine.parallel import in_parts
 from minidiff.engine.tensor import Tensor
 
@@ -29,16 +29,23 @@ class AdamWConfig:
     eps: float = 1e-8
     decay: float = 0.01                     # of matrices and kernels; vectors (biases, norms) do not decay
 
+    def __post_init__(self):
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0 and self.decay >= 0):
+            raise ValueError("AdamWConfig: b1 and b2 must be in [0, 1), eps above 0 and decay at least 0, not "
+                             f"{self.b1}, {self.b2}, {self.eps} and {self.decay}")
+
 
 class AdamW:
     """Updates parameters (name -> Tensor) in place, from gradients in the same order."""
 
     def __init__(self, parameters: dict[str, Tensor], config: AdamWConfig = AdamWConfig()):  # noqa: B008 (frozen)
+        _check_wide("AdamW", parameters)
         self.parameters, self.config, self.n = parameters, config, 0
         self.m = {name: xp_of(p.data).zeros_like(p.data) for name, p in parameters.items()}
         self.v = {name: xp_of(p.data).zeros_like(p.data) for name, p in parameters.items()}
 
     def step(self, grads: Sequence, lr: float) -> None:
+        """One update.  FloatingPointError if the square of a gradient overflows, which clipping prevents."""
         c = self.config
         self.n += 1
         m_scale = 1 / (1 - c.b1**self.n)
@@ -52,7 +59,8 @@ class AdamW:
                 m += (1 - c.b1) * g
                 # v <- b2 v + (1 - b2) g^2
                 v *= c.b2
-                v += (1 - c.b2) * (g * g)
+                with np.errstate(over="raise"):             # v would stay infinite, and w would never change again
+                    v += (1 - c.b2) * (g * g)
                 # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
                 change = xp_of(w).asarray(v * v_scale)      # for a parameter of shape (), NumPy gives a number
                 xp_of(w).sqrt(change, out=change)
@@ -85,15 +93,34 @@ def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
         for g in part:
             if scale != 1:
                 g /= scale
-        return [float(xp_of(g).vdot(g, g)) for g in part]
-    norm = math.sqrt(sum(sum(_on_all_cores(squares, grads, grads), [])))
+        return [float(xp_of(g).vdot(wide(g), wide(g))) for g in part]
+    with np.errstate(over="ignore"):
+        total = sum(sum(_on_all_cores(squares, grads, grads), []))
+    norm = math.sqrt(total) if TINY < total < math.inf else _norm_at_any_scale(grads)
 
     def clip(part: Sequence) -> None:
+        factor = max_norm / norm
         for g in part:
-            g *= max_norm / norm
+            if factor < TINY:                               # float32 could not hold it
+                g *= math.sqrt(factor)
+                g *= math.sqrt(factor)
+            else:
+                g *= factor
     if math.isfinite(norm) and norm > max_norm:
         _on_all_cores(clip, grads, grads)
     return norm
+
+
+TINY = 1e-30                                                # squares that add up to less have lost digits
+
+
+def _norm_at_any_scale(grads: Sequence) -> float:
+    """The common 2-norm where the sum of the squares overflows or underflows."""
+    # || g || = a || g / a ||,  a = max |g|
+    largest = float(np.max([float(abs(g).max()) for g in grads if g.size], initial=0))       # NaN if one is
+    if not 0 < largest < math.inf:                          # all zeros, or a number that is not finite
+        return largest
+    return largest * math.sqrt(sum(float(((g.astype(np.float64) / largest) ** 2).sum()) for g in grads))
 
 
 def _on_all_cores(f: Callable[[Sequence], object], items: Sequence, arrays: Sequence) -> list:
@@ -104,6 +131,13 @@ def _on_all_cores(f: Callable[[Sequence], object], items: Sequence, arrays: Sequ
     if not items or xp_of(arrays[0]) is not np:
         return [f(items)]
     return in_parts(lambda part: f(items[part]), [a.size for a in arrays])
+
+
+def _check_wide(what: str, parameters: dict[str, Tensor]) -> None:
+    for name, p in parameters.items():
+        if is_half(p.dtype):
+            raise TypeError(f"{what} takes parameters of float32 or float64, since half precision would round small "
+                            f"updates away, not {name!r} of {p.dtype}: compute with a copy (precision.in_precision)")
 
 
 class UpdateOnDevice:
@@ -118,7 +152,7 @@ class UpdateOnDevice:
         from minidiff.engine.cuda.adamw import FusedAdamW
         self.optimiser, self.ema, self.scaling, self.clip = optimiser, ema, scaling, clip
         self._update = FusedAdamW([p.shape for p in optimiser.parameters.values()],
-                                  patience=0 if scaling.fixed else scaling.patience)
+                                  patience=0 if scaling.fixed else scaling.patience, most=scaling.MOST)
         self.push()
 
     @property
@@ -185,6 +219,7 @@ class EMA:
     def __init__(self, parameters: dict[str, Tensor], decay: float = 0.999):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
+        _check_wide("EMA", parameters)
         self.parameters, self.decay, self.n = parameters, decay, 0
         self.average = {name: p.data.copy() for name, p in parameters.items()}
 
@@ -194,8 +229,11 @@ class EMA:
 
         def follow(part: list) -> None:
             for average, p in part:
-                # ema <- ema + (1 - d)(w - ema)
-                average += (1 - d) * (p.data - average)
+                # ema <- ema + (1 - d)(w - ema), which is w to the last bit if d is 0
+                if d:
+                    average += (1 - d) * (p.data - average)
+                else:
+                    average[...] = p.data
         averages = list(self.average.values())
         _on_all_cores(follow, list(zip(averages, self.parameters.values(), strict=True)), averages)
 

@@ -83,6 +83,8 @@ class LossScale:
     With start 1 it stays 1.  A gradient that is not finite then has another cause than overflow.
     """
 
+    MOST = 2.0**60                                          # where gradients are 0, S would grow without end
+
     def __init__(self, start: float = 2.0**15, patience: int = 2000):
         self.scale, self.patience, self.fixed = start, patience, start == 1
         self.good = 0                                       # steps since S last changed
@@ -102,7 +104,7 @@ class LossScale:
         if not finite:
             self.scale, self.good, self.skipped = self.scale / 2, 0, self.skipped + 1
         elif self.good + 1 == self.patience:
-            self.scale, self.good = self.scale * 2, 0
+            self.scale, self.good = min(self.scale * 2, self.MOST), 0
         else:
             self.good += 1
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidiff.engine import ops
-from minidiff.engine.backend import to_numpy, wide, xp_of
+from minidiff.engine.backend import to_numpy, xp_of
 from minidiff.engine.tensor import Tensor, record
 from minidiff.nn.layers import parameter
 from minidiff.nn.module import Module
@@ -45,15 +45,18 @@ class Codebook(Module):
         self.codes = parameter((K, D), 1, rng)
 
     def nearest(self, z: np.ndarray) -> np.ndarray:
-        """k(z): (..., D) -> (...,) int, of 0..K-1."""
-        return self._nearest(z)[0]
+        """k(z): (..., D) -> (...,) int, of 0..K-1.  ValueError if a vector is not finite, since no code is nearest."""
+        ids, error = self._nearest(z)
+        if not xp_of(error).isfinite(error).all():
+            raise ValueError("Codebook: z must be finite, and holds NaN or infinity")
+        return ids
 
     def look_up(self, ids: np.ndarray) -> np.ndarray:
         """The codes of ids: (...,) int -> (..., D)."""
         return ops.embedding(self.codes.detach(), ids).data
 
     def forward(self, z: Tensor) -> Quantised:
-        ids = self.nearest(z.data)
+        ids, _ = self._nearest(z.data)                      # if z is not finite, neither are the losses
         e = ops.embedding(self.codes, ids)                                          # (..., D)
         codes, vectors = as_float32(e), as_float32(z)       # for the losses
         return Quantised(straight_through(z, e.data), ids, _mean_square(vectors.detach() - codes),
@@ -66,17 +69,19 @@ class Codebook(Module):
         there = np.flatnonzero(error > 0)                   # a vector that equals its code needs no other
         dead = dead[:len(there)]
         if len(dead):
-            p = error[there].astype(np.float64)
-            chosen, xp = rng.choice(there, len(dead), replace=False, p=p / p.sum()), xp_of(self.codes.data)
+            p, xp = error[there] / error[there].sum(), xp_of(self.codes.data)
+            chosen = rng.choice(there, len(dead), replace=False, p=p)
             self.codes.data[xp.asarray(dead)] = z[xp.asarray(chosen)]
         return len(dead)
 
     def _nearest(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """k(z), and the error || z - e_k ||^2, of shape (...,) both."""
-        e, z = wide(self.codes.data), wide(z)               # distances in float32
+        # in float64 and about the codes' median: far from 0 the squares would lose the digits that tell codes apart
+        e, z = self.codes.data.astype(np.float64), z.astype(np.float64)
         if z.shape[-1:] != e.shape[1:]:
             raise ValueError(f"Codebook: z must be (..., {e.shape[1]}), not {z.shape}")
-        rows = z.reshape(-1, e.shape[1])
+        centre = xp_of(e).sort(e, axis=0)[len(e) // 2]      # (D,); for float32 the differences are exact
+        e, rows = e - centre, z.reshape(-1, e.shape[1]) - centre
         # || z - e_j ||^2 = ||z||^2 - 2 z e_j + ||e_j||^2,  where ||z||^2 is the same for all j
         ids = ((e * e).sum(axis=1) / 2 - rows @ e.T).argmin(axis=1)                 # (N,)
         error = ((rows - e[ids]) ** 2).sum(axis=1)

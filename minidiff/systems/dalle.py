@@ -197,8 +197,9 @@ class Prior(Module):
         """
         text, image = self(ids, z[:, :-1])
         text, image = as_float32(text), as_float32(image)
-        return (1 / 8) * _cross_entropy(text, ids[:, 1:], weight[:, 1:]) \
-            + (7 / 8) * _cross_entropy(image, z, np.full(z.shape, 1 / z.shape[1]))
+        B, image_weight = len(z), np.full(z.shape, 1 / z.shape[1])
+        return ((1 / 8) * ops.cross_entropy(text, ids[:, 1:], weight[:, 1:])
+                + (7 / 8) * ops.cross_entropy(image, z, image_weight)) / B
 
     # the same, one token at a time; caches keep the keys and values that were computed
 
@@ -224,14 +225,6 @@ class Prior(Module):
         """Tokens z (B, M) of the positions first, first + 1, ... -> (B, M, D)."""
         at, columns = np.arange(first, first + z.shape[1]), self.config.grid[1]
         return self.image(z) + ops.embedding(self.row, at // columns) + ops.embedding(self.column, at % columns)
-
-
-def _cross_entropy(logits: Tensor, labels, weight) -> Tensor:
-    """sum weight (-log softmax(logits)[label]) / B: logits (B, N, V), labels and weight (B, N)."""
-    B, N, V = logits.shape
-    log_p = ops.log_softmax(logits).reshape(B * N, V)[np.arange(B * N), labels.reshape(-1)]
-    weight = xp_of(log_p.data).asarray(weight.reshape(-1), dtype=logits.dtype)
-    return -ops.sum(log_p * weight) / B
 
 
 # --- the system -------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ Points have no captions: `sample(count)` stands in the place of `sample(captions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -143,29 +144,37 @@ class DPM(System):
     def loss_of(self, reverse: RadialBasis, x_0, t, eps) -> Tensor:
         """The same with a given reverse process, such as its half-precision twin."""
         T = self.config.T
-        beta, alpha_bar = self.tables()                                             # (T, 1) twice
-        beta_t, abar_t, abar_s = (ops.embedding(a, i) for a, i in ((beta, t), (alpha_bar, t), (alpha_bar, t - 1)))
+        logit_beta, log_abar = self.tables()                                        # (T, 1) twice
+        logit_t, log_abar_t, log_abar_s = (ops.embedding(a, i) for a, i in (
+            (logit_beta, t), (log_abar, t), (log_abar, t - 1)))
+        log_beta_t, log_keep_t = ops.log_sigmoid(logit_t), ops.log_sigmoid(-logit_t)        # of beta_t and 1 - beta_t
+        noise_t, noise_s = -ops.expm1(log_abar_t), -ops.expm1(log_abar_s)           # 1 - alpha_bar
         # x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, the noise frozen
-        x_t = ops.sqrt(abar_t) * x_0 + ops.sqrt(1 - abar_t) * eps                   # (B, 2)
+        x_t = ops.exp(0.5 * log_abar_t) * x_0 + ops.sqrt(noise_t) * eps             # (B, 2)
         z_mu, z_sigma = (as_float32(z) for z in reverse(as_input(reverse, x_t), t))
         # q(x_{t-1} | x_t, x_0) = N(c_t x_t + c_0 x_0, beta~_t):   diffusion/gaussian.py, with a derivative by beta
-        c_t = ops.sqrt(1 - beta_t) * (1 - abar_s) / (1 - abar_t)
-        c_0 = ops.sqrt(abar_s) * beta_t / (1 - abar_t)
-        log_beta_tilde = ops.log(beta_t * (1 - abar_s) / (1 - abar_t))
+        c_t = ops.exp(0.5 * log_keep_t) * noise_s / noise_t
+        c_0 = ops.exp(0.5 * log_abar_s + log_beta_t) / noise_t
+        log_beta_tilde = log_beta_t + ops.log(noise_s) - ops.log(noise_t)
         # f_mu = c_t x_t + c_0 z_mu,   f_Sigma = sigmoid(z_Sigma + sigmoid^-1(beta_t))
-        log_f_sigma = ops.log(ops.sigmoid(z_sigma + ops.log(beta_t) - ops.log(1 - beta_t)))
+        log_f_sigma = ops.log_sigmoid(z_sigma + logit_t)
         steps = kl(c_t * x_t + c_0 * x_0, log_beta_tilde, c_t * x_t + c_0 * z_mu, log_f_sigma)      # (B, 2)
         # -K = sum_t E KL - H_q(X_T | X_0) + ...,   H_q(X_T | X_0) = D/2 log(1 - alpha_bar_T) + ...
-        return (T - 1) * D * ops.mean(steps) - 0.5 * D * ops.log(1 - alpha_bar[T - 1, 0])
+        return (T - 1) * D * ops.mean(steps) - 0.5 * D * ops.log(-ops.expm1(log_abar[T - 1, 0]))
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """beta and alpha_bar (T, 1), with gradients: what `schedule` is as plain numbers."""
+        """sigmoid^-1(beta) and log alpha_bar (T, 1), with gradients: what `schedule` is as plain numbers.
+
+        Logarithms, since in float32 beta near 1 leaves no digits of 1 - beta, nor alpha_bar near 1 of 1 - alpha_bar.
+        """
         logit_beta = as_float32(self.logit_beta)            # half precision has too few digits for it
         xp = xp_of(logit_beta.data)
-        first = Tensor(xp.full((1, 1), self.config.beta_first, logit_beta.dtype))
-        beta = ops.concat([first, ops.sigmoid(logit_beta)], axis=0)
+        b = self.config.beta_first
+        first = Tensor(xp.full((1, 1), math.log(b) - math.log1p(-b), logit_beta.dtype))
+        logit_beta = ops.concat([first, logit_beta], axis=0)
         # log alpha_bar_t = sum_{i <= t} log(1 - beta_i)
-        return beta, ops.exp(Tensor(xp.asarray(np.tri(self.config.T, dtype=beta.dtype))) @ ops.log(1 - beta))
+        upto = Tensor(xp.asarray(np.tri(self.config.T, dtype=logit_beta.dtype)))
+        return logit_beta, upto @ ops.log_sigmoid(-logit_beta)
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
         """The reverse process on the given schedule, then both.  The points are its own; `data` must be the default."""
@@ -195,7 +204,8 @@ class DPM(System):
         f_mu, _ = q_posterior_mean_variance(schedule, z_mu, x_t.astype(np.float64), t)
         beta_t = schedule.betas[t][:, None]
         # sigmoid(z_Sigma + sigmoid^-1(beta_t)) = beta_t / (beta_t + (1 - beta_t) exp(-z_Sigma))
-        return f_mu, beta_t / (beta_t + (1 - beta_t) * np.exp(-z_sigma))
+        with np.errstate(over="ignore"):                    # then f_Sigma is 0
+            return f_mu, beta_t / (beta_t + (1 - beta_t) * np.exp(-z_sigma))
 
     def bound(self, x_0: np.ndarray, *, seed: int = 0) -> KBound:
         """The parts of K for each of the points x_0 (B, 2), in nats."""

@@ -93,6 +93,8 @@ def recall_at(k: int, similarity: np.ndarray) -> float:
     """
     if similarity.ndim != 2 or not 0 < len(similarity) <= similarity.shape[1]:
         raise ValueError(f"similarity must be (N, M) with N at most M, and not empty, not {similarity.shape}")
+    if np.isnan(similarity).any():
+        raise ValueError("similarity must be numbers, and holds NaN")
     if not 1 <= k <= similarity.shape[1]:
         raise ValueError(f"k must be within 1 and {similarity.shape[1]}, not {k}")
     own = similarity.diagonal()[:, None]                                              # (N, 1)

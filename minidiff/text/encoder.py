@@ -63,5 +63,6 @@ class TextEncoder(Module):
         tokens = self.norm(h)
         # pooled = sum_n mask_n tokens_n / sum_n mask_n
         share = (mask / mask.sum(axis=1, keepdims=True)).astype(tokens.dtype)       # (B, N)
-        pooled = self.norm_pooled(ops.sum(tokens * Tensor(share[:, :, None]), axis=1))      # (B, D)
+        words = ops.where(mask[:, :, None], tokens, 0.0)    # padding has no influence, even if it is NaN
+        pooled = self.norm_pooled(ops.sum(words * Tensor(share[:, :, None]), axis=1))       # (B, D)
         return TextStates(tokens, pooled, mask)

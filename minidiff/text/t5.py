@@ -62,12 +62,8 @@ class EncoderDecoder(Module):
 
     def loss(self, ids, mask, target_ids, weight) -> Tensor:
         """The mean cross-entropy of a token in nats, (), float32 at least.  weight (B, M) is that of `batch`."""
-        log_p = ops.log_softmax(as_float32(self(ids, mask, target_ids)))            # (B, M, vocab)
-        B, M = target_ids.shape
-        xp = xp_of(log_p.data)
-        rows, columns, labels = map(xp.asarray, (np.arange(B)[:, None], np.arange(M), target_ids))
-        chosen = log_p[rows, columns, labels]                                       # (B, M)
-        return ops.sum(chosen * Tensor(xp.asarray(weight))) * (-1 / B)
+        logits = as_float32(self(ids, mask, target_ids))                            # (B, M, vocab)
+        return ops.cross_entropy(logits, target_ids, weight) / len(target_ids)
 
     def batch(self, texts: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple:
         """Lists of tokens -> ids, mask (B, N), target_ids (B, M), weight (B, M), with random gaps in each text.

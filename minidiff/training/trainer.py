@@ -36,7 +36,6 @@ from minidiff.systems.stage import Stage, Step
 from minidiff.training.ranks import ranks
 
 FETCH_EVERY = 20                                            # steps on a GPU after which their losses are fetched
-MOST_SCALE = 2.0**60                                        # a loss scale in a file is at most this
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ OPTIONS = {"data": "--data", "train": "--seed, --steps, --effort, --batch, --lr 
 
 MOST_SECONDS = 1e10
 COUNT = (0, 10**9)
-RANGES = {"optimiser.n": COUNT, "optimiser.v.": (0, math.inf), "ema.n": COUNT, "scaling.scale": (1, MOST_SCALE),
+RANGES = {"optimiser.n": COUNT, "optimiser.v.": (0, math.inf), "ema.n": COUNT, "scaling.scale": (1, LossScale.MOST),
           "scaling.good": COUNT, "scaling.skipped": COUNT}  # of the numbers in a state, by how their names begin
 
 

@@ -142,7 +142,7 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: NetworkDenoiser(SCHEDULE, "x0", None, denoiser.static_threshold, lambda *_: None).vjp(X, T3, X)),
     (ValueError, "cov must have mean's shape (3,), or be symmetric of shape (3, 3), got shape (2,)",
      lambda: GaussianDenoiser(SCHEDULE, np.zeros(3), np.ones(2))),
-    (ValueError, "cov must have no negative variance, got -1",
+    (ValueError, "cov must be finite and have no negative variance, got -1",
      lambda: GaussianDenoiser(SCHEDULE, np.zeros(2), np.array([1.0, -1.0]))),
     (ValueError, "weights must be 2 positive numbers of sum 1, one per mean, got [0.5 0.4]",
      lambda: MixtureDenoiser(SCHEDULE, [0.5, 0.4], [[0.0], [1.0]], [1.0, 1.0])),

@@ -41,9 +41,9 @@ def test_the_schedule_begins_with_even_losses():
 
 def test_its_tables_are_those_of_the_schedule():
     model = made().astype(np.float64)
-    beta, alpha_bar = (a.data[:, 0] for a in model.tables())
-    np.testing.assert_allclose(beta, model.schedule.betas, rtol=1e-10)
-    np.testing.assert_allclose(alpha_bar, model.schedule.alpha_bar, rtol=1e-10)
+    logit_beta, log_abar = (a.data[:, 0] for a in model.tables())
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit_beta)), model.schedule.betas, rtol=1e-10)
+    np.testing.assert_allclose(np.exp(log_abar), model.schedule.alpha_bar, rtol=1e-10)
 
 
 def test_the_loss_is_minus_K_up_to_a_constant():

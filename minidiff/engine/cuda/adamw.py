@@ -8,6 +8,7 @@ step failed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +22,8 @@ class FusedAdamW:
     """The update of parameters of given shapes.  The caller keeps the arrays of parameters and moments."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype=np.float32, *, patience: int = 0,
-                 version: int | None = None):
-        """patience: the number of good steps after which the loss scale is doubled; 0: it never changes."""
+                 most: float = math.inf, version: int | None = None):
+        """patience: the number of good steps after which the loss scale is doubled, up to `most`; 0: never."""
         import cupy
         dtype = np.dtype(dtype)
         source = cuda.pick("adamw", dtype.name, version)
@@ -31,7 +32,7 @@ class FusedAdamW:
         lengths, chunk = [int(np.prod(shape)) for shape in shapes], source.constants["CHUNK"]
         chunks = np.array([(p, first) for p, n in enumerate(lengths) for first in range(0, n, chunk)], np.int32)
         self._threads, self._blocks, self._count = source.constants["THREADS"], len(chunks), len(shapes)
-        self._shapes, self._dtype, self._patience = tuple(shapes), dtype, patience
+        self._shapes, self._dtype, self._patience, self._most = tuple(shapes), dtype, patience, most
         self._lengths, self._chunks = cupy.asarray(np.array(lengths, np.int32)), cupy.asarray(chunks.reshape(-1, 2))
         self._decays = cupy.asarray(np.array([len(shape) > 1 for shape in shapes], np.uint8))
         self._partial, self._step = cupy.empty(self._blocks, dtype), cupy.empty(5, dtype)
@@ -60,7 +61,7 @@ class FusedAdamW:
         parameters, count = (table, self._lengths, self._chunks), self._count
         self._square_sums(self._blocks, self._threads, *parameters, self._partial, count)
         self._decide(1, self._threads, loss, self._partial, self.state, self._step, self._blocks, number,
-                     self._patience, clip, lr, b1, b2, ema)
+                     self._patience, self._most, clip, lr, b1, b2, ema)
         self._adamw(self._blocks, self._threads, *parameters, self._decays, self._step, count,
                     b1, 1 - b1, b2, 1 - b2, eps, 1 - lr * decay)
 
