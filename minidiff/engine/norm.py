@@ -62,10 +62,12 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     scale = None
     with np.errstate(over="ignore", invalid="ignore"):
         mean, y, std = centred_and_std(rows, eps)
-    if not _in_range(mean, std):
+    out = _out_of_range(mean, std)
+    if out.any():
         def largest(x):
             return np.abs(x).max(axis=1).reshape(B, groups, -1).max(axis=2).repeat(C // groups, axis=1)[:, None]
-        rows, eps, scale = _conditioned(rows, eps, largest, lambda x: (per_group(_sum_pixels(x)) / n)[:, None])
+        rows, eps, scale = _conditioned(rows, eps, out[:, None], largest,
+                                        lambda x: (per_group(_sum_pixels(x)) / n)[:, None])
         mean, y, std = centred_and_std(rows, eps[:, 0])
     rstd = 1 / std                                                                  # (B, C)
 
@@ -136,8 +138,9 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     rows, g, scale = wide(x.data), wide(gamma.data), None
     with np.errstate(over="ignore", invalid="ignore"):
         m, x_hat, std = centred_and_std(rows, eps)
-    if not _in_range(m, std):
-        rows, eps, scale = _conditioned(rows, eps, lambda x: np.abs(x).max(axis=-1, keepdims=True), mean)
+    out = _out_of_range(m, std)
+    if out.any():
+        rows, eps, scale = _conditioned(rows, eps, out, lambda x: np.abs(x).max(axis=-1, keepdims=True), mean)
         _, x_hat, std = centred_and_std(rows, eps)
     rstd = 1 / std
     x_hat *= rstd
@@ -165,24 +168,29 @@ def _layer_norm_on_gpu(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Te
 FAR = 1000                                                  # standard deviations; float32 has 7 digits
 
 
-def _in_range(mean, std) -> bool:
-    """Whether the variance is finite, and its digits are not lost in a mean that is far from 0."""
-    return bool(((np.abs(mean) <= FAR * std) & (std < np.inf)).all())
+def _out_of_range(mean, std):
+    """Where squares are out of range, or the variance is lost in the digits of a mean that is far from 0."""
+    return ~((np.abs(mean) <= FAR * std) & (std < _limit(std.dtype)))
 
 
-def _conditioned(x, eps: float, largest: Callable, mean: Callable):
+def _conditioned(x, eps: float, where, largest: Callable, mean: Callable):
     """x centred and scaled, eps for it, and the scale: norm(x, eps) = norm((x - c) / s, eps / s^2) for all c and s.
 
+    where: the groups that need it; the others keep every bit, so that one sample does not depend on another.
     largest, mean: functions of x, the largest |x| and the mean of what is normalised together.
     """
-    limits = np.finfo(x.dtype)
-    power = np.maximum(np.frexp(largest(x))[1] - 1, 0)
+    power = np.where(where, np.maximum(np.frexp(largest(x))[1] - 1, 0), 0)
     p = np.ldexp(np.ones(power.shape, x.dtype), power)      # powers of 2, by which one divides without rounding
     x = x / p
     for _ in range(2):                                      # the second time the mean is the rounding of the first
-        x = x - mean(x)
-    s = np.where(largest(x) > limits.max ** 0.25 / p, p, 1).astype(x.dtype)         # 1 where squares are in range
-    return x * (p / s), np.maximum((eps ** 0.5 / s) ** 2, limits.tiny), s
+        x = x - np.where(where, mean(x), 0)
+    s = np.where(largest(x) > _limit(x.dtype) / p, p, 1).astype(x.dtype)            # 1 where squares are in range
+    scaled_eps = np.maximum((eps ** 0.5 / s) ** 2, np.finfo(x.dtype).tiny)
+    return x * (p / s), np.where(s == 1, x.dtype.type(eps), scaled_eps), s
+
+
+def _limit(dtype) -> float:
+    return float(np.finfo(dtype).max) ** 0.25               # sums of squares up to this are far from overflow
 
 
 def _sum_pixels(x):

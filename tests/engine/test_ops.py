@@ -323,7 +323,8 @@ def test_finite_at_extreme_logits(dtype):
 
 @pytest.mark.parametrize("labels, error", [
     (np.array([0, 3]), "labels of 0..2, not 0..3"), (np.array([-1, 1]), "labels of 0..2, not -1..1"),
-    (np.array([0.0, 1.0]), "labels that are whole numbers, not float64"), (np.array([0, 1, 2]), r"labels and weight \(\.\.\.\), not"),
+    (np.array([0.0, 1.0]), "labels that are whole numbers, not float64"),
+    (np.array([0, 1, 2]), r"labels and weight \(\.\.\.\), not"),
     (np.array([[0], [1]]), r"labels and weight \(\.\.\.\), not"),
 ])
 def test_cross_entropy_refuses_labels_that_are_not_classes(labels, error):
