@@ -7,6 +7,7 @@ even after a power failure.
 
 import contextlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Collection
@@ -37,8 +38,16 @@ def write_whole(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, values: dict) -> None:
-    """Writes `values` to `path` as JSON, with `write_whole`."""
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+    """Writes `values` to `path` as JSON, with `write_whole`.  NaN and infinity, which JSON lacks, become null."""
+    write_whole(path, (json.dumps(_finite(values), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(path: str | os.PathLike, suffixes: Collection[str] = ()) -> Path:

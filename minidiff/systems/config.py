@@ -39,6 +39,11 @@ def config_from(kind: type, values):
     return kind(**fields)
 
 
+def check_config(config) -> None:
+    """ValueError where a file with this configuration would be refused: the same limits for writing and reading."""
+    config_from(type(config), dataclasses.asdict(config))
+
+
 def with_changes(config, changes: Mapping[str, object]):
     """The configuration with some of its fields changed; ValueError where one is unknown, of another type or refused.
 

@@ -47,7 +47,7 @@ from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
-from minidiff.nn.decoding import check_choices, next_tokens
+from minidiff.nn.decoding import check_choices, check_logits, next_tokens
 from minidiff.nn.gumbel import gumbel, gumbel_softmax, kl_to_uniform
 from minidiff.nn.layers import Embedding, LayerNorm, Linear, parameter
 from minidiff.nn.module import Module
@@ -130,6 +130,7 @@ class DiscreteVAE(Module):
     def tokens(self, x, device: str = "cpu") -> np.ndarray:
         """z = argmax l(x): images (B, H, W, C) -> (B, tokens) int on the host, row by row."""
         logits = map_batch(lambda x: self.encoder(Tensor(x)), to_device(x, device), device=device)
+        check_logits(logits)
         return to_numpy(logits.argmax(axis=3)).reshape(len(x), -1)
 
     def images(self, z, device: str = "cpu"):
@@ -305,7 +306,7 @@ class DALLE(System):
             B = len(ids)
             both = np.concatenate([ids, null.repeat(B, axis=0)]) if guided else ids
             z = np.empty(u.shape, np.int64)
-            with np.errstate(over="ignore"):                # of a scale that is too large, which `check_finite` reports
+            with np.errstate(over="ignore"):                # of a scale that is too large, which `next_tokens` reports
                 logits, caches = self.prior.start(both)                             # (B, K), guided (2 B, K)
                 for n in range(u.shape[1]):
                     if n:
@@ -313,7 +314,7 @@ class DALLE(System):
                         logits = self.prior.step(before, n - 1, caches)
                     # l = l_uncond + scale (l_cond - l_uncond)
                     l_n = logits[B:] + np.float32(scale) * (logits[:B] - logits[B:]) if guided else logits
-                    z[:, n] = next_tokens(to_numpy(check_finite(l_n)), u[:, n], temperature, top_k)
+                    z[:, n] = next_tokens(to_numpy(l_n), u[:, n], temperature, top_k)
             return z
         return map_batch(one, ids, u, device=self.device)
 

@@ -177,3 +177,23 @@ def test_only_the_attributes_that_a_caption_mentions_are_wanted():
 
 def test_a_share_of_nothing_is_one():
     assert share(np.array([True, False, False, True])) == 0.5 and share(np.array([], bool)) == 1
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_fid_of_singular_and_of_extreme_covariances(scale):
+    """Points on a line: of two equal sets it is 0, and of sets moved apart the square of the distance."""
+    rng = np.random.default_rng(0)
+    line = scale * rng.standard_normal((50, 1)) @ rng.standard_normal((1, 64))
+    mean, cov = mean_cov(line)
+    assert frechet_distance(mean, cov, mean, cov) <= 1e-12 * np.trace(cov)
+    assert frechet_distance(mean, cov, mean + scale, cov) == pytest.approx(64 * scale**2, rel=1e-6)
+    zero = np.zeros_like(cov)
+    assert frechet_distance(mean, cov, mean, zero) == pytest.approx(np.trace(cov))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_fid_of_features_that_are_not_finite_is_refused(bad):
+    mean, cov = np.zeros(2), np.eye(2)
+    for wrong in ((np.array([bad, 0]), cov), (mean, np.diag([bad, 1]))):
+        with pytest.raises(ValueError, match="the features must be finite"):
+            frechet_distance(mean, cov, *wrong)

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from support.small_systems import CONFIGS
 
 from minidiff.nn.layers import TooManyWeights, Unfilled, parameter
 from minidiff.systems.config import LARGEST, LONGEST, LONGEST_TEXT, check_shape, config_from, with_changes
+from minidiff.systems.dpm import DPM, DPMConfig
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,10 @@ def test_shapes_of_images(shape):
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="multiples of 4 of at most 256 and 1 to 4 channels"):
         check_shape(shape, 4)
+
+
+@pytest.mark.parametrize("change", [{"steps": 5000}, {"T": 4097}, {"noise": np.float64(0.05)}, {"hidden": 64.0}])
+def test_a_configuration_that_no_file_could_give_back_makes_no_system(change):
+    """Without this, a model would be trained and saved, and its own file refused."""
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} "):
+        DPM(replace(DPMConfig(), **change), None, np.random.default_rng(0))

@@ -169,3 +169,17 @@ def test_a_data_set_that_would_not_be_used_is_refused():
     from minidiff.errors import UserError
     with pytest.raises(UserError, match="leave out --data"):
         next(small_systems.small("dpm").stages(outside.Stripes()))
+
+
+@pytest.mark.parametrize("logit, z_sigma", [(20.0, 0.0), (0.0, -40.0), (-20.0, 40.0), (17.0, -60.0)])
+def test_the_loss_is_finite_where_the_reverse_step_is(logit, z_sigma):
+    """In float32: 1 - sigmoid(17) is 0, and (1 + tanh(-30))/2 too; their logarithms are not."""
+    model, rng = made(), np.random.default_rng(0)
+    model.logit_beta.data[:] = [[logit]] + [[-2]] * (len(model.logit_beta.data) - 1)
+    model.reverse.readout.data[:] = z_sigma
+    x_0, eps = rng.standard_normal((2, 8, 2), dtype=np.float32)
+    t = 1 + np.arange(8) % (CONFIG.T - 1)
+    loss = model.loss(x_0, t, eps)
+    wide = model.astype(np.float64).loss(x_0.astype(np.float64), t, eps.astype(np.float64))
+    assert loss.item() == pytest.approx(wide.item(), rel=1e-4)
+    assert all(np.isfinite(g).all() for g in gradients(loss, list(model.parameters().values())))
