@@ -18,7 +18,7 @@ from minidiff.engine import conv, ops
 from minidiff.engine.backend import to_numpy
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.nn.image_tower import check_images, check_shape
+from minidiff.nn.image_tower import check_images, check_shape, check_two_halvings
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
@@ -40,6 +40,7 @@ class ImageClassifierConfig:
         if len(self.widths) != 2 or min(self.groups, *self.widths) < 1 or any(w % self.groups for w in self.widths):
             raise ValueError(f"ImageClassifierConfig: widths takes two multiples of groups ({self.groups}), "
                              f"not {self.widths}")
+        check_two_halvings("ImageClassifierConfig", self.shape, self.widths)
         if self.classes < 2 or self.features < 1:
             raise ValueError("ImageClassifierConfig: classes must be at least 2 and features at least 1, "
                              f"not {self.classes} and {self.features}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from minidiff.engine import conv
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.activations import check_activations
 from minidiff.nn.autoencoder import ConvBlock
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
@@ -35,6 +36,7 @@ class ImageTowerConfig:
                 or any(w % self.groups for w in self.widths):
             raise ValueError(f"ImageTowerConfig: widths takes two multiples of groups ({self.groups}), "
                              f"not {self.widths}")
+        check_two_halvings("ImageTowerConfig", self.shape, self.widths)
 
     @property
     def flat(self) -> int:
@@ -68,6 +70,12 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
     """ValueError, which names the configuration, unless the shape is one that a network of two halvings takes."""
     if len(shape) != 3 or min(shape) < 1 or shape[0] % 4 or shape[1] % 4 or shape[2] > 4:
         raise ValueError(f"{name}: shape must be (H, W, C), H and W multiples of 4 and C 1 to 4, not {shape}")
+
+
+def check_two_halvings(name: str, shape: tuple[int, ...], widths: tuple[int, ...]) -> None:
+    """ValueError where images of this shape are too large for a network of these two widths."""
+    n = shape[0] * shape[1]
+    check_activations(name, [(4, n // 4, widths[0], 0), (4, n // 16, widths[1], 0)])
 
 
 def check_images(x, shape: tuple[int, int, int]) -> None:

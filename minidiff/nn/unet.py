@@ -21,6 +21,7 @@ import numpy as np
 from minidiff.engine import conv, norm, ops
 from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.activations import check_activations
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
 from minidiff.nn.module import Module
 from minidiff.nn.transformer import Attention
@@ -59,6 +60,15 @@ class UNetConfig:
     def multiple(self) -> int:
         """What an image's height and width must be multiples of."""
         return self.patch * 2 ** (len(self.widths) - 1)
+
+    def check_image(self, H: int, W: int) -> None:
+        """ValueError unless images of this size divide into the UNet's levels and are not too large for it."""
+        if H % self.multiple or W % self.multiple:
+            raise ValueError(f"UNetConfig: an image's sides must be multiples of {self.multiple}, not {H} and {W}")
+        sizes = [H * W // (self.patch * 2**level) ** 2 for level in range(len(self.widths))]
+        levels = [(2 * self.blocks, n, width, self.heads * attention)
+                  for n, width, attention in zip(sizes, self.widths, self.attention, strict=True)]
+        check_activations("UNetConfig", [*levels, (1, sizes[-1], self.widths[-1], self.heads)])
 
 
 class UNet(Module):

@@ -78,6 +78,7 @@ class ADMConfig:
                 or H % self.classifier.multiple or W % self.classifier.multiple:
             raise ValueError(f"classifier must read the ddpm's images {self.ddpm.shape}, and no text: its channels "
                              f"must be {C}, its text 0, and H and W multiples of its {self.classifier.multiple}")
+        self.classifier.check_image(H, W)
 
 
 class ADM(System):

@@ -88,8 +88,9 @@ def _checked(name: str, value, like):
 
 
 def check_shape(shape: tuple[int, ...], multiple: int = 1) -> None:
-    """ValueError unless `shape` is (H, W, C) of images: sides of 1..256, multiples of `multiple`, 1..4 channels."""
+    """ValueError unless `shape` is (H, W, C) of images: sides of 1..256, multiples of `multiple`, 1 channel (grey) or 3
+    (RGB)."""
     if len(shape) != 3 or not all(1 <= side <= 256 and side % multiple == 0 for side in shape[:2]) \
-            or not 1 <= shape[2] <= 4:
+            or shape[2] not in (1, 3):
         raise ValueError(f"shape must be (H, W, C), with sides that are multiples of {multiple} of at most 256 and "
-                         f"1 to 4 channels, not {shape}")
+                         f"1 channel or 3, not {shape}")

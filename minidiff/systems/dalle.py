@@ -46,9 +46,11 @@ from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.activations import check_activations
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
 from minidiff.nn.decoding import check_choices, check_logits, next_tokens
 from minidiff.nn.gumbel import gumbel, gumbel_softmax, kl_to_uniform
+from minidiff.nn.image_tower import check_two_halvings
 from minidiff.nn.layers import Embedding, LayerNorm, Linear, parameter
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
@@ -90,6 +92,8 @@ class DALLEConfig:
 
     def __post_init__(self):
         check_shape(self.shape, 4)
+        check_two_halvings("DALLEConfig", self.shape, self.autoencoder.widths)
+        check_activations("DALLEConfig", [(self.layers, self.length + self.tokens, self.width, self.heads)])
         if self.autoencoder.channels != self.shape[2]:
             raise ValueError(f"autoencoder.channels ({self.autoencoder.channels}) must be the channels of shape "
                              f"{self.shape}")

@@ -90,9 +90,12 @@ class UnCLIPConfig:
     def __post_init__(self):
         check_schedule(self.schedule)
         check_shape(self.shape, self.unet.multiple)
-        if self.unet.text != self.clip.width or self.unet.channels != self.shape[2]:
+        self.unet.check_image(*self.shape[:2])
+        if self.unet.text != self.clip.width or not self.unet.channels == (self.unet.out or self.unet.channels) \
+                == self.shape[2]:
             raise ValueError(f"unet.text ({self.unet.text}) must be clip.width ({self.clip.width}), and unet.channels "
-                             f"({self.unet.channels}) the channels of shape {self.shape}")
+                             f"({self.unet.channels}) and unet.out ({self.unet.out}) the channels of shape "
+                             f"{self.shape}")
         if self.dots < 2 or self.dots % 2 or self.tokens < 1:
             raise ValueError(f"dots must be even, so as to have an upper half, and tokens at least 1, "
                              f"not {self.dots} and {self.tokens}")

@@ -91,6 +91,7 @@ class DDPMConfig:
     def __post_init__(self):
         check_schedule(self.schedule)
         check_shape(self.shape, self.unet.multiple)
+        self.unet.check_image(*self.shape[:2])
         C = self.shape[2]
         if self.T < 2 or self.steps < 1:
             raise ValueError(f"T must be at least 2 and steps at least 1, not {self.T} and {self.steps}")

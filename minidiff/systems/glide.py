@@ -163,8 +163,8 @@ class GLIDE(Contrastive):
         return map_batch(similarity_gradient(self.features), x_t, t, g, device=self.device)
 
     def take(self, needed) -> None:
-        """Borrows the text-to-image system whose denoiser is guided; ValueError where it has another schedule, and
-        UserError where it draws images of another shape."""
+        """Borrows the text-to-image system whose denoiser is guided; UserError where it has another schedule or draws
+        images of another shape."""
         model = needed["text-to-image"]
         if tuple(model.config.shape) != tuple(self.config.image.shape):
             file = systems.weights_of("text-to-image")
@@ -172,7 +172,7 @@ class GLIDE(Contrastive):
                             f"text-to-image system ({getattr(model, 'file', file)}) draws {tuple(model.config.shape)}: "
                             "move that run away, or train with --needs text-to-image=FILE of another")
         if not np.array_equal(model.schedule.alpha_bar, self.schedule.alpha_bar):
-            raise ValueError(f"config: schedule must be that of the model that is guided, {model.schedule.name} with "
+            raise UserError(f"config: schedule must be that of the model that is guided, {model.schedule.name} with "
                              f"T = {model.schedule.T}, not {self.schedule.name} with T = {self.schedule.T}")
         self._borrowed["text-to-image"] = model
 

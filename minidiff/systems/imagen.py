@@ -100,6 +100,7 @@ class ImagenConfig:
                     or h % c.multiple or w % c.multiple:
                 raise ValueError(f"the UNet of {h} x {w} must take {channels} channels, give {C}, read text of width "
                                  f"{self.text.width} and divide {h} and {w}, not {c}")
+            c.check_image(h, w)
 
     def shape_of(self, k: int) -> tuple[int, int, int]:
         """(H, W, C) of the images of network k."""

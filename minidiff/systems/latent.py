@@ -41,6 +41,7 @@ from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
+from minidiff.nn.image_tower import check_two_halvings
 from minidiff.nn.precision import as_input
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.autoencoder import KLAutoencoder, KLAutoencoderConfig
@@ -67,14 +68,17 @@ class LatentConfig:
     steps: int = 4000
 
     def __post_init__(self):
-        if self.unet.channels != self.autoencoder.latent or self.unet.text != self.clip.width:
-            raise ValueError(f"unet.channels ({self.unet.channels}) must be autoencoder.latent "
-                             f"({self.autoencoder.latent}), and unet.text ({self.unet.text}) clip.width "
-                             f"({self.clip.width})")
+        if self.unet.text != self.clip.width or not self.unet.channels == (self.unet.out or self.unet.channels) \
+                == self.autoencoder.latent:
+            raise ValueError(f"unet.channels ({self.unet.channels}) and unet.out ({self.unet.out}) must be "
+                             f"autoencoder.latent ({self.autoencoder.latent}), and unet.text ({self.unet.text}) "
+                             f"clip.width ({self.clip.width})")
         if self.autoencoder.network.channels != self.shape[-1]:
             raise ValueError(f"autoencoder.network.channels ({self.autoencoder.network.channels}) must be the channels "
                              f"of shape {self.shape}")
         check_shape(self.shape, 4 * self.unet.multiple)
+        self.unet.check_image(self.shape[0] // 4, self.shape[1] // 4)
+        check_two_halvings("LatentConfig", self.shape, self.autoencoder.network.widths)
 
 
 class LatentDiffusion(System):

@@ -59,9 +59,12 @@ class TextToImageConfig:
         check_predicts(self.predicts)
         check_schedule(self.schedule)
         check_shape(self.shape, self.unet.multiple)
-        if self.unet.text != self.text.width or self.unet.channels != self.shape[2]:
+        self.unet.check_image(*self.shape[:2])
+        if self.unet.text != self.text.width or not self.unet.channels == (self.unet.out or self.unet.channels) \
+                == self.shape[2]:
             raise ValueError(f"unet.text ({self.unet.text}) must be text.width ({self.text.width}), and unet.channels "
-                             f"({self.unet.channels}) the channels of shape {self.shape}")
+                             f"({self.unet.channels}) and unet.out ({self.unet.out}) the channels of shape "
+                             f"{self.shape}")
         if not 0 <= self.drop_caption <= 1 or self.steps < 1:
             raise ValueError(f"drop_caption must be within 0 and 1 and steps at least 1, not {self.drop_caption} and "
                              f"{self.steps}")

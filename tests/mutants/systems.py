@@ -13,7 +13,7 @@ ADVERSARY, CLASSIFIER, DECODING, KL, GUMBEL, PRIOR, QUANTISE, TRANSFORMER = (
     "nn/adversary.py", "nn/classifier.py", "nn/decoding.py", "nn/kl.py", "nn/gumbel.py", "nn/prior.py",
     "nn/quantise.py", "nn/transformer.py")
 TOWERS, EMBEDDINGS, SPANS, T5 = "text/clip.py", "nn/embedding_codes.py", "text/span_corruption.py", "text/t5.py"
-RUN, SYSTEM, CONFIG, FIDELITY = "training/run.py", "systems/system.py", "systems/config.py", "evaluation/metrics.py"
+RUN, SYSTEM, FIDELITY = "training/run.py", "systems/system.py", "evaluation/metrics.py"
 
 BUGS = [
     # --- inside no_grad() nobody is guided ----------------------------------------------------------------

@@ -326,7 +326,7 @@ def test_refusals(model, call, message):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"unet": replace(CONFIG.unet, channels=3)}, "unet.channels .3. must be autoencoder.latent .2."),
+    ({"unet": replace(CONFIG.unet, channels=3)}, "unet.channels .3. and unet.out .0. must be autoencoder.latent .2."),
     ({"unet": replace(CONFIG.unet, text=16)}, "unet.text .16. clip.width .8."),
     ({"shape": (30, 28, 1)}, r"shape must be \(H, W, C\), with sides that are multiples of 4"),
     ({"shape": (28, 28, 3)}, r"autoencoder.network.channels .1. must be the channels of shape \(28, 28, 3\)"),
