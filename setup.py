@@ -42,5 +42,5 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
     },
-    entry_points={"console_scripts": ["minidiff=minidiff.cli.main:main"]},
+    entry_points={"console_scripts": ["minidiff=minidiff.__main__:program"]},
 )

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from minidiff.errors import UserError
-from minidiff.files import check_writable, is_temporary, write_whole
+from minidiff.files import check_writable, remove_abandoned, write_whole
 from minidiff.input_files import open_file, parse_json
 
 __all__ = ["Checkpoint", "CheckpointFolder", "Header", "check_shapes", "load", "read_header", "save"]
@@ -141,11 +141,9 @@ class CheckpointFolder:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():
-                if is_temporary(path, "step-"):
-                    path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"The folder {self.folder} cannot take checkpoints ({error.strerror}).") from error
+        remove_abandoned(self.folder)
         for newer, path in self._files():
             if newer > step:
                 try:
@@ -167,6 +165,14 @@ class CheckpointFolder:
             with suppress(OSError):                         # one too many does no harm
                 old.unlink(missing_ok=True)
         return path
+
+    def keep_newest(self) -> None:
+        """Removes all checkpoints but the newest complete one, to make room."""
+        newest = self.latest()
+        for _, path in self._files():
+            if newest and path != newest.path:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def holds_any(self) -> bool:
         """Whether there is a file named as a checkpoint, damaged or not."""

@@ -1,7 +1,11 @@
-"""UserError: the exception whose message is written for the user of the program; and what scripts do at their start."""
+"""UserError: the exception whose message is written for the user of the program; errors of the user's own code; and
+what scripts do at their start."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from minidiff.terminal import one_line
 
 
 class UserError(ValueError):
@@ -19,7 +23,53 @@ def run_main(main: Callable, **arguments) -> None:
     try:
         main(**arguments)
     except UserError as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(one_line(str(error))) from error
+
+
+def brief(error: BaseException) -> str:
+    """The exception's type and message, on one line; the type alone where it cannot be asked for its message.  A
+    UserError's message stands for itself."""
+    try:
+        message = " ".join(str(error).split())[:200]
+    except BaseException:                                   # of a stranger's __str__
+        message = ""
+    if isinstance(error, UserError):
+        return one_line(message)
+    return one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
+def is_of_gpu(error: BaseException) -> bool:
+    """Whether CuPy raised it."""
+    return type(error).__module__.startswith("cupy")
+
+
+@contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Around code that the user brings: whatever it raises becomes a UserError that begins with `what`.
+
+    So does SystemExit, which would otherwise end the command with status 0.  Ctrl-C, a lack of memory and a GPU's
+    failure stay as they are.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:
+        if is_of_gpu(error):
+            raise
+        raise UserError(f"{what}: {brief(error)}") from error
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Like user_code; the message of a ValueError or TypeError stands without its type, as what a system refuses."""
+    with user_code(what):
+        try:
+            yield
+        except UserError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{what}: {error}") from error
 
 
 def print_any_text() -> None:

@@ -6,28 +6,46 @@ even after a power failure.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
+import re
 import secrets
-from collections.abc import Collection
+import stat
+import unicodedata
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from minidiff import locks
 from minidiff.errors import UserError
 
-__all__ = ["cache_folder", "check_writable", "is_temporary", "user_path", "write_json", "write_whole"]
+__all__ = ["cache_folder", "check_distinct", "check_writable", "remove_abandoned", "user_path", "write_json",
+           "write_whole"]
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
-    """Writes `data` to `path`, replacing an older file; if that fails, raises UserError and keeps the older file."""
+    """Writes `data` to `path`, replacing an older file, whose permissions stay; if that fails, or the older file is
+    read-only, raises UserError and keeps the older file."""
     path = Path(path)
-    target = Path(os.path.realpath(path))                   # follows a symbolic link, which then stays a link
+    try:
+        target = Path(os.path.realpath(path))               # follows a symbolic link, which then stays a link
+        mode = _mode(target)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}); nothing was changed there.") from error
     temporary = _temporary(target)
     try:
-        with open(temporary, "xb") as file:
+        # not readable by more people than the older file, not even for a moment
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else mode)
+                  ) as file:
+            locks.take(file)                                # until it is closed, no one takes it for abandoned
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if mode is not None:                            # with what the umask has taken from it
+                os.chmod(temporary, mode)
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
@@ -67,6 +85,8 @@ def check_writable(path: str | os.PathLike, suffixes: Collection[str] = ()) -> P
             raise UserError(f"The output path {shown} is in a folder that does not exist: create the folder first.")
         if target.exists() and not target.is_file():
             raise UserError(f"The output path {shown} is a device or pipe; it takes an ordinary file.")
+        _mode(target)
+        remove_abandoned(target.parent, target.name)
         temporary = _temporary(target)
         with open(temporary, "xb"):
             pass
@@ -97,13 +117,60 @@ def cache_folder(*names: str) -> Path:
                         "XDG_CACHE_HOME to a folder's path") from error
 
 
-def is_temporary(path: Path, name_starts: str) -> bool:
-    """Whether `path` is the temporary file of an interrupted write_whole to a file whose name starts so."""
-    return path.name.startswith("." + name_starts) and path.suffix == ".tmp"
+def check_distinct(writes: Mapping[str, Path | None], reads: Mapping[str, Path | None]) -> None:
+    """UserError if a file to be written is also read, or is written twice, whatever names and links lead to it.
+
+    The keys are the options that name the files; None is no file, and a folder that is read stands for the files in it.
+    Names that differ in case only are one file on some systems, so two new files cannot have them.
+    """
+    outputs, inputs = ([(option, path) for option, path in paths.items() if path] for paths in (writes, reads))
+    for i, (option, path) in enumerate(outputs):
+        for other, there in [*outputs[:i], *inputs]:
+            if _same(path, there):
+                raise UserError(f"{other} and {option} are both {ascii(str(path))}: name two files")
+
+
+def _same(a: Path, b: Path) -> bool:
+    if os.path.exists(a) and os.path.isdir(b) and not os.path.isdir(a):
+        # a link to a file of the folder; an older output that lies in it may be replaced
+        return any(_same(a, there) for there in Path(b).iterdir() if there.is_file() and there.name != Path(a).name)
+    if os.path.exists(a) and os.path.exists(b):
+        return os.path.samefile(a, b)
+    if os.path.exists(a) or os.path.exists(b):
+        return False
+    a, b = (unicodedata.normalize("NFC", os.path.realpath(path)).casefold() for path in (a, b))
+    return a == b
+
+
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Removes the temporary files that a killed write_whole left in the folder: of the file `name`, or of all files."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name) and (not name or path.name.startswith(_start(name))):
+                with contextlib.suppress(OSError):
+                    with open(path, "r+b") as file:
+                        abandoned = locks.take(file)        # a writer that lives holds the lock
+                    if abandoned:
+                        path.unlink()
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    return target.with_name(f"{_start(target.name)}{secrets.token_hex(4)}.tmp")
+
+
+def _start(name: str) -> str:
+    """How the names of a file's temporary files begin; a long name is cut, since a name has at most 255 bytes."""
+    return f".{name[:60]}."
+
+
+def _mode(target: Path) -> int | None:
+    """The permissions of the file that is to be replaced; None if there is none.  OSError if it is read-only."""
+    if not target.exists():
+        return None
+    mode = stat.S_IMODE(target.stat().st_mode)
+    if not mode & 0o222 or not os.access(target, os.W_OK):  # the administrator may write what is marked read-only, too
+        raise PermissionError(errno.EACCES, "it is read-only")
+    return mode
 
 
 def _sync_folder(folder: Path) -> None:

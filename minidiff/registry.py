@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
-from minidiff.errors import UserError
+from minidiff.errors import UserError, user_code
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -81,11 +81,9 @@ class Registry(Mapping[str, Entry]):
         return {point.name: point for point in entry_points(group=self.group)}
 
     def _load_outside(self, name: str) -> Entry:
-        try:
+        with user_code(f"the {self.kind} {name!r} of the package entry point {self._outside[name].value!r} cannot be "
+                       "loaded"):
             return self._outside[name].load()
-        except Exception as error:                          # whatever another package raises while it is imported
-            raise UserError(f"the {self.kind} {name!r} of the package entry point {self._outside[name].value!r} "
-                            f"cannot be loaded ({type(error).__name__}: {error})") from error
 
 
 def check_name(kind: str, name: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from minidiff.data.dataset import DATASETS
 from minidiff.errors import UserError
 from minidiff.systems import DEFAULT, SYSTEMS
+from minidiff.terminal import one_line, show
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -24,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one sentence, with exit status 2."""
 
     def error(self, message: str):
-        self.exit(2, f"minidiff: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"minidiff: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def add_command(commands, name: str, function: Callable[[argparse.Namespace], int], *, help: str,
@@ -125,7 +126,7 @@ def add_data(parser: argparse.ArgumentParser, help: str) -> None:
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
     """Rows of a name and a value, the values in one column."""
     width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    show(*(f"{name:<{width}}  {value}" for name, value in rows))
 
 
 def minutes(seconds: float) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from minidiff import systems
 from minidiff.cli import sampling_options
 from minidiff.cli.arguments import add_command, add_data, add_device, add_system, natural, print_table, two_or_more
-from minidiff.errors import UserError
+from minidiff.errors import UserError, refusals
+from minidiff.terminal import progress, show
 
 
 def add(commands) -> None:
@@ -35,7 +35,7 @@ def add(commands) -> None:
 
 def evaluate(args: argparse.Namespace) -> int:
     from minidiff import evaluation
-    from minidiff.files import check_writable, write_json
+    from minidiff.files import check_distinct, check_writable, write_json
 
     _check(args)
     if args.json:
@@ -45,11 +45,13 @@ def evaluate(args: argparse.Namespace) -> int:
     if not args.likelihood:
         evaluation.check_draws(kind)
     model = systems.load_system(kind.name, path).to(args.device)
-    print(f"model: {model.name} ({path})")
+    check_distinct({"--json": args.json}, sampling_options.files_of(model) | {
+        "--data": args.data and Path(args.data), "the judge": systems.weights_of("digit-classifier")})
+    show(f"model: {model.name} ({path})")
     if not args.likelihood:
         sampling_options.print_files(model)
         if evaluation.data_of(model) == "digits":
-            print(f"judge: digit-classifier ({systems.weights_of('digit-classifier')})")
+            show(f"judge: digit-classifier ({systems.weights_of('digit-classifier')})")
     report = _likelihood(model, args) if args.likelihood else judged(model, args.images, options, args.seed)
     print_table(report.rows())
     if args.json:
@@ -59,26 +61,21 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def judged(model, count: int, options: dict, seed: int):
     """The report of the judge of the model's data set, behind a progress bar."""
-    from tqdm import tqdm
-
     from minidiff import evaluation
 
-    with sampling_options.refusals(model.name), ExitStack() as bars:                # closed before an error is printed
-        def progress(batches):
-            return bars.enter_context(tqdm(batches, desc="evaluating", unit="batch", dynamic_ncols=True))
-        return evaluation.evaluate(model, count=count, options=options, seed=seed, progress=progress)
+    with refusals(model.name), ExitStack() as bars:                # closed before an error is printed
+        def bar(batches):
+            return bars.enter_context(progress(batches, "evaluating", unit="batch"))
+        return evaluation.evaluate(model, count=count, options=options, seed=seed, progress=bar)
 
 
 def _likelihood(model, args: argparse.Namespace):
-    from tqdm import tqdm
-
     from minidiff.data.dataset import load_dataset
     from minidiff.evaluation.likelihood import likelihood
 
     model.likelihood_denoiser()                             # UserError where it has none, before data are looked for
     test = load_dataset(args.data or model.notes.get("dataset"), "test")
-    progress: Callable = lambda items, what: tqdm(items, desc=what, dynamic_ncols=True)         # noqa: E731
-    with sampling_options.refusals(model.name):
+    with refusals(model.name):
         return likelihood(model, test, count=args.images, seed=args.seed, progress=progress)
 
 

@@ -20,6 +20,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import numpy as np
 
 from minidiff.errors import UserError
+from minidiff.terminal import say
 from minidiff.training.ranks import rank_and_size, ranks
 
 GRACE = 3.0                                                 # seconds in which all have failed, if they fail alike
@@ -53,10 +54,8 @@ def _status_of(main: Callable[[], int]) -> tuple[int, str]:
     try:
         ranks()                                             # UserError first of all, if they cannot be joined
         return main(), ""
-    except SystemExit as stop:                              # of the argument parser
-        return stop.code if isinstance(stop.code, int) else 2, ""
     except UserError as error:
-        print(f"minidiff: {error}", file=sys.stderr)
+        say(error)
         return 2, str(error)
     except Exception as error:                              # a bug of ours: report all that is known
         traceback.print_exc()
@@ -89,12 +88,12 @@ def _say(own, words: str, said: str, what_then: str) -> None:
     """Reports in one sentence why this rank failed; the first rank has printed its own reason already."""
     if own.rank == 0:
         if what_then:
-            sys.__stderr__.write(f"minidiff: rank 0 failed in this way{what_then}\n")
+            say(f"rank 0 failed in this way{what_then}")
     else:
         at = said.find("Traceback (")                       # a progress bar may stand on this line
-        sys.__stderr__.write("\n" + (said[at:] if at >= 0 else "") +
-                             f"minidiff: rank {own.rank} failed ({words}){what_then}\n")
-    sys.__stderr__.flush()
+        print("\n" + (said[at:] if at >= 0 else ""), end="", file=sys.stderr)
+        say(f"rank {own.rank} failed ({words}){what_then}")
+    sys.stderr.flush()
 
 
 class _Helper:

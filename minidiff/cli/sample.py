@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING
 from minidiff import systems
 from minidiff.cli import sampling_options
 from minidiff.cli.arguments import add_command, add_device, add_system, count, natural
-from minidiff.errors import UserError
+from minidiff.errors import UserError, refusals
+from minidiff.files import check_distinct
+from minidiff.terminal import progress, say, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,27 +51,26 @@ def sample(args: argparse.Namespace) -> int:
     if args.trajectory and not hasattr(kind, "trajectory"):
         raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
     model = systems.load_system(kind.name, path).to(args.device)
+    check_distinct({"--out": args.out, "--trajectory": args.trajectory}, sampling_options.files_of(model))
     sampling_options.print_files(model)
 
     started = time.monotonic()
     drawn, states = [], []
-    with sampling_options.refusals(model.name):
+    with refusals(model.name):
         for images, way in _batches(model, prompt, args, options):
             drawn.append(images)
             states = states or way                          # those of the first batch
     (caption,) = sampling_options.captions_of([prompt])
     pictures.save(pictures.sheet(np.concatenate(drawn), title=caption), args.out)
-    print(f"{args.count} x {caption[:60]!r} in {time.monotonic() - started:.1f} s by {model.name} ({path}): {args.out}")
+    show(f"{args.count} x {caption[:60]!r} in {time.monotonic() - started:.1f} s by {model.name} ({path}): {args.out}")
     if args.trajectory:
         _save_trajectory(states, args.trajectory, caption)
-        print(f"trajectory: {args.trajectory}")
+        show(f"trajectory: {args.trajectory}")
     return 0
 
 
 def _batches(model, prompt: str, args: argparse.Namespace, options: dict):
     """(images, states (t, x_t) where --trajectory asks for them) of each batch, behind a progress bar."""
-    from tqdm import tqdm
-
     from minidiff.engine.backend import to_numpy
     from minidiff.engine.random import sample_streams
 
@@ -78,8 +78,8 @@ def _batches(model, prompt: str, args: argparse.Namespace, options: dict):
     parts = [streams[i:min(i + AT_A_TIME, args.count)] for i in range(0, args.count, AT_A_TIME)]
     by_steps = hasattr(model, "trajectory") and (args.trajectory is not None or not model.slow_trajectory)
     steps = options.get("steps", model.options().get("steps", 1)) if by_steps else 0
-    with tqdm(total=steps * len(parts) if by_steps else args.count, unit="step" if by_steps else "picture",
-              desc="sampling", dynamic_ncols=True, leave=False) as bar:
+    with progress(title="sampling", total=steps * len(parts) if by_steps else args.count,
+                  unit="step" if by_steps else "picture", leave=False) as bar:
         for part in parts:
             captions, way = [prompt] * len(part), []
             if not by_steps:
@@ -111,8 +111,7 @@ def _save_trajectory(states: list[tuple[int, np.ndarray]], path: Path, title: st
 def _prompt(args: argparse.Namespace) -> str:
     """The prompt; a very long one is cut, with a message."""
     if len(args.prompt) > LONGEST_PROMPT:
-        print(f"minidiff: the prompt has {len(args.prompt)} characters: the first {LONGEST_PROMPT} were read",
-              file=sys.stderr)
+        say(f"the prompt has {len(args.prompt)} characters: the first {LONGEST_PROMPT} were read")
     return args.prompt[:LONGEST_PROMPT]
 
 
@@ -121,5 +120,3 @@ def _check_files(args: argparse.Namespace) -> None:
     pictures.check_writable(args.out)
     if args.trajectory:
         pictures.check_writable(args.trajectory)
-        if args.trajectory.resolve() == args.out.resolve():
-            raise UserError(f"--out and --trajectory are both {args.out}: name two files")

@@ -7,14 +7,14 @@ short for --set scale=..., --set steps=..., --set sampler=...; an option that th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from minidiff import checkpoint, systems
 from minidiff.cli.arguments import number, setting, steps
 from minidiff.errors import UserError
 from minidiff.systems.system import System
+from minidiff.terminal import show
 
 MOST = 1000                                                 # no number of an option is larger
 SHORT = ("scale", "steps", "sampler")                       # options with an argument of their own
@@ -85,22 +85,17 @@ def _checked(kind: type[System], own: dict, name: str, value):
     return value
 
 
-def print_files(model: System) -> None:
-    """A line for each system that the model draws with and whose weights are in another file."""
+def files_of(model: System) -> dict[str, Path | None]:
+    """The files of a model, and of the systems that it draws with and whose weights are in another file."""
     borrowed = model.borrowed() if hasattr(model, "borrowed") else {}
-    for name, other in borrowed.items():
-        print(f"{model.name} draws with {name} ({getattr(other, 'file', 'in memory')})")
+    return {"--model": model.file} | {name: getattr(other, "file", None) for name, other in borrowed.items()}
 
 
-@contextmanager
-def refusals(name: str) -> Iterator[None]:
-    """A value that the system refuses is the user's to put right."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{name}: {error}") from error
+def print_files(model: System) -> None:
+    """A line for each other file that the model draws with."""
+    for name, path in files_of(model).items():
+        if name != "--model":
+            show(f"{model.name} draws with {name} ({path or 'in memory'})")
 
 
 def described(options: dict | None) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
-import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -27,9 +27,13 @@ from minidiff.cli.arguments import (
     setting,
     whole,
 )
+from minidiff.data.dataset import DATASETS
 from minidiff.errors import UserError
+from minidiff.files import check_distinct, check_writable
+from minidiff.terminal import say, show
 from minidiff.training.ranks import ranks
 
+SHEET, RESULTS = "sheet.png", "results.json"                # in --out, beside the model
 EACH = 4                                                    # pictures of each prompt on sheet.png
 
 
@@ -37,7 +41,8 @@ def add(commands) -> None:
     """Adds the command and its arguments. commands: what `add_subparsers` returned."""
     from minidiff.nn.precision import PRECISIONS
     p = add_command(commands, "train", train, help="Train a system, and evaluate it.",
-                    epilog="Ctrl-C saves; --resume continues, with the same result as a run that was never stopped.")
+                    epilog="Ctrl-C saves, and so do SIGTERM and SIGHUP (exit status 1); --resume continues, with the "
+                           "same result as a run that was never stopped.")
     add_system(p, default=systems.DEFAULT)
     add_data(p, "what to train on (else MNIST from $MINIDIFF_DATA, the cache or a download, or the 10,000 images that "
                 "come with minidiff)")
@@ -66,8 +71,8 @@ def add(commands) -> None:
 
 def train(args: argparse.Namespace) -> int:
     from minidiff.data.dataset import load_dataset
-    from minidiff.training.loop import Interrupted
-    from minidiff.training.run import check_run, run
+    from minidiff.training.loop import Interrupted, NotSaved
+    from minidiff.training.run import START, check_run, run
 
     started = time.monotonic()
     kind = systems.system_class(args.system)
@@ -75,16 +80,22 @@ def train(args: argparse.Namespace) -> int:
     _check(args)
     check_run(args.out, kind, args.resume, options)         # before the data are loaded
     data = ranks().in_turn(lambda: load_dataset(args.data))
-    print(f"system: {kind.name}; data: {data.source} ({len(data)} images); run: {args.out}")
+    show(f"system: {kind.name}; data: {data.source} ({len(data)} images); run: {args.out}")
     changes = dict(args.set or []) | ({"schedule": args.schedule} if args.schedule else {})
     try:
         trained = run(args.out, kind, data, options, changes=changes, needed=dict(args.needs or []),
                       resume=args.resume, device=args.device)
+        if ranks().rank == 0:
+            _finish(trained, data, args, started)
     except Interrupted as stop:
-        print(f"minidiff: {stop}; continue with: {_resume_command(args)}", file=sys.stderr)
+        say(f"{stop}; continue with: {_resume_command(args)}")
         return 1
-    if ranks().rank == 0:
-        _finish(trained, data, args, started)
+    except NotSaved as error:
+        raise UserError(f"{error}; when that is put right, continue with: {_resume_command(args)}") from error
+    except KeyboardInterrupt as stop:
+        if (args.out / START).exists():
+            stop.args = (f"stopped; continue from the last saved state with: {_resume_command(args)}",)
+        raise
     return 0
 
 
@@ -110,16 +121,16 @@ def _finish(trained, data, args: argparse.Namespace, started: float) -> None:
         prompts = [prompt if system.reads_captions else "" for prompt in data.prompts for _ in range(EACH)]
         images = system.sample(prompts, seed=0)
         pictures.save(pictures.sheet(images, sampling_options.captions_of(prompts), columns=2 * EACH),
-                      args.out / "sheet.png")
+                      args.out / SHEET)
     if draws and args.images and data.name in evaluation.JUDGES and system.reads_captions:
         from minidiff.cli.evaluate import judged
         report = judged(system, args.images, {}, 0)
         rows = [*report.rows(), *rows]
         results["evaluation"] = report.as_dict()
     results["seconds in all"] = time.monotonic() - started
-    write_json(args.out / "results.json", results)
+    write_json(args.out / RESULTS, results)
     print_table([*rows, ("this command in all", minutes(results["seconds in all"])), ("weights", str(path)),
-                 *([("samples", str(args.out / "sheet.png"))] if draws else []),
+                 *([("samples", str(args.out / SHEET))] if draws else []),
                  ("try", _next_command(system, data, path))])
 
 
@@ -144,6 +155,7 @@ def _resume_command(args: argparse.Namespace) -> str:
 
 def _check(args: argparse.Namespace) -> None:
     from minidiff.evaluation import check_count
+    from minidiff.training.run import MODEL
     from minidiff.training.trainer import TrainConfig
     if args.images:                                         # 0: no evaluation
         check_count(args.images)
@@ -151,6 +163,12 @@ def _check(args: argparse.Namespace) -> None:
         TrainConfig(lr=args.lr)                             # UserError where it is out of range
     distinct("--needs", args.needs)
     distinct("--set", args.set, taken=["schedule"] if args.schedule else [])
+    writes = {"--out": args.out} | {f"{name} in --out": args.out / name for name in (MODEL, SHEET, RESULTS)}
+    folder = os.environ.get("MINIDIFF_DATA") if args.data is None or args.data in DATASETS else args.data
+    check_distinct(writes, {"--data": Path(folder) if folder else None,
+                            **{f"--needs {name}": path for name, path in args.needs or []}})
+    if args.out.is_dir():
+        ranks().by_first(lambda: [check_writable(args.out / name) for name in (SHEET, RESULTS)])
     if args.resume and (args.schedule or args.set):
         raise UserError("--schedule and --set cannot be changed by resuming: leave them out, or start a new run with "
                         "another --out")

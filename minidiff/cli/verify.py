@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from minidiff.cli.arguments import add_command, natural, setting, whole
-from minidiff.errors import UserError
+from minidiff.errors import UserError, user_code
+from minidiff.files import check_distinct
+from minidiff.terminal import show
 
 
 def add(commands) -> None:
@@ -46,7 +48,9 @@ def add(commands) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """0 if no law is broken, else 1."""
-    return _verify_scheduler(args) if args.scheduler else _verify_schedule(args)
+    run, theirs = _verify_scheduler if args.scheduler else _verify_schedule, args.scheduler or args.python
+    with user_code(theirs) if theirs else nullcontext():
+        return run(args)
 
 
 def _verify_schedule(args: argparse.Namespace) -> int:
@@ -58,26 +62,26 @@ def _verify_schedule(args: argparse.Namespace) -> int:
     out = args.out or Path("watch.png")
     _check_schedule_arguments(args, out)
     # absolute paths: the user's code runs next, and may change the current folder
-    plot_at, out_at, json_at = (path and path.absolute() for path in (args.plot, out, args.json))
+    plot_at, out_at, json_at = (path and path.absolute() for path in (args.plot, args.watch and out, args.json))
     image = watch.load_image(args.watch) if args.watch else None
     schedule, said, betas = _schedule(args)
 
-    print(f"{said}; T = {schedule.T}, alpha_bar from {schedule.alpha_bar[0]:.6g} to {schedule.alpha_bar[-1]:.3g}")
+    show(f"{said}; T = {schedule.T}, alpha_bar from {schedule.alpha_bar[0]:.6g} to {schedule.alpha_bar[-1]:.3g}")
     for note in user_schedule.notes(schedule):
-        print(f"note: {note}")
+        show(f"note: {note}")
     rows = laws.report(schedule, betas=betas, seed=args.seed)
     if image is not None:
         frames = watch.watch(schedule, image, 37 if out.suffix.lower() == ".gif" else 10, seed=args.seed)
         states = frames if len(frames) <= 10 else frames[::4]
-        print(f"\n{watch.table(states)}")
+        show("", *watch.table(states).split("\n"))
         rows += watch.rows(states, args.seed)
-    print(f"\n{laws.table(rows)}")
+    show("", *laws.table(rows).split("\n"))
     if args.plot:
         pictures.save(watch.plot(schedule, seed=args.seed), plot_at)
-        print(f"plot     {args.plot}")
+        show(f"plot     {args.plot}")
     if image is not None:
         watch.save(schedule, frames, out_at)
-        print(f"watch    {out}")
+        show(f"watch    {out}")
     if args.json:
         write_json(json_at, laws.as_dict(schedule, rows, source=said, seed=args.seed))
     return int(any(row.verdict == laws.BROKEN for row in rows))
@@ -108,12 +112,12 @@ def _verify_scheduler(args: argparse.Namespace) -> int:
     if args.scheduler.startswith("minidiff:"):
         config.setdefault("schedule", "linear")             # so that the heading names it
     scheduler = schedulers.load(args.scheduler, config)
-    print(f"{args.scheduler}{''.join(f', {key} {value}' for key, value in config.items())}; "
-          f"T = {len(scheduler.alpha_bar)}, predicts {scheduler.predicts}\n")
+    show(f"{args.scheduler}{''.join(f', {key} {value}' for key, value in config.items())}; "
+         f"T = {len(scheduler.alpha_bar)}, predicts {scheduler.predicts}", "")
     rows = schedulers.report(scheduler, [args.steps]) if args.steps else schedulers.report(scheduler)
-    print(laws.table(rows))
+    show(*laws.table(rows).split("\n"))
     if args.scheduler.startswith("minidiff:"):
-        print("note: minidiff verify --schedule NAME tests the registered samplers on that schedule, by more laws")
+        show("note: minidiff verify --schedule NAME tests the registered samplers on that schedule, by more laws")
     if args.json:
         write_json(json_at, {"scheduler": args.scheduler, "config": config, "rows": schedulers.as_dicts(rows)})
     return int(any(row.verdict == laws.BROKEN for row in rows))
@@ -136,8 +140,8 @@ def _check_schedule_arguments(args: argparse.Namespace, out: Path) -> None:
             pictures.check_writable(path)
     if args.json:
         check_writable(args.json, (".json",))
-    _check_distinct({"--plot": args.plot, "--out": out if args.watch else None, "--json": args.json},
-                    {"--betas": args.betas, "--alpha-bar": args.alpha_bar, "--watch": args.watch})
+    check_distinct({"--plot": args.plot, "--out": out if args.watch else None, "--json": args.json},
+                   {"--betas": args.betas, "--alpha-bar": args.alpha_bar, "--watch": args.watch})
 
 
 def _check_scheduler_arguments(args: argparse.Namespace) -> None:
@@ -149,13 +153,3 @@ def _check_scheduler_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"{'-T' if option == 'T' else '--' + option} is not read with --scheduler{why}")
     if args.json:
         check_writable(args.json, (".json",))
-
-
-def _check_distinct(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
-    """UserError if two outputs are one file, or an output is an input. The keys are the options that name them."""
-    outputs, inputs = ([(option, path) for option, path in paths.items() if path] for paths in (outputs, inputs))
-    for i, (option, path) in enumerate(outputs):
-        for other, there in [*outputs[:i], *inputs]:
-            both_exist = os.path.exists(path) and os.path.exists(there)
-            if os.path.realpath(path) == os.path.realpath(there) or both_exist and os.path.samefile(path, there):
-                raise UserError(f"{other} and {option} are both {ascii(str(path))}: name two files")

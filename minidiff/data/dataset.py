@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from minidiff.data.pixels import to_float, to_uint8
-from minidiff.errors import UserError
+from minidiff.errors import UserError, user_code
 from minidiff.files import user_path
 from minidiff.registry import Registry
 
@@ -98,8 +98,9 @@ def load_dataset(data: str | Path | None = None, split: str = "train") -> Datase
         raise UserError(f"{name!r} is neither a folder nor a data set: the data sets are {', '.join(DATASETS)}")
     entry = DATASETS[name if known else DEFAULT]
     entry = entry if isinstance(entry, DatasetEntry) else DatasetEntry(entry)       # an entry point may name a function
-    loaded = entry.load(None if known else Path(data), split)
-    check_dataset(loaded)
+    with user_code(f"the data set {name!r} cannot be loaded"):
+        loaded = entry.load(None if known else Path(data), split)
+        check_dataset(loaded)
     return loaded
 
 

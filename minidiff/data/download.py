@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from minidiff.errors import UserError
 from minidiff.files import write_whole
+from minidiff.terminal import progress
 
 TIMEOUT = 4.0                                               # seconds without a byte, then the next mirror is tried
 DELAY = 0.1                                                 # seconds, before the progress bar is shown
@@ -54,7 +55,6 @@ def fetch(
 def _receive(url: str, name: str, largest: int, timeout: float, quiet: bool) -> bytes:
     """The bytes that the URL serves.  UserError if they are more than `largest`, OSError for what else goes wrong."""
     from pooch import HTTPDownloader
-    from tqdm import tqdm
 
     class Received(io.BytesIO):
         def write(self, block) -> int:
@@ -64,7 +64,7 @@ def _receive(url: str, name: str, largest: int, timeout: float, quiet: bool) -> 
 
     received = Received()
     # pooch sets the bar's total when the server has sent it
-    with tqdm(desc=name, total=largest, unit="B", unit_scale=True, delay=DELAY, disable=quiet) as bar:
+    with progress(title=name, total=largest, unit="B", unit_scale=True, delay=DELAY, disable=quiet) as bar:
         download = HTTPDownloader(bar, BLOCK, timeout=timeout, headers={"User-Agent": "minidiff"})
         download(url, received, None)
     return received.getvalue()

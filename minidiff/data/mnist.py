@@ -13,7 +13,6 @@ The SHA-256 of files from 2 and 3 must be that of the official ones.
 import gzip
 import hashlib
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,8 @@ import numpy as np
 from minidiff.data import idx
 from minidiff.data.download import fetch
 from minidiff.errors import UserError
-from minidiff.files import cache_folder, user_path
+from minidiff.files import cache_folder, user_path, write_whole
+from minidiff.terminal import say
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -80,7 +80,7 @@ def load(data_dir: str | Path | None = None, split: str = "train", *, download: 
             raise NotThere(f"{error}, and minidiff contains no test images: {remedy}") from error
         if not quiet:
             instead = "using the 10,000 training images that minidiff contains"
-            print(f"minidiff: {error}; {instead}", file=sys.stderr)
+            say(f"{error}; {instead}")
         return packed()
     return _read(cache_dir(), split, f"MNIST in {cache_dir()}", SHA256)
 
@@ -146,7 +146,7 @@ def pack(source: Images, folder: str | Path, count: int = 10_000) -> None:
     """
     for name, array in zip(FILES["train"], (source.images, source.labels), strict=True):
         packed = gzip.compress(idx.encode(array[:count]), 9, mtime=0)
-        (Path(folder) / f"{name}.gz").write_bytes(packed)
+        write_whole(Path(folder) / f"{name}.gz", packed)
 
 
 # --- checks -----------------------------------------------------------------------------------------------

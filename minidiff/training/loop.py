@@ -1,54 +1,56 @@
-"""A stage's training as a run on disk: progress, previews, saved states, and a clean end on Ctrl-C.
+"""A stage's training as a run on disk: progress, previews, saved states, and a clean end when it is asked to stop.
 
     while steps remain:  trainer.step();  now and then save a state and draw a preview
-    Ctrl-C:              finish the step, save, raise Interrupted
+    Ctrl-C, SIGTERM...:  finish the step, save, raise Interrupted
 
 Of several ranks the first alone shows, draws and saves; the others wait for it in the next step's sum.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minidiff import pictures
 from minidiff.checkpoint import CheckpointFolder
-from minidiff.errors import UserError
+from minidiff.errors import UserError, brief
+from minidiff.signals import Stopped, on_stop
+from minidiff.terminal import progress
 from minidiff.training.trainer import FETCH_EVERY, Trainer
 
 SAVE_EVERY, DRAW_EVERY = 120.0, 60.0                        # seconds
 
 
 class Interrupted(Exception):
-    """Ctrl-C came, and the run is saved."""
+    """Ctrl-C or another signal asked the run to stop, and it is saved."""
+
+
+class NotSaved(UserError):
+    """The last state could not be saved; the one before it, if any, is complete, and the run resumes from it."""
 
 
 def train_stage(trainer: Trainer, folder: CheckpointFolder, *, quiet: bool = False, last_good: Path | None = None,
                 title: str = "training") -> None:
     """Trains to the last step: a progress bar, now and then a preview, now and then a saved state.
 
-    last_good: the state that it resumes from.  Ctrl-C ends the step, saves, and raises Interrupted; a loss that is not
-    finite raises UserError, which names the last good state.
+    last_good: the state that it resumes from.  Each signal of signals.STOPS, such as Ctrl-C, ends the step, saves, and
+    raises Interrupted; a loss that is not finite raises UserError, which names the last good state.
     """
-    from tqdm import tqdm
-
     config, first = trainer.config, trainer.ranks.rank == 0
     trainer.ranks.check_alike(trainer.fingerprint)
     drawn_at = saved_at = time.monotonic()
     ended = deque([drawn_at], maxlen=FETCH_EVERY + 1)       # when the last steps did
 
-    def save() -> Path | None:
-        return folder.save(trainer.n, *trainer.state()) if first else None
-
-    bar = tqdm(total=config.steps, initial=trainer.n, unit="step", disable=quiet or not first, dynamic_ncols=True,
-               desc=title, mininterval=0.5, smoothing=0.05)
-    with bar, _ctrl_c(message=first) as trainer.asked_to_stop:
+    bar = progress(title=title, total=config.steps, initial=trainer.n, unit="step", disable=quiet or not first,
+                   mininterval=0.5, smoothing=0.05)
+    with bar, _asked_to_stop(message=first) as trainer.asked_to_stop:
         while trainer.n < config.steps:
             started = time.monotonic()
             try:
@@ -69,18 +71,42 @@ def train_stage(trainer: Trainer, folder: CheckpointFolder, *, quiet: bool = Fal
                 bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, {speed:.0f} samples/s", refresh=False)
             bar.update()
             if stop:
-                path = save()
-                trainer.ranks.wait()                        # until it is saved
-                raise Interrupted(f"stopped after step {trainer.n} of {config.steps}, saved as {path}")
+                break
             try:                                            # a disk that is full now may have room at the end
                 if save_now:
-                    saved_at, last_good = now, save()
+                    saved_at = now
+                    last_good = folder.save(trainer.n, *trainer.state())
                 if draw_now:
                     drawn_at = now
                     draw_preview(trainer, folder.folder)
             except UserError as error:
                 warnings.warn(f"{error} Training continues, and tries again later.", stacklevel=2)
-        save()
+        path = _save_last(trainer, folder) if first else None
+        # a signal may have come during the last step, or while it was saved; the others wait here until it is
+        stop = trainer.ranks.agree(trainer.stopping or trainer.asked_to_stop())
+    if stop:
+        raise Interrupted(f"stopped after step {trainer.n} of {config.steps}, saved as {path}")
+
+
+def _save_last(trainer: Trainer, folder: CheckpointFolder) -> Path:
+    """Saves the state after which nothing is trained any more.  On a full disk the states before it make room, but the
+    newest, which stays until this one is safe; NotSaved where that does not do."""
+    try:
+        return folder.save(trainer.n, *trainer.state())
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise _not_saved(trainer, folder, error) from error
+    folder.keep_newest()
+    try:
+        return folder.save(trainer.n, *trainer.state())
+    except UserError as error:
+        raise _not_saved(trainer, folder, error) from error
+
+
+def _not_saved(trainer: Trainer, folder: CheckpointFolder, error: UserError) -> NotSaved:
+    kept = folder.latest()
+    back = f"resuming continues from {kept.path}" if kept else "no state was saved before it"
+    return NotSaved(f"step {trainer.n} of {trainer.config.steps} could not be saved: {str(error).rstrip('.')}; {back}")
 
 
 def draw_preview(trainer: Trainer, folder: Path) -> None:
@@ -95,26 +121,20 @@ def draw_preview(trainer: Trainer, folder: Path) -> None:
             with trainer.with_averaged_weights():
                 pictures.save(trainer.stage.picture(), folder / "samples.png")
     except Exception as error:                              # whatever a stage's picture raises
-        warnings.warn(f"No preview was drawn ({error}). Training continues.", stacklevel=2)
+        warnings.warn(f"No preview was drawn ({brief(error)}). Training continues.", stacklevel=2)
 
 
 @contextmanager
-def _ctrl_c(message: bool = True) -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C only sets a flag, which the returned function reads; a second one interrupts at once."""
+def _asked_to_stop(message: bool = True) -> Iterator[Callable[[], bool]]:
+    """Within it a signal only sets a flag, which the returned function reads; a further Ctrl-C interrupts at once."""
     hits = []
 
     def on_signal(number, frame):
         hits.append(number)
-        if len(hits) > 1:
-            raise KeyboardInterrupt
-        if message:
-            os.write(2, b"\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)\n")
-    try:
-        before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:                                      # not in the main thread: nobody can press Ctrl-C here
-        yield lambda: False
-        return
-    try:
+        if len(hits) > 1 and number == signal.SIGINT:
+            raise Stopped(number)
+        if message and len(hits) == 1:
+            with suppress(OSError):                         # not print: the signal may have come amid another print
+                os.write(2, b"\nminidiff: finishing this step, then saving (Ctrl-C again to stop at once)\n")
+    with on_stop(on_signal):
         yield lambda: bool(hits)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -67,6 +67,10 @@ class SingleProcess:
     def wait(self) -> None:
         """Waits until all ranks have come here."""
 
+    def agree(self, stop: bool) -> bool:
+        """Whether any rank wants to stop; waits until all have come here."""
+        return stop
+
     def command(self) -> list[str]:
         """The words in front of a command that start it on as many ranks."""
         return []
@@ -153,6 +157,9 @@ class Ranks:
     def wait(self) -> None:
         self.comm.Barrier()
 
+    def agree(self, stop: bool) -> bool:
+        return self.comm.allreduce(int(stop)) > 0
+
     def command(self) -> list[str]:
         return ["mpiexec", "-n", str(self.size)]
 
@@ -178,7 +185,7 @@ class RanksOnGPUs(Ranks):
         return total.copy()                                 # it is read later, when the buffer holds another step's
 
     def _stops(self, total, stop: bool) -> bool:
-        return self.comm.allreduce(int(stop)) > 0
+        return self.agree(stop)
 
 
 def ranks(device: str = "cpu") -> SingleProcess | Ranks:

@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 
 from minidiff import checkpoint
 from minidiff.data.dataset import Dataset
-from minidiff.errors import UserError
-from minidiff.files import write_json
+from minidiff.errors import UserError, refusals
+from minidiff.files import check_writable, remove_abandoned, write_json
 from minidiff.input_files import parse_json, read_file
+from minidiff.locks import locked
 from minidiff.systems import load_needed
 from minidiff.systems.config import config_from, with_changes
 from minidiff.systems.stage import Stage
 from minidiff.systems.system import System
-from minidiff.training.loop import draw_preview, train_stage
+from minidiff.training.loop import NotSaved, draw_preview, train_stage
 from minidiff.training.ranks import ranks
 from minidiff.training.trainer import TrainConfig, Trainer
 
@@ -81,13 +83,28 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
     config: the system's own, if not the default for this data; a run resumes with the one that it was started with.
     changes: fields of the default configuration that are to have other values.
     needed: files of the systems that it is built on, by name, where they are not to be searched for.  keep: how many
-    states of each stage are kept.  Ctrl-C ends the step, saves, and raises loop.Interrupted.  UserError where the
-    folder holds another run, or none to resume.
+    states of each stage are kept.  Ctrl-C or SIGTERM ends the step, saves, and raises loop.Interrupted.  UserError
+    where the folder holds another run or none to resume, or where another process trains in it.
     """
-    folder, first = Path(folder), ranks(device).rank == 0   # a rank's GPU is chosen before there is an array on it
-    options = options or TrainOptions()
+    folder, options = Path(folder), options or TrainOptions()
     _check_options(options)
-    start = check_run(folder, kind, resume, options)
+    with _alone_in(folder, device):
+        return _run(folder, kind, data, options, config, changes, needed, resume, quiet, keep, device)
+
+
+@contextmanager
+def _alone_in(folder: Path, device: str = "cpu") -> Iterator[None]:
+    """Within it no other process trains in the folder; UserError, on all ranks, where one does."""
+    with ExitStack() as lock:
+        ranks(device).by_first(lambda: lock.enter_context(locked(folder)))
+        yield
+
+
+def _run(folder: Path, kind: type[System], data: Dataset, options: TrainOptions, config, changes, needed,
+         resume: bool, quiet: bool, keep: int, device: str) -> Trained:
+    """The run, in a folder in which no other process trains."""
+    first = ranks(device).rank == 0                         # a rank's GPU is chosen before there is an array on it
+    start = _check_run(folder, kind, resume, options)
     options, config = (start.options, start.config) if start else (options.resolved(), config)
     systems = load_needed(kind, needed)
     hashes = {name: _hash(system) for name, system in systems.items()}
@@ -97,27 +114,24 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
                         f"with --needs {changed}=FILE, or choose another --out.")
     if start and start.data != data.fingerprint:
         raise UserError(f"{folder} was started with other data: name them with --data, or choose another --out.")
-    try:
+    with refusals(f"{kind.name} cannot be trained so"):     # what is refused is refused before a file is written
         if changes and not start:
             config = with_changes(config or kind.default_config(data, systems), changes)
         system = kind.new(data, options.seed, config, systems).to(device)
         stages = system.stages(data)
-        first_stage = next(stages)                          # what cannot be trained is refused before a file is written
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{kind.name} cannot be trained so: {error}") from error
+        first_stage = next(stages)
     ranks(device).wait()                                    # until all have looked at the folder
+    values = {"system": kind.name, "config": asdict(system.config), "data": data.fingerprint,
+              "options": asdict(options), "needed": hashes}
     if first:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / START, {"system": kind.name, "config": asdict(system.config), "data": data.fingerprint,
-                                    "options": asdict(options), "needed": hashes})
+        write_json(folder / START, values)
     description = system.describe() | {"data": data.fingerprint, "needed": hashes}
     seconds, losses = {}, {}
     for number, stage in enumerate(chain([first_stage], stages), start=1):
         trainer = Trainer(stage, options.for_stage(stage), number=number, device=device,
                           description=description | {"stage": stage.name})
-        _train(trainer, checkpoint.CheckpointFolder(folder / f"{number}-{stage.name}", keep), quiet,
+        _train(trainer, StageFolder(folder / f"{number}-{stage.name}", keep, values), quiet,
                f"{kind.name}, {stage.name}")
         trainer.use_averaged_weights()
         seconds[stage.name] = trainer.seconds
@@ -126,8 +140,28 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
     if first:
         notes = system.notes | {"seconds": seconds, "options": asdict(options), "data": data.source,
                                 "dataset": data.name}
-        system.save(folder / MODEL, notes=notes)
+        try:
+            system.save(folder / MODEL, notes=notes)
+        except UserError as error:
+            raise NotSaved(f"{str(error).rstrip('.')}; the last stage's state is saved, and resuming writes it"
+                           ) from error
     return Trained(system, seconds, losses)
+
+
+class StageFolder(checkpoint.CheckpointFolder):
+    """The states of one stage.  If the run's folder was removed while it trained, a state comes with run.json again,
+    without which it could not be resumed."""
+
+    def __init__(self, folder: Path, keep: int, start: dict):
+        """start: the values of run.json."""
+        super().__init__(folder, keep)
+        self.start = start
+
+    def save(self, step: int, tensors: Mapping, meta: Mapping) -> Path:
+        path = super().save(step, tensors, meta)
+        if not (self.folder.parent / START).exists():
+            write_json(self.folder.parent / START, self.start)
+        return path
 
 
 def _train(trainer: Trainer, folder: checkpoint.CheckpointFolder, quiet: bool, title: str) -> None:
@@ -168,8 +202,13 @@ def check_run(folder: Path, kind: type[System], resume: bool, options: TrainOpti
     """How the folder's run was started; None where it holds no run.
 
     UserError, before any work, where it holds another run, where it has none to resume, where an option asks for what
-    resuming cannot change, or where the folder cannot be written.
+    resuming cannot change, where the folder cannot be written, or where another process trains in it.
     """
+    with _alone_in(folder):
+        return _check_run(folder, kind, resume, options)
+
+
+def _check_run(folder: Path, kind: type[System], resume: bool, options: TrainOptions | None) -> Start | None:
     start = _started(folder, kind)
     if start is None and ((folder / MODEL).exists() or checkpoint.CheckpointFolder(folder).holds_any()):
         raise UserError(f"{folder} holds a model or a run of another kind: choose another --out.")
@@ -191,6 +230,10 @@ def _check_folder(folder: Path) -> None:
     """UserError unless a run can be written to the folder; no new folder is left behind."""
     new = not folder.exists()
     checkpoint.CheckpointFolder(folder).prepare()
+    for path in (folder / START, folder / MODEL):           # one may be read-only
+        check_writable(path)
+    for stage in folder.glob("[0-9]*-*"):
+        remove_abandoned(stage)
     if new:
         folder.rmdir()
 

@@ -29,7 +29,7 @@ from minidiff import checkpoint
 from minidiff.engine.backend import is_floating, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.tensor import Tensor
-from minidiff.errors import UserError
+from minidiff.errors import UserError, user_code
 from minidiff.nn.optim import EMA, AdamW, UpdateOnDevice, WarmupCosine, clip_by_norm
 from minidiff.nn.precision import LossScale, dtype_of, in_precision
 from minidiff.systems.stage import Stage, Step
@@ -97,7 +97,8 @@ class Trainer:
     def batch(self) -> tuple:
         """The arrays of step n, with the batch along axis 0; floating ones lie on the device."""
         c = self.config
-        arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device))
+        with user_code(f"the batch of step {self.n + 1} cannot be made"):           # of a data set of the user's own
+            arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device))
         return tuple(to_device(a, self.device) if is_floating(a.dtype) else a for a in arrays)
 
     def loss(self, *arrays) -> Tensor:

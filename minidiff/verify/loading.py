@@ -7,8 +7,9 @@ import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 
-from minidiff.errors import UserError
+from minidiff.errors import UserError, user_code
 
 
 def load_named(what: str, option: str) -> object:
@@ -21,27 +22,31 @@ def load_named(what: str, option: str) -> object:
     module, _, name = what.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         raise UserError(f"{option} takes MODULE:NAME, such as my_module:make, not {ascii(what)}")
-    here, top, nothing = os.getcwd(), module.split(".")[0], object()
-    sys.path.insert(0, here)
-    try:
+    top, nothing = module.split(".")[0], object()
+    with _current_folder_first(), user_code(f"module {module} cannot be imported"):
         importlib.invalidate_caches()                       # finds a file that was just written
-        # a module may define __getattr__, which may raise
-        found = getattr(importlib.import_module(module), name, nothing)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == top:
-            why = f"{top} is not installed, and there is no {top}.py here (if it is a library: pip install {top})"
-        else:
-            why = brief(error)
-        raise UserError(f"module {module} cannot be imported: {why}") from error
-    finally:
-        with contextlib.suppress(ValueError):               # the module itself may have removed it
-            sys.path.remove(here)
+        try:
+            # a module may define __getattr__, which may raise
+            found = getattr(importlib.import_module(module), name, nothing)
+        except ModuleNotFoundError as error:
+            if error.name != top:
+                raise
+            raise UserError(f"module {module} cannot be imported: {top} is not installed, and there is no {top}.py "
+                            f"here (if it is a library: pip install {top})") from error
     if found is nothing:
         raise UserError(f"module {module} has no {name}")
     return found
 
 
-def brief(error: BaseException) -> str:
-    """The exception's type and message, on one line that a terminal can print."""
-    message = ascii(" ".join(str(error).split())[:200])[1:-1]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+@contextlib.contextmanager
+def _current_folder_first() -> Iterator[None]:
+    try:
+        here = os.getcwd()
+    except OSError:                                         # it was deleted: only installed modules are found
+        here = ""
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):               # the module itself may have removed it
+            sys.path.remove(here)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule
+from minidiff.errors import brief
 
 EPS = float(np.finfo(np.float64).eps)                       # 2.2e-16
 ATOMS = 16 * EPS                                            # rounding of a few operations on numbers of size 1
@@ -65,17 +66,18 @@ class Law:
 def computed(law: Law, *arguments) -> list[Row]:
     """The rows of law.rows(*arguments). If it raises: the rows yielded before, and a broken row with the error.
 
-    One failing law therefore does not hide another. A division by zero gives NaN, which fails its row. SystemExit is
-    also caught, because `raise SystemExit(0)` would end the command with status 0, which means success.
+    One failing law therefore does not hide another. A division by zero gives NaN, which fails its row. Whatever the
+    user's code raises is caught, SystemExit(0) too, which would end the command with status 0; only Ctrl-C is not.
     """
     done: list[Row] = []
     with np.errstate(all="ignore"):
         try:
             for row in law.rows(*arguments):
                 done.append(row)
-        except (Exception, SystemExit) as error:
-            why = f"{type(error).__name__}: {error}"
-            done.append(Row(law.name, law.computed, math.nan, math.nan, math.inf, 0.0, where=why))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            done.append(Row(law.name, law.computed, math.nan, math.nan, math.inf, 0.0, where=brief(error)))
     return done
 
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule, from_betas
-from minidiff.errors import UserError
+from minidiff.errors import UserError, user_code
 from minidiff.input_files import read_file
-from minidiff.verify.loading import brief, load_named
+from minidiff.verify.loading import load_named
 
 LARGEST_FILE = 4 << 20                                      # bytes
 MOST_TIMES = 100_000
@@ -60,13 +60,12 @@ def from_function(spec: str) -> UserSchedule:
     function = load_named(spec, "--python")
     if not callable(function):
         raise UserError(f"{spec} is of the type {type(function).__name__}, and --python takes a function")
-    try:
+    with user_code(f"{spec}() raised"):
         result = function()
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{spec}() raised {brief(error)}") from error
     if isinstance(result, Schedule):
-        return UserSchedule(result, f"the schedule {ascii(result.name)} from {spec}()")
-    numbers = _array(result)
+        return UserSchedule(_consistent(result, spec), f"the schedule {ascii(str(result.name))} from {spec}()")
+    with user_code(f"{spec}() returned what is no array"):
+        numbers = _array(result)
     _check_returned(spec, result, numbers)
     try:
         return _user_schedule(numbers, "betas", spec, f"betas from {spec}()")
@@ -173,6 +172,18 @@ def _user_schedule(numbers: np.ndarray, key: str, name: str, description: str) -
     return UserSchedule(from_betas(numbers, name, allow_signal=True), description, betas)
 
 
+def _consistent(schedule: Schedule, spec: str) -> Schedule:
+    """The schedule; UserError if its parts contradict each other, as those of a subclass may."""
+    with user_code(f"{spec}() returned a Schedule that is inconsistent"):
+        table = Schedule(schedule.alpha_bar, str(schedule.name)).alpha_bar
+        t = np.arange(-1, len(table))
+        if schedule.T != len(table) or not np.array_equal(schedule.abar(t), np.append(1.0, table)):
+            raise UserError(f"{spec}() returned a Schedule whose T and abar do not belong to its table alpha_bar")
+        if np.shape(schedule.betas) != table.shape:
+            raise UserError(f"{spec}() returned a Schedule whose betas are not T numbers")
+    return schedule
+
+
 def _check_returned(spec: str, result, numbers: np.ndarray) -> None:
     if numbers.dtype.kind not in "fiu" or numbers.ndim != 1:
         what = f"an array of {numbers.dtype}, shape {numbers.shape}" if numbers.dtype.kind in "fiucbSU" else \
@@ -184,7 +195,7 @@ def _check_returned(spec: str, result, numbers: np.ndarray) -> None:
 def _array(result) -> np.ndarray:
     try:
         return np.asarray(result)
-    except Exception:                                       # a ragged list, or an object that is no array
+    except ValueError:                                      # a ragged list
         return np.asarray(None)
 
 

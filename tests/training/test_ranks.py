@@ -238,14 +238,19 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, rank, ho
 
 @pytest.mark.slow
 @with_ranks
-def test_ctrl_c_ends_all_ranks_and_saves_once(tmp_path):
-    """A real SIGINT to mpiexec, which hands it on."""
+@pytest.mark.parametrize("number, whose", [(signal.SIGINT, "mpiexec"), (signal.SIGTERM, "mpiexec"),
+                                           (signal.SIGTERM, "1")])
+def test_a_signal_ends_all_ranks_and_saves_once(number, whose, tmp_path):
+    """A real one, to mpiexec, which hands it on, or to one rank."""
     process = start("drawing", tmp_path, *beginning(tmp_path))
     deadline = time.monotonic() + 200
     while not (tmp_path / "run" / "1-diffusion" / "samples.png").exists():  # the steps have begun
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    if whose == "mpiexec":
+        process.send_signal(number)
+    else:
+        os.kill(int((tmp_path / f"rank-{whose}").read_text()), number)
     status, _, said = ended(process)
     command = "mpiexec -n 2 minidiff train --system text-to-image --resume --out run"
     assert status == 1 and said.count(command) == 1, said
@@ -439,6 +444,7 @@ def tiny_command(folder: Path, *arguments) -> int:
 def drawing(folder: Path, *arguments) -> int:
     """A run of the command that draws after every step."""
     loop.DRAW_EVERY = 0.0
+    (folder / f"rank-{ranks().rank}").write_text(str(os.getpid()))
     return tiny_command(folder, *arguments)
 
 

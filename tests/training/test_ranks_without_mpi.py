@@ -81,6 +81,9 @@ class OfTheSame:
     def bcast(self, value):
         return value
 
+    def allreduce(self, value):
+        return 2 * value
+
 
 @pytest.mark.parametrize("rank, written", [
     (0, {"run.json", "step-000001.safetensors", "step-000002.safetensors", "model.safetensors", "samples.png",

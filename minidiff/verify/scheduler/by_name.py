@@ -15,8 +15,8 @@ from typing import Any
 
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.diffusion.schedules import Schedule, schedule_from
-from minidiff.errors import UserError
-from minidiff.verify.loading import brief, load_named
+from minidiff.errors import UserError, user_code
+from minidiff.verify.loading import load_named
 from minidiff.verify.scheduler.from_diffusers import KNOWN, Diffusers, checked_eta
 from minidiff.verify.scheduler.protocol import Scheduler, check
 from minidiff.verify.scheduler.replay import Replayed, of_sampler
@@ -87,13 +87,8 @@ def _check_numbers(name: str, config: Mapping[str, Any]) -> None:
 
 def _made(name: str, factory: Callable[..., Any], config: Mapping[str, Any]) -> Any:
     """Calls the factory and checks that its result follows the protocol."""
-    try:
+    with user_code(f"{name} {'refuses its configuration' if config else 'makes no scheduler'}"):
         made = factory(**config)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        how = "refuses its configuration" if config else "makes no scheduler"
-        raise UserError(f"{name} {how}: {brief(error)}") from error
     if made is None:
         raise UserError(f"{name} returned None, where it must return a scheduler")
     check(made)

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minidiff.diffusion.gaussian import PREDICTIONS
-from minidiff.errors import UserError
-from minidiff.verify.loading import brief
+from minidiff.errors import UserError, user_code
 
 
 class Scheduler(Protocol):
@@ -58,6 +57,7 @@ NEEDED = {
 METHODS = {"set_steps": 1, "add_noise": 3, "step": 4, "scale_input": 2}     # number of arguments
 
 
+@user_code("the scheduler breaks the protocol")
 def check(scheduler: Any) -> None:
     """UserError if a scheduler lacks an attribute or a method of the protocol. Its methods are not called."""
     kind, nothing = type(scheduler).__name__, object()
@@ -92,16 +92,15 @@ def check(scheduler: Any) -> None:
             raise UserError(f"the scheduler's {name} must be a number of at least {least}, not {number!r}")
 
 
+@user_code("the scheduler breaks the protocol")
 def check_run(scheduler: Any) -> None:
     """UserError if a run of 3 steps breaks the protocol: by the attributes that `set_steps` sets, or a returned shape.
 
     It starts a run, so the laws of a scheduler before any run come first. If a step raises, the laws report it.
     """
     n = min(3, len(scheduler.alpha_bar))
-    try:
+    with user_code(f"the scheduler's set_steps({n}) raises"):
         scheduler.set_steps(n)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"the scheduler's set_steps({n}) raises {brief(error)}") from error
     times = _array(_read(scheduler, "timesteps", None))
     if times is None or times.ndim != 1 or not times.size or times.dtype.kind not in "iuf" \
             or not np.isfinite(times).all():
@@ -119,7 +118,9 @@ def check_run(scheduler: Any) -> None:
         try:
             with np.errstate(all="ignore"):
                 result = call()
-        except (Exception, SystemExit):                     # a refusal, or a failure that the laws report
+        except KeyboardInterrupt:
+            raise
+        except BaseException:                               # a refusal, or a failure that the laws report
             continue
         if getattr(result, "shape", ()) != x.shape:
             raise UserError(f"the scheduler's {name} must return an array of its sample's shape {x.shape}, "
@@ -128,17 +129,17 @@ def check_run(scheduler: Any) -> None:
 
 def _read(scheduler: Any, name: str, *default: Any) -> Any:
     """The scheduler's attribute. UserError if it is a property that raises."""
-    try:
+    with user_code(f"the scheduler's {name} cannot be read"):
         return getattr(scheduler, name, *default)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"the scheduler's {name} cannot be read: {brief(error)}") from error
 
 
 def _array(a: Any) -> np.ndarray | None:
     """The array of a; None if there is none, as for lists of several lengths."""
     try:
         return np.asarray(a)
-    except (Exception, SystemExit):
+    except KeyboardInterrupt:
+        raise
+    except BaseException:                                   # of the object's own conversion
         return None
 
 

@@ -112,6 +112,8 @@ def refusal(scheduler: Scheduler, n: int) -> str:
         except ValueError as error:
             message = str(error) or "ValueError"
             list(walk(scheduler, n, start, point(X_0), first=signal[0]))
-    except (Exception, SystemExit):                         # a failure, which the laws report
+    except KeyboardInterrupt:
+        raise
+    except BaseException:                                   # a failure, which the laws report
         return ""
     return message

@@ -1,0 +1,103 @@
+"""What is printed for people: one line each, printable whatever a file holds, and never a reason to end the work.
+
+    show(line, ...)                         results, on the standard output
+    say(sentence)                           remarks and errors, on the standard error, after "minidiff: "
+    with unfailing() as (out, err): ...     sys.stdout and sys.stderr never raise; out.error says whether text was lost
+    for x in progress(items, "training"):   a progress bar; without a terminal the work goes on without it
+
+A terminal may close, `head` may leave, a disk may be full, and a daemon has no streams at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+
+
+def one_line(text: str) -> str:
+    """The text on one line: a space for each line break or tab, an escape for what a terminal would obey or hide.
+
+    Names and notes in files come from strangers: an escape sequence could hide a line, and a line break forge one.
+    """
+    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
+
+
+def show(*lines: object) -> None:
+    """Prints lines on the standard output."""
+    print("\n".join(one_line(str(line)) for line in lines))
+
+
+def say(sentence: object) -> None:
+    """Prints one line on the standard error, after the program's name."""
+    print(f"minidiff: {one_line(str(sentence))}", file=sys.stderr)
+
+
+def progress(items: Iterable | None = None, title: str = "", **options):
+    """tqdm's bar on the standard error.  options: tqdm's."""
+    from tqdm import tqdm
+    return tqdm(items, desc=one_line(title), file=Output(sys.stderr), dynamic_ncols=True, **options)
+
+
+class Output:
+    """A stream that never raises: it keeps the first error of writing, and loses what is written after it.
+
+    stream: None where the process was started without it.
+    """
+
+    def __init__(self, stream):
+        self.stream, self.error = stream, None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        if self.stream is not None:
+            self._try(self.stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self.error is not None:
+            return
+        try:
+            if self.stream is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            act()
+        except (OSError, ValueError) as error:              # ValueError: the stream was closed
+            self.error = error
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def unfailing() -> Iterator[tuple[Output, Output]]:
+    """Within it sys.stdout and sys.stderr are Outputs."""
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        yield out, err
+
+
+# --- the streams of a process of our own ------------------------------------------------------------------------
+
+def open_missing() -> None:
+    """Opens the null device for each standard stream that is closed; else the next file would get its number, and what
+    is printed on it would be written into that file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)        # the lowest free number: this one
+
+
+def drop_unwritable() -> None:
+    """Gives to the null device what a standard stream cannot write, before Python complains of it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+                stream.flush()
