@@ -335,7 +335,7 @@ BUGS = [
     Bug("a signal in a stage's last step is forgotten", LOOP,
         "stop = trainer.ranks.agree(trainer.stopping or trainer.asked_to_stop())",
         "stop = trainer.ranks.agree(False)"),
-    Bug("the older states make room before the new one is tried", LOOP,
+    Bug("whatever keeps a state from being saved, older ones make room", LOOP,
         "if getattr(error.__cause__, \"errno\", None) not in (errno.ENOSPC, errno.EDQUOT):",
         "if False:"),
     Bug("two processes train in one folder", RUN,
