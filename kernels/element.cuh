@@ -48,6 +48,9 @@ __device__ __forceinline__ double log_(double x)  { return log(x); }
 __device__ __forceinline__ float  rsqrt_(float x)  { return rsqrtf(x); }
 __device__ __forceinline__ double rsqrt_(double x) { return rsqrt(x); }
 
+// 1 / sqrt(v), and NaN if v is infinite: a norm whose squares overflowed would otherwise quietly be a constant.
+__device__ __forceinline__ Acc rstd_of_variance(Acc v) { return 1 / sqrt(v) + (v - v); }
+
 // __fdividef has no branches, unlike an exact division; for a divisor above 2^126 it returns 0.
 __device__ __forceinline__ float  sigmoid(float x)  { return __fdividef(1.f, 1.f + __expf(-x)); }
 __device__ __forceinline__ double sigmoid(double x) { return 1 / (1 + exp(-x)); }

@@ -64,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
             const Acc centred = wide(x[p * C + c]) - m;
             sum += centred * centred;
         }
-    const Acc r = 1 / sqrt(sum / n + eps);
+    const Acc r = rstd_of_variance(sum / n + eps);
     mean[thread] = m;
     rstd[thread] = r;
 

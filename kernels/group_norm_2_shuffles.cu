@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
         const Acc centred = wide(x[i / size * C + i % size]) - m;
         sum += centred * centred;
     }
-    const Acc r = 1 / sqrt(block_sum(sum, of_warps) / n + eps);
+    const Acc r = rstd_of_variance(block_sum(sum, of_warps) / n + eps);
     if (threadIdx.x == 0) {
         mean[blockIdx.x] = m;
         rstd[blockIdx.x] = r;

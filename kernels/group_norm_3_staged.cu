@@ -189,7 +189,9 @@ template <int V> __device__ __forceinline__ void forward(
     }
     __syncthreads();
     add_channels(channel, rstd_of, slab, size);
-    for (int g = threadIdx.x; g < slab; g += blockDim.x) rstd[g] = rstd_of[g] = 1 / sqrt(rstd_of[g] / n + eps);
+    for (int g = threadIdx.x; g < slab; g += blockDim.x) {
+        rstd[g] = rstd_of[g] = rstd_of_variance(rstd_of[g] / n + eps);
+    }
     __syncthreads();
 
     // y = gamma rstd (x - mean) + beta

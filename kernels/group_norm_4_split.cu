@@ -243,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_forward
             const Acc off = m[s * 2 * B * groups] - all;
             squares += m[(s * 2 + 1) * B * groups] + Acc(min(part, N - s * part)) * size * off * off;
         }
-        const Acc r = 1 / sqrt(warp_sum(squares) / n + eps);
+        const Acc r = rstd_of_variance(warp_sum(squares) / n + eps);
         if (threadIdx.x % 32 == 0) {
             mean_of[i] = all;
             rstd_of[i] = r;

@@ -76,7 +76,7 @@ template <int V> __device__ __forceinline__ void forward(
         const Piece<V> piece = read<V>(x + c);
         for (int k = 0; k < V; k++) sum += (wide(piece.at[k]) - m) * (wide(piece.at[k]) - m);
     }
-    const Acc r = 1 / sqrt(warp_sum(sum) / C + eps);
+    const Acc r = rstd_of_variance(warp_sum(sum) / C + eps);
     if (lane == 0) {
         *mean = m;
         *rstd = r;

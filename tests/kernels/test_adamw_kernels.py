@@ -139,6 +139,15 @@ def test_the_loss_scale_is_the_hosts(cupy, finite, patience):
     assert_equal((optimiser, ema), device, atol=1e-5)
 
 
+def test_the_scale_ends_where_the_hosts_does_and_an_average_without_memory_is_the_weights(cupy):
+    _, device = both(cupy, 1.0, decay=0.0, scaling=lambda: LossScale(2.0**59, patience=1))
+    for n in range(1, 4):
+        device.step([cupy.asarray(1e3 * g) for g in gradients(n)], cupy.asarray(np.float32(1)), 0.1, n)
+    assert device.fetch(3) is None and device.scaling.scale == LossScale.MOST
+    for name, p in device.optimiser.parameters.items():
+        assert np.array_equal(device.ema.average[name].get(), p.data.get())
+
+
 def test_a_scale_of_one_cannot_be_halved(cupy):
     _, device = both(cupy, 1.0, scaling=lambda: LossScale(2.0))
     bad = [cupy.asarray(np.full(shape, np.inf, np.float32)) for shape in SHAPES]

@@ -208,6 +208,14 @@ def test_a_nan_stays_in_its_group(version):
     assert np.isnan(y[1, :, 4:6]).all() and np.isnan(y).sum() == 18
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_group_whose_squares_overflow_is_nan_and_not_beta(version):
+    x = normal(2, 9, 8).astype(np.float32)
+    x[1, :, 4:6] *= 1e25                                    # image 1, group 2 of 4
+    y = by_kernels(x, np.ones_like(x), 4, np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, False, version)[0]
+    assert np.isnan(y[1, :, 4:6]).all() and np.isnan(y).sum() == 18
+
+
 # --- what else a kernel owes ----------------------------------------------------------------------------------
 
 # limit and part: a slab that fits, one that is partly read again, and several parts (every version's whole ones are in
@@ -344,6 +352,9 @@ def test_layer_norm_of_a_large_mean_and_of_a_constant():
     gamma, beta = (cupy.asarray(normal(1003, seed=s).astype(np.float32)) for s in (0, 1))
     y = norm_cuda.layer_norm(x, gamma, beta, 1e-5)[0]
     assert np.array_equal(y.get(), np.broadcast_to(beta.get(), (3, 1003)))
+    rows = normal(3, 1003).astype(np.float32) * np.array([[1], [1e25], [1]], np.float32)
+    y = norm_cuda.layer_norm(cupy.asarray(rows), gamma, beta, 1e-5)[0].get()
+    assert np.isnan(y).all(axis=1).tolist() == [False, True, False]             # its squares overflow: not beta
 
 
 def test_layer_norms_gradients_by_central_differences():

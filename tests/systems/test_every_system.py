@@ -8,6 +8,7 @@ from support import small_systems, tiny
 from minidiff import checkpoint, systems
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
+from minidiff.nn.module import Module
 from minidiff.training import loop
 from minidiff.training.run import TrainOptions, run
 from minidiff.training.trainer import Trainer
@@ -136,3 +137,29 @@ def test_each_option_has_its_effect_and_is_that_of_the_trajectory(name, option):
         few = {name: value for name, value in FEW.items() if name in system.options()}
         *_, last = system.trajectory(captions, seed=3, **few | about | {option: OTHER[option]})
         np.testing.assert_allclose(last.x_t.clip(-1, 1), other, atol=1e-5)
+
+
+OTHER_WAYS = {"dalle2": [{"prior": "autoregressive"}], "dalle": [{"temperature": 0.0}],
+              "imagen": [{"threshold": "dynamic"}]}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_part_whose_weights_are_nan_draws_no_picture(name):
+    """Neither as a token, an index or a clipped pixel does NaN become a picture; a part that is not used has none."""
+    system, captions, refused = small_systems.new(name), captions_for(name, 2), 0
+    small_systems.moved(system)
+    parts = [part for part in vars(system).values() if isinstance(part, Module)]
+    for options in ({}, *OTHER_WAYS.get(name, [])):
+        before = draw(system, captions, **options)
+        for part in parts:
+            own = {p: p.data for p in part.parameters().values()}
+            for p in own:
+                p.data = np.full_like(p.data, np.nan)
+            try:
+                assert np.array_equal(draw(system, captions, **options), before)
+            except ValueError:                              # a UserError is one
+                refused += 1
+            for p, data in own.items():
+                p.data = data
+    assert refused
