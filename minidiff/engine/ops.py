@@ -394,8 +394,12 @@ def _like(number, x: Tensor) -> Tensor:
     if not is_floating(x.dtype) and not isinstance(number, (int, np.integer)):
         raise TypeError(f"a Tensor of {x.dtype} does not take the number {number!r}: convert it to a floating dtype")
     if xp_of(x.data) is not np and x.dtype.kind != "V":     # "V" is bfloat16's kind
-        return Tensor(x.dtype.type(number))                 # a number is a kernel's argument; an array would be copied
-    return Tensor(xp_of(x.data).asarray(number, dtype=x.dtype))
+        value = x.dtype.type(number)                        # a number is a kernel's argument; an array would be copied
+    else:
+        value = xp_of(x.data).asarray(number, dtype=x.dtype)
+    if number and not value:
+        raise ValueError(f"the number {number!r} is 0 in {x.dtype}: cast the Tensor to float32 or float64 first")
+    return Tensor(value)
 
 
 def check_same_dtype(*xs: Tensor) -> None:

@@ -146,6 +146,16 @@ def test_clip_refuses_bounds_out_of_order(low, high):
         ops.clip(Tensor([1.0]), low, high)
 
 
+@pytest.mark.parametrize("dtype, number", [(np.float16, 1e-9), (np.float32, 1e-50), (np.float32, np.float64(-1e-50))])
+def test_a_number_that_the_dtype_rounds_to_0_is_refused(dtype, number):
+    """log(x + 1e-9) in float16 would be log(0), and 1e4 * 1e-9 would be 0."""
+    x = Tensor(np.zeros(2, dtype))
+    for f in (lambda: x + number, lambda: number * x, lambda: x / number):
+        with pytest.raises(ValueError, match="is 0 in float"):
+            f()
+    assert (x + 0).data.tolist() == (0.0 * x).data.tolist() == [0, 0]
+
+
 # --- reductions, softmax ---------------------------------------------------------------------------------------
 
 @every_dtype
