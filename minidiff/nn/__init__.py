@@ -7,7 +7,7 @@ or two systems each:
     classifier                              classifier guidance
     image_classifier                        evaluation, and the perceptual loss of autoencoders
     autoencoder, adversary, kl, quantise    autoencoders
-    gumbel, decoding                        DALL-E
+    decoding, gumbel                        DALL-E
     prior, embedding_codes                  DALL-E 2
 
 docs/glossary.md explains the terms.

@@ -40,7 +40,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
      ["nn/kl", "systems/dpm", "systems/ddpm",
       "nn/autoencoder", "nn/image_tower", "text/clip", "systems/clip",
       "nn/classifier", "systems/adm", "systems/glide",
-      "nn/gumbel", "nn/decoding", "systems/dalle",
+      "nn/decoding", "nn/gumbel", "systems/dalle",
       "nn/prior", "nn/embedding_codes", "systems/dalle2",
       "text/span_corruption", "text/t5", "systems/imagen",
       "nn/image_classifier", "systems/digit_classifier", "nn/adversary", "nn/quantise", "systems/autoencoder",
