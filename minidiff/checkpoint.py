@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.errors import UserError
 from minidiff.files import check_writable, remove_abandoned, write_whole
 from minidiff.input_files import open_file, parse_json
@@ -68,12 +69,13 @@ def save(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], meta: Mappi
 
     meta: a dict with str keys that JSON can represent (tuples are read back as lists).  Raises UserError, and keeps an
     older file, if the disk is full or read-only, or an array holds NaN or infinity, since a run could not continue from
-    such a checkpoint.  Raises TypeError for values that a checkpoint cannot hold.
+    such a checkpoint.  Raises TypeError or ValueError for what a checkpoint cannot hold, or `load` not give back.
     """
     from safetensors.numpy import save as to_bytes
 
     header = _as_json(meta)
     # not ascontiguousarray, which gives a scalar a dimension
+    _check_names(tensors)
     arrays = {name: np.asarray(a, order="C") for name, a in tensors.items()}
     _check_savable(path, arrays)
     # one key only: safetensors writes several in a random order
@@ -127,10 +129,8 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 3):
-        if keep < 1:
-            raise ValueError(f"keep is {keep}; it takes at least 1.")
         self.folder = Path(folder)
-        self.keep = keep
+        self.keep = whole("keep", keep, 1)
 
     def prepare(self, step: int = 0) -> None:
         """Creates the folder and checks that step's checkpoint can be saved in it.  Call it before the work.
@@ -158,6 +158,7 @@ class CheckpointFolder:
 
     def save(self, step: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
         """Writes step's checkpoint, with meta["step"] = step, then removes the oldest ones beyond `keep`."""
+        step = whole("step", step, 0)
         self.prepare(step)
         path = self._path(step)
         save(path, tensors, {**meta, "step": step})
@@ -226,9 +227,31 @@ class CheckpointFolder:
 
 def _as_json(meta: Mapping[str, Any]) -> str:
     try:
+        _check_keys(dict(meta))
         return json.dumps({"version": VERSION, "meta": dict(meta)}, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"meta takes what JSON can hold ({error}).") from None
+
+
+def _check_keys(value: Any) -> None:
+    """TypeError for a key that would be read back as another."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"a key must be a str, not {str(key)[:40]}")
+        value = list(value.values())
+    for part in value if isinstance(value, list | tuple) else ():
+        _check_keys(part)
+
+
+def _check_names(tensors: Mapping[str, np.ndarray]) -> None:
+    for name, a in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise TypeError("a tensor's name must be a str other than '__metadata__', which names the header's own "
+                            f"part, not {ascii(name)[:40]}")
+        name.encode()                                       # UnicodeEncodeError: a surrogate, which UTF-8 cannot hold
+        if isinstance(a, np.ma.MaskedArray):
+            raise TypeError(f"tensors[{name[:80]!r}] is a masked array, whose mask would be lost: fill it first")
 
 
 def _check_savable(path: Any, arrays: Mapping[str, np.ndarray]) -> None:

@@ -81,6 +81,73 @@ def test_meta_comes_back_and_is_json_in_the_header(tmp_path):
     assert json.loads(header_of(path)["__metadata__"]["minidiff"]) == {"version": 1, "meta": META}
 
 
+# names and meta as a caller may give them: some cannot be held, and then nothing is written
+TEXTS = st.text(max_size=20) | st.text(st.characters(), max_size=5) | st.sampled_from(
+    ["__metadata__", "", "a\0b", "\ud800", "minidiff", "a.b/c", "\u2028", "__metadata__ "])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+KEYS = TEXTS | st.integers() | st.booleans() | st.none()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner)
+                    | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+ARRAYS = st.sampled_from([np.float32(2), np.array(2), np.zeros((0, 3)), np.array(True), np.ones((2, 3)).T, [1, 2], 1.5,
+                          np.ones(2, ">f4"), np.array([[1, 2]]).view(np.matrix), np.ma.array([1, 2], mask=[0, 1]),
+                          np.ones(2, np.uint64), np.broadcast_to(1.0, (3,)), np.array([np.nan]), "x", None, 1j])
+
+
+def as_json(value):
+    """What a value becomes in JSON: tuples are lists; everything else stays, of its own type."""
+    if isinstance(value, dict):
+        return {key: as_json(part) for key, part in value.items()}
+    return [as_json(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.dictionaries(TEXTS | st.integers(), ARRAYS, max_size=3), st.dictionaries(KEYS, JSON, max_size=3))
+def test_what_is_saved_comes_back_equal_or_is_refused(tmp_path_factory, arrays, meta):
+    path = tmp_path_factory.mktemp("c") / "a.safetensors"
+    try:
+        save(path, arrays, meta)
+    except (TypeError, ValueError):
+        assert not path.exists()
+        return
+    back = load(path)
+    assert repr(back.meta) == repr(as_json(meta))           # repr: 1, 1.0 and True are equal, -0.0 and 0.0 too
+    assert back.tensors.keys() == arrays.keys()
+    for name, a in arrays.items():
+        assert not np.ma.isMaskedArray(a) and np.array_equal(back.tensors[name], np.asarray(a))
+        assert back.tensors[name].dtype == np.asarray(a).dtype.newbyteorder("=")
+        assert back.tensors[name].shape == np.shape(a)
+
+
+def test_names_and_keys_that_would_come_back_as_others_are_refused(tmp_path):
+    path, a = tmp_path / "a.safetensors", np.ones(2)
+    for name in ("__metadata__", 3, None, b"x"):
+        with pytest.raises(TypeError, match="a tensor's name must be a str other than '__metadata__'"):
+            save(path, {name: a}, {})
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        save(path, {"\ud800": a}, {})
+    with pytest.raises(TypeError, match=r"tensors\['a'\] is a masked array"):
+        save(path, {"a": np.ma.array(a, mask=[0, 1])}, {})
+    for meta in ({1: 2}, {"x": {None: 1}}, {"x": [{True: 1}]}, {"x": ({1.5: 1},)}):
+        with pytest.raises(TypeError, match="a key must be a str"):
+            save(path, {}, meta)
+    deep = {}
+    for _ in range(5000):
+        deep = {"x": deep}
+    with pytest.raises(TypeError, match="meta takes what JSON can hold"):
+        save(path, {}, deep)
+    with pytest.raises(TypeError, match="meta and the arrays. names take more than 16777216 bytes"):
+        save(path, {}, {"x": "y" * (17 << 20)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_takes_whole_steps(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    assert load(folder.save(np.int64(3), {}, {})).meta == {"step": 3}
+    for step in (-1, 2.0, True, "4"):
+        with pytest.raises(ValueError, match="step must be a whole number of at least 0"):
+            folder.save(step, {}, {})
+
+
 def test_equal_input_gives_equal_bytes(tmp_path):
     for name in "abcdefghijkl":
         save(tmp_path / name, tensors(), META)
@@ -430,7 +497,7 @@ def test_a_folder_that_cannot_be_used_is_found_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="The folder .*file cannot take checkpoints"):
         CheckpointFolder(tmp_path / "file").prepare()
-    with pytest.raises(ValueError, match="keep is 0; it takes at least 1"):
+    with pytest.raises(ValueError, match="keep must be a whole number of at least 1, not 0"):
         CheckpointFolder(tmp_path, keep=0)
 
 

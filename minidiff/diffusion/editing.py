@@ -25,8 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-import numpy as np
-
+from minidiff.checks import whole
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import q_sample, q_step
 from minidiff.diffusion.samplers import State, checked_times, ddpm
@@ -49,7 +48,7 @@ def inpaint(denoiser: Denoiser, x_T, times: Sequence[int], known, mask, cond=Non
     x_T, True where the image is known. repeats: how often each step but the last is made; 1 for replacement alone.
     streams: one for each sample.
     """
-    _check_repeats(repeats)
+    repeats = whole("repeats", repeats, 1)
     _check_known(known, mask, x_T)
     schedule, x_t, xp = denoiser.schedule, x_T, xp_of(x_T)
     path = [*checked_times(times, range(schedule.T), f"within {schedule.T - 1}..0"), -1]
@@ -76,11 +75,6 @@ def inpaint(denoiser: Denoiser, x_T, times: Sequence[int], known, mask, cond=Non
 def _check_strength(strength: float) -> None:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must lie within 0 (the image as it is) and 1 (none of it), not {strength!r}")
-
-
-def _check_repeats(repeats: int) -> None:
-    if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
-        raise ValueError(f"repeats must be a whole number of at least 1, not {repeats!r}")
 
 
 def _check_known(known, mask, x_T) -> None:

@@ -26,7 +26,7 @@ array (B,). Coefficients are computed in float64 and rounded once, to x's dtype,
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import device_of, to_numpy, xp_of
+from minidiff.engine.backend import device_of, plain, to_numpy, xp_of
 
 Array = np.ndarray  # or cupy.ndarray
 Times = int | np.ndarray
@@ -36,6 +36,8 @@ PREDICTIONS = ("eps", "x0", "v")
 
 def per_sample(a: np.ndarray | float, x: Array) -> Array:
     """A coefficient that broadcasts with x: (B,) -> (B, 1, ..., 1), a number -> (); x's dtype and device."""
+    if plain(x) is not x:
+        raise TypeError(f"x must be a plain array in the machine's byte order, got a {type(x).__name__} of {x.dtype}")
     if x.dtype.kind != "f":
         raise TypeError(f"x must be a floating-point array, got dtype {x.dtype}")
     a = np.asarray(a)

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance, q_step, v_from_x0
 from minidiff.diffusion.schedules import Schedule
@@ -225,8 +226,7 @@ SPACINGS = {"trailing": trailing, "leading": leading, "linspace": linspace, "log
 
 def times(schedule: Schedule, steps: int, spacing: str = "trailing"):
     """The times of a sampler: `steps` integers, strictly falling, the first T-1 and none below 0."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= schedule.T:
-        raise ValueError(f"steps must be an integer within 1..{schedule.T}, the schedule's T, got {steps!r}")
+    steps = whole("steps", steps, 1, schedule.T)
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
     k = np.arange(steps)
@@ -292,8 +292,7 @@ def _check_sampler(entry: Sampler) -> None:
         raise TypeError(f"function must be a sampler (denoiser, x_T, times, cond) -> states, got {entry.function!r}")
     if isinstance(entry.order, bool) or not isinstance(entry.order, (int, float)) or not 0 < entry.order < math.inf:
         raise ValueError(f"order must be a positive number, such as 1 or 2, got {entry.order!r}")
-    if isinstance(entry.calls, bool) or not isinstance(entry.calls, int) or entry.calls < 1:
-        raise ValueError(f"calls must be an integer of at least 1, got {entry.calls!r}")
+    whole("calls", entry.calls, 1)
 
 
 # ---- samplers by name --------------------------------------------------------------------------------------

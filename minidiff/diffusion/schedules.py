@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.engine.backend import to_numpy
 from minidiff.errors import UserError
 from minidiff.registry import Registry
@@ -56,6 +57,10 @@ class Schedule:
         from_clean.setflags(write=False)
         object.__setattr__(self, "_from_clean", from_clean)
         object.__setattr__(self, "alpha_bar", from_clean[1:])
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are built, and so checked and read-only, as the first was."""
+        return type(self), (self.alpha_bar, self.name)
 
     @property
     def T(self) -> int:
@@ -122,7 +127,7 @@ def linear(
     T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02, *, allow_signal: bool = False
 ) -> Schedule:
     """beta rises linearly (DDPM section 4). The defaults are for T = 1000; fewer steps need larger betas."""
-    _check_count("T", T, 1)
+    T = whole("T", T, 1)
     return from_betas(np.linspace(beta_min, beta_max, T), "linear", allow_signal=allow_signal)
 
 
@@ -130,7 +135,7 @@ def scaled_linear(
     T: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012, *, allow_signal: bool = False
 ) -> Schedule:
     """sqrt(beta) rises linearly (LDM's program, Zero SNR table 1; the defaults are those of Stable Diffusion)."""
-    _check_count("T", T, 1)
+    T = whole("T", T, 1)
     _check_not_negative(beta_min=beta_min, beta_max=beta_max)
     # beta_t = (sqrt(beta_min) + t/(T-1) (sqrt(beta_max) - sqrt(beta_min)))^2
     betas = np.linspace(beta_min**0.5, beta_max**0.5, T) ** 2
@@ -145,7 +150,7 @@ def cosine(
     The offset (s in the paper) keeps the first betas from vanishing; beta is at most beta_max, so that alpha_bar_T
     stays above 0.
     """
-    _check_count("T", T, 1)
+    T = whole("T", T, 1)
     u = np.arange(T + 1) / T  # u = 0 is the clean image, so time t stands at u = (t + 1) / T
     # f(u) = cos((u + offset)/(1 + offset) pi/2)^2,   alpha_bar = f(u) / f(0)
     f = np.cos((u + offset) / (1.0 + offset) * np.pi / 2) ** 2
@@ -159,7 +164,7 @@ def even_loss(T: int = 1000) -> Schedule:
 
     alpha_bar_t = 1 - (t + 1)/T ends at 0, where only x0- and v-prediction are possible.
     """
-    _check_count("T", T, 1)
+    T = whole("T", T, 1)
     # beta_t = (T - t + 1)^-1 where t counts 1..T
     return from_betas(1.0 / (T - np.arange(T)), "even_loss")
 
@@ -175,7 +180,7 @@ def from_log_snr(
     log_snr maps an array of u in (0, 1] to log(alpha^2/sigma^2), strictly falling. It is not evaluated at u = 0, the
     clean image, where it may be infinite; -inf at u = 1 is zero terminal SNR.
     """
-    _check_count("T", T, 1)
+    T = whole("T", T, 1)
     table = np.asarray(log_snr((np.arange(T) + 1) / T), dtype=np.float64)
     if table.shape != (T,):
         raise ValueError(f"log_snr must map an array ({T},) to an array ({T},), got shape {table.shape}")
@@ -186,7 +191,7 @@ def log_snr_linear(
     T: int = 1000, log_snr_max: float = 10.0, log_snr_min: float = -10.0, *, allow_signal: bool = False
 ) -> Schedule:
     """log-SNR falls linearly, from log_snr_max at t = 0 to log_snr_min at t = T-1 (VDM, a linear gamma)."""
-    _check_count("T", T, 2)
+    T = whole("T", T, 2)
     # alpha_bar = sigmoid(log-SNR),   sigma^2 = sigmoid(-log-SNR)                                   VDM eq. 3
     table = _sigmoid(np.linspace(log_snr_max, log_snr_min, T))
     return _reaching_noise(Schedule(table, "log_snr_linear"), allow_signal)
@@ -228,7 +233,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
     The last time is then pure noise, where eps does not determine x_0: predict v or x0. T must be at least 2.
     """
-    _check_count("schedule.T", schedule.T, 2)
+    whole("schedule.T", schedule.T, 2)
     alpha = np.sqrt(schedule.alpha_bar)  # (T,)
     # alpha_t <- (alpha_t - alpha_{T-1}) alpha_0 / (alpha_0 - alpha_{T-1})
     alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
@@ -311,13 +316,6 @@ def schedule_parameters(name: str) -> dict[str, float]:
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -x))  # 1 / (1 + e^-x), without overflow
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _check_betas(betas: np.ndarray) -> None:

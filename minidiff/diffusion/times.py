@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from minidiff.checks import whole
+
 
 def training_times(rng: np.random.Generator, shape: int | tuple[int, ...], T: int, power: float = 1 / 3,
                    stratified: bool = True) -> np.ndarray:
@@ -29,7 +31,8 @@ def training_times(rng: np.random.Generator, shape: int | tuple[int, ...], T: in
     shape: B for (B,). power: in (0, 1]. stratified: the batch covers all times evenly (`stratified_uniform`); only for
     a batch (B,). Otherwise all times are independent. ValueError for anything else.
     """
-    _check(shape, T, power, stratified)
+    T = whole("T", T, 1)
+    _check(shape, power, stratified)
     u = stratified_uniform(rng, shape) if stratified else rng.random(shape)
     # t = floor(T u^power), and T - 1 if rounding makes T of it
     return np.minimum((T * _root(u, power)).astype(np.int64), T - 1)
@@ -47,9 +50,7 @@ def _root(u: np.ndarray, power: float) -> np.ndarray:
     return u**power if root is None else root(u)
 
 
-def _check(shape: int | tuple[int, ...], T: int, power: float, stratified: bool) -> None:
-    if isinstance(T, bool) or not isinstance(T, int | np.integer) or T < 1:
-        raise ValueError(f"T must be an integer of at least 1, got {T!r}")
+def _check(shape: int | tuple[int, ...], power: float, stratified: bool) -> None:
     if not 0 < power <= 1:
         raise ValueError(f"power must be in (0, 1], where 1 draws all times equally often, got {power!r}")
     if stratified and not isinstance(shape, int | np.integer):

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import plain, xp_of
 from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.ops import check_same_dtype, in_float32_on_cpu
 from minidiff.engine.tensor import Tensor, record
@@ -33,6 +33,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
             key (M may be 0) gets zeros and passes no gradient.
     causal  query n attends to keys 0..n only, as if the mask included `causal_mask`; the GPU stores no such mask
     """
+    mask = plain(mask) if hasattr(mask, "dtype") else mask
     attention_cuda.check(q, k, v, mask)
     check_same_dtype(q, k, v)
     xp = xp_of(q.data, k.data, v.data)

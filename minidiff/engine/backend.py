@@ -30,6 +30,24 @@ def xp_of(*arrays) -> ModuleType:
     return cupy if any(on_gpu) else np
 
 
+def plain(a):
+    """The data as a plain array: of NumPy or CuPy, in the machine's byte order; NumPy's own numbers stay as they are.
+
+    A np.matrix becomes an array, and so do lists, numbers and what other libraries let NumPy read.  TypeError for a
+    masked array, whose mask would be lost, and for what holds other things than real numbers or bools.
+    """
+    if type(a) is np.ndarray and a.dtype.kind in "fiub" and a.dtype.isnative:       # almost always
+        return a
+    if isinstance(a, np.ma.MaskedArray):
+        raise TypeError("a masked array would lose its mask here: fill it first, with .filled(value)")
+    cupy = sys.modules.get("cupy")
+    if not isinstance(a, np.generic) and not (cupy and isinstance(a, cupy.ndarray)):
+        a = np.asarray(a)
+    if a.dtype.kind not in "fiub" and not is_floating(a.dtype):
+        raise TypeError(f"an array must hold real numbers or bools, not {a.dtype}")
+    return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+
+
 def to_numpy(a) -> np.ndarray:
     """The array on the CPU (a copy only if it was on a GPU)."""
     return a if isinstance(a, np.ndarray) else a.get() if hasattr(a, "get") else np.asarray(a)

@@ -25,6 +25,7 @@ from types import ModuleType
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.engine import conv_shift, conv_winograd
 from minidiff.engine.backend import narrow, xp_of
 from minidiff.engine.cuda import conv as conv_cuda
@@ -35,7 +36,7 @@ from minidiff.engine.tensor import Tensor, is_recording, record
 @in_float32_on_cpu
 def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """x (B, H, W, C), w (kh, kw, C, D), bias (D,) -> (B, (H+2p-kh)//s + 1, (W+2p-kw)//s + 1, D)."""
-    _check_conv(x, w, bias, 3, stride, padding)
+    stride, padding = _check_conv(x, w, bias, 3, stride, padding)
     if x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x has {x.shape[3]} channels and w {w.shape}, (kh, kw, C_in, C_out), takes "
                          f"{w.shape[2]}")
@@ -65,7 +66,7 @@ def conv_transpose2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: i
 
     x (B, H, W, D), w (kh, kw, C, D), bias (C,) -> (B, (H-1)s + kh - 2p, (W-1)s + kw - 2p, C).
     """
-    _check_conv(x, w, bias, 2, stride, padding)
+    stride, padding = _check_conv(x, w, bias, 2, stride, padding)
     if x.shape[3] != w.shape[3]:
         raise ValueError(f"conv_transpose2d: x has {x.shape[3]} channels and w (kh, kw, C_out, C_in) {w.shape} "
                          f"takes {w.shape[3]}")
@@ -177,25 +178,26 @@ def _patches(x, kh: int, kw: int, stride: int):
     return xp_of(x).lib.stride_tricks.as_strided(x, shape, (b, h * stride, w * stride, h, w, c))
 
 
-def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride: int, padding: int) -> None:
+def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, axis_out: int, stride: int,
+                padding: int) -> tuple[int, int]:
+    """Stride and padding as ints; ValueError or TypeError unless all fit together."""
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"convolution takes x (B, H, W, C) and w (kh, kw, C_in, C_out), not {x.shape} and {w.shape}")
     if 0 in w.shape:
         raise ValueError(f"convolution takes w with at least one element, not {w.shape}")
-    if not (_is_whole(stride) and _is_whole(padding) and stride >= 1 and padding >= 0):
-        raise ValueError(f"convolution takes whole numbers stride >= 1 and padding >= 0, not {stride} and {padding}")
     if bias is not None and bias.shape != (w.shape[axis_out],):
         raise ValueError(f"convolution: bias must have shape {(w.shape[axis_out],)}, not {bias.shape}")
     check_same_dtype(x, w, *(() if bias is None else (bias,)))
+    return whole("stride", stride, 1), whole("padding", padding, 0)
 
 
 # --- resolution -------------------------------------------------------------------------------------------
 
 def upsample_nearest(x: Tensor, factor: int = 2) -> Tensor:
     """Each pixel becomes a square of factor x factor copies: (B, H, W, C) -> (B, fH, fW, C)."""
-    _check_images("upsample_nearest", x, factor)
+    f = _check_images("upsample_nearest", x, factor)
     B, H, W, C = x.shape
-    xp, f = xp_of(x.data), factor
+    xp = xp_of(x.data)
     y = xp.broadcast_to(x.data[:, :, None, :, None], (B, H, f, W, f, C)).reshape(B, H * f, W * f, C)
 
     def pullback(dy):
@@ -206,9 +208,9 @@ def upsample_nearest(x: Tensor, factor: int = 2) -> Tensor:
 
 def average_pool(x: Tensor, factor: int = 2) -> Tensor:
     """The mean of each factor x factor square: (B, H, W, C) -> (B, H/f, W/f, C)."""
-    _check_divisible("average_pool", x, factor)
+    f = _check_divisible("average_pool", x, factor)
     B, H, W, C = x.shape
-    xp, f = xp_of(x.data), factor
+    xp = xp_of(x.data)
     squares = x.data.reshape(B, H // f, f, W // f, f, C)
     y = narrow(mean_of(squares, axis=(2, 4), dtype=sum_dtype(x.dtype)), x.dtype)
 
@@ -220,18 +222,16 @@ def average_pool(x: Tensor, factor: int = 2) -> Tensor:
 
 def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
     """Each square of pixels becomes the channels of one pixel: (B, H, W, C) -> (B, H/f, W/f, f f C)."""
-    _check_divisible("space_to_depth", x, factor)
+    f = _check_divisible("space_to_depth", x, factor)
     B, H, W, C = x.shape
-    f = factor
     y = x.data.reshape(B, H // f, f, W // f, f, C).swapaxes(2, 3).reshape(B, H // f, W // f, f * f * C)
     return record(y, (x,), lambda dy: (_depth_to_space(dy, f),))
 
 
 def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
     """The inverse of space_to_depth: (B, H, W, f f C) -> (B, fH, fW, C)."""
-    _check_images("depth_to_space", x, factor)
+    f = _check_images("depth_to_space", x, factor)
     B, H, W, C = x.shape
-    f = factor
     if C % (f * f):
         raise ValueError(f"depth_to_space: {C} channels are not a multiple of {f} x {f}")
 
@@ -245,18 +245,15 @@ def _depth_to_space(x, f: int):
     return x.reshape(B, H, W, f, f, C // (f * f)).swapaxes(2, 3).reshape(B, H * f, W * f, C // (f * f))
 
 
-def _check_images(op: str, x: Tensor, factor: int) -> None:
+def _check_images(op: str, x: Tensor, factor: int) -> int:
+    """The factor as an int."""
     if x.ndim != 4:
         raise ValueError(f"{op} takes x (B, H, W, C), not {x.shape}")
-    if not (_is_whole(factor) and factor >= 1):
-        raise ValueError(f"{op} takes a whole number of at least 1 as factor, not {factor}")
+    return whole(f"{op}: factor", factor, 1)
 
 
-def _check_divisible(op: str, x: Tensor, factor: int) -> None:
-    _check_images(op, x, factor)
+def _check_divisible(op: str, x: Tensor, factor: int) -> int:
+    factor = _check_images(op, x, factor)
     if x.shape[1] % factor or x.shape[2] % factor:
         raise ValueError(f"{op} takes x (B, H, W, C) with H and W multiples of {factor}, not {x.shape}")
-
-
-def _is_whole(number) -> bool:
-    return isinstance(number, (int, np.integer))
+    return factor

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.engine import ops
 from minidiff.engine.backend import narrow, wide, xp_of
 from minidiff.engine.cuda import norm as norm_cuda
@@ -33,9 +34,8 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
                silu: bool = False) -> Tensor:
     """x (B, ..., C), gamma and beta (C,) or (B, C) -> (B, ..., C), or its silu.  C must be a multiple of groups."""
     B, C = x.shape[0], x.shape[-1]
-    if not isinstance(groups, (int, np.integer)):
-        raise TypeError(f"group_norm: groups must be a whole number, not {groups!r}")
-    if groups < 1 or C % groups:
+    groups = whole("groups", groups, 1)
+    if C % groups:
         raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
     if gamma.shape not in ((C,), (B, C)) or beta.shape != gamma.shape:
         raise ValueError(f"group_norm: gamma and beta must both be {(C,)} or {(B, C)}, not {gamma.shape}, {beta.shape}")

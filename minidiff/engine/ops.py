@@ -15,12 +15,13 @@ sums, computes in float32 and rounds its result (`in_float32`).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import wraps
 
 import numpy as np
 
-from minidiff.engine.backend import is_floating, is_half, narrow, wide, xp_of
+from minidiff.engine.backend import is_floating, is_half, narrow, plain, wide, xp_of
 from minidiff.engine.tensor import Tensor, record
 
 Axes = int | tuple[int, ...] | None
@@ -226,7 +227,9 @@ def clip(x: Tensor, low: float, high: float) -> Tensor:
 
 def where(condition, x, y) -> Tensor:
     """x where condition (a boolean array), else y."""
-    x, y = _pair(x, y)
+    (x, y), condition = _pair(x, y), plain(condition)
+    if condition.dtype != bool:
+        raise TypeError(f"where takes a condition of bools, not {condition.dtype}")
     xp = xp_of(condition, x.data)
 
     def pullback(dz):
@@ -311,6 +314,7 @@ def embedding(table: Tensor, ids) -> Tensor:
 
     ids should be on the host, even if the table is on a GPU: they are checked, and on a GPU that means to wait.
     """
+    ids = plain(ids)
     _check_ids("embedding takes ids", ids, table.shape[0])
     xp = xp_of(table.data)
     ids = xp.asarray(ids)
@@ -352,6 +356,7 @@ def cross_entropy(logits: Tensor, labels, weight=None) -> Tensor:
     weight: an array of labels' shape.  The result is then the sum of weight times -log softmax(logits)[label]; what
     stands at a weight of 0 has no influence.
     """
+    labels = plain(labels)
     if logits.ndim < 2 or labels.shape != logits.shape[:-1] or (weight is not None and weight.shape != labels.shape):
         raise ValueError("cross_entropy takes logits (..., K), with labels and weight (...), not "
                          f"{logits.shape}, {labels.shape} and {'no weight' if weight is None else weight.shape}")
@@ -389,8 +394,10 @@ def _pair(x, y) -> tuple[Tensor, Tensor]:
 
 
 def _like(number, x: Tensor) -> Tensor:
-    if hasattr(number, "dtype") and number.ndim:            # an array keeps its dtype, which must match
-        return Tensor(number)
+    if type(number) not in (int, float):
+        keeps, number = hasattr(number, "dtype"), plain(number)
+        if number.ndim and keeps:                           # an array keeps its dtype, which must match
+            return Tensor(number)
     if not is_floating(x.dtype) and not isinstance(number, (int, np.integer)):
         raise TypeError(f"a Tensor of {x.dtype} does not take the number {number!r}: convert it to a floating dtype")
     if xp_of(x.data) is not np and x.dtype.kind != "V":     # "V" is bfloat16's kind
@@ -470,8 +477,8 @@ def _restore(dy, x: Tensor, axis: Axes, keepdims: bool):
     """A reduction's cotangent with the reduced axes restored, with length 1."""
     if keepdims:
         return dy
-    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    axes = {a % x.ndim for a in axes}
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = {operator.index(a) % x.ndim for a in axes}
     return dy.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 

@@ -19,7 +19,7 @@ from functools import cache
 
 import numpy as np
 
-from minidiff.engine.backend import device_of, keep_freed_memory
+from minidiff.engine.backend import device_of, is_floating, keep_freed_memory, narrow
 from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 
 # in samples; a training step of the text-to-image model at batch 128 takes 510 ms with shards of 64, and 550 ms with 32
@@ -180,18 +180,23 @@ def map_batch(f: Callable, *arrays, device: str = "cpu", size: int = SHARD):
 
     arrays: each has B rows, (B, ...).  f(*shards) returns an array or a Tensor with one row for each row of its
     shards, or a tuple of these; map_batch returns an array of B rows, or a tuple of these.  f's result for one row
-    must not depend on the other rows.  A GPU takes the whole batch at once, since one batch fills it.
+    must not depend on the other rows.  A floating result takes the dtype of the first floating array, whatever dtype f
+    computes in; without one it keeps its own.  A GPU takes the whole batch at once, since one batch fills it.
     """
     if len({len(array) for array in arrays}) != 1:
         raise ValueError(f"map_batch requires arrays with the same number of rows, not {[len(a) for a in arrays]}")
-    count = len(arrays[0])
+    count, dtype = len(arrays[0]), next((a.dtype for a in arrays if is_floating(a.dtype)), None)
+
+    def array_of(result):
+        result = result.data if isinstance(result, Tensor) else result
+        return narrow(result, dtype) if dtype and is_floating(result.dtype) else result
 
     def one(shard: slice):
         with no_grad():
             results = f(*(array[shard] for array in arrays))
         if isinstance(results, tuple):
-            return tuple(map(_array_of, results))
-        return _array_of(results)
+            return tuple(map(array_of, results))
+        return array_of(results)
 
     if device != "cpu" or count <= 1:
         return one(slice(0, count))
@@ -199,10 +204,6 @@ def map_batch(f: Callable, *arrays, device: str = "cpu", size: int = SHARD):
     if isinstance(results[0], tuple):
         return tuple(map(np.concatenate, zip(*results, strict=True)))
     return np.concatenate(results)
-
-
-def _array_of(result):
-    return result.data if isinstance(result, Tensor) else result
 
 
 def shards(count: int, size: int = SHARD) -> list[slice]:

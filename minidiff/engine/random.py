@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.engine.backend import to_device
 
 
@@ -26,7 +27,7 @@ def generator(seed: int, use: str, *numbers: int) -> np.random.Generator:
     use      what the numbers are for
     numbers  which use of that name, where there are several
     """
-    name = ":".join([use, *(str(int(number)) for number in (seed, *numbers))])
+    name = ":".join([use, str(whole("seed", seed, 0)), *(str(whole(use, number)) for number in numbers)])
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big"))
 
 
@@ -38,15 +39,14 @@ class SampleStreams:
     """
 
     def __init__(self, seed: int, count: int):
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
-        if not isinstance(count, (int, np.integer)) or count < 1:
-            raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
+        whole("seed", seed, 0)
+        whole("count", count, 1)
         self._rngs = [np.random.default_rng([int(seed), i]) for i in range(count)]
 
     @classmethod
     def from_seeds(cls, seeds: Sequence[int]) -> SampleStreams:
         """One stream for each of the seeds; each equals sample 0 of `SampleStreams(seed, n)`."""
+        seeds = [whole("seed", seed, 0) for seed in seeds]
         return cls._of([np.random.default_rng([int(seed), 0]) for seed in seeds])
 
     @classmethod

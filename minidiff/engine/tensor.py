@@ -12,6 +12,10 @@ the result in the `.grad` of the leaves that require it.
 
 A pullback keeps its inputs and, if it needs it, the *array* of its output, never the output Tensor.  So the graph has
 no reference cycles and is freed as soon as nobody refers to it.
+
+A pullback reads the data of its inputs when it is called.  So it would be wrong if these were set again after the op,
+as an optimiser does.  Each Tensor notes when its data was set, and `backward` refuses if an input is younger than the
+result.
 """
 
 from __future__ import annotations
@@ -19,13 +23,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from itertools import count
+from operator import attrgetter
 
 import numpy as np
 
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import plain, xp_of
 
 # each thread and each asynchronous task has its own; parallel_map hands the caller's on
 _recording = ContextVar("recording", default=True)
+_moments = count()                                          # the order in which the Tensors' data was set
 
 
 def no_grad() -> AbstractContextManager:
@@ -51,28 +58,43 @@ def is_recording() -> bool:
 class Tensor:
     """An array (of NumPy or CuPy) with respect to which gradients can be computed.
 
-    data            the array; lists and numbers become float32, arrays keep their dtype
+    data            the array; lists and numbers become float32, arrays keep their dtype.  It may be set: a new array,
+                    or `x.data -= ...` in place.  (`x.data[i] = ...` is not noticed by a graph that has used x.)
     requires_grad   True for a leaf that gets a `.grad`; its dtype must be floating
     grad            None, or an array of data's shape and dtype: the sum over all `backward` calls since it
                     was last set to None
     """
 
-    __slots__ = ("data", "requires_grad", "grad", "_parents", "_pullback", "__weakref__")
+    __slots__ = ("_data", "_moment", "requires_grad", "grad", "_parents", "_pullback", "__weakref__")
     __array_priority__ = 1000                               # so that ndarray * Tensor calls Tensor.__rmul__
     __array_ufunc__ = None
 
     def __init__(self, data, requires_grad: bool = False):
         if isinstance(data, Tensor):
             raise TypeError("data is a Tensor already: use it, or its .data, or .detach()")
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data, dtype=np.float32)
-        if requires_grad and data.dtype.kind != "f":
-            raise TypeError(f"requires_grad needs a floating dtype, and data is {data.dtype}")
-        self.data = data
+        data = plain(data) if hasattr(data, "dtype") else plain(data).astype(np.float32)
+        if requires_grad:
+            if data.dtype.kind != "f":
+                raise TypeError(f"requires_grad needs a floating dtype, and data is {data.dtype}")
+            data = np.asarray(data) if isinstance(data, np.generic) else data       # which an optimiser can write into
+        self._data, self._moment = data, next(_moments)
         self.requires_grad = requires_grad
         self.grad = None
         self._parents: tuple[Tensor, ...] = ()
         self._pullback: Callable | None = None
+
+    def _set_data(self, data) -> None:
+        if self._pullback is not None:
+            raise TypeError("the data of a computed Tensor is not set: its gradient would be of other numbers")
+        self._data, self._moment = plain(data), next(_moments)
+
+    data = property(attrgetter("_data"), _set_data)
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are leaves; TypeError for a computed Tensor, whose graph cannot be copied."""
+        if self._pullback is not None:
+            raise TypeError("a computed Tensor is not copied with its history: copy its .detach()")
+        return _leaf, (self._data, self.requires_grad, self.grad)
 
     def backward(self, dy=None, *, keep_graph: bool = False) -> None:
         """Adds d(self . dy)/d(leaf) to the `.grad` of every leaf that self depends on and that requires it.
@@ -82,7 +104,8 @@ class Tensor:
                     True: the graph is kept, and a second walk adds the same gradients again.
         """
         for leaf, dx in _walk(self, dy, keep_graph):
-            leaf.grad = dx.copy() if leaf.grad is None else leaf.grad + dx
+            xp = xp_of(dx)
+            leaf.grad = xp.array(dx) if leaf.grad is None else xp.asarray(leaf.grad + dx)
 
     def detach(self) -> Tensor:
         """The same array, without its history."""
@@ -109,6 +132,12 @@ class Tensor:
         raise TypeError("a Tensor is not converted to an array implicitly, which would lose its history: use .data")
 
 
+def _leaf(data, requires_grad: bool, grad) -> Tensor:
+    x = Tensor(data, requires_grad)
+    x.grad = grad
+    return x
+
+
 def record(data, parents: Sequence[Tensor], pullback: Callable) -> Tensor:
     """The Tensor of an op's result.  pullback(dy) returns one cotangent (or None) for each parent.
 
@@ -126,6 +155,8 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
 
     It frees the graph during the walk.  Several threads may call it for graphs that share leaves.
     """
+    if any(leaf._pullback is not None for leaf in leaves):
+        raise ValueError("gradients: leaves must be Tensors that were not computed by ops")
     found = {id(leaf): dx for leaf, dx in _walk(y, dy, keep_graph=False)}
 
     def memory(a):
@@ -157,13 +188,16 @@ def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]
         if y.size != 1:
             raise ValueError(f"backward: dy is required if y has more than one element; y is {y.shape}")
         dy = xp.ones_like(y.data)
-    dy = xp.asarray(dy, dtype=y.dtype)
+    dy = xp.asarray(plain(dy), dtype=y.dtype)
     if dy.shape != y.shape:
         raise ValueError(f"backward: dy must have y's shape {y.shape}, not {dy.shape}")
 
     order = _topological_order(y)
     if any(node._pullback is _released for node in order):
         raise RuntimeError("backward: this graph was freed by an earlier backward; pass keep_graph=True to the first")
+    if any(x._moment > node._moment for node in order for x in node._parents):
+        raise RuntimeError("backward: a Tensor's data was set after it was used, and its gradient would be of other "
+                           "numbers: compute y again")
     cotangents = {id(y): dy}                                # id(tensor) -> the sum over its users so far
     while order:
         node = order.pop()                                  # every user of node comes before node

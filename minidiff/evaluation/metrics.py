@@ -27,7 +27,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.data import attributes, digit_captions
+from minidiff.nn.images import clean_images
 
 ROWS = 512                                                  # of distances at a time: 40 MB for 10,000 features
 
@@ -97,8 +99,9 @@ def digits_right(captions: Sequence[str], digits: np.ndarray) -> np.ndarray:
 
 def attribute_matches(captions: Sequence[str], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(matches, wanted), each (N, 3) bool: which of thickness, slant and width a caption asks for, and which of these
-    its image (H, W, 1) in [-1, 1] has."""
+    its image (H, W, 1) in [-1, 1], or uint8, has."""
     asked = np.array([digit_captions.parse(caption)[1] for caption in captions]).reshape(-1, 3)
+    images = images if images.dtype == np.uint8 else clean_images(images)
     found = np.array(attributes.name(attributes.measure(images))).reshape(-1, 3)
     wanted = asked != ""
     matches = wanted & (asked == found)
@@ -120,8 +123,7 @@ def _check_gaussians(mu1, S1, mu2, S2) -> None:
 
 def _check_features(real, fake, k: int) -> list[np.ndarray]:
     """Both sets in float64; ValueError as `precision_recall` says."""
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
+    whole("k", k, 1)
     checked = []
     for name, features in (("real", np.asarray(real)), ("fake", np.asarray(fake))):
         if features.ndim != 2 or len(features) <= k or features.shape[1] < 1:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minidiff.nn.images import clean_images
 from minidiff.systems.autoencoder import Autoencoder
 from minidiff.systems.digit_classifier import DigitClassifier
 
@@ -31,6 +32,7 @@ class Reconstruction:
 
 def measure(autoencoder: Autoencoder, images: np.ndarray, digits: np.ndarray, judge: DigitClassifier) -> Reconstruction:
     """How well images (N, H, W, C) in [-1, 1] with these digits (N,) are reconstructed, and at what rate."""
+    images = clean_images(images)
     reconstructed = autoencoder.reconstruct(images)
     mse = float(np.mean((images - reconstructed) ** 2, dtype=np.float64))
     # PSNR = 10 log10(peak^2 / MSE)

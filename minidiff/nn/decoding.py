@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.engine.backend import xp_of
 from minidiff.errors import UserError
 
@@ -54,5 +55,4 @@ def check_logits(logits) -> None:
 def check_choices(temperature: float, top_k: int) -> None:
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be a number of at least 0, not {temperature!r}")
-    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 0:
-        raise ValueError(f"top_k must be a whole number of at least 0 (0: all), not {top_k!r}")
+    whole("top_k", top_k, 0)

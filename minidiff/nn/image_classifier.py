@@ -19,6 +19,7 @@ from minidiff.engine.backend import to_numpy
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.image_tower import check_images, check_shape, check_two_halvings
+from minidiff.nn.images import clean_images
 from minidiff.nn.layers import Conv2d, GroupNorm, Linear
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
@@ -82,9 +83,10 @@ class ImageClassifier(Module):
         def one(x):
             f = self.features(as_input(self, x))
             return as_float32(f), self.logits(f).data.argmax(axis=1)
+        images = clean_images(images, self.config.shape)
         features, classes = map(to_numpy, map_batch(one, images, device=self.device, size=256))
         if not np.isfinite(features).all():
-            raise ValueError("images must be finite, and so must the classifier's weights: its features are not")
+            raise ValueError("the classifier's weights must be finite: its features are not")
         return features, classes
 
 

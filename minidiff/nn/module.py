@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minidiff.engine.backend import device_of, to_device, to_numpy
+from minidiff.engine.backend import check_device, device_of, is_floating, plain, to_device, to_numpy
 from minidiff.engine.tensor import Tensor
 
 
@@ -36,28 +36,38 @@ class Module:
                     yield from part.modules(f"{prefix}{name}." if i is None else f"{prefix}{name}.{i}.")
 
     def parameters(self) -> dict[str, Tensor]:
-        """Every parameter by its name, in the order of definition."""
-        return {prefix + name: value for prefix, module in self.modules()
-                for name, value in vars(module).items() if isinstance(value, Tensor)}
+        """Every parameter by its name, in the order of definition; one that is in two places by its first name."""
+        named, seen = {}, set()
+        for prefix, module in self.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and id(value) not in seen:
+                    seen.add(id(value))
+                    named[prefix + name] = value
+        return named
 
     def parameter_count(self) -> int:
         return sum(p.size for p in self.parameters().values())
 
     @property
     def device(self) -> str:
-        """"cpu" or "cuda": where the first parameter is.  AttributeError if the module has none."""
+        """"cpu" or "cuda", where its parameters are.  AttributeError if it has none."""
         return device_of(self._first_parameter("device").data)
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the first parameter.  AttributeError if the module has none."""
+        """The dtype that it computes in, of its first trained parameter.  AttributeError if it has no parameters."""
         return self._first_parameter("dtype").dtype
 
     def _first_parameter(self, asked: str) -> Tensor:
+        measured = None
         for _, module in self.modules():
             for value in vars(module).values():
                 if isinstance(value, Tensor):
-                    return value
+                    if value.requires_grad:
+                        return value
+                    measured = value if measured is None else measured
+        if measured is not None:
+            return measured
         raise AttributeError(f"{type(self).__name__} has no parameters, and so no {asked}")
 
     def train(self, mode: bool = True) -> Module:
@@ -77,25 +87,32 @@ class Module:
 
         Raises ValueError, and sets none, if names or shapes do not match.
         """
-        parameters = self.parameters()
+        parameters, new = self.parameters(), {}
         for name in [*parameters, *state]:
             if name not in state or name not in parameters:
                 where = "is missing from" if name in parameters else "is unknown, and in"
                 raise ValueError(f"state: parameter {name!r} {where} the state given to {type(self).__name__}")
-            if state[name].shape != parameters[name].shape:
-                raise ValueError(f"state: {name!r} has shape {state[name].shape}, and "
+            if np.shape(state[name]) != parameters[name].shape:
+                raise ValueError(f"state: {name!r} has shape {np.shape(state[name])}, and "
                                  f"{type(self).__name__} takes {parameters[name].shape}")
         for name, p in parameters.items():
-            p.data = to_device(np.array(state[name], dtype=p.dtype), device_of(p.data))
+            new[name] = to_device(np.array(plain(state[name]), dtype=p.dtype), device_of(p.data))
+        for name, p in parameters.items():                  # all of them, now that none can fail
+            p.data = new[name]
 
     def astype(self, dtype) -> Module:
-        """Converts all parameters in place, for instance to float64 for gradient checks."""
+        """Converts what is trained in place, for instance to float64 for gradient checks; measured numbers stay."""
+        dtype = np.dtype(dtype)
+        if not is_floating(dtype):
+            raise TypeError(f"dtype must be a floating dtype, such as float16, not {dtype}")
         for p in self.parameters().values():
-            p.data, p.grad = p.data.astype(dtype), None
+            if p.requires_grad:
+                p.data, p.grad = p.data.astype(dtype), None
         return self
 
     def to(self, device: str) -> Module:
         """Moves all parameters to "cpu" or "cuda" in place."""
+        check_device(device)
         for p in self.parameters().values():
             p.data, p.grad = to_device(p.data, device), None
         return self

@@ -47,6 +47,7 @@ class AdamW:
     def step(self, grads: Sequence, lr: float) -> None:
         """One update.  FloatingPointError if the square of a gradient overflows, which clipping prevents."""
         c = self.config
+        _check_step(self.parameters, self.m, grads)
         self.n += 1
         m_scale = 1 / (1 - c.b1**self.n)
         v_scale = 1 / (1 - c.b2**self.n)
@@ -62,7 +63,7 @@ class AdamW:
                 with np.errstate(over="raise"):             # v would stay infinite, and w would never change again
                     v += (1 - c.b2) * (g * g)
                 # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
-                change = xp_of(w).asarray(v * v_scale)      # for a parameter of shape (), NumPy gives a number
+                change = xp_of(v).asarray(v * v_scale)      # for a parameter of shape (), NumPy gives a number
                 xp_of(w).sqrt(change, out=change)
                 change += c.eps
                 xp_of(w).divide(m, change, out=change)
@@ -70,6 +71,7 @@ class AdamW:
                 if w.ndim > 1:
                     w *= 1 - lr * c.decay
                 w -= change
+                p.data = w                                  # set, so that a graph of the old weights is refused
         _on_all_cores(update, list(zip(self.parameters.items(), grads, strict=True)), grads)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -77,10 +79,13 @@ class AdamW:
                 for name, a in held.items()} | {"n": np.array(self.n, dtype=np.int64)}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what `state_dict` gave.  ValueError, with nothing changed, for the state of other parameters."""
+        _check_state(state, {f"{kind}.{name}": a for kind, held in (("m", self.m), ("v", self.v))
+                             for name, a in held.items()})
         self.n = int(state["n"])
         for kind, held in (("m", self.m), ("v", self.v)):
             for name, a in held.items():
-                held[name] = to_device(np.array(state[f"{kind}.{name}"]), device_of(a))
+                held[name] = to_device(np.array(state[f"{kind}.{name}"], a.dtype), device_of(a))
 
 
 def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
@@ -89,6 +94,9 @@ def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
     scale: the loss scale (precision.py).  The gradients are first divided by it.  Returns the norm before clipping, of
     the divided gradients; if it is not finite, they are not clipped.  Source: Pascanu et al. 2013, algorithm 1.
     """
+    if any(isinstance(g, np.generic) for g in grads):
+        raise TypeError("grads must be arrays, which can be scaled in place, not NumPy's numbers")
+
     def squares(part: Sequence) -> list[float]:
         for g in part:
             if scale != 1:
@@ -166,6 +174,8 @@ class UpdateOnDevice:
         self._update([p.data for p in optimiser.parameters.values()], grads, list(optimiser.m.values()),
                      list(optimiser.v.values()), list(ema.average.values()), loss, number=number, lr=lr,
                      clip=self.clip, b1=c.b1, b2=c.b2, eps=c.eps, decay=c.decay, ema=ema.decay)
+        for p in optimiser.parameters.values():
+            p.data = p.data                                 # a graph of the old weights is then refused
 
     def fetch(self, steps: int) -> tuple[int, float] | None:
         """Waits for the device and copies its counts and loss scale to the host, after the run's `steps` steps.
@@ -221,7 +231,7 @@ class EMA:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
         _check_wide("EMA", parameters)
         self.parameters, self.decay, self.n = parameters, decay, 0
-        self.average = {name: p.data.copy() for name, p in parameters.items()}
+        self.average = {name: xp_of(p.data).array(p.data) for name, p in parameters.items()}
 
     def step(self) -> None:
         d = self.decay_at(self.n)
@@ -244,6 +254,31 @@ class EMA:
         return {name: to_numpy(a).copy() for name, a in self.average.items()} | {"n": np.array(self.n, dtype=np.int64)}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Takes what `state_dict` gave.  ValueError, with nothing changed, for the state of other parameters."""
+        _check_state(state, self.average)
         self.n = int(state["n"])
         for name, a in self.average.items():
-            self.average[name] = to_device(np.array(state[name]), device_of(a))
+            self.average[name] = to_device(np.array(state[name], a.dtype), device_of(a))
+
+
+# --- checks, before anything is changed ---------------------------------------------------------------------
+
+def _check_step(parameters: dict[str, Tensor], moments: dict, grads: Sequence) -> None:
+    if len(grads) != len(parameters):
+        raise ValueError(f"grads must be one array for each of the {len(parameters)} parameters, not {len(grads)}")
+    for (name, p), g in zip(parameters.items(), grads, strict=True):
+        w, m = p.data, moments[name]
+        if not w.shape == m.shape == g.shape or w.dtype != m.dtype:
+            raise ValueError(f"parameter {name!r} is {w.dtype} {w.shape}, its gradient {g.dtype} {g.shape} and its "
+                             f"moments {m.dtype} {m.shape}: create the optimiser after the parameters have their dtype")
+        if isinstance(w, np.ndarray) and not w.flags.writeable:
+            raise ValueError(f"parameter {name!r} is a read-only array: train a copy")
+
+
+def _check_state(state: dict[str, np.ndarray], expected: dict) -> None:
+    """expected: name -> array, beside the count n."""
+    if state.keys() != {*expected, "n"} or int(state["n"]) < 0:
+        raise ValueError(f"state must hold {len(expected)} arrays, as state_dict gives them, and n, the count of steps")
+    for name, a in expected.items():
+        if np.shape(state[name]) != a.shape:
+            raise ValueError(f"state: {name!r} has shape {np.shape(state[name])}, not {a.shape}")

@@ -115,5 +115,5 @@ class LossScale:
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         if not self.fixed:
-            self.scale = float(state["scale"])
-            self.good, self.skipped = int(state["good"]), int(state["skipped"])
+            scale, good, skipped = float(state["scale"]), int(state["good"]), int(state["skipped"])
+            self.scale, self.good, self.skipped = scale, good, skipped

@@ -31,6 +31,9 @@ class KVCache:
         B, h, N, d = k.shape
         if self.M + N > self.room:
             raise ValueError(f"KVCache: it has room for {self.room} tokens, and {self.M + N} were put in")
+        if self.k is not None and ((B, h, d) != (*self.k.shape[:2], self.k.shape[3]) or k.dtype != self.k.dtype):
+            raise ValueError(f"KVCache: it holds {self.k.dtype} keys of {self.k.shape[0]} sequences, {self.k.shape[1]} "
+                             f"heads and {self.k.shape[3]} channels, and takes no {k.dtype} keys of {B}, {h} and {d}")
         if self.k is None:
             self.k, self.v = xp_of(k).empty((2, B, h, self.room, d), k.dtype)
         self.k[:, :, self.M:self.M + N], self.v[:, :, self.M:self.M + N] = k, v

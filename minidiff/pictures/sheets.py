@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.data.pixels import to_uint8
 from minidiff.errors import UserError
 from minidiff.files import check_writable as _check_writable
@@ -249,8 +250,7 @@ def _enlarged(images: np.ndarray, scale: int, name: str) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"{name} has shape {images.shape}; it takes (N, H, W, 1 or 3) with at least one image.")
-    if not isinstance(scale, int | np.integer) or scale < 1:
-        raise ValueError(f"scale is {scale!r}; it takes a whole number of at least 1.")
+    whole("scale", scale, 1)
     pixels = np.broadcast_to(to_uint8(images), (*images.shape[:3], 3))              # (N, H, W, 3)
     return pixels.repeat(scale, axis=1).repeat(scale, axis=2)                       # square pixels, without blur
 

@@ -36,12 +36,13 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data.dataset import Dataset
 from minidiff.engine import ops
-from minidiff.engine.backend import to_device, to_numpy, xp_of
+from minidiff.engine.backend import to_device, to_numpy, wide, xp_of
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.adversary import PatchDiscriminator, discriminator_loss, generator_loss
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
 from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig, perceptual_distance
+from minidiff.nn.images import clean_images
 from minidiff.nn.kl import kl
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.quantise import Codebook, usage
@@ -124,7 +125,8 @@ class Autoencoder(System):
 
     def _map(self, module, x):
         """A module's output for arrays (N, ...), without gradients, on all cores, or the GPU."""
-        return map_batch(lambda x: module(Tensor(x)), to_device(x, self.device), device=self.device)
+        x = wide(to_device(x, self.device))
+        return map_batch(lambda x: module(as_input(self, Tensor(x))), x, device=self.device)
 
 
 # --- a Gaussian for each position ----------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class KLAutoencoder(Autoencoder):
 
     def posterior(self, x: np.ndarray) -> tuple:
         """Mean and standard deviation of q(z|x): images (B, H, W, C) -> (B, H/4, W/4, latent) twice, on the device."""
-        moments, C = self._map(self.encoder, x), self.config.latent
+        moments, C = self._map(self.encoder, clean_images(x)), self.config.latent
         return moments[..., :C], xp_of(moments).exp(moments[..., C:].clip(*LOG_VAR) / 2)
 
     def posterior_of(self, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +228,7 @@ class VQAutoencoder(Autoencoder):
 
     def codes(self, x: np.ndarray) -> np.ndarray:
         """Images (B, H, W, C) -> ids (B, H/4, W/4), of 0..K-1, on the host."""
-        return to_numpy(self.codebook.nearest(self._map(self.encoder, x)))
+        return to_numpy(self.codebook.nearest(self._map(self.encoder, clean_images(x))))
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """The nearest codes themselves."""

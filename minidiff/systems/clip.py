@@ -40,6 +40,7 @@ from minidiff.engine.backend import to_device, to_numpy
 from minidiff.engine.parallel import map_batch, shards
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.image_tower import ImageTower, ImageTowerConfig
+from minidiff.nn.images import clean_images
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, as_read, caption_tokenizer, check_captions
@@ -109,7 +110,7 @@ class Contrastive(System):
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
         """Unit rows (B, D) float32, on the system's device."""
         def rows(ids, mask):
-            return unit("captions", self.text(ids, mask))
+            return unit("captions", as_float32(self.text(ids, mask)))
         return map_batch(rows, *without_padding(*self.tokens(captions)), device=self.device, size=SHARD)
 
 
@@ -137,13 +138,13 @@ class CLIP(Contrastive):
     # --- the trained model, as other systems use it -------------------------------------------------------
 
     def image_features(self, x: Tensor) -> Tensor:
-        """Unit rows (B, D) of pictures (B, H, W, C) in [-1, 1]; differentiable."""
-        return unit("images", self.image(x))
+        """Unit rows (B, D) of pictures (B, H, W, C) in [-1, 1], float32 at least; differentiable."""
+        return unit("images", as_float32(self.image(as_input(self.image, x))))
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """Unit rows (B, D) float32 of pictures (B, H, W, C) in [-1, 1], on the system's device."""
-        return map_batch(lambda x: self.image_features(Tensor(x)), to_device(images, self.device), device=self.device,
-                         size=SHARD)
+        images = to_device(clean_images(images, self.config.image.shape), self.device)
+        return map_batch(lambda x: self.image_features(Tensor(x)), images, device=self.device, size=SHARD)
 
     def text_states(self, captions: Sequence[str]) -> tuple:
         """The text tower's states before its projection: tokens (B, N, W), pooled (B, W), mask (B, N).

@@ -6,6 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
+from minidiff.checks import whole
+
 LARGEST = 4096                                              # no whole number in a configuration is larger
 LONGEST = 16                                                # no tuple is longer
 LONGEST_TEXT = 200                                          # characters
@@ -14,9 +18,11 @@ LONGEST_TEXT = 200                                          # characters
 def config_from(kind: type, values):
     """A configuration of the dataclass `kind`: every field of its type, within reason.
 
-    A field that the values lack takes its default.  TypeError or ValueError where a field is unknown or its value is
-    of another type.
+    values: a dict, or a configuration that may hold NumPy's numbers, or others that a file could not give back.  A
+    field that the values lack takes its default.  TypeError or ValueError where a field is unknown or its value is of
+    another type.
     """
+    values = vars(values) if isinstance(values, kind) else values
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} must be a dict, not {type(values).__name__}")
     default, fields = kind(), {}
@@ -27,21 +33,9 @@ def config_from(kind: type, values):
         if f.name not in values:
             continue
         value, like = values[f.name], getattr(default, f.name)
-        if dataclasses.is_dataclass(like):
-            value = config_from(type(like), value)
-        elif isinstance(like, tuple):
-            if not isinstance(value, list | tuple) or not 1 <= len(value) <= LONGEST:
-                raise ValueError(f"{f.name} takes a list of 1 to {LONGEST} values, not {str(value)[:40]!r}")
-            value = tuple(_checked(f.name, v, like[0]) for v in value)
-        else:
-            value = _checked(f.name, value, like)
-        fields[f.name] = value
+        fields[f.name] = config_from(type(like), value) if dataclasses.is_dataclass(like) else _checked(
+            f.name, value, like)
     return kind(**fields)
-
-
-def check_config(config) -> None:
-    """ValueError where a file with this configuration would be refused: the same limits for writing and reading."""
-    config_from(type(config), dataclasses.asdict(config))
 
 
 def with_changes(config, changes: Mapping[str, object]):
@@ -57,29 +51,23 @@ def with_changes(config, changes: Mapping[str, object]):
         if name not in own:
             fields = ", ".join(f"{field} ({default})" for field, default in own.items()) or "none"
             raise ValueError(f"its configuration has no {name}: it has {fields}")
-        like = own[name]
-        if isinstance(like, tuple):
-            value = tuple(value) if isinstance(value, list | tuple) else value
-        elif isinstance(like, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(like):
-            raise ValueError(f"{name} takes a value like {like!r}, not {str(value)[:40]!r}")
-        if isinstance(value, tuple):
-            if not 1 <= len(value) <= LONGEST:
-                raise ValueError(f"{name} takes 1 to {LONGEST} values, not {len(value)}")
-            value = tuple(_checked(name, v, like[0]) for v in value)
-        else:
-            value = _checked(name, value, like)
-        changed[name] = value
+        changed[name] = _checked(name, value, own[name])
     return dataclasses.replace(config, **changed)
 
 
 def _checked(name: str, value, like):
-    """The value, if it is of the type of `like` and within reason."""
+    """The value in the type of `like`, if it is of this kind and within reason."""
+    if isinstance(like, tuple) and isinstance(value, list | tuple):
+        if not 1 <= len(value) <= LONGEST:
+            raise ValueError(f"{name} takes 1 to {LONGEST} values, not {len(value)}")
+        return tuple(_checked(name, v, like[0]) for v in value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(like, float) and type(value) is int:
+        value = float(value)
     if type(value) is not type(like):
         raise ValueError(f"{name} takes a value like {like!r}, not {str(value)[:40]!r}")
-    if isinstance(value, int) and not 0 <= value <= LARGEST:
-        raise ValueError(f"{name} must be a whole number from 0 to {LARGEST}, not {str(value)[:40]}")
+    if type(value) is int:
+        whole(name, value, 0, LARGEST)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {value}")
     if isinstance(value, str) and len(value) > LONGEST_TEXT:

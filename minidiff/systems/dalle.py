@@ -40,6 +40,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minidiff import pictures, systems
+from minidiff.checks import whole
 from minidiff.data.dataset import Dataset
 from minidiff.engine import ops
 from minidiff.engine.backend import to_device, to_numpy, xp_of
@@ -51,6 +52,7 @@ from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
 from minidiff.nn.decoding import check_choices, check_logits, next_tokens
 from minidiff.nn.gumbel import gumbel, gumbel_softmax, kl_to_uniform
 from minidiff.nn.image_tower import check_two_halvings
+from minidiff.nn.images import clean_images
 from minidiff.nn.layers import Embedding, LayerNorm, Linear, parameter
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
@@ -133,7 +135,8 @@ class DiscreteVAE(Module):
 
     def tokens(self, x, device: str = "cpu") -> np.ndarray:
         """z = argmax l(x): images (B, H, W, C) -> (B, tokens) int on the host, row by row."""
-        logits = map_batch(lambda x: self.encoder(Tensor(x)), to_device(x, device), device=device)
+        x = to_device(clean_images(x), device)
+        logits = map_batch(lambda x: self.encoder(as_input(self.encoder, x)), x, device=device)
         check_logits(logits)
         return to_numpy(logits.argmax(axis=3)).reshape(len(x), -1)
 
@@ -142,7 +145,7 @@ class DiscreteVAE(Module):
         def one(z):
             one_hot = np.eye(self.codebook.w.shape[0], dtype=self.codebook.w.dtype)[z]
             one_hot = to_device(one_hot.reshape(-1, *self.grid, one_hot.shape[-1]), device)
-            return unsqueeze(self.decode(Tensor(one_hot)).data)
+            return unsqueeze(as_float32(self.decode(Tensor(one_hot))).data)
         return map_batch(one, z, device=device)
 
 
@@ -220,7 +223,7 @@ class Prior(Module):
     def _next(self, h: Tensor, caches: list[KVCache]) -> np.ndarray:
         for block, cache in zip(self.blocks, caches, strict=True):
             h = block.step(h, cache)
-        return self.to_image(self.norm(h[:, -1])).data
+        return as_float32(self.to_image(self.norm(h[:, -1]))).data
 
     def _embed_text(self, ids) -> Tensor:
         real = xp_of(self.place.data).asarray(ids != PAD)[:, :, None]               # (B, L, 1)
@@ -334,8 +337,7 @@ class DALLE(System):
         their size, which changes a token only where its u is that close to a step of the CDF.
         """
         streams = self.streams_for(captions, seed, streams)
-        if isinstance(rerank, bool) or not isinstance(rerank, int) or not 1 <= rerank <= 512:
-            raise ValueError(f"rerank must be a whole number from 1 to 512, not {rerank!r}")
+        rerank = whole("rerank", rerank, 1, 512)
         tokens = self.config.tokens
         u = streams.uniform((rerank, tokens)).reshape(-1, tokens)                    # (B rerank, tokens)
         repeated = [caption for caption in captions for _ in range(rerank)]

@@ -40,6 +40,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minidiff import pictures
+from minidiff.checks import whole
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.guidance import ClassifierFree
@@ -54,6 +55,7 @@ from minidiff.engine.random import SampleStreams, generator
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.decoding import next_tokens
 from minidiff.nn.embedding_codes import PCA, Buckets, Quantiles, slerp
+from minidiff.nn.images import clean_images
 from minidiff.nn.layers import Linear
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
@@ -156,7 +158,7 @@ class UnCLIP(System):
         tokens, pooled, mask = self.clip.text_states(captions)
         longest = longest or int(mask.sum(axis=1).max())
         with no_grad():
-            z_t = unit("captions", self.clip.text.project(Tensor(pooled))).data     # as clip.embed_captions does
+            z_t = unit("captions", as_float32(self.clip.text.project(Tensor(pooled)))).data     # as embed_captions does
         return z_t, tokens[:, :longest], pooled, mask[:, :longest]
 
     # --- training -----------------------------------------------------------------------------------------
@@ -244,7 +246,8 @@ class UnCLIP(System):
         """(z_i^(t), t, (z_t, tokens, mask)) -> an estimate of sqrt(D) z_i, guided; `null` is the condition of ''."""
         def predict(z_i_t, t, cond):
             def network(z_i_t, t, z_t, tokens, mask):
-                return self.prior(Tensor(z_i_t), t, Tensor(self.scaled(z_t)), Tensor(tokens), mask)
+                z_i_t, z_t, tokens = (as_input(self.prior, Tensor(a)) for a in (z_i_t, self.scaled(z_t), tokens))
+                return self.prior(z_i_t, t, z_t, tokens, mask)
             return map_batch(network, z_i_t, t, *cond, device=self.device)
         return ClassifierFree(NetworkDenoiser(self.schedule, "x0", predict), scale, null)
 
@@ -257,8 +260,7 @@ class UnCLIP(System):
         """
         if prior not in PRIORS:
             raise ValueError(f"prior must be one of {', '.join(PRIORS)}, not {prior!r}")
-        if type(candidates) is not int or not 1 <= candidates <= 64:
-            raise ValueError(f"candidates must be a whole number within 1 and 64, not {candidates!r}")
+        candidates = whole("candidates", candidates, 1, 64)
         if not math.isfinite(scale):
             raise ValueError(f"the prior's scale must be a finite number, such as 1.0, not {scale!r}")
         streams = self.streams_for(captions, seed, streams)
@@ -295,7 +297,8 @@ class UnCLIP(System):
     def code_logits(self, codes, dot, cond: tuple):
         """The logits of the next code, (B, values), after codes (B, k)."""
         def network(codes, dot, z_t, tokens, mask):
-            return self.codes(codes, dot, Tensor(self.scaled(z_t)), Tensor(tokens), mask).data[:, -1]
+            z_t, tokens = (as_input(self.codes, Tensor(a)) for a in (self.scaled(z_t), tokens))
+            return self.codes(codes, dot, z_t, tokens, mask).data[:, -1]
         return map_batch(network, codes, dot, *cond, device=self.device)
 
     # --- the decoder: p(x | z_i, y) -----------------------------------------------------------------------
@@ -303,8 +306,8 @@ class UnCLIP(System):
     def decoder_denoiser(self, scale: float, null: tuple) -> ClassifierFree:
         """(x_t, t, (z_i, tokens, pooled, mask)) -> x0_hat, guided; `null` is the condition of 0 and ''."""
         def predict(x_t, t, cond):
-            return map_batch(lambda x_t, t, *cond: self.decoder(Tensor(x_t), t, *cond), x_t, t, *cond,
-                             device=self.device)
+            return map_batch(lambda x_t, t, *cond: self.decoder(as_input(self.decoder, Tensor(x_t)), t, *cond),
+                             x_t, t, *cond, device=self.device)
         return ClassifierFree(NetworkDenoiser(self.schedule, "v", predict), scale, null, clip=static_threshold)
 
     def conditioned(self, z_i, captions: Sequence[str], scale: float) -> tuple:
@@ -357,7 +360,7 @@ class UnCLIP(System):
 
     def invert(self, images: np.ndarray, *, scale: float = 2.0, steps: int = 40) -> tuple[np.ndarray, np.ndarray]:
         """The two parts of images (B, H, W, C), section 3: z_i (B, D), and x_T, which holds all that z_i does not."""
-        images = to_device(images.astype(np.float32), self.device)
+        images = to_device(clean_images(images, self.config.shape).astype(np.float32), self.device)
         z_i = self.clip.embed_images(images)
         denoiser, cond = self.conditioned(z_i, [""] * len(images), scale)
         x_T = last(ddim_inverse(denoiser, images, times(self.schedule, steps), cond))

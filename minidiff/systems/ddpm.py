@@ -45,6 +45,7 @@ from itertools import pairwise
 import numpy as np
 
 from minidiff import pictures
+from minidiff.checks import whole
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import (
@@ -67,6 +68,7 @@ from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, record, recording
 from minidiff.errors import UserError
+from minidiff.nn.images import clean_images
 from minidiff.nn.kl import kl
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.unet import UNet, UNetConfig
@@ -121,9 +123,9 @@ class DDPM(System):
         """eps_theta and mix, each (B, H, W, C) float32, for x_t (B, H, W, C) and times t (B,)."""
         x = x_t if isinstance(x_t, Tensor) else Tensor(x_t)
         out, C = as_float32(unet(as_input(unet, x), t)), self.config.unet.channels
-        alpha, sigma = (per_sample(f(t), x.data) for f in (self.schedule.alpha, self.schedule.sigma))
+        alpha, sigma = (per_sample(f(t), out.data) for f in (self.schedule.alpha, self.schedule.sigma))
         # eps_theta = sigma_t x_t + alpha_t F(x_t, t)
-        return sigma * x + alpha * out[..., :C], out[..., C:]
+        return sigma * ops.cast(x, out.dtype) + alpha * out[..., :C], out[..., C:]
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -248,9 +250,9 @@ class DDPM(System):
         lambdas = np.asarray(lambdas, np.float32)
         if lambdas.ndim != 1 or not len(lambdas) or not ((0 <= lambdas) & (lambdas <= 1)).all():
             raise ValueError(f"lambdas must be numbers of 0..1, such as [0, 0.5, 1], not {lambdas}")
-        if not 1 <= steps <= t + 1:
-            raise ValueError(f"steps must be within 1..{t + 1}, the times up to t, not {steps}")
-        ends = np.stack([x_0, x_0_other])
+        t = whole("t", t, 0, self.config.T - 1)
+        steps = whole("steps", steps, 1, t + 1)             # of the times up to t
+        ends = clean_images(np.stack([x_0, x_0_other])).astype(np.float32)
         x_t, other = q_sample(self.schedule, ends, t, SampleStreams(seed, 2).normal(ends.shape[1:]))
         weight = lambdas[:, None, None, None]
         x_t = (1 - weight) * x_t + weight * other                                     # (L, H, W, C)
@@ -262,9 +264,9 @@ class DDPM(System):
 
     def bits_per_dim(self, x_0, *, seed: int = 0, terms: int = 1000, variance: str = "learned") -> np.ndarray:
         """L_vlb of images x_0 (B, H, W, C) of 8-bit values, (B,): with `terms` of T a noisier, unbiased estimate."""
+        x_0 = clean_images(x_0).astype(np.float32)
         T, B, fixed = self.config.T, len(x_0), _fixed_mix(variance)
-        if not 1 <= terms <= T:
-            raise ValueError(f"terms must be within 1..{T}, the number of times, not {terms}")
+        terms = whole("terms", terms, 1, T)
         streams = SampleStreams(seed, B)
         total = prior_kl(self.schedule, x_0.astype(np.float64)).reshape(B, -1).mean(1) / math.log(2)
         for k in range(terms):

@@ -50,6 +50,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.data import swiss_roll
 from minidiff.data.dataset import DEFAULT, Dataset
 from minidiff.diffusion.entropy import KBound, bits, k_bound, log_likelihood_of_noise
@@ -58,7 +59,7 @@ from minidiff.diffusion.samplers import State
 from minidiff.diffusion.schedules import Schedule, even_loss, from_betas
 from minidiff.diffusion.times import training_times
 from minidiff.engine import ops
-from minidiff.engine.backend import to_device, to_numpy, xp_of
+from minidiff.engine.backend import to_numpy, xp_of
 from minidiff.engine.random import SampleStreams, generator
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
@@ -105,9 +106,9 @@ class RadialBasis(Module):
     def forward(self, x_t: Tensor, t) -> tuple[Tensor, Tensor]:
         B, K = len(x_t), len(self.centres)
         # h_k = exp(-||x_t - c_k||^2 / 2 w_k^2) / sum_j exp(-||x_t - c_j||^2 / 2 w_j^2)
-        d = x_t.reshape(B, 1, D) - self.centres                                     # (B, K, D)
-        precision = 0.5 * K * ops.exp(-2 * self.log_width)                          # w^2 = 2/K at first
-        h = ops.softmax(-0.5 * precision * ops.sum(d * d, axis=2))                  # (B, K)
+        d = as_float32(x_t).reshape(B, 1, D) - as_float32(self.centres)             # (B, K, D)
+        precision = 0.5 * K * ops.exp(-2 * as_float32(self.log_width))              # w^2 = 2/K at first
+        h = ops.cast(ops.softmax(-0.5 * precision * ops.sum(d * d, axis=2)), x_t.dtype)     # (B, K)
         w = ops.embedding(self.readout, t).reshape(B, K, 2 * D)
         z = ops.sum(h.reshape(B, K, 1) * w, axis=1)                                 # (B, 2 D)
         return z[:, :D], z[:, D:]
@@ -199,8 +200,8 @@ class DPM(System):
         """f_mu and f_Sigma, the mean and variance (B, 2) of p(x_{t-1} | x_t), float64."""
         schedule = self.schedule
         with no_grad():
-            x = to_device(x_t.astype(np.float32), self.device)
-            z_mu, z_sigma = (to_numpy(z.data).astype(np.float64) for z in self.reverse(Tensor(x), t))
+            x = as_input(self.reverse, x_t.astype(np.float32))
+            z_mu, z_sigma = (to_numpy(z.data).astype(np.float64) for z in self.reverse(x, t))
         f_mu, _ = q_posterior_mean_variance(schedule, z_mu, x_t.astype(np.float64), t)
         beta_t = schedule.betas[t][:, None]
         # sigmoid(z_Sigma + sigmoid^-1(beta_t)) = beta_t / (beta_t + (1 - beta_t) exp(-z_Sigma))
@@ -236,9 +237,7 @@ class DPM(System):
 
     def sample(self, count: int = 1000, *, seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Points (count, 2) float32."""
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-            raise ValueError(f"count must be a whole number of points, at least 1, not {str(count)[:40]!r}: "
-                             "this system has no captions")
+        count = whole("count, of points and not captions,", count, 1)
         *_, last = self.trajectory(count, seed=seed, streams=streams)
         return check_finite(last.x_t.astype(np.float32))
 

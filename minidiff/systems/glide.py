@@ -156,7 +156,8 @@ class GLIDE(Contrastive):
 
     def features(self, x_t: Tensor, t) -> Tensor:
         """exp(log_scale) f(x_t, t), rows (B, D) whose product with a caption's row is the logit; differentiable."""
-        return ops.exp(capped(self.log_scale)) * unit("x_t", self.image(x_t, t, self.schedule.alpha(t)))
+        f = as_float32(self.image(as_input(self.image, x_t), t, self.schedule.alpha(t)))
+        return ops.exp(capped(as_float32(self.log_scale))) * unit("x_t", f)
 
     def grad_log_prob(self, x_t, t, g):
         """grad (f(x_t) . g), of x_t's shape (B, H, W, C), on all cores, or the GPU; t (B,), g (B, D) captions' rows."""

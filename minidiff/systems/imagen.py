@@ -230,7 +230,8 @@ class Imagen(System):
         cond: what network k takes beside x_t and t, each array (B, ...).
         """
         def predict(x_t, t, cond):
-            return map_batch(lambda x_t, t, *cond: self.networks[k](Tensor(x_t), t, *cond), x_t, t, *cond,
+            network = self.networks[k]
+            return map_batch(lambda x_t, t, *cond: network(as_input(network, Tensor(x_t)), t, *cond), x_t, t, *cond,
                              device=self.device)
         if threshold not in THRESHOLDS:
             raise ValueError(f"threshold must be one of {', '.join(THRESHOLDS)}, not {threshold!r}")

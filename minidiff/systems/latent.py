@@ -42,6 +42,7 @@ from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.image_tower import check_two_halvings
+from minidiff.nn.images import clean_images
 from minidiff.nn.precision import as_input
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.autoencoder import KLAutoencoder, KLAutoencoderConfig
@@ -147,9 +148,9 @@ class LatentDiffusion(System):
 
     def encode(self, images: np.ndarray):
         """Images (B, H, W, C) in [-1, 1] -> z_0 (B, H/4, W/4, latent) of variance about 1."""
-        shape = tuple(self.config.shape)
-        if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
-            raise ValueError(f"images must be (B, {', '.join(map(str, shape))}), not {images.shape}")
+        images = clean_images(images, self.config.shape)
+        if len(images) == 0:
+            raise ValueError("images must be at least one")
         return self.scale.data * self.autoencoder.encode(images.astype(np.float32))
 
     def decode(self, z_0):
@@ -161,7 +162,8 @@ class LatentDiffusion(System):
     def predict(self, z_t, t, cond: tuple):
         """v_theta for arrays z_t (B, h, w, C), t (B,) and the states of captions, on all cores, or the GPU."""
         def network(z_t, t, tokens, pooled, mask):
-            return self.unet(Tensor(z_t), t, TextStates(Tensor(tokens), Tensor(pooled), mask))
+            z_t, tokens, pooled = (as_input(self.unet, Tensor(a)) for a in (z_t, tokens, pooled))
+            return self.unet(z_t, t, TextStates(tokens, pooled, mask))
         return map_batch(network, z_t, t, *cond, device=self.device)
 
     def denoiser(self, scale: float = 2.0) -> ClassifierFree:
@@ -210,7 +212,7 @@ class LatentDiffusion(System):
         A position of the code counts as known where all of its 4 x 4 pixels and those of its neighbours are known.
         Hidden pixels are black for the encoder, which sees beyond one position.  repeats: as in editing.inpaint.
         """
-        streams = self.streams_for(captions, seed, streams)
+        streams, images = self.streams_for(captions, seed, streams), clean_images(images, self.config.shape)
         _check_count(images, captions)
         if mask.shape != images.shape or mask.dtype != bool:
             raise ValueError(f"mask must be booleans of images' shape {images.shape}, not {mask.dtype} {mask.shape}")

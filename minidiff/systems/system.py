@@ -28,7 +28,7 @@ from minidiff.engine.random import MovedStreams, SampleStreams, generator, sampl
 from minidiff.errors import UserError
 from minidiff.nn.layers import TooManyWeights, Unfilled
 from minidiff.nn.module import Module
-from minidiff.systems.config import check_config, config_from
+from minidiff.systems.config import config_from
 from minidiff.systems.stage import Stage
 from minidiff.text.tokenizer import Tokenizer
 
@@ -56,8 +56,8 @@ class System(Module):
     no_likelihood: ClassVar[str] = "it has no denoiser of pixels that works without a caption"
 
     def __init__(self, config, tokenizer: Tokenizer | None, rng: np.random.Generator):
-        check_config(config)                                # a model that is trained can be loaded
-        self.config, self.tokenizer, self.notes = config, tokenizer, {}
+        # its file must be able to give it back
+        self.config, self.tokenizer, self.notes = config_from(self.Config, config), tokenizer, {}
 
     # --- a new system -------------------------------------------------------------------------------------
 

@@ -134,15 +134,18 @@ class TextToImage(System):
     def predict(self, x_t, t, cond: tuple):
         """The UNet's output for arrays x_t (B, H, W, C), t (B,) and an encoded condition, on all cores, or the GPU."""
         def network(x_t, t, tokens, pooled, mask):
-            return self.unet(Tensor(x_t), t, TextStates(Tensor(tokens), Tensor(pooled), mask))
+            return self.unet(as_input(self.unet, Tensor(x_t)), t, self._states(tokens, pooled, mask))
         return map_batch(network, x_t, t, *cond, device=self.device)
+
+    def _states(self, tokens, pooled, mask) -> TextStates:
+        return TextStates(as_input(self.unet, Tensor(tokens)), as_input(self.unet, Tensor(pooled)), mask)
 
     def predict_vjp(self, x_t, t, dy, cond: tuple) -> tuple:
         """What `predict` gives, and dy^T d predict / d x_t, of x_t's shape."""
         def network(x_t, t, dy, tokens, pooled, mask):
             x = Tensor(x_t, requires_grad=True)
             with recording():
-                y = self.unet(x, t, TextStates(Tensor(tokens), Tensor(pooled), mask))
+                y = self.unet(as_input(self.unet, x), t, self._states(tokens, pooled, mask))
             return y.data, gradients(y, [x], dy)[0]
         return map_batch(network, x_t, t, dy, *cond, device=self.device)
 

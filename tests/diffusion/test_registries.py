@@ -83,7 +83,7 @@ def test_streams_reach_only_a_sampler_that_draws_noise():
     (TypeError, "function must be a sampler", lambda: Sampler("ddim", order=1)),
     *((ValueError, "order must be a positive number", lambda order=order: Sampler(ddim, order))
       for order in (0, -1, math.inf, math.nan, True, "2")),
-    *((ValueError, "calls must be an integer of at least 1", lambda calls=calls: Sampler(ddim, 1, calls))
+    *((ValueError, "calls must be a whole number of at least 1", lambda calls=calls: Sampler(ddim, 1, calls))
       for calls in (0, 1.5, True)),
 ])
 def test_a_broken_entry_is_refused(error, sentence, make):

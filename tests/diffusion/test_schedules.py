@@ -18,7 +18,7 @@ def test_from_log_snr_reads_one_number_for_every_time():
 
 
 def test_zero_terminal_snr_needs_two_times():
-    with pytest.raises(ValueError, match="schedule.T must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="schedule.T must be a whole number of at least 2, not 1"):
         schedules.zero_terminal_snr(Schedule([0.01]))
 
 
@@ -96,7 +96,7 @@ def test_broken_betas_are_refused(betas):
 
 
 @pytest.mark.parametrize("factory", SCHEDULES.values())
-@pytest.mark.parametrize("T, error", [(0, ValueError), (-3, ValueError), (2.5, TypeError), (True, TypeError)])
-def test_broken_T_is_refused(factory, T, error):
-    with pytest.raises(error, match="T must be"):
+@pytest.mark.parametrize("T", [0, -3, 2.5, True])
+def test_broken_T_is_refused(factory, T):
+    with pytest.raises(ValueError, match="T must be a whole number of at least"):
         factory(T)

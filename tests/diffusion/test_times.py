@@ -73,9 +73,9 @@ def test_an_empty_batch_has_no_times():
 
 
 @pytest.mark.parametrize("sentence, arguments, options", [
-    ("T must be an integer of at least 1, got 0", (4, 0), {}),
-    ("T must be an integer of at least 1, got 2.5", (4, 2.5), {}),
-    ("T must be an integer of at least 1, got True", (4, True), {}),
+    ("T must be a whole number of at least 1, not 0", (4, 0), {}),
+    ("T must be a whole number of at least 1, not 2.5", (4, 2.5), {}),
+    ("T must be a whole number of at least 1, not True", (4, True), {}),
     (r"power must be in \(0, 1\], .* got 0", (4, 10, 0), {}),
     (r"power must be in \(0, 1\], .* got 3", (4, 10, 3), {}),
     (r"power must be in \(0, 1\], .* got nan", (4, 10, float("nan")), {}),

@@ -175,7 +175,7 @@ BUGS = [
         "",
         "lucidrains/denoising-diffusion-pytorch #136"),
     Bug("EMA writes into what it averages", OPTIM,
-        "self.average = {name: p.data.copy() for name, p in parameters.items()}",
+        "self.average = {name: xp_of(p.data).array(p.data) for name, p in parameters.items()}",
         "self.average = {name: p.data for name, p in parameters.items()}",
         "lucidrains/denoising-diffusion-pytorch #136"),
     Bug("resuming loses the EMA", TRAINER,

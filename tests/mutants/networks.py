@@ -46,7 +46,7 @@ BUGS = [
         "return {name: to_numpy(p.data).copy() for",
         "return {name: to_numpy(p.data) for"),
     Bug("loaded weights share memory with the state", MODULE,
-        "to_device(np.array(state[name], dtype=p.dtype), device_of(p.data))",
+        "to_device(np.array(plain(state[name]), dtype=p.dtype), device_of(p.data))",
         "to_device(np.asarray(state[name], dtype=p.dtype), device_of(p.data))"),
 
     # --- optimiser, clipping, learning rate, average ------------------------------------------------------

@@ -107,8 +107,8 @@ def test_odd_captions(caption):
         ({"images": np.zeros((0, 4, 4, 1))}, "at least one"),
         ({"captions": ["a"]}, "captions has 1 entries for 2 images"),
         ({"columns": 0}, "columns is 0"),
-        ({"scale": 0}, "scale is 0"),
-        ({"scale": 1.5}, "scale is 1.5"),
+        ({"scale": 0}, "scale must be a whole number of at least 1, not 0"),
+        ({"scale": 1.5}, "scale must be a whole number"),
         ({"images": np.full((2, 4, 4, 1), np.nan)}, "NaN"),
     ],
 )

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "reading_order.md"
 
 SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Small things that all use", "Skim these, and come back when you meet their names.",
-     ["terminal", "errors", "signals", "locks", "files", "input_files", "registry", "checkpoint"]),
+     ["terminal", "errors", "checks", "signals", "locks", "files", "input_files", "registry", "checkpoint"]),
     ("Engine", "Arrays with gradients. Start with tensor.py: reverse-mode differentiation, all of it.",
      ["engine/backend", "engine/tensor", "engine/ops", "engine/random", "engine/parallel", "engine/blas",
       "engine/conv_shift", "engine/conv_winograd", "engine/conv", "engine/norm", "engine/attention"]),
@@ -37,8 +37,8 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Training", "One trainer, a run on disk, stage after stage.",
      ["training/ranks", "training/trainer", "training/loop", "training/run"]),
     ("The other systems", "Each stands by itself; the networks that only they use come first.",
-     ["nn/kl", "systems/dpm", "systems/ddpm",
-      "nn/autoencoder", "nn/image_tower", "text/clip", "systems/clip",
+     ["nn/kl", "systems/dpm", "nn/autoencoder", "nn/image_tower", "nn/images", "systems/ddpm",
+      "text/clip", "systems/clip",
       "nn/classifier", "systems/adm", "systems/glide",
       "nn/decoding", "nn/gumbel", "systems/dalle",
       "nn/prior", "nn/embedding_codes", "systems/dalle2",

@@ -308,15 +308,15 @@ def test_refusals(model, images):
         model.sample(["", "a seven"])
     with pytest.raises(ValueError, match="variance must be one of learned, beta, beta_tilde, not 'small'"):
         model.sample([""], steps=5, variance="small")
-    with pytest.raises(ValueError, match="steps must be an integer within 1..50"):
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 to 50"):
         model.sample([""], steps=51)
     with pytest.raises(ValueError, match="streams must be one for each of the 2 captions"):
         model.sample(["", ""], steps=5, streams=SampleStreams(0, 3))
     with pytest.raises(ValueError, match="lambdas must be numbers of 0..1"):
         model.interpolate(*images[:2], [2.0], t=20)
-    with pytest.raises(ValueError, match="steps must be within 1..21"):
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 to 21"):
         model.interpolate(*images[:2], [0.5], t=20, steps=30)
-    with pytest.raises(ValueError, match="terms must be within 1..50"):
+    with pytest.raises(ValueError, match="terms must be a whole number from 1 to 50"):
         model.bits_per_dim(images[:1], terms=0)
     with pytest.raises(ValueError, match="unet must have channels = 1, out = 2"):
         DDPMConfig(unet=UNetConfig())

@@ -150,7 +150,7 @@ def test_the_picture_and_the_example(tmp_path, capsys):
 def test_refusals():
     model = made()
     for count in (0, True, "a seven", [""]):
-        with pytest.raises(ValueError, match="count must be a whole number of points, at least 1, not .* no captions"):
+        with pytest.raises(ValueError, match="count, of points and not captions, must be a whole number"):
             model.sample(count)
     with pytest.raises(ValueError, match="streams must be one for each of the 3 points, not 2"):
         model.sample(3, streams=SampleStreams(0, 2))

@@ -228,7 +228,7 @@ def test_guidance_raises_the_product_f_g(model):
     (lambda m: GLIDEConfig(embedding=7), "embedding must be even"),
     (lambda m: m.sample(CAPTIONS, sampler="euler"), "there is no sampler 'euler': it is one of ddpm, ddim"),
     (lambda m: m.sample(CAPTIONS, scale=math.nan), "scale must be a finite number"),
-    (lambda m: m.sample(CAPTIONS, steps=0), "steps must be an integer within 1..50"),
+    (lambda m: m.sample(CAPTIONS, steps=0), "steps must be a whole number from 1 to 50"),
     (lambda m: m.sample(CAPTIONS, streams=SampleStreams(0, 2)), "streams must be one for each of the 3 captions"),
     (lambda m: m.features(Tensor(np.zeros((1, 8, 8, 1), np.float32)), np.zeros(1, int)), "images must be"),
 ])

@@ -308,7 +308,7 @@ def test_the_scale_is_in_the_file(model, tmp_path, dtype, atol):
 
 REFUSED = {
     "an unknown sampler": (lambda m: m.sample(["3"], sampler="euler"), "there is no sampler 'euler': it is one of"),
-    "too many steps": (lambda m: m.sample(["3"], steps=51), "steps must be an integer within 1..50"),
+    "too many steps": (lambda m: m.sample(["3"], steps=51), "steps must be a whole number from 1 to 50"),
     "a scale that is no number": (lambda m: m.sample(["3"], scale=math.nan), "scale must be a finite number"),
     "a caption that is no list": (lambda m: m.sample("3"), "captions must be a list"),
     "a strength beyond 1": (lambda m: m.vary(pictures(1), ["3"], strength=1.5), "strength must lie within"),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.engine.cuda import launch as cuda
 
 SEED, PLACE, CALL = range(3)                                # the columns of a table of streams
@@ -29,8 +30,7 @@ class DeviceSampleStreams:
     """
 
     def __init__(self, seed: int, count: int, first: int = 0):
-        if not isinstance(count, (int, np.integer)) or count < 1:
-            raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
+        count = whole("count", count, 1)
         self._table = _table([seed] * count, range(first, first + count))           # (B, 3)
 
     @classmethod
@@ -46,9 +46,7 @@ class DeviceSampleStreams:
 
     def at(self, call: int) -> DeviceSampleStreams:
         """Sets the number of the next call, counted from 0, and returns these same streams."""
-        if not isinstance(call, (int, np.integer)) or not 0 <= call < 2**32:
-            raise ValueError(f"call must be a whole number of 0..{2**32 - 1}, not {call!r}")
-        self._table[:, CALL] = call
+        self._table[:, CALL] = whole("call", call, 0, 2**32 - 1)
         return self
 
     def normal(self, shape: tuple[int, ...], dtype=np.float32, *, version: int | None = None):
@@ -89,8 +87,6 @@ class DeviceSampleStreams:
 
 
 def _table(seeds: Sequence[int], places: Sequence[int]) -> np.ndarray:
-    for seed in seeds:
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be a whole number of 0..{2**64 - 1} on the GPU, not {seed!r}")
-    return np.stack([np.array([int(seed) for seed in seeds], np.uint64), np.array(list(places), np.uint64),
+    seeds = [whole("on a GPU seed", seed, 0, 2**64 - 1) for seed in seeds]
+    return np.stack([np.array(seeds, np.uint64), np.array(list(places), np.uint64),
                      np.zeros(len(seeds), np.uint64)], axis=1)                      # (B, 3)
