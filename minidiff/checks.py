@@ -1,6 +1,8 @@
-"""One check that every floor needs: what counts as a whole number."""
+"""What every floor needs to check of numbers: whether they are whole, and that they are Python's."""
 
 import operator
+
+import numpy as np
 
 
 def whole(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
@@ -16,3 +18,10 @@ def whole(name: str, value: object, least: int | None = None, most: int | None =
         limits = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
         raise ValueError(f"{name} must be a whole number{limits}, not {repr(value)[:40]}")
     return number
+
+
+def with_plain_numbers(config: object) -> None:
+    """Writes NumPy's numbers in the fields of a frozen dataclass as Python's, which JSON can hold; for __post_init__."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+            object.__setattr__(config, name, value.item())

@@ -53,5 +53,5 @@ def _root(u: np.ndarray, power: float) -> np.ndarray:
 def _check(shape: int | tuple[int, ...], power: float, stratified: bool) -> None:
     if not 0 < power <= 1:
         raise ValueError(f"power must be in (0, 1], where 1 draws all times equally often, got {power!r}")
-    if stratified and not isinstance(shape, int | np.integer):
-        raise ValueError(f"shape must be one number B for stratified times, got {shape!r}: pass stratified=False")
+    if stratified:
+        whole("shape, for stratified times,", shape, 0)

@@ -14,6 +14,7 @@ Merges never cross the border of a piece, so a word is encoded in the same way i
 The ids:  0 PAD, 1 BOS, 2 EOS, 3..258 the bytes, 259.. the merges.
 """
 
+import operator
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -140,7 +141,7 @@ class Tokenizer:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"ids holds {i}; this tokenizer's ids are 0..{self.vocab_size - 1}.")
-            data += self._bytes[int(i)]
+            data += self._bytes[operator.index(i)]          # TypeError for 5.5
         try:
             return data.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:

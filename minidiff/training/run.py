@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from minidiff import checkpoint
+from minidiff.checks import with_plain_numbers
 from minidiff.data.dataset import Dataset
 from minidiff.errors import UserError, refusals
 from minidiff.files import check_writable, remove_abandoned, write_json
@@ -50,6 +51,9 @@ class TrainOptions:
     batch: int | None = None
     lr: float | None = None
     precision: str | None = None
+
+    def __post_init__(self):
+        with_plain_numbers(self)
 
     def resolved(self) -> TrainOptions:
         """The same options, with the defaults of those that do not depend on the stage."""

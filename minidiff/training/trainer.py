@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from minidiff import checkpoint
+from minidiff.checks import with_plain_numbers
 from minidiff.engine.backend import is_floating, to_device, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.tensor import Tensor
@@ -52,13 +53,14 @@ class TrainConfig:
     precision: str = "float32"              # what the network computes in; the weights are float32 always
 
     def __post_init__(self):
+        with_plain_numbers(self)
         dtype_of(self.precision)                            # UserError where this precision is unavailable
         for name, low, high in (("steps", 1, 10**9), ("batch", 1, 10**6), ("warmup", 0, 10**9), ("seed", 0, 2**63)):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         for name, low, high in (("lr", 1e-12, 10.0), ("ema", 0.0, 1 - 1e-9), ("clip", 1e-12, 1e12)):
-            if not low <= getattr(self, name) <= high:
+            if isinstance(getattr(self, name), bool) or not low <= getattr(self, name) <= high:
                 raise UserError(f"{name} must be within {low:g} and {high:g}, not {getattr(self, name)!r}")
 
 

@@ -79,7 +79,7 @@ def test_an_empty_batch_has_no_times():
     (r"power must be in \(0, 1\], .* got 0", (4, 10, 0), {}),
     (r"power must be in \(0, 1\], .* got 3", (4, 10, 3), {}),
     (r"power must be in \(0, 1\], .* got nan", (4, 10, float("nan")), {}),
-    (r"shape must be one number B for stratified times, got \(4, 2\): pass stratified=False", ((4, 2), 10), {}),
+    (r"shape, for stratified times, must be a whole number .* not \(4, 2\)", ((4, 2), 10), {}),
 ])
 def test_what_is_refused(sentence, arguments, options):
     with pytest.raises(ValueError, match=sentence):

@@ -1,6 +1,8 @@
 """The trainer: it learns, it is reproducible to the bit, and its state is complete.  The batches of text-to-image."""
 
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ from support import tiny
 from minidiff import checkpoint
 from minidiff.data import attributes
 from minidiff.data import digit_captions as captions
+from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW, WarmupCosine
+from minidiff.systems.stage import Stage
 from minidiff.systems.text_to_image import TextToImage
+from minidiff.training.run import TrainOptions
 from minidiff.training.trainer import TrainConfig
 
 
@@ -175,6 +180,16 @@ def test_a_configuration_out_of_range_is_refused(wrong):
 @pytest.mark.law(
     36, "training leaves the schedule alone, and samples come from the average",
     source="a copy taken before", tolerance="exact")
+@pytest.mark.parametrize("kind", [TrainConfig, TrainOptions])
+def test_numpys_numbers_are_written_as_pythons(kind):
+    given = kind(steps=np.int64(5), batch=np.int8(4), lr=np.float32(0.5), seed=np.uint64(3))
+    assert given == kind(steps=5, batch=4, lr=0.5, seed=3) and json.loads(json.dumps(asdict(given))) == asdict(given)
+    assert TrainOptions(steps=np.int64(5)).for_stage(Stage("a", None, None, None, np.int64(7))).steps == 5
+    for wrong in ({"steps": 5.0}, {"steps": np.float64(5)}, {"steps": np.True_}, {"seed": True}, {"lr": True}):
+        with pytest.raises(UserError, match="must be"):
+            TrainConfig(**wrong)
+
+
 def test_the_average_is_sampled_from_and_the_schedule_is_left_alone():
     t = tiny.trainer()
     model = t.stage.module
