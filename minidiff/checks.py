@@ -21,7 +21,7 @@ def whole(name: str, value: object, least: int | None = None, most: int | None =
 
 
 def with_plain_numbers(config: object) -> None:
-    """Writes NumPy's numbers in the fields of a frozen dataclass as Python's, which JSON can hold; for __post_init__."""
+    """Writes NumPy's numbers in the fields of a frozen dataclass as Python's, which JSON holds; for __post_init__."""
     for name, value in list(vars(config).items()):
         if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
             object.__setattr__(config, name, value.item())

@@ -72,7 +72,7 @@ class System(Module):
         missing = [name for name in cls.needs if name not in needed]
         if missing:
             raise ValueError(f"needed must hold the trained systems {', '.join(cls.needs)}, and lacks {missing[0]}")
-        config = config or cls.default_config(data, needed)
+        config = config_from(cls.Config, config or cls.default_config(data, needed))
         tokenizer = cls.tokenizer_for(data, config, rng, needed)
         cls.check_size(config, tokenizer)
         system = cls(config, tokenizer, rng)
