@@ -194,7 +194,7 @@ def test_options_take_numpys_numbers_and_refuse_what_is_not_whole(name):
 def test_a_system_of_numpys_numbers_can_be_saved_and_loaded(tmp_path):
     config = small_systems.CONFIGS["ddpm"]
     numpys = type(config)(T=np.int64(50), steps=np.int8(3), unet=type(config.unet)(
-        **vars(config.unet) | {"widths": (np.int64(8), np.uint8(16)), "heads": np.int64(2)}))
+        **vars(config.unet) | {"widths": (np.int64(8), np.int64(16)), "heads": np.int64(2)}))
     model = small_systems.new("ddpm", numpys)
     assert model.config == config
     model.save(tmp_path / "m.safetensors")
