@@ -65,10 +65,10 @@ def inpainting(model: DDPM, x_0: np.ndarray, steps: int, seed: int):
     left, everywhere = np.zeros(x_0.shape[1:], bool), np.ones(x_0.shape[1:], bool)
     left[:, :width // 2] = True
     noise = 0.5
-    noisy = x_0 + noise**0.5 * SampleStreams(seed + 1, B).normal(x_0.shape[1:])
+    noisy = x_0 + noise**0.5 * SampleStreams(seed, B, "noise on an image").normal(x_0.shape[1:])
 
     def draw(factor, which: int = 0):
-        streams = SampleStreams(seed + 10 + which, B)
+        streams = SampleStreams(seed, B, f"in-painting {which}")
         return sample(posterior(denoiser, streams.normal(x_0.shape[1:]), path, factor, streams=streams))
 
     seen = Observed(model.schedule, x_0, left)

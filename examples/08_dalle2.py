@@ -28,7 +28,7 @@ from tqdm import tqdm
 from minidiff import pictures, systems
 from minidiff.data import mnist
 from minidiff.data.digits import Digits
-from minidiff.engine.random import SampleStreams
+from minidiff.engine.random import SampleStreams, generator
 from minidiff.errors import UserError, run_main
 from minidiff.evaluation.fidelity import measure
 from minidiff.evaluation.judge import load_judge
@@ -43,7 +43,7 @@ def main(weights: str | None = None, count: int = 500, out: str = "dalle2.png", 
     if count < 4:
         raise UserError(f"count must be at least 4, the number of images that are interpolated, not {count}")
     model, judge = systems.load_system("dalle2", weights), load_judge()
-    rng, real = np.random.default_rng(seed), Digits.of(mnist.packed(), held_out=True)
+    rng, real = generator(seed, "captions of a comparison"), Digits.of(mnist.packed(), held_out=True)
     chosen = rng.permutation(len(real))[:count]
     asked = [real.caption(i, rng) for i in chosen]
 

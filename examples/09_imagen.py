@@ -58,7 +58,7 @@ def main(weights: str | None = None, train: str | None = None, effort: float = 1
     asked = [f"{threshold}: {prompt}" for prompt in prompts[:3] for threshold in THRESHOLDS]
     picture = pictures.strip(np.stack(columns), asked, labels=[f"scale {scale:g}" for scale in scales])
     pictures.save(picture, Path(out) / "imagen_thresholding.png")
-    fresh = Imagen(model.config, model.tokenizer, np.random.default_rng(seed))
+    fresh = Imagen(model.config, model.tokenizer, generator(seed, "weights of an untrained encoder"))
     print(f"a linear map trained on figures (7) reads words (seven) in {100 * probe(model, seed):.0f} % of captions; "
           f"with an untrained encoder in {100 * probe(fresh, seed):.0f} %")
     return rows

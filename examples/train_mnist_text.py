@@ -24,7 +24,7 @@ from minidiff.diffusion.schedules import cosine
 from minidiff.diffusion.times import training_times
 from minidiff.engine import ops
 from minidiff.engine.parallel import parallel_gradients
-from minidiff.engine.random import SampleStreams
+from minidiff.engine.random import SampleStreams, generator
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import run_main
 from minidiff.nn.module import Module
@@ -64,7 +64,7 @@ class Model(Module):
 
 def main(steps: int = 2200, batch: int = 32, data: str | None = None, out: str = "samples.png", seed: int = 0) -> None:
     pictures.check_writable(out)                            # before the work, not after
-    rng = np.random.default_rng(seed)
+    rng = generator(seed, "the whole training")
     digits = load_dataset(data)                             # images in [-1, 1], with captions
 
     def caption(i: int) -> str:                             # a space first: "seven" is then the same token anywhere

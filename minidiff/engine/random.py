@@ -1,12 +1,17 @@
 """Random numbers: one stream for each use of randomness, and one for each sample.
 
     generator(seed, use, ...)               one use of randomness: first weights, the batch of step n, captions
-    SampleStreams(seed, B)                  one stream for each sample of a batch
-    sample_streams(device, seed, B)         one stream for each sample, on that device
+    SampleStreams(seed, B)                  one stream for each picture of a batch
+    SampleStreams(seed, B, use)             one stream for each sample, for another use than drawing it
+    sample_streams(device, seed, B)         one stream for each picture, on that device
 
 A sample's noise depends on its own seed only, not on the batch around it.  A generator's seed is a hash of the user's
-seed and of the words and numbers that name the use.  So no two uses share a stream, whatever the seed.  (NumPy pads a
-short seed with zeros: `default_rng([s, 2])` and `default_rng([s, 2, 0])` are the same stream.)
+seed and of the words and numbers that name the use.  So no two uses share a stream, whatever the seed.
+
+NumPy's own seeds would not do: it pads them with zeros and cuts large numbers into words of 32 bits, so that
+`default_rng(s)`, `default_rng([s, 0])` and `default_rng([s, 0, 0])` are one stream, and so are
+`default_rng([2**32, 5])` and `default_rng([0, 1, 5])`.  All generators are made here, and tests/test_streams.py
+compares the streams of all uses.
 """
 
 from __future__ import annotations
@@ -19,14 +24,18 @@ import numpy as np
 from minidiff.checks import whole
 from minidiff.engine.backend import to_device
 
+PICTURES = "pictures"
+
 
 def generator(seed: int, use: str, *numbers: int) -> np.random.Generator:
     """The generator of one use of randomness, such as generator(seed, "batch", stage, step).
 
     seed     the user's, a whole number of at least 0, of any size
-    use      what the numbers are for
+    use      what the numbers are for, any text without a colon
     numbers  which use of that name, where there are several
     """
+    if ":" in use:
+        raise ValueError(f"use must be a text without a colon, not {use!r}")
     name = ":".join([use, str(whole("seed", seed, 0)), *(str(whole(use, number)) for number in numbers)])
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big"))
 
@@ -38,16 +47,16 @@ class SampleStreams:
     shares the streams of the whole: what it draws, the whole does not draw again.
     """
 
-    def __init__(self, seed: int, count: int):
+    def __init__(self, seed: int, count: int, use: str = PICTURES):
+        """use: what the numbers are for, as for `generator`."""
         whole("seed", seed, 0)
         whole("count", count, 1)
-        self._rngs = [np.random.default_rng([int(seed), i]) for i in range(count)]
+        self._rngs = [_of_sample(seed, i, use) for i in range(count)]
 
     @classmethod
-    def from_seeds(cls, seeds: Sequence[int]) -> SampleStreams:
-        """One stream for each of the seeds; each equals sample 0 of `SampleStreams(seed, n)`."""
-        seeds = [whole("seed", seed, 0) for seed in seeds]
-        return cls._of([np.random.default_rng([int(seed), 0]) for seed in seeds])
+    def from_seeds(cls, seeds: Sequence[int], use: str = PICTURES) -> SampleStreams:
+        """One stream for each of the seeds; each equals sample 0 of `SampleStreams(seed, n, use)`."""
+        return cls._of([_of_sample(whole("seed", seed, 0), 0, use) for seed in seeds])
 
     @classmethod
     def _of(cls, rngs: Sequence[np.random.Generator]) -> SampleStreams:
@@ -73,6 +82,16 @@ class SampleStreams:
 
     def __getitem__(self, part: slice) -> SampleStreams:
         return self._of(self._rngs[part])
+
+
+def _of_sample(seed: int, i: int, use: str) -> np.random.Generator:
+    """Sample i's generator.  A picture's has NumPy's own seed [seed, i]: two words, which no other use has.
+
+    So its numbers can be made without minidiff.  Those of picture 0 are `default_rng(seed)`'s.
+    """
+    if use == PICTURES and seed < 2**32:
+        return np.random.default_rng([int(seed), i])
+    return generator(seed, use, i)
 
 
 def sample_streams(device: str, seed: int, count: int):

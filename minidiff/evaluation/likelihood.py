@@ -106,7 +106,7 @@ def likelihood(model, test: Dataset, *, count: int = 1000, seed: int = 0,
         x_0 = to_device(test.images(chosen[part]), model.device)                    # (B, H, W, C)
         return x_0, tuple(a.repeat(len(x_0), axis=0) for a in null)
 
-    streams, bounds, flows = SampleStreams(seed, count), [], []
+    streams, bounds, flows = SampleStreams(seed, count, "noise of a likelihood"), [], []
     for part in progress(_parts(count), "bound"):
         x_0, cond = with_condition(part)
         b = variational_bound(clipped, x_0, cond, streams=streams[part], decoder=decoder, variance=beta, terms=TERMS)

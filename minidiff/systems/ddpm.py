@@ -253,11 +253,12 @@ class DDPM(System):
         t = whole("t", t, 0, self.config.T - 1)
         steps = whole("steps", steps, 1, t + 1)             # of the times up to t
         ends = clean_images(np.stack([x_0, x_0_other])).astype(np.float32)
-        x_t, other = q_sample(self.schedule, ends, t, SampleStreams(seed, 2).normal(ends.shape[1:]))
+        eps = SampleStreams(seed, 2, "ends of an interpolation").normal(ends.shape[1:])
+        x_t, other = q_sample(self.schedule, ends, t, eps)
         weight = lambdas[:, None, None, None]
         x_t = (1 - weight) * x_t + weight * other                                     # (L, H, W, C)
         path = np.round(np.linspace(t, 0, steps)).astype(int) if steps > 1 else [t]
-        streams = SampleStreams.from_seeds([seed + 1] * len(lambdas))
+        streams = SampleStreams.from_seeds([seed] * len(lambdas), "steps of an interpolation")
         return to_numpy(last(self.reverse(to_device(x_t, self.device), path, streams=streams, variance=variance)))
 
     # --- what it is worth ---------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ class DDPM(System):
         x_0 = clean_images(x_0).astype(np.float32)
         T, B, fixed = self.config.T, len(x_0), _fixed_mix(variance)
         terms = whole("terms", terms, 1, T)
-        streams = SampleStreams(seed, B)
+        streams = SampleStreams(seed, B, "noise of bits per dim")
         total = prior_kl(self.schedule, x_0.astype(np.float64)).reshape(B, -1).mean(1) / math.log(2)
         for k in range(terms):
             t = np.minimum((T * (k + streams.uniform()) / terms).astype(np.int64), T - 1)

@@ -210,7 +210,7 @@ class DPM(System):
 
     def bound(self, x_0: np.ndarray, *, seed: int = 0) -> KBound:
         """The parts of K for each of the points x_0 (B, 2), in nats."""
-        return k_bound(self.schedule, self.reverse_step, x_0, streams=SampleStreams(seed, len(x_0)))
+        return k_bound(self.schedule, self.reverse_step, x_0, streams=SampleStreams(seed, len(x_0), "noise of K"))
 
     def report(self, count: int = 4000, *, seed: int = 0) -> dict[str, float]:
         """K in bits on `count` new points, its standard error, K - L_null, and the truth, which K bounds from below."""

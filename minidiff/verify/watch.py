@@ -22,6 +22,7 @@ from minidiff.data.image_file import open_image
 from minidiff.data.pixels import to_float
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.random import generator
 from minidiff.errors import UserError
 from minidiff.pictures import plots
 from minidiff.verify.forward import MEAN_SIGMAS, chains, simulate, variance_bound
@@ -30,7 +31,6 @@ from minidiff.verify.rows import Row, compare
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STREAM = 2                                                  # part of a plot's random seed, as in __init__.py
 SIDE = 128                                                  # pixels, the longest side of the watched image
 CELL = 156                                                  # pixels, the width of each state and its numbers
 
@@ -40,7 +40,7 @@ def plot(schedule: Schedule, *, seed: int = 0) -> "Image":
     x_0, t = 1.0, np.arange(schedule.T)
     n = chains(schedule.T)
     some = np.unique(np.linspace(0, schedule.T - 1, 25).round().astype(int))
-    measured = simulate(schedule, x_0, n, some, np.random.default_rng([seed, STREAM]))
+    measured = simulate(schedule, x_0, n, some, generator(seed, "chains of a plot"))
     closed = gaussian.q_mean_variance(schedule, np.full(schedule.T, x_0), t)
     few = t[:: max(1, schedule.T // 2000)]                  # more points than pixels add nothing
     panels = [
@@ -97,7 +97,7 @@ def load_image(path: Path) -> np.ndarray:
 
 def watch(schedule: Schedule, x_0: np.ndarray, count: int = 10, *, seed: int = 0) -> list[Watched]:
     """The image x_0 (H, W, C) at `count` times from -1 to T-1; each state is computed from the previous one."""
-    rng, x, s = np.random.default_rng(seed), x_0.astype(np.float64), -1
+    rng, x, s = generator(seed, "noise on a picture"), x_0.astype(np.float64), -1
     n, m_0, v_0 = x.size, float(x.mean()), float(x.var(ddof=1))
     states = []
     for t in np.unique(np.linspace(-1, schedule.T - 1, count).round().astype(int)).tolist():

@@ -111,7 +111,7 @@ BUGS = [
         "(1 - weight) * x_t + weight * other",
         "weight * x_t + (1 - weight) * other"),
     Bug("DDPM: an interpolation's pictures each with noise of their own", DDPM,
-        "[seed + 1] * len(lambdas)",
+        "[seed] * len(lambdas)",
         "range(len(lambdas))"),
     Bug("DDPM: noisy times are trained more often", DDPM,
         "training_times(step.rng, step.size, T, power=1)",

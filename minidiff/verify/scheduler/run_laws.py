@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minidiff.engine.random import generator
 from minidiff.verify.rows import Row, compare, skipped
 from minidiff.verify.scheduler.law import BOTH, Named, compare_noise, excess, law, worst
 from minidiff.verify.scheduler.protocol import Scheduler, rounding, shown
@@ -179,7 +180,7 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
 def alone(named: Named, scheduler: Scheduler, steps) -> Row:
     n = steps[-1]
     scheduler.set_steps(n)
-    rng = np.random.default_rng(0)
+    rng = generator(0, "noise alone and in a batch")
     start = 0.1 * rng.standard_normal((3, 2, 2, 1))
     z = 0.1 * rng.standard_normal((len(scheduler.timesteps), *start.shape))
     *_, (_, _, together) = walk(scheduler, n, start, gaussian(VARIANCE), z)
