@@ -9,7 +9,7 @@ Each statistic is beyond its bound by chance with a probability below 1e-8; toge
 
 import functools
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -295,6 +295,14 @@ def test_a_caption_is_of_its_own_image_or_dropped_each_for_itself(place):
     for events, p in ((dropped, drop), (dropped[:, 1::2] & dropped[:, :-1:2], drop * drop),
                       (dropped[1::2] & dropped[:-1:2], drop * drop)):
         assert abs(events.sum() - events.size * p) <= SIGMAS * np.sqrt(events.size * p * (1 - p))
+
+
+def test_the_share_of_dropped_captions_is_the_one_configured():
+    config = replace(small_systems.CONFIGS["text-to-image"], drop_caption=0.4)
+    stage = next(small_systems.new("text-to-image", config).stages(small_systems.data()))
+    mask = stage.batch(Step(0, 1, 0, 10, 1000))[2]
+    dropped = (mask.sum(axis=1) == 2).sum()                 # BOS and EOS alone
+    assert abs(dropped - 400) < SIGMAS * np.sqrt(240)
 
 
 def test_a_picture_is_captioned_anew_each_time_it_is_seen(data):

@@ -103,6 +103,11 @@ def test_a_step_that_overflows_leaves_all_but_its_count_its_loss_and_the_scale(m
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"losses", "scaling.scale", "scaling.good", "scaling.skipped"}
     assert (t.optimiser.n, t.ema.n) == (1, 1)
+    rates = []
+    monkeypatch.setattr(t.optimiser, "step", lambda grads, lr: rates.append(lr))
+    t.scaling.scale = 1.0
+    t.step()
+    assert rates == [t.lr(2)]                               # of the run's third step, though it is the second to change
 
 
 # ---- the averaged weights ----------------------------------------------------------------------------------------
@@ -218,6 +223,7 @@ def test_each_stage_of_a_run_is_trained_by_its_own_number_and_configuration(tmp_
         straight(self, stage, config, **options)
         made.append(self)
     monkeypatch.setattr(Trainer, "__init__", recording)
+    monkeypatch.setattr(run, "draw_preview", lambda trainer, folder: None)
     trained = run.run(tmp_path, Toy, tiny.digits(50), run.TrainOptions(seed=3, lr=0.01), quiet=True)
     first, second = made
     assert [(t.number, t.stage.name, t.config.steps, t.config.batch, t.config.lr, t.config.seed) for t in made] == \
