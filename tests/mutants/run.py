@@ -54,6 +54,8 @@ GROUPS: dict[str, list[Bug]] = {
 # the tests that check most of a file, likeliest first, where test_<file's name>.py is not the whole of them
 OWN = {
     "checkpoint.py": ("test_checkpoint.py",),
+    "cli/arguments.py": ("cli/test_arguments.py",),
+    "cli/info.py": ("cli/test_arguments.py",),
     "cli/evaluate.py": ("cli/test_options_arrive.py",),
     "cli/sample.py": ("cli/test_options_arrive.py",),
     "cli/sampling_options.py": ("cli/test_options_arrive.py",),
@@ -88,14 +90,16 @@ OWN = {
     "evaluation/metrics.py": ("evaluation/test_metrics.py", "evaluation/test_report_by_hand.py"),
     "evaluation/report.py": ("evaluation/test_report_by_hand.py", "evaluation/test_report.py"),
     "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
-    **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_streams.py")
+    **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_streams.py",
+                                "systems/test_previews.py")
        for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dpm", "glide",
                     "imagen", "latent", "text_to_image")},
+    "systems/__init__.py": ("cli/test_arguments.py", "training/test_run.py"),
     "systems/config.py": ("systems/test_text_to_image.py", "training/test_run.py"),
     "systems/training_batches.py": ("systems/test_training_batches.py", "systems/test_batches.py"),
     "systems/stage.py": ("systems/test_stage.py", "systems/test_batches.py"),
-    "systems/system.py": ("training/test_run.py", "training/test_loop.py", "systems/test_every_system.py",
-                          "systems/test_text_to_image.py"),
+    "systems/system.py": ("training/test_by_hand.py", "training/test_run.py", "training/test_loop.py",
+                          "systems/test_every_system.py", "systems/test_text_to_image.py"),
     "text/clip.py": ("laws/test_text_and_latents.py", "systems/test_clip.py"),
     "training/ranks.py": ("training/test_ranks_without_mpi.py", "training/test_ranks.py"),
     "training/loop.py": ("training/test_by_hand.py", "training/test_loop.py", "test_files.py",

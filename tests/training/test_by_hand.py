@@ -217,17 +217,22 @@ def test_options_take_the_place_of_what_the_stage_says(options, expected):
 
 
 def test_each_stage_of_a_run_is_trained_by_its_own_number_and_configuration(tmp_path, monkeypatch):
-    made, straight = [], Trainer.__init__
+    made, weights, straight = [], [], Trainer.__init__
 
     def recording(self, stage, config, **options):
         straight(self, stage, config, **options)
         made.append(self)
+        weights.append(stage.module.state_dict())
     monkeypatch.setattr(Trainer, "__init__", recording)
     monkeypatch.setattr(run, "draw_preview", lambda trainer, folder: None)
     trained = run.run(tmp_path, Toy, tiny.digits(50), run.TrainOptions(seed=3, lr=0.01), quiet=True)
     first, second = made
     assert [(t.number, t.stage.name, t.config.steps, t.config.batch, t.config.lr, t.config.seed) for t in made] == \
         [(1, "first", 4, 6, 0.01, 3), (2, "second", 5, 6, 0.01, 3)]
+    untrained = Toy.new(tiny.digits(50), 3)
+    assert all(np.array_equal(w, weights[0][name]) for name, w in untrained.a.state_dict().items())
+    assert all(np.array_equal(w, weights[1][name]) for name, w in untrained.b.state_dict().items())
+    assert not np.array_equal(Toy.new(tiny.digits(50), 4).a.w.data, weights[0]["w"])
     assert first.description["stage"] == "first" and second.description["stage"] == "second"
     assert trained.losses == {t.stage.name: pytest.approx(np.mean(t.losses)) for t in made}
     assert trained.seconds == {t.stage.name: t.seconds for t in made}

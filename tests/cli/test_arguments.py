@@ -1,0 +1,87 @@
+"""The converters of arguments at their limits, the tables, and what `info` says of a model."""
+
+import argparse
+
+import numpy as np
+import pytest
+from support import small_systems, tiny
+from support.command_line import call
+from support.toy import Toy
+
+from minidiff import systems
+from minidiff.cli import arguments
+from minidiff.errors import UserError
+
+
+@pytest.mark.parametrize("convert, taken, refused", [
+    (arguments.number, {"-1000": -1000, "1000": 1000, "0": 0, "2.5": 2.5, "1e-3": 0.001},
+     ["1000.1", "-1001", "nan", "inf", "", "x"]),
+    (arguments.effort, {"100": 100, "0.001": 0.001}, ["0", "-1", "100.5", "nan"]),
+    (arguments.natural, {"0": 0, str(2**31): 2**31}, ["-1", str(2**31 + 1), "1.0", "x"]),
+    (arguments.count, {"1": 1, "1000000": 10**6}, ["0", "1000001"]),
+    (arguments.two_or_more, {"2": 2, "10000": 10_000}, ["1", "10001"]),
+    (arguments.steps, {"1": 1, "1000": 1000}, ["0", "1001"]),
+    (arguments.setting, {"a=1": ("a", 1), "a=0.5": ("a", 0.5), "a=true": ("a", True), "a=False": ("a", False),
+                         "a=x=y": ("a", "x=y"), "a=": ("a", ""), "a=[1, 2]": ("a", [1, 2]), "a=tRue": ("a", "tRue")},
+     ["a", "=1", ""]),
+    (lambda text: tuple(map(str, arguments.named_file(text))), {"clip=a/b.c": ("clip", "a/b.c"), "a=b=c": ("a", "b=c")},
+     ["clip", "clip=", "=b"]),
+], ids=["number", "effort", "natural", "count", "two or more", "steps", "setting", "named file"])
+def test_a_converter_takes_its_limits_and_nothing_beyond(convert, taken, refused):
+    for text, value in taken.items():
+        found = convert(text)
+        assert found == value and type(found) is type(value) or isinstance(found, float) and found == value
+    for text in refused:
+        with pytest.raises(argparse.ArgumentTypeError, match="^takes "):
+            convert(text)
+
+
+def test_a_key_is_given_once():
+    assert arguments.distinct("--set", [("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    assert arguments.distinct("--set", None) == {}
+    for pairs, taken in (([("a", 1), ("a", 1)], ()), ([("a", 1)], ("a",))):
+        with pytest.raises(UserError, match="^--set: a was given twice$"):
+            arguments.distinct("--set", pairs, taken)
+
+
+def test_a_table_has_its_values_in_one_column_and_times_have_units(capsys):
+    arguments.print_table([("a", "1"), ("long name", "2")])
+    assert capsys.readouterr().out == "a          1\nlong name  2\n"
+    assert [arguments.minutes(s) for s in (0.4, 119.4, 120, 150, 3600)] == ["0 s", "119 s", "2.0 min", "2.5 min",
+                                                                            "60.0 min"]
+
+
+def test_info_names_the_parts_their_sizes_the_fields_and_the_notes(tmp_path, capsys):
+    model = small_systems.small("text-to-image")
+    model.save(tmp_path / "m.safetensors", notes={"by": "a test", "seed": 3})
+    assert call("info", "--model", tmp_path / "m.safetensors") == 0
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    size = {part: sum(p.data.size for p in getattr(model, part).parameters().values()) for part in ("text", "unet")}
+    assert rows["parameters"] == f"{size['text']:,} text, {size['unet']:,} unet"
+    assert rows["model"] == f"text-to-image, {tmp_path / 'm.safetensors'}" and rows["T"] == "50"
+    assert rows["sampling"] == "scale 2.0, steps 20, sampler dpm++2m" and rows["trained"] == "by a test, seed 3"
+    assert rows["tokenizer"] == f"{model.tokenizer.vocab_size} tokens" and rows["drop_caption"] == "0.1"
+    assert rows["systems"].startswith("dpm (not trained), ") or "text-to-image" in rows["systems"]
+
+
+def test_a_users_own_run_comes_before_the_weights_of_the_package(tmp_path, monkeypatch, toy, capsys):
+    monkeypatch.chdir(tmp_path)
+    shipped, own = tmp_path / "shipped.safetensors", systems.RUNS / "toy" / "model.safetensors"
+    monkeypatch.setattr(Toy, "shipped", classmethod(lambda cls: shipped))
+    assert systems.weights_of("toy") is None
+
+    def listed() -> str:
+        assert call("info") == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("systems"))
+        return line.rpartition(", ")[2]
+    assert listed() == "toy (not trained)"
+    first, second = Toy.new(tiny.digits(50), 0), Toy.new(tiny.digits(50), 1)
+    first.save(shipped)
+    assert systems.weights_of("toy") == shipped and listed() == "toy"
+    own.parent.mkdir(parents=True)
+    second.save(own)
+    assert systems.weights_of("toy") == own and listed() == f"toy ({own})"
+    assert np.array_equal(systems.load_system("toy").a.w.data, second.a.w.data)
+    assert np.array_equal(systems.load_system("toy", shipped).a.w.data, first.a.w.data)
+    assert systems.load_system("toy").file == own
