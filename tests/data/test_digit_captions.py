@@ -146,3 +146,14 @@ def test_any_text_can_be_read(text):
     digit, words = parse(text)
     assert digit is None or 0 <= digit <= 9
     assert isinstance(words, Words)
+
+
+def test_a_lean_alone_follows_without_a_comma():
+    """"seven leaning left", but "seven, thin" and "seven, thin and leaning left"."""
+    rng, leans = np.random.default_rng(0), [lean for _, row in SAID.values() for lean in row]
+    said = [caption(rng, 7, Words("thin", "left", ""), keep=0.7) for _ in range(2000)]
+    last = [(text, lean) for text in said for lean in leans if text.endswith(lean)]
+    assert sum(text.endswith(f" and {lean}") for text, lean in last) > 50
+    alone = [text for text, lean in last if not text.endswith(f" and {lean}")]
+    assert len(alone) > 50 and not any(", " in text[text.rindex("7" if "7" in text else "seven"):] for text in alone)
+    assert sum(text.endswith((", thin", ", fine", ", light")) for text in said) > 50

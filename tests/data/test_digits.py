@@ -12,7 +12,6 @@ from minidiff.data.digit_captions import DIGITS, paragraph, parse, phrasings
 from minidiff.data.digits import NOT_ASKED, PROMPTS, DigitQuestions, Digits, classes
 from minidiff.data.pixels import to_float
 
-
 COUNT = 120
 
 

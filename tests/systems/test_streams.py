@@ -82,6 +82,18 @@ def draws(monkeypatch) -> dict[str, list[np.ndarray]]:
     return given
 
 
+@pytest.fixture
+def made(monkeypatch) -> list[SampleStreams]:
+    """The streams that are made from a seed."""
+    made, straight = [], SampleStreams.__init__
+
+    def recording(self, *args, **options):
+        straight(self, *args, **options)
+        made.append(self)
+    monkeypatch.setattr(SampleStreams, "__init__", recording)
+    return made
+
+
 def assert_all_different(arrays) -> None:
     """No two rows of draws begin with the same numbers: not two draws of a stream, nor two streams."""
     beginnings = [row.ravel()[:8].astype(np.float64).round(6).tobytes() for a in arrays for row in a if row.size >= 2]
@@ -89,22 +101,25 @@ def assert_all_different(arrays) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_streams_that_are_given_are_all_that_is_drawn_from_and_nothing_is_drawn_twice(way, draws):
-    """Streams (5, i) give with any seed what seed 5 gives; each noise of a run is new."""
+def test_streams_that_are_given_are_all_that_is_drawn_from_and_nothing_is_drawn_twice(way, draws, made):
+    """Streams (5, i) give with any seed what seed 5 gives, and no others are made; each noise of a run is new."""
     name, draw, count = WAYS[way]
     system = small_systems.small(name)
     by_seed = draw(system, seed=5)
+    assert len(made) == 1
     assert_all_different(draws["normal"])
     assert_all_different(draws["uniform"])
     if count is not None:
         assert len([a for a in draws["normal"] if len(a) == 2]) == count
     np.testing.assert_array_equal(draw(system, seed=0, streams=SampleStreams(5, 2)), by_seed)
+    assert len(made) == 2                                   # the one given
     assert not np.array_equal(draw(system, seed=6), by_seed)
 
 
-def test_the_bound_of_ddpm_has_new_noise_at_each_time(draws):
+def test_the_bound_of_ddpm_has_new_noise_at_each_time(draws, made):
     x_0 = images()
     small_systems.small("ddpm").bits_per_dim(x_0, terms=4, seed=3)
+    assert len(made) == 1
     assert len(draws["normal"]) == 4
     assert_all_different(draws["normal"])
     assert len({u.tobytes() for u in draws["uniform"]}) == 4
@@ -119,12 +134,13 @@ def test_an_interpolation_has_a_noise_for_each_end_and_the_same_steps_for_all(dr
     assert_all_different([ends, *(z[:1] for z in steps)])
 
 
-def test_the_likelihood_never_uses_a_noise_twice(draws, monkeypatch):
+def test_the_likelihood_never_uses_a_noise_twice(draws, made, monkeypatch):
     """Neither from one batch to the next, nor from the bound to the flow, nor for the flow's probe of its own noise."""
     monkeypatch.setattr("minidiff.evaluation.likelihood.BATCH", 2)
     monkeypatch.setattr("minidiff.evaluation.likelihood.TERMS", 2)
     monkeypatch.setattr("minidiff.evaluation.likelihood.FLOW_STEPS", 2)
     likelihood(small_systems.small("ddpm"), tiny.digits(30), count=4)
+    assert len(made) == 1
     assert_all_different(draws["normal"])
     # of each image: the bound's terms and decoder, the flow's noise and probe
     assert sum(len(a) for a in draws["normal"] if a[0].size == 784) == 4 * 3 + 2 * 2
