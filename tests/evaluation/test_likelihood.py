@@ -75,6 +75,8 @@ def test_the_standard_error_is_that_of_the_mean_over_images():
     dark, light = np.full((28, 28, 1), 100, np.uint8), np.full((28, 28, 1), 150, np.uint8)
     model = oracle(dark, [0.9999, 0.0001])
     r = likelihood(model, Pictures(np.stack([dark, light] * 10)), count=20)
+    assert r.bound == pytest.approx(r.prior + r.steps + r.decoder, rel=1e-12) and r.decoder > 1
+    assert r.flow == pytest.approx(r.flow_density + r.flow_decoder, rel=1e-12) and r.flow_decoder > 1
     # half of the images cost a, half b: their sd with n - 1 is |a - b| / 2 sqrt(20 / 19), and 2 (mean - a) = b - a
     best = likelihood(model, Pictures(np.stack([dark] * 20)), count=20).bound
     assert r.bound_error == pytest.approx((r.bound - best) * math.sqrt(20 / 19) / math.sqrt(20), rel=1e-4)

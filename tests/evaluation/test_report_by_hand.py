@@ -177,13 +177,14 @@ def test_each_prompt_is_of_one_real_image_in_digit_and_words():
 
 
 def test_the_gaussian_of_the_pixels_has_their_covariance():
-    """Of two pixels that are never clipped: variances 0.01 and 0.04, correlation 0.5.  The deviation of a covariance
-    of 20,000 draws is sqrt((1 + r^2) / n) of the product of the deviations; six of them."""
+    """Of three pixels that are never clipped, each correlated with the next.  The deviation of a covariance of 20,000
+    draws is at most sqrt(2 / n) times the largest variance, 0.04; six of them."""
     rng = np.random.default_rng(0)
-    x = rng.multivariate_normal([0, 0.1], [[0.01, 0.01], [0.01, 0.04]], 5000)
-    images = np.rint(127.5 * (x.clip(-1, 1) + 1)).astype(np.uint8).reshape(-1, 1, 2)
-    draws = report.gaussian_pixels(images, 20_000, rng).reshape(-1, 2)
-    values = to_float(images).reshape(-1, 2)
+    cov = np.array([[0.01, 0.01, 0.0], [0.01, 0.04, -0.015], [0.0, -0.015, 0.02]])
+    x = rng.multivariate_normal([0, 0.1, -0.1], cov, 5000)
+    images = np.rint(127.5 * (x.clip(-1, 1) + 1)).astype(np.uint8).reshape(-1, 1, 3)
+    draws = report.gaussian_pixels(images, 20_000, rng).reshape(-1, 3)
+    values = to_float(images).reshape(-1, 3)
     np.testing.assert_allclose(draws.mean(axis=0), values.mean(axis=0), atol=6 * 0.2 / math.sqrt(20_000))
     np.testing.assert_allclose(np.cov(draws.T), np.cov(values.T), atol=6 * 0.06 / math.sqrt(20_000))
 

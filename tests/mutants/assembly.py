@@ -757,6 +757,9 @@ BUGS = [
     Bug("likelihood: the sum's error without the decoder", LIKELIHOOD,
         "*_mean_error(bound.sum(axis=0))",
         "*_mean_error(bound[:2].sum(axis=0))"),
+    Bug("likelihood: the flow without its decoder", LIKELIHOOD,
+        "*_mean_error(flow.sum(axis=0))",
+        "*_mean_error(flow[:1].sum(axis=0))"),
 
     # --- the command line ---------------------------------------------------------------------------------
     Bug("sample: each batch has the first one's streams", SAMPLE,
