@@ -122,7 +122,8 @@ def _check_gaussians(mu1, S1, mu2, S2) -> None:
 
 
 def _check_features(real, fake, k: int) -> list[np.ndarray]:
-    """Both sets in float64; ValueError as `precision_recall` says."""
+    """Both sets in float64, divided by one number so that the largest is about 1; ValueError as `precision_recall`
+    says."""
     whole("k", k, 1)
     checked = []
     for name, features in (("real", np.asarray(real)), ("fake", np.asarray(fake))):
@@ -136,4 +137,6 @@ def _check_features(real, fake, k: int) -> list[np.ndarray]:
     if checked[0].shape[1] != checked[1].shape[1]:
         raise ValueError("real and fake must have as many features each, "
                          f"not {checked[0].shape[1]} and {checked[1].shape[1]}")
-    return checked
+    # divided by a power of 2, which rounds nothing, so that the squares of distances are in range
+    exponent = np.frexp(max(np.abs(features).max() for features in checked))[1]
+    return [np.ldexp(features, -exponent) for features in checked]

@@ -54,6 +54,7 @@ class PCA(Module):
         D, K = self.axes.shape
         if z.ndim != 2 or z.shape[1] != D or len(z) == 0:
             raise ValueError(f"PCA: z must be (N, {D}) and not empty, not {z.shape}")
+        _check_finite("PCA", z)
         mean = z.mean(axis=0, dtype=np.float64)
         centred = z - mean
         values, vectors = np.linalg.eigh(centred.T @ centred / len(z))              # in rising order

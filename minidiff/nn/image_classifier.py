@@ -106,4 +106,6 @@ def perceptual_distance(classifier: ImageClassifier, x: np.ndarray, y: Tensor) -
 def _unit(f: Tensor) -> Tensor:
     """Of length 1 at each position, (B, H, W, C); where the map is 0 it stays 0."""
     f = as_float32(f)
-    return f / ops.sqrt(ops.sum(f * f, axis=-1, keepdims=True) + 1e-6)
+    square = ops.sum(f * f, axis=-1, keepdims=True) + 1e-6
+    one = Tensor(square.data / square.data)                 # NaN where the square is infinite, and f would become 0
+    return f / (ops.sqrt(square) * one)

@@ -197,3 +197,12 @@ def test_fid_of_features_that_are_not_finite_is_refused(bad):
     for wrong in ((np.array([bad, 0]), cov), (mean, np.diag([bad, 1]))):
         with pytest.raises(ValueError, match="the features must be finite"):
             frechet_distance(mean, cov, *wrong)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_precision_and_recall_do_not_depend_on_the_features_scale(scale):
+    """The squares of such distances are 0 or infinite."""
+    rng = np.random.default_rng(0)
+    real, fake = rng.standard_normal((40, 3)), 0.5 * rng.standard_normal((30, 3)) + 1
+    expected = metrics.precision_recall(real, fake)
+    assert metrics.precision_recall(scale * real, scale * fake) == expected and 0 < min(expected) < 1

@@ -8,8 +8,9 @@ import pytest
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.errors import UserError
 from minidiff.nn.decoding import next_tokens
-from minidiff.nn.embedding_codes import Buckets, Quantiles, slerp
+from minidiff.nn.embedding_codes import PCA, Buckets, Quantiles, slerp
 from minidiff.nn.gumbel import gumbel_max, gumbel_softmax, kl_to_uniform
+from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig, perceptual_distance
 from minidiff.nn.kl import kl
 from minidiff.nn.layers import sinusoidal_embedding
 from minidiff.nn.optim import EMA, AdamW, AdamWConfig, clip_by_norm
@@ -115,8 +116,20 @@ def test_numbers_that_are_none_have_no_code():
         for call in (quantiles.quantise, quantiles.fit):
             with pytest.raises(ValueError, match="Quantiles: the numbers must be finite"):
                 call(np.array([0, bad], np.float32))
+        with pytest.raises(ValueError, match="PCA: the numbers must be finite"):
+            PCA(2, 1).fit(np.array([[0, bad]], np.float32))
         with pytest.raises(ValueError, match="not finite"):
             slerp(np.array([1, bad]), np.array([1.0, 2]), 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_feature_maps_whose_squares_overflow_are_not_alike():
+    """A map of 1e20 was divided by infinity, and equal to one of 0."""
+    config = ImageClassifierConfig((8, 8, 1), 2, (4, 4), 2, 4)
+    classifier = ImageClassifier(config, np.random.default_rng(0))
+    classifier.norm1.gamma.data[:] = 1e25
+    x, y = np.random.default_rng(1).standard_normal((2, 2, 8, 8, 1)).astype(np.float32)
+    assert np.isnan(perceptual_distance(classifier, x, Tensor(y)).item())
 
 
 # --- choices ---------------------------------------------------------------------------------------------------
