@@ -75,9 +75,11 @@ def _unit(abar: np.ndarray, predicts: str) -> np.ndarray:
         return np.ones_like(abar)
     if predicts == "v":
         return 1.0 - abar
-    if np.any(abar == 0.0):
+    with np.errstate(divide="ignore", over="ignore"):
+        unit = (1.0 - abar) / abar
+    if not np.isfinite(unit).all():
         raise ValueError("eps does not determine x_0 at SNR 0: predict v or x0 there")
-    return (1.0 - abar) / abar
+    return unit
 
 
 def _abar(schedule: Schedule, t: Times, first: int) -> np.ndarray:

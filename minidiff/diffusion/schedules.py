@@ -326,11 +326,11 @@ def _check_betas(betas: np.ndarray) -> None:
     if not inside.all():
         t = np.flatnonzero(~inside)[0]
         raise ValueError(f"betas must lie in (0, 1), where only the last may be 1, got betas[{t}] = {betas[t]}")
-    lost = np.flatnonzero(1.0 - betas == 1.0)
+    lost = np.flatnonzero(np.abs((1.0 - (1.0 - betas)) - betas) > 0.01 * betas)
     if lost.size:
         t = lost[0]
         raise ValueError(f"betas must change alpha_bar: betas[{t}] = {betas[t]} is lost in rounding, since "
-                         "1 - beta is 1")
+                         f"1 - beta is {1.0 - betas[t]:.17g}")
 
 
 def _check_table(alpha_bar: np.ndarray) -> None:

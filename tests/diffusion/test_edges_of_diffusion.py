@@ -13,7 +13,15 @@ from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.likelihood import DiscretisedGaussian
 from minidiff.diffusion.losses import LOSS_WEIGHTS
 from minidiff.diffusion.posterior import Observed
-from minidiff.diffusion.schedules import cosine, even_loss, from_log_snr, linear, zero_terminal_snr
+from minidiff.diffusion.schedules import (
+    Schedule,
+    cosine,
+    even_loss,
+    from_betas,
+    from_log_snr,
+    linear,
+    zero_terminal_snr,
+)
 
 
 @pytest.mark.parametrize("m1, v1, m2, v2", [
@@ -108,6 +116,24 @@ def test_a_log_snr_out_of_range_is_refused():
     for log_snr in (lambda u: 1e4 * (1 - u), lambda u: np.full_like(u, np.nan), lambda u: -np.inf * u):
         with pytest.raises(ValueError, match="alpha_bar must"):
             from_log_snr(log_snr, 10)
+
+
+@pytest.mark.parametrize("beta", [1e-17, 3e-16])
+def test_a_beta_that_the_table_cannot_hold_is_refused(beta):
+    """1 - 3e-16 keeps 3.3e-16 of it, 11 % too much."""
+    with pytest.raises(ValueError, match=r"betas\[0\] = .* is lost in rounding, since 1 - beta is"):
+        from_betas(np.array([beta, 0.99]))
+    assert from_betas(np.array([1e-12, 0.99])).betas[0] == pytest.approx(1e-12, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_weight_of_eps_where_almost_no_signal_is_left():
+    """1 / SNR of 1e-310 is infinite, as at 0."""
+    schedule = Schedule(np.array([0.5, 1e-300, 1e-310]))
+    assert LOSS_WEIGHTS["min_snr"](schedule, 1, "eps") == pytest.approx(1)
+    for kind in ("min_snr", "bound"):
+        with pytest.raises(ValueError, match="eps does not determine x_0"):
+            LOSS_WEIGHTS[kind](schedule, 2, "eps")
 
 
 @pytest.mark.parametrize("scale", [math.inf, -math.inf, math.nan])

@@ -289,8 +289,8 @@ BUGS = [
         "abar = _abar(schedule, t, first=1)",
         "abar = _abar(schedule, t, first=0)"),
     Bug("the eps-unit upside down", LOSSES,
-        "return (1.0 - abar) / abar\n",
-        "return abar / (1.0 - abar)\n"),
+        "unit = (1.0 - abar) / abar\n",
+        "unit = abar / (1.0 - abar)\n"),
     Bug("the v-unit as alpha^2", LOSSES,
         "        return 1.0 - abar\n",
         "        return abar\n"),
@@ -298,7 +298,7 @@ BUGS = [
         "gamma: float = 5.0",
         "gamma: float = 1.0"),
     Bug("an eps-weight at SNR 0 is let in", LOSSES,
-        "    if np.any(abar == 0.0):",
+        "    if not np.isfinite(unit).all():",
         "    if False:"),
 
     # --- samplers -----------------------------------------------------------------------------------------
