@@ -72,6 +72,7 @@ class Codebook(Module):
             p, xp = error[there] / error[there].sum(), xp_of(self.codes.data)
             chosen = rng.choice(there, len(dead), replace=False, p=p)
             self.codes.data[xp.asarray(dead)] = z[xp.asarray(chosen)]
+            self.codes.data = self.codes.data               # set, so that a graph of the old codes is refused
         return len(dead)
 
     def _nearest(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

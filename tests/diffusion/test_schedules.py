@@ -1,5 +1,8 @@
 """The contracts of schedules: times, and tables that are refused. Their numbers are proved in tests/laws."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -100,3 +103,23 @@ def test_broken_betas_are_refused(betas):
 def test_broken_T_is_refused(factory, T):
     with pytest.raises(ValueError, match="T must be a whole number of at least"):
         factory(T)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))],
+                         ids=["copy", "deepcopy", "pickle"])
+def test_a_copy_is_read_only_and_one_table(copied):
+    """A writable copy, apart from the table that abar() reads, would give two answers."""
+    for schedule in (schedules.cosine(20), schedules.even_loss(5), Schedule(np.array([0.9, 0.01]), "mine")):
+        twin = copied(schedule)
+        assert twin.name == schedule.name and np.array_equal(twin.alpha_bar, schedule.alpha_bar)
+        assert np.array_equal(twin.abar(np.arange(-1, twin.T)), schedule.abar(np.arange(-1, twin.T)))
+        with pytest.raises(ValueError, match="read-only"):
+            twin.alpha_bar[0] = 0.5
+        assert np.shares_memory(twin.alpha_bar, twin._from_clean)
+
+
+def test_T_may_be_any_integer():
+    for text in SCHEDULES:
+        for T in (np.int8(127), np.uint8(255), np.int64(127), np.array(127)):      # T + 1 is beyond an int8, a uint8
+            made, right = (schedules.schedule_from(text, times, allow_signal=True) for times in (T, int(T)))
+            assert np.array_equal(made.alpha_bar, right.alpha_bar)

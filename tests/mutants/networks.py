@@ -50,6 +50,18 @@ BUGS = [
         "to_device(np.asarray(state[name], dtype=p.dtype), device_of(p.data))"),
 
     # --- optimiser, clipping, learning rate, average ------------------------------------------------------
+    Bug("a step does not tell that the weights changed", OPTIM,
+        "                p.data = w                                  # set, so",
+        "                pass                                        # set, so"),
+    Bug("a shared parameter is updated twice", MODULE,
+        "if isinstance(value, Tensor) and id(value) not in seen:",
+        "if isinstance(value, Tensor):"),
+    Bug("a state that does not load sets half of the weights", MODULE,
+        "            new[name] = to_device(",
+        "            p.data = new[name] = to_device("),
+    Bug("a cache grows before it is checked", TRANSFORMER,
+        "if self.k is not None and ((B, h, d)",
+        "if False and ((B, h, d)"),
     Bug("AdamW's bias correction with n - 1", OPTIM,
         "        self.n += 1\n        m_scale",
         "        self.n += self.n == 0\n        m_scale"),

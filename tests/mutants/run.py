@@ -53,6 +53,9 @@ GROUPS: dict[str, list[Bug]] = {
 
 # the tests that check most of a file, likeliest first, where test_<file's name>.py is not the whole of them
 OWN = {
+    "checks.py": ("engine/test_data_of_a_tensor.py",),
+    "engine/tensor.py": ("engine/test_tensor.py", "engine/test_data_of_a_tensor.py"),
+    "nn/images.py": ("systems/test_contracts_of_systems.py",),
     "checkpoint.py": ("test_checkpoint.py",),
     "cli/arguments.py": ("cli/test_arguments.py",),
     "cli/info.py": ("cli/test_arguments.py",),

@@ -96,3 +96,21 @@ def test_a_cache_keeps_its_entries_in_place():
 def test_steps_of_a_block_that_is_not_causal_are_refused():
     with pytest.raises(ValueError, match="step needs causal=True"):
         TransformerBlock(C, 2, np.random.default_rng(0)).step(Tensor(np.zeros((1, 1, C), np.float32)), KVCache(2))
+
+
+def test_a_step_that_does_not_fit_leaves_the_cache_as_it_was():
+    block, cache = STACK[0], KVCache(N)
+    x = np.random.default_rng(2).standard_normal((2, 3, C))
+    with no_grad():
+        block.step(Tensor(x), cache)
+        before = cache.M, cache.k.copy(), cache.v.copy()
+        for wrong in (x[:1], np.concatenate([x, x]), x[..., :4], x.astype(np.float32), x[0], np.zeros((2, N, C))):
+            with pytest.raises((ValueError, TypeError)):
+                block.step(Tensor(wrong), cache)
+            assert cache.M == before[0] and np.array_equal(cache.k, before[1]) and np.array_equal(cache.v, before[2])
+        for k in (np.zeros((2, 2, 1, 5)), np.zeros((2, 4, 1, 4)), np.zeros((3, 2, 1, 4)), np.zeros((2, 2, 1, 4), "f")):
+            with pytest.raises(ValueError, match="KVCache: it holds float64 keys of 2 sequences, 2 heads and 4"):
+                cache.append(k, k)
+        right = block.step(Tensor(x), cache).data
+    np.testing.assert_allclose(right, all_at_once([block], np.concatenate([x, x], axis=1))[:, 3:], rtol=1e-11,
+                               atol=1e-12)

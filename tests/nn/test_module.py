@@ -88,6 +88,26 @@ def test_a_state_that_does_not_match_sets_nothing(change, message):
     assert all(np.array_equal(p.data, before[name]) for name, p in net.parameters().items())
 
 
+@pytest.mark.parametrize("wrong", [np.ma.masked_all, lambda shape: np.full(shape, "1"),
+                                   lambda shape: np.full(shape, 1j), lambda shape: np.full(shape, None)],
+                         ids=["masked", "text", "complex", "object"])
+def test_a_state_of_other_things_than_numbers_sets_nothing(wrong):
+    net, state = Outer(1), Outer(2).state_dict()
+    before = net.state_dict()
+    for name, w in state.items():
+        with pytest.raises(TypeError, match="masked array|real numbers or bools"):
+            net.load_state_dict(state | {name: wrong(w.shape)})
+        assert all(np.array_equal(p.data, before[name]) for name, p in net.parameters().items())
+
+
+def test_a_device_or_dtype_that_is_none_changes_nothing():
+    net = Outer(1)
+    for change in (lambda: net.to("gpu"), lambda: net.astype(np.int32), lambda: net.astype(complex)):
+        with pytest.raises((ValueError, TypeError), match="device must be one of|dtype must be a floating dtype"):
+            change()
+    assert net.dtype == np.float32
+
+
 def test_astype_and_to_keep_the_same_tensors():
     """An optimiser holds the Tensors; they must stay the module's."""
     net = Outer()

@@ -239,3 +239,18 @@ def test_a_single_number_is_a_parameter_like_any_other():
     w = Tensor(np.array(0.5), requires_grad=True)
     AdamW({"w": w}).step([np.array(-3.0)], lr=0.01)
     assert w.data.shape == () and abs(w.data - 0.51) < 1e-9
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    held = {"w": Tensor(np.ones((2, 2)), requires_grad=True), "b": Tensor(np.ones(2), requires_grad=True)}
+    optimiser, average = AdamW(held), EMA(held)
+    for what, name in ((optimiser, "v.b"), (average, "b")):
+        what.step(*([[np.ones((2, 2)), np.ones(2)], 0.1] if what is optimiser else []))
+        before, good = what.state_dict(), {key: a + 1 for key, a in what.state_dict().items()}
+        lost = {key: a for key, a in good.items() if key != name}
+        for wrong in (lost, good | {"other": np.ones(2)}, good | {name: np.ones(3)}, good | {"n": np.array(-1)}, {}):
+            with pytest.raises(ValueError, match="state"):
+                what.load_state_dict(wrong)
+            assert all(np.array_equal(a, before[key]) for key, a in what.state_dict().items())
+        what.load_state_dict(good)
+        assert all(np.array_equal(a, good[key]) for key, a in what.state_dict().items())
