@@ -91,6 +91,7 @@ def test_a_condition_is_of_bools():
 def test_a_number_can_be_a_parameter(data):
     w = Tensor(data, requires_grad=True)
     optimiser, ema = AdamW({"w": w}, AdamWConfig(decay=0)), EMA({"w": w}, 0.5)
+    assert isinstance(w.data, np.ndarray)                   # which any optimiser can write into
     before = w.data.copy()
     (w * w).backward()
     assert isinstance(w.grad, np.ndarray)
