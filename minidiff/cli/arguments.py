@@ -69,7 +69,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 natural, count = whole(0, 2**31), whole(1, 10**6)
-two_or_more, steps = whole(2, 10_000), whole(1, 1000)
+steps = whole(1, 1000)
 
 
 def setting(text: str) -> tuple[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minidiff import systems
 from minidiff.cli import sampling_options
-from minidiff.cli.arguments import add_command, add_data, add_device, add_system, natural, print_table, two_or_more
+from minidiff.cli.arguments import add_command, add_data, add_device, add_system, count, natural, print_table
 from minidiff.errors import UserError, refusals
 from minidiff.terminal import progress, show
 
@@ -20,7 +20,7 @@ def add(commands) -> None:
                     epilog="For the digits, a frozen classifier reads the pictures (minidiff train --system "
                            "digit-classifier trains another), and the attributes are measured as for the training "
                            "captions.")
-    p.add_argument("--images", type=two_or_more, default=1000,
+    p.add_argument("--images", type=count, default=1000,
                    help="how many pictures; FID needs many. With --likelihood, how many test images")
     p.add_argument("--likelihood", action="store_true",
                    help="measure bits/dim on test images instead, of the model without a caption: the variational "
@@ -80,9 +80,13 @@ def _likelihood(model, args: argparse.Namespace):
 
 
 def _check(args: argparse.Namespace) -> None:
-    """UserError where options do not go together."""
+    """UserError where options do not go together or are out of range."""
+    from minidiff.evaluation import check_count
+
     for option in ("scale", "steps", "sampler", "set"):
         if args.likelihood and getattr(args, option) is not None:
             raise UserError(f"--likelihood draws no pictures: leave out --{option}")
+    if not args.likelihood:
+        check_count(args.images)                            # likelihood() compares it with the number of test images
     if args.data and not args.likelihood:
         raise UserError("--data is read only with --likelihood: the judge brings all that pictures are compared with")

@@ -25,7 +25,6 @@ from minidiff.cli.arguments import (
     number,
     print_table,
     setting,
-    whole,
 )
 from minidiff.data.dataset import DATASETS
 from minidiff.errors import UserError
@@ -64,7 +63,7 @@ def add(commands) -> None:
     p.add_argument("--needs", type=named_file, action="append", metavar="NAME=FILE",
                    help="the file of a trained system that this one is built on (else its own run in runs/NAME, else "
                         "the weights that come with minidiff)")
-    p.add_argument("--images", type=whole(0, 10_000), default=1000,
+    p.add_argument("--images", type=natural, default=1000,
                    help="pictures to evaluate at the end; 0 for no evaluation")
     add_device(p)
 
@@ -108,35 +107,53 @@ def _train_options(args: argparse.Namespace):
 # ---- after the last step -------------------------------------------------------------------------------------
 
 def _finish(trained, data, args: argparse.Namespace, started: float) -> None:
-    """Draws sheet.png, evaluates, and writes results.json."""
-    from minidiff import evaluation, pictures
+    """Draws sheet.png, evaluates, and writes results.json; the results of training first, which no failure takes."""
     from minidiff.files import write_json
     from minidiff.training.run import MODEL
 
-    system, path = trained.system, args.out / MODEL
+    system, path, sheet = trained.system, args.out / MODEL, args.out / SHEET
     results = {"system": system.name, "seconds": trained.seconds, "loss": trained.losses}
     rows = [(f"training, {stage}", minutes(seconds)) for stage, seconds in trained.seconds.items()]
-    draws = system.options() is not None
-    if draws:
-        prompts = [prompt if system.reads_captions else "" for prompt in data.prompts for _ in range(EACH)]
-        images = system.sample(prompts, seed=0)
-        pictures.save(pictures.sheet(images, sampling_options.captions_of(prompts), columns=2 * EACH),
-                      args.out / SHEET)
-    if draws and args.images and data.name in evaluation.JUDGES and system.reads_captions:
-        from minidiff.cli.evaluate import judged
-        report = judged(system, args.images, {}, 0)
+    write_json(args.out / RESULTS, results)
+    try:
+        drawn = _draw(system, data, sheet)
+        report = _judge(system, data, args.images)
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}; the training is done, and its weights are in {path}") from error
+    if report:
         rows = [*report.rows(), *rows]
         results["evaluation"] = report.as_dict()
     results["seconds in all"] = time.monotonic() - started
     write_json(args.out / RESULTS, results)
     print_table([*rows, ("this command in all", minutes(results["seconds in all"])), ("weights", str(path)),
-                 *([("samples", str(args.out / SHEET))] if draws else []),
-                 ("try", _next_command(system, data, path))])
+                 *([("samples", str(sheet))] if drawn else []), ("try", _next_command(system, data, path))])
+
+
+def _draw(system, data, path: Path) -> bool:
+    """Draws EACH pictures of each of the data set's prompts; False where there is nothing to draw."""
+    from minidiff import pictures
+
+    prompts = [prompt if system.reads_captions else "" for prompt in data.prompts for _ in range(EACH)]
+    if system.options() is None or not prompts:
+        return False
+    images = system.sample(prompts, seed=0)
+    pictures.save(pictures.sheet(images, sampling_options.captions_of(prompts), columns=2 * EACH), path)
+    return True
+
+
+def _judge(system, data, count: int):
+    """The report on `count` pictures; None where the system or the data set has no judge, or count is 0."""
+    from minidiff import evaluation
+    from minidiff.cli.evaluate import judged
+
+    if system.options() is None or not system.reads_captions or data.name not in evaluation.JUDGES or not count:
+        return None
+    return judged(system, count, {}, 0)
 
 
 def _next_command(system, data, path: Path) -> str:
     if system.options() is not None:
-        prompt = data.prompts[0] if system.reads_captions else ""
+        prompt = next(iter(data.prompts), "") if system.reads_captions else ""
         return f'minidiff sample "{prompt}" --model {path}'
     return f"python examples/{system.example}" if system.example else f"minidiff info --model {path}"
 

@@ -9,7 +9,7 @@ ask for what a model has never seen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from minidiff.data import attributes, digit_captions, mnist
 from minidiff.data.attributes import VOCABULARY, Words
 from minidiff.data.dataset import Dataset, DatasetEntry
 from minidiff.data.pixels import to_float
+from minidiff.errors import UserError
 
 PROMPTS = ("a bold seven leaning left", "the digit seven", "a thin, upright three", "3", "a wide zero", "0",
            "a narrow, right-leaning 5", "a heavy four", "one", "a fine 8 leaning right", "nine, bold", "")
@@ -77,10 +78,14 @@ class DigitQuestions:
     classes = (10, *(1 + len(words) for words in VOCABULARY))                       # class 0 of a word: nothing to say
 
     def labels(self, data: Digits, indices: np.ndarray) -> np.ndarray:
-        return np.array([classes(data.labels[i], data.words[i], 0) for i in indices])
+        return _rows(classes(data.labels[i], data.words[i], 0) for i in indices)
 
     def asked(self, captions: Sequence[str]) -> np.ndarray:
-        return np.array([classes(*digit_captions.parse(caption), NOT_ASKED) for caption in captions])
+        return _rows(classes(*digit_captions.parse(caption), NOT_ASKED) for caption in captions)
+
+
+def _rows(answers: Iterable[list[int]]) -> np.ndarray:
+    return np.array(list(answers), np.int64).reshape(-1, len(DigitQuestions.classes))
 
 
 def classes(digit: int | None, words: Words, silent: int) -> list[int]:
@@ -93,7 +98,11 @@ def load(folder: Path | None, split: str = "train") -> Digits:
     """The digits in a folder with MNIST's files, or without one from where mnist.py finds them."""
     if split == "test":
         return Digits.of(mnist.load(folder, split), held_out=True)
-    return Digits.of(mnist.load(folder, split), load_test=lambda: load(folder, "test"))
+    data = Digits.of(found := mnist.load(folder, split), load_test=lambda: load(folder, "test"))
+    if not len(data):
+        raise UserError(f"all {len(found)} images of {found.source} are of combinations that training leaves out, such "
+                        "as a thin 0 leaning right: add other images")
+    return data
 
 
 ENTRY = DatasetEntry(load, DigitQuestions())

@@ -32,6 +32,8 @@ def encode(array: np.ndarray) -> bytes:
     """The bytes of an IDX file that holds a uint8 array."""
     if array.dtype != np.uint8:
         raise TypeError(f"array has dtype {array.dtype}, but IDX files here hold uint8")
+    if not 1 <= array.ndim <= MOST_AXES or 0 in array.shape:                        # what `parse` refuses
+        raise ValueError(f"array has shape {array.shape}, but IDX files here hold 1 to {MOST_AXES} axes, none empty")
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 

@@ -121,11 +121,24 @@ def _read(folder: Path, split: str, source: str, sha256: dict[str, str] | None =
 
 
 def _path(folder: Path, name: str, split: str) -> Path:
-    """The file of this name, compressed or not.  UserError if there is neither."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if os.path.exists(path):
-            return path
-    raise NotThere(f"{folder} has neither {name} nor {name}.gz, the {split} files of MNIST")
+    """The file of this name, compressed or not; else of another common name.  UserError if there is none.
+
+    Others write train-images.idx3-ubyte or TRAIN-IMAGES-IDX3-UBYTE.GZ; some folders hold folders of these names, too.
+    """
+    usual = [folder / name, folder / f"{name}.gz"]
+    try:
+        others = sorted(path for path in folder.iterdir() if _plain_name(path) == name)
+    except OSError:                                         # no folder, or one that may not be listed
+        others = []
+    found = sorted((path for path in (*usual, *others) if os.path.exists(path)), key=os.path.isdir)    # files first
+    if not found:
+        raise NotThere(f"{folder} has neither {name} nor {name}.gz, the {split} files of MNIST")
+    return found[0]
+
+
+def _plain_name(path: Path) -> str:
+    """A file's name as the official files have theirs: in lower case, with "-" for "." and "_", and without .gz."""
+    return path.name.lower().removesuffix(".gz").replace(".", "-").replace("_", "-")
 
 
 def _read_file(path: Path, sha256: str | None) -> bytes:

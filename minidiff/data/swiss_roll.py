@@ -18,6 +18,8 @@ FINE = 4096                                                 # points along the r
 def points(rng: np.random.Generator, count: int, noise: float = 0.05) -> np.ndarray:
     """Random points (count, 2) float32.  noise: standard deviation around the roll, between 0 and 1."""
     _check_noise(noise)
+    if count < 0:
+        raise ValueError(f"count must be at least 0, not {count}")
     curve = _curve(rng.random(count), noise)
     return (curve + noise * rng.standard_normal((count, 2))).astype(np.float32)
 

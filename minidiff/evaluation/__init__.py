@@ -23,12 +23,13 @@ JUDGES: Registry[Callable] = Registry("judge", "minidiff.judges",
 
 
 LEAST = 4                                                   # pictures: precision and recall need more than k = 3
+MOST = 10_000                                               # as many as the real images that come with minidiff
 
 
 def check_count(count: int) -> None:
-    """UserError where too few pictures are asked for to compare them with real ones."""
-    if count < LEAST:
-        raise UserError(f"--images must be at least {LEAST}, for precision and recall, not {count}")
+    """UserError unless so many pictures can be compared with as many real ones."""
+    if not LEAST <= count <= MOST:
+        raise UserError(f"--images must be from {LEAST}, for precision and recall, to {MOST}, not {count}")
 
 
 def check_draws(model) -> None:

@@ -37,9 +37,11 @@ ROWS = 512                                                  # of distances at a 
 # --- features ---------------------------------------------------------------------------------------------
 
 def mean_cov(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean (D,) and the covariance (D, D) of features (N, D), in float64."""
+    """The mean (D,) and the covariance (D, D) of features (N, D), in float64; ValueError for fewer than two rows."""
+    if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
+        raise ValueError(f"features must be (N, D) with N of at least 2, for a covariance, not {features.shape}")
     features = features.astype(np.float64)
-    return features.mean(axis=0), np.cov(features, rowvar=False)
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
 
 
 def frechet_distance(mu1, S1, mu2, S2) -> float:

@@ -31,7 +31,12 @@ class Reconstruction:
 
 
 def measure(autoencoder: Autoencoder, images: np.ndarray, digits: np.ndarray, judge: DigitClassifier) -> Reconstruction:
-    """How well images (N, H, W, C) in [-1, 1] with these digits (N,) are reconstructed, and at what rate."""
+    """How well images (N, H, W, C) in [-1, 1] with these digits (N,) are reconstructed, and at what rate.
+
+    ValueError where there is no image.
+    """
+    if not len(images):
+        raise ValueError("images must hold at least one image, whose reconstruction is measured")
     images = clean_images(images)
     reconstructed = autoencoder.reconstruct(images)
     mse = float(np.mean((images - reconstructed) ** 2, dtype=np.float64))

@@ -12,6 +12,7 @@ the formulas.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -121,10 +122,10 @@ def prompts_like(real: mnist.Images, count: int, rng: np.random.Generator) -> li
     """`count` captions of real images, and then a fifth as many of held-out combinations.
 
     The captions are of random images among `real`, so that the digits and words asked for are as frequent as in the
-    data; so 4.9 % of them are of held-out combinations, too.  UserError unless count is from 2 to the number of `real`.
+    data; so 4.9 % of them are of held-out combinations, too.  UserError unless count is from 1 to the number of `real`.
     """
-    if not 2 <= count <= len(real):
-        raise UserError(f"the number of images must be from 2 to {len(real)}, as many as the real ones that they are "
+    if not 1 <= count <= len(real):
+        raise UserError(f"the number of images must be from 1 to {len(real)}, as many as the real ones that they are "
                         f"compared with, not {count}")
     chosen = rng.permutation(len(real))[:count]
     words = attributes.name(attributes.measure(real.images[chosen]))
@@ -162,7 +163,7 @@ def gaussian_pixels(images: np.ndarray, count: int, rng: np.random.Generator) ->
 
     images (N, H, W) uint8 -> (count, H, W, 1) float32.
     """
-    mean, cov = mean_cov(to_float(images).reshape(len(images), -1))
+    mean, cov = mean_cov(to_float(images).reshape(len(images), math.prod(images.shape[1:])))
     values, vectors = np.linalg.eigh(cov)
     draws = mean + rng.standard_normal((count, len(mean))) * np.sqrt(values.clip(0)) @ vectors.T
     return draws.clip(-1, 1).reshape(count, *images.shape[1:], 1).astype(np.float32)

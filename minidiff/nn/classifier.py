@@ -63,7 +63,8 @@ class NoisyClassifier(Module):
             if i and i % c.blocks == 0:                     # the next level: half the resolution
                 h = self.downsample[i // c.blocks - 1](conv.space_to_depth(h))
             h = block(h, emb, None)
-        pixels = self.norm_out.then_silu(h).reshape(h.shape[0], -1, h.shape[3])     # (B, N, D)
+        pixels = self.norm_out.then_silu(h)
+        pixels = pixels.reshape(h.shape[0], h.shape[1] * h.shape[2], h.shape[3])    # (B, N, D)
         q = ops.mean(pixels, axis=1, keepdims=True)                                 # (B, 1, D)
         h = q + self.pool(q, pixels)
         return self.logits(self.norm_pool(h).reshape(h.shape[0], h.shape[2]))       # (B, K)

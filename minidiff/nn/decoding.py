@@ -25,8 +25,8 @@ def next_tokens(logits: np.ndarray, u: np.ndarray, temperature: float = 1.0, top
     first ones count as larger.  A logit of -inf is never chosen; UserError where logits say nothing (`check_logits`).
     """
     check_choices(temperature, top_k)
-    if logits.ndim != 2 or u.shape != logits.shape[:1]:
-        raise ValueError(f"next_tokens takes logits (B, K) and u (B,), not {logits.shape} and {u.shape}")
+    if logits.ndim != 2 or logits.shape[1] < 1 or u.shape != logits.shape[:1]:
+        raise ValueError(f"next_tokens takes logits (B, K), K at least 1, and u (B,), not {logits.shape} and {u.shape}")
     if not ((u >= 0) & (u < 1)).all():
         raise ValueError(f"u must be within [0, 1), not {u.min():g} to {u.max():g}")
     check_logits(logits)

@@ -83,7 +83,9 @@ class Buckets(Module):
         self.low, self.high = Tensor(np.zeros(K, np.float32)), Tensor(np.ones(K, np.float32))
 
     def fit(self, y: np.ndarray) -> None:
-        """Learns the smallest and largest values from y (N, K)."""
+        """Learns the smallest and largest values from y (N, K); ValueError where N is 0."""
+        if not len(y):
+            raise ValueError(f"Buckets: y must be (N, K) and not empty, not {y.shape}")
         _check_finite("Buckets", y)
         self.low.data, self.high.data = y.min(axis=0).astype(np.float32), y.max(axis=0).astype(np.float32)
 
@@ -115,6 +117,8 @@ class Quantiles(Module):
         self.edges = Tensor(np.zeros(count - 1, np.float32))
 
     def fit(self, numbers: np.ndarray) -> None:
+        if not len(numbers):
+            raise ValueError("Quantiles: numbers must hold at least one number")
         _check_finite("Quantiles", numbers)
         count = len(self.edges.data) + 1
         self.edges.data = np.quantile(numbers, np.arange(1, count) / count).astype(np.float32)

@@ -62,5 +62,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 def _check(logits, g) -> None:
+    if not logits.shape or logits.shape[-1] < 1:
+        raise ValueError(f"logits must be (..., K) with K at least 1, not {logits.shape}")
     if g.shape != logits.shape:
         raise ValueError(f"g must be of the logits' shape {logits.shape}, not {g.shape}")

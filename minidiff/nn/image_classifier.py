@@ -10,6 +10,7 @@ alike are close, though their pixels differ.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,7 @@ class ImageClassifier(Module):
     def features(self, x: Tensor) -> Tensor:
         """What FID compares: (B, features)."""
         h = self.maps(x)[-1]
-        return ops.silu(self.features_in(h.reshape(h.shape[0], -1)))
+        return ops.silu(self.features_in(h.reshape(h.shape[0], math.prod(h.shape[1:]))))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(self.features(x))

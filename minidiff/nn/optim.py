@@ -208,6 +208,10 @@ class WarmupCosine:
     steps: int
     warmup: int = 50
 
+    def __post_init__(self):
+        if self.steps < 1 or self.warmup < 0:
+            raise ValueError(f"steps must be at least 1 and warmup at least 0, not {self.steps} and {self.warmup}")
+
     def __call__(self, step: int) -> float:
         """The learning rate of step 0, 1, ..., steps - 1; later steps have that of the last one."""
         step = min(step, self.steps - 1)

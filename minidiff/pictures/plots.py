@@ -76,8 +76,10 @@ def panels(row: Sequence[Panel], *, width: float = 4.6, height: float = 3.6) -> 
 def scatter(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str], *, reach: float = 3.0) -> Image:
     """Points in the plane: a row of squares for each (label, arrays), a column for each title.
 
-    Each array is (n, 2).  A square shows [-reach, reach] on both axes.
+    Each array is (n, 2).  A square shows [-reach, reach] on both axes.  ValueError where there is no row or no title.
     """
+    if not rows or not titles:
+        raise ValueError(f"rows and titles have {len(rows)} and {len(titles)} entries; each takes at least one.")
     for label, arrays in rows:
         if len(arrays) != len(titles):
             raise ValueError(f"the row {label!r} has {len(arrays)} arrays for {len(titles)} titles; it takes one each.")
@@ -94,31 +96,35 @@ def scatter(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[s
 
 
 def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str = "Training loss") -> Image:
-    """The losses over the steps on a logarithmic axis: each value faint, their running mean over it.
+    """The losses over the steps: each value faint, their running mean over it.
 
-    steps: (n,) increasing; losses: (n,).  Values without a logarithm (zero, negative, NaN, infinite) are left out.
-    Raises ValueError if none remains, or if the lengths differ.
+    steps: (n,) increasing; losses: (n,).  The axis is logarithmic where the losses are above 0, and linear where one is
+    below, or all are 0.  Values that the axis cannot show (NaN, infinity, 0 on a logarithmic one) are left out; the
+    frame is empty where none remains.  Raises ValueError if the lengths differ.
     """
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"steps and losses have shapes {x.shape} and {y.shape}; they take one length (n,).")
-    positive = np.isfinite(x) & np.isfinite(y) & (y > 0)
-    if not positive.any():
-        raise ValueError(f"losses has no positive finite value among its {len(y)}; the curve takes at least one.")
-    x, y = x[positive], np.clip(y[positive], 1e-99, 1e99)
+    shown = np.isfinite(x) & np.isfinite(y)
+    logarithmic = bool((y[shown] >= 0).all() and (y[shown] > 0).any())
+    shown &= (y > 0) | (not logarithmic)
+    x, y = x[shown], y[shown].clip(1e-99 if logarithmic else -1e99, 1e99)
     smooth = running_mean(y)
-    marker = "o" if len(x) == 1 else ""
     with _figure(8, 4.5) as figure:
         axes = figure.subplots()
         axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
-        axes.plot(x, smooth, color=BLUE, linewidth=2.2, marker=marker)
-        _logarithmic(axes.set_yscale, axes.yaxis)
-        # the first few steps' peaks may be far above the rest: they do not set the frame
-        low, high = y.min(), max(np.quantile(y, 0.995), smooth.max())
-        pad = max((high / low) ** 0.06, 1.05)
-        axes.set(ylim=(low / pad, high * pad), xlabel="step", ylabel="loss")
+        axes.plot(x, smooth, color=BLUE, linewidth=2.2, marker="o" if len(x) == 1 else "")
+        axes.set(xlabel="step", ylabel="loss")
+        if logarithmic:
+            _logarithmic(axes.set_yscale, axes.yaxis)
+        if len(y):
+            # the first few steps' peaks may be far above the rest: they do not set the frame
+            low, high = y.min(), max(np.quantile(y, 0.995), smooth.max())
+            pad = max((high / low) ** 0.06, 1.05) if logarithmic else max(0.06 * (high - low), 0.05 * abs(low), 1e-9)
+            axes.set_ylim((low / pad, high * pad) if logarithmic else (low - pad, high + pad))
         _title(axes, title)
-        axes.set_title(f"{smooth[-1]:.4g} at the end", loc="right", color=BLUE, fontsize=9)
+        end = f"{smooth[-1]:.4g} at the end" if len(y) else "no finite loss"
+        axes.set_title(end, loc="right", color=BLUE, fontsize=9)
         return _image(figure)
 
 
@@ -130,7 +136,7 @@ def running_mean(y: np.ndarray) -> np.ndarray:
     back = np.minimum(half, i)
     ahead = np.minimum(back, len(y) - 1 - i)                # no farther than back: early on, the loss falls fast
     mean = (total[i + ahead + 1] - total[i - back]) / (back + ahead + 1)
-    return np.maximum(mean, y.min())                        # rounding in the sums may lose a very small value
+    return np.maximum(mean, y.min(initial=np.inf))          # rounding in the sums may lose a very small value
 
 
 # --- axes -------------------------------------------------------------------------------------------------

@@ -156,7 +156,8 @@ class KLAutoencoder(Autoencoder):
 
     def posterior_of(self, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of q(z|x) for all images of a data set, (N, H/4, W/4, latent) twice."""
-        parts = [self.posterior(data.images(np.arange(i, min(i + 1024, len(data))))) for i in range(0, len(data), 1024)]
+        starts = range(0, max(len(data), 1), 1024)          # one even where there are no images, for their shape
+        parts = [self.posterior(data.images(np.arange(i, min(i + 1024, len(data))))) for i in starts]
         mean, std = zip(*parts, strict=True)
         return np.concatenate([to_numpy(a) for a in mean]), np.concatenate([to_numpy(a) for a in std])
 
@@ -165,7 +166,8 @@ class KLAutoencoder(Autoencoder):
         return self.posterior(x)[0]
 
     def rate(self, x: np.ndarray) -> dict[str, float]:
-        """KL(q(z|x) || N(0, I)) in bits, the mean over images."""
+        """KL(q(z|x) || N(0, I)) in bits, the mean over images; ValueError where there are none."""
+        _check_some(x)
         mean, std = (to_numpy(a) for a in self.posterior(x))
         nats = rate(Tensor(mean), Tensor(2 * np.log(std))).data.sum(dtype=np.float64)
         return {"bits": float(nats) / len(x) / math.log(2)}
@@ -235,7 +237,8 @@ class VQAutoencoder(Autoencoder):
         return self.codebook.look_up(self.codes(x))
 
     def rate(self, x: np.ndarray) -> dict[str, float]:
-        """log2 K for each position."""
+        """log2 K for each position, and how the codebook is used; ValueError where there are no images."""
+        _check_some(x)
         ids, K = self.codes(x), self.config.codes
         perplexity, alive = usage(ids, K)
         return {"bits": ids[0].size * math.log2(K), "perplexity": perplexity, "alive": alive}
@@ -262,6 +265,11 @@ REVIVE = 0.05                                               # the share of the s
 
 
 # --- what both share --------------------------------------------------------------------------------------
+
+def _check_some(x: np.ndarray) -> None:
+    if not len(x):
+        raise ValueError("x must hold at least one image: a rate is a mean over images")
+
 
 def _check_weights(config) -> None:
     if min(config.perceptual, config.adversary, getattr(config, "kl", 0)) < 0:

@@ -162,8 +162,8 @@ class CLIP(Contrastive):
 
     def embed_classes(self, phrasings: Sequence[Sequence[str]]) -> np.ndarray:
         """Unit rows (K, D) float32, for each class the direction of the mean over its phrasings (section 3.1.4)."""
-        if not phrasings or len({len(captions) for captions in phrasings}) != 1:
-            raise ValueError("phrasings must be lists of equally many captions, one list for each class")
+        if not phrasings or not phrasings[0] or len({len(captions) for captions in phrasings}) != 1:
+            raise ValueError("phrasings must be lists of equally many captions, at least one, a list for each class")
         texts = [caption for captions in phrasings for caption in captions]
         means = self.embed_captions(texts).reshape(len(phrasings), len(phrasings[0]), -1).mean(axis=1)      # (K, D)
         return means / (means**2).sum(axis=1, keepdims=True) ** 0.5
@@ -171,7 +171,7 @@ class CLIP(Contrastive):
 
 def without_padding(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask without the columns that hold nothing but padding."""
-    longest = int(mask.sum(axis=1).max())
+    longest = int(mask.sum(axis=1).max(initial=0))
     return ids[:, :longest], mask[:, :longest]
 
 

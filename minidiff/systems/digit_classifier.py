@@ -58,6 +58,10 @@ class DigitClassifier(System):
         if data.labels is None:
             raise UserError(f"the data set {data.name!r} has no labels, which a classifier needs: "
                             "train it on the digits")
+        real = data.test() or data
+        if len(real) < 2 or real.labels is None:
+            raise UserError(f"the classifier is measured on at least two labelled images, and {real.source} has "
+                            f"{0 if real.labels is None else len(real)}: add images")
         pad = ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
         H, W, _ = data.shape
 
@@ -68,7 +72,6 @@ class DigitClassifier(System):
             seen = np.stack([x[i:i + H, j:j + W] for x, (i, j) in zip(padded, shifts, strict=True)])
             return seen, data.labels[chosen].astype(np.int64)
         yield Stage("classifier", self.classifier, batch, self.loss, self.config.steps, batch_size=128)
-        real = data.test() or data
         self.measure(real)
 
     def loss(self, classifier: ImageClassifier, x, labels) -> Tensor:

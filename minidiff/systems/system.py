@@ -214,7 +214,8 @@ def _weights_in(header: checkpoint.Header, arrays: Mapping[str, Any], shapes: Ma
 
 def check_captions(captions: Sequence[str]) -> None:
     if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
-        raise TypeError(f"captions must be a list of str, one for each picture, not {str(captions)[:40]!r}")
+        raise TypeError("captions must be a list of str, one for each picture and at least one, not "
+                        f"{str(captions)[:40]!r}")
 
 
 def check_finite(images):

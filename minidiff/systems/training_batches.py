@@ -20,7 +20,9 @@ from minidiff.nn.precision import as_float32
 
 
 def random_indices(data: Dataset, rng: np.random.Generator, shape: int | tuple[int, ...]) -> np.ndarray:
-    """Indices of images, drawn with replacement, all equally likely."""
+    """Indices of images, drawn with replacement, all equally likely; ValueError where there are no images."""
+    if not len(data):
+        raise ValueError(f"the data set {data.name!r} has no images")
     return rng.integers(0, len(data), shape)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from minidiff import checkpoint
 from minidiff.checks import with_plain_numbers
-from minidiff.data.dataset import Dataset
+from minidiff.data.dataset import Dataset, check_dataset
 from minidiff.errors import UserError, refusals
 from minidiff.files import check_writable, remove_abandoned, write_json
 from minidiff.input_files import parse_json, read_file
@@ -92,6 +92,7 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
     """
     folder, options = Path(folder), options or TrainOptions()
     _check_options(options)
+    check_dataset(data)
     with _alone_in(folder, device):
         return _run(folder, kind, data, options, config, changes, needed, resume, quiet, keep, device)
 

@@ -82,11 +82,17 @@ def load_image(path: Path) -> np.ndarray:
     from PIL import Image
 
     shown, image = ascii(str(path)), open_image(path)
+    if image.mode.startswith("I;16") and "transparency" in image.info:
+        raise UserError(f"{shown} has 16 bits and a transparent colour: save it without transparency")
     if image.mode.startswith("I;16"):                       # 16-bit grey: Pillow would keep the lower 8 bits
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise UserError(f"{shown} has 32-bit pixels (mode {image.mode}): --watch takes 8 or 16 bits")
-    image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:                         # on white, as viewers show it; what it hid stays hidden
+        above, image = image.convert("RGBA"), Image.new("RGBA", image.size, "white")
+        image.alpha_composite(above)
+    image = image.convert("L" if grey else "RGB")
     image.thumbnail((SIDE, SIDE))
     pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)                                    # (H, W, C)
@@ -96,7 +102,12 @@ def load_image(path: Path) -> np.ndarray:
 
 
 def watch(schedule: Schedule, x_0: np.ndarray, count: int = 10, *, seed: int = 0) -> list[Watched]:
-    """The image x_0 (H, W, C) at `count` times from -1 to T-1; each state is computed from the previous one."""
+    """The image x_0 (H, W, C) at `count` times from -1 to T-1; each state is computed from the previous one.
+
+    ValueError for fewer than two numbers, whose variance cannot be measured, or fewer than two times.
+    """
+    if x_0.size < 2 or count < 2:
+        raise ValueError(f"x_0 and count must be at least two numbers and 2, not {x_0.size} and {count}")
     rng, x, s = generator(seed, "noise on a picture"), x_0.astype(np.float64), -1
     n, m_0, v_0 = x.size, float(x.mean()), float(x.var(ddof=1))
     states = []

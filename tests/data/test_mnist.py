@@ -130,6 +130,27 @@ def test_a_folder_is_read(tmp_path, files, split):
     check(mnist.load(write(tmp_path, files), split), split)
 
 
+@pytest.mark.parametrize("named", [
+    lambda name: name.replace("-idx", ".idx"),                                      # as many copies have it
+    lambda name: name.replace("-idx", ".idx") + ".gz",
+    str.upper,
+    lambda name: f"{name}.GZ",
+    lambda name: name.replace("-", "_") + ".gz",
+])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_files_other_common_names(tmp_path, split, named):
+    """A folder beside them that has a file's own name, as some archives unpack, is passed over."""
+    files = {named(name): gzip.compress(data) if named(name).lower().endswith(".gz") else data
+             for name, data in TINY.items()}
+    (tmp_path / mnist.FILES[split][0]).mkdir()
+    check(mnist.load(write(tmp_path, files), split), split)
+
+
+def test_the_official_name_is_taken_before_others(tmp_path):
+    write(tmp_path, TINY | {name.replace("-idx", ".idx"): b"damaged" for name in TINY})
+    check(mnist.load(tmp_path), "train")
+
+
 def test_the_environment_names_a_folder_but_the_argument_wins(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDIFF_DATA", str(write(tmp_path / "a", TINY)))
     check(mnist.load(), "train")

@@ -103,8 +103,9 @@ def test_prompts_are_of_the_data_and_then_of_each_held_out_combination():
     unseen = {(digit, words.thickness, words.slant) for digit, words in asked[2000:]}
     assert unseen == attributes.HELD_OUT
     assert len(prompts_like(real, 2, np.random.default_rng(0))) == 2 + len(attributes.HELD_OUT)
-    for count in (1, len(real) + 1):
-        with pytest.raises(UserError, match=f"from 2 to 10000, .* not {count}"):
+    assert len(prompts_like(real, 1, np.random.default_rng(0))) == 1 + len(attributes.HELD_OUT)
+    for count in (0, len(real) + 1):
+        with pytest.raises(UserError, match=f"from 1 to 10000, .* not {count}"):
             prompts_like(real, count, np.random.default_rng(0))
 
 

@@ -153,6 +153,11 @@ def test_the_curve_shows_the_losses_and_their_mean(drawn):
     (range(3), [0.1, 0.1000001, 0.1]),
     ([0, 10**9], [1e300, 1e-300]),
     ([0.1, 0.2], [0.5, 0.4]),
+    ([7], [-2.0]),
+    ([7], [0.0]),
+    ([0, 1, 2], [0.0, -1.0, np.inf]),
+    (range(5), [-3.0] * 5),
+    ([0, 1], [-1e300, 1e300]),
 ])
 def test_odd_curves_are_drawn(steps, losses):
     assert len(ink(plots.loss_curve(steps, losses), plots.BLUE)) > 10
@@ -163,10 +168,25 @@ def test_any_title_is_drawn(title):
     assert plots.loss_curve(X, X, title).size == plots.loss_curve(X, X).size
 
 
-def test_impossible_curves_are_refused():
-    for losses in ([], [np.nan], [0.0, -1.0]):
-        with pytest.raises(ValueError, match="no positive finite value"):
-            plots.loss_curve(range(len(losses)), losses)
+def test_the_axis_follows_the_losses(drawn):
+    """A loss below 0, such as a density's, has no logarithm, and leaving it out would hide the end of the curve."""
+    for losses, scale, shown in (([3, 2, 1], "log", 3), ([3, 0, 1], "log", 2), ([-np.inf, 1, 2], "log", 2),
+                                 ([2, 0.5, -1], "linear", 3), ([-1, -2, np.nan], "linear", 2), ([0, 0], "linear", 2)):
+        plots.loss_curve(range(len(losses)), losses)
+        (axes,) = drawn[-1].axes
+        assert axes.get_yscale() == scale and len(axes.lines[0].get_ydata()) == shown
+        low, high = axes.get_ylim()
+        assert low < min(axes.lines[1].get_ydata()) and max(axes.lines[1].get_ydata()) < high
+
+
+@pytest.mark.parametrize("losses", [[], [np.nan], [np.inf, -np.inf]])
+def test_without_a_finite_loss_the_frame_is_empty(losses, drawn):
+    plots.loss_curve(range(len(losses)), losses)
+    (axes,) = drawn[0].axes
+    assert axes.get_title("right") == "no finite loss" and not len(axes.lines[0].get_ydata())
+
+
+def test_losses_of_another_length_are_refused():
     with pytest.raises(ValueError, match=r"shapes \(3,\) and \(2,\)"):
         plots.loss_curve([1, 2, 3], [1, 2])
 

@@ -74,6 +74,24 @@ def test_pictures_of_every_kind_are_read(tmp_path, mode, channels):
         assert x.shape == (85, 128, channels) and (x == 1).all()
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+def test_what_transparency_hid_stays_hidden(tmp_path, mode):
+    """The left half is transparent, and holds a checkerboard: on white, as viewers show it, nothing of it is seen."""
+    grey = np.full((4, 4), 40, np.uint8)
+    grey[:, :2] = [[0, 0]] * 4 if mode in ("P", "L", "RGB") else [[0, 200]] * 4
+    picture, options = Image.fromarray(grey), {}
+    if mode in ("RGBA", "LA"):
+        picture = picture.convert(mode)
+        picture.putalpha(Image.fromarray(np.repeat([[0, 0, 255, 255]], 4, axis=0).astype(np.uint8)))
+    else:                                                   # one colour or palette entry is the transparent one
+        picture = picture.convert(mode)
+        options = {"transparency": (0, 0, 0) if mode == "RGB" else 0}
+    picture.save(tmp_path / "x.png", **options)
+    x = watch.load_image(tmp_path / "x.png")
+    assert (x[:, :2] == 1).all() and np.allclose(x[:, 2:], 40 / 127.5 - 1)
+    assert x.shape[2] == (1 if mode in ("LA", "L") else 3)
+
+
 @pytest.mark.parametrize("damage, sentence", [
     (lambda path: Image.new("L", (1, 1)).save(path), "a single grey pixel"),
     (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read as a picture"),
