@@ -89,7 +89,7 @@ BAD = {
     "the likelihood": (["evaluate", "--system", "toy", "--likelihood"], "toy has no likelihood: it has no denoiser"),
     "effort of 0": (["train", "--system", "toy", "--effort", "0"], "above 0"),
     "pictures without captions": (["evaluate", "--system", "ddpm"], "ddpm draws without captions, so no judge"),
-    "too few pictures to evaluate": (["evaluate", "--system", "toy", "--images", "3"], "--images must be at least 4"),
+    "too few pictures to evaluate": (["evaluate", "--system", "toy", "--images", "3"], "--images must be from 4"),
     "a field set twice": (["train", "--set", "T=50", "--set", "T=60"], "--set: T was given twice"),
     "a schedule set twice": (["train", "--schedule", "cosine", "--set", "schedule=linear"], "schedule was given twice"),
     "needs given twice": (["train", "--system", "glide", "--needs", "text-to-image=a", "--needs", "text-to-image=b"],

@@ -169,7 +169,7 @@ BUGS = [
         "random_captions(data, chosen.ravel(), step.rng)",
         "random_captions(data, np.roll(chosen, 1).ravel(), step.rng)"),
     Bug("CLIP: the longest captions are cut", CLIP,
-        "longest = int(mask.sum(axis=1).max())",
+        "longest = int(mask.sum(axis=1).max(initial=0))",
         "longest = int(mask.sum(axis=1).min())"),
     Bug("images of 0..255 are taken for -1..1", "nn/images.py",
         "        if not -1 - ROUNDING <= low <= high <= 1 + ROUNDING:",
