@@ -304,17 +304,14 @@ def test_the_fewest_pictures_are_judged(small_run, capsys):
     assert results["evaluation"]["images"] == 4 and len(results["loss"]) == 1
 
 
-@pytest.mark.parametrize("failure, status", [(UserError("the judge is damaged."), 2), (ZeroDivisionError(), None)])
-def test_a_failing_evaluation_takes_no_result(failure, status, small_run, monkeypatch, capsys):
+@pytest.mark.parametrize("failure", [UserError("the judge is damaged."), ZeroDivisionError()])
+def test_a_failing_evaluation_takes_no_result(failure, small_run, monkeypatch, capsys):
     def fail(*_, **__):
         raise failure
     monkeypatch.setattr(evaluation, "evaluate", fail)
     arguments, folder = small_run
-    if status is None:
-        with pytest.raises(ZeroDivisionError):
-            call(*arguments)
-    else:
-        assert call(*arguments) == status
+    assert call(*arguments) != 0
+    if isinstance(failure, UserError):
         assert f"damaged; the training is done, and its weights are in {folder}" in capsys.readouterr().err
     assert {"model.safetensors", "results.json", "sheet.png"} <= {path.name for path in folder.iterdir()}
     assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["loss"].keys() == {"diffusion"}

@@ -837,7 +837,7 @@ BUGS = [
         "pictures.sheet(images, sampling_options.captions_of(prompts)",
         "pictures.sheet(images, sampling_options.captions_of(sorted(prompts))"),
     Bug("train: --images has no effect on the evaluation", TRAIN,
-        "judged(system, args.images, {}, 0)",
+        "judged(system, count, {}, 0)",
         "judged(system, 1000, {}, 0)"),
     Bug("train: losses and seconds swapped in the results", TRAIN,
         '"seconds": trained.seconds, "loss": trained.losses',
