@@ -204,10 +204,10 @@ def test_the_empty_result(name):
 REFUSES = {
     "no state": (lambda: samplers.sample([]), "states must be at least one"),
     "no time": (lambda: list(samplers.ddim(GAUSSIAN, NONE, [])), "times must be"),
-    "no step": (lambda: samplers.times(S, 0), r"steps must be an integer within 1\.\.10"),
+    "no step": (lambda: samplers.times(S, 0), "steps must be"),
     "no betas": (lambda: schedules.from_betas([]), "betas must be a non-empty"),
     "no times to keep": (lambda: schedules.respaced(S, []), "times must be a non-empty"),
-    **{f"T = 0, {name}": (lambda name=name: schedules.schedule_from(name, 0), "T must be at least")
+    **{f"T = 0, {name}": (lambda name=name: schedules.schedule_from(name, 0), "T must be .*at least")
        for name in schedules.SCHEDULES},
     "the bound's weight at T = 1": (lambda: losses.bound_weight(ONE, 0, "v"), "t must be at least 1"),
     "terms of T = 1": (lambda: likelihood.draw_times(ONE, 1, np.zeros(2)), "schedule.T must be at least 2"),
