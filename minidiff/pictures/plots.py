@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import textwrap
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,10 +176,18 @@ def _title(axes: Axes, title: str) -> None:
     axes.set_title(textwrap.shorten(printable(title), 60, placeholder="..."), parse_math=False)
 
 
+# matplotlib's settings and the filters of warnings are those of the whole process: one thread draws at a time, and a
+# fork waits for it
+_drawing = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_drawing.acquire, after_in_parent=_drawing.release, after_in_child=_drawing.release)
+
+
 @contextlib.contextmanager
 def _figure(width: float, height: float):
     """A new matplotlib figure (inches), drawn without warnings: of letters that the font lacks, of a cache folder."""
     log = logging.getLogger("matplotlib")
+    _drawing.acquire()
     level = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -193,6 +203,7 @@ def _figure(width: float, height: float):
                 yield figure
     finally:
         log.setLevel(level)
+        _drawing.release()
 
 
 def _image(figure: Figure) -> Image:

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import warnings
 
 import matplotlib
@@ -20,6 +21,25 @@ X = [1, 2, 3]
 
 def panel(series, **options):
     return plots.Panel("t", "x", "y", series, **options)
+
+
+def settings():
+    return dict(matplotlib.rcParams), list(warnings.filters), logging.getLogger("matplotlib").level
+
+
+def test_drawing_in_two_threads_leaves_the_processs_settings_as_they_were():
+    """The second begins while the first draws, and ends after it: what it found must not be what the first had set."""
+    before, second = settings(), threading.Event()
+
+    def draw():
+        with plots._figure(1, 1):
+            second.set()
+    with plots._figure(1, 1):
+        thread = threading.Thread(target=draw)
+        thread.start()
+        assert not second.wait(0.2)
+    thread.join()
+    assert second.is_set() and settings() == before
 
 
 @pytest.fixture
