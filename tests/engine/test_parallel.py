@@ -453,3 +453,15 @@ def test_a_limit_of_blas_is_blass_own(monkeypatch, name):
     monkeypatch.setattr(parallel, "allowed_cores", lambda: set(range(6)))
     monkeypatch.setenv(name, "1")
     assert parallel.cores() == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", multiprocessing.get_all_start_methods())
+def test_a_process_of_any_kind_draws_the_same_pictures(kind):
+    """A model that has drawn here draws in a process that is forked, or started anew, with the model as a pickle."""
+    from minidiff.systems import load_system
+    model = load_system("text-to-image")
+    here = model.sample(["7", "8"], steps=1)
+    with multiprocessing.get_context(kind).Pool(1) as pool:
+        there = pool.apply_async(model.sample, (["7", "8"],), {"steps": 1}).get(timeout=120)
+    assert np.array_equal(here, there)
