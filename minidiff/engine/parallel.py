@@ -10,12 +10,14 @@ exception to find in a wrong state.  A thread starts in 50 microseconds; a shard
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 # in samples; a training step of the text-to-image model at batch 128 takes 510 ms with shards of 64, and 550 ms with 32
 # (2 cores of an AMD EPYC)
 SHARD = 64
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")                    # of a container: "microseconds of each  microseconds"
 
 
 def allowed_cores() -> set[int]:
@@ -35,11 +38,21 @@ def allowed_cores() -> set[int]:
 def cores() -> int:
     """The number of cores that this process uses: all that it may, or its part of those that ranks share.
 
-    The environment variable OMP_NUM_THREADS, a number of at least 1, makes it fewer.  OPENBLAS_NUM_THREADS and
-    MKL_NUM_THREADS limit only the threads of that library, which works alone where there is a single piece of work.
+    The environment variable OMP_NUM_THREADS, a number of at least 1, and a container's limit make it fewer.
+    OPENBLAS_NUM_THREADS and MKL_NUM_THREADS limit only the threads of that library, which works alone where there is
+    a single piece of work.
     """
     available = _part or len(allowed_cores())
-    return min(available, _omp_num_threads() or available)
+    return min(n for n in (available, _omp_num_threads(), _container_limit()) if n)
+
+
+def _container_limit() -> int:
+    """How many cores' time a container may use (Docker's --cpus, Kubernetes' limits).  0: no limit, or no container."""
+    try:
+        time, period = CPU_MAX.read_text().split()          # microseconds; the time may be "max"
+        return max(0, math.ceil(int(time) / int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return 0
 
 
 def _omp_num_threads() -> int:

@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -424,7 +425,23 @@ def test_every_sample_is_in_one_shard(monkeypatch):
     assert sorted(asked) == [(s.start, s.stop) for s in shards(70)]
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch):
+@pytest.fixture
+def no_container(monkeypatch):
+    monkeypatch.setattr(parallel, "CPU_MAX", Path("no/such/file"))
+
+
+@pytest.mark.parametrize("text, cores", [
+    ("max 100000\n", 6), ("200000 100000\n", 2), ("150000 100000", 2), ("1000 100000", 1), ("900000 100000", 6),
+    ("", 6), ("0 100000", 6), ("1 0", 6), ("-1 100000", 6), ("a b", 6), ("1 2 3", 6)])
+def test_a_containers_limit_of_time_limits_the_cores(monkeypatch, tmp_path, text, cores):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(parallel, "allowed_cores", lambda: set(range(6)))
+    monkeypatch.setattr(parallel, "CPU_MAX", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(text)
+    assert parallel.cores() == cores
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch, no_container):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7} if process == 0 else {1}, raising=False)
     assert parallel.cores() == 3
@@ -439,7 +456,7 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch):
     ("1", 1), ("2", 2), (" 3 ", 3), ("6", 6), ("7", 6), ("1000", 6), ("2,4", 2), ("4,2,1", 4),
     # what is no number of threads says nothing, as in OpenMP's own libraries
     ("", 6), ("0", 6), ("-1", 6), ("abc", 6), ("1.5", 6), (",2", 6), ("\N{SUPERSCRIPT TWO}", 6), ("9" * 5000, 6)])
-def test_omp_num_threads_limits_the_cores(monkeypatch, value, cores):
+def test_omp_num_threads_limits_the_cores(monkeypatch, no_container, value, cores):
     monkeypatch.setattr(parallel, "allowed_cores", lambda: set(range(6)))
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert parallel.cores() == cores
@@ -448,7 +465,7 @@ def test_omp_num_threads_limits_the_cores(monkeypatch, value, cores):
 
 
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_a_limit_of_blas_is_blass_own(monkeypatch, name):
+def test_a_limit_of_blas_is_blass_own(monkeypatch, no_container, name):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(parallel, "allowed_cores", lambda: set(range(6)))
     monkeypatch.setenv(name, "1")

@@ -341,6 +341,8 @@ def test_ranks_that_do_not_begin_alike_are_refused():
 def test_cores_are_divided_unless_each_rank_has_its_own(monkeypatch, allowed, mine, part):
     from threadpoolctl import threadpool_info, threadpool_limits
     monkeypatch.setattr(parallel, "allowed_cores", lambda: mine)
+    monkeypatch.setattr(parallel, "CPU_MAX", Path("no/such/file"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(parallel, "_part", 0)
     assert parallel.cores() == len(mine)
     with threadpool_limits():                               # puts the limit of BLAS back
