@@ -207,7 +207,8 @@ def _function(f):
 
 def _array(a, dtype=None, *, copy: bool = True):
     if isinstance(a, ndarray):
-        return ndarray(np.array(a._a, dtype)) if copy or dtype not in (None, a.dtype) else a
+        same = dtype is None or np.dtype(dtype) is a.dtype  # not ==: float64 equals None
+        return a if same and not copy else ndarray(np.array(a._a, dtype))
     return ndarray(np.array(a if isinstance(a, np.ndarray) else _on_host(a), dtype))    # into the device's memory
 
 
