@@ -91,7 +91,7 @@ OWN = {
     "evaluation/likelihood.py": ("evaluation/test_likelihood.py", "evaluation/test_report_by_hand.py",
                                  "systems/test_streams.py"),
     "evaluation/metrics.py": ("evaluation/test_metrics.py", "evaluation/test_report_by_hand.py"),
-    "evaluation/report.py": ("evaluation/test_report_by_hand.py", "evaluation/test_report.py"),
+    "evaluation/report.py": ("evaluation/test_report.py", "evaluation/test_report_by_hand.py"),
     "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
     **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_streams.py",
                                 "systems/test_previews.py")

@@ -251,6 +251,13 @@ def test_a_picture_depends_on_its_own_caption_and_stream_only(model, scale):
     assert np.abs(together[0] - model.sample(prompts, seed=5, **options)[0]).max() > 1e-3
 
 
+def test_each_network_is_guided_at_its_own_scale_and_all_by_the_same_threshold(model, monkeypatch):
+    asked, denoiser = [], model.denoiser
+    monkeypatch.setattr(model, "denoiser", lambda k, cond, *rest: asked.append((k, *rest)) or denoiser(k, cond, *rest))
+    model.sample(["a 3"], scale=1.5, super_scale=2.5, threshold="dynamic", **FAST)
+    assert asked == [(0, 1.5, "dynamic"), (1, 2.5, "dynamic"), (2, 2.5, "dynamic")]
+
+
 def test_what_padding_holds_does_not_matter(model):
     """Neither to the pooling nor to the attention of any network; the caption's tokens do matter."""
     tokens, mask = model.encode(["a bold 3", "a thin, upright 1"])
