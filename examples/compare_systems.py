@@ -116,7 +116,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
         kept = Path(cache) / f"{name}-{asked.hexdigest()[:12]}.json"
         if not kept.exists():
             write_json(kept, measure(name, options, count))
-        table.append(cells(label, json.loads(kept.read_text()), pace(name, options, min(count, 64))))
+        table.append(cells(label, json.loads(kept.read_text(encoding="utf-8")), pace(name, options, min(count, 64))))
         if name != "ddpm":
             shown[label] = systems.load_system(name).sample(list(PROMPTS), seed=1, **options)
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)

@@ -86,7 +86,13 @@ class Registry(Mapping[str, Entry]):
             return self._outside[name].load()
 
 
+# Windows opens a device in place of a file of such a name, whatever its ending
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
 def check_name(kind: str, name: str) -> None:
     """ValueError unless the name can stand on a command line and in a file's name."""
-    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "+-_." for c in name) or name[0] in "-.":
-        raise ValueError(f"the name of a {kind} takes letters, digits and + - _ . only, not {str(name)[:40]!r}")
+    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "+-_." for c in name) \
+            or name[0] in "-." or name[-1] == "." or name.split(".")[0].lower() in DEVICES:
+        raise ValueError(f"the name of a {kind} takes letters, digits and + - _ . only, and is no device of Windows "
+                         f"such as con, not {str(name)[:40]!r}")

@@ -1,10 +1,12 @@
 """Systems that cannot be had here, simulated: Windows, a user without a name or home, outputs of old encodings."""
 
+import ast
 import io
 import os
 import pwd
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support import tiny
@@ -12,9 +14,13 @@ from support.command_line import call
 
 from minidiff.data import mnist
 from minidiff.data.dataset import load_dataset
-from minidiff.engine import backend
+from minidiff.engine import backend, parallel
 from minidiff.errors import UserError, run_main
 from minidiff.files import cache_folder, user_path
+from minidiff.registry import check_name
+from minidiff.systems.system import as_read
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,56 @@ def test_windows_has_no_library_without_a_name(monkeypatch):
         raise TypeError("LoadLibrary() argument 1 must be str, not None")
     monkeypatch.setattr(backend.ctypes, "CDLL", load)
     assert backend.keep_freed_memory() is False
+
+
+def test_text_is_read_and_written_in_a_named_encoding():
+    """Windows and old locales have other encodings than UTF-8 where none is named, and other line ends."""
+    unnamed = []
+    for path in [*(ROOT / "minidiff").rglob("*.py"), *(ROOT / "examples").glob("*.py"), ROOT / "setup.py"]:
+        for call_of in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
+            name = getattr(call_of.func, "attr", getattr(call_of.func, "id", ""))
+            given = {keyword.arg for keyword in call_of.keywords}
+            mode = [a.value for a in call_of.args[1:2] if isinstance(a, ast.Constant)] + ["r"]
+            text = name in ("read_text", "write_text") or name == "open" and getattr(call_of.func, "id", "") \
+                and "b" not in str(mode[0])
+            if text and "encoding" not in given and "devnull" not in ast.unparse(call_of):
+                unnamed.append(f"{path.relative_to(ROOT)}:{call_of.lineno}")
+    assert not unnamed
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "aux.v2", "com1", "lpt9", "mine."])
+def test_a_name_that_windows_cannot_have_as_a_folder_is_refused(name):
+    with pytest.raises(ValueError, match="no device of Windows"):
+        check_name("system", name)
+
+
+def test_names_close_to_windows_devices_are_names():
+    for name in ("console", "com10", "nul-1", "a.con"):
+        check_name("system", name)
+
+
+def test_the_cores_where_the_system_does_not_say_which(monkeypatch):
+    """macOS and Windows have no sched_getaffinity."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert parallel.allowed_cores() == set(range(os.cpu_count()))
+
+
+# --- macOS --------------------------------------------------------------------------------------------------
+
+def test_a_letter_and_its_accent_are_one():
+    """macOS writes an accent after its letter: a prompt of it is read like a caption of another system's."""
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    assert as_read(decomposed) == as_read(composed) == " caf\u00e9"
+
+
+# --- terminals ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("columns", ["0", "1", "7", "no number"])
+def test_help_fits_any_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in ("train", "sample", "evaluate", "verify", "info"):
+        assert call(command, "--help") == 0
+    assert "\x1b" not in capsys.readouterr().out
 
 
 # --- a user without a name, a home or a cache ---------------------------------------------------------------

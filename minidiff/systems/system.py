@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -244,8 +245,9 @@ def check_streams(captions: Sequence[str], streams: SampleStreams):
 
 def as_read(caption: str) -> str:
     """A caption as tokenizers see it: in lower case, and every word with a space before it, the first one too, so
-    that "Seven" and "a seven" name the digit by the same token."""
-    words = caption.strip().lower()
+    that "Seven" and "a seven" name the digit by the same token.  An accent is a part of its letter (Unicode's form
+    NFC), also where a system such as macOS writes it as a character of its own."""
+    words = unicodedata.normalize("NFC", caption).strip().lower()
     return f" {words}" if words else ""
 
 
