@@ -162,7 +162,6 @@ REFUSES = {
     "phrasings": (lambda: digit_captions.phrasings([]), "patterns must"),
     "no data": (lambda: check_dataset(nothing()), "has no images"),
     "random_indices": (lambda: training_batches.random_indices(nothing(), rng(), 3), "has no images"),
-    "a training": (lambda: run("never", systems.system_class("ddpm"), nothing()), "has no images"),
     "points": (lambda: swiss_roll.points(rng(), -1), "count must be at least 0"),
     "idx.encode": (lambda: idx.encode(NOBODY), "none empty"),
     "idx.encode, a number": (lambda: idx.encode(np.uint8(3)[...]), "1 to 4 axes"),
@@ -254,6 +253,11 @@ def test_one_step_on_one_image(name, tmp_path, monkeypatch):
         assert not any(tmp_path.iterdir())
     trained = train(2 if name == "digit-classifier" else 1).system
     assert all(np.isfinite(w).all() for w in trained.state_dict().values())
+
+
+def test_an_empty_data_set_is_refused_before_a_folder_is_made(tmp_path):
+    check_refuses(lambda: run(tmp_path / "run", systems.system_class("ddpm"), nothing()), "has no images")
+    assert not (tmp_path / "run").exists()
 
 
 def test_digits_of_one_kind_train_the_classifier(tmp_path):
