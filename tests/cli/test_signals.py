@@ -113,6 +113,8 @@ def test_ctrl_c_while_a_state_is_written_leaves_no_half_file(toy_training, monke
 
 def test_every_other_command_ends_at_once_with_128_and_the_signal(monkeypatch, capsys, tmp_path):
     from minidiff.cli import info
+    wanted = {"SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGBREAK"} & set(dir(signal))
+    assert {number.name for number in STOPS} == wanted
     before = handlers()
     for number in STOPS:
         monkeypatch.setattr(info, "print_table", lambda rows, number=number: signal.raise_signal(number))

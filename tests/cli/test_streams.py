@@ -140,13 +140,12 @@ def test_one_line():
 
 def test_no_file_forges_a_line(tmp_path, capsys, monkeypatch):
     """A note in a model, and a file's name, cannot end the line or move the cursor."""
-    model, steps = tiny.trained_a_little(), ("--steps", 1)
+    model = tiny.trained_a_little()
     evil = "x\nminidiff: all is well\x1b[2J\r"
     path = tmp_path / f"{evil}.safetensors"
     model.save(path, notes={"data": evil, evil: "seven"})
     assert call("info", "--model", path) == 0
-    assert call("sample", evil, "--model", path, "--count", 1, *steps, "-o", tmp_path / f"{evil}.png") == 0
-    assert call("evaluate", "--model", path, "--images", 5, *steps, "--json", tmp_path / f"{evil}.json") == 0
+    assert call("sample", evil, "--model", path, "--count", 1, "--steps", 1, "-o", tmp_path / f"{evil}.png") == 0
     for words in (("info", "--model", tmp_path / evil), ("sample", "3", "--model", tmp_path / evil),
                   ("verify", "--betas", tmp_path / f"{evil}.csv"), ("verify", "--python", evil), ("verify", evil),
                   ("train", "--data", tmp_path / evil), ("train", "--system", evil),
