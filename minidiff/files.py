@@ -43,7 +43,7 @@ def write_whole(path: str | os.PathLike, data: bytes) -> None:
             locks.take(file)                                # until it is closed, no one takes it for abandoned
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
             if mode is not None:                            # with what the umask has taken from it
                 os.chmod(temporary, mode)
         os.replace(temporary, target)
@@ -171,6 +171,15 @@ def _mode(target: Path) -> int | None:
     if not mode & 0o222 or not os.access(target, os.W_OK):  # the administrator may write what is marked read-only, too
         raise PermissionError(errno.EACCES, "it is read-only")
     return mode
+
+
+def _sync(handle: int) -> None:
+    """Forces a file to the disk; some file systems (of networks, or in user space) cannot, and the file is written."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

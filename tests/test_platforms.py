@@ -1,6 +1,7 @@
 """Systems that cannot be had here, simulated: Windows, a user without a name or home, outputs of old encodings."""
 
 import ast
+import errno
 import io
 import os
 import pwd
@@ -16,7 +17,7 @@ from minidiff.data import mnist
 from minidiff.data.dataset import load_dataset
 from minidiff.engine import backend, parallel
 from minidiff.errors import UserError, run_main
-from minidiff.files import cache_folder, user_path
+from minidiff.files import cache_folder, user_path, write_whole
 from minidiff.registry import check_name
 from minidiff.systems.system import as_read
 
@@ -83,6 +84,25 @@ def test_a_letter_and_its_accent_are_one():
     """macOS writes an accent after its letter: a prompt of it is read like a caption of another system's."""
     composed, decomposed = "Caf\u00e9", "Cafe\u0301"
     assert as_read(decomposed) == as_read(composed) == " caf\u00e9"
+
+
+# --- file systems -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_fsync_takes_files(number, monkeypatch, tmp_path):
+    def fsync(handle):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(tmp_path / "a", b"text")
+    assert (tmp_path / "a").read_bytes() == b"text" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_fails_at_fsync_is_reported(monkeypatch, tmp_path):
+    def fsync(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UserError, match="could not be written"):
+        write_whole(tmp_path / "a", b"text")
 
 
 # --- terminals ----------------------------------------------------------------------------------------------

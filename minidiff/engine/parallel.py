@@ -49,7 +49,7 @@ def cores() -> int:
 def _container_limit() -> int:
     """How many cores' time a container may use (Docker's --cpus, Kubernetes' limits).  0: no limit, or no container."""
     try:
-        time, period = CPU_MAX.read_text().split()          # microseconds; the time may be "max"
+        time, period = CPU_MAX.read_text(encoding="ascii").split()  # microseconds; the time may be "max"
         return max(0, math.ceil(int(time) / int(period)))
     except (OSError, ValueError, ZeroDivisionError):
         return 0
