@@ -404,7 +404,7 @@ def _like(number, x: Tensor) -> Tensor:
         value = x.dtype.type(number)                        # a number is a kernel's argument; an array would be copied
     else:
         value = xp_of(x.data).asarray(number, dtype=x.dtype)
-    if number and not value:
+    if isinstance(number, int | float | np.number) and number and not x.dtype.type(number):     # on the host
         raise ValueError(f"the number {number!r} is 0 in {x.dtype}: cast the Tensor to float32 or float64 first")
     return Tensor(value)
 
