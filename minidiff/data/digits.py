@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def load(folder: Path | None, split: str = "train") -> Digits:
     """The digits in a folder with MNIST's files, or without one from where mnist.py finds them."""
     if split == "test":
         return Digits.of(mnist.load(folder, split), held_out=True)
-    data = Digits.of(found := mnist.load(folder, split), load_test=lambda: load(folder, "test"))
+    data = Digits.of(found := mnist.load(folder, split), load_test=partial(load, folder, "test"))
     if not len(data):
         raise UserError(f"all {len(found)} images of {found.source} are of combinations that training leaves out, such "
                         "as a thin 0 leaning right: add other images")

@@ -9,6 +9,7 @@ import pytest
 from support import small_systems, tiny
 
 from minidiff import systems
+from minidiff.data import digits, mnist
 from minidiff.data.pixels import to_float
 from minidiff.engine.random import SampleStreams
 from minidiff.evaluation import fidelity, metrics, reconstruction
@@ -160,7 +161,8 @@ def test_a_copy_of_a_system_does_the_same(name, copied):
         assert not twin.schedule.alpha_bar.flags.writeable
 
 
-def test_copies_of_streams_tokenizers_and_data():
+def test_copies_of_streams_tokenizers_and_data(monkeypatch):
+    monkeypatch.setattr(mnist, "load", lambda folder, split: tiny.images(20))
     for copied in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
         streams = SampleStreams(0, 2)
         streams.normal((3,))
@@ -168,8 +170,9 @@ def test_copies_of_streams_tokenizers_and_data():
         np.testing.assert_array_equal(twin.normal((3,)), streams.normal((3,)))
         tokenizer = small_systems.small("text-to-image").tokenizer
         assert copied(tokenizer).encode("a bold seven") == tokenizer.encode("a bold seven")
-        data = tiny.digits()
+        data = digits.load(None)
         np.testing.assert_array_equal(copied(data).images([0, 1]), data.images([0, 1]))
+        assert len(copied(data).test()) == 20
 
 
 # --- whole numbers ------------------------------------------------------------------------------------------

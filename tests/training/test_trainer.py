@@ -177,9 +177,6 @@ def test_a_configuration_out_of_range_is_refused(wrong):
         TrainConfig(**wrong)
 
 
-@pytest.mark.law(
-    36, "training leaves the schedule alone, and samples come from the average",
-    source="a copy taken before", tolerance="exact")
 @pytest.mark.parametrize("kind", [TrainConfig, TrainOptions])
 def test_numpys_numbers_are_written_as_pythons(kind):
     given = kind(steps=np.int64(5), batch=np.int8(4), lr=np.float32(0.5), seed=np.uint64(3))
@@ -190,6 +187,9 @@ def test_numpys_numbers_are_written_as_pythons(kind):
             TrainConfig(**wrong)
 
 
+@pytest.mark.law(
+    36, "training leaves the schedule alone, and samples come from the average",
+    source="a copy taken before", tolerance="exact")
 def test_the_average_is_sampled_from_and_the_schedule_is_left_alone():
     t = tiny.trainer()
     model = t.stage.module
