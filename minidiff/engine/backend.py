@@ -91,6 +91,15 @@ def check_device(device: str) -> None:
         raise UserError("device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu")
 
 
+def erf(a):
+    """The error function 2/sqrt(pi) int_0^a exp(-u^2) du of each element, which NumPy and CuPy have in SciPy's part."""
+    if xp_of(a) is np:
+        from scipy.special import erf as erf_of
+    else:
+        from cupyx.scipy.special import erf as erf_of
+    return erf_of(a)
+
+
 # --- half precision: a storage format ---------------------------------------------------------------------
 
 def is_floating(dtype) -> bool:

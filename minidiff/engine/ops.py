@@ -21,7 +21,7 @@ from functools import wraps
 
 import numpy as np
 
-from minidiff.engine.backend import is_floating, is_half, narrow, plain, wide, xp_of
+from minidiff.engine.backend import erf, is_floating, is_half, narrow, plain, wide, xp_of
 from minidiff.engine.tensor import Tensor, record
 
 Axes = int | tuple[int, ...] | None
@@ -209,6 +209,20 @@ def gelu(x: Tensor) -> Tensor:
         du = c * (1 + 3 * k * z * z)
         return (dy * 0.5 * (1 + tanh_u + x.data * (1 - tanh_u * tanh_u) * du),)
     return record(0.5 * x.data * (1 + tanh_u), (x,), pullback)
+
+
+@in_float32
+def gelu_exact(x: Tensor) -> Tensor:
+    """y = x Phi(x), with the distribution function Phi of N(0, 1) (Hendrycks & Gimpel 2016, section 2)."""
+    # Phi(x) = (1 + erf(x / sqrt 2)) / 2,     Phi'(x) = exp(-x^2 / 2) / sqrt(2 pi)
+    xp = xp_of(x.data)
+    Phi = erf(x.data * math.sqrt(0.5))
+    Phi += 1
+    Phi *= 0.5
+
+    def pullback(dy):
+        return (dy * (Phi + x.data * xp.exp(-0.5 * x.data * x.data) / math.sqrt(2 * math.pi)),)
+    return record(x.data * Phi, (x,), pullback)
 
 
 def absolute(x: Tensor) -> Tensor:

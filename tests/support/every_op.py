@@ -45,6 +45,7 @@ EVERY_OP = {
     "relu": Op(ops.relu, ((2, 3),)),
     "silu": Op(ops.silu, ((2, 3),)),
     "gelu": Op(ops.gelu, ((2, 3),)),
+    "gelu_exact": Op(ops.gelu_exact, ((2, 3),)),
     "absolute": Op(ops.absolute, ((2, 3),)),
     "clip": Op(lambda x: ops.clip(x, -0.5, 0.5), ((3, 4),)),
     "where": Op(lambda x, y: ops.where(SOME, x, y), ((2, 3), (3,))),

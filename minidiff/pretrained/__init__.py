@@ -1,0 +1,6 @@
+"""Other people's checkpoints of Stable Diffusion: their files, their networks, their tokenizer and their settings.
+
+Read weights.py first (files of tensors), then layers.py, clip_text.py, unet.py and autoencoder.py (the networks),
+clip_tokenizer.py, scheduler_config.py (schedule, times and sampler of a checkpoint) and checkpoints.py (a folder).
+systems/stable_diffusion.py puts them together.
+"""

@@ -1,0 +1,119 @@
+"""A Stable Diffusion checkpoint on disk: which parts it has, where their files are, and of which family it is.
+
+A folder in diffusers' layout:
+
+    model_index.json            the class of the pipeline, and of each part
+    unet/ vae/                  config.json, diffusion_pytorch_model.safetensors
+    text_encoder/ (and _2)      config.json, model.safetensors
+    tokenizer/ (and _2)         vocab.json, merges.txt, tokenizer_config.json
+    scheduler/                  scheduler_config.json
+
+A part's weights may be in several files (`...safetensors.index.json` names them), or in half precision only
+(`...fp16.safetensors`).  Pickles (.bin, .ckpt) are programs, and are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minidiff.errors import UserError
+from minidiff.pretrained.config import Config
+from minidiff.pretrained.weights import Entry, Weights, entries
+
+INDEX = "model_index.json"
+PIPELINES = {name: family for family, names in {
+    "Stable Diffusion": ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+                         "StableDiffusionInpaintPipelineLegacy"),
+    "SDXL": ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+}.items() for name in names}
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
+         "text_encoder_2": "model"}
+CONVERT = "convert it to safetensors where you trust it (in diffusers: pipe.save_pretrained(folder), with " \
+          "safe_serialization)"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checkpoint's folder, whose model_index.json has been read."""
+
+    path: Path
+    family: str                             # a value of PIPELINES
+    index: Config
+
+    @classmethod
+    def open(cls, path: Path) -> Folder:
+        """The checkpoint in a folder; UserError where it is none, or of a family that minidiff does not have."""
+        if not (path / INDEX).is_file():
+            raise UserError(f"{path} is no checkpoint of Stable Diffusion: it has no {INDEX}.")
+        index = Config.load(path / INDEX)
+        name = index.text("_class_name")
+        if name not in PIPELINES:
+            raise UserError(f"{path} is a {name[:60]!r}, which minidiff does not have; it has "
+                            f"{', '.join(sorted(set(PIPELINES.values())))} ({', '.join(PIPELINES)}).")
+        folder = cls(path, PIPELINES[name], index)
+        for part in folder.parts:
+            if not (path / part).is_dir():
+                raise UserError(f"{path} is not complete: it has no {part}/.")
+        return folder
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders that this family needs."""
+        second = ("text_encoder_2", "tokenizer_2") if self.family == "SDXL" else ()
+        return ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *second)
+
+    def config(self, part: str) -> Config:
+        return Config.load(self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+
+    def weights(self, part: str, dtype) -> Weights:
+        """The tensors of a part, to be read in dtype."""
+        return Weights(self._entries(part), str(self.path / part), dtype=dtype)
+
+    def size(self, part: str) -> tuple[int, str]:
+        """(how many numbers a part holds, the dtypes that they are stored in)."""
+        found = self._entries(part)
+        count = sum(entry.size for entry in found.values())
+        return count, ", ".join(sorted({entry.dtype for entry in found.values()}))
+
+    def _entries(self, part: str) -> dict[str, Entry]:
+        folder, stem = self.path / part, STEMS[part]
+        for variant in ("", ".fp16", ".bf16"):
+            whole = folder / f"{stem}{variant}.safetensors"
+            index = folder / f"{stem}.safetensors.index{variant}.json"
+            if whole.is_file():
+                return entries(self._inside(whole))
+            if index.is_file():
+                return self._shards(index)
+        if any(folder.glob("*.bin")) or any(folder.glob("*.ckpt")):
+            raise UserError(f"{folder} has its weights as a pickle, which is a program: {CONVERT}.")
+        raise UserError(f"{folder} has no {stem}.safetensors: the checkpoint is not complete.")
+
+    def _shards(self, index: Path) -> dict[str, Entry]:
+        """The tensors of several files; the index says which file has which."""
+        where = Config.load(index).values.get("weight_map")
+        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+            raise UserError(f"{index} has no weight_map of names and files.")
+        found: dict[str, Entry] = {}
+        for name in sorted(set(where.values())):
+            path = index.parent / name
+            if Path(name).name != name or not path.is_file():
+                raise UserError(f"{index} names the file {name[:80]!r}, which is not in its folder.")
+            found |= entries(self._inside(path))
+        missing = [name for name in where if name not in found]
+        if missing:
+            raise UserError(f"{index} names the tensor {missing[0][:80]!r}, which is in none of its files.")
+        return found
+
+    def _inside(self, path: Path) -> Path:
+        """The file, unless it is a link out of the checkpoint.  The cache of huggingface_hub links to its blobs/."""
+        target, own = path.resolve(), self.path.resolve()
+        if not any(target.is_relative_to(place) for place in (own, own.parent.parent / "blobs")):
+            raise UserError(f"{path} is a link out of the checkpoint, to {target}: copy the file into its place.")
+        return target
+
+
+def is_folder(path: Path) -> bool:
+    """Whether the path is a folder in diffusers' layout."""
+    return (path / INDEX).is_file()
+

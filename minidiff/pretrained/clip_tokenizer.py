@@ -1,0 +1,177 @@
+"""CLIP's tokenizer: byte-level BPE of words in lower case (Radford et al. 2021; Sennrich et al. 2016 for BPE).
+
+    text      NFC, white space as one space, lower case
+    words     's 't 're 've 'm 'll 'd | letters | one digit | other characters; white space divides and is dropped
+    symbols   a word's UTF-8 bytes, each shown as a printable character; the last one ends with </w>
+    merges    the pair of neighbours that stands first in merges.txt becomes one symbol, again and again
+    ids       start, the symbols' numbers in vocab.json, end, padding: 77 in all
+
+text/tokenizer.py has a BPE that is trained here, with a space before each word where this one has </w> after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from minidiff.errors import UserError
+from minidiff.pretrained.config import Config
+
+LENGTH = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
+SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
+SPACES = re.compile("[\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+MAX_BYTES = 16 << 20                                        # of vocab.json and of merges.txt; CLIP's have less than 1 MB
+
+
+class ClipTokenizer:
+    """Text -> ids.  vocab: symbol -> id; merges: pairs of symbols, the most frequent first."""
+
+    def __init__(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]], *, pad: str = END, length: int = LENGTH):
+        for symbol in (START, END, pad):
+            if symbol not in vocab:
+                raise ValueError(f"vocab lacks {symbol!r}")
+        self.vocab, self.rank = vocab, {pair: i for i, pair in enumerate(merges)}
+        self.start, self.end, self.pad, self.length = vocab[START], vocab[END], vocab[pad], length
+        self.symbols_of = lru_cache(100_000)(self._symbols)
+
+    @classmethod
+    def load(cls, folder: Path) -> ClipTokenizer:
+        """The tokenizer of a checkpoint's folder: vocab.json, merges.txt and tokenizer_config.json."""
+        vocab = json_vocab(folder / "vocab.json")
+        merges = merge_pairs(folder / "merges.txt")
+        config = Config.load(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else \
+            Config({}, folder)
+        pad = config.values.get("pad_token", END)
+        pad = pad.get("content") if isinstance(pad, dict) else pad
+        try:
+            return cls(vocab, merges, pad=str(pad), length=min(config.whole("model_max_length", LENGTH), LENGTH))
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}.") from None
+
+    def ids(self, prompts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """(ids (B, length) int64, how many tokens of each prompt did not fit)."""
+        rows, lost = np.full((len(prompts), self.length), self.pad, np.int64), []
+        for row, prompt in zip(rows, prompts, strict=True):
+            found = self.encode(prompt)
+            lost.append(max(0, len(found) - (self.length - 2)))
+            found = [self.start, *found[:self.length - 2], self.end]
+            row[:len(found)] = found
+        return rows, lost
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text alone, without start, end and padding."""
+        ids = []
+        for part in SPECIAL.split(text):
+            if part in (START, END):
+                ids.append(self.vocab[part])
+                continue
+            for word in words(cleaned(part)):
+                ids += [self.vocab.get(symbol, self.end) for symbol in self.symbols_of(word)]
+        return ids
+
+    def _symbols(self, word: str) -> tuple[str, ...]:
+        symbols = [BYTES[b] for b in word.encode("utf-8")]
+        symbols[-1] += "</w>"
+        while len(symbols) > 1:
+            pair = min(zip(symbols, symbols[1:], strict=False), key=lambda pair: self.rank.get(pair, len(self.rank)))
+            if pair not in self.rank:
+                break
+            symbols = merged(symbols, pair)
+        return tuple(symbols)
+
+
+def cleaned(text: str) -> str:
+    """The text in NFC and lower case, each run of white space one space."""
+    # letter by letter, so that a final sigma is not treated differently
+    return "".join(c.lower() for c in SPACES.sub(" ", unicodedata.normalize("NFC", text)))
+
+
+def words(text: str) -> list[str]:
+    """The words of a cleaned text."""
+    found, i = [], 0
+    kinds = [_kind(c) for c in text]
+    while i < len(text):
+        match = CONTRACTION.match(text, i)
+        end = match.end() if match else i + 1
+        if not match and kinds[i] in "LO":                  # letters, or other characters: as many as there are
+            while end < len(text) and kinds[end] == kinds[i]:
+                end += 1
+        if match or kinds[i] != " ":
+            found.append(text[i:end])
+        i = end
+    return found
+
+
+def _kind(c: str) -> str:
+    """L for a letter, N for a digit or number, " " for white space, O for any other character."""
+    if SPACES.match(c):
+        return " "
+    kind = unicodedata.category(c)[0]
+    return kind if kind in "LN" else "O"
+
+
+def merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """The symbols with each occurrence of the pair as one symbol, from left to right."""
+    result, i = [], 0
+    while i < len(symbols):
+        if tuple(symbols[i:i + 2]) == pair:
+            result.append(symbols[i] + symbols[i + 1])
+            i += 2
+        else:
+            result.append(symbols[i])
+            i += 1
+    return result
+
+
+def _byte_characters() -> list[str]:
+    """A printable character for each byte: its own in Latin-1 if it has one, else the next free one from 256 on."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    free = iter(range(256, 512))
+    return [chr(b if b in own else next(free)) for b in range(256)]
+
+
+BYTES = _byte_characters()
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+def json_vocab(path: Path) -> dict[str, int]:
+    """vocab.json: symbol -> id."""
+    try:
+        vocab = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not JSON.") from None
+    if not isinstance(vocab, dict) or any(type(i) is not int or not 0 <= i < 1 << 20 for i in vocab.values()):
+        raise UserError(f"{path} is no vocabulary: it takes a dict of symbols and their numbers.")
+    return vocab
+
+
+def merge_pairs(path: Path) -> list[tuple[str, str]]:
+    """merges.txt: a pair of symbols on each line, after a line with the version."""
+    lines = _text(path).split("\n")
+    pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"{path} is no list of merges: each line takes two symbols.")
+    return pairs
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: the tokenizer is not complete.")
+        if os.stat(path).st_size > MAX_BYTES:
+            raise UserError(f"{path} has more than {MAX_BYTES} bytes, and is no tokenizer's.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} could not be read ({error.strerror}).") from error
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text.") from None

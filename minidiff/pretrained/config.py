@@ -1,0 +1,92 @@
+"""A config.json of a pretrained part, whose values are checked when they are read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from minidiff.errors import UserError
+
+MAX_BYTES = 1 << 20                                         # of a config.json; the longest known has 5 kB
+LARGEST = 1 << 20                                           # no number in a configuration is larger
+
+
+class Config:
+    """The values of a JSON file; each method returns one, or its default, or raises UserError."""
+
+    def __init__(self, values: dict[str, Any], path: str | Path):
+        self.values, self.path = values, path
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """The configuration in a file; UserError where it is missing or is not a JSON dict."""
+        try:
+            if not path.is_file():
+                raise UserError(f"{path} does not exist: the checkpoint is not complete.")
+            if os.stat(path).st_size > MAX_BYTES:
+                raise UserError(f"{path} has more than {MAX_BYTES} bytes, and is no configuration.")
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} could not be read ({error.strerror}).") from error
+        except (ValueError, RecursionError):
+            raise UserError(f"{path} is not JSON.") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} is a JSON {type(values).__name__}, not a dict.")
+        return cls(values, path)
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A whole number within 0..2^20."""
+        value = self._given(name, default)
+        if type(value) is not int or not 0 <= value <= LARGEST:
+            raise self._error(name, value, f"a whole number within 0..{LARGEST}")
+        return value
+
+    def wholes(self, name: str, count: int, default: int | None = None) -> tuple[int, ...]:
+        """`count` whole numbers; a single one in the file stands for all."""
+        value = self._given(name, default)
+        values = value if isinstance(value, list) else [value] * count
+        if len(values) != count or any(type(v) is not int or not 0 <= v <= LARGEST for v in values):
+            raise self._error(name, value, f"a whole number, or {count} of them")
+        return tuple(values)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self._given(name, default)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise self._error(name, value, "a finite number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._given(name, default)
+        if type(value) is not bool:
+            raise self._error(name, value, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._given(name, default)
+        if type(value) is not str:
+            raise self._error(name, value, "a string")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self.values.get(name)
+        if not isinstance(value, list) or not 1 <= len(value) <= 16 or any(type(v) is not str for v in value):
+            raise self._error(name, value, "1 to 16 strings")
+        return tuple(value)
+
+    def require(self, **expected) -> None:
+        """UserError where a value is given and is another one than the networks of this package have."""
+        for name, value in expected.items():
+            given = self.values.get(name)
+            if given is not None and given != value:
+                raise UserError(f"{self.path}: {name} is {str(given)[:60]!r}, and minidiff has only {value!r}.")
+
+    def _given(self, name: str, default):
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def _error(self, name: str, value, takes: str) -> UserError:
+        return UserError(f"{self.path}: {name} takes {takes}, not {str(value)[:60]!r}.")

@@ -1,0 +1,212 @@
+"""A checkpoint's scheduler_config.json: its noise schedule, what its network predicts, and how it is to be sampled.
+
+    betas            linear, or linear in sqrt(beta) (Stable Diffusion), or the cosine schedule
+    spacing          which of the T training times a run of N steps visits: leading, linspace or trailing
+    Karras           times spaced so that sigma^(1/7) is equally spaced (Karras et al. 2022, eq. 5)
+    zero SNR         the schedule rescaled to end in pure noise (Lin et al. 2024)
+
+A run of N steps becomes a `Plan`: a schedule of its own that has one row for each time of the run.  Our samplers run on
+its rows, and see nothing of the spacing.  The times may be fractions: then the network is asked at a fraction, with the
+noise level in between.
+
+The configuration decides, also where it is off the mathematics (docs/stable_diffusion.md has the list): `leading` starts
+at 981 of 1000, where x_T has less noise than the noise that the run starts from; the last step of Stable Diffusion 1
+ends at time 0, and not at the clean image; and in DDIM's trailing spacing a step ends at t - T // N, which is not quite
+the next time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+
+import numpy as np
+
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
+from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
+from minidiff.errors import UserError
+from minidiff.pretrained.config import Config
+
+PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one class of schedulers lays out its times; sampler: the name of the method in SAMPLERS."""
+
+    sampler: str
+    spacing: str                    # if the configuration names none
+    one_more: bool = False          # lays out N + 1 times and leaves out the last, except where trailing
+    fractions: bool = False         # times of `linspace` are not rounded
+    scaled: bool = False            # x_T is sigma times the noise, for every spacing but leading
+    stops: bool = False             # may end at alpha_bar_0 and not at the clean image (set_alpha_to_one)
+    own_stride: bool = False        # a step ends at t - T // N, whatever the next time
+
+
+FAMILIES = {
+    "DDIMScheduler": Family("ddim", "leading", stops=True, own_stride=True),
+    "PNDMScheduler": Family("plms", "leading", stops=True),
+    "EulerDiscreteScheduler": Family("ddim", "linspace", fractions=True, scaled=True),
+    "EulerAncestralDiscreteScheduler": Family("ddpm", "linspace", fractions=True, scaled=True),
+    "HeunDiscreteScheduler": Family("edm-heun", "linspace", fractions=True, scaled=True),
+    "LMSDiscreteScheduler": Family("lms", "linspace", fractions=True, scaled=True),
+    "DPMSolverMultistepScheduler": Family("dpm++2m", "linspace", one_more=True),
+    "UniPCMultistepScheduler": Family("unipc", "linspace", one_more=True),
+}
+# the names by which people choose a sampler -> the class whose layout of times it has, and whether Karras's
+CHOICES = {"ddim": ("DDIMScheduler", False), "plms": ("PNDMScheduler", False), "euler": ("EulerDiscreteScheduler", False),
+           "euler-karras": ("EulerDiscreteScheduler", True), "euler-a": ("EulerAncestralDiscreteScheduler", False),
+           "heun": ("HeunDiscreteScheduler", False), "lms": ("LMSDiscreteScheduler", False),
+           "dpm++2m": ("DPMSolverMultistepScheduler", False), "dpm++2m-karras": ("DPMSolverMultistepScheduler", True),
+           "unipc": ("UniPCMultistepScheduler", False)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: row k of `schedule` is its k-th smallest noise, for which the network is asked at time t[k].
+
+    steps       (from row, to row) of each step; -1 is the clean image
+    first_std   of x_T: the run starts at first_std times standard normal noise
+    """
+
+    schedule: Schedule
+    t: np.ndarray                           # (rows,) training times, maybe fractions
+    steps: tuple[tuple[int, int], ...]
+    first_std: float
+    sampler: Sampler
+
+    def run(self, denoiser: Denoiser, x_T, cond=None, streams=None) -> Iterator[State]:
+        """The states of the sampler; denoiser.schedule is this plan's."""
+        if all(s == t for (_, s), (t, _) in pairwise(self.steps)):
+            rows = [t for t, _ in self.steps] + [s for _, s in self.steps[-1:] if s >= 0]
+            # a run that ends above the clean image stops before the sampler's own last step
+            yield from islice(self.sampler(denoiser, x_T, rows, cond, streams=streams), len(self.steps))
+            return
+        for step, (t, s) in enumerate(self.steps, start=1):                         # each step a run of its own
+            rows = [t] if s < 0 else [t, s]
+            state = next(self.sampler(denoiser, x_T, rows, cond, streams=streams))
+            x_T = state.x_t
+            yield State(step, s, x_T, state.x0_hat)
+
+
+class SchedulerConfig:
+    """What a scheduler_config.json says, checked."""
+
+    def __init__(self, config: Config):
+        self.config, name = config, config.text("_class_name")
+        if name not in FAMILIES:
+            raise UserError(f"{config.path}: the scheduler {name[:60]!r} is unknown; known are {', '.join(FAMILIES)}.")
+        check(config)
+        self.name, self.predicts = name, PREDICTS[config.text("prediction_type", "epsilon")]
+        self.T = config.whole("num_train_timesteps", 1000)
+        self.alpha_bar = self._table()                                              # (T,)
+
+    def plan(self, steps: int, choice: str | None = None) -> Plan:
+        """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
+        name, karras = CHOICES[choice] if choice else (self.name, self.config.flag("use_karras_sigmas", False))
+        family = FAMILIES[name]
+        spacing = self.config.text("timestep_spacing", family.spacing)
+        t = self._times(family, spacing, steps)                                     # (steps,) falling
+        rho_of = np.sqrt((1 - self.alpha_bar) / np.maximum(self.alpha_bar, TINY))   # (T,) sigma / alpha
+        rho = np.interp(t, np.arange(self.T), rho_of)
+        if karras:
+            rho = karras_spacing(*((rho_of[-1], rho_of[0]) if family.one_more else (rho[0], rho[-1])), steps)
+            t = np.interp(np.log(rho), np.log(rho_of), np.arange(self.T))
+            t = np.round(t) if family.one_more else t
+        first = rho[0] if family.scaled and spacing != "leading" else None
+        pairs = [(a, b) for a, b in pairwise([*rho, self._last(family)])]
+        if family.own_stride:
+            pairs = list(self._strides(t.astype(int), rho_of, steps))
+        return _plan(pairs, dict(zip(rho, t, strict=True)), first, SAMPLERS[family.sampler])
+
+    def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
+        """The training times of a run, falling; whole numbers unless the family takes fractions."""
+        T, n = self.T, steps + family.one_more
+        if not 1 <= steps <= T - 1:
+            raise UserError(f"steps must be within 1..{T - 1}, not {steps}")
+        if spacing == "trailing":
+            return np.round(np.arange(T, 0, -T / steps))[:steps] - 1
+        if spacing == "linspace":
+            t = np.linspace(0, T - 1, n)
+            t = t if family.fractions else np.round(t)
+        else:
+            t = np.arange(n) * (T // n) + self.config.whole("steps_offset", 0)
+        return t[::-1][:steps].astype(float)
+
+    def _last(self, family: Family) -> float:
+        """rho at the end of the run: 0, or that of time 0."""
+        to_clean = self.config.flag("set_alpha_to_one", True) if family.stops else \
+            self.config.text("final_sigmas_type", "zero") == "zero"
+        return 0.0 if to_clean else math.sqrt((1 - self.alpha_bar[0]) / self.alpha_bar[0])
+
+    def _strides(self, t: np.ndarray, rho_of: np.ndarray, steps: int) -> Iterator[tuple[float, float]]:
+        """(rho at t, rho at t - T // steps) of each step."""
+        for now in t:
+            after = now - self.T // steps
+            if after >= 0 or rho_of[now] > self._last(FAMILIES[self.name]):         # else the step would go nowhere
+                yield rho_of[now], rho_of[after] if after >= 0 else self._last(FAMILIES[self.name])
+
+    def _table(self) -> np.ndarray:
+        c, T = self.config, self.T
+        low, high = c.number("beta_start", 0.0001), c.number("beta_end", 0.02)
+        kind = c.text("beta_schedule", "linear")
+        try:
+            if c.values.get("trained_betas") is not None:
+                betas = np.asarray(c.values["trained_betas"], np.float64)
+            elif kind == "linear":
+                betas = np.linspace(low, high, T)
+            elif kind == "scaled_linear":
+                betas = np.linspace(math.sqrt(low), math.sqrt(high), T) ** 2
+            else:
+                alpha_bar = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+                betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+            schedule = from_betas(betas, allow_signal=True)
+            if c.flag("rescale_betas_zero_snr", False):
+                schedule = zero_terminal_snr(schedule)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{c.path}: {error}") from None
+        return schedule.alpha_bar
+
+
+TINY = 2.0**-48                                             # keeps rho finite at SNR 0; sqrt of it is below float32's eps
+
+
+def karras_spacing(high: float, low: float, steps: int, power: float = 7.0) -> np.ndarray:
+    """(steps,) falling from high to low, with equal strides of rho^(1/power) (Karras et al. 2022, eq. 5)."""
+    ramp = np.linspace(0, 1, steps)
+    return (high ** (1 / power) + ramp * (low ** (1 / power) - high ** (1 / power))) ** power
+
+
+def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: float | None, sampler: Sampler) -> Plan:
+    """The plan whose steps go from rho to rho."""
+    rhos = sorted({rho for pair in pairs for rho in pair if rho > 0})               # rising, as rows
+    rows = {rho: row for row, rho in enumerate(rhos)} | {0.0: -1}
+    # alpha_bar = 1 / (1 + rho^2)
+    alpha_bar = 1 / (1 + np.square(rhos))
+    alpha_bar[alpha_bar < 2 * TINY] = 0
+    first_std = 1.0 if first is None else first / math.hypot(1, first)              # sigma of the first row
+    return Plan(Schedule(alpha_bar, "a run's own"), np.array([t_of.get(rho, 0.0) for rho in rhos]),
+                tuple((rows[a], rows[b]) for a, b in pairs), first_std, sampler)
+
+
+def check(config: Config) -> None:
+    """UserError where the configuration asks for what minidiff does not have."""
+    predicts = config.text("prediction_type", "epsilon")
+    if predicts not in PREDICTS:
+        raise UserError(f"{config.path}: prediction_type {predicts[:40]!r} is unknown; it is one of "
+                        f"{', '.join(PREDICTS)}.")
+    spacing = config.text("timestep_spacing", "leading")
+    if spacing not in ("leading", "linspace", "trailing"):
+        raise UserError(f"{config.path}: timestep_spacing {spacing[:40]!r} is unknown; it is leading, linspace or "
+                        "trailing.")
+    kind = config.text("beta_schedule", "linear")
+    if kind not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        raise UserError(f"{config.path}: beta_schedule {kind[:40]!r} is unknown.")
+    config.require(use_exponential_sigmas=False, use_beta_sigmas=False, use_lu_lambdas=False, use_flow_sigmas=False,
+                   thresholding=False, clip_sample=False, algorithm_type="dpmsolver++", solver_order=2,
+                   solver_type={"UniPCMultistepScheduler": "bh2"}.get(config.text("_class_name"), "midpoint"),
+                   skip_prk_steps=True, predict_x0=True, interpolation_type="linear", timestep_type="discrete",
+                   euler_at_final=False, use_dynamic_shifting=False)

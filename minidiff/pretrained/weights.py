@@ -1,0 +1,168 @@
+"""Tensors in safetensors files, read one at a time: a checkpoint may be larger than what memory can hold twice.
+
+    8 bytes     the length of the header, little endian
+    header      JSON: name -> {"dtype": "F16", "shape": [320, 4, 3, 3], "data_offsets": [begin, end]}
+    the arrays  each in its place, row by row
+
+The file is memory-mapped, so that only the tensors that are asked for are read.  A file may come from a stranger: the
+header is checked against the file's size before any memory is taken.  bfloat16, which NumPy lacks, is the upper half of
+a float32.
+
+`Weights` is a part of a checkpoint.  A network asks it for each of its tensors by name, in the layout of this package,
+and afterwards `check_all_used` tells whether the file holds something that the network does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minidiff.engine.tensor import Tensor
+from minidiff.errors import UserError
+
+MAX_HEADER = 32 << 20                                       # bytes; SDXL in one file needs less than 1 MB
+BFLOAT16 = "BF16"
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, BFLOAT16: np.uint16,
+          "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor is: its file, the position of its first byte there, its dtype in the file, and its shape."""
+
+    path: Path
+    begin: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def read(self) -> np.ndarray:
+        """The array in its own dtype (bfloat16 as float32), memory-mapped where possible."""
+        if self.size == 0:
+            return np.zeros(self.shape, DTYPES[self.dtype])
+        a = np.memmap(self.path, DTYPES[self.dtype], "r", self.begin, (self.size,))
+        if self.dtype == BFLOAT16:
+            a = (a.astype(np.uint32) << 16).view(np.float32)
+        return a.reshape(self.shape)
+
+
+def entries(path: Path) -> dict[str, Entry]:
+    """Every tensor of a safetensors file by its name; UserError names the file where it is not one."""
+    begin, size, header = _header(path)
+    found, taken = {}, []
+    for name, entry in header.items():
+        if name != "__metadata__":
+            found[name], end = _entry(path, name, entry, begin, size)
+            taken.append((found[name].begin, end, name))
+    for (_, end, name), (start, _, other) in zip(sorted(taken), sorted(taken)[1:], strict=False):
+        if start < end:
+            raise UserError(f"{path} is damaged: its tensors {name[:80]!r} and {other[:80]!r} overlap.")
+    return found
+
+
+class Weights:
+    """The tensors of a checkpoint whose names start with a prefix.
+
+    dtype       of what `tensor` returns: float32, or float64 to compare with other libraries
+    changes     name -> function of the array as it is in the file, such as a LoRA's; applied when it is read
+    """
+
+    def __init__(self, tensors: Mapping[str, Entry], source: str, *, dtype=np.float32, prefix: str = "",
+                 changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+                 used: set[str] | None = None):
+        self.tensors, self.source, self.dtype, self.prefix = tensors, source, np.dtype(dtype), prefix
+        self.changes, self.used = changes or {}, set() if used is None else used
+
+    def part(self, name: str) -> Weights:
+        """The tensors below `name`."""
+        return Weights(self.tensors, self.source, dtype=self.dtype, prefix=f"{self.prefix}{name}.",
+                       changes=self.changes, used=self.used)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of this name, or one below it."""
+        full = self.prefix + name
+        return full in self.tensors or any(other.startswith(full + ".") for other in self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def tensor(self, name: str, *axes: int) -> Tensor:
+        """The tensor in `dtype`, its axes in the given order (PyTorch's to ours); UserError where it is missing.
+
+        Raises UserError too where it has another number of axes, or holds NaN or infinity.
+        """
+        entry, full = self._entry(name), self.prefix + name
+        if axes and len(entry.shape) != len(axes):
+            raise UserError(f"{self.source} holds the tensor {full!r} in shape {entry.shape}; it takes {len(axes)} "
+                            "axes.")
+        a = entry.read()
+        if full in self.changes:
+            a = self.changes[full](a)
+        a = np.array(a.transpose(axes) if axes else a, self.dtype, order="C")
+        if not np.isfinite(a).all():
+            raise UserError(f"{self.source} is damaged: its tensor {full!r} holds NaN or infinity.")
+        self.used.add(full)
+        return Tensor(a)
+
+    def check_all_used(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
+        """UserError where the checkpoint holds a tensor that no network has asked for."""
+        for name in self.tensors:
+            if name.startswith(self.prefix) and name not in self.used and not ignored(name):
+                raise UserError(f"{self.source} holds the tensor {name[:80]!r}, which the network of its configuration "
+                                "does not have.")
+
+    def _entry(self, name: str) -> Entry:
+        full = self.prefix + name
+        if full not in self.tensors:
+            raise UserError(f"{self.source} lacks the tensor {full!r}, which the network of its configuration has.")
+        return self.tensors[full]
+
+
+# --- the header of a file from an unknown source ------------------------------------------------------------
+
+def _header(path: Path) -> tuple[int, int, dict]:
+    """(the position of the first array's first byte, the file's size, the header)."""
+    try:
+        if not path.is_file():
+            raise UserError(f"{path} is not a file.")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size - 8, MAX_HEADER):
+                raise UserError(f"{path} is cut short or not a safetensors file (its start announces a header of "
+                                f"{length} bytes in a file of {size}).")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise UserError(f"{path} could not be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a safetensors file: its header is not JSON.") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is not a safetensors file: its header is a JSON {type(header).__name__}, not a dict.")
+    return 8 + length, size, header
+
+
+def _entry(path: Path, name: str, entry, first: int, size: int) -> tuple[Entry, int]:
+    """(the entry, the position after its last byte); UserError where it contradicts itself or the file's size."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{path} is damaged: its header does not say where {name[:80]!r} is.") from None
+    if dtype not in DTYPES:
+        raise UserError(f"{path} holds the tensor {name[:80]!r} as {str(dtype)[:20]!r}, a type that minidiff does not "
+                        "read.")
+    if not whole or len(shape) > 8 or end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+        raise UserError(f"{path} is damaged: the size of {name[:80]!r} is not that of its shape {shape!r:.60}.")
+    if first + end > size:
+        raise UserError(f"{path} is cut short: the tensor {name[:80]!r} ends at byte {first + end}, and the file at "
+                        f"{size}.")
+    return Entry(path, first + begin, dtype, shape), first + end

@@ -1,0 +1,262 @@
+"""Stable Diffusion, from other people's checkpoints (Rombach et al. 2022, arXiv 2112.10752; SDXL: Podell et al. 2023).
+
+    text         tau(y)                     the states of CLIP's text encoder for 77 tokens           (section 3.3)
+    sampling     z_T ~ N(0, I), then a sampler of diffusion/samplers.py with classifier-free guidance
+                 eps = eps_negative + scale (eps_prompt - eps_negative)
+    decoding     x = D(z_0 / factor + shift), once                                                    (section 3.1)
+
+It is systems/latent.py at the size of the original: latents an eighth as high and wide as the picture, four channels,
+and a UNet (pretrained/unet.py) that reads the prompt by cross-attention at most resolutions.  The checkpoint's own
+scheduler_config.json says which times a run visits, and what the network predicts.
+
+SDXL reads two text encoders, each before its last layer, side by side; and its UNet is also told the embedding of the
+whole prompt, and sizes: here always those of a picture that was not cropped.
+
+    image to image      z_t = alpha_t E(x) + sigma_t eps at a later time, then as above               (SDEdit)
+    in-painting         a network of 4 channels: E(x) replaces the known part after each step
+                        a network of 9 channels: it sees z_t, the mask and E(the known part), as it was trained
+
+The weights are read only: this system is sampled, not trained.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minidiff.diffusion import editing
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.gaussian import q_sample
+from minidiff.diffusion.guidance import ClassifierFree
+from minidiff.diffusion.samplers import State
+from minidiff.diffusion.samplers import sample as last
+from minidiff.engine.backend import to_device, to_numpy, xp_of
+from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import UserError
+from minidiff.pretrained import autoencoder
+from minidiff.pretrained.autoencoder import Autoencoder
+from minidiff.pretrained.checkpoints import Folder
+from minidiff.pretrained.clip_text import ClipTextEncoder
+from minidiff.pretrained.clip_tokenizer import ClipTokenizer
+from minidiff.pretrained.scheduler_config import Plan, SchedulerConfig
+from minidiff.pretrained.unet import UNet
+from minidiff.systems.system import System, check_finite
+
+LATENT = 4                                                  # channels
+LARGEST = 4096                                              # pixels, each way
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint says beside its networks."""
+
+    factor: float                           # z of the diffusion = factor (z of the autoencoder - shift)
+    shift: float
+    size: int                               # pixels of the square pictures that it was trained on
+    zeros_for_no_negative: bool             # SDXL: no negative prompt is the state 0, and not that of ''
+
+
+class StableDiffusion(System):
+    """A checkpoint of Stable Diffusion 1, 2 or SDXL."""
+
+    name = "stable-diffusion"
+    slow_trajectory = True                                  # each state is decoded
+    no_likelihood = "its denoiser works on latents, not on pixels"
+
+    def __init__(self, unet: UNet, vae: Autoencoder, encoders: Sequence[ClipTextEncoder],
+                 tokenizers: Sequence[ClipTokenizer], scheduler: SchedulerConfig, settings: Settings):
+        self.unet, self.vae, self.encoders, self.tokenizers = unet, vae, list(encoders), list(tokenizers)
+        self.scheduler, self.config, self.tokenizer, self.notes = scheduler, settings, None, {}
+
+    @classmethod
+    def load(cls, path: str | Path, *, dtype=np.float32) -> StableDiffusion:
+        """The checkpoint in a folder; UserError names what is missing, damaged or unknown."""
+        folder = Folder.open(Path(path))
+        text = [part for part in folder.parts if part.startswith("text_encoder")]
+        vae, unet = folder.config("vae"), folder.config("unet")
+        factor, shift = autoencoder.scaling(vae)
+        first_stage = Autoencoder(vae, folder.weights("vae", dtype))
+        settings = Settings(factor, shift, unet.whole("sample_size", 64) * first_stage.factor,
+                            folder.index.flag("force_zeros_for_empty_prompt", False))
+        return cls(UNet(unet, folder.weights("unet", dtype)), first_stage,
+                   [ClipTextEncoder(folder.config(part), folder.weights(part, dtype)) for part in text],
+                   [ClipTokenizer.load(folder.path / part.replace("text_encoder", "tokenizer")) for part in text],
+                   SchedulerConfig(folder.config("scheduler")), settings)
+
+    def save(self, *args, **kwargs):
+        raise NotImplementedError("a checkpoint of Stable Diffusion is only read")
+
+    # --- the prompt ---------------------------------------------------------------------------------------
+
+    def encode_text(self, prompts: Sequence[str], size: tuple[int, int], *, zeros: bool = False) -> tuple:
+        """The condition of prompts: tau(y) (B, 77, D), and for SDXL the pooled states (B, P) and sizes (B, 6).
+
+        size: (height, width) of the picture in pixels.  zeros: SDXL's condition without a prompt.
+        """
+        states, lost = [], 0
+        with no_grad():
+            for encoder, tokenizer in zip(self.encoders, self.tokenizers, strict=True):
+                ids, too_many = tokenizer.ids(prompts)
+                lost = max(lost, *too_many)
+                states.append(encoder(ids))
+        if lost:
+            print(f"minidiff: the prompt has {lost} tokens more than the {self.tokenizers[0].length - 2} that are read",
+                  file=sys.stderr)
+        if self.unet.extra is None:
+            return (states[0].last.data,)
+        xp = xp_of(states[0].last.data)
+        tau = xp.concatenate([state.penultimate.data for state in states], axis=-1)         # (B, 77, D)
+        pooled = states[-1].embedding.data                                          # (B, P)
+        if zeros:
+            tau, pooled = xp.zeros_like(tau), xp.zeros_like(pooled)
+        # (height, width) of the training picture, (top, left) of its crop, (height, width) wanted
+        sizes = np.tile(np.array([*size, 0, 0, *size], np.float32), (len(prompts), 1))      # (B, 6)
+        return tau, pooled, sizes
+
+    # --- pixels and latents -------------------------------------------------------------------------------
+
+    def encode(self, images: np.ndarray):
+        """Images (B, H, W, 3) in [-1, 1] -> the mean of q(z | x) at the diffusion's scale, (B, H/8, W/8, 4)."""
+        with no_grad():
+            mean, _ = self.vae.encode(Tensor(to_device(images.astype(self.dtype), self.device)))
+        return (mean.data - self.config.shift) * self.config.factor
+
+    def decode(self, z_0):
+        """z_0 (B, h, w, 4) -> images (B, 8 h, 8 w, 3) in [-1, 1]."""
+        with no_grad():
+            x = self.vae.decode(Tensor(z_0 / self.config.factor + self.config.shift)).data
+        return xp_of(x).clip(check_finite(x), -1, 1)
+
+    # --- sampling -----------------------------------------------------------------------------------------
+
+    def sample(self, captions: Sequence[str], *, negative: str | None = None, scale: float = 7.5, steps: int = 20,
+               sampler: str | None = None, size: str | None = None, image: np.ndarray | None = None,
+               strength: float = 0.8, mask: np.ndarray | None = None, seed: int = 0, streams=None) -> np.ndarray:
+        """Images (B, H, W, 3) in [-1, 1], one for each caption, sample i from its own stream (seed, i).
+
+        negative    what the pictures should not be like; None for nothing
+        scale       of guidance: 1 follows the prompt without guidance, as turbo models want
+        sampler     a name in scheduler_config.CHOICES; None for the checkpoint's own
+        size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
+        image       (H, W, 3) in [-1, 1]: the pictures start from it; strength: the share of the steps that is made
+        mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels
+        """
+        *_, state = self._states(captions, negative, scale, steps, sampler, size, image, strength, mask, seed, streams)
+        x = to_numpy(self.decode(state.x_t))
+        return x if mask is None else np.where(mask[..., None], x, image)
+
+    def trajectory(self, captions: Sequence[str], *, negative: str | None = None, scale: float = 7.5, steps: int = 20,
+                   sampler: str | None = None, size: str | None = None, image: np.ndarray | None = None,
+                   strength: float = 0.8, mask: np.ndarray | None = None, seed: int = 0,
+                   streams=None) -> Iterator[State]:
+        """Every state from z_T to z_0, decoded: its x_t are images."""
+        for state in self._states(captions, negative, scale, steps, sampler, size, image, strength, mask, seed, streams):
+            yield replace(state, x_t=self.decode(state.x_t), x0_hat=None)
+
+    def _states(self, captions, negative, scale, steps, sampler, size, image, strength, mask, seed,
+                streams) -> Iterator[State]:
+        """The states of latents."""
+        streams = self.streams_for(captions, seed, streams)
+        height, width = self._pixels(size, image)
+        plan = self.scheduler.plan(steps, sampler)
+        noise = self.noise(streams, (height // self.vae.factor, width // self.vae.factor, LATENT)).astype(self.dtype)
+        cond = self.encode_text(captions, (height, width))
+        zeros = negative is None and self.config.zeros_for_no_negative
+        uncond = self.encode_text([negative or ""], (height, width), zeros=zeros)
+        known = None if image is None else self._known(image, mask, noise)
+        denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, self.scheduler.predicts, self._network(plan, known)),
+                                  scale, uncond)
+        return self._from_noise(plan, denoiser, noise, cond, streams, known, strength)
+
+    def _network(self, plan: Plan, known: Known | None):
+        """(z_t, rows of the plan, condition) -> what the UNet predicts, as plain arrays."""
+        def network(z_t, rows, tau, *pooled_and_sizes):
+            seen = z_t if known is None or self.unet.channels == LATENT else known.beside(z_t)
+            with no_grad():
+                return self.unet(Tensor(seen), plan.t[rows], Tensor(tau),
+                                 *(Tensor(a) if i == 0 else a for i, a in enumerate(pooled_and_sizes))).data
+        return lambda z_t, rows, cond: network(z_t, rows, *cond)
+
+    def _from_noise(self, plan: Plan, denoiser, noise, cond, streams, known: Known | None,
+                    strength: float) -> Iterator[State]:
+        if known is None or self.unet.channels != LATENT:
+            return plan.run(denoiser, plan.first_std * noise, cond, streams)
+        if known.mask is not None:
+            rows = [row for row, _ in plan.steps]
+            return editing.inpaint(denoiser, noise, rows, known.z_0, ~known.mask, cond, streams=streams)
+        steps = editing.shortened(plan.steps, strength)
+        if not steps:
+            return iter([State(0, -1, known.z_0, None)])
+        # z_t = alpha_t z_0 + sigma_t eps
+        z_t = q_sample(plan.schedule, known.z_0, steps[0][0], noise)
+        return replace(plan, steps=tuple(steps)).run(denoiser, z_t, cond, streams)
+
+    def _known(self, image: np.ndarray, mask: np.ndarray | None, noise) -> Known:
+        """The image as latents, and where they are to be drawn again."""
+        check_image(image, mask)
+        f, B = self.vae.factor, len(noise)
+        z_0 = self.encode(image[None])
+        if mask is None:
+            return Known(repeated(z_0, B), None, None)
+        xp, (H, W) = xp_of(z_0), mask.shape
+        if self.unet.channels == LATENT:                    # a latent is known where all its pixels are
+            again = mask.reshape(H // f, f, W // f, f).any(axis=(1, 3))[None, ..., None]            # (1, h, w, 1)
+            return Known(repeated(z_0, B), xp.asarray(again), None)
+        again = mask[::f, ::f][None, ..., None]
+        hidden = self.encode(np.where(mask[..., None], 0, image)[None])             # grey, as it was trained
+        return Known(repeated(z_0, B), xp.asarray(again), hidden)
+
+    def _pixels(self, size: str | None, image: np.ndarray | None) -> tuple[int, int]:
+        """(height, width) of the pictures; UserError unless they are multiples of 8."""
+        if image is not None and size is None:
+            height, width = image.shape[:2]
+        else:
+            width, height = size_of(size or f"{self.config.size}x{self.config.size}")
+        f = self.vae.factor
+        if height % f or width % f:
+            raise UserError(f"size takes multiples of {f}, such as {-(-width // f) * f}x{-(-height // f) * f}, not "
+                            f"{width}x{height}")
+        if image is not None and image.shape[:2] != (height, width):
+            raise UserError(f"image is {image.shape[1]}x{image.shape[0]}, and size {width}x{height}: leave out size, "
+                            "or resize the image")
+        return height, width
+
+
+@dataclass(frozen=True)
+class Known:
+    """A given image: its latents (B, h, w, 4), where to draw again (1, h, w, 1), and the latents of the known part."""
+
+    z_0: np.ndarray
+    mask: np.ndarray | None
+    hidden: np.ndarray | None               # (1, h, w, 4); of networks that see it
+
+    def beside(self, z_t):
+        """What a network of 9 channels sees: z_t, the mask, the known part."""
+        xp = xp_of(z_t)
+        return xp.concatenate([z_t, repeated(self.mask.astype(z_t.dtype), len(z_t)),
+                               repeated(self.hidden, len(z_t))], axis=-1)
+
+
+def repeated(a, B: int):
+    """(1, ...) -> (B, ...)."""
+    return xp_of(a).repeat(a, B, axis=0)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """(width, height) of "512x768"."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= LARGEST for part in parts):
+        raise UserError(f"size takes WIDTHxHEIGHT in pixels, such as 512x512, each at most {LARGEST}, not "
+                        f"{text[:40]!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def check_image(image: np.ndarray, mask: np.ndarray | None) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != "f":
+        raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {image.dtype} {image.shape}")
+    if mask is not None and (mask.shape != image.shape[:2] or mask.dtype != bool):
+        raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {mask.dtype} {mask.shape}")
