@@ -82,8 +82,8 @@ def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: S
     streams: one for each sample. variance: `beta_tilde` or `beta`.
     """
     schedule, x_t = denoiser.schedule, x_T
-    for step, t, s in _steps(schedule, times):
-        x0_hat = _denoise(denoiser, x_t, t, cond)
+    for step, t, s in steps_along(schedule, times):
+        x0_hat = denoise(denoiser, x_t, t, cond)
         # mu~ = sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x0_hat
         #     + sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t   DDPM eq. 7
         x_s, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t, s)
@@ -103,9 +103,9 @@ def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float
     """
     _check_eta(eta)
     schedule, x_t = denoiser.schedule, x_T
-    for step, t, s in _steps(schedule, times):
-        alpha_s, sigma_s = _alpha_sigma(schedule, s)
-        x0_hat = _denoise(denoiser, x_t, t, cond)
+    for step, t, s in steps_along(schedule, times):
+        alpha_s, sigma_s = alpha_sigma(schedule, s)
+        x0_hat = denoise(denoiser, x_t, t, cond)
         eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
         # sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s)  DDIM eq. 16
         sigma = eta * math.sqrt(beta_tilde(schedule, t, s))
@@ -124,16 +124,16 @@ def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[S
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T
-    for step, t, s in _steps(schedule, times):
+    for step, t, s in steps_along(schedule, times):
         # dx/dphi = v = (alpha x - x0_hat) / sigma                                          Karras et al. 2022, eq. 4
-        x0_hat = _denoise(denoiser, x_t, t, cond)
+        x0_hat = denoise(denoiser, x_t, t, cond)
         v_t = v_from_x0(schedule, x_t, t, x0_hat)
         if s >= 0:
             h = angle(schedule, s) - angle(schedule, t)
             # Euler:  x_s = x_t + h v_t
             x_s = x_t + h * v_t
             # Heun:   x_s = x_t + h (v_t + v_s) / 2
-            v_s = v_from_x0(schedule, x_s, s, _denoise(denoiser, x_s, s, cond))
+            v_s = v_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))
             x_t = x_t + h * (v_t + v_s) / 2
         else:
             # v needs sigma > 0, so the last step is of first order, as in the paper. It rotates by phi instead of
@@ -152,13 +152,13 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
     """
     schedule, x_t = denoiser.schedule, x_T
     x0_before, h_before = None, None
-    for step, t, s in _steps(schedule, times):
-        alpha_t, sigma_t = _alpha_sigma(schedule, t)
-        alpha_s, sigma_s = _alpha_sigma(schedule, s)
+    for step, t, s in steps_along(schedule, times):
+        alpha_t, sigma_t = alpha_sigma(schedule, t)
+        alpha_s, sigma_s = alpha_sigma(schedule, s)
         # h = lambda_s - lambda_t,  lambda = log(alpha / sigma);  e^{-h} = sigma_s alpha_t / (alpha_s sigma_t)
         e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
         h = -math.log(e_h) if e_h > 0 else math.inf         # infinite in the last step, and from alpha_t = 0
-        x0_hat = _denoise(denoiser, x_t, t, cond)
+        x0_hat = denoise(denoiser, x_t, t, cond)
         if step == 1 or s == -1:
             D = x0_hat
         else:
@@ -171,121 +171,6 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
         yield State(step, s, x_t, x0_hat)
 
 
-# ---- samplers that people who use Stable Diffusion know by name -----------------------------------------------
-# The first three follow the same equation as ddim, with another estimate of the noise in place of eps_hat at t. rho is
-# their variable of time, in which the path is straight where eps_hat is constant:
-#
-#     x / alpha = x_0 + rho eps,   rho = sigma / alpha,   d(x / alpha) / d rho = eps_hat       (DDIM eq. 14)
-
-def edm_heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """Heun's method in rho, as Karras et al. recommend it (algorithm 1 with s(t) = 1, sigma(t) = t).
-
-    Two denoiser calls a step, one in the last. `heun` does the same in the angle. From alpha_T = 0, where rho is
-    infinite, the first step is ddim's.
-    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
-    """
-    schedule, x_t = denoiser.schedule, x_T
-    for step, t, s in _steps(schedule, times):
-        x0_hat = _denoise(denoiser, x_t, t, cond)
-        eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
-        x_s = _along(schedule, x_t, t, s, x0_hat, eps_hat)
-        if s >= 0 and schedule.alpha(t) > 0:
-            # eps = (eps_hat(x_t, t) + eps_hat(x_s, s)) / 2                                 (Karras algorithm 1)
-            eps_s = eps_from_x0(schedule, x_s, s, _denoise(denoiser, x_s, s, cond))
-            x_s = _along(schedule, x_t, t, s, x0_hat, (eps_hat + eps_s) / 2)
-        x_t = x_s
-        yield State(step, s, x_t, x0_hat)
-
-
-def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """Linear multistep of order 4 (Adams-Bashforth) in rho, for any strides: Crowson's for k-diffusion.
-
-    One denoiser call a step; the first steps are of a lower order, since fewer slopes are known.
-    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
-    """
-    schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
-    for step, t, s in _steps(schedule, times):
-        x0_hat = _denoise(denoiser, x_t, t, cond)
-        eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
-        rho_t, rho_s = _rho(schedule, t), _rho(schedule, s)
-        if math.isfinite(rho_t):
-            slopes.appendleft((rho_t, eps_hat))
-            # eps = 1/(rho_s - rho_t) int_{rho_t}^{rho_s} P(rho) d rho,   P the polynomial through the last slopes
-            shares = _mean_of_polynomial([rho for rho, _ in slopes], rho_t, rho_s)
-            eps_hat = sum(share * eps for share, (_, eps) in zip(shares, slopes, strict=True))
-        x_t = _along(schedule, x_t, t, s, x0_hat, eps_hat)
-        yield State(step, s, x_t, x0_hat)
-
-
-def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """Pseudo linear multistep: Adams-Bashforth of order 4 for equal strides of t (PNDM: Liu et al. 2022, 2202.09778).
-
-    One denoiser call a step, and one more in the first: it averages eps_hat at both ends, as Heun's method does.
-    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling in about equal strides, within 0..T-1.
-    """
-    schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
-    for step, t, s in _steps(schedule, times):
-        x0_hat = _denoise(denoiser, x_t, t, cond)
-        slopes.appendleft(eps_from_x0(schedule, x_t, t, x0_hat))
-        if len(slopes) == 1 and s >= 0:
-            x_s = _along(schedule, x_t, t, s, x0_hat, slopes[0])
-            eps_hat = (slopes[0] + eps_from_x0(schedule, x_s, s, _denoise(denoiser, x_s, s, cond))) / 2
-        else:
-            # eps = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24              (PNDM eq. 12)
-            eps_hat = sum(share * eps for share, eps in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
-        x_t = _along(schedule, x_t, t, s, x0_hat, eps_hat)
-        yield State(step, s, x_t, x0_hat)
-
-
-ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12),
-                   4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
-
-
-def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """UniPC of order 2 with B(h) = e^h - 1 (Zhao et al. 2023, arXiv 2302.04867, algorithm 5 and 6).
-
-    The predictor is dpm_solver_pp_2m. Where x_s has been denoised, the corrector goes from t to s once more, now with
-    x0_hat at s too, at no further call.
-    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
-    """
-    schedule, x_t = denoiser.schedule, x_T
-    last = None                                             # (x, x0_hat, x0 before it, t, h before it) of the last step
-    for step, t, s in _steps(schedule, times):
-        x0_hat = _denoise(denoiser, x_t, t, cond)
-        if last is not None:
-            x_t = _corrected(schedule, last, t, x0_hat)
-        x0_before, h_before = (None, None) if last is None else (last[1], _stride(schedule, last[3], t))
-        h = _stride(schedule, t, s)
-        D = x0_hat
-        if x0_before is not None and math.isfinite(h_before) and s >= 0:
-            # D = x0_hat + (x0_hat - x0_before) / (2r),   r = h_before / h
-            D = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
-        else:
-            x0_before = None                                # the corrector then is of first order as well
-        last = x_t, x0_hat, x0_before, t, h_before
-        x_t = _exponential_step(schedule, x_t, t, s, D)
-        yield State(step, s, x_t, x0_hat)
-
-
-def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
-    """x_s from the last step's x_t, its x0_hat and the one before it, and the new x0_s = x0_hat at s."""
-    x_t, x0_hat, x0_before, t, h_before = last
-    h = _stride(schedule, t, s)
-    if not math.isfinite(h):
-        return _exponential_step(schedule, x_t, t, s, x0_hat)
-    if x0_before is None:
-        # D = x0_hat + (x0_s - x0_hat) / 2
-        return _exponential_step(schedule, x_t, t, s, x0_hat + (x0_s - x0_hat) / 2)
-    # D = x0_hat + c_1 (x0_before - x0_hat) / r + c_2 (x0_s - x0_hat),   r = (lambda_before - lambda_t) / h < 0,
-    # exact for every x0_hat that is a parabola in lambda                                       (UniPC eq. 3 and 5)
-    r, B = -h_before / h, math.expm1(-h)
-    phi_2 = B / -h - 1
-    phi_3 = phi_2 / -h - 1 / 2
-    c_1, c_2 = np.linalg.solve([[1, 1], [r, 1]], [phi_2 / B, 2 * phi_3 / B])
-    D = x0_hat + float(c_1 / r) * (x0_before - x0_hat) + float(c_2) * (x0_s - x0_hat)
-    return _exponential_step(schedule, x_t, t, s, D)
-
-
 def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> Iterator[State]:
     """DDIM in reverse, from x_0 to the noise x_T (Dhariwal & Nichol 2021, appendix F).
 
@@ -294,11 +179,11 @@ def ddim_inverse(denoiser: Denoiser, x_0, times: Sequence[int], cond=None) -> It
     x_0: (B, ...). times: as for `ddim`, strictly falling. The last state is at times[0].
     """
     schedule, x_s = denoiser.schedule, x_0
-    for step, (_, t, s) in enumerate(reversed(list(_steps(schedule, times))), start=1):
-        alpha_t, sigma_t = _alpha_sigma(schedule, t)
-        alpha_s, sigma_s = _alpha_sigma(schedule, s)
+    for step, (_, t, s) in enumerate(reversed(list(steps_along(schedule, times))), start=1):
+        alpha_t, sigma_t = alpha_sigma(schedule, t)
+        alpha_s, sigma_s = alpha_sigma(schedule, s)
         lower = s if s >= 0 else t                          # there is no eps at s = -1: evaluate at the lowest t
-        x0_hat = _denoise(denoiser, x_s, lower, cond)
+        x0_hat = denoise(denoiser, x_s, lower, cond)
         eps_hat = eps_from_x0(schedule, x_s, lower, x0_hat)
         # x_t / alpha_t = x_s / alpha_s + (sigma_t / alpha_t - sigma_s / alpha_s) eps_hat   DDIM eq. 13
         x_s = alpha_t / alpha_s * x_s + (sigma_t - alpha_t * sigma_s / alpha_s) * eps_hat
@@ -365,66 +250,25 @@ def checked_times(times: Sequence[int], first: range, where: str) -> list[int]:
     return times
 
 
-def _steps(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def steps_along(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(step, t, s) for step = 1 ... N: s is the next time in the list, whatever its strides; -1 after the last."""
     times = checked_times(times, range(schedule.T), f"within {schedule.T - 1}..0")
     for step, (t, s) in enumerate(pairwise([*times, -1]), start=1):
         yield step, t, s
 
 
-def _denoise(denoiser: Denoiser, x_t, t: int, cond):
+def denoise(denoiser: Denoiser, x_t, t: int, cond):
     return denoiser(x_t, np.full(len(x_t), t), cond)                                  # (B, ...)
 
 
-def _alpha_sigma(schedule: Schedule, t: int) -> tuple[float, float]:
+def alpha_sigma(schedule: Schedule, t: int) -> tuple[float, float]:
     """As Python floats, which do not change the dtype of an array that they multiply."""
     return float(schedule.alpha(t)), float(schedule.sigma(t))
 
 
-def _rho(schedule: Schedule, t: int) -> float:
-    """rho = sigma / alpha: infinite where alpha is 0."""
-    alpha, sigma = _alpha_sigma(schedule, t)
-    return sigma / alpha if alpha > 0 else math.inf
-
-
-def _along(schedule: Schedule, x_t, t: int, s: int, x0_hat, eps):
-    """x_s on the straight line in rho with slope eps; from alpha_t = 0, ddim's step."""
-    alpha_t, sigma_t = _alpha_sigma(schedule, t)
-    alpha_s, sigma_s = _alpha_sigma(schedule, s)
-    if alpha_t == 0:
-        return alpha_s * x0_hat + sigma_s * eps
-    # x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps                                   (DDIM eq. 13)
-    return alpha_s / alpha_t * x_t + (sigma_s - alpha_s * sigma_t / alpha_t) * eps
-
-
-def _mean_of_polynomial(nodes: Sequence[float], low: float, high: float) -> list[float]:
-    """The weights w_j with  sum_j w_j f(nodes_j) = the mean over low..high of the polynomial through these values."""
-    shares = []
-    for j, node in enumerate(nodes):
-        others = [other for i, other in enumerate(nodes) if i != j]
-        # Lagrange's polynomial is 1 at its node and 0 at the others
-        basis = np.polynomial.Polynomial.fromroots(others) if others else np.polynomial.Polynomial([1.0])
-        integral = basis.integ()
-        shares.append(float((integral(high) - integral(low)) / basis(node) / (high - low)))
-    return shares
-
-
-def _stride(schedule: Schedule, t: int, s: int) -> float:
-    """h = lambda_s - lambda_t,  lambda = log(alpha / sigma): infinite at the clean image, and from alpha_t = 0."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(schedule, t), _alpha_sigma(schedule, s)
-    e_h = sigma_s * alpha_t / (alpha_s * sigma_t)           # e^{-h}
-    return -math.log(e_h) if e_h > 0 else math.inf
-
-
-def _exponential_step(schedule: Schedule, x_t, t: int, s: int, D):
-    """x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D: exact where x0_hat is D all the way (Lu et al. eq. 8)."""
-    (_, sigma_t), (alpha_s, sigma_s) = _alpha_sigma(schedule, t), _alpha_sigma(schedule, s)
-    return sigma_s / sigma_t * x_t - alpha_s * (math.exp(-_stride(schedule, t, s)) - 1) * D
-
-
 def angle(schedule: Schedule, t: int) -> float:
     """The angle phi with alpha = cos(phi), sigma = sin(phi): 0 at the clean image, pi/2 at pure noise."""
-    alpha, sigma = _alpha_sigma(schedule, t)
+    alpha, sigma = alpha_sigma(schedule, t)
     return math.atan2(sigma, alpha)
 
 
@@ -482,7 +326,3 @@ SAMPLERS.register("ddpm", Sampler(ddpm, order=1, noise=True))
 SAMPLERS.register("ddim", Sampler(ddim, order=1))
 SAMPLERS.register("heun", Sampler(heun, order=2, calls=2))
 SAMPLERS.register("dpm++2m", Sampler(dpm_solver_pp_2m, order=2, extrapolates=True))
-SAMPLERS.register("edm-heun", Sampler(edm_heun, order=2, calls=2))
-SAMPLERS.register("lms", Sampler(lms, order=2))
-SAMPLERS.register("plms", Sampler(plms, order=2))
-SAMPLERS.register("unipc", Sampler(unipc, order=2, extrapolates=True))

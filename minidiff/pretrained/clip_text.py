@@ -83,7 +83,8 @@ class Layer(Module):
 
     def __init__(self, weights: Weights, config: Config):
         eps = config.number("layer_norm_eps", 1e-5)
-        self.norm1, self.norm2 = LayerNorm(weights.part("layer_norm1"), eps), LayerNorm(weights.part("layer_norm2"), eps)
+        self.norm1 = LayerNorm(weights.part("layer_norm1"), eps)
+        self.norm2 = LayerNorm(weights.part("layer_norm2"), eps)
         self.attention = Attention(weights.part("self_attn"), config.whole("num_attention_heads", 12),
                                    ("q_proj", "k_proj", "v_proj", "out_proj"))
         self.mlp_in, self.mlp_out = Linear(weights.part("mlp.fc1")), Linear(weights.part("mlp.fc2"))

@@ -29,13 +29,14 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
 SPACES = re.compile("[\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
-MAX_BYTES = 16 << 20                                        # of vocab.json and of merges.txt; CLIP's have less than 1 MB
+MAX_BYTES = 16 << 20                                        # of vocab.json, and of merges.txt; CLIP's have 1 MB
 
 
 class ClipTokenizer:
     """Text -> ids.  vocab: symbol -> id; merges: pairs of symbols, the most frequent first."""
 
-    def __init__(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]], *, pad: str = END, length: int = LENGTH):
+    def __init__(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]], *, pad: str = END,
+                 length: int = LENGTH):
         for symbol in (START, END, pad):
             if symbol not in vocab:
                 raise ValueError(f"vocab lacks {symbol!r}")

@@ -9,10 +9,9 @@ A run of N steps becomes a `Plan`: a schedule of its own that has one row for ea
 its rows, and see nothing of the spacing.  The times may be fractions: then the network is asked at a fraction, with the
 noise level in between.
 
-The configuration decides, also where it is off the mathematics (docs/stable_diffusion.md has the list): `leading` starts
-at 981 of 1000, where x_T has less noise than the noise that the run starts from; the last step of Stable Diffusion 1
-ends at time 0, and not at the clean image; and in DDIM's trailing spacing a step ends at t - T // N, which is not quite
-the next time.
+The configuration decides, also where it is off the mathematics: `leading` starts at 981 of 1000, where x_T has less
+noise than the run starts from; the last step of Stable Diffusion 1 ends at time 0, and not at the clean image; and in
+DDIM's trailing spacing a step ends at t - T // N, which is not quite the next time.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
+from minidiff.diffusion import multistep
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
 from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
@@ -35,9 +35,9 @@ PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 @dataclass(frozen=True)
 class Family:
-    """How one class of schedulers lays out its times; sampler: the name of the method in SAMPLERS."""
+    """How one class of schedulers lays out its times; sampler: its method."""
 
-    sampler: str
+    sampler: Sampler
     spacing: str                    # if the configuration names none
     one_more: bool = False          # lays out N + 1 times and leaves out the last, except where trailing
     fractions: bool = False         # times of `linspace` are not rounded
@@ -47,17 +47,19 @@ class Family:
 
 
 FAMILIES = {
-    "DDIMScheduler": Family("ddim", "leading", stops=True, own_stride=True),
-    "PNDMScheduler": Family("plms", "leading", stops=True),
-    "EulerDiscreteScheduler": Family("ddim", "linspace", fractions=True, scaled=True),
-    "EulerAncestralDiscreteScheduler": Family("ddpm", "linspace", fractions=True, scaled=True),
-    "HeunDiscreteScheduler": Family("edm-heun", "linspace", fractions=True, scaled=True),
-    "LMSDiscreteScheduler": Family("lms", "linspace", fractions=True, scaled=True),
-    "DPMSolverMultistepScheduler": Family("dpm++2m", "linspace", one_more=True),
-    "UniPCMultistepScheduler": Family("unipc", "linspace", one_more=True),
+    "DDIMScheduler": Family(SAMPLERS["ddim"], "leading", stops=True, own_stride=True),
+    "PNDMScheduler": Family(Sampler(multistep.plms, order=2), "leading", stops=True),
+    "EulerDiscreteScheduler": Family(SAMPLERS["ddim"], "linspace", fractions=True, scaled=True),
+    "EulerAncestralDiscreteScheduler": Family(SAMPLERS["ddpm"], "linspace", fractions=True, scaled=True),
+    "HeunDiscreteScheduler": Family(Sampler(multistep.edm_heun, order=2, calls=2), "linspace", fractions=True,
+                                    scaled=True),
+    "LMSDiscreteScheduler": Family(Sampler(multistep.lms, order=2), "linspace", fractions=True, scaled=True),
+    "DPMSolverMultistepScheduler": Family(SAMPLERS["dpm++2m"], "linspace", one_more=True),
+    "UniPCMultistepScheduler": Family(Sampler(multistep.unipc, order=3), "linspace", one_more=True),
 }
 # the names by which people choose a sampler -> the class whose layout of times it has, and whether Karras's
-CHOICES = {"ddim": ("DDIMScheduler", False), "plms": ("PNDMScheduler", False), "euler": ("EulerDiscreteScheduler", False),
+CHOICES = {"ddim": ("DDIMScheduler", False), "plms": ("PNDMScheduler", False),
+           "euler": ("EulerDiscreteScheduler", False),
            "euler-karras": ("EulerDiscreteScheduler", True), "euler-a": ("EulerAncestralDiscreteScheduler", False),
            "heun": ("HeunDiscreteScheduler", False), "lms": ("LMSDiscreteScheduler", False),
            "dpm++2m": ("DPMSolverMultistepScheduler", False), "dpm++2m-karras": ("DPMSolverMultistepScheduler", True),
@@ -120,7 +122,7 @@ class SchedulerConfig:
         pairs = [(a, b) for a, b in pairwise([*rho, self._last(family)])]
         if family.own_stride:
             pairs = list(self._strides(t.astype(int), rho_of, steps))
-        return _plan(pairs, dict(zip(rho, t, strict=True)), first, SAMPLERS[family.sampler])
+        return _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sampler)
 
     def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
         """The training times of a run, falling; whole numbers unless the family takes fractions."""
@@ -172,7 +174,7 @@ class SchedulerConfig:
         return schedule.alpha_bar
 
 
-TINY = 2.0**-48                                             # keeps rho finite at SNR 0; sqrt of it is below float32's eps
+TINY = 2.0**-48                                             # keeps rho finite at SNR 0: its root is below float32's eps
 
 
 def float32_line(low: float, high: float, count: int) -> np.ndarray:

@@ -33,7 +33,6 @@ from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import State
-from minidiff.diffusion.samplers import sample as last
 from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
@@ -154,7 +153,8 @@ class StableDiffusion(System):
                    strength: float = 0.8, mask: np.ndarray | None = None, seed: int = 0,
                    streams=None) -> Iterator[State]:
         """Every state from z_T to z_0, decoded: its x_t are images."""
-        for state in self._states(captions, negative, scale, steps, sampler, size, image, strength, mask, seed, streams):
+        for state in self._states(captions, negative, scale, steps, sampler, size, image, strength, mask, seed,
+                                  streams):
             yield replace(state, x_t=self.decode(state.x_t), x0_hat=None)
 
     def _states(self, captions, negative, scale, steps, sampler, size, image, strength, mask, seed,

@@ -61,7 +61,8 @@ def randomise(model, seed: int) -> None:
             if p.ndim == 1:                                 # biases, and norms' scales about 1
                 p.copy_(0.1 * torch.randn(p.shape, generator=g) + (1.0 if "norm" in name and "weight" in name else 0.0))
             else:
-                p.copy_(torch.randn(p.shape, generator=g) * (1.2 / p[0].numel() ** 0.5 if "embedding" not in name else 0.3))
+                size = 0.3 if "embedding" in name else 1.2 / p[0].numel() ** 0.5
+                p.copy_(torch.randn(p.shape, generator=g) * size)
         model.half().float().eval()
 
 

@@ -1,0 +1,179 @@
+"""More samplers by which Stable Diffusion is usually drawn; samplers.py has the contract, and the first four.
+
+    x / alpha = x_0 + rho eps,   rho = sigma / alpha,   d(x / alpha) / d rho = eps_hat       (DDIM eq. 14)
+
+The first three follow this equation as ddim does, whose path is straight in rho, with another estimate of the noise in
+place of eps_hat at t.  The last corrects dpm_solver_pp_2m.
+
+    edm_heun    averages eps_hat at both ends of a step         Karras et al. 2022   arXiv 2206.00364
+    lms         extrapolates eps_hat by a polynomial in rho     in the program k-diffusion
+    plms        extrapolates eps_hat in equal strides of t      PNDM                 arXiv 2202.09778
+    unipc       predicts x_s, and corrects it afterwards        UniPC                arXiv 2302.04867
+
+Euler's method in rho is ddim, and with noise ("Euler ancestral") it is ddpm with the variance beta_tilde.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.gaussian import eps_from_x0
+from minidiff.diffusion.samplers import State, alpha_sigma, denoise, steps_along
+from minidiff.diffusion.schedules import Schedule
+
+
+def edm_heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
+    """Heun's method in rho, as Karras et al. 2022 recommend it: algorithm 1 with s(t) = 1, sigma(t) = t.
+
+    Two denoiser calls a step, one in the last. `heun` does the same in the angle. From alpha_T = 0, where rho is
+    infinite, the first step is ddim's.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    """
+    schedule, x_t = denoiser.schedule, x_T
+    for step, t, s in steps_along(schedule, times):
+        x0_hat = denoise(denoiser, x_t, t, cond)
+        eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
+        x_s = _along(schedule, x_t, t, s, x0_hat, eps_hat)
+        if s >= 0 and schedule.alpha(t) > 0:
+            # eps = (eps_hat(x_t, t) + eps_hat(x_s, s)) / 2
+            eps_s = eps_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))
+            x_s = _along(schedule, x_t, t, s, x0_hat, (eps_hat + eps_s) / 2)
+        x_t = x_s
+        yield State(step, s, x_t, x0_hat)
+
+
+def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
+    """Linear multistep of order 4 (Adams-Bashforth) in rho, for any strides: as in Crowson's program k-diffusion.
+
+    One denoiser call a step; the first steps are of a lower order, since fewer slopes are known.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    """
+    schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
+    for step, t, s in steps_along(schedule, times):
+        x0_hat = denoise(denoiser, x_t, t, cond)
+        eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
+        rho_t, rho_s = _rho(schedule, t), _rho(schedule, s)
+        if math.isfinite(rho_t):
+            slopes.appendleft((rho_t, eps_hat))
+            # eps = 1/(rho_s - rho_t) int_{rho_t}^{rho_s} P(rho) d rho,   P the polynomial through the last slopes
+            shares = _mean_of_polynomial([rho for rho, _ in slopes], rho_t, rho_s)
+            eps_hat = sum(share * eps for share, (_, eps) in zip(shares, slopes, strict=True))
+        x_t = _along(schedule, x_t, t, s, x0_hat, eps_hat)
+        yield State(step, s, x_t, x0_hat)
+
+
+def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
+    """Pseudo linear multistep: Adams-Bashforth of order 4 for equal strides of t (PNDM).
+
+    One denoiser call a step, and one more in the first: it averages eps_hat at both ends, as Heun's method does.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers within 0..T-1, falling in about equal strides.
+    """
+    schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
+    for step, t, s in steps_along(schedule, times):
+        x0_hat = denoise(denoiser, x_t, t, cond)
+        slopes.appendleft(eps_from_x0(schedule, x_t, t, x0_hat))
+        if len(slopes) == 1 and s >= 0:
+            x_s = _along(schedule, x_t, t, s, x0_hat, slopes[0])
+            eps_hat = (slopes[0] + eps_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))) / 2
+        else:
+            # eps = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24              (PNDM eq. 12)
+            eps_hat = sum(share * eps for share, eps in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
+        x_t = _along(schedule, x_t, t, s, x0_hat, eps_hat)
+        yield State(step, s, x_t, x0_hat)
+
+
+ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12),
+                   4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+
+
+def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
+    """UniPC of order 2 with B(h) = e^h - 1 (UniPC).
+
+    The predictor is dpm_solver_pp_2m. Where x_s has been denoised, the corrector goes from t to s once more, now with
+    x0_hat at s too, at no further call.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    """
+    schedule, x_t = denoiser.schedule, x_T
+    last = None                                             # (x, x0_hat, x0 before it, t, h before it) of the last step
+    for step, t, s in steps_along(schedule, times):
+        x0_hat = denoise(denoiser, x_t, t, cond)
+        if last is not None:
+            x_t = _corrected(schedule, last, t, x0_hat)
+        x0_before, h_before = (None, None) if last is None else (last[1], _stride(schedule, last[3], t))
+        h = _stride(schedule, t, s)
+        D = x0_hat
+        if x0_before is not None and math.isfinite(h_before) and s >= 0:
+            # D = x0_hat + (x0_hat - x0_before) / (2r),   r = h_before / h
+            D = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
+        else:
+            x0_before = None                                # the corrector then is of first order as well
+        last = x_t, x0_hat, x0_before, t, h_before
+        x_t = _exponential_step(schedule, x_t, t, s, D)
+        yield State(step, s, x_t, x0_hat)
+
+
+def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
+    """x_s from the last step's x_t, its x0_hat and the one before it, and the new x0_s = x0_hat at s."""
+    x_t, x0_hat, x0_before, t, h_before = last
+    h = _stride(schedule, t, s)
+    if not math.isfinite(h):
+        return _exponential_step(schedule, x_t, t, s, x0_hat)
+    if x0_before is None:
+        # D = x0_hat + (x0_s - x0_hat) / 2
+        return _exponential_step(schedule, x_t, t, s, x0_hat + (x0_s - x0_hat) / 2)
+    # D = x0_hat + c_1 (x0_before - x0_hat) / r + c_2 (x0_s - x0_hat),   r = (lambda_before - lambda_t) / h < 0,
+    # exact for every x0_hat that is a parabola in lambda                                       (UniPC eq. 3 and 5)
+    r, B = -h_before / h, math.expm1(-h)
+    phi_2 = B / -h - 1
+    phi_3 = phi_2 / -h - 1 / 2
+    c_1, c_2 = np.linalg.solve([[1, 1], [r, 1]], [phi_2 / B, 2 * phi_3 / B])
+    D = x0_hat + float(c_1 / r) * (x0_before - x0_hat) + float(c_2) * (x0_s - x0_hat)
+    return _exponential_step(schedule, x_t, t, s, D)
+
+
+# ---- what they share ---------------------------------------------------------------------------------------
+
+def _rho(schedule: Schedule, t: int) -> float:
+    """rho = sigma / alpha: infinite where alpha is 0."""
+    alpha, sigma = alpha_sigma(schedule, t)
+    return sigma / alpha if alpha > 0 else math.inf
+
+
+def _along(schedule: Schedule, x_t, t: int, s: int, x0_hat, eps):
+    """x_s on the straight line in rho with slope eps; from alpha_t = 0, ddim's step."""
+    alpha_t, sigma_t = alpha_sigma(schedule, t)
+    alpha_s, sigma_s = alpha_sigma(schedule, s)
+    if alpha_t == 0:
+        return alpha_s * x0_hat + sigma_s * eps
+    # x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps                                   (DDIM eq. 13)
+    return alpha_s / alpha_t * x_t + (sigma_s - alpha_s * sigma_t / alpha_t) * eps
+
+
+def _mean_of_polynomial(nodes: Sequence[float], low: float, high: float) -> list[float]:
+    """The weights w_j with  sum_j w_j f(nodes_j) = the mean over low..high of the polynomial through these values."""
+    shares = []
+    for j, node in enumerate(nodes):
+        others = [other for i, other in enumerate(nodes) if i != j]
+        # Lagrange's polynomial is 1 at its node and 0 at the others
+        basis = np.polynomial.Polynomial.fromroots(others) if others else np.polynomial.Polynomial([1.0])
+        integral = basis.integ()
+        shares.append(float((integral(high) - integral(low)) / basis(node) / (high - low)))
+    return shares
+
+
+def _stride(schedule: Schedule, t: int, s: int) -> float:
+    """h = lambda_s - lambda_t,  lambda = log(alpha / sigma): infinite at the clean image, and from alpha_t = 0."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(schedule, t), alpha_sigma(schedule, s)
+    e_h = sigma_s * alpha_t / (alpha_s * sigma_t)           # e^{-h}
+    return -math.log(e_h) if e_h > 0 else math.inf
+
+
+def _exponential_step(schedule: Schedule, x_t, t: int, s: int, D):
+    """x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D: exact where x0_hat is always D (DPM-Solver++ eq. 8)."""
+    (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(schedule, t), alpha_sigma(schedule, s)
+    return sigma_s / sigma_t * x_t - alpha_s * (math.exp(-_stride(schedule, t, s)) - 1) * D
