@@ -11,8 +11,6 @@ text/tokenizer.py has a BPE that is trained here, with a space before each word 
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.errors import UserError
+from minidiff.input_files import parse_json, read_file
 from minidiff.pretrained.config import Config
 
 LENGTH = 77
@@ -49,8 +48,8 @@ class ClipTokenizer:
         """The tokenizer of a checkpoint's folder: vocab.json, merges.txt and tokenizer_config.json."""
         vocab = json_vocab(folder / "vocab.json")
         merges = merge_pairs(folder / "merges.txt")
-        config = Config.load(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else \
-            Config({}, folder)
+        settings = folder / "tokenizer_config.json"
+        config = Config.load(settings) if settings.exists() else Config({}, folder)
         pad = config.values.get("pad_token", END)
         pad = pad.get("content") if isinstance(pad, dict) else pad
         try:
@@ -148,8 +147,8 @@ BYTES = _byte_characters()
 def json_vocab(path: Path) -> dict[str, int]:
     """vocab.json: symbol -> id."""
     try:
-        vocab = json.loads(_text(path))
-    except (ValueError, RecursionError):
+        vocab = parse_json(_text(path))
+    except ValueError:
         raise UserError(f"{path} is not JSON.") from None
     if not isinstance(vocab, dict) or any(type(i) is not int or not 0 <= i < 1 << 20 for i in vocab.values()):
         raise UserError(f"{path} is no vocabulary: it takes a dict of symbols and their numbers.")
@@ -167,12 +166,6 @@ def merge_pairs(path: Path) -> list[tuple[str, str]]:
 
 def _text(path: Path) -> str:
     try:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: the tokenizer is not complete.")
-        if os.stat(path).st_size > MAX_BYTES:
-            raise UserError(f"{path} has more than {MAX_BYTES} bytes, and is no tokenizer's.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} could not be read ({error.strerror}).") from error
+        return read_file(path, MAX_BYTES, ": it is no tokenizer's").decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text.") from None

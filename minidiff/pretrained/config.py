@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from minidiff.errors import UserError
+from minidiff.input_files import read_file
 
 MAX_BYTES = 1 << 20                                         # of a config.json; the longest known has 5 kB
 LARGEST = 1 << 20                                           # no number in a configuration is larger
@@ -24,15 +24,9 @@ class Config:
     def load(cls, path: Path) -> Config:
         """The configuration in a file; UserError where it is missing or is not a JSON dict."""
         try:
-            if not path.is_file():
-                raise UserError(f"{path} does not exist: the checkpoint is not complete.")
-            if os.stat(path).st_size > MAX_BYTES:
-                raise UserError(f"{path} has more than {MAX_BYTES} bytes, and is no configuration.")
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path} could not be read ({error.strerror}).") from error
-        except (ValueError, RecursionError):
-            raise UserError(f"{path} is not JSON.") from None
+            values = json_or_infinity(read_file(path, MAX_BYTES, ": it is no configuration"))
+        except ValueError:
+            raise UserError(f"{path} is not JSON") from None
         if not isinstance(values, dict):
             raise UserError(f"{path} is a JSON {type(values).__name__}, not a dict.")
         return cls(values, path)
@@ -90,3 +84,11 @@ class Config:
 
     def _error(self, name: str, value, takes: str) -> UserError:
         return UserError(f"{self.path}: {name} takes {takes}, not {str(value)[:60]!r}.")
+
+
+def json_or_infinity(text: bytes):
+    """What the JSON text says; ValueError where it is none.  diffusers writes -Infinity, which JSON does not have."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

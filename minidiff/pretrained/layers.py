@@ -135,8 +135,8 @@ class Upsample(Module):
 
 
 def numbered(weights: Weights, name: str, count: int) -> list[Weights]:
-    """The parts name.0 ... name.(count - 1); UserError where the checkpoint has more of them."""
-    if f"{name}.{count}" in weights:
-        raise UserError(f"{weights.source} has more than the {count} parts {weights.prefix}{name} that its "
-                        "configuration names.")
+    """The parts name.0 ... name.(count - 1); UserError where the checkpoint has more or fewer of them."""
+    if f"{name}.{count}" in weights or count < 1 or f"{name}.{count - 1}" not in weights:
+        raise UserError(f"{weights.source} has not the {count} parts {weights.prefix}{name} that its configuration "
+                        "names.")
     return [weights.part(f"{name}.{i}") for i in range(count)]

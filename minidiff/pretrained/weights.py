@@ -14,10 +14,9 @@ and afterwards `check_all_used` tells whether the file holds something that the 
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
+from minidiff.input_files import open_file, parse_json
 
 MAX_HEADER = 32 << 20                                       # bytes; SDXL in one file needs less than 1 MB
 BFLOAT16 = "BF16"
@@ -78,19 +78,21 @@ class Weights:
 
     def __init__(self, tensors: Mapping[str, Entry], source: str, *, dtype=np.float32, prefix: str = "",
                  changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
-                 used: set[str] | None = None):
+                 used: set[str] | None = None, known: Set[str] | None = None):
         self.tensors, self.source, self.dtype, self.prefix = tensors, source, np.dtype(dtype), prefix
         self.changes, self.used = changes or {}, set() if used is None else used
+        # every name and every part of one that ends before a dot
+        self.known = {name[:i] for name in tensors for i in range(len(name) + 1)
+                      if i == len(name) or name[i] == "."} if known is None else known
 
     def part(self, name: str) -> Weights:
         """The tensors below `name`."""
         return Weights(self.tensors, self.source, dtype=self.dtype, prefix=f"{self.prefix}{name}.",
-                       changes=self.changes, used=self.used)
+                       changes=self.changes, used=self.used, known=self.known)
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of this name, or one below it."""
-        full = self.prefix + name
-        return full in self.tensors or any(other.startswith(full + ".") for other in self.tensors)
+        return self.prefix + name in self.known
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
@@ -132,18 +134,16 @@ class Weights:
 def _header(path: Path) -> tuple[int, int, dict]:
     """(the position of the first array's first byte, the file's size, the header)."""
     try:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file.")
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if length > min(size - 8, MAX_HEADER):
                 raise UserError(f"{path} is cut short or not a safetensors file (its start announces a header of "
                                 f"{length} bytes in a file of {size}).")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
     except OSError as error:
         raise UserError(f"{path} could not be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not a safetensors file: its header is not JSON.") from error
     if not isinstance(header, dict):
         raise UserError(f"{path} is not a safetensors file: its header is a JSON {type(header).__name__}, not a dict.")
