@@ -39,7 +39,8 @@ class Entry:
     path: Path
     begin: int
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]                  # in the file
+    transposed: bool = False                # whether its two axes are to be exchanged
 
     @property
     def size(self) -> int:
@@ -52,7 +53,8 @@ class Entry:
         a = np.memmap(self.path, DTYPES[self.dtype], "r", self.begin, (self.size,))
         if self.dtype == BFLOAT16:
             a = (a.astype(np.uint32) << 16).view(np.float32)
-        return a.reshape(self.shape)
+        a = a.reshape(self.shape)
+        return a.T if self.transposed else a
 
 
 def entries(path: Path) -> dict[str, Entry]:

@@ -1,0 +1,220 @@
+"""A Stable Diffusion checkpoint in one .safetensors file, with the names of its first program (CompVis, Stability).
+
+The networks are those of a folder in diffusers' layout; only names differ, and a few tensors are stored together.  Such
+a file has no configuration.  What its shapes do not say is what all published models of the family have: the number of
+heads, the noise schedule, the spacing of times.  Nor has it a tokenizer: CLIP's merges.txt must come from elsewhere.
+
+    model.diffusion_model.      the UNet             time_embed, input_blocks, middle_block, output_blocks, out
+    first_stage_model.          the autoencoder      encoder.down, encoder.mid, decoder.mid, decoder.up
+    cond_stage_model.           the text encoder     transformers' names (1.x), OpenCLIP's (2.x)
+    conditioner.embedders.      SDXL's two           0: transformers' names, 1: OpenCLIP's
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minidiff.errors import UserError
+from minidiff.pretrained.config import Config
+from minidiff.pretrained.weights import DTYPES, Entry, Weights, entries
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TEXT = {"SD 1": {"text_encoder": "cond_stage_model.transformer."},
+        "SD 2": {"text_encoder": "cond_stage_model.model."},
+        "SDXL": {"text_encoder": "conditioner.embedders.0.transformer.",
+                 "text_encoder_2": "conditioner.embedders.1.model."}}
+SIGNS = {"SD 1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+         "SD 2": "cond_stage_model.model.ln_final.weight",
+         "SDXL": "conditioner.embedders.1.model.ln_final.weight"}
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
+         "timestep_spacing": "leading", "steps_offset": 1}
+SCHEDULERS = {"SD 1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False},
+              "SD 2": {"_class_name": "DDIMScheduler", "set_alpha_to_one": False},
+              "SDXL": {"_class_name": "EulerDiscreteScheduler"}}
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """A checkpoint in one file, with the methods of checkpoints.Folder."""
+
+    path: Path
+    family: str                             # a key of SIGNS
+    tensors: Mapping[str, Entry]
+
+    @classmethod
+    def open(cls, path: Path) -> SingleFile:
+        """The checkpoint in a file; UserError where it is none, or of a family that minidiff does not have."""
+        tensors = entries(path)
+        family = next((family for family, sign in SIGNS.items() if sign in tensors), None)
+        if family is None or UNET + "input_blocks.0.0.weight" not in tensors:
+            raise UserError(f"{path} is no checkpoint of Stable Diffusion 1, 2 or SDXL: it lacks their names, such as "
+                            f"{SIGNS['SD 1']}.")
+        return cls(path, family, tensors)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("unet", "vae", *TEXT[self.family])
+
+    def weights(self, part: str, dtype) -> Weights:
+        """The tensors of a part, to be read in dtype, with diffusers' names."""
+        return Weights(dict(self._renamed(part)), f"{self.path} ({part})", dtype=dtype)
+
+    def config(self, part: str) -> Config:
+        """The configuration of a part, from its shapes and what the family has."""
+        values = {"unet": self._unet, "vae": self._vae, "scheduler": self._scheduler}.get(part, self._text)
+        return Config(values() if part in ("unet", "vae", "scheduler") else values(part), self.path)
+
+    # --- names ----------------------------------------------------------------------------------------------
+
+    def _renamed(self, part: str) -> Iterator[tuple[str, Entry]]:
+        if part == "unet":
+            names = unet_names(self._blocks_per_level())
+            yield from ((names(name), entry) for name, entry in self._below(UNET))
+        elif part == "vae":
+            levels = 1 + max(_numbers(self._below(VAE), r"encoder\.down\.(\d+)\."))
+            yield from ((vae_name(name, levels), entry) for name, entry in self._below(VAE)
+                        if not name.startswith("loss."))
+        elif TEXT[self.family][part].endswith("model."):
+            yield from open_clip(self._below(TEXT[self.family][part]))
+        else:
+            yield from self._below(TEXT[self.family][part])
+
+    def _below(self, prefix: str) -> list[tuple[str, Entry]]:
+        return [(name.removeprefix(prefix), entry) for name, entry in self.tensors.items() if name.startswith(prefix)]
+
+    def _blocks_per_level(self) -> int:
+        """Residual blocks of each level on the way down: those before the first change of resolution."""
+        return min(_numbers(self._below(UNET), r"input_blocks\.(\d+)\.0\.op\."), default=2) - 1
+
+    # --- configurations -------------------------------------------------------------------------------------
+
+    def _unet(self) -> dict:
+        weights = self.weights("unet", np.float32)
+        levels = 1 + max(_numbers(weights.tensors.items(), r"down_blocks\.(\d+)\."))
+        attends = [f"down_blocks.{i}.attentions.0" in weights for i in range(levels)]
+        widths = [weights.shape(f"down_blocks.{i}.resnets.0.conv2.weight")[0] for i in range(levels)]
+        depth = [1 + max(_numbers(weights.tensors.items(),
+                                  rf"down_blocks\.{i}\.attentions\.0\.transformer_blocks\.(\d+)\."), default=0)
+                 for i in range(levels)]
+        kinds = {True: "CrossAttn", False: ""}
+        return {"down_block_types": [f"{kinds[a]}DownBlock2D" for a in attends],
+                "up_block_types": [f"{kinds[a]}UpBlock2D" for a in reversed(attends)],
+                "layers_per_block": self._blocks_per_level(), "transformer_layers_per_block": depth,
+                "attention_head_dim": 8 if self.family == "SD 1" else [max(1, w // 64) for w in widths],
+                "addition_time_embed_dim": 256, "sample_size": {"SD 1": 64, "SD 2": 96, "SDXL": 128}[self.family]}
+
+    def _vae(self) -> dict:
+        weights = self.weights("vae", np.float32)
+        levels = 1 + max(_numbers(weights.tensors.items(), r"encoder\.down_blocks\.(\d+)\."))
+        blocks = 1 + max(_numbers(weights.tensors.items(), r"encoder\.down_blocks\.0\.resnets\.(\d+)\."))
+        return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+                "layers_per_block": blocks, "scaling_factor": 0.13025 if self.family == "SDXL" else 0.18215}
+
+    def _text(self, part: str) -> dict:
+        names = self._renamed(part)
+        layers = 1 + max(_numbers(names, r"text_model\.encoder\.layers\.(\d+)\."))
+        openai = TEXT[self.family][part].endswith("transformer.")
+        width = self.weights(part, np.float32).shape("text_model.final_layer_norm.weight")[0]
+        return {"num_hidden_layers": layers, "num_attention_heads": max(1, width // 64), "eos_token_id": 49407,
+                "hidden_act": "quick_gelu" if openai else "gelu"}
+
+    def _scheduler(self) -> dict:
+        # the 768 pixel models of the second family predict v, and the others eps; no tensor tells which
+        predicts = "v_prediction" if self.family == "SD 2" else "epsilon"
+        return BETAS | SCHEDULERS[self.family] | {"prediction_type": predicts}
+
+
+def unet_names(blocks: int):
+    """The function that renames a tensor of the UNet; blocks: residual blocks a level on the way down."""
+    def block_of(name: str) -> str:
+        kind, number, place, rest = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", name).groups()
+        number, down = int(number), kind == "input"
+        level, j = divmod(number - 1 if down else number, blocks + 1)
+        where = f"{'down' if down else 'up'}_blocks.{level}"
+        if rest.startswith("op."):                          # the level's last input block changes the resolution
+            return f"{where}.downsamplers.0.conv.{rest[3:]}"
+        if rest.startswith("conv."):
+            return f"{where}.upsamplers.0.{rest}"
+        return f"{where}.{'resnets' if place == '0' else 'attentions'}.{j}.{_inside(rest)}"
+
+    def name_of(name: str) -> str:
+        for old, new in UNET_NAMES.items():
+            if name.startswith(old):
+                return new + _inside(name.removeprefix(old))
+        return block_of(name) if re.fullmatch(r"(input|output)_blocks\.\d+\.\d\..+", name) else name
+    return name_of
+
+
+UNET_NAMES = {"time_embed.0.": "time_embedding.linear_1.", "time_embed.2.": "time_embedding.linear_2.",
+              "label_emb.0.0.": "add_embedding.linear_1.", "label_emb.0.2.": "add_embedding.linear_2.",
+              "input_blocks.0.0.": "conv_in.", "out.0.": "conv_norm_out.", "out.2.": "conv_out.",
+              "middle_block.0.": "mid_block.resnets.0.", "middle_block.1.": "mid_block.attentions.0.",
+              "middle_block.2.": "mid_block.resnets.1."}
+INSIDE = {"in_layers.0.": "norm1.", "in_layers.2.": "conv1.", "emb_layers.1.": "time_emb_proj.",
+          "out_layers.0.": "norm2.", "out_layers.3.": "conv2.", "skip_connection.": "conv_shortcut."}
+
+
+def _inside(rest: str) -> str:
+    """A name inside a residual block."""
+    return next((new + rest.removeprefix(old) for old, new in INSIDE.items() if rest.startswith(old)), rest)
+
+
+def vae_name(name: str, levels: int) -> str:
+    """The name of a tensor of the autoencoder; levels: of resolution."""
+    for pattern, new in VAE_NAMES:
+        name = re.sub(pattern, new, name)
+    # the decoder's levels are counted from the lowest resolution
+    return re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}", name)
+
+
+VAE_NAMES = [(r"\.nin_shortcut\.", ".conv_shortcut."), (r"\.block\.(\d+)\.", r".resnets.\1."),
+             (r"^encoder\.down\.", "encoder.down_blocks."), (r"\.downsample\.conv\.", ".downsamplers.0.conv."),
+             (r"\.upsample\.conv\.", ".upsamplers.0.conv."), (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+             (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+             (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+             (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+             (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."), (r"\.norm_out\.", ".conv_norm_out.")]
+
+
+def open_clip(tensors: list[tuple[str, Entry]]) -> Iterator[tuple[str, Entry]]:
+    """OpenCLIP's text encoder with transformers' names; q, k and v are stored together there."""
+    for name, entry in tensors:
+        block = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
+        if name in OPEN_CLIP:
+            yield OPEN_CLIP[name], replace(entry, transposed=True) if name == "text_projection" else entry
+        elif block and block[2].startswith("attn.in_proj_"):
+            for i, part in enumerate(third(entry)):
+                yield f"text_model.encoder.layers.{block[1]}.self_attn.{'qkv'[i]}_proj.{block[2][13:]}", part
+        elif block:
+            rest = next((new + block[2].removeprefix(old) for old, new in BLOCK.items() if block[2].startswith(old)),
+                        block[2])
+            yield f"text_model.encoder.layers.{block[1]}.{rest}", entry
+        elif name not in ("logit_scale", "attn_mask"):
+            yield name, entry
+
+
+OPEN_CLIP = {"token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+             "positional_embedding": "text_model.embeddings.position_embedding.weight",
+             "ln_final.weight": "text_model.final_layer_norm.weight",
+             "ln_final.bias": "text_model.final_layer_norm.bias", "text_projection": "text_projection.weight"}
+BLOCK = {"ln_1.": "layer_norm1.", "ln_2.": "layer_norm2.", "attn.out_proj.": "self_attn.out_proj.",
+         "mlp.c_fc.": "mlp.fc1.", "mlp.c_proj.": "mlp.fc2."}
+
+
+def third(entry: Entry) -> list[Entry]:
+    """The three equal parts of a tensor along its first axis."""
+    rows, *rest = entry.shape
+    if rows % 3:
+        raise UserError(f"{entry.path} holds q, k and v together in shape {entry.shape}, which does not divide by 3.")
+    size = entry.size // 3 * np.dtype(DTYPES[entry.dtype]).itemsize
+    return [replace(entry, begin=entry.begin + i * size, shape=(rows // 3, *rest)) for i in range(3)]
+
+
+def _numbers(tensors, pattern: str) -> list[int]:
+    """The numbers that the pattern finds at the beginning of names; UserError where there is none is the caller's."""
+    return [int(match[1]) for name, _ in tensors if (match := re.match(pattern, name))]

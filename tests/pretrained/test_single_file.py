@@ -1,0 +1,51 @@
+"""A checkpoint in one file with its first program's names holds the same networks as a folder in diffusers' layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.original_names import write_single_file
+
+from minidiff.errors import UserError
+from minidiff.pretrained.checkpoints import Folder
+from minidiff.pretrained.single_file import SingleFile
+
+HERE = Path(__file__).parent / "checkpoints"
+FAMILIES = {"eps": "SD 1", "v": "SD 2", "sdxl": "SDXL", "inpaint": "SD 1"}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_tensor_of_the_folder(kind, tmp_path):
+    write_single_file(HERE / kind, tmp_path / "m.safetensors", FAMILIES[kind])
+    folder, single = Folder.open(HERE / kind), SingleFile.open(tmp_path / "m.safetensors")
+    assert single.family == FAMILIES[kind] and set(single.parts) == {p for p in folder.parts if p[0] not in "ts"} | {
+        p for p in folder.parts if p.startswith("text")}
+    for part in single.parts:
+        expected, found = folder.weights(part, np.float32).tensors, single.weights(part, np.float32).tensors
+        expected = {name if not part.startswith("text") or name.startswith("text") else f"text_model.{name}": entry
+                    for name, entry in expected.items()}
+        assert found.keys() == expected.keys()
+        for name, entry in expected.items():
+            assert np.array_equal(found[name].read(), entry.read()), name
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_configuration_that_the_shapes_tell(kind, tmp_path):
+    write_single_file(HERE / kind, tmp_path / "m.safetensors", FAMILIES[kind])
+    folder, single = Folder.open(HERE / kind), SingleFile.open(tmp_path / "m.safetensors")
+    for part, names in (("unet", ("down_block_types", "up_block_types", "layers_per_block")),
+                        ("vae", ("down_block_types", "up_block_types", "layers_per_block")),
+                        ("text_encoder", ("num_hidden_layers",))):
+        for name in names:
+            assert single.config(part).values[name] == folder.config(part).values[name], (part, name)
+    depth = folder.config("unet").wholes("transformer_layers_per_block", 2, 1)
+    attends = [kind.startswith("Cross") for kind in folder.config("unet").texts("down_block_types")]
+    found = single.config("unet").values["transformer_layers_per_block"]
+    assert all(a == b for a, b, has in zip(found, depth, attends, strict=True) if has)
+
+
+def test_another_file_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+    save_file({"double_blocks.0.weight": np.zeros(3, np.float32)}, tmp_path / "flux.safetensors")
+    with pytest.raises(UserError, match="no checkpoint of Stable Diffusion 1, 2 or SDXL"):
+        SingleFile.open(tmp_path / "flux.safetensors")
