@@ -20,6 +20,7 @@ setup(
               "minidiff.kernels"],
     package_dir={"minidiff.kernels": "kernels"},            # beside the package here, in it once installed
     package_data={"minidiff.data.packed": ["*.gz", "*.txt"], "minidiff.weights": ["*.safetensors", "*.md"],
+                  "minidiff.pretrained": ["*.gz"],
                   "minidiff.kernels": ["*.cu", "*.cuh", "*.md"]},
     install_requires=[
         "numpy>=2.0",

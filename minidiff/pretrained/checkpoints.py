@@ -1,5 +1,7 @@
 """A Stable Diffusion checkpoint on disk: which parts it has, where their files are, and of which family it is.
 
+`open_checkpoint` opens a folder or a single file (single_file.py).
+
 A folder in diffusers' layout:
 
     model_index.json            the class of the pipeline, and of each part
@@ -18,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minidiff.errors import UserError
+from minidiff.pretrained.clip_tokenizer import ClipTokenizer
 from minidiff.pretrained.config import Config
+from minidiff.pretrained.single_file import UNET, SingleFile
 from minidiff.pretrained.weights import Entry, Weights, entries
 
 INDEX = "model_index.json"
@@ -29,6 +33,7 @@ PIPELINES = {name: family for family, names in {
 }.items() for name in names}
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
          "text_encoder_2": "model"}
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 CONVERT = "convert it to safetensors where you trust it (in diffusers: pipe.save_pretrained(folder), with " \
           "safe_serialization)"
 
@@ -70,11 +75,14 @@ class Folder:
         """The tensors of a part, to be read in dtype."""
         return Weights(self._entries(part), str(self.path / part), dtype=dtype)
 
-    def size(self, part: str) -> tuple[int, str]:
-        """(how many numbers a part holds, the dtypes that they are stored in)."""
-        found = self._entries(part)
-        count = sum(entry.size for entry in found.values())
-        return count, ", ".join(sorted({entry.dtype for entry in found.values()}))
+    def tokenizer(self, part: str) -> ClipTokenizer:
+        """The tokenizer of a text encoder."""
+        return ClipTokenizer.load(self.path / part.replace("text_encoder", "tokenizer"))
+
+    @property
+    def zeros_without_negative(self) -> bool:
+        """Whether no negative prompt is the state 0 (SDXL), and not that of ''."""
+        return self.index.flag("force_zeros_for_empty_prompt", False)
 
     def _entries(self, part: str) -> dict[str, Entry]:
         folder, stem = self.path / part, STEMS[part]
@@ -113,7 +121,21 @@ class Folder:
         return target
 
 
-def is_folder(path: Path) -> bool:
-    """Whether the path is a folder in diffusers' layout."""
-    return (path / INDEX).is_file()
+def open_checkpoint(path: Path) -> Folder | SingleFile:
+    """The checkpoint in a folder or file; UserError where it is none."""
+    if path.suffix.lower() in PICKLES:
+        raise UserError(f"{path} is a pickle, which is a program: {CONVERT}.")
+    return Folder.open(path) if path.is_dir() else SingleFile.open(path)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether the path is a folder in diffusers' layout, or a file with the names of Stable Diffusion, or a pickle."""
+    if path.is_dir():
+        return (path / INDEX).is_file()
+    if path.suffix.lower() in PICKLES:
+        return True
+    try:
+        return any(name.startswith(UNET) for name in entries(path))
+    except UserError:
+        return False
 

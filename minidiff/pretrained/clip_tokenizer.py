@@ -11,6 +11,7 @@ text/tokenizer.py has a BPE that is trained here, with a space before each word 
 
 from __future__ import annotations
 
+import gzip
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from minidiff.input_files import parse_json, read_file
 from minidiff.pretrained.config import Config
 
 LENGTH = 77
+MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
@@ -56,6 +58,15 @@ class ClipTokenizer:
             return cls(vocab, merges, pad=str(pad), length=min(config.whole("model_max_length", LENGTH), LENGTH))
         except ValueError as error:
             raise UserError(f"{folder}: {error}.") from None
+
+    @classmethod
+    def shipped(cls, *, pad: str = END) -> ClipTokenizer:
+        """CLIP's own tokenizer, for checkpoints without one; its merges (OpenAI, MIT) come with minidiff."""
+        merges = pairs_of(gzip.decompress(MERGES.read_bytes()).decode("utf-8"), MERGES)
+        own = [c for b, c in enumerate(BYTES) if ord(c) == b]
+        characters = own + [c for b, c in enumerate(BYTES) if ord(c) != b]
+        symbols = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges), START, END]
+        return cls({symbol: i for i, symbol in enumerate(symbols)}, merges, pad=pad)
 
     def ids(self, prompts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
         """(ids (B, length) int64, how many tokens of each prompt did not fit)."""
@@ -157,7 +168,11 @@ def json_vocab(path: Path) -> dict[str, int]:
 
 def merge_pairs(path: Path) -> list[tuple[str, str]]:
     """merges.txt: a pair of symbols on each line, after a line with the version."""
-    lines = _text(path).split("\n")
+    return pairs_of(_text(path), path)
+
+
+def pairs_of(text: str, path: Path) -> list[tuple[str, str]]:
+    lines = text.split("\n")
     pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"{path} is no list of merges: each line takes two symbols.")

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.errors import UserError
+from minidiff.pretrained.clip_tokenizer import END, ClipTokenizer
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.weights import DTYPES, Entry, Weights, entries
 
@@ -68,6 +69,15 @@ class SingleFile:
         """The configuration of a part, from its shapes and what the family has."""
         values = {"unet": self._unet, "vae": self._vae, "scheduler": self._scheduler}.get(part, self._text)
         return Config(values() if part in ("unet", "vae", "scheduler") else values(part), self.path)
+
+    def tokenizer(self, part: str) -> ClipTokenizer:
+        """CLIP's own; OpenCLIP's encoders were trained with other padding."""
+        open_clip_too = TEXT[self.family][part].endswith("model.")
+        return ClipTokenizer.shipped(pad="!" if open_clip_too else END)
+
+    @property
+    def zeros_without_negative(self) -> bool:
+        return self.family == "SDXL"
 
     # --- names ----------------------------------------------------------------------------------------------
 
@@ -216,5 +226,5 @@ def third(entry: Entry) -> list[Entry]:
 
 
 def _numbers(tensors, pattern: str) -> list[int]:
-    """The numbers that the pattern finds at the beginning of names; UserError where there is none is the caller's."""
+    """The numbers that the pattern finds at the beginning of names."""
     return [int(match[1]) for name, _ in tensors if (match := re.match(pattern, name))]

@@ -22,7 +22,7 @@ The weights are read only: this system is sampled, not trained.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
 from minidiff.pretrained import autoencoder
 from minidiff.pretrained.autoencoder import Autoencoder
-from minidiff.pretrained.checkpoints import Folder
+from minidiff.pretrained.checkpoints import open_checkpoint
 from minidiff.pretrained.clip_text import ClipTextEncoder
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
 from minidiff.pretrained.scheduler_config import Plan, SchedulerConfig
@@ -63,7 +63,6 @@ class StableDiffusion(System):
     """A checkpoint of Stable Diffusion 1, 2 or SDXL."""
 
     name = "stable-diffusion"
-    slow_trajectory = True                                  # each state is decoded
     no_likelihood = "its denoiser works on latents, not on pixels"
 
     def __init__(self, unet: UNet, vae: Autoencoder, encoders: Sequence[ClipTextEncoder],
@@ -73,18 +72,30 @@ class StableDiffusion(System):
 
     @classmethod
     def load(cls, path: str | Path, *, dtype=np.float32) -> StableDiffusion:
-        """The checkpoint in a folder; UserError names what is missing, damaged or unknown."""
-        folder = Folder.open(Path(path))
-        text = [part for part in folder.parts if part.startswith("text_encoder")]
-        vae, unet = folder.config("vae"), folder.config("unet")
+        """The checkpoint in a folder or file; UserError names what is missing, damaged or unknown."""
+        saved = open_checkpoint(Path(path))
+        text = [part for part in saved.parts if part.startswith("text_encoder")]
+        scheduler, tokenizers = SchedulerConfig(saved.config("scheduler")), [saved.tokenizer(part) for part in text]
+        vae, unet = saved.config("vae"), saved.config("unet")
         factor, shift = autoencoder.scaling(vae)
-        first_stage = Autoencoder(vae, folder.weights("vae", dtype))
+        first_stage = Autoencoder(vae, saved.weights("vae", dtype))
         settings = Settings(factor, shift, unet.whole("sample_size", 64) * first_stage.factor,
-                            folder.index.flag("force_zeros_for_empty_prompt", False))
-        return cls(UNet(unet, folder.weights("unet", dtype)), first_stage,
-                   [ClipTextEncoder(folder.config(part), folder.weights(part, dtype)) for part in text],
-                   [ClipTokenizer.load(folder.path / part.replace("text_encoder", "tokenizer")) for part in text],
-                   SchedulerConfig(folder.config("scheduler")), settings)
+                            saved.zeros_without_negative)
+        return cls(UNet(unet, saved.weights("unet", dtype)), first_stage,
+                   [ClipTextEncoder(saved.config(part), saved.weights(part, dtype)) for part in text],
+                   tokenizers, scheduler, settings)
+
+    @classmethod
+    def about(cls, path: str | Path) -> list[tuple[str, str]]:
+        """The family, sizes and precision of a checkpoint, whose weights are not read."""
+        saved = open_checkpoint(Path(path))
+        scheduler = SchedulerConfig(saved.config("scheduler"))
+        parts = [part for part in saved.parts if part in ("unet", "vae") or part.startswith("text")]
+        entries = {part: saved.weights(part, np.float32).tensors.values() for part in parts}
+        return [("model", f"{saved.family}, {path}"),
+                ("parameters", ", ".join(f"{sum(e.size for e in found):,} {part}" for part, found in entries.items())),
+                ("stored as", ", ".join(sorted({e.dtype for found in entries.values() for e in found}))),
+                ("predicts", scheduler.predicts), ("scheduler", scheduler.name)]
 
     def save(self, *args, **kwargs):
         raise NotImplementedError("a checkpoint of Stable Diffusion is only read")
@@ -144,22 +155,17 @@ class StableDiffusion(System):
         image       (H, W, 3) in [-1, 1]: the pictures start from it; strength: the share of the steps that is made
         mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels
         """
-        *_, state = self._states(captions, negative, scale, steps, sampler, size, image, strength, mask, seed, streams)
-        x = to_numpy(self.decode(state.x_t))
-        return x if mask is None else np.where(mask[..., None], x, image)
+        *_, state = self.trajectory(captions, negative=negative, scale=scale, steps=steps, sampler=sampler, size=size,
+                                    image=image, strength=strength, mask=mask, seed=seed, streams=streams)
+        return to_numpy(state.x_t)
 
     def trajectory(self, captions: Sequence[str], *, negative: str | None = None, scale: float = 7.5, steps: int = 20,
                    sampler: str | None = None, size: str | None = None, image: np.ndarray | None = None,
                    strength: float = 0.8, mask: np.ndarray | None = None, seed: int = 0,
                    streams=None) -> Iterator[State]:
-        """Every state from z_T to z_0, decoded: its x_t are images."""
-        for state in self._states(captions, negative, scale, steps, sampler, size, image, strength, mask, seed,
-                                  streams):
-            yield replace(state, x_t=self.decode(state.x_t), x0_hat=None)
-
-    def _states(self, captions, negative, scale, steps, sampler, size, image, strength, mask, seed,
-                streams) -> Iterator[State]:
-        """The states of latents."""
+        """Every state from z_T to z_0; its x_t are images, decoded when they are asked for."""
+        if image is not None:
+            check_image(image, mask)
         streams = self.streams_for(captions, seed, streams)
         height, width = self._pixels(size, image)
         plan = self.scheduler.plan(steps, sampler)
@@ -170,7 +176,12 @@ class StableDiffusion(System):
         known = None if image is None else self._known(image, mask, noise)
         denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, self.scheduler.predicts, self._network(plan, known)),
                                   scale, uncond)
-        return self._from_noise(plan, denoiser, noise, cond, streams, known, strength)
+
+        def picture(z_t):
+            x = self.decode(z_t)
+            return x if mask is None else xp_of(x).where(xp_of(x).asarray(mask)[..., None], x, xp_of(x).asarray(image))
+        for state in self._from_noise(plan, denoiser, noise, cond, streams, known, strength):
+            yield Decoded(state.step, state.t, state.x_t, picture)
 
     def _network(self, plan: Plan, known: Known | None):
         """(z_t, rows of the plan, condition) -> what the UNet predicts, as plain arrays."""
@@ -197,7 +208,6 @@ class StableDiffusion(System):
 
     def _known(self, image: np.ndarray, mask: np.ndarray | None, noise) -> Known:
         """The image as latents, and where they are to be drawn again."""
-        check_image(image, mask)
         f, B = self.vae.factor, len(noise)
         z_0 = self.encode(image[None])
         if mask is None:
@@ -224,6 +234,20 @@ class StableDiffusion(System):
             raise UserError(f"image is {image.shape[1]}x{image.shape[0]}, and size {width}x{height}: leave out size, "
                             "or resize the image")
         return height, width
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A state whose picture is decoded when it is asked for."""
+
+    step: int
+    t: int
+    z_t: np.ndarray                         # (B, h, w, 4)
+    decode: Callable
+
+    @property
+    def x_t(self):                          # (B, 8 h, 8 w, 3)
+        return self.decode(self.z_t)
 
 
 @dataclass(frozen=True)
@@ -256,7 +280,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def check_image(image: np.ndarray, mask: np.ndarray | None) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != "f":
-        raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {image.dtype} {image.shape}")
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != "f":
+        raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {getattr(image, 'dtype', type(image))} {getattr(image, 'shape', '')}")
     if mask is not None and (mask.shape != image.shape[:2] or mask.dtype != bool):
         raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {mask.dtype} {mask.shape}")

@@ -49,7 +49,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Stable Diffusion", "Other people's checkpoints: their files, networks and settings, and the system.",
      ["pretrained/config", "pretrained/weights", "pretrained/layers", "pretrained/clip_tokenizer",
       "pretrained/clip_text", "pretrained/unet", "pretrained/autoencoder", "pretrained/scheduler_config",
-      "pretrained/checkpoints", "systems/stable_diffusion"]),
+      "pretrained/single_file", "pretrained/checkpoints", "systems/stable_diffusion"]),
     ("Evaluation", "How good are the pictures?",
      ["evaluation/metrics", "evaluation/judge", "evaluation/fidelity", "evaluation/report", "evaluation/likelihood",
       "evaluation/reconstruction"]),
