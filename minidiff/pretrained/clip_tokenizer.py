@@ -157,8 +157,9 @@ BYTES = _byte_characters()
 
 def json_vocab(path: Path) -> dict[str, int]:
     """vocab.json: symbol -> id."""
+    text = _text(path)
     try:
-        vocab = parse_json(_text(path))
+        vocab = parse_json(text)
     except ValueError:
         raise UserError(f"{path} is not JSON.") from None
     if not isinstance(vocab, dict) or any(type(i) is not int or not 0 <= i < 1 << 20 for i in vocab.values()):

@@ -23,8 +23,9 @@ class Config:
     @classmethod
     def load(cls, path: Path) -> Config:
         """The configuration in a file; UserError where it is missing or is not a JSON dict."""
+        text = read_file(path, MAX_BYTES, ": it is no configuration")
         try:
-            values = json_or_infinity(read_file(path, MAX_BYTES, ": it is no configuration"))
+            values = json_or_infinity(text)
         except ValueError:
             raise UserError(f"{path} is not JSON") from None
         if not isinstance(values, dict):

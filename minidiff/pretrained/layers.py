@@ -54,6 +54,9 @@ class GroupNorm(Module):
     def __init__(self, weights: Weights, groups: int, eps: float):
         self.gamma, self.beta = weights.tensor("weight"), weights.tensor("bias")
         self.groups, self.eps = groups, eps
+        if groups < 1 or len(self.gamma) % groups:
+            raise UserError(f"{weights.source}: {len(self.gamma)} channels of {weights.prefix[:-1]} do not divide into "
+                            f"{groups} groups.")
 
     def forward(self, x: Tensor) -> Tensor:
         return norm.group_norm(x, self.groups, self.gamma, self.beta, self.eps)

@@ -108,6 +108,8 @@ class SchedulerConfig:
 
     def plan(self, steps: int, choice: str | None = None) -> Plan:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
+        if choice is not None and choice not in CHOICES:
+            raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(choice)[:40]!r}")
         name, karras = CHOICES[choice] if choice else (self.name, self.config.flag("use_karras_sigmas", False))
         family = FAMILIES[name]
         spacing = self.config.text("timestep_spacing", family.spacing)

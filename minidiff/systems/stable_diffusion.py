@@ -166,6 +166,8 @@ class StableDiffusion(System):
         """Every state from z_T to z_0; its x_t are images, decoded when they are asked for."""
         if image is not None:
             check_image(image, mask)
+        elif mask is not None:
+            raise UserError("mask needs an image, of which it says what to draw again")
         streams = self.streams_for(captions, seed, streams)
         height, width = self._pixels(size, image)
         plan = self.scheduler.plan(steps, sampler)
@@ -281,6 +283,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 def check_image(image: np.ndarray, mask: np.ndarray | None) -> None:
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != "f":
-        raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {getattr(image, 'dtype', type(image))} {getattr(image, 'shape', '')}")
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {got}")
     if mask is not None and (mask.shape != image.shape[:2] or mask.dtype != bool):
         raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {mask.dtype} {mask.shape}")

@@ -1,0 +1,238 @@
+"""Stable Diffusion as a system: what its options do, and which checkpoints it refuses.  tests/pretrained has the parts."""
+
+import json
+import shutil
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minidiff.engine.random import SampleStreams
+from minidiff.errors import UserError
+from minidiff.systems.stable_diffusion import StableDiffusion
+
+HERE = Path(__file__).parents[1] / "pretrained" / "checkpoints"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "sd"
+SMALL = {"steps": 3, "size": "48x40"}                       # (40, 48) pixels, 5 x 6 latents
+KINDS = ("eps", "v", "sdxl")
+
+
+@cache
+def model(kind: str) -> StableDiffusion:
+    return StableDiffusion.load(HERE / kind)
+
+
+# --- sampling -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_depends_on_its_own_seed_and_prompt_only(kind):
+    m, prompts = model(kind), ["a red cube", "", "seven"]
+    together = m.sample(prompts, seed=4, **SMALL)
+    assert together.shape == (3, 40, 48, 3) and np.abs(together).max() <= 1 and together.std() > 0.01
+    streams = SampleStreams(4, 3)[1:2]
+    alone = m.sample(prompts[1:2], streams=streams, **SMALL)
+    assert np.abs(alone[0] - together[1]).max() < 1e-3      # rounding of other batch sizes
+    assert np.abs(m.sample(prompts[1:2], seed=5, **SMALL) - alone).max() > 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_goes_from_the_negative_prompt_through_the_prompt(kind):
+    """At scale 0 only the negative prompt counts, at 1 only the prompt, and the negative one counts at 3."""
+    m = model(kind)
+
+    def drawn(prompt, negative, scale):
+        return m.sample([prompt], negative=negative, scale=scale, **SMALL)
+    assert np.array_equal(drawn("a", "blurry", 0.0), drawn("b", "blurry", 0.0))
+    assert np.array_equal(drawn("a", "blurry", 1.0), drawn("a", "dark", 1.0))
+    assert np.allclose(drawn("blurry", "a", 1.0), drawn("a", "blurry", 0.0), atol=1e-4)
+    assert np.abs(drawn("a", "blurry", 3.0) - drawn("a", "dark", 3.0)).max() > 1e-3
+
+
+def test_sdxl_without_a_negative_prompt_has_the_state_zero():
+    m = model("sdxl")
+    tau, pooled, sizes = m.encode_text([""], (40, 48), zeros=True)
+    assert not tau.any() and not pooled.any() and sizes.tolist() == [[40, 48, 0, 0, 40, 48]]
+    assert np.abs(m.sample(["a"], **SMALL) - m.sample(["a"], negative="", **SMALL)).max() > 1e-3
+
+
+def test_strength_is_the_share_of_the_steps_that_is_made():
+    m, image = model("eps"), np.tanh(np.random.default_rng(0).normal(size=(40, 48, 3))).astype(np.float32)
+    kept = m.sample(["a"], image=image, strength=0.0, steps=4)
+    assert np.allclose(kept[0], np.clip(m.decode(m.encode(image[None]))[0], -1, 1), atol=1e-5)
+    assert [len(list(m.trajectory(["a"], image=image, strength=s, steps=4))) for s in (0.25, 0.5, 1.0)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("kind", ["eps", "inpaint"])
+def test_in_painting_keeps_every_known_pixel(kind):
+    image = np.tanh(np.random.default_rng(1).normal(size=(40, 48, 3))).astype(np.float32)
+    mask = np.zeros((40, 48), bool)
+    mask[8:24, 16:40] = True
+    x = model(kind).sample(["a", "b"], image=image, mask=mask, steps=3)
+    assert np.array_equal(x[:, ~mask], np.stack([image[~mask]] * 2)) and np.abs(x[0] - x[1])[mask].max() > 0.01
+
+
+def test_a_network_of_nine_channels_sees_the_mask_and_the_known_part():
+    m = model("inpaint")
+    image = np.full((40, 48, 3), 0.5, np.float32)
+    mask = np.zeros((40, 48), bool)
+    mask[:, 24:] = True
+    seen = m._known(image, mask, np.zeros((2, 5, 6, 4), np.float32)).beside(np.full((4, 5, 6, 4), 9, np.float32))
+    assert seen.shape == (4, 5, 6, 9) and (seen[..., :4] == 9).all()
+    assert (seen[..., 4] == (np.arange(6) >= 3)).all()
+    grey = m.encode(np.where(mask[..., None], 0, image)[None].astype(np.float32))
+    assert np.array_equal(seen[..., 5:], np.repeat(grey, 4, axis=0))
+
+
+def test_a_prompt_that_is_too_long_is_cut_aloud(capsys):
+    model("eps").sample(["a thin seven " * 40], **SMALL)
+    assert "tokens more than the 75 that are read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"size": "50x40"}, "multiples of 8, such as 56x40"), ({"size": "big"}, "WIDTHxHEIGHT"),
+    ({"size": "99999x8"}, "at most 4096"), ({"sampler": "magic"}, "sampler must be one of"),
+    ({"steps": 0}, "steps must be"), ({"image": np.zeros((40, 48, 3), np.uint8)}, "image must be"),
+    ({"image": np.zeros((40, 48, 3), np.float32), "size": "64x64"}, "leave out size"),
+    ({"mask": np.ones((40, 48), bool)}, "mask needs an image")])
+def test_options_out_of_range(options, words):
+    with pytest.raises((UserError, ValueError), match=words):
+        model("eps").sample(["a"], **{"steps": 2, "size": None} | options)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared pipelines are not here")
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_the_whole_way_from_prompt_to_picture_of_a_larger_pipeline(kind):
+    """Prompts to pixels with the checkpoint's own scheduler, 1e-4 of the largest value, as diffusers drew them."""
+    m, golden = StableDiffusion.load(SHARED / kind), np.load(SHARED / kind / "golden.npz")
+    noise = np.ascontiguousarray(golden["latents"].transpose(0, 2, 3, 1))
+
+    class Given:                                            # the noise of the golden outputs
+        def normal(self, shape, dtype=np.float32):
+            return noise
+
+        def __len__(self):
+            return 2
+    prompts = json.loads((SHARED / kind / "MADE_WITH.txt").read_text(encoding="utf-8").split("prompts: ")[1].split(
+        "\nnegative")[0])
+    size = (128, 128)
+    cond = m.encode_text([prompts[0], prompts[2]], size)
+    uncond = m.encode_text(["blurry", "ugly" if kind == "sdxl" else ""], size)
+    plan = m.scheduler.plan(6)
+    from minidiff.diffusion.denoiser import NetworkDenoiser
+    from minidiff.diffusion.guidance import ClassifierFree
+    denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, m.scheduler.predicts, m._network(plan, None)), 7.5, uncond)
+    *_, state = plan.run(denoiser, plan.first_std * noise, cond)
+    found, expected = state.x_t.transpose(0, 3, 1, 2), golden["out_default"]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    picture = np.clip(golden["image_default"], -1, 1)
+    assert np.abs(m.decode(state.x_t).transpose(0, 3, 1, 2) - picture).max() <= 1e-3
+
+
+# --- checkpoints that are refused ---------------------------------------------------------------------------
+
+def edited(name: str, **values):
+    """Changes a JSON file of the folder."""
+    def change(folder: Path):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    return change
+
+
+def tensors(name: str, change):
+    """Changes the tensors of a part of the folder."""
+    def apply(folder: Path):
+        path = next((folder / name).glob("*.safetensors"))
+        state = load_file(path)
+        change(state)
+        save_file(state, path)
+    return apply
+
+
+def remove(name: str):
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def cut(folder: Path) -> None:
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pickled(folder: Path) -> None:
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+
+
+def linked(folder: Path) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(path, folder.parent / "elsewhere.safetensors")
+    path.unlink()
+    path.symlink_to(folder.parent / "elsewhere.safetensors")
+
+
+def shards(where: str):
+    def change(folder: Path):
+        path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        index = path.with_suffix(".safetensors.index.json")
+        index.write_text(json.dumps({"weight_map": {name: where for name in load_file(path)}}))
+        path.rename(path.with_name("part.safetensors"))
+    return change
+
+
+BROKEN = {
+    "another family": (edited("model_index.json", _class_name="StableDiffusion3Pipeline"), "StableDiffusion3Pipeline"),
+    "no index": (remove("model_index.json"), "no model_index.json"),
+    "no unet": (remove("unet"), "no unet/"), "no weights": (remove("vae/diffusion_pytorch_model.safetensors"), "has no"),
+    "no vocabulary": (remove("tokenizer/vocab.json"), "does not exist"),
+    "cut short": (cut, "cut short"), "pickle": (pickled, "pickle"), "link out of the folder": (linked, "link out of"),
+    "shard out of the folder": (shards("../../part.safetensors"), "not in its folder"),
+    "a missing shard": (shards("part-2.safetensors"), "not in its folder"),
+    "a missing tensor": (tensors("unet", lambda s: s.pop("conv_in.bias")), "lacks the tensor"),
+    "another tensor": (tensors("unet", lambda s: s.update(new=np.zeros(3, np.float32))), "does not have"),
+    "not finite": (tensors("vae", lambda s: s["decoder.conv_in.bias"].fill(np.nan)), "NaN or infinity"),
+    "another shape": (tensors("unet", lambda s: s.update({"conv_in.weight": np.zeros((8, 4, 3), np.float16)})), "axes"),
+    "heads that do not divide": (edited("unet/config.json", attention_head_dim=3), "do not divide"),
+    "zero heads": (edited("unet/config.json", attention_head_dim=0), "do not divide"),
+    "more blocks than there are": (edited("unet/config.json", layers_per_block=10**6), "parts"),
+    "huge numbers": (edited("unet/config.json", layers_per_block=10**12), "takes a whole number"),
+    "groups that do not divide": (edited("unet/config.json", norm_num_groups=7), "divide"),
+    "another activation": (edited("unet/config.json", act_fn="mish"), "act_fn"),
+    "another kind of block": (edited("unet/config.json", down_block_types=["A", "B"]), "down_block_types"),
+    "an unknown scheduler": (edited("scheduler/scheduler_config.json", _class_name="Magic"), "unknown"),
+    "betas above 1": (edited("scheduler/scheduler_config.json", beta_end=7.0), "betas"),
+    "an endless schedule": (edited("scheduler/scheduler_config.json", num_train_timesteps=10**9), "takes a whole"),
+    "no number": (edited("scheduler/scheduler_config.json", num_train_timesteps="x"), "takes a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_checkpoint_is_refused_in_a_sentence_and_within_a_second(name, tmp_path):
+    change, words = BROKEN[name]
+    folder = tmp_path / "model"
+    shutil.copytree(HERE / "eps", folder)
+    change(folder)
+    started = time.thread_time()
+    with pytest.raises(UserError, match=words) as caught:
+        StableDiffusion.load(folder)
+    assert time.thread_time() - started < 1 and "\n" not in str(caught.value)
+
+
+def test_shards_are_read(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(HERE / "eps", folder)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    names = sorted(state)
+    where = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}
+    for file in set(where.values()):
+        save_file({name: state[name] for name in names if where[name] == file}, path.with_name(file))
+    path.unlink()
+    path.with_suffix(".safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert np.array_equal(StableDiffusion.load(folder).sample(["a"], **SMALL), model("eps").sample(["a"], **SMALL))
+
+
+def test_it_is_only_read():
+    with pytest.raises(NotImplementedError):
+        model("eps").save("x.safetensors")
