@@ -1,4 +1,4 @@
-"""Stable Diffusion as a system: what its options do, and which checkpoints it refuses.  tests/pretrained has the parts."""
+"""Stable Diffusion as a system: what its options do, and which checkpoints it refuses (its parts: tests/pretrained)."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.examples import load
 
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
@@ -123,7 +124,8 @@ def test_the_whole_way_from_prompt_to_picture_of_a_larger_pipeline(kind):
     plan = m.scheduler.plan(6)
     from minidiff.diffusion.denoiser import NetworkDenoiser
     from minidiff.diffusion.guidance import ClassifierFree
-    denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, m.scheduler.predicts, m._network(plan, None)), 7.5, uncond)
+    network = NetworkDenoiser(plan.schedule, m.scheduler.predicts, m._network(plan, None))
+    denoiser = ClassifierFree(network, 7.5, uncond)
     *_, state = plan.run(denoiser, plan.first_std * noise, cond)
     found, expected = state.x_t.transpose(0, 3, 1, 2), golden["out_default"]
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -184,7 +186,8 @@ def shards(where: str):
 BROKEN = {
     "another family": (edited("model_index.json", _class_name="StableDiffusion3Pipeline"), "StableDiffusion3Pipeline"),
     "no index": (remove("model_index.json"), "no model_index.json"),
-    "no unet": (remove("unet"), "no unet/"), "no weights": (remove("vae/diffusion_pytorch_model.safetensors"), "has no"),
+    "no unet": (remove("unet"), "no unet/"),
+    "no weights": (remove("vae/diffusion_pytorch_model.safetensors"), "has no"),
     "no vocabulary": (remove("tokenizer/vocab.json"), "does not exist"),
     "cut short": (cut, "cut short"), "pickle": (pickled, "pickle"), "link out of the folder": (linked, "link out of"),
     "shard out of the folder": (shards("../../part.safetensors"), "not in its folder"),
@@ -236,3 +239,10 @@ def test_shards_are_read(tmp_path):
 def test_it_is_only_read():
     with pytest.raises(NotImplementedError):
         model("eps").save("x.safetensors")
+
+
+def test_the_example_walks_from_prompt_to_pixel(tmp_path, capsys):
+    out = tmp_path / "x.png"
+    x = load("12_stable_diffusion").main(steps=3, size="48x40", out=str(out))
+    assert x.shape == (40, 48, 3) and out.stat().st_size > 1000
+    assert "states of the prompt: (1, 77, 16)" in capsys.readouterr().out
