@@ -61,7 +61,7 @@ def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[St
         if math.isfinite(rho_t):
             slopes.appendleft((rho_t, eps_hat))
             # eps = 1/(rho_s - rho_t) int_{rho_t}^{rho_s} P(rho) d rho,   P the polynomial through the last slopes
-            shares = _mean_of_polynomial([rho for rho, _ in slopes], rho_t, rho_s)
+            shares = mean_of_polynomial([rho for rho, _ in slopes], rho_t, rho_s)
             eps_hat = sum(share * eps for share, (_, eps) in zip(shares, slopes, strict=True))
         x_t = _along(schedule, x_t, t, s, x0_hat, eps_hat)
         yield State(step, s, x_t, x0_hat)
@@ -154,7 +154,7 @@ def _along(schedule: Schedule, x_t, t: int, s: int, x0_hat, eps):
     return alpha_s / alpha_t * x_t + (sigma_s - alpha_s * sigma_t / alpha_t) * eps
 
 
-def _mean_of_polynomial(nodes: Sequence[float], low: float, high: float) -> list[float]:
+def mean_of_polynomial(nodes: Sequence[float], low: float, high: float) -> list[float]:
     """The weights w_j with  sum_j w_j f(nodes_j) = the mean over low..high of the polynomial through these values."""
     shares = []
     for j, node in enumerate(nodes):

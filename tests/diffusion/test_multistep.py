@@ -1,0 +1,93 @@
+"""The multistep samplers against the exact flow of Gaussian data, whose length alone changes.
+
+If x_0 ~ N(0, R^2), the flow from t to s multiplies x by the square root of
+(alpha_s^2 R^2 + sigma_s^2) / (alpha_t^2 R^2 + sigma_t^2).
+"""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.diffusion_strategies import any_schedule
+
+from minidiff.diffusion import multistep
+from minidiff.diffusion.exact import DatasetDenoiser
+from minidiff.diffusion.samplers import ddim, dpm_solver_pp_2m, sample, times
+from minidiff.diffusion.schedules import cosine, scaled_linear
+
+R = 0.7
+# at least; lms and plms are held back by their first steps, which have fewer slopes
+SAMPLERS = {"edm_heun": (multistep.edm_heun, 2), "lms": (multistep.lms, 2), "plms": (multistep.plms, 2),
+            "unipc": (multistep.unipc, 3)}
+
+
+class Gaussian:
+    """x_0 ~ N(0, R^2): E[x_0 | x_t] = alpha R^2 x_t / (alpha^2 R^2 + sigma^2)."""
+
+    predicts = "x0"
+
+    def __init__(self, schedule):
+        self.schedule, self.calls = schedule, 0
+
+    def __call__(self, x_t, t, cond=None):
+        self.calls += 1
+        alpha, sigma = self.schedule.alpha(int(t[0])), self.schedule.sigma(int(t[0]))
+        return alpha * R**2 / (alpha**2 * R**2 + sigma**2) * x_t
+
+
+def length(schedule, t: int) -> float:
+    return float(np.sqrt(schedule.abar(t) * R**2 + 1 - schedule.abar(t)))
+
+
+def error(sampler, schedule, steps: int) -> float:
+    """At T/5, after equal strides from T-1: sigma / alpha is not smooth in t near 0, where it grows as sqrt(t)."""
+    path = np.round(np.linspace(schedule.T - 1, schedule.T // 5, steps)).astype(int)
+    *_, state = islice(sampler(Gaussian(schedule), np.ones((1, 1)), path), steps - 1)
+    return abs(float(state.x_t[0, 0]) - length(schedule, state.t) / length(schedule, int(path[0])))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_order_on_an_exact_flow(name):
+    schedule, (sampler, order) = scaled_linear(20_000, 0.00085 / 20, 0.012 / 20), SAMPLERS[name]
+    counts = (40, 80, 160)
+    errors = [error(sampler, schedule, n) for n in counts]
+    fitted = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert fitted > order - 0.35, (fitted, errors)
+    better_than = dpm_solver_pp_2m if name == "unipc" else ddim
+    assert errors[-1] < 0.3 * error(better_than, schedule, counts[-1])
+
+
+@given(any_schedule(ends_at_zero=None), st.sampled_from(sorted(SAMPLERS)), st.data())
+def test_one_point_is_reached_exactly_from_any_noise(schedule, name, data):
+    """x0_hat is the point at every time, so every slope is the same, whatever the strides; alpha_T may be 0."""
+    steps = data.draw(st.integers(1, min(8, schedule.T)))
+    point = np.array([[0.3, -0.8]])
+    denoiser = DatasetDenoiser(schedule, point)
+    x_T = np.array(data.draw(st.lists(st.floats(-3, 3), min_size=2, max_size=2)))[None]
+    states = list(SAMPLERS[name][0](denoiser, x_T, times(schedule, steps)))
+    alpha_T, sigma_T = schedule.alpha(schedule.T - 1), schedule.sigma(schedule.T - 1)
+    eps = (x_T - alpha_T * point) / sigma_T
+    for state in states:
+        expected = schedule.alpha(state.t) * point + schedule.sigma(state.t) * eps
+        assert np.allclose(state.x_t, expected, atol=1e-8 * (1 + np.abs(x_T).max()))
+    assert [state.step for state in states] == list(range(1, steps + 1)) and states[-1].t == -1
+
+
+@pytest.mark.parametrize("name, calls", [("edm_heun", 19), ("lms", 10), ("plms", 11), ("unipc", 10)])
+def test_how_often_the_denoiser_is_called(name, calls):
+    denoiser = Gaussian(cosine(1000))
+    sample(SAMPLERS[name][0](denoiser, np.ones((2, 1)), times(denoiser.schedule, 10)))
+    assert denoiser.calls == calls
+
+
+@given(st.integers(1, 4), st.data())
+def test_the_weights_of_lms_integrate_polynomials_exactly(count, data):
+    """The mean of rho^k over low..high is (high^(k+1) - low^(k+1)) / ((k+1) (high - low))."""
+    nodes = sorted(data.draw(st.lists(st.integers(1, 40), min_size=count, max_size=count, unique=True)), reverse=True)
+    low, high = float(nodes[-1]), 0.5
+    weights = multistep.mean_of_polynomial([float(n) for n in nodes], low, high)
+    for k in range(count):
+        mean = (high ** (k + 1) - low ** (k + 1)) / ((k + 1) * (high - low))
+        assert np.dot(weights, np.power(nodes, float(k))) == pytest.approx(mean, rel=1e-6, abs=1e-6)
