@@ -44,7 +44,7 @@ def evaluate(args: argparse.Namespace) -> int:
     options = {} if args.likelihood else sampling_options.sampling_options(kind, args)
     if not args.likelihood:
         evaluation.check_draws(kind)
-    model = systems.load_system(kind.name, path).to(args.device)
+    model = systems.load_model(kind, path).to(args.device)
     check_distinct({"--json": args.json}, sampling_options.files_of(model) | {
         "--data": args.data and Path(args.data), "the judge": systems.weights_of("digit-classifier")})
     show(f"model: {model.name} ({path})")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
-from minidiff import __version__, checkpoint, systems
+from minidiff import __version__, systems
 from minidiff.cli.arguments import add_command, print_table
 from minidiff.cli.sampling_options import described
 from minidiff.errors import UserError
@@ -17,7 +16,8 @@ def add(commands) -> None:
     p = add_command(commands, "info", info,
                     help="List what is installed and registered, and what a model file holds.",
                     epilog="It changes nothing.")
-    p.add_argument("--model", type=Path, metavar="FILE", help="a model.safetensors, of any system")
+    p.add_argument("--model", type=Path, metavar="FILE",
+                   help="a model.safetensors of any system, or a checkpoint of Stable Diffusion")
 
 
 def info(args: argparse.Namespace) -> int:
@@ -70,24 +70,13 @@ def _weights(name: str) -> str:
 
 def _model(path: Path) -> list[tuple[str, str]]:
     """What a model file holds, as rows."""
-    from minidiff.nn.module import Module
-
-    name = checkpoint.read_header(path).meta.get("system")
-    if not isinstance(name, str) or name not in systems.SYSTEMS:
-        raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems {', '.join(systems.SYSTEMS)}")
-    model = systems.load_system(name, path)
-    parts = {part: value.parameter_count() for part, value in vars(model).items() if isinstance(value, Module)}
-    rows = [("model", f"{name}, {path}"),
-            ("parameters", ", ".join(f"{count:,} {part}" for part, count in parts.items()))]
-    rows += [(field, _plain(value)) for field, value in asdict(model.config).items()]
-    if model.options():
-        rows.append(("sampling", described(model.options())))
-    if model.tokenizer:
-        rows.append(("tokenizer", f"{model.tokenizer.vocab_size} tokens"))
-    return rows + [("trained", _plain(model.notes) if model.notes else "not recorded")]
+    kind = systems.class_of_model(path)
+    rows = kind.about(path)
+    if kind.options():
+        rows.append(("sampling", described(kind.options())))
+    return [(name, _plain(value)) for name, value in rows]
 
 
-def _plain(value) -> str:
+def _plain(text: str) -> str:
     """A value on one line that a terminal can print; a file from elsewhere may hold any text."""
-    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
     return ascii(text)[1:-1][:300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 LONGEST_PROMPT = 2_000                                      # characters; a caption keeps far fewer
-AT_A_TIME = 64                                              # pictures drawn in one batch
 SHOWN = 64                                                  # samples of an animation, at most
 IN_A_STRIP = 8                                              # samples of a strip, at most
 
@@ -30,10 +30,12 @@ def add(commands) -> None:
     p.add_argument("prompt", help='a caption, such as "a thin, upright three"; "" for no caption')
     p.add_argument("-o", "--out", type=Path, default=Path("sample.png"), metavar="FILE",
                    help="the picture (.png, .jpg)")
-    p.add_argument("--count", type=count, default=16, help="how many pictures")
+    p.add_argument("--count", type=count, help="how many pictures (else 16, and 1 by Stable Diffusion)")
     p.add_argument("--seed", type=natural, default=0, help="another seed gives other pictures")
     add_system(p, default=None)
     sampling_options.add(p)
+    p.add_argument("--image", type=Path, metavar="FILE", help="Stable Diffusion: the picture to start from")
+    p.add_argument("--mask", type=Path, metavar="FILE", help="with --image: white where it is to be drawn again")
     p.add_argument("--trajectory", type=Path, metavar="FILE",
                    help="also write the way from noise to picture: an animation (.gif) or a strip (.png)")
     add_device(p)
@@ -47,11 +49,15 @@ def sample(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     _check_files(args)
     kind, path = sampling_options.model_file(args)
-    options = sampling_options.sampling_options(kind, args)
+    options = sampling_options.sampling_options(kind, args) | _images(kind, args)
+    args.count = args.count or kind.count
+    for file in _files(kind, args):
+        pictures.check_writable(file)
     if args.trajectory and not hasattr(kind, "trajectory"):
         raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
-    model = systems.load_system(kind.name, path).to(args.device)
-    check_distinct({"--out": args.out, "--trajectory": args.trajectory}, sampling_options.files_of(model))
+    model = systems.load_model(kind, path).to(args.device)
+    check_distinct({"--out": args.out, "--trajectory": args.trajectory},
+                   sampling_options.files_of(model) | {"--image": args.image, "--mask": args.mask})
     sampling_options.print_files(model)
 
     started = time.monotonic()
@@ -61,8 +67,17 @@ def sample(args: argparse.Namespace) -> int:
             drawn.append(images)
             states = states or way                          # those of the first batch
     (caption,) = sampling_options.captions_of([prompt])
-    pictures.save(pictures.sheet(np.concatenate(drawn), title=caption), args.out)
-    show(f"{args.count} x {caption[:60]!r} in {time.monotonic() - started:.1f} s by {model.name} ({path}): {args.out}")
+    images = np.concatenate(drawn)                                                  # (N, H, W, C)
+    files = _files(kind, args)
+    if kind.at_a_time == 1:
+        for image, file in zip(images, files, strict=True):
+            pictures.save(pictures.plain(image), file)
+    else:
+        pictures.save(pictures.sheet(images, title=caption), args.out)
+    show(f"{args.count} x {caption[:60]!r} in {time.monotonic() - started:.1f} s by {model.name} ({path}): "
+         f"{', '.join(map(str, files))}")
+    if kind.at_a_time == 1 and peak_memory():
+        show(f"peak memory: {peak_memory():.1f} GiB")
     if args.trajectory:
         _save_trajectory(states, args.trajectory, caption)
         show(f"trajectory: {args.trajectory}")
@@ -75,7 +90,8 @@ def _batches(model, prompt: str, args: argparse.Namespace, options: dict):
     from minidiff.engine.random import sample_streams
 
     streams = sample_streams(args.device, args.seed, args.count)
-    parts = [streams[i:min(i + AT_A_TIME, args.count)] for i in range(0, args.count, AT_A_TIME)]
+    size = model.at_a_time
+    parts = [streams[i:min(i + size, args.count)] for i in range(0, args.count, size)]
     by_steps = hasattr(model, "trajectory") and (args.trajectory is not None or not model.slow_trajectory)
     steps = options.get("steps", model.options().get("steps", 1)) if by_steps else 0
     with progress(title="sampling", total=steps * len(parts) if by_steps else args.count,
@@ -104,6 +120,47 @@ def _save_trajectory(states: list[tuple[int, np.ndarray]], path: Path, title: st
     else:
         labels = [f"t = {t}" if t >= 0 else "clean" for t, _ in states]
         pictures.save(pictures.strip(x[:, :IN_A_STRIP], labels=labels), path)
+
+
+def _files(kind, args: argparse.Namespace) -> list[Path]:
+    """The files of the pictures: one sheet, or one for each picture of a system that draws one at a time."""
+    if kind.at_a_time > 1 or args.count == 1:
+        return [args.out]
+    return [args.out.with_stem(f"{args.out.stem}-{i}") for i in range(1, args.count + 1)]
+
+
+def peak_memory() -> float | None:
+    """GiB that this process has had at most; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**30 if sys.platform == "darwin" else most / 2**20               # bytes there, KiB elsewhere
+
+
+def _images(kind, args: argparse.Namespace) -> dict:
+    """The pictures of --image and --mask as options; UserError where the system takes none."""
+    import numpy as np
+
+    from minidiff.data.image_file import open_image
+    from minidiff.data.pixels import to_float
+    from minidiff.systems.stable_diffusion import size_of
+
+    for option in ("image", "mask"):
+        if getattr(args, option) and option not in kind.options():
+            raise UserError(f"{kind.name} takes no --{option}")
+    if args.mask and not args.image:
+        raise UserError("--mask says what of a picture to draw again: name the picture with --image")
+    if not args.image:
+        return {}
+    image = open_image(args.image).convert("RGB")
+    # to the size that is asked for, or else down to multiples of 8
+    size = size_of(args.size) if args.size else tuple(max(8, n // 8 * 8) for n in image.size)
+    options = {"image": to_float(np.asarray(image.resize(size)))}                   # (H, W, 3)
+    if args.mask:
+        options["mask"] = np.asarray(open_image(args.mask).convert("L").resize(size)) > 127         # (H, W)
+    return options
 
 
 # ---- checks of the arguments --------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The options of sampling: read off each system's own `sample`, with its own defaults.
 
 Systems are sampled in different ways (a scale, a number of steps, a temperature).  --scale, --steps and --sampler are
-short for --set scale=..., --set steps=..., --set sampler=...; an option that the system does not have is refused.
+short for --set scale=..., --set steps=..., --set sampler=..., and so on; an option that the system does not have is
+refused.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minidiff import checkpoint, systems
+from minidiff import systems
 from minidiff.cli.arguments import number, setting, steps
 from minidiff.errors import UserError
 from minidiff.systems.system import System
 from minidiff.terminal import show
 
 MOST = 1000                                                 # no number of an option is larger
-SHORT = ("scale", "steps", "sampler")                       # options with an argument of their own
+SHORT = ("scale", "steps", "sampler", "negative", "size", "strength")       # options with an argument of their own
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `model_file` and `sampling_options` read."""
     from minidiff.diffusion.samplers import SAMPLERS
     parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="a model.safetensors, of any system (else the system's own run in runs/, else the weights "
-                             "that come with minidiff)")
+                        help="a model.safetensors of any system, or a checkpoint of Stable Diffusion, a folder or file "
+                             "(else the system's own run in runs/, else the weights that come with minidiff)")
     parser.add_argument("--scale", type=number,
                         help="guidance: 0 ignores the caption, 1 follows it, more follows it more closely "
                              "(else the system's default)")
@@ -33,6 +34,9 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="sampling steps, 1 to 1000: more are finer and slower (else the system's default)")
     parser.add_argument("--sampler", metavar="NAME",
                         help=f"the sampler: {', '.join(SAMPLERS)} (else the system's default)")
+    parser.add_argument("--negative", metavar="TEXT", help="Stable Diffusion: what the picture should not be like")
+    parser.add_argument("--size", metavar="WxH", help="Stable Diffusion: pixels, such as 512x768")
+    parser.add_argument("--strength", type=number, help="with --image: the share of the steps that is made, 0 to 1")
     parser.add_argument("--set", type=setting, action="append", metavar="KEY=VALUE",
                         help="any option of the system's sampling, such as temperature=0.9; repeat it for each option. "
                              "minidiff info --model FILE lists them")
@@ -43,14 +47,11 @@ def model_file(args: argparse.Namespace) -> tuple[type[System], Path | None]:
     if args.model is None:
         name = args.system or systems.DEFAULT
         return systems.system_class(name), systems.weights_of(name)
-    name = checkpoint.read_header(args.model).meta.get("system")
-    if not isinstance(name, str) or name not in systems.SYSTEMS:
-        raise UserError(f"{args.model} holds {str(name)[:40]!r}, which is none of the systems "
-                        f"{', '.join(systems.SYSTEMS)}")
-    if args.system not in (None, name):
-        raise UserError(f"{args.model} holds {name!r}, and --system asks for {args.system!r}: leave out --system, or "
-                        "name another --model")
-    return systems.system_class(name), args.model
+    kind = systems.class_of_model(args.model)
+    if args.system not in (None, kind.name):
+        raise UserError(f"{args.model} holds {kind.name!r}, and --system asks for {args.system!r}: leave out --system, "
+                        "or name another --model")
+    return kind, args.model
 
 
 def sampling_options(kind: type[System], args: argparse.Namespace) -> dict:
@@ -80,8 +81,7 @@ def _checked(kind: type[System], own: dict, name: str, value):
     if type(value) is not type(default) and default is not None:
         raise UserError(f"{kind.name}: {name} takes a value like {default!r}, not {value!r}")
     if name == "sampler":
-        from minidiff.diffusion.samplers import SAMPLERS
-        SAMPLERS[value]                                     # UserError where there is none of this name
+        kind.check_sampler(value)                           # UserError where there is none of this name
     return value
 
 

@@ -39,6 +39,8 @@ def check_draws(model) -> None:
         raise UserError(f"{model.name} draws no pictures of captions{shown}")
     if not getattr(model, "reads_captions", True):
         raise UserError(f"{model.name} draws without captions, so no judge can read whether they are followed")
+    if getattr(model, "no_judge", ""):
+        raise UserError(f"{model.name} has no judge: {model.no_judge}")
 
 
 def data_of(model) -> str:

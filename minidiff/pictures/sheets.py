@@ -159,6 +159,13 @@ def gif(
     write_whole(path, buffer.getvalue())
 
 
+def plain(image: np.ndarray) -> Image:
+    """One image (H, W, 1 or 3), uint8 or floats in [-1, 1], pixel for pixel."""
+    from PIL import Image
+    pixels = to_uint8(image)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
 def save(image: Image, path: str | os.PathLike) -> None:
     """Writes the whole picture, or nothing, in the format that the path's ending names.  Raises UserError."""
     path = check_writable(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from minidiff import checkpoint
 from minidiff.errors import UserError
 from minidiff.registry import Registry
 
@@ -32,6 +33,19 @@ def system_class(name: str):
     return SYSTEMS[name]
 
 
+def class_of_model(path: str | Path) -> type:
+    """The class of the system in a model's file, or in another program's file or folder; UserError where there is none.
+    """
+    from minidiff.pretrained.checkpoints import is_foreign
+    if is_foreign(Path(path)):
+        from minidiff.systems.stable_diffusion import StableDiffusion
+        return StableDiffusion
+    name = checkpoint.read_header(path).meta.get("system")
+    if not isinstance(name, str) or name not in SYSTEMS:
+        raise UserError(f"{path} holds {str(name)[:40]!r}, which is none of the systems {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
 def weights_of(name: str) -> Path | None:
     """The file of a system's weights: of the user's own run, in runs/NAME, or else the one that comes with minidiff."""
     places = (RUNS / name / "model.safetensors", SYSTEMS[name].shipped())
@@ -43,10 +57,15 @@ def load_system(name: str, path: str | Path | None = None):
 
     UserError says how to train it where there are no weights.
     """
-    found = path or weights_of(name)
+    return load_model(SYSTEMS[name], path)
+
+
+def load_model(kind: type, path: str | Path | None = None):
+    """The trained system of this class: from `path`, a file or folder, or else as `load_system` finds it."""
+    found = path or weights_of(kind.name)
     if found is None:
-        raise UserError(f"there are no weights of {name} yet: train it with minidiff train --system {name}")
-    system = SYSTEMS[name].load(found)
+        raise UserError(f"there are no weights of {kind.name} yet: train it with minidiff train --system {kind.name}")
+    system = kind.load(found)
     system.file = Path(found)                               # for messages
     return system
 

@@ -21,7 +21,6 @@ The weights are read only: this system is sampled, not trained.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,9 +40,10 @@ from minidiff.pretrained.autoencoder import Autoencoder
 from minidiff.pretrained.checkpoints import open_checkpoint
 from minidiff.pretrained.clip_text import ClipTextEncoder
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
-from minidiff.pretrained.scheduler_config import Plan, SchedulerConfig
+from minidiff.pretrained.scheduler_config import CHOICES, Plan, SchedulerConfig
 from minidiff.pretrained.unet import UNet
 from minidiff.systems.system import System, check_finite
+from minidiff.terminal import say
 
 LATENT = 4                                                  # channels
 LARGEST = 4096                                              # pixels, each way
@@ -63,6 +63,8 @@ class StableDiffusion(System):
     """A checkpoint of Stable Diffusion 1, 2 or SDXL."""
 
     name = "stable-diffusion"
+    count = at_a_time = 1                                   # one takes minutes, and gigabytes
+    no_judge = "it was trained on pictures that are not here"
     no_likelihood = "its denoiser works on latents, not on pixels"
 
     def __init__(self, unet: UNet, vae: Autoencoder, encoders: Sequence[ClipTextEncoder],
@@ -100,6 +102,11 @@ class StableDiffusion(System):
     def save(self, *args, **kwargs):
         raise NotImplementedError("a checkpoint of Stable Diffusion is only read")
 
+    @classmethod
+    def check_sampler(cls, name: str) -> None:
+        if name not in CHOICES:
+            raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {name[:40]!r}")
+
     # --- the prompt ---------------------------------------------------------------------------------------
 
     def encode_text(self, prompts: Sequence[str], size: tuple[int, int], *, zeros: bool = False) -> tuple:
@@ -114,8 +121,7 @@ class StableDiffusion(System):
                 lost = max(lost, *too_many)
                 states.append(encoder(ids))
         if lost:
-            print(f"minidiff: the prompt has {lost} tokens more than the {self.tokenizers[0].length - 2} that are read",
-                  file=sys.stderr)
+            say(f"the prompt has {lost} tokens more than the {self.tokenizers[0].length - 2} that are read")
         if self.unet.extra is None:
             return (states[0].last.data,)
         xp = xp_of(states[0].last.data)

@@ -23,7 +23,7 @@ import numpy as np
 
 from minidiff import checkpoint
 from minidiff.data.dataset import Dataset
-from minidiff.diffusion.samplers import State
+from minidiff.diffusion.samplers import SAMPLERS, State
 from minidiff.engine.backend import to_device, xp_of
 from minidiff.engine.random import MovedStreams, SampleStreams, generator, sample_streams
 from minidiff.errors import UserError
@@ -52,8 +52,11 @@ class System(Module):
     reads_captions: ClassVar[bool] = True                   # False where each caption must be ''
     most_weights: ClassVar[int] = 1 << 25                   # a configuration that asks for more is refused
     example: ClassVar[str] = ""                             # the file in examples/ that shows what it does
+    count: ClassVar[int] = 16                               # pictures that a user who gives no number wants
+    at_a_time: ClassVar[int] = 64                           # pictures in one batch
     slow_trajectory: ClassVar[bool] = False                 # whether its states cost more than its last picture
     no_trajectory: ClassVar[str] = "it does not draw its pictures step by step from noise"      # why there is none
+    no_judge: ClassVar[str] = ""                            # why no judge can say how good its pictures are
     no_likelihood: ClassVar[str] = "it has no denoiser of pixels that works without a caption"
 
     def __init__(self, config, tokenizer: Tokenizer | None, rng: np.random.Generator):
@@ -121,6 +124,24 @@ class System(Module):
         if "captions" not in own:
             return None
         return {name: p.default for name, p in own.items() if p.kind is p.KEYWORD_ONLY and name not in NOT_AN_OPTION}
+
+    @classmethod
+    def check_sampler(cls, name: str) -> None:
+        """UserError where it draws with no sampler of this name."""
+        SAMPLERS[name]
+
+    @classmethod
+    def about(cls, path: str | Path) -> list[tuple[str, str]]:
+        """What a model's file holds: rows of a name and a value."""
+        model = cls.load(path)
+        parts = {part: value.parameter_count() for part, value in vars(model).items() if isinstance(value, Module)}
+        rows = [("model", f"{cls.name}, {path}"),
+                ("parameters", ", ".join(f"{count:,} {part}" for part, count in parts.items()))]
+        rows += [(field, str(value)) for field, value in dataclasses.asdict(model.config).items()]
+        if model.tokenizer:
+            rows.append(("tokenizer", f"{model.tokenizer.vocab_size} tokens"))
+        notes = ", ".join(f"{key} {value}" for key, value in model.notes.items())
+        return [*rows, ("trained", notes or "not recorded")]
 
     def likelihood_denoiser(self):
         """(denoiser, condition): of pixels, without a caption and unclipped; UserError where it has none."""

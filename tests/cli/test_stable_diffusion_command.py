@@ -1,0 +1,69 @@
+"""minidiff sample and info with checkpoints of Stable Diffusion."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minidiff.cli.main import main
+
+HERE = Path(__file__).parents[1] / "pretrained" / "checkpoints"
+
+
+def sample(*words, model="eps", steps=2, size="48x40") -> int:
+    size = ["--size", size] if size else []
+    return main(["sample", "a cat", "--model", str(HERE / model), "--steps", str(steps), *size, *map(str, words)])
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_picture_is_written_pixel_for_pixel(tmp_path, capsys):
+    assert sample("--negative", "dog", "-o", tmp_path / "a.png", "--trajectory", tmp_path / "t.gif") == 0
+    assert pixels(tmp_path / "a.png").shape == (40, 48, 3) and (tmp_path / "t.gif").stat().st_size > 1000
+    assert "by stable-diffusion" in capsys.readouterr().out
+
+
+def test_several_pictures_are_several_files(tmp_path):
+    assert sample("--count", 2, "--seed", 3, "-o", tmp_path / "a.png") == 0
+    first, second = (pixels(tmp_path / f"a-{i}.png") for i in (1, 2))
+    assert (first != second).any() and not (tmp_path / "a.png").exists()
+
+
+def test_image_to_image_and_in_painting(tmp_path):
+    assert sample("-o", tmp_path / "a.png", size="50x43") == 2                      # no multiples of 8
+    Image.fromarray(np.full((43, 50, 3), 200, np.uint8)).save(tmp_path / "in.png")
+    assert sample("--image", tmp_path / "in.png", "--strength", 0.5, "-o", tmp_path / "b.png", size=None) == 0
+    assert pixels(tmp_path / "b.png").shape == (40, 48, 3)
+    mask = np.zeros((40, 48), np.uint8)
+    mask[:, 24:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for model in ("eps", "inpaint"):
+        assert sample("--image", tmp_path / "in.png", "--mask", tmp_path / "mask.png", "-o", tmp_path / "c.png",
+                      model=model, size=None) == 0
+        assert (pixels(tmp_path / "c.png")[:, :24] == 200).all() and (pixels(tmp_path / "c.png")[:, 24:] != 200).any()
+
+
+def test_info_tells_family_sizes_and_precision(capsys):
+    assert main(["info", "--model", str(HERE / "sdxl")]) == 0
+    out = capsys.readouterr().out
+    assert "SDXL, " in out and "95,004 unet" in out and "F16" in out and "EulerDiscreteScheduler" in out
+
+
+@pytest.mark.parametrize("words, says", [
+    (["sample", "x", "--image", "in.png"], "takes no --image"),
+    (["sample", "x", "--size", "64x64"], "no option 'size'"),
+    (["sample", "x", "--model", "m.ckpt"], "pickle"), (["sample", "x", "--model", "."], "is a folder"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--sampler", "heum"], "sampler must be one of"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--mask", "m.png"], "name the picture with --image"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--system", "latent"], "leave out --system"),
+    (["evaluate", "--model", str(HERE / "eps")], "has no judge")])
+def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.ckpt").write_bytes(b"\x80\x02")
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
