@@ -95,7 +95,7 @@ BAD = {
     "needs given twice": (["train", "--system", "glide", "--needs", "text-to-image=a", "--needs", "text-to-image=b"],
                           "--needs: text-to-image was given twice"),
     "a rate beyond reason": (["train", "--system", "toy", "--lr", "900"], "lr must be within 1e-12 and 10, not 900"),
-    "a device for a model": (["sample", "3", "--model", "/dev/null"], "/dev/null is not a file"),
+    "a device for a model": (["sample", "3", "--model", "/dev/null"], "/dev/null is a device"),
     "nothing to resume": (["train", "--system", "toy", "--resume", "--out", "empty"], "no run to resume"),
 }
 

@@ -90,7 +90,7 @@ GIVEN = [
 @pytest.mark.parametrize("arguments, options", GIVEN, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
 def test_sample_asks_for_every_picture_once_from_its_own_stream(kind, arguments, options, sheets, monkeypatch):
     """Seven of them, three at a time, with the options that were given and the defaults of the others."""
-    monkeypatch.setattr(sampling, "AT_A_TIME", 3)
+    monkeypatch.setattr(Spy, "at_a_time", 3)
     assert call("sample", "a bold 7", "--system", kind.name, "--count", 7, "--seed", 11, *arguments) == 0
     assert [len(captions) for captions, *_ in ASKED] == [3, 3, 1]
     assert all(captions == ["a bold 7"] * len(captions) for captions, *_ in ASKED)
@@ -102,7 +102,7 @@ def test_sample_asks_for_every_picture_once_from_its_own_stream(kind, arguments,
 
 @pytest.mark.parametrize("name", ["way.gif", "way.png"])
 def test_a_trajectory_is_every_state_of_the_first_batch(name, sheets, monkeypatch):
-    monkeypatch.setattr(sampling, "AT_A_TIME", 3)
+    monkeypatch.setattr(Spy, "at_a_time", 3)
     monkeypatch.setattr(sampling, "SHOWN", 2)
     assert call("sample", "3", "--system", "stepping", "--count", 5, "--seed", 2, "--trajectory", name) == 0
     (images, *_), (x, *more) = sheets

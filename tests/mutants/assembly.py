@@ -763,8 +763,8 @@ BUGS = [
 
     # --- the command line ---------------------------------------------------------------------------------
     Bug("sample: each batch has the first one's streams", SAMPLE,
-        "[streams[i:min(i + AT_A_TIME, args.count)] for i",
-        "[streams[:min(AT_A_TIME, args.count - i)] for i"),
+        "[streams[i:min(i + size, args.count)] for i",
+        "[streams[:min(size, args.count - i)] for i"),
     Bug("sample: --seed has no effect", SAMPLE,
         "sample_streams(args.device, args.seed, args.count)",
         "sample_streams(args.device, 0, args.count)"),
@@ -778,8 +778,8 @@ BUGS = [
         "states = states or way",
         "states = way"),
     Bug("sample: the sheet shows the first batch", SAMPLE,
-        "pictures.sheet(np.concatenate(drawn)",
-        "pictures.sheet(drawn[0]"),
+        "images = np.concatenate(drawn)",
+        "images = drawn[0]"),
     Bug("sample: the pictures are those of the last batch but one step", SAMPLE,
         "                bar.update(bool(state.step))\n            yield to_numpy(state.x_t), way",
         "                bar.update(bool(state.step))\n                if state.t >= 0:\n"
@@ -792,8 +792,8 @@ BUGS = [
         "for name, value in args.set or []:",
         "for name, value in (args.set or [])[:1]:"),
     Bug("options: --sampler has no effect", OPTIONS,
-        'SHORT = ("scale", "steps", "sampler")',
-        'SHORT = ("scale", "steps")'),
+        'SHORT = ("scale", "steps", "sampler", ',
+        'SHORT = ("scale", "steps", '),
     Bug("evaluate: options have no effect", EVALUATE,
         "judged(model, args.images, options, args.seed)",
         "judged(model, args.images, {}, args.seed)"),
