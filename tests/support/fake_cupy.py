@@ -26,6 +26,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.special
 from support import cuda_on_cpu
 
 FUNCTIONS = """
@@ -374,6 +375,9 @@ def install(monkeypatch, gpus: int = 1) -> ModuleType:
     module = fake_cupy(gpus)
     monkeypatch.setenv("CUPY_CACHE_DIR", str(cuda_on_cpu.BUILD))
     monkeypatch.setitem(sys.modules, "cupy", module)
+    for name in ("cupyx", "cupyx.scipy", "cupyx.scipy.special"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["cupyx.scipy.special"].erf = _function(scipy.special.erf)
     return module
 
 
