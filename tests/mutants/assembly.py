@@ -911,7 +911,7 @@ BUGS = [
     Bug("a key that another option gave may be given again", ARGUMENTS,
         "if key in found or key in taken:",
         "if key in found:"),
-    Bug("info: the sizes of all parts are the model's", INFO,
+    Bug("info: the sizes of all parts are the model's", SYSTEM,
         "{part: value.parameter_count() for part",
         "{part: model.parameter_count() for part"),
     Bug("info: a user's own weights are not named", INFO,
@@ -938,6 +938,6 @@ BUGS = [
         'places = (RUNS / name / "model.safetensors", SYSTEMS[name].shipped())',
         'places = (SYSTEMS[name].shipped(), RUNS / name / "model.safetensors")'),
     Bug("a file that is named is not the one that is loaded", SYSTEMS,
-        "found = path or weights_of(name)",
-        "found = weights_of(name) or path"),
+        "found = path or weights_of(kind.name)",
+        "found = weights_of(kind.name) or path"),
 ]
