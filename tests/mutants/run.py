@@ -257,7 +257,7 @@ class Green:
                 return
             status, seen, output = self.copy.test(new, self.known, 2 * LIMIT)
             if status not in (0, 5):
-                raise NotGreen(f"without any bug, {' '.join(new)} fails: {seen.get('test', output)}")
+                raise NotGreen(f"without any bug, {' '.join(new)} fails: {seen.get('test', '')}\n{output}")
             self.known += new
 
 
