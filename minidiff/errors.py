@@ -12,8 +12,13 @@ class UserError(ValueError):
     """A problem that the user can solve: a wrong argument, a damaged file, a missing package, a full disk.
 
     Its message is one sentence that names what is wrong and, where there is one, the remedy.  The command line prints
-    the sentence without a traceback and exits with status 2; a program may catch it as a ValueError.
+    the sentence without a traceback and exits with status 2; a program may catch it as a ValueError.  Every refusal of
+    a user's file or argument is a UserError, in one line: what a file put into the message cannot move a terminal's
+    cursor, nor begin a line of its own.
     """
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def run_main(main: Callable, **arguments) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
-from . import assembly, diffusion, engine, kernels, known, likelihood, networks, systems, verifier
+from . import assembly, diffusion, engine, hostile, kernels, known, likelihood, networks, systems, verifier
 from .bug import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,7 @@ GROUPS: dict[str, list[Bug]] = {
     "Networks, text, training, evaluation": networks.BUGS,
     "The systems of the literature": systems.BUGS,
     "How the pieces are put together": assembly.BUGS,
+    "Files of strangers": hostile.BUGS,
     "The engine and its derivatives": engine.BUGS,
     "The verifier": verifier.BUGS,
     "The CUDA kernels and their launch": kernels.BUGS,
@@ -56,7 +57,7 @@ OWN = {
     "checks.py": ("engine/test_data_of_a_tensor.py",),
     "engine/tensor.py": ("engine/test_tensor.py", "engine/test_data_of_a_tensor.py"),
     "nn/images.py": ("systems/test_contracts_of_systems.py",),
-    "checkpoint.py": ("test_checkpoint.py",),
+    "checkpoint.py": ("test_checkpoint.py", "hostile/test_hostile_files.py"),
     "cli/arguments.py": ("cli/test_arguments.py",),
     "cli/info.py": ("cli/test_arguments.py",),
     "cli/evaluate.py": ("cli/test_options_arrive.py",),
@@ -64,6 +65,7 @@ OWN = {
     "cli/sampling_options.py": ("cli/test_options_arrive.py",),
     "cli/train.py": ("cli/test_options_arrive.py",),
     "cli/verify.py": ("cli/test_options_arrive.py",),
+    "data/image_file.py": ("hostile/test_hostile_files.py", "verify/test_watch.py"),
     "data/digits.py": ("systems/test_adm.py",),
     "data/pixels.py": ("data/test_mnist.py",),
     "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),
@@ -80,6 +82,9 @@ OWN = {
     "diffusion/cascade.py": ("diffusion/test_cascade.py", "systems/test_streams.py"),
     "engine/conv_shift.py": ("engine/test_conv.py",),
     "engine/conv_winograd.py": ("engine/test_conv.py",),
+    "errors.py": ("hostile/test_hostile_files.py",),
+    "input_files.py": ("hostile/test_hostile_files.py",),
+    "nn/activations.py": ("hostile/test_hostile_files.py",),
     "engine/parallel.py": ("engine/test_parallel.py", "training/test_by_hand.py"),
     "engine/cuda/attention.py": ("kernels/test_attention_forward_kernels.py",
                                  "kernels/test_attention_backward_kernels.py"),
