@@ -73,7 +73,8 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 def _open_and_take(path: Path) -> tuple[BinaryIO, bool | None]:
     """The file of that name, and whether its lock was taken."""
     while True:
-        file = open(path, "ab")                             # noqa: SIM115  (open as long as it is locked)
+        # O_NONBLOCK: a pipe of that name is an OSError, and not waited for; open as long as it is locked
+        file = open(path, "ab", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666))
         got = take(file)
         with suppress(OSError):
             if not got or os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
