@@ -104,4 +104,4 @@ def test_a_schedule_whose_table_asks_to_exit_has_status_2(here, capsys):
         "def f(): return S([0.5, 0.01])\n")
     assert call("--python", "own_exit:f") == 2
     said = capsys.readouterr().err
-    assert said == "minidiff: the code that was run asked to exit, with status 0\n"
+    assert said == "minidiff: own_exit:f() returned a Schedule that is inconsistent: SystemExit: 0\n"

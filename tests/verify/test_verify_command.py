@@ -43,7 +43,7 @@ def test_the_shortest_schedules_are_verified_or_refused(name, T, capsys):
     status = call("--schedule", name, "-T", T)
     said = capsys.readouterr()
     if name == "log_snr_linear" and T == 1:
-        assert status == 2 and "T must be at least 2, got 1" in said.err
+        assert status == 2 and "T must be a whole number of at least 2, not 1" in said.err
     else:
         assert status == (1 if "BROKEN  4 ends in noise" in said.out else 0)
         assert ("needs two times, T >= 2" in said.out) == (T == 1)
@@ -183,9 +183,9 @@ BAD = {
     "no function but a number": (["--python", "own_bad:number"], "own_bad:number is of the type int"),
     "a syntax error": (["--python", "own_syntax:f"], "cannot be imported: SyntaxError"),
     "a module that raises": (["--python", "own_raising:f"], "cannot be imported: ZeroDivisionError: division by zero"),
-    "a function that raises": (["--python", "own_bad:raises"], "own_bad:raises() raised RuntimeError: no luck"),
-    "a function that exits": (["--python", "own_bad:leaves"], "raised SystemExit: 7"),
-    "a function of one argument": (["--python", "own_bad:one"], "raised TypeError"),
+    "a function that raises": (["--python", "own_bad:raises"], "own_bad:raises() raised: RuntimeError: no luck"),
+    "a function that exits": (["--python", "own_bad:leaves"], "raised: SystemExit: 7"),
+    "a function of one argument": (["--python", "own_bad:one"], "raised: TypeError"),
     "a function that returns nothing": (["--python", "own_bad:none"], "returned a NoneType"),
     "a function that returns words": (["--python", "own_bad:words"], "returned an array of <U1"),
     "a ragged list": (["--python", "own_bad:ragged"], "returned a list that is not all numbers"),
