@@ -2,5 +2,6 @@
 
 Read weights.py first (files of tensors), then layers.py, clip_text.py, unet.py and autoencoder.py (the networks),
 clip_tokenizer.py, scheduler_config.py (schedule, times and sampler of a checkpoint) and checkpoints.py (a folder).
+lora.py and textual_inversion.py read small files that change a checkpoint.
 systems/stable_diffusion.py puts them together.
 """

@@ -23,7 +23,7 @@ from minidiff.errors import UserError
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.single_file import UNET, SingleFile
-from minidiff.pretrained.weights import Entry, Weights, entries
+from minidiff.pretrained.weights import PICKLES, Entry, Weights, entries
 
 INDEX = "model_index.json"
 PIPELINES = {name: family for family, names in {
@@ -33,7 +33,6 @@ PIPELINES = {name: family for family, names in {
 }.items() for name in names}
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
          "text_encoder_2": "model"}
-PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 CONVERT = "convert it to safetensors where you trust it (in diffusers: pipe.save_pretrained(folder), with " \
           "safe_serialization)"
 

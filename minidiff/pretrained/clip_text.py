@@ -55,12 +55,19 @@ class ClipTextEncoder(Module):
         body = weights.part("text_model") if "text_model" in weights else weights   # transformers 5 leaves it out
         embeddings = body.part("embeddings")
         self.embedding = embeddings.tensor("token_embedding.weight", 0, 1)          # (vocab, D)
+        self.known = len(self.embedding)                    # ids from here on are those of textual inversion
         self.position = embeddings.tensor("position_embedding.weight", 0, 1)        # (77, D)
         self.layers = [Layer(part, config) for part in
                        numbered(body, "encoder.layers", config.whole("num_hidden_layers", 12))]
         self.norm = LayerNorm(body.part("final_layer_norm"), config.number("layer_norm_eps", 1e-5))
         self.project = Linear(weights.part("text_projection")) if "text_projection" in weights else None
         weights.check_all_used(lambda name: name.endswith("position_ids"))
+
+    def add(self, vectors: np.ndarray) -> range:
+        """The new ids of vectors (n, D): textual inversion."""
+        table = np.concatenate([self.embedding.data, vectors.astype(self.embedding.dtype)])
+        first, self.embedding = len(self.embedding), Tensor(table)
+        return range(first, len(table))
 
     def forward(self, ids: np.ndarray) -> ClipTextStates:
         self._check(ids)
@@ -70,7 +77,7 @@ class ClipTextEncoder(Module):
         for layer in self.layers:
             penultimate, h = h, layer(h)
         last = self.norm(h)
-        pooled = last[np.arange(len(ids)), end_of_text(ids, self.end)]              # (B, D)
+        pooled = last[np.arange(len(ids)), end_of_text(ids, self.end, self.known)]              # (B, D)
         return ClipTextStates(last, penultimate, pooled, None if self.project is None else self.project(pooled))
 
     def _check(self, ids: np.ndarray) -> None:
@@ -95,12 +102,13 @@ class Layer(Module):
         return h + self.mlp_out(self.activation(self.mlp_in(self.norm2(h))))
 
 
-def end_of_text(ids: np.ndarray, end: int) -> np.ndarray:
+def end_of_text(ids: np.ndarray, end: int, known: int) -> np.ndarray:
     """The position of each row's first end-of-text token, (B,).
 
-    The first configurations of CLIP say 2, which is wrong: their end has the largest id of all, and so it is found.
+    The first configurations of CLIP say 2, which is wrong: their end has the largest id of the `known` ones, and so it
+    is found.
     """
-    return ids.argmax(axis=1) if end == 2 else (ids == end).argmax(axis=1)
+    return np.where(ids < known, ids, -1).argmax(axis=1) if end == 2 else (ids == end).argmax(axis=1)
 
 
 def check(config: Config) -> None:

@@ -6,6 +6,8 @@
     merges    the pair of neighbours that stands first in merges.txt becomes one symbol, again and again
     ids       start, the symbols' numbers in vocab.json, end, padding: 77 in all
 
+Which characters are letters is what Python's unicodedata knows: characters that are newer count as others.
+
 text/tokenizer.py has a BPE that is trained here, with a space before each word where this one has </w> after it.
 """
 
@@ -27,8 +29,9 @@ from minidiff.pretrained.config import Config
 LENGTH = 77
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 START, END = "<|startoftext|>", "<|endoftext|>"
-CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
+# words that other characters beside them do not join; START and END are three where upper case made them plain text
+APART = re.compile(r"(<\|)((?:start|end)oftext)(\|>)|('(?:s|t|re|ve|m|ll|d))")
 SPACES = re.compile("[\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 MAX_BYTES = 16 << 20                                        # of vocab.json, and of merges.txt; CLIP's have 1 MB
 
@@ -43,6 +46,7 @@ class ClipTokenizer:
                 raise ValueError(f"vocab lacks {symbol!r}")
         self.vocab, self.rank = vocab, {pair: i for i, pair in enumerate(merges)}
         self.start, self.end, self.pad, self.length = vocab[START], vocab[END], vocab[pad], length
+        self.added: dict[str, Sequence[int]] = {}           # placeholders of textual inversion -> their ids
         self.symbols_of = lru_cache(100_000)(self._symbols)
 
     @classmethod
@@ -78,6 +82,15 @@ class ClipTokenizer:
             row[:len(found)] = found
         return rows, lost
 
+    def add(self, word: str, ids: Sequence[int]) -> None:
+        """Makes the word stand for these ids wherever a text has it, in upper or lower case."""
+        clean = cleaned(word)
+        if not clean.strip() or SPECIAL.search(clean):
+            raise UserError(f"a placeholder takes a word, such as <my-word>, not {word[:60]!r}.")
+        if clean in self.vocab or f"{clean}</w>" in self.vocab or clean in self.added:
+            raise UserError(f"the placeholder {word[:60]!r} has a meaning already: choose another, such as <my-word>.")
+        self.added[clean] = ids
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text alone, without start, end and padding."""
         ids = []
@@ -85,9 +98,18 @@ class ClipTokenizer:
             if part in (START, END):
                 ids.append(self.vocab[part])
                 continue
-            for word in words(cleaned(part)):
-                ids += [self.vocab.get(symbol, self.end) for symbol in self.symbols_of(word)]
+            for piece in self._pieces(cleaned(part)):
+                if piece in self.added:
+                    ids += self.added[piece]
+                    continue
+                for word in words(piece):
+                    ids += [self.vocab.get(symbol, self.end) for symbol in self.symbols_of(word)]
         return ids
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text, split before and after each placeholder."""
+        longest_first = sorted(self.added, key=len, reverse=True)
+        return re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if self.added else [text]
 
     def _symbols(self, word: str) -> tuple[str, ...]:
         symbols = [BYTES[b] for b in word.encode("utf-8")]
@@ -109,14 +131,15 @@ def cleaned(text: str) -> str:
 def words(text: str) -> list[str]:
     """The words of a cleaned text."""
     found, i = [], 0
-    kinds = [_kind(c) for c in text]
+    kinds = "".join(_kind(c) for c in text)
     while i < len(text):
-        match = CONTRACTION.match(text, i)
+        match = APART.match(text, i)
         end = match.end() if match else i + 1
-        if not match and kinds[i] in "LO":                  # letters, or other characters: as many as there are
-            while end < len(text) and kinds[end] == kinds[i]:
+        if match:
+            found += filter(None, match.groups())
+        elif kinds[i] != " ":
+            while kinds[i] in "LO" and kinds[end:end + 1] == kinds[i]:              # as many of a kind as there are
                 end += 1
-        if match or kinds[i] != " ":
             found.append(text[i:end])
         i = end
     return found

@@ -31,6 +31,9 @@ BFLOAT16 = "BF16"
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, BFLOAT16: np.uint16,
           "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
 
+FLOATS = ("F64", "F32", "F16", BFLOAT16)
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -71,6 +74,12 @@ def entries(path: Path) -> dict[str, Entry]:
     return found
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The texts that the header holds beside the tensors."""
+    found = _header(path)[2].get("__metadata__", {})
+    return {name: text for name, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
+
+
 class Weights:
     """The tensors of a checkpoint whose names start with a prefix.
 
@@ -91,6 +100,11 @@ class Weights:
         """The tensors below `name`."""
         return Weights(self.tensors, self.source, dtype=self.dtype, prefix=f"{self.prefix}{name}.",
                        changes=self.changes, used=self.used, known=self.known)
+
+    def changed(self, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Weights:
+        """These tensors, each changed by the function of its name when it is read."""
+        return Weights(self.tensors, self.source, dtype=self.dtype, prefix=self.prefix, changes=changes,
+                       used=self.used, known=self.known)
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of this name, or one below it."""
@@ -138,11 +152,17 @@ def _header(path: Path) -> tuple[int, int, dict]:
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
             if length > min(size - 8, MAX_HEADER):
+                if path.suffix.lower() in PICKLES or start[:2] == b"PK" or start[:1] == b"\x80":
+                    raise UserError(f"{path} is a pickle, which is a program and may do harm: convert it where you "
+                                    "trust it (safetensors.torch.save_file(torch.load(file), new_file)).")
                 raise UserError(f"{path} is cut short or not a safetensors file (its start announces a header of "
                                 f"{length} bytes in a file of {size}).")
             header = parse_json(file.read(length))
+    except UserError:                                       # which is a ValueError
+        raise
     except OSError as error:
         raise UserError(f"{path} could not be read ({error.strerror}).") from error
     except ValueError as error:

@@ -21,7 +21,7 @@ The weights are read only: this system is sampled, not trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from minidiff.diffusion.samplers import State
 from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
-from minidiff.pretrained import autoencoder
+from minidiff.pretrained import autoencoder, lora, textual_inversion
 from minidiff.pretrained.autoencoder import Autoencoder
 from minidiff.pretrained.checkpoints import open_checkpoint
 from minidiff.pretrained.clip_text import ClipTextEncoder
@@ -73,19 +73,25 @@ class StableDiffusion(System):
         self.scheduler, self.config, self.tokenizer, self.notes = scheduler, settings, None, {}
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype=np.float32) -> StableDiffusion:
-        """The checkpoint in a folder or file; UserError names what is missing, damaged or unknown."""
+    def load(cls, path: str | Path, *, dtype=np.float32, loras: Sequence[tuple[str | Path, float]] = (),
+             embeddings: Mapping[str, str | Path] | None = None) -> StableDiffusion:
+        """The checkpoint in a folder or file; UserError names what is missing, damaged or unknown.
+
+        loras       (file, strength): changes of the weights, see pretrained/lora.py
+        embeddings  placeholder -> file: words of the user's own, see pretrained/textual_inversion.py
+        """
         saved = open_checkpoint(Path(path))
         text = [part for part in saved.parts if part.startswith("text_encoder")]
         scheduler, tokenizers = SchedulerConfig(saved.config("scheduler")), [saved.tokenizer(part) for part in text]
         vae, unet = saved.config("vae"), saved.config("unet")
         factor, shift = autoencoder.scaling(vae)
+        weights = lora.merged(loras, {part: saved.weights(part, dtype) for part in ("unet", *text)})
+        encoders = [ClipTextEncoder(saved.config(part), weights[part]) for part in text]
+        textual_inversion.add(embeddings or {}, tokenizers, encoders)
         first_stage = Autoencoder(vae, saved.weights("vae", dtype))
         settings = Settings(factor, shift, unet.whole("sample_size", 64) * first_stage.factor,
                             saved.zeros_without_negative)
-        return cls(UNet(unet, saved.weights("unet", dtype)), first_stage,
-                   [ClipTextEncoder(saved.config(part), saved.weights(part, dtype)) for part in text],
-                   tokenizers, scheduler, settings)
+        return cls(UNet(unet, weights["unet"]), first_stage, encoders, tokenizers, scheduler, settings)
 
     @classmethod
     def about(cls, path: str | Path) -> list[tuple[str, str]]:

@@ -100,6 +100,9 @@ OWN = {
     "evaluation/metrics.py": ("evaluation/test_metrics.py", "evaluation/test_report_by_hand.py"),
     "evaluation/report.py": ("evaluation/test_report.py", "evaluation/test_report_by_hand.py"),
     "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
+    "pretrained/clip_text.py": ("pretrained/test_textual_inversion.py", "pretrained/test_golden.py"),
+    "pretrained/clip_tokenizer.py": ("pretrained/test_textual_inversion.py", "pretrained/test_golden.py"),
+    "pretrained/weights.py": ("pretrained/test_lora.py", "pretrained/test_golden.py"),
     **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_streams.py",
                                 "systems/test_previews.py")
        for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dpm", "glide",
