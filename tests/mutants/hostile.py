@@ -1,6 +1,6 @@
 """Bugs that let a stranger's file take memory or time, or crash: each check of reading, left out."""
 
-from mutants.bug import Bug
+from .bug import Bug
 
 CHECKPOINT, TRAINER, IMAGE, TABLE = ("checkpoint.py", "training/trainer.py", "data/image_file.py",
                                      "verify/user_schedule.py")
