@@ -10,7 +10,7 @@ seed and of the words and numbers that name the use.  So no two uses share a str
 
 NumPy's own seeds would not do: it pads them with zeros and cuts large numbers into words of 32 bits, so that
 `default_rng(s)`, `default_rng([s, 0])` and `default_rng([s, 0, 0])` are one stream, and so are
-`default_rng([2**32, 5])` and `default_rng([0, 1, 5])`.  All generators are made here, and tests/test_streams.py
+`default_rng([2**32, 5])` and `default_rng([0, 1, 5])`.  All generators are made here, and tests/test_random_streams.py
 compares the streams of all uses.
 """
 

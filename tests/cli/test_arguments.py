@@ -19,14 +19,13 @@ from minidiff.errors import UserError
     (arguments.effort, {"100": 100, "0.001": 0.001}, ["0", "-1", "100.5", "nan"]),
     (arguments.natural, {"0": 0, str(2**31): 2**31}, ["-1", str(2**31 + 1), "1.0", "x"]),
     (arguments.count, {"1": 1, "1000000": 10**6}, ["0", "1000001"]),
-    (arguments.two_or_more, {"2": 2, "10000": 10_000}, ["1", "10001"]),
     (arguments.steps, {"1": 1, "1000": 1000}, ["0", "1001"]),
     (arguments.setting, {"a=1": ("a", 1), "a=0.5": ("a", 0.5), "a=true": ("a", True), "a=False": ("a", False),
                          "a=x=y": ("a", "x=y"), "a=": ("a", ""), "a=[1, 2]": ("a", [1, 2]), "a=tRue": ("a", "tRue")},
      ["a", "=1", ""]),
     (lambda text: tuple(map(str, arguments.named_file(text))), {"clip=a/b.c": ("clip", "a/b.c"), "a=b=c": ("a", "b=c")},
      ["clip", "clip=", "=b"]),
-], ids=["number", "effort", "natural", "count", "two or more", "steps", "setting", "named file"])
+], ids=["number", "effort", "natural", "count", "steps", "setting", "named file"])
 def test_a_converter_takes_its_limits_and_nothing_beyond(convert, taken, refused):
     for text, value in taken.items():
         found = convert(text)

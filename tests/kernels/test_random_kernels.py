@@ -168,7 +168,7 @@ def test_both_devices_streams_have_the_same_interface(cupy):
 def test_seeds_and_calls_that_would_be_taken_for_others_are_refused(cupy):
     for seed in (-1, 2**64, 0.5, "3"):
         for make in (lambda seed: DeviceSampleStreams(seed, 2), lambda seed: DeviceSampleStreams.from_seeds([0, seed])):
-            with pytest.raises(ValueError, match="^seed must be a whole number of") as error:
+            with pytest.raises(ValueError, match="seed must be a whole number") as error:
                 make(seed)
             assert "\n" not in str(error.value)
     streams = DeviceSampleStreams(2**64 - 1, 1).at(2**32 - 1)

@@ -70,7 +70,7 @@ FLOORS = {
                      ("tests/systems/test_every_system_on_a_gpu.py",
                       "tests/systems/test_second_device_text_to_image.py")),
     "training": Floor("minidiff/training/", ("tests/training",), ("tests/training/test_second_device_training.py",)),
-    "evaluation": Floor("minidiff/evaluation/", ("tests/evaluation", "tests/systems/test_streams.py")),
+    "evaluation": Floor("minidiff/evaluation/", ("tests/evaluation", "tests/systems/test_fresh_streams.py")),
     "cli": Floor("minidiff/cli/", ("tests/cli", "tests/verify/test_verify_command.py")),
 }
 # the meaning of mutmut's status of a change; a crash or an endless loop is also detected

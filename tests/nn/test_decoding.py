@@ -81,5 +81,5 @@ def test_wrong_arguments_are_refused():
     for top_k in (-1, 1.5, True):
         with pytest.raises(ValueError, match="top_k must be a whole number"):
             next_tokens(l, u, 1.0, top_k)
-    with pytest.raises(ValueError, match=r"logits \(B, K\) and u \(B,\), not \(2, 3\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"logits \(B, K\), K at least 1, and u \(B,\), not \(2, 3\) and \(3,\)"):
         next_tokens(l, np.zeros(3))

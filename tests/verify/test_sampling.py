@@ -19,9 +19,9 @@ DDPM, DDIM, HEUN, TWO_M = samplers.ddpm, samplers.ddim, samplers.heun, samplers.
 def ddim_without_root(denoiser, x_T, times, cond=None, *, eta=0.0, streams=None):
     """The direction with sigma_s in place of sqrt(sigma_s^2 - sigma^2)."""
     schedule, x_t = denoiser.schedule, x_T
-    for step, t, s in samplers._steps(schedule, times):
-        alpha_s, sigma_s = samplers._alpha_sigma(schedule, s)
-        x0_hat = samplers._denoise(denoiser, x_t, t, cond)
+    for step, t, s in samplers.steps_along(schedule, times):
+        alpha_s, sigma_s = samplers.alpha_sigma(schedule, s)
+        x0_hat = samplers.denoise(denoiser, x_t, t, cond)
         eps_hat = gaussian.eps_from_x0(schedule, x_t, t, x0_hat)
         sigma = eta * math.sqrt(samplers.beta_tilde(schedule, t, s))
         x_t = alpha_s * x0_hat + sigma_s * eps_hat + (sigma * samplers._normal(streams, x_t) if sigma else 0)
@@ -31,8 +31,8 @@ def ddim_without_root(denoiser, x_T, times, cond=None, *, eta=0.0, streams=None)
 def euler(denoiser, x_T, times, cond=None):
     """Heun without its second slope."""
     schedule, x_t = denoiser.schedule, x_T
-    for step, t, s in samplers._steps(schedule, times):
-        x0_hat = samplers._denoise(denoiser, x_t, t, cond)
+    for step, t, s in samplers.steps_along(schedule, times):
+        x0_hat = samplers.denoise(denoiser, x_t, t, cond)
         h = samplers.angle(schedule, s) - samplers.angle(schedule, t)
         x_t = x_t + h * gaussian.v_from_x0(schedule, x_t, t, x0_hat) if s >= 0 else x0_hat
         yield samplers.State(step, s, x_t, x0_hat)
@@ -55,7 +55,7 @@ def off_in_the_ninth_digit(sampler):
     """A sampler without memory, whose every step but the last is off."""
     def wrong(denoiser, x_T, times, cond=None, **options):
         x_t = x_T
-        for step, t, s in samplers._steps(denoiser.schedule, times):
+        for step, t, s in samplers.steps_along(denoiser.schedule, times):
             state = next(sampler(denoiser, x_t, [t, s] if s >= 0 else [t], cond, **options))
             x_t = state.x_t * (1 + 1e-9 * (s >= 0))
             yield samplers.State(step, s, x_t, state.x0_hat)
@@ -91,11 +91,11 @@ def two_m(D_of):
     """DPM-Solver++(2M) with another D, of (x0_hat, x0_before, h, h_before)."""
     def wrong(denoiser, x_T, times, cond=None):
         schedule, x_t, before, h_before = denoiser.schedule, x_T, None, None
-        for step, t, s in samplers._steps(schedule, times):
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = (samplers._alpha_sigma(schedule, u) for u in (t, s))
+        for step, t, s in samplers.steps_along(schedule, times):
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = (samplers.alpha_sigma(schedule, u) for u in (t, s))
             e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
             h = -math.log(e_h) if e_h > 0 else math.inf
-            x0_hat = samplers._denoise(denoiser, x_t, t, cond)
+            x0_hat = samplers.denoise(denoiser, x_t, t, cond)
             D = x0_hat if step == 1 or s == -1 else D_of(x0_hat, before, h, h_before)
             x_t = sigma_s / sigma_t * x_t - alpha_s * (e_h - 1) * D
             before, h_before = x0_hat, h
@@ -201,13 +201,13 @@ def euler_ancestral(drawn=lambda sigma_up: sigma_up):
 def midpoint(denoiser, x_T, times, cond=None):
     """Second order; the second call is at the table's time in the middle of the step."""
     schedule, x_t = denoiser.schedule, x_T
-    for step, t, s in samplers._steps(schedule, times):
-        x0_hat = samplers._denoise(denoiser, x_t, t, cond)
+    for step, t, s in samplers.steps_along(schedule, times):
+        x0_hat = samplers.denoise(denoiser, x_t, t, cond)
         if s >= 0:
             m = (s + t) // 2
             (phi_t, phi_m, phi_s) = (samplers.angle(schedule, u) for u in (t, m, s))
             x_m = x_t + (phi_m - phi_t) * gaussian.v_from_x0(schedule, x_t, t, x0_hat)
-            v_m = gaussian.v_from_x0(schedule, x_m, m, samplers._denoise(denoiser, x_m, m, cond))
+            v_m = gaussian.v_from_x0(schedule, x_m, m, samplers.denoise(denoiser, x_m, m, cond))
             x_t = x_t + (phi_s - phi_t) * v_m
         else:
             x_t = x0_hat

@@ -68,7 +68,7 @@ def test_whatever_a_scheduler_raises_gives_one_sentence(raised):
         raise raised
 
     for name, method, said in [("alpha_bar", property(fails, lambda self, a: None), "alpha_bar cannot be read: "),
-                               ("set_steps", fails, r"set_steps\(3\) raises "),
+                               ("set_steps", fails, r"set_steps\(3\) raises: "),
                                ("levels", property(fails), "levels cannot be read: ")]:
         with pytest.raises(UserError, match=f"the scheduler's {said}{type(raised).__name__}"):
             report(type("Fails", (Toy,), {name: method, "__init__": Toy.__init__})())
