@@ -174,7 +174,7 @@ def test_seeds_and_calls_that_would_be_taken_for_others_are_refused(cupy):
     streams = DeviceSampleStreams(2**64 - 1, 1).at(2**32 - 1)
     assert streams.normal((2,)).shape == (1, 2)
     for call in (-1, 2**32, 0.5):
-        with pytest.raises(ValueError, match="call must be a whole number of 0..4294967295"):
+        with pytest.raises(ValueError, match="call must be a whole number"):
             streams.at(call)
     with pytest.raises(ValueError, match="no calls left"):
         streams.normal((2,))
