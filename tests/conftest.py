@@ -2,6 +2,7 @@
 with their formula, their numbers and their seed."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,18 @@ from support.law_table import laws_of
 from support.toy import Toy
 
 from minidiff.systems import SYSTEMS
+
+
+def _heed_signals() -> None:
+    """A shell that starts the tests in the background makes them ignore Ctrl-C, and nohup SIGHUP: and with them every
+    command that they start, which leaves ignored signals ignored."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            interrupts = name == "SIGINT"
+            signal.signal(getattr(signal, name), signal.default_int_handler if interrupts else signal.SIG_DFL)
+
+
+_heed_signals()
 
 settings.register_profile("minidiff", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("minidiff")
