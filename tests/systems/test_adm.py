@@ -270,6 +270,12 @@ def test_a_new_adm_has_the_configuration_of_its_ddpm(data):
     assert ADM.new(data, needed={"ddpm": ddpm_}).config.ddpm == ddpm_.config
 
 
+def test_a_new_adm_keeps_the_name_of_its_data_set(data):
+    named = copy(data)
+    named.name = "digits of another name"
+    assert ADM.default_config(named, {"ddpm": small_systems.small("ddpm")}).data == "digits of another name"
+
+
 def test_a_ddpm_of_another_configuration_is_refused():
     other = replace(CONFIG, ddpm=replace(CONFIG.ddpm, T=60))
     with pytest.raises(UserError, match="the trained ddpm has another configuration"):

@@ -339,6 +339,14 @@ def test_times_have_their_density_and_cover_it_in_each_batch(place):
     assert len({row.tobytes() for row in t}) > STEPS // 2 or T <= B                 # a batch's times are its own
 
 
+def test_each_of_glides_pairs_has_a_time_of_its_own():
+    """The four pairs of one contrast share no time but by chance: P(equal) = sum_k P(t = k)^2."""
+    T, pairs = small_systems.CONFIGS["glide"].T, 4
+    t = of("glide", "contrast", "t").reshape(-1, pairs)
+    chance = (np.diff((np.arange(T + 1) / T) ** 2) ** 2).sum()
+    assert (t[:, 0] == t[:, 1]).sum() <= stats.binom.isf(ALARM, len(t), chance)
+
+
 @pytest.mark.parametrize("place", [p for p in CAPTIONED if p in TIMED and STAGES[p][0]], ids="-".join)
 def test_captions_are_dropped_at_all_times_alike(place):
     """The times of dropped and of kept captions have one distribution (Kolmogorov and Smirnov)."""
