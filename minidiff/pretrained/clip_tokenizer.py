@@ -66,7 +66,7 @@ class ClipTokenizer:
     @classmethod
     def shipped(cls, *, pad: str = END) -> ClipTokenizer:
         """CLIP's own tokenizer, for checkpoints without one; its merges (OpenAI, MIT) come with minidiff."""
-        merges = pairs_of(gzip.decompress(MERGES.read_bytes()).decode("utf-8"), MERGES)
+        merges = pairs_of(gzip.decompress(read_file(MERGES, MAX_BYTES)).decode("utf-8"), MERGES)
         own = [c for b, c in enumerate(BYTES) if ord(c) == b]
         characters = own + [c for b, c in enumerate(BYTES) if ord(c) != b]
         symbols = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges), START, END]
