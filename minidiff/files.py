@@ -132,8 +132,11 @@ def check_distinct(writes: Mapping[str, Path | None], reads: Mapping[str, Path |
 
 def _same(a: Path, b: Path) -> bool:
     if os.path.exists(a) and os.path.isdir(b) and not os.path.isdir(a):
-        # a link to a file of the folder; an older output that lies in it may be replaced
-        return any(_same(a, there) for there in Path(b).iterdir() if there.is_file() and there.name != Path(a).name)
+        # a link to a file in or below the folder; an older output that lies there may be replaced
+        mine = os.stat(a)
+        return any(os.path.samestat(mine, os.stat(os.path.join(folder, name)))
+                   for folder, _, names in os.walk(b) for name in names
+                   if name != Path(a).name and os.path.exists(os.path.join(folder, name)))
     if os.path.exists(a) and os.path.exists(b):
         return os.path.samefile(a, b)
     if os.path.exists(a) or os.path.exists(b):

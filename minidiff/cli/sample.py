@@ -56,7 +56,9 @@ def sample(args: argparse.Namespace) -> int:
     if args.trajectory and not hasattr(kind, "trajectory"):
         raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
     model = systems.load_model(kind, path).to(args.device)
-    check_distinct({"--out": args.out, "--trajectory": args.trajectory},
+    files = _files(kind, args)
+    outputs = {f"--out ({file})" if len(files) > 1 else "--out": file for file in files}
+    check_distinct(outputs | {"--trajectory": args.trajectory},
                    sampling_options.files_of(model) | {"--image": args.image, "--mask": args.mask})
     sampling_options.print_files(model)
 
@@ -68,7 +70,6 @@ def sample(args: argparse.Namespace) -> int:
             states = states or way                          # those of the first batch
     (caption,) = sampling_options.captions_of([prompt])
     images = np.concatenate(drawn)                                                  # (N, H, W, C)
-    files = _files(kind, args)
     if kind.at_a_time == 1:
         for image, file in zip(images, files, strict=True):
             pictures.save(pictures.plain(image), file)

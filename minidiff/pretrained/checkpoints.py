@@ -46,7 +46,7 @@ class Folder:
     index: Config
 
     @classmethod
-    def open(cls, path: Path) -> Folder:
+    def at(cls, path: Path) -> Folder:
         """The checkpoint in a folder; UserError where it is none, or of a family that minidiff does not have."""
         if not (path / INDEX).is_file():
             raise UserError(f"{path} is no checkpoint of Stable Diffusion: it has no {INDEX}.")
@@ -124,7 +124,7 @@ def open_checkpoint(path: Path) -> Folder | SingleFile:
     """The checkpoint in a folder or file; UserError where it is none."""
     if path.suffix.lower() in PICKLES:
         raise UserError(f"{path} is a pickle, which is a program: {CONVERT}.")
-    return Folder.open(path) if path.is_dir() else SingleFile.open(path)
+    return Folder.at(path) if path.is_dir() else SingleFile.at(path)
 
 
 def is_foreign(path: Path) -> bool:

@@ -17,7 +17,6 @@ import gzip
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,7 @@ class ClipTokenizer:
         self.vocab, self.rank = vocab, {pair: i for i, pair in enumerate(merges)}
         self.start, self.end, self.pad, self.length = vocab[START], vocab[END], vocab[pad], length
         self.added: dict[str, Sequence[int]] = {}           # placeholders of textual inversion -> their ids
-        self.symbols_of = lru_cache(100_000)(self._symbols)
+        self.known: dict[str, tuple[str, ...]] = {}         # word -> its symbols
 
     @classmethod
     def load(cls, folder: Path) -> ClipTokenizer:
@@ -110,6 +109,14 @@ class ClipTokenizer:
         """The text, split before and after each placeholder."""
         longest_first = sorted(self.added, key=len, reverse=True)
         return re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if self.added else [text]
+
+    def symbols_of(self, word: str) -> tuple[str, ...]:
+        """The symbols of a word, which are kept, of at most 100,000 words."""
+        if word not in self.known:
+            if len(self.known) >= 100_000:
+                self.known.clear()
+            self.known[word] = self._symbols(word)
+        return self.known[word]
 
     def _symbols(self, word: str) -> tuple[str, ...]:
         symbols = [BYTES[b] for b in word.encode("utf-8")]

@@ -23,6 +23,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
+from minidiff.checks import whole
 from minidiff.diffusion import multistep
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
@@ -108,6 +109,7 @@ class SchedulerConfig:
 
     def plan(self, steps: int, choice: str | None = None) -> Plan:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
+        steps = whole("steps", steps, 1, self.T - 1)
         if choice is not None and choice not in CHOICES:
             raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(choice)[:40]!r}")
         name, karras = CHOICES[choice] if choice else (self.name, self.config.flag("use_karras_sigmas", False))
@@ -123,14 +125,12 @@ class SchedulerConfig:
         first = rho[0] if family.scaled and spacing != "leading" else None
         pairs = [(a, b) for a, b in pairwise([*rho, self._last(family)])]
         if family.own_stride:
-            pairs = list(self._strides(t.astype(int), rho_of, steps))
+            pairs = list(self._strides(t.astype(int), rho_of, steps, self._last(family)))
         return _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sampler)
 
     def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
         """The training times of a run, falling; whole numbers unless the family takes fractions."""
         T, n = self.T, steps + family.one_more
-        if not 1 <= steps <= T - 1:
-            raise UserError(f"steps must be within 1..{T - 1}, not {steps}")
         if spacing == "trailing":
             return np.round(np.arange(T, 0, -T / steps))[:steps] - 1
         if spacing == "linspace":
@@ -146,16 +146,19 @@ class SchedulerConfig:
             self.config.text("final_sigmas_type", "zero") == "zero"
         return 0.0 if to_clean else math.sqrt((1 - self.alpha_bar[0]) / self.alpha_bar[0])
 
-    def _strides(self, t: np.ndarray, rho_of: np.ndarray, steps: int) -> Iterator[tuple[float, float]]:
+    def _strides(self, t: np.ndarray, rho_of: np.ndarray, steps: int, last: float) -> Iterator[tuple[float, float]]:
         """(rho at t, rho at t - T // steps) of each step."""
         for now in t:
             after = now - self.T // steps
-            if after >= 0 or rho_of[now] > self._last(FAMILIES[self.name]):         # else the step would go nowhere
-                yield rho_of[now], rho_of[after] if after >= 0 else self._last(FAMILIES[self.name])
+            if after >= 0 or rho_of[now] > last:            # else the step would go nowhere
+                yield rho_of[now], rho_of[after] if after >= 0 else last
 
     def _table(self) -> np.ndarray:
         c, T = self.config, self.T
         low, high = c.number("beta_start", 0.0001), c.number("beta_end", 0.02)
+        if not 0 < low <= high < 1 or T < 2:
+            raise UserError(f"{c.path}: beta_start and beta_end must rise within 0 and 1, and num_train_timesteps be "
+                            f"at least 2, not {low:g}, {high:g} and {T}")
         kind = c.text("beta_schedule", "linear")
         try:
             if c.values.get("trained_betas") is not None:
@@ -171,8 +174,8 @@ class SchedulerConfig:
             schedule = from_betas(1 - (1 - betas).astype(np.float64), allow_signal=True)
             if c.flag("rescale_betas_zero_snr", False):
                 schedule = zero_terminal_snr(schedule)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{c.path}: {error}") from None
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(f"{c.path}: its betas make no schedule ({error})") from None
         return schedule.alpha_bar
 
 

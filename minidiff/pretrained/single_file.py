@@ -48,7 +48,7 @@ class SingleFile:
     tensors: Mapping[str, Entry]
 
     @classmethod
-    def open(cls, path: Path) -> SingleFile:
+    def at(cls, path: Path) -> SingleFile:
         """The checkpoint in a file; UserError where it is none, or of a family that minidiff does not have."""
         tensors = entries(path)
         family = next((family for family, sign in SIGNS.items() if sign in tensors), None)

@@ -35,6 +35,7 @@ from minidiff.diffusion.samplers import State
 from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
+from minidiff.nn.images import clean_images
 from minidiff.pretrained import autoencoder, lora, textual_inversion
 from minidiff.pretrained.autoencoder import Autoencoder
 from minidiff.pretrained.checkpoints import open_checkpoint
@@ -46,6 +47,7 @@ from minidiff.systems.system import System, check_finite
 from minidiff.terminal import say
 
 LATENT = 4                                                  # channels
+STRENGTH = 0.8                                              # of image to image, where none is given
 LARGEST = 4096                                              # pixels, each way
 
 
@@ -108,10 +110,16 @@ class StableDiffusion(System):
     def save(self, *args, **kwargs):
         raise NotImplementedError("a checkpoint of Stable Diffusion is only read")
 
+    def astype(self, dtype) -> StableDiffusion:
+        """Itself, if it has this dtype; ValueError otherwise, since the dtype is chosen when it is loaded."""
+        if np.dtype(dtype) != self.dtype:
+            raise ValueError(f"dtype is {self.dtype}: name another when loading, StableDiffusion.load(path, dtype=...)")
+        return self
+
     @classmethod
     def check_sampler(cls, name: str) -> None:
         if name not in CHOICES:
-            raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {name[:40]!r}")
+            raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(name)[:40]!r}")
 
     # --- the prompt ---------------------------------------------------------------------------------------
 
@@ -157,15 +165,18 @@ class StableDiffusion(System):
 
     def sample(self, captions: Sequence[str], *, negative: str | None = None, scale: float = 7.5, steps: int = 20,
                sampler: str | None = None, size: str | None = None, image: np.ndarray | None = None,
-               strength: float = 0.8, mask: np.ndarray | None = None, seed: int = 0, streams=None) -> np.ndarray:
+               strength: float | None = None, mask: np.ndarray | None = None, seed: int = 0,
+               streams=None) -> np.ndarray:
         """Images (B, H, W, 3) in [-1, 1], one for each caption, sample i from its own stream (seed, i).
 
         negative    what the pictures should not be like; None for nothing
         scale       of guidance: 1 follows the prompt without guidance, as turbo models want
         sampler     a name in scheduler_config.CHOICES; None for the checkpoint's own
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
-        image       (H, W, 3) in [-1, 1]: the pictures start from it; strength: the share of the steps that is made
-        mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels
+        image       (H, W, 3) in [-1, 1]: the pictures start from it
+        strength    with an image alone: the share of the steps that is made, 0 to 1; None for 0.8
+        mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels.  A network
+                    of 4 channels then draws by ancestral sampling, whatever the sampler of the checkpoint
         """
         *_, state = self.trajectory(captions, negative=negative, scale=scale, steps=steps, sampler=sampler, size=size,
                                     image=image, strength=strength, mask=mask, seed=seed, streams=streams)
@@ -173,13 +184,10 @@ class StableDiffusion(System):
 
     def trajectory(self, captions: Sequence[str], *, negative: str | None = None, scale: float = 7.5, steps: int = 20,
                    sampler: str | None = None, size: str | None = None, image: np.ndarray | None = None,
-                   strength: float = 0.8, mask: np.ndarray | None = None, seed: int = 0,
+                   strength: float | None = None, mask: np.ndarray | None = None, seed: int = 0,
                    streams=None) -> Iterator[State]:
         """Every state from z_T to z_0; its x_t are images, decoded when they are asked for."""
-        if image is not None:
-            check_image(image, mask)
-        elif mask is not None:
-            raise UserError("mask needs an image, of which it says what to draw again")
+        self._check(negative, sampler, image, strength, mask)
         streams = self.streams_for(captions, seed, streams)
         height, width = self._pixels(size, image)
         plan = self.scheduler.plan(steps, sampler)
@@ -194,25 +202,27 @@ class StableDiffusion(System):
         def picture(z_t):
             x = self.decode(z_t)
             return x if mask is None else xp_of(x).where(xp_of(x).asarray(mask)[..., None], x, xp_of(x).asarray(image))
+        strength = STRENGTH if strength is None else strength
         for state in self._from_noise(plan, denoiser, noise, cond, streams, known, strength):
             yield Decoded(state.step, state.t, state.x_t, picture)
 
     def _network(self, plan: Plan, known: Known | None):
         """(z_t, rows of the plan, condition) -> what the UNet predicts, as plain arrays."""
-        def network(z_t, rows, tau, *pooled_and_sizes):
-            seen = z_t if known is None or self.unet.channels == LATENT else known.beside(z_t)
+        def network(z_t, rows, cond):
+            seen = known.beside(z_t) if self.sees_mask else z_t
+            tau, pooled, sizes = cond if self.unet.extra else (*cond, None, None)
             with no_grad():
-                return self.unet(Tensor(seen), plan.t[rows], Tensor(tau),
-                                 *(Tensor(a) if i == 0 else a for i, a in enumerate(pooled_and_sizes))).data
-        return lambda z_t, rows, cond: network(z_t, rows, *cond)
+                pooled = None if pooled is None else Tensor(pooled)
+                return self.unet(Tensor(seen), plan.t[rows], Tensor(tau), pooled, sizes).data
+        return network
 
     def _from_noise(self, plan: Plan, denoiser, noise, cond, streams, known: Known | None,
                     strength: float) -> Iterator[State]:
-        if known is None or self.unet.channels != LATENT:
+        if known is None or self.sees_mask:
             return plan.run(denoiser, plan.first_std * noise, cond, streams)
-        if known.mask is not None:
+        if known.again is not None:
             rows = [row for row, _ in plan.steps]
-            return editing.inpaint(denoiser, noise, rows, known.z_0, ~known.mask, cond, streams=streams)
+            return editing.inpaint(denoiser, noise, rows, known.z_0, ~known.again, cond, streams=streams)
         steps = editing.shortened(plan.steps, strength)
         if not steps:
             return iter([State(0, -1, known.z_0, None)])
@@ -227,12 +237,34 @@ class StableDiffusion(System):
         if mask is None:
             return Known(repeated(z_0, B), None, None)
         xp, (H, W) = xp_of(z_0), mask.shape
-        if self.unet.channels == LATENT:                    # a latent is known where all its pixels are
+        if not self.sees_mask:                              # a latent is known where all its pixels are
             again = mask.reshape(H // f, f, W // f, f).any(axis=(1, 3))[None, ..., None]            # (1, h, w, 1)
             return Known(repeated(z_0, B), xp.asarray(again), None)
         again = mask[::f, ::f][None, ..., None]
         hidden = self.encode(np.where(mask[..., None], 0, image)[None])             # grey, as it was trained
         return Known(repeated(z_0, B), xp.asarray(again), hidden)
+
+    @property
+    def sees_mask(self) -> bool:
+        """Whether the network was trained for in-painting: it has more channels than the latents."""
+        return self.unet.channels != LATENT
+
+    def _check(self, negative, sampler, image, strength, mask) -> None:
+        """UserError, TypeError or ValueError where options do not go together, or are of another kind."""
+        if image is not None:
+            check_image(image, mask)
+        if self.sees_mask and mask is None:
+            raise UserError("this network was trained for in-painting: give an image, and a mask of what to draw again")
+        if mask is not None and image is None:
+            raise UserError("mask says what of an image to draw again: give the image, too")
+        if strength is not None and (image is None or mask is not None):
+            raise UserError("strength is of an image without a mask: leave it out")
+        if mask is not None and sampler is not None and not self.sees_mask:
+            raise UserError("a network of 4 channels fills in a mask by ancestral sampling: leave out the sampler")
+        if negative is not None and not isinstance(negative, str):
+            raise TypeError(f"negative must be a str, not {str(negative)[:40]!r}")
+        if sampler is not None:
+            self.check_sampler(sampler)
 
     def _pixels(self, size: str | None, image: np.ndarray | None) -> tuple[int, int]:
         """(height, width) of the pictures; UserError unless they are multiples of 8."""
@@ -269,13 +301,13 @@ class Known:
     """A given image: its latents (B, h, w, 4), where to draw again (1, h, w, 1), and the latents of the known part."""
 
     z_0: np.ndarray
-    mask: np.ndarray | None
+    again: np.ndarray | None
     hidden: np.ndarray | None               # (1, h, w, 4); of networks that see it
 
     def beside(self, z_t):
         """What a network of 9 channels sees: z_t, the mask, the known part."""
         xp = xp_of(z_t)
-        return xp.concatenate([z_t, repeated(self.mask.astype(z_t.dtype), len(z_t)),
+        return xp.concatenate([z_t, repeated(self.again.astype(z_t.dtype), len(z_t)),
                                repeated(self.hidden, len(z_t))], axis=-1)
 
 
@@ -286,10 +318,10 @@ def repeated(a, B: int):
 
 def size_of(text: str) -> tuple[int, int]:
     """(width, height) of "512x768"."""
-    parts = text.lower().split("x")
+    parts = text.lower().split("x") if isinstance(text, str) else []
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= LARGEST for part in parts):
         raise UserError(f"size takes WIDTHxHEIGHT in pixels, such as 512x512, each at most {LARGEST}, not "
-                        f"{text[:40]!r}")
+                        f"{str(text)[:40]!r}")
     return int(parts[0]), int(parts[1])
 
 
@@ -297,5 +329,7 @@ def check_image(image: np.ndarray, mask: np.ndarray | None) -> None:
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != "f":
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {got}")
-    if mask is not None and (mask.shape != image.shape[:2] or mask.dtype != bool):
-        raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {mask.dtype} {mask.shape}")
+    clean_images(image[None])                               # refused where out of range, or NaN
+    if mask is not None and (not isinstance(mask, np.ndarray) or mask.shape != image.shape[:2] or mask.dtype != bool):
+        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {got}")

@@ -234,7 +234,8 @@ class Trainer:
         seconds = meta.get("seconds")
         in_range = type(seconds) in (int, float) and 0 <= seconds <= MOST_SECONDS and all(
             low <= arrays[name].min() and arrays[name].max() <= high
-            for start, (low, high) in RANGES.items() for name in arrays if name.startswith(start) and arrays[name].size)
+            for which, (low, high) in RANGES.items() for name in arrays
+            if (name.startswith(which) if which.endswith(".") else name == which) and arrays[name].size)
         if not in_range:
             raise _no_state(saved.path)
         made, skipped = int(arrays["optimiser.n"]), int(arrays.get("scaling.skipped", 0))
@@ -251,7 +252,7 @@ OPTIONS = {"data": "--data", "train": "--seed, --steps, --effort, --batch, --lr 
 MOST_SECONDS = 1e10
 COUNT = (0, 10**9)
 RANGES = {"optimiser.n": COUNT, "optimiser.v.": (0, math.inf), "ema.n": COUNT, "scaling.scale": (1, LossScale.MOST),
-          "scaling.good": COUNT, "scaling.skipped": COUNT}  # of the numbers in a state, by how their names begin
+          "scaling.good": COUNT, "scaling.skipped": COUNT}  # of a state's numbers, by their names, or how these begin
 
 
 def _no_state(path) -> UserError:

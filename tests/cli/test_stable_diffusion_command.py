@@ -1,5 +1,6 @@
 """minidiff sample and info with checkpoints of Stable Diffusion."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,22 @@ def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
     assert main(words) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
+
+
+def test_no_file_of_the_checkpoint_is_written_over(tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(HERE / "eps", folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    (tmp_path / "link.png").symlink_to(weights)
+    (tmp_path / "a-2.png").symlink_to(weights)
+    for words in (["-o", tmp_path / "link.png"], ["-o", tmp_path / "a.png", "--count", 2]):
+        assert sample(*words, model=folder) == 2 and "name two files" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+
+
+def test_no_picture_is_written_over_another_or_its_image(tmp_path):
+    Image.new("RGB", (48, 40)).save(tmp_path / "a-1.png")
+    out = ["-o", tmp_path / "a.png", "--count", 2]
+    assert sample(*out, "--image", tmp_path / "a-1.png", size=None) == 2
+    assert sample(*out, "--trajectory", tmp_path / "a-2.png") == 2

@@ -57,8 +57,8 @@ def test_the_weights_of_a_merged_lora(case, tmp_path):
     pipe.load_lora_weights(tmp_path, weight_name="l.safetensors")
     pipe.fuse_lora(lora_scale=0.7)
     pipe.unload_lora_weights()
-    plain = weights_of(Folder.open(CHECKPOINTS / kind), [])
-    found = weights_of(Folder.open(CHECKPOINTS / kind), [(tmp_path / "l.safetensors", 0.7)])
+    plain = weights_of(Folder.at(CHECKPOINTS / kind), [])
+    found = weights_of(Folder.at(CHECKPOINTS / kind), [(tmp_path / "l.safetensors", 0.7)])
     for part, tensors in found.items():
         expected = {name.removeprefix("text_model."): w.numpy() for name, w in getattr(pipe, part).state_dict().items()}
         for name, w in tensors.items():

@@ -143,8 +143,8 @@ def test_each_style_of_names(style, alpha, tmp_path):
     kind, places, down, up = STYLES[style]
     changes = make(tmp_path / "l.safetensors", HERE / kind, places, down, up, r=3, alpha=alpha, strength=0.7)
     by_hand = changed_copy(HERE / kind, tmp_path / "by_hand", changes)
-    assert_same(weights_of(Folder.open(HERE / kind), [(tmp_path / "l.safetensors", 0.7)]),
-                weights_of(Folder.open(by_hand), []))
+    assert_same(weights_of(Folder.at(HERE / kind), [(tmp_path / "l.safetensors", 0.7)]),
+                weights_of(Folder.at(by_hand), []))
 
 
 @pytest.mark.parametrize("kind", ["eps", "sdxl"])
@@ -162,7 +162,7 @@ def test_pictures_are_those_of_the_changed_checkpoint(kind, tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_layer_of_the_unet_has_its_original_name(kind):
     """The original names are counted, as in support/original_names.py."""
-    weights = Folder.open(HERE / kind).weights("unet", np.float32)
+    weights = Folder.at(HERE / kind).weights("unet", np.float32)
     find = lora.layers_of(weights)
     attends = [False, True] if kind == "sdxl" else [True, False]
     original = renamed({name: name for name in weights.tensors}, unet_prefixes(2, 1, attends), RESNET)
@@ -180,8 +180,8 @@ def test_a_single_file_takes_the_same_lora(kind, tmp_path):
     changes = make(tmp_path / "l.safetensors", HERE / kind, places, ".lora_down.weight", ".lora_up.weight", alpha=3)
     by_hand = changed_copy(HERE / kind, tmp_path / "by_hand", changes)
     write_single_file(HERE / kind, tmp_path / "m.safetensors", FAMILIES[kind])
-    found = weights_of(SingleFile.open(tmp_path / "m.safetensors"), [(tmp_path / "l.safetensors", 1.0)])
-    expected = weights_of(Folder.open(by_hand), [])
+    found = weights_of(SingleFile.at(tmp_path / "m.safetensors"), [(tmp_path / "l.safetensors", 1.0)])
+    expected = weights_of(Folder.at(by_hand), [])
     expected = {part: {name if part == "unet" or name.startswith("text") else f"text_model.{name}": w
                        for name, w in tensors.items()} for part, tensors in expected.items()}
     assert_same(found, expected)
@@ -195,7 +195,7 @@ NUMBERS = st.floats(-4, 4, width=32)
 def test_several_loras_add_up(tmp_path_factory, given_loras):
     """W + sum of strength (alpha / r) B A, for any rank (also above the layer's), alpha and strength."""
     folder, tmp = HERE / "eps", tmp_path_factory.mktemp("loras")
-    expected, loras = weights_of(Folder.open(folder), []), []
+    expected, loras = weights_of(Folder.at(folder), []), []
     for i, (r, alpha, strength, seed) in enumerate(given_loras):
         path = tmp / f"{i}.safetensors"
         changes = make(path, folder, KOHYA, ".lora_down.weight", ".lora_up.weight", r=r, alpha=alpha,
@@ -204,7 +204,7 @@ def test_several_loras_add_up(tmp_path_factory, given_loras):
         for part, functions in changes.items():
             for name, function in functions.items():
                 expected[part][name] = function(expected[part][name])
-    assert_same(weights_of(Folder.open(folder), loras), expected)
+    assert_same(weights_of(Folder.at(folder), loras), expected)
 
 
 @pytest.mark.parametrize("said, scale", [
@@ -222,10 +222,10 @@ def test_the_settings_of_peft(said, scale, beside, tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(said))
     make(path, HERE / "eps", PEFT, ".lora_A.weight", ".lora_B.weight",
          metadata=None if beside else {"lora_adapter_metadata": json.dumps(said)})
-    plain, found = (weights_of(Folder.open(HERE / "eps"), loras) for loras in ([], [(path, 1.0)]))
+    plain, found = (weights_of(Folder.at(HERE / "eps"), loras) for loras in ([], [(path, 1.0)]))
     (tmp_path / "adapter_config.json").unlink(missing_ok=True)
     make(path, HERE / "eps", PEFT, ".lora_A.weight", ".lora_B.weight")
-    alone = weights_of(Folder.open(HERE / "eps"), [(path, 1.0)])
+    alone = weights_of(Folder.at(HERE / "eps"), [(path, 1.0)])
     for part, layer in PEFT.values():
         name = weight_name(part, layer, HERE / "eps")
         expected = scale.get(layer.removesuffix(".0").split(".")[-1], scale.get(part, 1.0))
@@ -276,7 +276,7 @@ def test_refused_before_anything_is_read(case, tmp_path, monkeypatch):
 
 
 def test_alpha_may_be_a_whole_number(tmp_path):
-    folder, loras = Folder.open(HERE / "eps"), []
+    folder, loras = Folder.at(HERE / "eps"), []
     for dtype in (np.float16, np.int64):
         loras.append((tmp_path / f"{np.dtype(dtype)}.safetensors", 1.0))
         save_file({f"{Q}.lora_down.weight": A, f"{Q}.lora_up.weight": B, f"{Q}.alpha": np.array(8, dtype)},

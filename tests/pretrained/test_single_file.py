@@ -17,7 +17,7 @@ FAMILIES = {"eps": "SD 1", "v": "SD 2", "sdxl": "SDXL", "inpaint": "SD 1"}
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_tensor_of_the_folder(kind, tmp_path):
     write_single_file(HERE / kind, tmp_path / "m.safetensors", FAMILIES[kind])
-    folder, single = Folder.open(HERE / kind), SingleFile.open(tmp_path / "m.safetensors")
+    folder, single = Folder.at(HERE / kind), SingleFile.at(tmp_path / "m.safetensors")
     assert single.family == FAMILIES[kind] and set(single.parts) == {p for p in folder.parts if p[0] not in "ts"} | {
         p for p in folder.parts if p.startswith("text")}
     for part in single.parts:
@@ -32,7 +32,7 @@ def test_every_tensor_of_the_folder(kind, tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_configuration_that_the_shapes_tell(kind, tmp_path):
     write_single_file(HERE / kind, tmp_path / "m.safetensors", FAMILIES[kind])
-    folder, single = Folder.open(HERE / kind), SingleFile.open(tmp_path / "m.safetensors")
+    folder, single = Folder.at(HERE / kind), SingleFile.at(tmp_path / "m.safetensors")
     for part, names in (("unet", ("down_block_types", "up_block_types", "layers_per_block")),
                         ("vae", ("down_block_types", "up_block_types", "layers_per_block")),
                         ("text_encoder", ("num_hidden_layers",))):
@@ -48,4 +48,4 @@ def test_another_file_is_refused(tmp_path):
     from safetensors.numpy import save_file
     save_file({"double_blocks.0.weight": np.zeros(3, np.float32)}, tmp_path / "flux.safetensors")
     with pytest.raises(UserError, match="no checkpoint of Stable Diffusion 1, 2 or SDXL"):
-        SingleFile.open(tmp_path / "flux.safetensors")
+        SingleFile.at(tmp_path / "flux.safetensors")

@@ -1,6 +1,8 @@
 """Stable Diffusion as a system: what its options do, and which checkpoints it refuses (its parts: tests/pretrained)."""
 
+import copy
 import json
+import pickle
 import shutil
 import time
 from functools import cache
@@ -95,11 +97,13 @@ def test_a_prompt_that_is_too_long_is_cut_aloud(capsys):
 @pytest.mark.parametrize("options, words", [
     ({"size": "50x40"}, "multiples of 8, such as 56x40"), ({"size": "big"}, "WIDTHxHEIGHT"),
     ({"size": "99999x8"}, "at most 4096"), ({"sampler": "magic"}, "sampler must be one of"),
-    ({"steps": 0}, "steps must be"), ({"image": np.zeros((40, 48, 3), np.uint8)}, "image must be"),
+    ({"steps": 0}, "steps must be"),
+    ({"steps": 2.5}, "steps must be a whole"), ({"size": (48, 40)}, "WIDTHxHEIGHT"),
+    ({"negative": ["a"]}, "negative must be a str"), ({"strength": 0.5}, "strength is of an image"), ({"image": np.zeros((40, 48, 3), np.uint8)}, "image must be"),
     ({"image": np.zeros((40, 48, 3), np.float32), "size": "64x64"}, "leave out size"),
-    ({"mask": np.ones((40, 48), bool)}, "mask needs an image")])
+    ({"mask": np.ones((40, 48), bool)}, "mask says what of an image")])
 def test_options_out_of_range(options, words):
-    with pytest.raises((UserError, ValueError), match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         model("eps").sample(["a"], **{"steps": 2, "size": None} | options)
 
 
@@ -204,7 +208,8 @@ BROKEN = {
     "another activation": (edited("unet/config.json", act_fn="mish"), "act_fn"),
     "another kind of block": (edited("unet/config.json", down_block_types=["A", "B"]), "down_block_types"),
     "an unknown scheduler": (edited("scheduler/scheduler_config.json", _class_name="Magic"), "unknown"),
-    "betas above 1": (edited("scheduler/scheduler_config.json", beta_end=7.0), "betas"),
+    "betas above 1": (edited("scheduler/scheduler_config.json", beta_end=7.0), "beta_end"),
+    "no betas": (edited("scheduler/scheduler_config.json", trained_betas="abc"), "betas make no schedule"),
     "an endless schedule": (edited("scheduler/scheduler_config.json", num_train_timesteps=10**9), "takes a whole"),
     "no number": (edited("scheduler/scheduler_config.json", num_train_timesteps="x"), "takes a whole number"),
 }
@@ -246,3 +251,31 @@ def test_the_example_walks_from_prompt_to_pixel(tmp_path, capsys):
     x = load("12_stable_diffusion").main(steps=3, size="48x40", out=str(out))
     assert x.shape == (40, 48, 3) and out.stat().st_size > 1000
     assert "states of the prompt: (1, 77, 16)" in capsys.readouterr().out
+
+
+def test_an_in_painting_network_asks_for_image_and_mask():
+    for options in ({}, {"image": np.zeros((40, 48, 3), np.float32)}):
+        with pytest.raises(UserError, match="trained for in-painting: give an image, and a mask"):
+            model("inpaint").sample(["a"], steps=2, **options)
+
+
+def test_options_that_would_have_no_effect_are_refused():
+    image, mask = np.zeros((40, 48, 3), np.float32), np.ones((40, 48), bool)
+    for options, words in (({"strength": 0.5}, "strength is of an image without"), ({"sampler": "ddim"}, "ancestral")):
+        with pytest.raises(UserError, match=words):
+            model("eps").sample(["a"], image=image, mask=mask, steps=2, **options)
+    with pytest.raises(ValueError, match="name another when loading"):
+        model("eps").astype(np.float16)
+
+
+@pytest.mark.parametrize("value, words", [(255.0, r"in \[-1, 1\]"), (np.nan, r"in \[-1, 1\]")])
+def test_images_out_of_range_are_refused_before_the_work(value, words):
+    with pytest.raises(ValueError, match=words):
+        model("eps").sample(["a"], image=np.full((40, 48, 3), value, np.float32), steps=2)
+
+
+def test_a_copy_and_a_pickle_draw_the_same_picture():
+    m = model("eps")
+    expected = m.sample(["a red cube"], **SMALL)
+    for same in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+        assert np.array_equal(same.sample(["a red cube"], **SMALL), expected)
