@@ -99,7 +99,8 @@ def test_a_prompt_that_is_too_long_is_cut_aloud(capsys):
     ({"size": "99999x8"}, "at most 4096"), ({"sampler": "magic"}, "sampler must be one of"),
     ({"steps": 0}, "steps must be"),
     ({"steps": 2.5}, "steps must be a whole"), ({"size": (48, 40)}, "WIDTHxHEIGHT"),
-    ({"negative": ["a"]}, "negative must be a str"), ({"strength": 0.5}, "strength is of an image"), ({"image": np.zeros((40, 48, 3), np.uint8)}, "image must be"),
+    ({"negative": ["a"]}, "negative must be a str"), ({"strength": 0.5}, "strength is of an image"),
+    ({"image": np.zeros((40, 48, 3), np.uint8)}, "image must be"),
     ({"image": np.zeros((40, 48, 3), np.float32), "size": "64x64"}, "leave out size"),
     ({"mask": np.ones((40, 48), bool)}, "mask says what of an image")])
 def test_options_out_of_range(options, words):
