@@ -45,7 +45,7 @@ def test_the_limits(logits, u):
     l, u = np.array([logits]), np.array([u])  # noqa: E741
     greedy = int(l.argmax())
     assert next_tokens(l, u, 0) == next_tokens(l, u, top_k=1) == greedy
-    assert l[0, next_tokens(l, u, 1e-12)] == pytest.approx(l.max(), abs=1e-9)    # ties but for 1e-12
+    assert l[0, next_tokens(l, u, 1e-12)] == pytest.approx(l.max(), abs=1e-9)    # at T = 1e-12 near ties are drawn too
     assert next_tokens(l, u, 1.0, len(logits)) == next_tokens(l, u, 1.0, 0) == next_tokens(l, u)
 
 
