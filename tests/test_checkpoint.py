@@ -532,6 +532,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs kill -9")
 def test_killed_at_any_instant_the_newest_checkpoint_is_whole(tmp_path):
     """15 kills -9 of a process that does nothing but save. No file with a checkpoint's name is ever broken.

@@ -49,6 +49,7 @@ def test_a_schedule_with_a_parameter(entered, folder, capsys):
         in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stochastic_sampler_keeps_the_laws_and_a_broken_one_does_not(entered, folder, capsys):
     assert call("verify", "--schedule", "cosine") == 0
     assert "euler-ancestral" in capsys.readouterr().out

@@ -308,6 +308,7 @@ def test_the_fewest_pictures_are_judged(small_run, capsys):
     assert results["evaluation"]["images"] == 4 and len(results["loss"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [UserError("the judge is damaged."), ZeroDivisionError()])
 def test_a_failing_evaluation_takes_no_result(failure, small_run, monkeypatch, capsys):
     def fail(*_, **__):

@@ -1,5 +1,6 @@
 """The two examples of guidance run, tiny, and keep the models that they trained."""
 
+import pytest
 from support import small_systems, tiny
 from support.examples import EXAMPLES, load
 
@@ -15,6 +16,7 @@ def test_classifier_guidance(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n|") == 13 and (tmp_path / "g.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_guidance_tradeoff(tmp_path, monkeypatch, capsys):
     example = load("06_guidance_tradeoff")
     monkeypatch.setattr(example, "load_dataset", lambda folder: tiny.digits())

@@ -54,6 +54,7 @@ def test_that_passes():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ci", [False, True])
 def test_a_failing_law_prints_its_formula_its_numbers_and_its_seed(tmp_path, ci):
     """On CI, hypothesis derives its examples from the test's name, so there is no seed to print."""

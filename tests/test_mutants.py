@@ -84,7 +84,8 @@ def test_minus():
 """
 SETTINGS = """
 [tool.pytest.ini_options]
-addopts = "-p no:hypothesispytest"
+addopts = "-p no:hypothesispytest -m 'not slow'"
+markers = ["slow: takes long"]
 """                                                         # these tests do not use it, and it is slow to load
 
 
@@ -114,6 +115,13 @@ def test_a_bug_is_caught_by_the_first_test_that_fails(project, tmp_path):
 def test_another_file_may_catch_what_the_own_tests_miss(project, tmp_path):
     result = judge(project, tmp_path, "abs(a) + abs(b)")
     assert (result.verdict, result.test) == ("caught", "tests/test_others.py::test_minus")
+
+
+def test_a_slow_test_of_the_files_own_catches_what_the_quick_ones_miss(project, tmp_path):
+    slow = "import pytest\n" + PLUS + "\n@pytest.mark.slow\ndef test_large():\n    assert plus(10**9, 1) == 10**9 + 1\n"
+    (project / "tests/test_sums.py").write_text(slow, encoding="utf-8")
+    result = judge(project, tmp_path, "min(a, 10**6) + b")
+    assert (result.verdict, result.test) == ("caught", "tests/test_sums.py::test_large")
 
 
 def test_the_likeliest_test_runs_first_if_it_exists(project, tmp_path):

@@ -136,6 +136,7 @@ def test_without_a_home_the_packed_images_do(nobody, capsys):
     assert load_dataset("digits").test() is None
 
 
+@pytest.mark.slow
 def test_without_a_home_every_command_works(nobody, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("info") == 0

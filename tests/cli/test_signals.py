@@ -44,6 +44,7 @@ def handlers() -> list:
     return [signal.getsignal(number) for number in STOPS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, step", [*((number, 2) for number in STOPS), (signal.SIGTERM, 4)])
 def test_training_saves_and_its_words_resume_it(number, step, toy_training, monkeypatch, capsys):
     """SIGTERM and SIGHUP saved nothing; a signal in a stage's last step, the fourth, was forgotten by the next."""

@@ -46,6 +46,7 @@ def tiny_training(monkeypatch):
     monkeypatch.setattr(mnist, "load", lambda *a, **k: tiny.images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, lost", [("stderr", Broken), ("stderr", lambda: Broken(after=3)),
                                         ("stderr", lambda: None), ("stdout", Broken)])
 def test_training_goes_on_when_a_stream_goes(name, lost, tiny_training, tmp_path, monkeypatch, capsys):
@@ -138,6 +139,7 @@ def test_one_line():
         "七 a b c \\x1b[2K\\x07\\u202e \\ud800\\x9b"
 
 
+@pytest.mark.slow
 def test_no_file_forges_a_line(tmp_path, capsys, monkeypatch):
     """A note in a model, and a file's name, cannot end the line or move the cursor."""
     model = tiny.trained_a_little()

@@ -28,6 +28,7 @@ def test_the_shipped_judge_reads_digits():
     assert (digits == tiny.digits(500).labels[:400]).mean() > 0.985
 
 
+@pytest.mark.slow
 def test_a_judge_is_trained_measured_on_test_images_saved_and_loaded(tmp_path):
     test = Digits.of(packed_images(2000, 2500), held_out=True)
     data = Digits.of(packed_images(0, 2000), load_test=lambda: test)

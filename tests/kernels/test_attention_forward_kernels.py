@@ -143,6 +143,7 @@ def test_every_version_against_numpy(cupy, version, dtype, case):
     check_case(cupy, version, dtype, case)
 
 
+@pytest.mark.slow
 @EACH_ONCE
 @some
 @given(cases(48))

@@ -151,6 +151,7 @@ def check_all(cupy, version, dtype, x_shape, w_shape, stride, padding, splits=No
     close(found.get(), dw, sizes, math.prod(y_shape[:3]), **bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version, dtype", VERSIONS)
 def test_every_sum_of_every_version_against_float64(cupy, version, dtype):
     tiles = [cuda.versions("conv")[version].constants[name] for name in ("TILE_M", "TILE_N")]

@@ -189,6 +189,7 @@ def test_what_does_not_compile_is_said_with_its_line():
 
 # --- the sanitizers -----------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_sanitizers_find_nothing_where_nothing_is_wrong():
     x = np.random.default_rng(0).standard_normal((3, 64), dtype=np.float32)
     for sanitize in ("address", "thread", "debug"):

@@ -54,6 +54,7 @@ def test_the_examples_are_of_every_family():
     assert set(EXAMPLES) == set(cuda.families()) - {"adamw"}        # kernel_examples.py says why
 
 
+@pytest.mark.slow
 @every
 def test_the_order_of_threads_and_blocks_does_not_matter(monkeypatch, family, version, dtype):
     assert watch(monkeypatch, family, version, dtype, in_both_orders)

@@ -3,7 +3,8 @@
 A bug is caught when a test fails in its own body, on the wrong result.  It is not caught if the code no longer loads
 (a syntax error), if the bug makes nonsense of it (a NameError), or if the tests do not end: the report names these
 cases, since the list of bugs has to be mended.  The test that caught the bug in the last report runs first, then the
-tests of the bug's file, those of its folder, and all others.  A bug that passes all of them has survived.
+tests of the bug's file, those of its folder, the slow tests of the file, and all others.  A bug that passes all of
+them has survived.
 """
 
 from __future__ import annotations
@@ -163,11 +164,16 @@ def own_tests(file: str, root: Path) -> list[str]:
     return sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{Path(key).stem}{kernels}.py"))
 
 
-def stages(bug: Bug, root: Path) -> list[tuple[str, ...]]:
-    """Test paths, likeliest first: the file's own tests, then those of its folder, then all."""
+QUICK, SLOW, ANY = "not slow", "slow", "slow or not slow"          # pytest's -m
+
+
+def stages(bug: Bug, root: Path) -> list[tuple[tuple[str, ...], str]]:
+    """(test paths, their marker), likeliest first: the file's own tests, its folder's, its own slow ones, then all."""
     folder = "kernels" if bug.file.startswith("engine/cuda/") else Path(bug.file).parts[0]
     floor = [p for p in FLOORS.get(folder, ()) if (root / p).exists()]
-    return [tuple(stage) for stage in (own_tests(bug.file, root), floor, ["tests"]) if stage]
+    own = own_tests(bug.file, root)
+    return [(tuple(paths), marker) for paths, marker in
+            ((own, QUICK), (floor, QUICK), (own, SLOW), (["tests"], QUICK)) if paths]
 
 
 @dataclass
@@ -192,13 +198,14 @@ class Copy:
             "MUTANTS_WITNESS": str(self.root / "witness.json")}
         self.environment.pop("PYTEST_ADDOPTS", None)
 
-    def test(self, paths: Sequence[str], skip: Sequence[str], seconds: float) -> tuple[int | None, dict, str]:
+    def test(self, paths: Sequence[str], skip: Sequence[str], seconds: float,
+             marker: str = QUICK) -> tuple[int | None, dict, str]:
         """pytest's exit status (None if the time ran out), what the witness saw, and the end of the output."""
         witness = Path(self.environment["MUTANTS_WITNESS"])
         witness.unlink(missing_ok=True)
         ignored = [f"--ignore={p}" for p in (*NEVER, *skip)]
         command = [sys.executable, "-m", "pytest", "-p", "witness", "-p", "no:cacheprovider", "-x", "-q", "--tb=line",
-                   *ignored, *paths]
+                   "-m", marker, *ignored, *paths]
         with subprocess.Popen(command, cwd=self.root, env=self.environment, text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, start_new_session=True) as process:
             try:
@@ -213,10 +220,11 @@ class Copy:
         seen = json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else {}
         return status, seen, output[-2000:]
 
-    def judge(self, bug: Bug, limit: float = LIMIT, green=lambda paths: None, likeliest: str | None = None) -> Result:
+    def judge(self, bug: Bug, limit: float = LIMIT, green=lambda paths, marker: None,
+              likeliest: str | None = None) -> Result:
         """Plants the bug, runs the stages until a test fails, and takes the bug out again.
 
-        green(paths) is called before each stage; it raises NotGreen if these tests fail without a bug.
+        green(paths, marker) is called before each stage; it raises NotGreen if these tests fail without a bug.
         likeliest: the test to run first; a name that no longer exists is ignored.
         """
         started, file = time.monotonic(), bug.path(self.root)
@@ -228,13 +236,13 @@ class Copy:
         file.write_text(wrong, encoding="utf-8")
         try:
             if likeliest:
-                green((likeliest.split("::")[0],))
-                _, seen, _ = self.test((likeliest,), (), limit)
+                green((likeliest.split("::")[0],), QUICK)
+                _, seen, _ = self.test((likeliest,), (), limit, ANY)
                 if _caught(seen):
                     return result("caught", seen["test"])
-            for paths in stages(bug, self.root):
-                green(paths)
-                status, seen, output = self.test(paths, skip, limit)
+            for paths, marker in stages(bug, self.root):
+                green(paths, marker)
+                status, seen, output = self.test(paths, skip if marker == QUICK else (), limit, marker)
                 if status is None:
                     return result("timed out", f"{' '.join(paths)} did not end within {limit:.0f} s")
                 if _caught(seen):
@@ -243,7 +251,8 @@ class Copy:
                     return result("broken", f"{(*seen['error'], 'an error')[0]} at {seen['when']} of {seen['test']}")
                 if status not in (0, 5):                    # 5: there are no tests in these paths
                     return result("broken", f"pytest ended with status {status}: {output[-300:]}")
-                skip += paths
+                if marker == QUICK:
+                    skip += paths
             return result("survived", "")
         finally:
             file.write_text(right, encoding="utf-8")
@@ -257,18 +266,19 @@ class Green:
     """Runs each test path once without any bug, so that a later failure can be blamed on the bug."""
 
     def __init__(self, copy: Copy):
-        self.copy, self.lock, self.known = copy, Lock(), []
+        self.copy, self.lock, self.known = copy, Lock(), {QUICK: [], SLOW: []}
 
-    def __call__(self, paths: Sequence[str]) -> None:
+    def __call__(self, paths: Sequence[str], marker: str) -> None:
         with self.lock:
+            known = self.known[marker]
             new = [p for p in paths if (self.copy.root / p).exists()
-                   and not any(Path(p).is_relative_to(known) for known in self.known)]
+                   and not any(Path(p).is_relative_to(tested) for tested in known)]
             if not new:
                 return
-            status, seen, output = self.copy.test(new, self.known, 2 * LIMIT)
+            status, seen, output = self.copy.test(new, known, 2 * LIMIT, marker)
             if status not in (0, 5):
                 raise NotGreen(f"without any bug, {' '.join(new)} fails: {seen.get('test', '')}\n{output}")
-            self.known += new
+            known += new
 
 
 def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: Path = ROOT,
@@ -320,7 +330,8 @@ def report(results: Sequence[Result], seconds: float, jobs: int) -> str:
         "# Every known bug, planted and caught", "",
         "Bugs that others shipped, and every mistake that we could think of, planted in our code one at a time. The",
         "last column names the first test that failed. `python -m tests.mutants` writes this page: it runs the default",
-        "tests on a copy of the code, the likeliest first (without `tests/parity`, which needs other libraries).", "",
+        "tests on a copy of the code, the likeliest first, and the slow tests of the bug's file (without",
+        "`tests/parity`, which needs other libraries).", "",
         f"{datetime.date.today()}, {machine()}, {jobs} at a time: **{len(results)} planted, {of['caught']} caught, "
         f"{of['survived']} survived**"
         + (f", {len(results) - sum(of.values())} without a verdict" if len(results) != sum(of.values()) else "")

@@ -183,6 +183,7 @@ def test_odd_curves_are_drawn(steps, losses):
     assert len(ink(plots.loss_curve(steps, losses), plots.BLUE)) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", ["", "日本語 " * 100, "w" * 500, "\ud800\0\n\t", "$x^", "سبعة", "🙂👍🏽", "100 %"])
 def test_any_title_is_drawn(title):
     assert plots.loss_curve(X, X, title).size == plots.loss_curve(X, X).size

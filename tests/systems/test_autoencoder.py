@@ -298,6 +298,7 @@ def test_any_encoder_and_decoder_of_these_shapes_can_be_used(data):
     assert system.loss(data.images([0, 1]), np.zeros((2, 28, 28, 1), np.float32)).shape == ()
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path, monkeypatch, data):
     example = load("10_autoencoders")
     monkeypatch.setattr(example, "load_dataset", lambda *a: data)

@@ -120,6 +120,7 @@ def uses(name: str) -> dict:
     return acts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, tolerance", [(np.float16, 0.05), (np.float64, 2e-3)])
 @pytest.mark.parametrize("name", systems.SYSTEMS)
 def test_a_system_works_in_any_floating_dtype(name, dtype, tolerance):
@@ -149,6 +150,7 @@ def test_measured_numbers_keep_their_dtype():
 
 # --- copies -------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))],
                          ids=["deepcopy", "copy", "pickle"])
 @pytest.mark.parametrize("name", systems.SYSTEMS)

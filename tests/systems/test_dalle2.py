@@ -530,6 +530,7 @@ def test_times_and_noise_of_a_batch(batches):
         assert abs(eps.mean()) < 6 / np.sqrt(eps.size) and abs(eps.var() - 1) < 6 * np.sqrt(2 / eps.size)
 
 
+@pytest.mark.slow
 def test_the_example_runs(model, tmp_path, capsys):
     model.save(tmp_path / "m.safetensors")
     test_examples.load("08_dalle2").main(str(tmp_path / "m.safetensors"), count=4, steps=2, out=str(tmp_path / "s.png"))

@@ -255,6 +255,7 @@ def test_a_denoiser_of_another_shape_is_refused_with_its_file(model, denoiser, m
         GLIDE(CONFIG, model.tokenizer, np.random.default_rng(0)).sample(["7"])
 
 
+@pytest.mark.slow
 def test_the_example(monkeypatch, tmp_path, capsys):
     shipped = systems.load_system
     monkeypatch.setattr(systems, "load_system",             # the judge is the shipped one

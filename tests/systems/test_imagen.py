@@ -348,6 +348,7 @@ def test_a_cascade_to_56(data):
     assert model.sample(["a 3"], **FAST).shape == (1, 28, 28, 1)
 
 
+@pytest.mark.slow
 def test_the_example_runs_tiny(model, tmp_path):
     model.save(tmp_path / "tiny.safetensors")
     example = load("09_imagen")

@@ -104,6 +104,7 @@ def test_two_devices_are_refused_by_the_network(cupy):
         one_sentence(error)
 
 
+@pytest.mark.slow
 def test_bits_per_dim(cupy, monkeypatch):
     monkeypatch.setattr(bits, "TERMS", 2)
     monkeypatch.setattr(bits, "FLOW_STEPS", 2)

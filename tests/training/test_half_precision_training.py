@@ -22,6 +22,7 @@ def test_an_unknown_precision_is_refused():
         TrainConfig(precision="half")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_it_learns_as_float32_does(precision):
     if precision == "bfloat16":

@@ -220,6 +220,7 @@ def beginning(tmp_path) -> list[str]:
     pytest.param("1", "user", "minidiff: rank 1 failed (no room: make some), and the 2 were stopped",
                  marks=pytest.mark.slow),
 ])
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, rank, how, says):
     """From its last saved state."""
     process = start("dying", tmp_path, rank, how, *beginning(tmp_path))

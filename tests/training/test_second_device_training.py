@@ -78,6 +78,7 @@ def watch(cupy, monkeypatch) -> list[str]:
     return calls
 
 
+@pytest.mark.slow
 @of_the_stand_in
 @pytest.mark.parametrize("precision", AGREEMENT)
 def test_no_step_waits_for_the_device(cupy, monkeypatch, precision):
@@ -126,6 +127,7 @@ def test_a_loss_that_is_not_finite_raises_at_the_next_fetch(cupy):
     assert t.n == 2 and np.isfinite(t.losses).all()
 
 
+@pytest.mark.slow
 @pytest.mark.law(
     37, "N + M steps are N steps, save, load, M steps, on a second device too: weights, EMA, optimiser, loss scale, "
         "random streams and losses",
@@ -184,6 +186,7 @@ def test_the_noise_of_training_is_not_that_of_samplers(cupy):
     assert len({z.tobytes() for z in drawn}) == 8
 
 
+@pytest.mark.slow
 def test_training_saving_and_resuming(cupy, tmp_path):
     """A step on the device, its state to a file and back, and the next step the same, bit for bit; the model too."""
     first = small("cuda")

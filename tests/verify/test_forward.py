@@ -48,6 +48,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law, module, name, bug", PLANTED.values(), ids=PLANTED.keys())
 def test_a_planted_bug_of_the_forward_chain_breaks_its_law(law, module, name, bug, monkeypatch):
     monkeypatch.setattr(module, name, bug)
@@ -55,6 +56,7 @@ def test_a_planted_bug_of_the_forward_chain_breaks_its_law(law, module, name, bu
     assert law in broken(report), verify.table(report)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(st.floats(1e-8, 1 - 1e-6), min_size=1, max_size=30), st.booleans())
 def test_any_betas_give_the_table_of_their_product(betas, to_the_end):

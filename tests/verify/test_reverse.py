@@ -45,6 +45,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law, module, name, bug", PLANTED.values(), ids=PLANTED.keys())
 def test_a_planted_bug_of_the_reverse_chain_breaks_its_law(law, module, name, bug, monkeypatch):
     if bug in (posterior_with_beta, posterior_with_swapped_coefficients):

@@ -160,6 +160,7 @@ def plant(monkeypatch, name, bug):
     monkeypatch.setitem(samplers.SAMPLERS._entries, name, replace(entry, function=bug))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law, words, name, bug", PLANTED_SAMPLERS.values(), ids=PLANTED_SAMPLERS.keys())
 def test_a_planted_sampler_breaks_its_law(law, words, name, bug, monkeypatch):
     plant(monkeypatch, name, bug)
@@ -265,6 +266,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law, function, entry", WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_sampler_of_the_user_breaks_its_law(law, function, entry, registered):
     name = registered(function, **{"order": 1} | entry)

@@ -17,6 +17,7 @@ from minidiff.verify.scheduler.by_name import ours
     ("ddim", {}), ("ddim", {"eta": 0.7}), ("ddpm", {}), ("dpm++2m", {"spacing": "linspace"}), ("heun", {}),
     ("ddim", {"schedule": "flow_matching", "predicts": "v"}), ("dpm++2m", {"schedule": "cosine", "predicts": "x0"}),
 ], ids=str)
+@pytest.mark.slow
 def test_our_samplers_keep_every_law(name, config):
     rows = report(load(f"minidiff:{name}", config), steps=[7])
     assert not [row for row in rows if row.verdict == "BROKEN"]

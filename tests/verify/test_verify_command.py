@@ -37,6 +37,7 @@ def test_a_schedule_that_keeps_signal_has_exit_status_1(capsys):
     assert "BROKEN  4 ends in noise" in printed and "alpha_bar[49]" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T", [1, 2, 3])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_shortest_schedules_are_verified_or_refused(name, T, capsys):
