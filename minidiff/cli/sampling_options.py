@@ -24,6 +24,7 @@ SHORT = ("scale", "steps", "sampler", "negative", "size", "strength")       # op
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `model_file` and `sampling_options` read."""
     from minidiff.diffusion.samplers import SAMPLERS
+    from minidiff.pretrained.scheduler_config import CHOICES
     parser.add_argument("--model", type=Path, metavar="FILE",
                         help="a model.safetensors of any system, or a checkpoint of Stable Diffusion, a folder or file "
                              "(else the system's own run in runs/, else the weights that come with minidiff)")
@@ -31,9 +32,11 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="guidance: 0 ignores the caption, 1 follows it, more follows it more closely "
                              "(else the system's default)")
     parser.add_argument("--steps", type=steps,
-                        help="sampling steps, 1 to 1000: more are finer and slower (else the system's default)")
+                        help="sampling steps: more are finer and slower; at most 1000, and no more than the model's "
+                             "schedule has times (else the system's default)")
     parser.add_argument("--sampler", metavar="NAME",
-                        help=f"the sampler: {', '.join(SAMPLERS)} (else the system's default)")
+                        help=f"the sampler: {', '.join(SAMPLERS)}; of Stable Diffusion: {', '.join(CHOICES)} (else the "
+                             "system's default, or the checkpoint's own)")
     parser.add_argument("--negative", metavar="TEXT", help="Stable Diffusion: what the picture should not be like")
     parser.add_argument("--size", metavar="WxH", help="Stable Diffusion: pixels, such as 512x768")
     parser.add_argument("--strength", type=number, help="with --image: the share of the steps that is made, 0 to 1")

@@ -127,7 +127,7 @@ def padded(x: Tensor) -> Tensor:
 
 def scaling(config: Config) -> tuple[float, float]:
     """(factor, shift): the diffusion's latents are factor (z - shift)."""
-    return config.number("scaling_factor", 0.18215), config.number("shift_factor", 0.0)
+    return config.positive("scaling_factor", 0.18215), config.number("shift_factor", 0.0)
 
 
 def check(config: Config) -> None:

@@ -205,8 +205,8 @@ def merge_pairs(path: Path) -> list[tuple[str, str]]:
 def pairs_of(text: str, path: Path) -> list[tuple[str, str]]:
     lines = text.split("\n")
     pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{path} is no list of merges: each line takes two symbols.")
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"{path} is no list of merges: it takes lines, each of two symbols.")
     return pairs
 
 

@@ -54,6 +54,13 @@ class Config:
             raise self._error(name, value, "a finite number")
         return float(value)
 
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A finite number above 0, which float32 has."""
+        value = self.number(name, default)
+        if not 1e-30 <= value <= 1e30:
+            raise self._error(name, value, "a number above 0")
+        return value
+
     def flag(self, name: str, default: bool) -> bool:
         value = self._given(name, default)
         if type(value) is not bool:

@@ -43,6 +43,9 @@ class Conv2d(Module):
     def __init__(self, weights: Weights, *, stride: int = 1, padding: int = 1):
         self.w, self.b = weights.tensor("weight", 2, 3, 1, 0), weights.tensor("bias")
         self.stride, self.padding = stride, padding
+        if self.w.shape[:2] != (3, 3):
+            raise UserError(f"{weights.source} holds {weights.prefix}weight with a kernel of {self.w.shape[:2]}; it "
+                            "takes 3 x 3.")
 
     def forward(self, x: Tensor) -> Tensor:
         return conv.conv2d(x, self.w, self.b, self.stride, self.padding)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice, pairwise
 
 import numpy as np
@@ -65,6 +66,10 @@ CHOICES = {"ddim": ("DDIMScheduler", False), "plms": ("PNDMScheduler", False),
            "heun": ("HeunDiscreteScheduler", False), "lms": ("LMSDiscreteScheduler", False),
            "dpm++2m": ("DPMSolverMultistepScheduler", False), "dpm++2m-karras": ("DPMSolverMultistepScheduler", True),
            "unipc": ("UniPCMultistepScheduler", False)}
+# names of other programs, and of samplers that are not here -> the nearest of CHOICES
+NEAREST = {"pndm": "plms", "lcm": "euler-a", "ddpm": "euler-a", "euler-ancestral": "euler-a", "dpmpp-2m": "dpm++2m",
+           "dpm++-2m": "dpm++2m", "dpm-solver-pp-2m": "dpm++2m", "dpm++-2m-karras": "dpm++2m-karras",
+           "dpmpp-2m-karras": "dpm++2m-karras"}
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,17 @@ class SchedulerConfig:
 
     def plan(self, steps: int, choice: str | None = None) -> Plan:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
-        steps = whole("steps", steps, 1, self.T - 1)
-        if choice is not None and choice not in CHOICES:
-            raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(choice)[:40]!r}")
+        if choice is not None:
+            check_choice(choice)
         name, karras = CHOICES[choice] if choice else (self.name, self.config.flag("use_karras_sigmas", False))
         family = FAMILIES[name]
+        steps = whole("steps", steps, 1, self.T - family.one_more)
         spacing = self.config.text("timestep_spacing", family.spacing)
         t = self._times(family, spacing, steps)                                     # (steps,) falling
         rho_of = np.sqrt((1 - self.alpha_bar) / np.maximum(self.alpha_bar, TINY))   # (T,) sigma / alpha
+        if t[0] >= self.T:
+            raise UserError(f"{self.config.path}: with its steps_offset, a run of {steps} steps would start at time "
+                            f"{t[0]:.0f}, and the last time is {self.T - 1}: take fewer steps")
         rho = np.interp(t, np.arange(self.T), rho_of)
         if karras:
             rho = karras_spacing(*((rho_of[-1], rho_of[0]) if family.one_more else (rho[0], rho[-1])), steps)
@@ -126,6 +134,9 @@ class SchedulerConfig:
         pairs = [(a, b) for a, b in pairwise([*rho, self._last(family)])]
         if family.own_stride:
             pairs = list(self._strides(t.astype(int), rho_of, steps, self._last(family)))
+            if not pairs:
+                raise UserError(f"{self.config.path}: a run of {steps} steps would start at time {t[0]:.0f}, where it "
+                                "ends: take more steps")
         return _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sampler)
 
     def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
@@ -156,13 +167,18 @@ class SchedulerConfig:
     def _table(self) -> np.ndarray:
         c, T = self.config, self.T
         low, high = c.number("beta_start", 0.0001), c.number("beta_end", 0.02)
-        if not 0 < low <= high < 1 or T < 2:
-            raise UserError(f"{c.path}: beta_start and beta_end must rise within 0 and 1, and num_train_timesteps be "
-                            f"at least 2, not {low:g}, {high:g} and {T}")
+        if T < 2:
+            raise UserError(f"{c.path}: num_train_timesteps takes a whole number of at least 2, not {T}")
+        if not 0 < low <= high < 1:
+            raise UserError(f"{c.path}: beta_start and beta_end take numbers above 0 and below 1, of which beta_end is "
+                            f"not the smaller one, not {low:g} and {high:g}")
         kind = c.text("beta_schedule", "linear")
         try:
             if c.values.get("trained_betas") is not None:
                 betas = np.asarray(c.values["trained_betas"], np.float64)
+                if betas.shape != (T,):
+                    raise UserError(f"{c.path}: trained_betas takes num_train_timesteps numbers, which are {T}, not "
+                                    f"{betas.shape[0] if betas.ndim == 1 else 'other values'}")
             elif kind == "linear":
                 betas = float32_line(low, high, T)
             elif kind == "scaled_linear":
@@ -174,6 +190,8 @@ class SchedulerConfig:
             schedule = from_betas(1 - (1 - betas).astype(np.float64), allow_signal=True)
             if c.flag("rescale_betas_zero_snr", False):
                 schedule = zero_terminal_snr(schedule)
+        except UserError:
+            raise
         except (ValueError, TypeError, IndexError) as error:
             raise UserError(f"{c.path}: its betas make no schedule ({error})") from None
         return schedule.alpha_bar
@@ -211,8 +229,21 @@ def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: flo
                 tuple((rows[a], rows[b]) for a, b in pairs), first_std, sampler)
 
 
+def check_choice(name: str) -> None:
+    """UserError, which says what is meant most likely, where there is no sampler of this name."""
+    if name not in CHOICES:
+        spelled = str(name)[:40].lower().replace("_", "-").replace(" ", "-")
+        near = NEAREST.get(spelled) or next(iter(get_close_matches(spelled, CHOICES, 1)), None)
+        raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(name)[:40]!r}"
+                        + (f": the nearest is {near}" if near else ""))
+
+
 def check(config: Config) -> None:
     """UserError where the configuration asks for what minidiff does not have."""
+    T = config.whole("num_train_timesteps", 1000)
+    if config.whole("steps_offset", 0) >= T:
+        raise UserError(f"{config.path}: steps_offset takes a whole number below num_train_timesteps, which is {T}, "
+                        f"not {config.whole('steps_offset')}")
     predicts = config.text("prediction_type", "epsilon")
     if predicts not in PREDICTS:
         raise UserError(f"{config.path}: prediction_type {predicts[:40]!r} is unknown; it is one of "

@@ -113,6 +113,10 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
 
+    def transposed(self, name: str) -> bool:
+        """Whether the file has the two axes of this tensor in the other order."""
+        return self._entry(name).transposed
+
     def tensor(self, name: str, *axes: int) -> Tensor:
         """The tensor in `dtype`, its axes in the given order (PyTorch's to ours); UserError where it is missing.
 

@@ -36,17 +36,17 @@ from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.images import clean_images
-from minidiff.pretrained import autoencoder, lora, textual_inversion
+from minidiff.pretrained import agreement, autoencoder, lora, textual_inversion
+from minidiff.pretrained.agreement import LATENT
 from minidiff.pretrained.autoencoder import Autoencoder
 from minidiff.pretrained.checkpoints import open_checkpoint
 from minidiff.pretrained.clip_text import ClipTextEncoder
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
-from minidiff.pretrained.scheduler_config import CHOICES, Plan, SchedulerConfig
+from minidiff.pretrained.scheduler_config import Plan, SchedulerConfig, check_choice
 from minidiff.pretrained.unet import UNet
 from minidiff.systems.system import System, check_finite
 from minidiff.terminal import say
 
-LATENT = 4                                                  # channels
 STRENGTH = 0.8                                              # of image to image, where none is given
 LARGEST = 4096                                              # pixels, each way
 
@@ -85,12 +85,15 @@ class StableDiffusion(System):
         saved = open_checkpoint(Path(path))
         text = [part for part in saved.parts if part.startswith("text_encoder")]
         scheduler, tokenizers = SchedulerConfig(saved.config("scheduler")), [saved.tokenizer(part) for part in text]
-        vae, unet = saved.config("vae"), saved.config("unet")
+        configs = {part: saved.config(part) for part in ("unet", "vae", *text)}
+        weights = {part: saved.weights(part, dtype) for part in configs}
+        agreement.check(configs, weights, tokenizers)
+        vae, unet, of_vae = configs["vae"], configs["unet"], weights.pop("vae")
         factor, shift = autoencoder.scaling(vae)
-        weights = lora.merged(loras, {part: saved.weights(part, dtype) for part in ("unet", *text)})
-        encoders = [ClipTextEncoder(saved.config(part), weights[part]) for part in text]
+        weights = lora.merged(loras, weights)
+        encoders = [ClipTextEncoder(configs[part], weights[part]) for part in text]
         textual_inversion.add(embeddings or {}, tokenizers, encoders)
-        first_stage = Autoencoder(vae, saved.weights("vae", dtype))
+        first_stage = Autoencoder(vae, of_vae)
         settings = Settings(factor, shift, unet.whole("sample_size", 64) * first_stage.factor,
                             saved.zeros_without_negative)
         return cls(UNet(unet, weights["unet"]), first_stage, encoders, tokenizers, scheduler, settings)
@@ -118,8 +121,7 @@ class StableDiffusion(System):
 
     @classmethod
     def check_sampler(cls, name: str) -> None:
-        if name not in CHOICES:
-            raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(name)[:40]!r}")
+        check_choice(name)
 
     # --- the prompt ---------------------------------------------------------------------------------------
 

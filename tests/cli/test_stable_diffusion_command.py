@@ -70,6 +70,13 @@ def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
     assert says in err and err.count("\n") == 1
 
 
+def test_the_help_names_its_samplers_and_promises_no_number_of_steps(capsys):
+    assert main(["sample", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of Stable Diffusion: ddim, plms, euler, " in out and "1 to 1000" not in out
+    assert "no more than the model's schedule has times" in out
+
+
 def test_no_file_of_the_checkpoint_is_written_over(tmp_path, capsys):
     folder = tmp_path / "model"
     shutil.copytree(HERE / "eps", folder)

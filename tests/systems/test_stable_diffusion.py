@@ -15,6 +15,8 @@ from support.examples import load
 
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
+from minidiff.pretrained.config import Config
+from minidiff.pretrained.scheduler_config import CHOICES, SchedulerConfig
 from minidiff.systems.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parents[1] / "pretrained" / "checkpoints"
@@ -188,6 +190,18 @@ def shards(where: str):
     return change
 
 
+def written(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
+
+
+def channels(count: int):
+    """Gives the autoencoder's latents another number of channels, in the configuration and in the tensors."""
+    def change(folder: Path):
+        edited("vae/config.json", latent_channels=count)(folder)
+        tensors("vae", lambda s: s.update({"decoder.conv_in.weight": np.zeros((16, count, 3, 3), np.float16)}))(folder)
+    return change
+
+
 BROKEN = {
     "another family": (edited("model_index.json", _class_name="StableDiffusion3Pipeline"), "StableDiffusion3Pipeline"),
     "no index": (remove("model_index.json"), "no model_index.json"),
@@ -213,6 +227,38 @@ BROKEN = {
     "no betas": (edited("scheduler/scheduler_config.json", trained_betas="abc"), "betas make no schedule"),
     "an endless schedule": (edited("scheduler/scheduler_config.json", num_train_timesteps=10**9), "takes a whole"),
     "no number": (edited("scheduler/scheduler_config.json", num_train_timesteps="x"), "takes a whole number"),
+    "other widths": (edited("unet/config.json", block_out_channels=[8, 32]), "block_out_channels"),
+    "a width too few": (edited("unet/config.json", block_out_channels=[8]), "block_out_channels"),
+    "widths of the autoencoder": (edited("vae/config.json", block_out_channels=[8, 8, 16, 16]), "block_out_channels"),
+    "pictures of no pixels": (edited("unet/config.json", sample_size=0), "sample_size takes"),
+    "pictures of many pixels": (edited("unet/config.json", sample_size=10**5), "sample_size takes"),
+    "a fraction of a channel": (edited("unet/config.json", in_channels=4.0), "in_channels takes a whole number"),
+    "other channels in": (edited("unet/config.json", in_channels=5), "in_channels is 5"),
+    "other channels out": (edited("unet/config.json", out_channels=8), "out_channels is 8"),
+    "another prompt's width": (edited("unet/config.json", cross_attention_dim=768), "cross_attention_dim is 768"),
+    "no epsilon": (edited("unet/config.json", norm_eps=0), "norm_eps takes"),
+    "a shift that divides by 0": (edited("unet/config.json", freq_shift=4), "freq_shift takes"),
+    "an embedding that is not there": (edited("unet/config.json", addition_embed_type="text_time"), "add_embedding"),
+    "another number of latents": (edited("vae/config.json", latent_channels=16), "latent_channels is 16"),
+    "grey pictures": (edited("vae/config.json", out_channels=1), "out_channels is 1"),
+    "no factor": (edited("vae/config.json", scaling_factor=0), "scaling_factor takes"),
+    "a factor below 0": (edited("vae/config.json", scaling_factor=-0.2), "scaling_factor takes"),
+    "a factor that is no number": (edited("vae/config.json", scaling_factor=float("nan")), "scaling_factor takes"),
+    "levels up and down": (edited("vae/config.json", up_block_types=["UpDecoderBlock2D"]), "equally many"),
+    "a layer that is lost": (tensors("vae", lambda s: [s.pop(f"quant_conv.{n}") for n in ("weight", "bias")]),
+                             "use_quant_conv"),
+    "another vocabulary": (edited("text_encoder/config.json", vocab_size=49408), "vocab_size is 49408"),
+    "another text width": (edited("text_encoder/config.json", hidden_size=768), "hidden_size is 768"),
+    "another length": (edited("text_encoder/config.json", max_position_embeddings=5), "max_position_embeddings is 5"),
+    "another tokenizer": (edited("tokenizer/vocab.json", zebra=700), "ids up to 700"),
+    "no merges": (written("tokenizer/merges.txt", "#version: 0.2\n"), "no list of merges"),
+    "an empty file of merges": (written("tokenizer/merges.txt", ""), "no list of merges"),
+    "latents of another autoencoder": (channels(16), "latents of 16 channels"),
+    "an offset beyond the times": (edited("scheduler/scheduler_config.json", steps_offset=1000), "steps_offset takes"),
+    "a beta of 1": (edited("scheduler/scheduler_config.json", beta_end=1), "beta_end take numbers above 0 and below 1"),
+    "fewer betas than times": (edited("scheduler/scheduler_config.json", trained_betas=[0.01] * 5), "trained_betas"),
+    "a kernel of 1": (tensors("unet", lambda s: s.update({"conv_in.weight": s["conv_in.weight"][..., :1, :1].copy()})),
+                      "3 x 3"),
 }
 
 
@@ -226,6 +272,31 @@ def test_a_broken_checkpoint_is_refused_in_a_sentence_and_within_a_second(name, 
     with pytest.raises(UserError, match=words) as caught:
         StableDiffusion.load(folder)
     assert time.thread_time() - started < 1 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", [None, *CHOICES])
+@pytest.mark.parametrize("spacing, offset", [("leading", 0), ("leading", 1), ("linspace", 0), ("trailing", 0)])
+def test_runs_of_as_many_steps_as_there_are_times_stay_within_them_or_are_refused(sampler, spacing, offset):
+    config = Config.load(HERE / "eps" / "scheduler" / "scheduler_config.json")
+    values = config.values | {"num_train_timesteps": 40, "timestep_spacing": spacing, "steps_offset": offset}
+    scheduler = SchedulerConfig(Config(values, config.path))
+    for steps in (1, 2, 37, 38, 39, 40, 41):
+        try:
+            plan = scheduler.plan(steps, sampler)
+        except ValueError as error:                         # UserError is one
+            assert steps > 38 and ("take fewer steps" in str(error) or "steps must be" in str(error)) or (
+                steps == 1 and "take more steps" in str(error))
+        else:
+            assert steps <= 40 and plan.t.min() >= 0 and plan.t.max() <= 39
+            assert len(plan.steps) in (steps, steps - 1) and plan.schedule.alpha_bar.size >= len(plan.steps)
+
+
+@pytest.mark.parametrize("given, near", [("pndm", "plms"), ("lcm", "euler-a"), ("Euler_A", "euler-a"),
+                                         ("dpm++ 2m", "dpm++2m"), ("heum", "heun"), ("magic", None)])
+def test_an_unknown_sampler_is_refused_with_the_nearest_one(given, near):
+    with pytest.raises(UserError, match="sampler must be one of ddim, plms") as caught:
+        StableDiffusion.check_sampler(given)
+    assert (f": the nearest is {near}" in str(caught.value)) if near else ("nearest" not in str(caught.value))
 
 
 def test_shards_are_read(tmp_path):
