@@ -8,6 +8,7 @@ from support.examples import EXAMPLES, load
 from minidiff.errors import run_main
 
 
+@pytest.mark.slow
 def test_train_mnist_text(tmp_path, monkeypatch):
     from support import tiny
 

@@ -115,6 +115,7 @@ def test_info_lists_all_four(entered, folder, capsys):
     assert all(name in out for _, name in ENTRIES)
 
 
+@pytest.mark.slow
 def test_an_installed_package_enters_them_by_entry_points(folder):
     """A package that is installed, in a process that has never called `register`."""
     info = folder / "site" / "outside_package-1.0.dist-info"

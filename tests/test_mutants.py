@@ -151,6 +151,7 @@ def test_tests_that_fail_without_a_bug_are_refused(project):
         run.run([Bug("harmless", "sums.py", "a + b", "b + a")], jobs=1, original=project)
 
 
+@pytest.mark.slow
 def test_one_bug_of_the_list(tmp_path):
     bug = next(bug for bug in ALL if bug.name == "attention over 1/d, not 1/sqrt(d)")
     result, = run.run([bug], jobs=1)

@@ -99,6 +99,7 @@ def test_a_full_disk_or_a_reader_that_left(words, unbuffered, tmp_path):
             assert done.stderr.decode() == f"minidiff: the output could not be printed ({says})\n"
 
 
+@pytest.mark.slow
 def test_training_into_head(tmp_path):
     """minidiff train 2>&1 | head -c 100"""
     process = processes.start(tmp_path, *processes.TRAIN, stdout=PIPE, stderr=subprocess.STDOUT)

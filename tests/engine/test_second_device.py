@@ -69,6 +69,7 @@ def test_ops_take_their_kernels(cupy, monkeypatch, name, forward, backward):
     assert launched == forward + backward
 
 
+@pytest.mark.slow
 @every
 def test_gradient(cupy, masks, name):
     """Central differences, as on the CPU (test_every_op.py): the checker is on the host, the op on the device."""

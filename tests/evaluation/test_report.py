@@ -122,6 +122,7 @@ def test_the_gaussian_of_the_pixels_has_their_mean():
     assert (difference < 6 * sigma + 0.1).all()
 
 
+@pytest.mark.slow
 def test_the_report_is_reproducible_and_does_not_depend_on_the_batches(monkeypatch):
     model = small_systems.small("text-to-image")
     first, other = (evaluate(model, count=20, seed=seed, options={"steps": 2}).as_dict() for seed in (3, 4))

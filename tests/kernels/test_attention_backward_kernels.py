@@ -216,6 +216,7 @@ def test_relative_error(cupy, version, dtype):
         assert np.linalg.norm(a.astype(np.float64) - b) <= units * unit * np.linalg.norm(b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", SOURCES)
 def test_heads_of_80_columns(cupy, version):
     """Wide heads have tiles of their own."""

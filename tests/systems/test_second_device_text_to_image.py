@@ -64,6 +64,7 @@ def test_without_streams_a_device_makes_its_own_noise(cupy):
     assert np.array_equal(ours.x_t.get(), host.x_t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm"])
 def test_samples(cupy, sampler):
     model, captions = trained_a_little(), ["a bold seven", "", "3"]

@@ -123,6 +123,7 @@ def two(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @with_ranks
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_gradient_is_that_of_one_process(two, batch):

@@ -46,6 +46,7 @@ def needs(precision: str) -> None:
 AGREEMENT = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}        # of two losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", AGREEMENT)
 def test_steps_on_the_device_are_the_hosts(cupy, precision):
     """Two steps from the same weights, data and noise."""
@@ -107,6 +108,7 @@ def test_losses_are_fetched_now_and_then(cupy, monkeypatch):
     assert t.state()[0]["losses"].shape == (3,) and t.losses == t.state()[0]["losses"].tolist()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_raises_at_the_next_fetch(cupy):
     """With the step's number, and all as it was before that step, however many were made since."""
     t = small("cuda")
@@ -161,6 +163,7 @@ def test_n_plus_m_steps_on_the_device(cupy, tmp_path, precision, scale):
     assert second.optimiser.n == second.ema.n == 3 - second.scaling.skipped
 
 
+@pytest.mark.slow
 def test_a_run_on_the_device_that_ends_in_nan_names_the_last_good_state(cupy, tmp_path, monkeypatch):
     """In its last step, which no later fetch follows: a sentence for the user, with the state before it."""
     monkeypatch.setattr("minidiff.training.loop.SAVE_EVERY", 0.0)      # a state after every step

@@ -236,6 +236,7 @@ RIGHT = {"Euler ancestral": (euler_ancestral(), {"order": 1, "noise": True}),
          "a second order that is not claimed": (samplers.dpm_solver_pp_2m, {"order": 1})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function, entry", RIGHT.values(), ids=RIGHT.keys())
 def test_a_correct_sampler_of_the_user_keeps_every_law(function, entry, registered):
     name = registered(function, **entry)
