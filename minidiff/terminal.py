@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from weakref import WeakSet
 
 
 def one_line(text: str) -> str:
@@ -31,14 +32,23 @@ def show(*lines: object) -> None:
 
 
 def say(sentence: object) -> None:
-    """Prints one line on the standard error, after the program's name."""
+    """Prints one line on the standard error, after the program's name; a progress bar makes room and is drawn again."""
+    for bar in _bars:
+        bar.clear()
     print(f"minidiff: {one_line(str(sentence))}", file=sys.stderr)
+    for bar in _bars:
+        bar.refresh()
 
 
 def progress(items: Iterable | None = None, title: str = "", **options):
     """tqdm's bar on the standard error.  options: tqdm's."""
     from tqdm import tqdm
-    return tqdm(items, desc=one_line(title), file=Output(sys.stderr), dynamic_ncols=True, **options)
+    bar = tqdm(items, desc=one_line(title), file=Output(sys.stderr), dynamic_ncols=True, **options)
+    _bars.add(bar)
+    return bar
+
+
+_bars: WeakSet = WeakSet()                                  # those that are drawn, and some that are closed
 
 
 class Output:

@@ -16,14 +16,16 @@ A part's weights may be in several files (`...safetensors.index.json` names them
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from minidiff.checkpoint import KEY
 from minidiff.errors import UserError
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.single_file import UNET, SingleFile
-from minidiff.pretrained.weights import PICKLES, Entry, Weights, entries
+from minidiff.pretrained.single_file import UNET, SingleFile, kind_of
+from minidiff.pretrained.weights import PICKLES, Entry, Weights, entries, metadata
 
 INDEX = "model_index.json"
 PIPELINES = {name: family for family, names in {
@@ -33,6 +35,8 @@ PIPELINES = {name: family for family, names in {
 }.items() for name in names}
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
          "text_encoder_2": "model"}
+VARIANTS = ("", ".fp16", ".bf16")                           # of a part's weights, the first one preferred
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 CONVERT = "convert it to safetensors where you trust it (in diffusers: pipe.save_pretrained(folder), with " \
           "safe_serialization)"
 
@@ -48,14 +52,12 @@ class Folder:
     @classmethod
     def at(cls, path: Path) -> Folder:
         """The checkpoint in a folder; UserError where it is none, or of a family that minidiff does not have."""
-        if not (path / INDEX).is_file():
-            raise UserError(f"{path} is no checkpoint of Stable Diffusion: it has no {INDEX}.")
+        check_ordinary(path / INDEX)
+        if not (path / INDEX).exists():
+            raise UserError(no_index(path))
+        check_inside(path / INDEX, path)
         index = Config.load(path / INDEX)
-        name = index.text("_class_name")
-        if name not in PIPELINES:
-            raise UserError(f"{path} is a {name[:60]!r}, which minidiff does not have; it has "
-                            f"{', '.join(sorted(set(PIPELINES.values())))} ({', '.join(PIPELINES)}).")
-        folder = cls(path, PIPELINES[name], index)
+        folder = cls(path, family_of(index), index)
         for part in folder.parts:
             if not (path / part).is_dir():
                 raise UserError(f"{path} is not complete: it has no {part}/.")
@@ -68,7 +70,9 @@ class Folder:
         return ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *second)
 
     def config(self, part: str) -> Config:
-        return Config.load(self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+        path = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        check_inside(path, self.path)
+        return Config.load(path)
 
     def weights(self, part: str, dtype) -> Weights:
         """The tensors of a part, to be read in dtype."""
@@ -76,7 +80,10 @@ class Folder:
 
     def tokenizer(self, part: str) -> ClipTokenizer:
         """The tokenizer of a text encoder."""
-        return ClipTokenizer.load(self.path / part.replace("text_encoder", "tokenizer"))
+        folder = self.path / part.replace("text_encoder", "tokenizer")
+        for name in TOKENIZER_FILES:
+            check_inside(folder / name, self.path)
+        return ClipTokenizer.load(folder)
 
     @property
     def zeros_without_negative(self) -> bool:
@@ -85,11 +92,12 @@ class Folder:
 
     def _entries(self, part: str) -> dict[str, Entry]:
         folder, stem = self.path / part, STEMS[part]
-        for variant in ("", ".fp16", ".bf16"):
+        for variant in VARIANTS:
             whole = folder / f"{stem}{variant}.safetensors"
             index = folder / f"{stem}.safetensors.index{variant}.json"
+            check_ordinary(whole)
             if whole.is_file():
-                return entries(self._inside(whole))
+                return entries(check_inside(whole, self.path))
             if index.is_file():
                 return self._shards(index)
         if any(folder.glob("*.bin")) or any(folder.glob("*.ckpt")):
@@ -98,6 +106,7 @@ class Folder:
 
     def _shards(self, index: Path) -> dict[str, Entry]:
         """The tensors of several files; the index says which file has which."""
+        check_inside(index, self.path)
         where = Config.load(index).values.get("weight_map")
         if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
             raise UserError(f"{index} has no weight_map of names and files.")
@@ -106,35 +115,73 @@ class Folder:
             path = index.parent / name
             if Path(name).name != name or not path.is_file():
                 raise UserError(f"{index} names the file {name[:80]!r}, which is not in its folder.")
-            found |= entries(self._inside(path))
+            found |= entries(check_inside(path, self.path))
         missing = [name for name in where if name not in found]
         if missing:
             raise UserError(f"{index} names the tensor {missing[0][:80]!r}, which is in none of its files.")
         return found
-
-    def _inside(self, path: Path) -> Path:
-        """The file, unless it is a link out of the checkpoint.  The cache of huggingface_hub links to its blobs/."""
-        target, own = path.resolve(), self.path.resolve()
-        if not any(target.is_relative_to(place) for place in (own, own.parent.parent / "blobs")):
-            raise UserError(f"{path} is a link out of the checkpoint, to {target}: copy the file into its place.")
-        return target
 
 
 def open_checkpoint(path: Path) -> Folder | SingleFile:
     """The checkpoint in a folder or file; UserError where it is none."""
     if path.suffix.lower() in PICKLES:
         raise UserError(f"{path} is a pickle, which is a program: {CONVERT}.")
-    return Folder.at(path) if path.is_dir() else SingleFile.at(path)
+    if path.is_dir():
+        return Folder.at(path)
+    if path.parent.name in STEMS and (path.parents[1] / INDEX).is_file():
+        raise UserError(f"{path} is one part of a checkpoint: give its folder, {path.parents[1]}.")
+    return SingleFile.at(path)
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether the path is a folder in diffusers' layout, or a file with the names of Stable Diffusion, or a pickle."""
-    if path.is_dir():
-        return (path / INDEX).is_file()
-    if path.suffix.lower() in PICKLES:
+    """Whether the path is a folder, a pickle, or another program's file of a kind that is known."""
+    if path.is_dir() or path.suffix.lower() in PICKLES:
         return True
     try:
-        return any(name.startswith(UNET) for name in entries(path))
+        tensors = {} if KEY in metadata(path) else entries(path)
     except UserError:
         return False
+    return any(name.startswith(UNET) for name in tensors) or kind_of(tensors) is not None
+
+
+def family_of(index: Config) -> str:
+    """The family of a model_index.json; UserError where minidiff does not have it."""
+    name = index.text("_class_name")
+    if name not in PIPELINES:
+        raise UserError(f"{index.path} is of a {name[:60]!r}, which minidiff does not have; it has "
+                        f"{', '.join(sorted(set(PIPELINES.values())))} ({', '.join(PIPELINES)}).")
+    return PIPELINES[name]
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+def check_inside(path: Path, folder: Path) -> Path:
+    """The file that the path leads to; UserError where it is a link out of the checkpoint's folder.
+
+    The cache of huggingface_hub has its files in blobs/, and in snapshots/COMMIT/ links to them.
+    """
+    try:
+        target, own = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError):                         # RuntimeError: Python 3.12 and before
+        raise UserError(f"{path} is a link that leads to itself.") from None
+    places = [own] + [own.parents[1] / "blobs"] * (own.parent.name == "snapshots")
+    if not any(target.is_relative_to(place) for place in places):
+        raise UserError(f"{path} is a link out of the checkpoint, to {target}: copy the file into its place.")
+    return target
+
+
+def check_ordinary(path: Path) -> None:
+    """UserError for a folder, pipe or device; also for a link that leads nowhere."""
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(f"{path} is not an ordinary file, nor a link to one.")
+
+
+def no_index(path: Path) -> str:
+    """Why a folder is no checkpoint, and what is one."""
+    if path.resolve().name in STEMS and (path.resolve().parent / INDEX).is_file():
+        return f"{path} is one part of a checkpoint: give its folder, {path.resolve().parent}."
+    if (path / "model.safetensors").is_file():
+        return f"{path} is a folder: name the file in it, {path / 'model.safetensors'}."
+    return (f"{path} is a folder without {INDEX}: it takes a folder in diffusers' layout ({INDEX}, unet/, vae/, "
+            "text_encoder/, tokenizer/, scheduler/), or one .safetensors file.")
 

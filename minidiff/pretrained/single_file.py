@@ -39,6 +39,24 @@ SCHEDULERS = {"SD 1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "
               "SDXL": {"_class_name": "EulerDiscreteScheduler"}}
 
 
+# how names of tensors begin -> what a file with them is that is none of SIGNS
+OTHER = "which minidiff does not have."
+PART = "one part of a checkpoint: give the folder that has model_index.json, or a file with all parts."
+KINDS = {r"(model\.diffusion_model\.)?joint_blocks\.": f"a Stable Diffusion 3, {OTHER}",
+         r"(model\.diffusion_model\.)?double_blocks\.": f"a FLUX, {OTHER}",
+         r"model\.diffusion_model\.(blocks|layers|transformer_blocks)\.": f"a diffusion transformer, {OTHER}",
+         r"transformer_blocks\.|single_transformer_blocks\.": f"a diffusion transformer, {OTHER}",
+         r"conditioner\.embedders\.0\.model\.": f"SDXL's refiner, {OTHER}",
+         r"control_model\.|controlnet_": f"a ControlNet, {OTHER}",
+         r".*[._]lora[._]|lora_(unet|te)": "a LoRA: give a checkpoint, and this file as its LoRA.",
+         r"(down_blocks|encoder\.(down|down_blocks)|text_model\.encoder|input_blocks)\.": PART}
+
+
+def kind_of(tensors: Mapping[str, Entry]) -> str | None:
+    """What a file with these names is, if it is none of SIGNS but known."""
+    return next((kind for pattern, kind in KINDS.items() if any(re.match(pattern, name) for name in tensors)), None)
+
+
 @dataclass(frozen=True)
 class SingleFile:
     """A checkpoint in one file, with the methods of checkpoints.Folder."""
@@ -53,6 +71,9 @@ class SingleFile:
         tensors = entries(path)
         family = next((family for family, sign in SIGNS.items() if sign in tensors), None)
         if family is None or UNET + "input_blocks.0.0.weight" not in tensors:
+            kind = kind_of(tensors)
+            if kind is not None:
+                raise UserError(f"{path} is {kind}")
             raise UserError(f"{path} is no checkpoint of Stable Diffusion 1, 2 or SDXL: it lacks their names, such as "
                             f"{SIGNS['SD 1']}.")
         return cls(path, family, tensors)

@@ -36,8 +36,9 @@ def system_class(name: str):
 def class_of_model(path: str | Path) -> type:
     """The class of the system in a model's file, or in another program's file or folder; UserError where there is none.
     """
-    from minidiff.pretrained.checkpoints import is_foreign
+    from minidiff.pretrained.checkpoints import is_foreign, open_checkpoint
     if is_foreign(Path(path)):
+        open_checkpoint(Path(path))                         # UserError where it is none that minidiff has
         from minidiff.systems.stable_diffusion import StableDiffusion
         return StableDiffusion
     name = checkpoint.read_header(path).meta.get("system")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from minidiff.cli.main import main
 
@@ -68,6 +69,45 @@ def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):
     assert main(words) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
+
+
+UNET = "model.diffusion_model."
+
+
+@pytest.mark.parametrize("name, says", [
+    (UNET + "joint_blocks.0.x", "is a Stable Diffusion 3, which"), ("double_blocks.0.img_attn.x", "is a FLUX, which"),
+    (UNET + "double_blocks.0.x", "is a FLUX, which"), ("lora_unet_x.lora_down.weight", "is a LoRA: give"),
+    ("conditioner.embedders.0.model.ln_final.weight", "is SDXL's refiner, which"),
+    ("down_blocks.0.resnets.0.conv1.weight", "is one part of a checkpoint: give the folder that has")])
+@pytest.mark.parametrize("command", [["info"], ["sample", "x"]])
+def test_files_of_other_kinds_are_named(command, name, says, tmp_path, capsys):
+    save_file({name: np.zeros(3, np.float32)}, tmp_path / "m.safetensors")
+    assert main([*command, "--model", str(tmp_path / "m.safetensors")]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_folders_of_other_kinds_are_named(tmp_path, capsys):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    unet = HERE / "eps" / "unet"
+    for model, says in ((tmp_path, "is of a 'FluxPipeline'"), (tmp_path / "other", "is a folder without model_index"),
+                        (tmp_path / "run", "name the file in it"), (unet, f"give its folder, {HERE / 'eps'}"),
+                        (unet / "diffusion_pytorch_model.safetensors", f"give its folder, {HERE / 'eps'}")):
+        assert main(["sample", "x", "--model", str(model)]) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+
+
+def test_a_remark_stands_on_a_line_of_its_own_beside_the_progress_bar(tmp_path, capsys):
+    assert main(["sample", "a thin seven " * 40, "--model", str(HERE / "eps"), "--steps", "2", "--size", "48x40", "-o",
+                 str(tmp_path / "a.png")]) == 0
+    before, after = capsys.readouterr().err.split("minidiff: the prompt has")
+    assert "sampling:" in before and before.endswith("\r") and "\n" not in before and "\n" in after
+    *_, cleared, _ = before.split("\r")
+    assert not cleared.strip()                              # the bar was overwritten by spaces
 
 
 def test_the_help_names_its_samplers_and_promises_no_number_of_steps(capsys):

@@ -46,6 +46,8 @@ def test_the_configuration_that_the_shapes_tell(kind, tmp_path):
 
 def test_another_file_is_refused(tmp_path):
     from safetensors.numpy import save_file
-    save_file({"double_blocks.0.weight": np.zeros(3, np.float32)}, tmp_path / "flux.safetensors")
-    with pytest.raises(UserError, match="no checkpoint of Stable Diffusion 1, 2 or SDXL"):
-        SingleFile.at(tmp_path / "flux.safetensors")
+    for name, words in (("double_blocks.0.weight", "is a FLUX"),
+                        ("x", "no checkpoint of Stable Diffusion 1, 2 or SDXL")):
+        save_file({name: np.zeros(3, np.float32)}, tmp_path / "m.safetensors")
+        with pytest.raises(UserError, match=words):
+            SingleFile.at(tmp_path / "m.safetensors")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import shutil
 import time
@@ -181,6 +182,27 @@ def linked(folder: Path) -> None:
     path.symlink_to(folder.parent / "elsewhere.safetensors")
 
 
+def linked_out(name: str):
+    """Puts a link out of the folder in a file's place."""
+    def change(folder: Path):
+        elsewhere = folder.parent / "elsewhere"
+        shutil.copy(folder / name, elsewhere)
+        (folder / name).unlink()
+        (folder / name).symlink_to(elsewhere)
+    return change
+
+
+def in_place_of(name: str, make):
+    def change(folder: Path):
+        (folder / name).unlink()
+        make(folder / name)
+    return change
+
+
+def to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
 def shards(where: str):
     def change(folder: Path):
         path = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -204,7 +226,7 @@ def channels(count: int):
 
 BROKEN = {
     "another family": (edited("model_index.json", _class_name="StableDiffusion3Pipeline"), "StableDiffusion3Pipeline"),
-    "no index": (remove("model_index.json"), "no model_index.json"),
+    "no index": (remove("model_index.json"), "without model_index.json"),
     "no unet": (remove("unet"), "no unet/"),
     "no weights": (remove("vae/diffusion_pytorch_model.safetensors"), "has no"),
     "no vocabulary": (remove("tokenizer/vocab.json"), "does not exist"),
@@ -260,6 +282,19 @@ BROKEN = {
     "a kernel of 1": (tensors("unet", lambda s: s.update({"conv_in.weight": s["conv_in.weight"][..., :1, :1].copy()})),
                       "3 x 3"),
 }
+for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json",
+             "tokenizer/merges.txt", "tokenizer/tokenizer_config.json", "text_encoder/model.safetensors"):
+    BROKEN[f"a link in the place of {name}"] = (linked_out(name), "link out of the checkpoint")
+for name in ("unet/config.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"):
+    BROKEN[f"a pipe in the place of {name}"] = (in_place_of(name, os.mkfifo), "a device, pipe or socket")
+    BROKEN[f"a folder in the place of {name}"] = (in_place_of(name, Path.mkdir), "is a folder")
+    BROKEN[f"a circle in the place of {name}"] = (in_place_of(name, to_itself), "leads to itself|cannot be read|exist")
+for name in ("unet", "vae"):
+    weights = f"{name}/diffusion_pytorch_model.safetensors"
+    BROKEN[f"a pipe in the place of {weights}"] = (in_place_of(weights, os.mkfifo), "not an ordinary file")
+    BROKEN[f"a folder in the place of {weights}"] = (in_place_of(weights, Path.mkdir), "not an ordinary file")
+BROKEN["a pipe for an index"] = (in_place_of("model_index.json", os.mkfifo), "not an ordinary file")
+BROKEN["a folder for an index"] = (in_place_of("model_index.json", Path.mkdir), "not an ordinary file")
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -297,6 +332,21 @@ def test_an_unknown_sampler_is_refused_with_the_nearest_one(given, near):
     with pytest.raises(UserError, match="sampler must be one of ddim, plms") as caught:
         StableDiffusion.check_sampler(given)
     assert (f": the nearest is {near}" in str(caught.value)) if near else ("nearest" not in str(caught.value))
+
+
+def test_the_cache_of_huggingface_hub_may_link_to_its_blobs(tmp_path):
+    cache = tmp_path / "models--org--name"
+    folder = cache / "snapshots" / "0a1b"
+    shutil.copytree(HERE / "eps", folder)
+    (cache / "blobs").mkdir()
+    for i, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        path.rename(cache / "blobs" / str(i))
+        path.symlink_to(os.path.relpath(cache / "blobs" / str(i), path.parent))
+    assert np.array_equal(StableDiffusion.load(folder).sample(["a"], **SMALL), model("eps").sample(["a"], **SMALL))
+    other = folder.parent.parent / "not_snapshots"
+    folder.parent.rename(other)
+    with pytest.raises(UserError, match="link out of the checkpoint"):
+        StableDiffusion.load(other / "0a1b")
 
 
 def test_shards_are_read(tmp_path):
