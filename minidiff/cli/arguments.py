@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minidiff.data.dataset import DATASETS
 from minidiff.errors import UserError
+from minidiff.files import user_path
 from minidiff.systems import DEFAULT, SYSTEMS
 from minidiff.terminal import one_line, show
 
@@ -102,6 +104,28 @@ def named_file(text: str) -> tuple[str, Path]:
     if not name or not equals or not path:
         raise argparse.ArgumentTypeError(f"takes NAME=FILE, such as clip=runs/clip/model.safetensors, not {text!r}")
     return name, Path(path)
+
+
+def lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH; the strength is else 1."""
+    path, strength = _file_and_word(text)
+    try:
+        return path, 1.0 if strength is None else number(strength)
+    except argparse.ArgumentTypeError as error:
+        takes = f"takes FILE or FILE:STRENGTH, such as style.safetensors:0.8; a strength {error}"
+        raise argparse.ArgumentTypeError(takes) from None
+
+
+def embedding(text: str) -> tuple[str, Path]:
+    """FILE or FILE:TOKEN, as (token, file); the token is else the file's name."""
+    path, token = _file_and_word(text)
+    return path.stem if token is None else token, path
+
+
+def _file_and_word(text: str) -> tuple[Path, str | None]:
+    """FILE.ENDING or FILE.ENDING:WORD; the file's own name may have a colon, too."""
+    match = None if user_path(text).exists() else re.fullmatch(r"(.+\.\w+):([^/\\]+)", text)
+    return (user_path(match[1]), match[2]) if match else (user_path(text), None)
 
 
 # ---- arguments of several commands --------------------------------------------------------------------------

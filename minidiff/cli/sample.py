@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from minidiff import systems
 from minidiff.cli import sampling_options
-from minidiff.cli.arguments import add_command, add_device, add_system, count, natural
+from minidiff.cli.arguments import add_command, add_device, add_system, count, distinct, embedding, lora, natural
 from minidiff.errors import UserError, refusals
 from minidiff.files import check_distinct
 from minidiff.terminal import progress, say, show
@@ -36,6 +36,12 @@ def add(commands) -> None:
     sampling_options.add(p)
     p.add_argument("--image", type=Path, metavar="FILE", help="Stable Diffusion: the picture to start from")
     p.add_argument("--mask", type=Path, metavar="FILE", help="with --image: white where it is to be drawn again")
+    p.add_argument("--lora", type=lora, action="append", metavar="FILE[:STRENGTH]",
+                   help="Stable Diffusion: a LoRA that changes the checkpoint, with a strength (else 1); repeat it for "
+                        "each LoRA")
+    p.add_argument("--embedding", type=embedding, action="append", metavar="FILE[:TOKEN]",
+                   help="Stable Diffusion: an embedding, and the word in prompts that stands for it (else the file's "
+                        "name); repeat it for each word")
     p.add_argument("--trajectory", type=Path, metavar="FILE",
                    help="also write the way from noise to picture: an animation (.gif) or a strip (.png)")
     add_device(p)
@@ -55,11 +61,14 @@ def sample(args: argparse.Namespace) -> int:
         pictures.check_writable(file)
     if args.trajectory and not hasattr(kind, "trajectory"):
         raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
-    model = systems.load_model(kind, path).to(args.device)
+    changes = _changes(kind, args)
+    model = systems.load_model(kind, path, **changes).to(args.device)
     files = _files(kind, args)
     outputs = {f"--out ({file})" if len(files) > 1 else "--out": file for file in files}
     check_distinct(outputs | {"--trajectory": args.trajectory},
-                   sampling_options.files_of(model) | {"--image": args.image, "--mask": args.mask})
+                   sampling_options.files_of(model) | {"--image": args.image, "--mask": args.mask}
+                   | {f"--lora ({file})": file for file, _ in changes.get("loras", [])}
+                   | {f"--embedding ({file})": file for file in changes.get("embeddings", {}).values()})
     sampling_options.print_files(model)
 
     started = time.monotonic()
@@ -138,6 +147,15 @@ def peak_memory() -> float | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 2**30 if sys.platform == "darwin" else most / 2**20               # bytes there, KiB elsewhere
+
+
+def _changes(kind, args: argparse.Namespace) -> dict:
+    """What --lora and --embedding change of the model while it is loaded; UserError where the system takes none."""
+    given = {"loras": args.lora, "embeddings": args.embedding and distinct("--embedding", args.embedding)}
+    for (option, value), name in zip(given.items(), ("--lora", "--embedding"), strict=True):
+        if value and option not in kind.load_options():
+            raise UserError(f"{kind.name} takes no {name}")
+    return {option: value for option, value in given.items() if value}
 
 
 def _images(kind, args: argparse.Namespace) -> dict:

@@ -61,12 +61,15 @@ def load_system(name: str, path: str | Path | None = None):
     return load_model(SYSTEMS[name], path)
 
 
-def load_model(kind: type, path: str | Path | None = None):
-    """The trained system of this class: from `path`, a file or folder, or else as `load_system` finds it."""
+def load_model(kind: type, path: str | Path | None = None, **options):
+    """The trained system of this class: from `path`, a file or folder, or else as `load_system` finds it.
+
+    options: of its `load`.
+    """
     found = path or weights_of(kind.name)
     if found is None:
         raise UserError(f"there are no weights of {kind.name} yet: train it with minidiff train --system {kind.name}")
-    system = kind.load(found)
+    system = kind.load(found, **options)
     system.file = Path(found)                               # for messages
     return system
 

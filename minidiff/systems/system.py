@@ -126,6 +126,11 @@ class System(Module):
         return {name: p.default for name, p in own.items() if p.kind is p.KEYWORD_ONLY and name not in NOT_AN_OPTION}
 
     @classmethod
+    def load_options(cls) -> set[str]:
+        """The options of its `load`, beside the path."""
+        return {name for name, p in inspect.signature(cls.load).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    @classmethod
     def check_sampler(cls, name: str) -> None:
         """UserError where it draws with no sampler of this name."""
         SAMPLERS[name]

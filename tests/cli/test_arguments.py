@@ -1,6 +1,7 @@
 """The converters of arguments at their limits, the tables, and what `info` says of a model."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +21,20 @@ from minidiff.errors import UserError
     (arguments.natural, {"0": 0, str(2**31): 2**31}, ["-1", str(2**31 + 1), "1.0", "x"]),
     (arguments.count, {"1": 1, "1000000": 10**6}, ["0", "1000001"]),
     (arguments.steps, {"1": 1, "1000": 1000}, ["0", "1001"]),
+    (arguments.lora, {"a.safetensors": (Path("a.safetensors"), 1.0),
+                      "d/a.b.safetensors:-.5": (Path("d/a.b.safetensors"), -0.5),
+                      r"C:\x\a.safetensors:2": (Path(r"C:\x\a.safetensors"), 2.0),
+                      r"C:\x\a.safetensors": (Path(r"C:\x\a.safetensors"), 1.0)},
+     ["a.safetensors:x", "a.safetensors:nan", "a.safetensors:1e9"]),
+    (arguments.embedding, {"d/toy.safetensors": ("toy", Path("d/toy.safetensors")),
+                           "toy.pt:<cat-toy>": ("<cat-toy>", Path("toy.pt"))}, []),
     (arguments.setting, {"a=1": ("a", 1), "a=0.5": ("a", 0.5), "a=true": ("a", True), "a=False": ("a", False),
                          "a=x=y": ("a", "x=y"), "a=": ("a", ""), "a=[1, 2]": ("a", [1, 2]), "a=tRue": ("a", "tRue")},
      ["a", "=1", ""]),
     (lambda text: tuple(map(str, arguments.named_file(text))), {"clip=a/b.c": ("clip", "a/b.c"), "a=b=c": ("a", "b=c")},
      ["clip", "clip=", "=b"]),
-], ids=["number", "effort", "natural", "count", "steps", "setting", "named file"])
+], ids=["number", "effort", "natural", "count", "steps", "lora", "embedding", "setting",
+        "named file"])
 def test_a_converter_takes_its_limits_and_nothing_beyond(convert, taken, refused):
     for text, value in taken.items():
         found = convert(text)

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from minidiff import pictures
 from minidiff.cli.main import main
+from minidiff.systems.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parents[1] / "pretrained" / "checkpoints"
 
@@ -49,6 +51,32 @@ def test_image_to_image_and_in_painting(tmp_path):
         assert (pixels(tmp_path / "c.png")[:, :24] == 200).all() and (pixels(tmp_path / "c.png")[:, 24:] != 200).any()
 
 
+def test_a_lora_and_an_embedding_change_the_picture_as_in_python(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
+    lora, toy = tmp_path / "style.safetensors", tmp_path / "toy.safetensors"
+    save_file({f"{layer}.lora_{m}.weight": rng.normal(size=shape).astype(np.float32)
+               for m, shape in {"A": (2, 8), "B": (8, 2)}.items()}, lora)
+    save_file({"x": rng.normal(size=(2, 16)).astype(np.float32)}, toy)
+
+    def drawn(prompt, *words):
+        assert main(["sample", prompt, "--model", str(HERE / "eps"), "--steps", "2", "--size", "48x40", "-o",
+                     str(tmp_path / "a.png"), *map(str, words)]) == 0
+        return pixels(tmp_path / "a.png")
+
+    def expected(prompt, **changes):
+        x = StableDiffusion.load(HERE / "eps", **changes).sample([prompt], steps=2, size="48x40")
+        return pictures.plain(x[0])
+    assert (drawn("a cat", "--lora", f"{lora}:5") == expected("a cat", loras=[(lora, 5.0)])).all()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    twice = drawn("a cat", "--lora", lora, "--lora", "~/style.safetensors:2")
+    assert (twice == expected("a cat", loras=[(lora, 3.0)])).mean() > 0.99 and (twice != drawn("a cat")).any()
+    named = drawn("a <cat-toy>", "--embedding", f"{toy}:<cat-toy>")
+    assert (named == expected("a <cat-toy>", embeddings={"<cat-toy>": toy})).all()
+    toy.rename(tmp_path / "oyt.safetensors")
+    assert (drawn("a oyt", "--embedding", tmp_path / "oyt.safetensors") == named).all()
+
+
 def test_info_tells_family_sizes_and_precision(capsys):
     assert main(["info", "--model", str(HERE / "sdxl")]) == 0
     out = capsys.readouterr().out
@@ -58,6 +86,13 @@ def test_info_tells_family_sizes_and_precision(capsys):
 @pytest.mark.parametrize("words, says", [
     (["sample", "x", "--image", "in.png"], "takes no --image"),
     (["sample", "x", "--size", "64x64"], "no option 'size'"),
+    (["sample", "x", "--lora", "a.safetensors"], "takes no --lora"),
+    (["sample", "x", "--embedding", "a.safetensors"], "takes no --embedding"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--lora", "a.safetensors:x"], "such as style.safetensors:0.8"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--lora", "a.safetensors:.5"], "a.safetensors does not exist"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--embedding", "dog.safetensors"], "does not exist"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--embedding", "a.st:<b>", "--embedding", "c.st:<b>"],
+     "<b> was given twice"),
     (["sample", "x", "--model", "m.ckpt"], "pickle"), (["sample", "x", "--model", "."], "is a folder"),
     (["sample", "x", "--model", str(HERE / "eps"), "--sampler", "heum"], "sampler must be one of"),
     (["sample", "x", "--model", str(HERE / "eps"), "--mask", "m.png"], "name the picture with --image"),
@@ -127,6 +162,14 @@ def test_no_file_of_the_checkpoint_is_written_over(tmp_path, capsys):
     for words in (["-o", tmp_path / "link.png"], ["-o", tmp_path / "a.png", "--count", 2]):
         assert sample(*words, model=folder) == 2 and "name two files" in capsys.readouterr().err
     assert weights.read_bytes() == before
+
+
+def test_no_lora_is_written_over(tmp_path, capsys):
+    lora = tmp_path / "a.safetensors"
+    save_file({f"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_{m}.weight": np.zeros(shape, np.float32)
+               for m, shape in {"A": (2, 16), "B": (24, 2)}.items()}, lora)
+    (tmp_path / "a.png").symlink_to(lora)
+    assert sample("--lora", lora, "-o", tmp_path / "a.png") == 2 and "name two files" in capsys.readouterr().err
 
 
 def test_no_picture_is_written_over_another_or_its_image(tmp_path):
