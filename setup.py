@@ -37,6 +37,7 @@ setup(
                  *mpi],
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
+        "hub": ["huggingface_hub>=0.25"],                   # Stable Diffusion checkpoints by their names
         "mpi": mpi,                                         # training on several processes, started by mpiexec
         "kernels": ["nvidia-cuda-nvrtc==13.5.37"],          # compiles kernels/*.cu where there is no GPU: this one, as
                                                             # every release hands out registers in its own way

@@ -9,6 +9,7 @@ from minidiff import __version__, systems
 from minidiff.cli.arguments import add_command, print_table
 from minidiff.cli.sampling_options import described
 from minidiff.errors import UserError
+from minidiff.pretrained import hub
 
 
 def add(commands) -> None:
@@ -16,8 +17,9 @@ def add(commands) -> None:
     p = add_command(commands, "info", info,
                     help="List what is installed and registered, and what a model file holds.",
                     epilog="It changes nothing.")
-    p.add_argument("--model", type=Path, metavar="FILE",
-                   help="a model.safetensors of any system, or a checkpoint of Stable Diffusion")
+    p.add_argument("--model", metavar="FILE",
+                   help="a model.safetensors of any system, or a checkpoint of Stable Diffusion: a folder, a file, or "
+                        "a name at Hugging Face (org/name)")
 
 
 def info(args: argparse.Namespace) -> int:
@@ -46,7 +48,7 @@ def info(args: argparse.Namespace) -> int:
         ("samplers", ", ".join(SAMPLERS)),
         ("systems", ", ".join(_weights(name) for name in systems.SYSTEMS)),
     ]
-    print_table(rows + (_model(args.model) if args.model else []))
+    print_table(rows + (_model(hub.local(args.model)) if args.model else []))
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from minidiff import systems
 from minidiff.cli.arguments import number, setting, steps
 from minidiff.errors import UserError
+from minidiff.pretrained import hub
 from minidiff.systems.system import System
 from minidiff.terminal import show
 
@@ -25,8 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `model_file` and `sampling_options` read."""
     from minidiff.diffusion.samplers import SAMPLERS
     from minidiff.pretrained.scheduler_config import CHOICES
-    parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="a model.safetensors of any system, or a checkpoint of Stable Diffusion, a folder or file "
+    parser.add_argument("--model", metavar="FILE",
+                        help="a model.safetensors of any system; or a checkpoint of Stable Diffusion, as a folder, a "
+                             "file, or its name at Hugging Face (org/name), from where it is fetched "
                              "(else the system's own run in runs/, else the weights that come with minidiff)")
     parser.add_argument("--scale", type=number,
                         help="guidance: 0 ignores the caption, 1 follows it, more follows it more closely "
@@ -50,11 +52,12 @@ def model_file(args: argparse.Namespace) -> tuple[type[System], Path | None]:
     if args.model is None:
         name = args.system or systems.DEFAULT
         return systems.system_class(name), systems.weights_of(name)
-    kind = systems.class_of_model(args.model)
+    path = hub.local(args.model)
+    kind = systems.class_of_model(path)
     if args.system not in (None, kind.name):
         raise UserError(f"{args.model} holds {kind.name!r}, and --system asks for {args.system!r}: leave out --system, "
                         "or name another --model")
-    return kind, args.model
+    return kind, path
 
 
 def sampling_options(kind: type[System], args: argparse.Namespace) -> dict:

@@ -66,8 +66,7 @@ class Folder:
     @property
     def parts(self) -> tuple[str, ...]:
         """The folders that this family needs."""
-        second = ("text_encoder_2", "tokenizer_2") if self.family == "SDXL" else ()
-        return ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *second)
+        return parts_of(self.family)
 
     def config(self, part: str) -> Config:
         path = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
@@ -120,6 +119,12 @@ class Folder:
         if missing:
             raise UserError(f"{index} names the tensor {missing[0][:80]!r}, which is in none of its files.")
         return found
+
+
+def parts_of(family: str) -> tuple[str, ...]:
+    """The folders of a checkpoint of this family."""
+    second = ("text_encoder_2", "tokenizer_2") if family == "SDXL" else ()
+    return ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *second)
 
 
 def open_checkpoint(path: Path) -> Folder | SingleFile:

@@ -50,7 +50,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
      ["pretrained/config", "pretrained/weights", "pretrained/layers", "pretrained/clip_tokenizer",
       "pretrained/clip_text", "pretrained/unet", "pretrained/autoencoder", "pretrained/scheduler_config",
       "pretrained/single_file", "pretrained/agreement",
-      "pretrained/checkpoints", "pretrained/lora", "pretrained/textual_inversion",
+      "pretrained/checkpoints", "pretrained/hub", "pretrained/lora", "pretrained/textual_inversion",
       "systems/stable_diffusion"]),
     ("Evaluation", "How good are the pictures?",
      ["evaluation/metrics", "evaluation/judge", "evaluation/fidelity", "evaluation/report", "evaluation/likelihood",
