@@ -62,6 +62,8 @@ def sample(args: argparse.Namespace) -> int:
     if args.trajectory and not hasattr(kind, "trajectory"):
         raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
     changes = _changes(kind, args)
+    if args.device == "cpu":
+        kind.check_memory(path, options)
     model = systems.load_model(kind, path, **changes).to(args.device)
     files = _files(kind, args)
     outputs = {f"--out ({file})" if len(files) > 1 else "--out": file for file in files}
@@ -72,18 +74,18 @@ def sample(args: argparse.Namespace) -> int:
     sampling_options.print_files(model)
 
     started = time.monotonic()
-    drawn, states = [], []
+    drawn, states, done = [], [], 0
     with refusals(model.name):
         for images, way in _batches(model, prompt, args, options):
-            drawn.append(images)
             states = states or way                          # those of the first batch
+            if kind.at_a_time == 1:                         # takes minutes: none is lost if the next one fails
+                pictures.save(pictures.plain(images[0]), files[done])
+                done += 1
+            else:
+                drawn.append(images)
     (caption,) = sampling_options.captions_of([prompt])
-    images = np.concatenate(drawn)                                                  # (N, H, W, C)
-    if kind.at_a_time == 1:
-        for image, file in zip(images, files, strict=True):
-            pictures.save(pictures.plain(image), file)
-    else:
-        pictures.save(pictures.sheet(images, title=caption), args.out)
+    if drawn:
+        pictures.save(pictures.sheet(np.concatenate(drawn), title=caption), args.out)       # (N, H, W, C)
     show(f"{args.count} x {caption[:60]!r} in {time.monotonic() - started:.1f} s by {model.name} ({path}): "
          f"{', '.join(map(str, files))}")
     if kind.at_a_time == 1 and peak_memory():

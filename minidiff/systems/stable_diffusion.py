@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
 from minidiff.nn.images import clean_images
-from minidiff.pretrained import agreement, autoencoder, lora, textual_inversion
+from minidiff.pretrained import agreement, autoencoder, lora, memory, textual_inversion
 from minidiff.pretrained.agreement import LATENT
 from minidiff.pretrained.autoencoder import Autoencoder
 from minidiff.pretrained.checkpoints import open_checkpoint
@@ -47,6 +48,7 @@ from minidiff.pretrained.unet import UNet
 from minidiff.systems.system import System, check_finite
 from minidiff.terminal import say
 
+NETWORKS = ("unet", "vae", "text_encoder")                  # how the names of parts with weights begin
 STRENGTH = 0.8                                              # of image to image, where none is given
 LARGEST = 4096                                              # pixels, each way
 
@@ -103,7 +105,7 @@ class StableDiffusion(System):
         """The family, sizes and precision of a checkpoint, whose weights are not read."""
         saved = open_checkpoint(Path(path))
         scheduler = SchedulerConfig(saved.config("scheduler"))
-        parts = [part for part in saved.parts if part in ("unet", "vae") or part.startswith("text")]
+        parts = [part for part in saved.parts if part.startswith(NETWORKS)]
         entries = {part: saved.weights(part, np.float32).tensors.values() for part in parts}
         return [("model", f"{saved.family}, {path}"),
                 ("parameters", ", ".join(f"{sum(e.size for e in found):,} {part}" for part, found in entries.items())),
@@ -118,6 +120,20 @@ class StableDiffusion(System):
         if np.dtype(dtype) != self.dtype:
             raise ValueError(f"dtype is {self.dtype}: name another when loading, StableDiffusion.load(path, dtype=...)")
         return self
+
+    @classmethod
+    def check_memory(cls, path: str | Path, options: Mapping[str, Any]) -> None:
+        saved = open_checkpoint(Path(path))
+        unet = saved.config("unet")
+        parts = {part: saved.weights(part, np.float32) for part in saved.parts if part.startswith(NETWORKS)}
+        factor = 2 ** (len(saved.config("vae").texts("down_block_types")) - 1)
+        if options.get("image") is not None:
+            height, width = options["image"].shape[:2]
+        else:
+            own = unet.whole("sample_size", 64) * factor
+            width, height = size_of(options.get("size") or f"{own}x{own}")
+        rows = 1 if options.get("scale") in (0, 1) else 2
+        memory.check(memory.estimate(unet, parts, factor, height, width, rows), height, width)
 
     @classmethod
     def check_sampler(cls, name: str) -> None:

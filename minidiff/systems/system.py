@@ -131,6 +131,10 @@ class System(Module):
         return {name for name, p in inspect.signature(cls.load).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     @classmethod
+    def check_memory(cls, path: str | Path | None, options: Mapping[str, Any]) -> None:
+        """UserError where sampling with these options will not fit in memory; asked before the weights are read."""
+
+    @classmethod
     def check_sampler(cls, name: str) -> None:
         """UserError where it draws with no sampler of this name."""
         SAMPLERS[name]

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from minidiff import pictures
 from minidiff.cli.main import main
+from minidiff.errors import UserError
 from minidiff.systems.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parents[1] / "pretrained" / "checkpoints"
@@ -35,6 +36,18 @@ def test_several_pictures_are_several_files(tmp_path):
     assert sample("--count", 2, "--seed", 3, "-o", tmp_path / "a.png") == 0
     first, second = (pixels(tmp_path / f"a-{i}.png") for i in (1, 2))
     assert (first != second).any() and not (tmp_path / "a.png").exists()
+
+
+def test_a_failure_does_not_lose_the_pictures_before_it(tmp_path, monkeypatch, capsys):
+    trajectory = StableDiffusion.trajectory
+
+    def failing(self, *args, **options):
+        if (tmp_path / "a-1.png").exists():
+            raise UserError("the second one failed")
+        return trajectory(self, *args, **options)
+    monkeypatch.setattr(StableDiffusion, "trajectory", failing)
+    assert sample("--count", 2, "-o", tmp_path / "a.png") == 2 and "second one failed" in capsys.readouterr().err
+    assert pixels(tmp_path / "a-1.png").shape == (40, 48, 3)
 
 
 def test_image_to_image_and_in_painting(tmp_path):
