@@ -42,6 +42,8 @@ def add(commands) -> None:
     p.add_argument("--embedding", type=embedding, action="append", metavar="FILE[:TOKEN]",
                    help="Stable Diffusion: an embedding, and the word in prompts that stands for it (else the file's "
                         "name); repeat it for each word")
+    p.add_argument("--preview", type=Path, metavar="FILE",
+                   help="Stable Diffusion: also write now and then, at half the size, what the picture will be like")
     p.add_argument("--trajectory", type=Path, metavar="FILE",
                    help="also write the way from noise to picture: an animation (.gif) or a strip (.png)")
     add_device(p)
@@ -61,13 +63,15 @@ def sample(args: argparse.Namespace) -> int:
         pictures.check_writable(file)
     if args.trajectory and not hasattr(kind, "trajectory"):
         raise UserError(f"{kind.name} has no trajectory: {kind.no_trajectory}")
+    if args.preview and not kind.previews:
+        raise UserError(f"{kind.name} takes no --preview")
     changes = _changes(kind, args)
     if args.device == "cpu":
         kind.check_memory(path, options)
     model = systems.load_model(kind, path, **changes).to(args.device)
     files = _files(kind, args)
     outputs = {f"--out ({file})" if len(files) > 1 else "--out": file for file in files}
-    check_distinct(outputs | {"--trajectory": args.trajectory},
+    check_distinct(outputs | {"--trajectory": args.trajectory, "--preview": args.preview},
                    sampling_options.files_of(model) | {"--image": args.image, "--mask": args.mask}
                    | {f"--lora ({file})": file for file, _ in changes.get("loras", [])}
                    | {f"--embedding ({file})": file for file in changes.get("embeddings", {}).values()})
@@ -98,9 +102,11 @@ def sample(args: argparse.Namespace) -> int:
 
 def _batches(model, prompt: str, args: argparse.Namespace, options: dict):
     """(images, states (t, x_t) where --trajectory asks for them) of each batch, behind a progress bar."""
+    from minidiff.cli.preview import Preview
     from minidiff.engine.backend import to_numpy
     from minidiff.engine.random import sample_streams
 
+    preview = Preview(args.preview) if args.preview else None
     streams = sample_streams(args.device, args.seed, args.count)
     size = model.at_a_time
     parts = [streams[i:min(i + size, args.count)] for i in range(0, args.count, size)]
@@ -117,6 +123,8 @@ def _batches(model, prompt: str, args: argparse.Namespace, options: dict):
             for state in model.trajectory(captions, streams=part, **options):
                 if args.trajectory:
                     way.append((state.t, to_numpy(state.x_t[:SHOWN])))              # (B, H, W, C)
+                if preview:
+                    preview.show(state)
                 bar.update(bool(state.step))
             yield to_numpy(state.x_t), way
 
@@ -196,5 +204,6 @@ def _prompt(args: argparse.Namespace) -> str:
 def _check_files(args: argparse.Namespace) -> None:
     from minidiff import pictures
     pictures.check_writable(args.out)
-    if args.trajectory:
-        pictures.check_writable(args.trajectory)
+    for path in (args.trajectory, args.preview):
+        if path:
+            pictures.check_writable(path)

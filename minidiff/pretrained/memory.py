@@ -14,6 +14,7 @@ test_memory.py); it knows nothing of other programs, nor of swap.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +50,22 @@ def estimate(unet: Config, parts: Mapping[str, Weights], factor: int, height: in
     kinds = unet.texts("down_block_types")
     heads = heads_of(unet, len(kinds))
     N = (height // factor) * (width // factor)
-    levels = [level for level, kind in enumerate(kinds) if BLOCKS[kind]] or [len(kinds) - 1]
+    levels = [level for level, kind in enumerate(kinds) if BLOCKS.get(kind)] or [len(kinds) - 1]
     scores = max(heads[level] * (N // 4**level)**2 for level in levels)
-    vae = parts["vae"]
-    ups = [name for name in vae.tensors if name.startswith("decoder.up_blocks.")]
-    last = max((int(name.split(".")[2]) for name in ups), default=0)
-    wide = max((max(vae.shape(name)[:2]) for name in ups
-                if name.startswith(f"decoder.up_blocks.{last}.resnets.") and len(vae.shape(name)) == 4), default=3)
+    wide = last_width(parts["vae"])
     return Estimate(itemsize * sum(entry.size for weights in parts.values() for entry in weights.tensors.values()),
                     itemsize * rows * scores, itemsize * N**2, itemsize * AT_ONE_TIME * height * width * wide)
+
+
+def last_width(vae: Weights) -> int:
+    """The most channels of the decoder at full resolution."""
+    widths: dict[int, int] = {}
+    for name, entry in vae.tensors.items():
+        match = re.match(r"decoder\.up_blocks\.(\d{1,3})\.resnets\.", name)
+        if match and len(entry.shape) == 4:
+            level = int(match[1])
+            widths[level] = max(widths.get(level, 0), *entry.shape[:2])
+    return widths[max(widths)] if widths else 3
 
 
 def check(needed: Estimate, height: int, width: int) -> None:

@@ -1,6 +1,8 @@
 """minidiff sample and info with checkpoints of Stable Diffusion."""
 
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from minidiff import pictures
+from minidiff.cli import preview
 from minidiff.cli.main import main
 from minidiff.errors import UserError
 from minidiff.systems.stable_diffusion import StableDiffusion
@@ -48,6 +51,38 @@ def test_a_failure_does_not_lose_the_pictures_before_it(tmp_path, monkeypatch, c
     monkeypatch.setattr(StableDiffusion, "trajectory", failing)
     assert sample("--count", 2, "-o", tmp_path / "a.png") == 2 and "second one failed" in capsys.readouterr().err
     assert pixels(tmp_path / "a-1.png").shape == (40, 48, 3)
+
+
+def test_previews_come_now_and_then_and_show_the_estimate_at_half_its_size(tmp_path, monkeypatch, capsys):
+    shots, out = tmp_path / "p.png", ["-o", tmp_path / "a.png", "--preview", tmp_path / "p.png"]
+    assert sample(*out) == 0 and not shots.exists()         # the run was over in less than ten seconds
+    seen, save = [], pictures.save
+    monkeypatch.setattr(preview, "EVERY", 0)
+    monkeypatch.setattr(preview, "SHARE", np.inf)
+    monkeypatch.setattr(pictures, "save", lambda image, path: (seen.append(path), save(image, path)))
+    assert sample(*out, steps=3) == 0 and seen == [shots] * 3 + [tmp_path / "a.png"]
+    assert pixels(shots).shape == (24, 24, 3)               # 5 x 6 latents are 3 x 3
+    large = np.asarray(Image.open(tmp_path / "a.png").resize((24, 20)), float)
+    assert abs(large.mean() - pixels(shots).mean()) < 30
+    seen.clear()
+    monkeypatch.setattr(preview, "SHARE", 1e-9)             # one preview took long: there is no time for another
+    assert sample(*out, steps=3) == 0 and seen.count(shots) == 1
+
+
+def test_a_preview_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    def full(image, path, save=pictures.save):
+        if path.name == "p.png":
+            raise UserError("the disk is full")
+        save(image, path)
+    monkeypatch.setattr(preview, "EVERY", 0)
+    monkeypatch.setattr(pictures, "save", full)
+    assert sample("-o", tmp_path / "a.png", "--preview", tmp_path / "p.png") == 0 and (tmp_path / "a.png").exists()
+    assert "no preview was drawn (the disk is full); sampling continues" in capsys.readouterr().err
+
+
+def test_peak_memory_is_said_at_the_end(tmp_path, capsys):
+    assert sample("-o", tmp_path / "a.png") == 0
+    assert re.search(r"peak memory: \d+\.\d GiB", capsys.readouterr().out) or sys.platform == "win32"
 
 
 def test_image_to_image_and_in_painting(tmp_path):
@@ -100,6 +135,9 @@ def test_info_tells_family_sizes_and_precision(capsys):
     (["sample", "x", "--image", "in.png"], "takes no --image"),
     (["sample", "x", "--size", "64x64"], "no option 'size'"),
     (["sample", "x", "--lora", "a.safetensors"], "takes no --lora"),
+    (["sample", "x", "--preview", "p.png"], "takes no --preview"),
+    (["sample", "x", "--preview", "p.txt"], "takes one of the endings"),
+    (["sample", "x", "--model", str(HERE / "eps"), "-o", "a.png", "--preview", "a.png"], "name two files"),
     (["sample", "x", "--embedding", "a.safetensors"], "takes no --embedding"),
     (["sample", "x", "--model", str(HERE / "eps"), "--lora", "a.safetensors:x"], "such as style.safetensors:0.8"),
     (["sample", "x", "--model", str(HERE / "eps"), "--lora", "a.safetensors:.5"], "a.safetensors does not exist"),

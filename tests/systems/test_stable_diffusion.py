@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.examples import load
 
+from minidiff.cli.main import main
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
@@ -279,6 +280,8 @@ BROKEN = {
     "an offset beyond the times": (edited("scheduler/scheduler_config.json", steps_offset=1000), "steps_offset takes"),
     "a beta of 1": (edited("scheduler/scheduler_config.json", beta_end=1), "beta_end take numbers above 0 and below 1"),
     "fewer betas than times": (edited("scheduler/scheduler_config.json", trained_betas=[0.01] * 5), "trained_betas"),
+    "a level without a number": (tensors("vae", lambda s: s.update({"decoder.up_blocks.x": np.zeros(3, np.float32)})),
+                                 "does not have"),
     "a kernel of 1": (tensors("unet", lambda s: s.update({"conv_in.weight": s["conv_in.weight"][..., :1, :1].copy()})),
                       "3 x 3"),
 }
@@ -298,7 +301,7 @@ BROKEN["a folder for an index"] = (in_place_of("model_index.json", Path.mkdir), 
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_checkpoint_is_refused_in_a_sentence_and_within_a_second(name, tmp_path):
+def test_a_broken_checkpoint_is_refused_in_a_sentence_and_within_a_second(name, tmp_path, capsys):
     change, words = BROKEN[name]
     folder = tmp_path / "model"
     shutil.copytree(HERE / "eps", folder)
@@ -307,6 +310,8 @@ def test_a_broken_checkpoint_is_refused_in_a_sentence_and_within_a_second(name, 
     with pytest.raises(UserError, match=words) as caught:
         StableDiffusion.load(folder)
     assert time.thread_time() - started < 1 and "\n" not in str(caught.value)
+    command = ["sample", "x", "--model", str(folder), "--steps", "1", "-o", str(tmp_path / "x.png")]
+    assert main(command) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("sampler", [None, *CHOICES])
