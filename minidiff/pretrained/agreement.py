@@ -28,6 +28,9 @@ def check(configs: Mapping[str, Config], parts: Mapping[str, Weights], tokenizer
     check_vae(configs["vae"], parts["vae"])
     for part, tokenizer in zip(text, tokenizers, strict=True):
         check_text(configs[part], parts[part], tokenizer)
+    if len({tokenizer.length for tokenizer in tokenizers}) > 1:
+        raise UserError(f"{parts['unet'].source} has tokenizers of {' and '.join(str(t.length) for t in tokenizers)} "
+                        "tokens, whose states do not fit side by side.")
     check_latents(parts["unet"], parts["vae"])
     check_prompt(configs["unet"], parts["unet"], [parts[part] for part in text])
 

@@ -57,8 +57,13 @@ class ClipTokenizer:
         config = Config.load(settings) if settings.exists() else Config({}, folder)
         pad = config.values.get("pad_token", END)
         pad = pad.get("content") if isinstance(pad, dict) else pad
+        length = min(config.whole("model_max_length", LENGTH), LENGTH)
+        if length < 3:
+            raise UserError(f"{settings}: model_max_length takes at least 3, of start, text and end, not {length}.")
+        if not isinstance(pad, str):
+            raise UserError(f"{settings}: pad_token takes a symbol of vocab.json, not {str(pad)[:40]!r}.")
         try:
-            return cls(vocab, merges, pad=str(pad), length=min(config.whole("model_max_length", LENGTH), LENGTH))
+            return cls(vocab, merges, pad=pad, length=length)
         except ValueError as error:
             raise UserError(f"{folder}: {error}.") from None
 

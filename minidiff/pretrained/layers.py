@@ -31,7 +31,7 @@ class Linear(Module):
                 raise UserError(f"{weights.source} holds {weights.prefix}weight with a kernel of {self.w.shape[:2]}; "
                                 "it takes 1 x 1.")
             self.w.data = self.w.data[0, 0]                                         # (C, D)
-        self.b = weights.tensor("bias") if "bias" in weights else None
+        self.b = weights.vector("bias", self.w.shape[1]) if "bias" in weights else None
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.matmul(x, self.w) if self.b is None else ops.linear(x, self.w, self.b)
@@ -41,7 +41,8 @@ class Conv2d(Module):
     """(B, H, W, C) -> (B, H', W', D)."""
 
     def __init__(self, weights: Weights, *, stride: int = 1, padding: int = 1):
-        self.w, self.b = weights.tensor("weight", 2, 3, 1, 0), weights.tensor("bias")
+        self.w = weights.tensor("weight", 2, 3, 1, 0)
+        self.b = weights.vector("bias", self.w.shape[3])
         self.stride, self.padding = stride, padding
         if self.w.shape[:2] != (3, 3):
             raise UserError(f"{weights.source} holds {weights.prefix}weight with a kernel of {self.w.shape[:2]}; it "
@@ -55,7 +56,8 @@ class GroupNorm(Module):
     """(B, ..., C) -> (B, ..., C); see engine/norm.py."""
 
     def __init__(self, weights: Weights, groups: int, eps: float):
-        self.gamma, self.beta = weights.tensor("weight"), weights.tensor("bias")
+        self.gamma = weights.tensor("weight", 0)
+        self.beta = weights.vector("bias", len(self.gamma))
         self.groups, self.eps = groups, eps
         if groups < 1 or len(self.gamma) % groups:
             raise UserError(f"{weights.source}: {len(self.gamma)} channels of {weights.prefix[:-1]} do not divide into "
@@ -73,7 +75,8 @@ class LayerNorm(Module):
     """(..., C) -> (..., C); see engine/norm.py."""
 
     def __init__(self, weights: Weights, eps: float = 1e-5):
-        self.gamma, self.beta, self.eps = weights.tensor("weight"), weights.tensor("bias"), eps
+        self.gamma, self.eps = weights.tensor("weight", 0), eps
+        self.beta = weights.vector("bias", len(self.gamma))
 
     def forward(self, x: Tensor) -> Tensor:
         return norm.layer_norm(x, self.gamma, self.beta, self.eps)

@@ -131,12 +131,13 @@ class SchedulerConfig:
             t = np.interp(np.log(rho), np.log(rho_of), np.arange(self.T))
             t = np.round(t) if family.one_more else t
         first = rho[0] if family.scaled and spacing != "leading" else None
-        pairs = [(a, b) for a, b in pairwise([*rho, self._last(family)])]
+        # a step from time 0 to the noise of time 0 would go nowhere
+        pairs = [(a, b) for a, b in pairwise([*rho, self._last(family)]) if a > b]
         if family.own_stride:
             pairs = list(self._strides(t.astype(int), rho_of, steps, self._last(family)))
-            if not pairs:
-                raise UserError(f"{self.config.path}: a run of {steps} steps would start at time {t[0]:.0f}, where it "
-                                "ends: take more steps")
+        if not pairs:
+            raise UserError(f"{self.config.path}: a run of {steps} steps would start at time {t[0]:.0f}, where it "
+                            "ends: take more steps")
         return _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sampler)
 
     def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
@@ -252,6 +253,9 @@ def check(config: Config) -> None:
     if spacing not in ("leading", "linspace", "trailing"):
         raise UserError(f"{config.path}: timestep_spacing {spacing[:40]!r} is unknown; it is leading, linspace or "
                         "trailing.")
+    last = config.text("final_sigmas_type", "zero")
+    if last not in ("zero", "sigma_min"):
+        raise UserError(f"{config.path}: final_sigmas_type {last[:40]!r} is unknown; it is zero or sigma_min.")
     kind = config.text("beta_schedule", "linear")
     if kind not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         raise UserError(f"{config.path}: beta_schedule {kind[:40]!r} is unknown.")

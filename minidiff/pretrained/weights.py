@@ -135,6 +135,14 @@ class Weights:
         self.used.add(full)
         return Tensor(a)
 
+    def vector(self, name: str, length: int) -> Tensor:
+        """The tensor in `dtype`, which has one axis of this length; UserError otherwise."""
+        found = self._entry(name).shape
+        if found != (length,):
+            raise UserError(f"{self.source} holds the tensor {self.prefix + name!r} in shape {found}; with the weights "
+                            f"beside it, it takes {(length,)}.")
+        return self.tensor(name, 0)
+
     def check_all_used(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
         """UserError where the checkpoint holds a tensor that no network has asked for."""
         for name in self.tensors:

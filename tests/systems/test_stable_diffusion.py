@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 from support.examples import load
 
 from minidiff.cli.main import main
+from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
@@ -131,8 +133,6 @@ def test_the_whole_way_from_prompt_to_picture_of_a_larger_pipeline(kind):
     cond = m.encode_text([prompts[0], prompts[2]], size)
     uncond = m.encode_text(["blurry", "ugly" if kind == "sdxl" else ""], size)
     plan = m.scheduler.plan(6)
-    from minidiff.diffusion.denoiser import NetworkDenoiser
-    from minidiff.diffusion.guidance import ClassifierFree
     network = NetworkDenoiser(plan.schedule, m.scheduler.predicts, m._network(plan, None))
     denoiser = ClassifierFree(network, 7.5, uncond)
     *_, state = plan.run(denoiser, plan.first_std * noise, cond)
@@ -282,6 +282,17 @@ BROKEN = {
     "fewer betas than times": (edited("scheduler/scheduler_config.json", trained_betas=[0.01] * 5), "trained_betas"),
     "a level without a number": (tensors("vae", lambda s: s.update({"decoder.up_blocks.x": np.zeros(3, np.float32)})),
                                  "does not have"),
+    "no room for a word": (edited("tokenizer/tokenizer_config.json", model_max_length=2), "takes at least 3"),
+    "padding by a number": (edited("tokenizer/tokenizer_config.json", pad_token=0), "pad_token takes a symbol"),
+    "an unknown end": (edited("scheduler/scheduler_config.json", final_sigmas_type="x"), "final_sigmas_type"),
+    "a norm of one number": (tensors("unet", lambda s: s.update({"conv_norm_out.weight": np.array(1, np.float32)})),
+                             "axes"),
+    "another bias": (tensors("unet", lambda s: s.update({"conv_in.bias": np.zeros(7, np.float32)})), r"takes \(8,\)"),
+    "another norm": (tensors("vae", lambda s: s.update({"decoder.conv_norm_out.bias": np.zeros(7, np.float32)})),
+                     r"takes \(8,\)"),
+    "a layer of the decoder with other channels": (
+        tensors("vae", lambda s: s.update({"decoder.conv_out.weight": np.zeros((3, 16, 3, 3), np.float32)})),
+        "do not fit together"),
     "a kernel of 1": (tensors("unet", lambda s: s.update({"conv_in.weight": s["conv_in.weight"][..., :1, :1].copy()})),
                       "3 x 3"),
 }
@@ -327,6 +338,9 @@ def test_runs_of_as_many_steps_as_there_are_times_stay_within_them_or_are_refuse
             assert steps > 38 and ("take fewer steps" in str(error) or "steps must be" in str(error)) or (
                 steps == 1 and "take more steps" in str(error))
         else:
+            denoiser = NetworkDenoiser(plan.schedule, "eps", lambda x_t, t, cond: 0 * x_t)
+            *_, state = plan.run(denoiser, np.ones((1, 2)), streams=SampleStreams(0, 1))
+            assert np.isfinite(state.x_t).all()
             assert steps <= 40 and plan.t.min() >= 0 and plan.t.max() <= 39
             assert len(plan.steps) in (steps, steps - 1) and plan.schedule.alpha_bar.size >= len(plan.steps)
 
@@ -352,6 +366,13 @@ def test_the_cache_of_huggingface_hub_may_link_to_its_blobs(tmp_path):
     folder.parent.rename(other)
     with pytest.raises(UserError, match="link out of the checkpoint"):
         StableDiffusion.load(other / "0a1b")
+
+
+def test_two_tokenizers_of_different_lengths_are_refused(tmp_path):
+    shutil.copytree(HERE / "sdxl", tmp_path / "model")
+    edited("tokenizer_2/tokenizer_config.json", model_max_length=70)(tmp_path / "model")
+    with pytest.raises(UserError, match="tokenizers of 77 and 70 tokens"):
+        StableDiffusion.load(tmp_path / "model")
 
 
 def test_shards_are_read(tmp_path):
