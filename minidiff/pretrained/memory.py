@@ -87,7 +87,7 @@ def available() -> int | None:
     except (AttributeError, ValueError, OSError):           # Windows; a system without these names
         return None
     try:
-        limit = CGROUP.read_text()
+        limit = CGROUP.read_text(encoding="ascii")
     except (OSError, ValueError):
         return there
     return min(there, int(limit)) if limit.strip().isdigit() else there

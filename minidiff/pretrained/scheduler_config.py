@@ -225,7 +225,8 @@ def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: flo
     # alpha_bar = 1 / (1 + rho^2)
     alpha_bar = 1 / (1 + np.square(rhos))
     alpha_bar[alpha_bar < 2 * TINY] = 0
-    first_std = 1.0 if first is None else first / math.hypot(1, first)              # sigma of the first row
+    # sigma of the first row; Python's float, which leaves noise in float32
+    first_std = 1.0 if first is None else float(first / math.hypot(1, first))
     return Plan(Schedule(alpha_bar, "a run's own"), np.array([t_of.get(rho, 0.0) for rho in rhos]),
                 tuple((rows[a], rows[b]) for a, b in pairs), first_std, sampler)
 

@@ -345,6 +345,17 @@ def test_runs_of_as_many_steps_as_there_are_times_stay_within_them_or_are_refuse
             assert len(plan.steps) in (steps, steps - 1) and plan.schedule.alpha_bar.size >= len(plan.steps)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_every_sampler_draws_in_float32_with_every_spacing(spacing):
+    """Turbo models have Euler's scheduler with trailing times, which starts at sigma times the noise."""
+    m = copy.copy(model("eps"))
+    config = m.scheduler.config
+    m.scheduler = SchedulerConfig(Config(config.values | {"timestep_spacing": spacing}, config.path))
+    for sampler in (None, *CHOICES):
+        x = m.sample(["a"], sampler=sampler, scale=1.0, **SMALL)
+        assert x.dtype == np.float32 and x.shape == (1, 40, 48, 3) and x.std() > 0.01, sampler
+
+
 @pytest.mark.parametrize("given, near", [("pndm", "plms"), ("lcm", "euler-a"), ("Euler_A", "euler-a"),
                                          ("dpm++ 2m", "dpm++2m"), ("heum", "heun"), ("magic", None)])
 def test_an_unknown_sampler_is_refused_with_the_nearest_one(given, near):
