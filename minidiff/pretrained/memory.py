@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minidiff.errors import UserError
+from minidiff.input_files import read_file
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.unet import BLOCKS, heads_of
 from minidiff.pretrained.weights import Weights
@@ -87,7 +88,7 @@ def available() -> int | None:
     except (AttributeError, ValueError, OSError):           # Windows; a system without these names
         return None
     try:
-        limit = CGROUP.read_text(encoding="ascii")
-    except (OSError, ValueError):
+        limit = read_file(CGROUP, 100).strip()
+    except UserError:                                       # no container, or another system
         return there
-    return min(there, int(limit)) if limit.strip().isdigit() else there
+    return min(there, int(limit)) if limit.isdigit() else there             # or "max"

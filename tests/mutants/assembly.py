@@ -778,8 +778,8 @@ BUGS = [
         "states = states or way",
         "states = way"),
     Bug("sample: the sheet shows the first batch", SAMPLE,
-        "images = np.concatenate(drawn)",
-        "images = drawn[0]"),
+        "pictures.sheet(np.concatenate(drawn)",
+        "pictures.sheet(drawn[0]"),
     Bug("sample: the pictures are those of the last batch but one step", SAMPLE,
         "                bar.update(bool(state.step))\n            yield to_numpy(state.x_t), way",
         "                bar.update(bool(state.step))\n                if state.t >= 0:\n"
