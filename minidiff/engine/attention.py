@@ -8,6 +8,9 @@ The backward pass, with the softmax's pullback  dS = P (dP - sum(dP P)):
 
     dv = P^T dy      dP = dy v^T      dq = dS k / sqrt(d)      dk = dS^T q / sqrt(d)
 
+S and P have N M numbers for each head.  Where they would be large and no gradient is asked for, `_by_blocks` computes a
+block of queries at a time, and never stores them whole.
+
 Where a weight is 0 because of the mask, its product is 0, even if the key or the value there is NaN or infinite
 (`_masked_product`).  On a GPU, kernels compute the same and store neither S nor P (cuda/attention.py); k and v must be
 finite there.
@@ -22,7 +25,8 @@ import numpy as np
 from minidiff.engine.backend import plain, xp_of
 from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.ops import check_same_dtype, in_float32_on_cpu
-from minidiff.engine.tensor import Tensor, record
+from minidiff.engine.parallel import parallel_map
+from minidiff.engine.tensor import Tensor, needs_gradient, record
 
 
 @in_float32_on_cpu
@@ -40,6 +44,10 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
     scale = 1 / math.sqrt(q.shape[3])
     if xp is not np:
         return _by_kernels(q, k, v, mask, causal, scale)
+    B, h, N, _ = q.shape
+    if mask is None and not causal and B * h * N * k.shape[2] >= LARGE \
+            and not needs_gradient(q, k, v):
+        return Tensor(_by_blocks(q.data, k.data, v.data, scale))
     if causal:
         mask = causal_mask(max(q.shape[2], k.shape[2]), xp)[:q.shape[2], :k.shape[2]] & (True if mask is None else mask)
     S = (q.data * q.dtype.type(scale)) @ k.data.swapaxes(2, 3)                      # (B, h, N, M)
@@ -58,6 +66,39 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
         return (_masked_product(dS, k.data, mask), _masked_product(dS.swapaxes(2, 3), q.data, back),
                 _masked_product(P.swapaxes(2, 3), dy, back))
     return record(_masked_product(P, v.data, mask), (q, k, v), pullback)
+
+
+# --- without S and P --------------------------------------------------------------------------------------
+
+LARGE, BLOCK = 2 ** 22, 2 ** 18                             # scores of all heads, and of one block: 16 MB, and 1 MB
+
+
+def _by_blocks(q, k, v, scale: float):
+    """The same for queries n0 <= n < n1 of one head at a time, on all cores, without a gradient.
+
+        E = exp(q k^T / sqrt(d))        (n1 - n0, M), which stays in the cache
+        y = E v / sum(E)                division of y instead of E: e columns instead of M
+    """
+    (B, h, N, _), (M, e) = q.shape, v.shape[2:]
+    # no score is larger than |q| |k|, so where these are small no exponential overflows, and no maximum is needed
+    longest_k = np.sqrt(np.einsum("bhmd,bhmd->bhm", k, k).max(axis=2, initial=0))                   # (B, h)
+    ones = np.ones((M, 1), dtype=v.dtype)
+    y = np.empty((B, N, h, e), dtype=q.dtype).swapaxes(1, 2)        # in the order in which the heads are joined
+
+    def compute(part) -> None:
+        b, head, n = part
+        q_n = q[b, head, n] * q.dtype.type(scale)                                   # (n, d)
+        E = q_n @ k[b, head].T                                                      # (n, M)
+        longest_q = math.sqrt(np.einsum("nd,nd->n", q_n, q_n).max(initial=0))
+        if not longest_q * longest_k[b, head] <= BOUND:     # also where one of them is NaN
+            E -= E.max(axis=1, keepdims=True)
+        np.exp(E, out=E)
+        np.divide(E @ v[b, head], E @ ones, out=y[b, head, n])
+
+    rows = max(1, min(N, BLOCK // max(M, 1)))
+    parallel_map(compute, [(b, head, slice(n, n + rows)) for b in range(B) for head in range(h)
+                           for n in range(0, N, rows)])
+    return y
 
 
 def _masked_product(P, v, mask):

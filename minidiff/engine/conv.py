@@ -14,6 +14,7 @@ This file has the plain algorithm: it copies all patches into the rows of one ma
 product and a buffer kh kw times as large as the image.  Two faster ones, for stride 1, are in:
 
     conv_winograd.py    a quarter of the multiplications, for 3 x 3 kernels
+    conv_blocks.py      the same for large images, block after block on all cores
     conv_shift.py       the same multiplications without the buffer, for the others
 
 `_fastest` chooses by shape, and a test compares all three.  On a GPU, cuda/conv.py launches our own kernels.
@@ -26,7 +27,7 @@ from types import ModuleType
 import numpy as np
 
 from minidiff.checks import whole
-from minidiff.engine import conv_shift, conv_winograd
+from minidiff.engine import conv_blocks, conv_shift, conv_winograd
 from minidiff.engine.backend import narrow, xp_of
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.ops import as_rows, check_same_dtype, in_float32_on_cpu, mean_of, sum_dtype, sum_rows
@@ -125,6 +126,9 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
     return form.correlate_dw(x, dy, w_shape, padding) if form else plain_correlate_dw(x, dy, w_shape, stride, padding)
 
 
+WIDE, FEW = 2 ** 17, 1024                                   # numbers of a kernel's C D; pixels
+
+
 def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
     """The module with the algorithm that is fastest for a shape on a CPU; None for the plain one.
 
@@ -132,13 +136,19 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
     3 x 3 kernels take 57 ms by Winograd and 64 by shifts on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on
     48 x 48; 5 x 5 kernels take 48 ms both by shifts and by patches on 10 x 10 pixels.
     """
-    kh, kw = w_shape[:2]
+    (kh, kw, C, D), (B, H, W, _) = w_shape, x_shape
     if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:
         return None
-    if kh == 3 and max(x_shape[1:3]) <= conv_winograd.LONGEST:
-        return conv_winograd
+    if kh == 3:
+        wide = C * D >= WIDE
+        if wide and B * H * W < FEW:                        # the kernels' transform would take longer than it saves
+            return None
+        if not wide and max(H, W) <= conv_winograd.LONGEST:
+            return conv_winograd
+        if min(C, D) >= 16 and min(H, W) + 2 * padding >= 4:
+            return conv_blocks
     # conv_shift also computes results beyond the edges, and these are a large share in small images
-    return conv_shift if x_shape[1] * x_shape[2] >= 100 else None
+    return conv_shift if H * W >= 100 else None
 
 
 # --- the plain algorithm: patches as rows -----------------------------------------------------------------

@@ -33,7 +33,8 @@ results, with 6, 7 and 7 points:
     3 tiles   3      3      3      3      3      2 tiles         P = 20: a run of 6 points, and one of 1
 
 An image of 14 x 14 takes 20 x 20 products instead of 14 x 14 x 9, which is 4.4 times fewer.  L and R are dense, so a
-line of H pixels costs H^2 operations.  That suits small images, and not lines longer than LONGEST.
+line of H pixels costs H^2 operations.  That suits small images, and not lines longer than LONGEST;
+conv_blocks.py divides large images.
 
 32 images of 14 x 14 x 64 take 4.7 ms on one core, and 9.6 ms by patches (docs/speed.md has more).
 
@@ -58,7 +59,7 @@ LONGEST = 40                                                # pixels of a line, 
 def correlate(x, w, padding: int):
     """x (B, H, W, C), w (3, 3, C, D), padding < 3 -> (B, H + 2p - 2, W + 2p - 2, D)."""
     rows, columns = _lines(x, padding)
-    return _forward(x, _kernel_points(w, rows, columns), rows, columns)
+    return forward(x, kernel_points(w, rows, columns), rows, columns)
 
 
 def correlate_dw(x, dy, w_shape: tuple[int, ...], padding: int):
@@ -77,7 +78,7 @@ def correlate_and_back(x, w, padding: int, with_dx: bool, with_dw: bool) -> tupl
     V, which dw requires, is two to three times as large as x.
     """
     rows, columns = _lines(x, padding)
-    U, V, x_shape = _kernel_points(w, rows, columns), [], x.shape
+    U, V, x_shape = kernel_points(w, rows, columns), [], x.shape
 
     def back(dy):
         dY = _down(dy, rows.R.T)                                                    # (P, B, W', D)
@@ -92,11 +93,11 @@ def correlate_and_back(x, w, padding: int, with_dx: bool, with_dw: bool) -> tupl
                 dV = _products(dM, U[run.points].swapaxes(2, 3), columns)           # (k, Q, n, B, C)
                 _back_along(dV, columns.L.T, run.of(dX))
         return _back_down(dX, rows.L.T) if with_dx else None, _kernel_gradient(dU, rows, columns) if with_dw else None
-    return _forward(x, U, rows, columns, keep=V if with_dw else None), back
+    return forward(x, U, rows, columns, keep=V if with_dw else None), back
 
 
-def _forward(x, U, rows: Line, columns: Line, keep: list | None = None):
-    """y = R M R^T; appends V to `keep`."""
+def forward(x, U, rows: Line, columns: Line, keep: list | None = None):
+    """y = R M R^T with M = (L x L^T) U; appends V to `keep`."""
     X = _down(x, rows.L)                                                            # (P, B, W, C)
     Y = np.empty((len(X), columns.R.shape[0], len(x), U.shape[3]), dtype=x.dtype)   # (P, W', B, D)
     for run in rows.runs:
@@ -238,7 +239,7 @@ def _matrices(V, run: Run):
     return V[:, run.rows].reshape(k, run.k, run.n * n * B, C)
 
 
-def _kernel_points(w, rows: Line, columns: Line):
+def kernel_points(w, rows: Line, columns: Line):
     """U = G w G^T: (3, 3, C, D) -> (points, points, C, D)."""
     U = np.kron(rows.G, columns.G) @ w.reshape(9, -1)
     return U.reshape(len(rows.G), len(columns.G), *w.shape[2:])

@@ -27,7 +27,8 @@ from minidiff.engine import ops
 from minidiff.engine.backend import narrow, wide, xp_of
 from minidiff.engine.cuda import norm as norm_cuda
 from minidiff.engine.ops import check_same_dtype
-from minidiff.engine.tensor import Tensor, record
+from minidiff.engine.parallel import map_rows, parallel_map, pieces
+from minidiff.engine.tensor import Tensor, needs_gradient, record
 
 
 def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float = 1e-5, *,
@@ -44,6 +45,10 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     if xp is not np:
         return _group_norm_on_gpu(x, groups, gamma, beta, eps, silu)
     N = math.prod(x.shape[1:-1])
+    if N * C >= LARGE and gamma.ndim == 1 and not needs_gradient(x, gamma, beta):
+        y = _group_norm_in_pieces(wide(x.data).reshape(B, N, C), groups, wide(gamma.data), wide(beta.data), eps, silu)
+        if y is not None:
+            return Tensor(narrow(y.reshape(x.shape), x.dtype))
     rows, g, b = wide(x.data).reshape(B, N, C), wide(gamma.data), wide(beta.data)     # (B, N, C)
     n = max(N * C // groups, 1)                             # elements of a group; 1 where there are none
 
@@ -109,6 +114,50 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     return record(narrow(y.reshape(x.shape), x.dtype), (x, gamma, beta), pullback)
 
 
+LARGE = 2 ** 18                                             # numbers of an image: 1 MB
+
+
+def _group_norm_in_pieces(x, groups: int, g, b, eps: float, silu: bool):
+    """The same of x (B, N, C) without a gradient: a piece of pixels at a time, on all cores.
+
+    x is read three times and y is written once; the plain form above reads and writes it about ten times.  None where
+    the numbers need the care of `_conditioned`.
+    """
+    B, N, C = x.shape
+    n = N * C // groups
+    places = [(i, piece) for i in range(B) for piece in pieces(N, C)]
+    y = np.empty_like(x)
+
+    def per_group(sums):
+        """(pieces, C) sums -> (B, C): the sums of each channel's whole group."""
+        sums = np.array(sums).reshape(B, -1, groups, C // groups).sum(axis=(1, 3))                  # (B, groups)
+        return sums.repeat(C // groups, axis=1)
+
+    def sum_of(place):
+        return _sum_pixels(x[place][None])[0]
+
+    def sum_of_squares(place):
+        centred = x[place] - mean[place[0]]
+        return _sum_products(centred[None], centred[None])[0]
+
+    def apply(place):
+        z = np.subtract(x[place], mean[place[0]], out=y[place])
+        z *= a[place[0]]
+        z += half * b
+        if silu:
+            y[place] = ops.silu_of_half(z)
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = per_group(parallel_map(sum_of, places)) / n                          # (B, C)
+        std = np.sqrt(per_group(parallel_map(sum_of_squares, places)) / n + eps)
+    if _out_of_range(mean, std).any():
+        return None
+    half = 0.5 if silu else 1.0                             # `silu_of_half` takes half its argument
+    a = half * g / std
+    parallel_map(apply, places)
+    return y
+
+
 def _group_norm_on_gpu(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float, silu: bool) -> Tensor:
     y, mean, rstd = norm_cuda.group_norm(x.data, groups, gamma.data, beta.data, eps, silu)
 
@@ -126,6 +175,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     xp = xp_of(x.data, gamma.data, beta.data)
     if xp is not np:
         return _layer_norm_on_gpu(x, gamma, beta, eps)
+    if x.ndim > 2 and x.size >= LARGE and not needs_gradient(x, gamma, beta):
+        return Tensor(map_rows(lambda rows: layer_norm(Tensor(rows), gamma, beta, eps).data, x.data))
 
     def mean(x):
         return x.mean(axis=-1, keepdims=True)

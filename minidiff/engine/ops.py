@@ -22,7 +22,8 @@ from functools import wraps
 import numpy as np
 
 from minidiff.engine.backend import erf, is_floating, is_half, narrow, plain, wide, xp_of
-from minidiff.engine.tensor import Tensor, record
+from minidiff.engine.parallel import map_rows
+from minidiff.engine.tensor import Tensor, needs_gradient, record
 
 Axes = int | tuple[int, ...] | None
 
@@ -216,9 +217,15 @@ def gelu_exact(x: Tensor) -> Tensor:
     """y = x Phi(x), with the distribution function Phi of N(0, 1) (Hendrycks & Gimpel 2016, section 2)."""
     # Phi(x) = (1 + erf(x / sqrt 2)) / 2,     Phi'(x) = exp(-x^2 / 2) / sqrt(2 pi)
     xp = xp_of(x.data)
-    Phi = erf(x.data * math.sqrt(0.5))
-    Phi += 1
-    Phi *= 0.5
+
+    def cumulative(x):
+        Phi = erf(x * math.sqrt(0.5))
+        Phi += 1
+        Phi *= 0.5
+        return Phi
+    if xp is np and x.ndim and x.size and not needs_gradient(x):
+        return Tensor(map_rows(lambda x: x * cumulative(x), x.data))
+    Phi = cumulative(x.data)
 
     def pullback(dy):
         return (dy * (Phi + x.data * xp.exp(-0.5 * x.data * x.data) / math.sqrt(2 * math.pi)),)

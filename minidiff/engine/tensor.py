@@ -145,9 +145,14 @@ def record(data, parents: Sequence[Tensor], pullback: Callable) -> Tensor:
     may write into the gradient that it becomes.
     """
     y = Tensor(data)
-    if is_recording() and any(parent.requires_grad for parent in parents):
+    if needs_gradient(*parents):
         y.requires_grad, y._parents, y._pullback = True, tuple(parents), pullback
     return y
+
+
+def needs_gradient(*parents: Tensor) -> bool:
+    """Whether `record` would keep an op of these: if not, the op may compute in a form that keeps nothing."""
+    return is_recording() and any(parent.requires_grad for parent in parents)
 
 
 def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:

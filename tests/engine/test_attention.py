@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from support.gradcheck import check_gradients
 from support.refusals import check_message, zeros
 
+from minidiff.engine import attention
 from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
-from minidiff.engine.tensor import Tensor, gradients
+from minidiff.engine.tensor import Tensor, gradients, no_grad
 
 few = settings(deadline=None, max_examples=30)
 small = st.integers(1, 4)
@@ -52,6 +53,46 @@ def test_attention_with_any_mask(drawn):
     y = scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), mask)
     np.testing.assert_allclose(y.data, by_loops(q, k, v, everywhere), rtol=1e-11, atol=1e-13)
     check_gradients(lambda *qkv: scaled_dot_product_attention(*qkv, mask), q, k, v)
+
+
+@few
+@given(attentions(), st.integers(1, 40), st.sampled_from([0.1, 1, 1e3]))
+def test_blocks_of_queries_are_the_plain_form(drawn, block, size):
+    """Blocks of one query up to all of them; scores so large that exponentials would overflow, too."""
+    q, k, v, _ = drawn
+    y = attention._by_blocks(size * q, k, v, 1 / math.sqrt(q.shape[3]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK", block)
+        blocks = attention._by_blocks(size * q, k, v, 1 / math.sqrt(q.shape[3]))
+    everywhere = np.ones((*q.shape[:3], k.shape[2]), bool)
+    np.testing.assert_allclose(y, by_loops(size * q, k, v, everywhere), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(blocks, y, rtol=1e-12, atol=1e-14)
+
+
+def test_large_attention_without_a_gradient_goes_by_blocks(monkeypatch):
+    monkeypatch.setattr(attention, "LARGE", 2 * 3 * 5 * 7)
+    q, k, v = (Tensor(normal(2, 3, n, 4, seed=n), requires_grad=n == 7) for n in (5, 7, 7))
+    plain = scaled_dot_product_attention(q, k, v)
+    seen, blocks = [], attention._by_blocks
+    monkeypatch.setattr(attention, "_by_blocks", lambda *args: seen.append(args) or blocks(*args))
+    with no_grad():
+        y = scaled_dot_product_attention(q, k, v)
+        scaled_dot_product_attention(q, k, v, np.ones((5, 7), bool))
+        scaled_dot_product_attention(q, k, v, causal=True)
+    scaled_dot_product_attention(q, k, v)
+    assert len(seen) == 1 and not y.requires_grad and plain.requires_grad
+    np.testing.assert_allclose(y.data, plain.data, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_by_blocks_a_bad_number_reaches_what_it_reaches_in_the_plain_form(bad):
+    for place in range(3):
+        qkv = [normal(1, 2, 4, 3, seed=i) for i in range(3)]
+        qkv[place][0, 1, 2, 1] = bad
+        with np.errstate(invalid="ignore", over="ignore"):
+            plain = scaled_dot_product_attention(*map(Tensor, qkv)).data
+            y = attention._by_blocks(*qkv, 1 / math.sqrt(3))
+        np.testing.assert_allclose(y, plain, rtol=1e-12, atol=1e-14)
 
 
 @few

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.gradcheck import check_gradients
 from support.refusals import check_message, zeros
 
-from minidiff.engine import conv, conv_shift, conv_winograd
+from minidiff.engine import conv, conv_blocks, conv_shift, conv_winograd
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 
 few = settings(deadline=None, max_examples=25)
@@ -162,11 +162,36 @@ def test_winograd_is_the_plain_form(drawn):
           conv.plain_correlate_dw(x, dy, w.shape, 1, padding), rtol)
 
 
+@settings(few, max_examples=60)
+@given(stride_1(k=3), st.integers(1, 6), st.integers(1, 5))
+def test_blocks_are_the_plain_form(drawn, block, group):
+    """Blocks of all sizes, whole and cut off at the edges, in groups that begin in one image and end in the next."""
+    x, w, dy, padding = drawn
+    rtol = 1e-4 if x.dtype == np.float32 else 1e-12
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv_blocks, "BLOCK", block)
+        patch.setattr(conv_blocks, "GROUP", group)
+        y = conv_blocks.correlate(x, w, padding)
+    close(y, conv.plain_correlate(x, w, 1, padding), rtol)
+    close(conv_blocks.correlate_dw(x, dy, w.shape, padding), conv.plain_correlate_dw(x, dy, w.shape, 1, padding),
+          1e-5 if x.dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("shape, C, D", [((1, 50, 41), 16, 17), ((2, 32, 33), 363, 362), ((1, 8, 9), 370, 360)])
+def test_wide_layers_and_large_images(shape, C, D):
+    """In float32, whichever form is chosen: large images by blocks, few pixels of wide layers by patches."""
+    x, w = normal(*shape, C, dtype=np.float32), normal(3, 3, C, D, seed=1, dtype=np.float32)
+    chosen = conv._fastest(x.shape, w.shape, 1, 1)
+    assert chosen is (None if shape[1] == 8 else conv_blocks)
+    y = conv.conv2d(Tensor(x), Tensor(w), padding=1).data
+    close(y, conv.plain_correlate(x.astype(float), w.astype(float), 1, 1).astype(np.float32), 2e-5)
+
+
 @settings(few, max_examples=40)
-@given(stride_1(), st.sampled_from([conv_shift, conv_winograd, None]))
+@given(stride_1(), st.sampled_from([conv_shift, conv_winograd, conv_blocks, None]))
 def test_the_three_sums_agree_whichever_form_computes_them(drawn, form):
     x, w, dy, padding = drawn
-    assume(form is not conv_winograd or w.shape[0] == 3)
+    assume(form not in (conv_winograd, conv_blocks) or w.shape[0] == 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conv, "_fastest", lambda *_: form)
         y, dx = conv.correlate(x, w, 1, padding), conv.correlate_dx(dy, w, x.shape, 1, padding)
@@ -203,7 +228,7 @@ def test_float32_is_near_float64(size, C, D):
         close(found.astype(float), exact, 2e-5)
 
 
-@pytest.mark.parametrize("form", [conv_shift, conv_winograd])
+@pytest.mark.parametrize("form", [conv_shift, conv_winograd, conv_blocks])
 def test_a_fast_form_takes_any_layout_in_memory(form):
     x, w, dy = normal(2, 9, 7, 4), normal(3, 3, 4, 5, seed=1), normal(2, 9, 7, 5, seed=2)
     y, dw = form.correlate(x, w, 1), form.correlate_dw(x, dy, w.shape, 1)

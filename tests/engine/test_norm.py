@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.gradcheck import check_gradients
 from support.refusals import check_message, zeros
 
-from minidiff.engine import norm, ops
+from minidiff.engine import norm, ops, parallel
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn.layers import GroupNorm
 
@@ -46,6 +46,41 @@ def test_group_norm(drawn):
     np.testing.assert_allclose(y.data, by_loops(x, groups, gamma, beta), rtol=1e-9, atol=1e-11)
     if x[0].size > groups:                                  # the derivative of a group of one element is zero
         check_gradients(lambda x, g, b: norm.group_norm(x, groups, g, b, eps=0.1), x, gamma, beta)
+
+
+@few
+@given(norms(), st.booleans(), st.integers(1, 30))
+def test_pieces_of_an_image_are_the_plain_form(drawn, silu, piece):
+    """Without a gradient large images are normalised in pieces; here all are, in pieces of any size."""
+    x, groups, gamma, beta = drawn
+    plain = norm.group_norm(*(Tensor(a) if i != 1 else a for i, a in enumerate(drawn)), silu=silu).data
+    by_row = norm.layer_norm(Tensor(x), Tensor(gamma.reshape(-1, x.shape[-1])[0]),
+                             Tensor(beta.reshape(-1, x.shape[-1])[0])).data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm, "LARGE", 0)
+        patch.setattr(parallel, "PIECE", piece)
+        y = norm.group_norm(*(Tensor(a) if i != 1 else a for i, a in enumerate(drawn)), silu=silu).data
+        rows = norm.layer_norm(Tensor(x), Tensor(gamma.reshape(-1, x.shape[-1])[0]),
+                               Tensor(beta.reshape(-1, x.shape[-1])[0])).data
+    np.testing.assert_allclose(y, plain, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(rows, by_row, rtol=1e-12, atol=1e-14)
+
+
+def test_pieces_are_for_large_images_without_a_gradient(monkeypatch):
+    """They are used, so the test above compares what users get; and not where their sums would lose digits."""
+    monkeypatch.setattr(norm, "LARGE", 10)
+    seen, in_pieces = [], norm._group_norm_in_pieces
+    monkeypatch.setattr(norm, "_group_norm_in_pieces", lambda *args: seen.append(in_pieces(*args)) or seen[-1])
+    gamma, beta = Tensor(normal(4, seed=1)), Tensor(normal(4, seed=2))
+    x = normal(1, 2, 3, 4)
+    norm.group_norm(Tensor(x), 2, gamma, beta)
+    assert len(seen) == 1 and seen[0] is not None
+    norm.group_norm(Tensor(x[:, :1, :2]), 2, gamma, beta)
+    norm.group_norm(Tensor(x, requires_grad=True), 2, gamma, beta)
+    assert len(seen) == 1
+    far = norm.group_norm(Tensor(x + 1e9), 2, gamma, beta).data
+    assert seen[1] is None
+    np.testing.assert_allclose(far, by_loops(x, 2, gamma.data, beta.data), atol=1e-4)
 
 
 @few

@@ -482,3 +482,19 @@ def test_a_process_of_any_kind_draws_the_same_pictures(kind):
     with multiprocessing.get_context(kind).Pool(1) as pool:
         there = pool.apply_async(model.sample, (["7", "8"],), {"steps": 1}).get(timeout=120)
     assert np.array_equal(here, there)
+
+
+@pytest.mark.parametrize("piece", [1, 5, 12, 1000])
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (5, 2, 1)])
+def test_map_rows_is_f_of_all_rows(piece, shape, monkeypatch):
+    """Each row once, in its place, in every layout; f sees matrices of at most PIECE numbers, or one row."""
+    monkeypatch.setattr(parallel, "PIECE", piece)
+    x, seen = np.random.default_rng(0).random(shape), []
+
+    def f(rows):
+        seen.append(rows.shape)
+        return rows / rows.sum(axis=1, keepdims=True)
+    for odd in (x, np.asfortranarray(x), np.repeat(x, 2, axis=-1)[..., ::2]):
+        assert np.array_equal(parallel.map_rows(f, odd), x / x.sum(axis=-1, keepdims=True))
+    assert all(n == 1 or n * C <= piece for n, C in seen)
+    assert sum(n for n, _ in seen) == 3 * x.size // x.shape[-1]

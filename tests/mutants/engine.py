@@ -4,6 +4,7 @@ from .bug import Bug
 
 TENSOR, OPS, NORM, ATTENTION = "engine/tensor.py", "engine/ops.py", "engine/norm.py", "engine/attention.py"
 CONV, SHIFT, WINOGRAD = "engine/conv.py", "engine/conv_shift.py", "engine/conv_winograd.py"
+BLOCKS = "engine/conv_blocks.py"
 BACKEND, RANDOM, BLAS = "engine/backend.py", "engine/random.py", "engine/blas.py"
 PARALLEL, RANKS = "engine/parallel.py", "training/ranks.py"
 
@@ -556,6 +557,53 @@ BUGS = [
     Bug("an interpolation's steps have the noise of its ends", "systems/ddpm.py",
         '"steps of an interpolation")',
         '"ends of an interpolation")'),
+
+    # --- large images, without a gradient -----------------------------------------------------------------
+    Bug("blocks: a block's place in the padding is forgotten", BLOCKS,
+        "top, left = i - padding, j - padding",
+        "top, left = i, j"),
+    Bug("blocks: what lies beyond the image is not at its side", BLOCKS,
+        "block[max(-top, 0):, max(-left, 0):]",
+        "block[0:, max(-left, 0):]"),
+    Bug("blocks: of the last block the lower rows are kept", BLOCKS,
+        "result[:place.shape[0], :place.shape[1]]",
+        "result[-place.shape[0]:, :place.shape[1]]"),
+    Bug("blocks: every image is the first", BLOCKS,
+        "pixels = x[b, ",
+        "pixels = x[0, "),
+    Bug("blocks: the last group is left out", BLOCKS,
+        "for n in range(0, len(corners), size)])",
+        "for n in range(0, len(corners) - size + 1, size)])"),
+    Bug("blocks: few pixels of wide layers, too", CONV,
+        "if wide and B * H * W < FEW:",
+        "if wide and B * H * W < 0:"),
+    Bug("blocks of queries: all have the first one's values", ATTENTION,
+        "np.divide(E @ v[b, head], E @ ones",
+        "np.divide(E @ v[b, 0], E @ ones"),
+    Bug("blocks of queries: no maximum is subtracted", ATTENTION,
+        "if not longest_q * longest_k[b, head] <= BOUND:",
+        "if False:"),
+    Bug("blocks of queries: the longest key is another head's", ATTENTION,
+        "longest_q * longest_k[b, head]",
+        "longest_q * longest_k[b, 0]"),
+    Bug("blocks of queries: with a gradient, too", ATTENTION,
+        "            and not needs_gradient(q, k, v):",
+        "            and True:"),
+    Bug("pieces of a norm: the variance about 0", NORM,
+        "centred = x[place] - mean[place[0]]",
+        "centred = x[place] - 0 * mean[place[0]]"),
+    Bug("pieces of a norm: the mean of the first image", NORM,
+        "z = np.subtract(x[place], mean[place[0]]",
+        "z = np.subtract(x[place], mean[0]"),
+    Bug("pieces of a norm: half of beta too much", NORM,
+        "        z += half * b\n        if silu:\n            y[place]",
+        "        z += b\n        if silu:\n            y[place]"),
+    Bug("pieces of a norm: a far mean costs the digits", NORM,
+        "    if _out_of_range(mean, std).any():\n        return None",
+        "    if False:\n        return None"),
+    Bug("map_rows: the last piece is left out", PARALLEL,
+        "for i in range(0, rows, step)]",
+        "for i in range(0, rows - step + 1, step)]"),
 
     # --- ranks --------------------------------------------------------------------------------------------
     Bug("ranks: means added as if they were shares", RANKS,

@@ -83,6 +83,7 @@ OWN = {
     "diffusion/likelihood.py": ("laws/test_bound.py", "laws/test_decoder.py", "laws/test_flow_likelihood.py"),
     "diffusion/posterior.py": ("diffusion/test_posterior_sampling.py",),
     "diffusion/cascade.py": ("diffusion/test_cascade.py", "systems/test_fresh_streams.py"),
+    "engine/conv_blocks.py": ("engine/test_conv.py",),
     "engine/conv_shift.py": ("engine/test_conv.py",),
     "engine/conv_winograd.py": ("engine/test_conv.py",),
     "errors.py": ("hostile/test_hostile_files.py",),
