@@ -143,7 +143,7 @@ def _group_norm_in_pieces(x, groups: int, g, b, eps: float, silu: bool):
     def apply(place):
         z = np.subtract(x[place], mean[place[0]], out=y[place])
         z *= a[place[0]]
-        z += half * b
+        z += b
         if silu:
             y[place] = ops.silu_of_half(z)
 
@@ -152,8 +152,9 @@ def _group_norm_in_pieces(x, groups: int, g, b, eps: float, silu: bool):
         std = np.sqrt(per_group(parallel_map(sum_of_squares, places)) / n + eps)
     if _out_of_range(mean, std).any():
         return None
-    half = 0.5 if silu else 1.0                             # `silu_of_half` takes half its argument
-    a = half * g / std
+    if silu:                                                # `silu_of_half` takes half its argument
+        g, b = g / 2, b / 2
+    a = g / std
     parallel_map(apply, places)
     return y
 
