@@ -3,12 +3,13 @@
     all = weights + the largest of what a run needs at one time
 
     weights     all parameters in the dtype that they are loaded in
-    attention   the scores of the UNet's largest layer, (rows, heads, N, N), N = h w / 4^level; 2 rows with guidance
-    middle      the scores of the autoencoder's attention over all latents, (1, N, N) with N = h w
+    unet        arrays of its first layer's size (rows, h, w, C): it holds about 60 of them at one time, in skips,
+                transformers and buffers; 2 rows with guidance
     decoder     arrays of its widest layer at the picture's full resolution: it holds seven of them at one time
 
-Everything else is small beside these.  Measured peaks were 1.0 to 1.2 of the estimate (tests/pretrained/
-test_memory.py); it knows nothing of other programs, nor of swap.
+The scores of attention are no part of it, since engine/attention.py computes large ones by blocks.  Everything else is
+small beside these.  At 512 x 512 the measured peaks of Stable Diffusion 1.5 are 1.0 of the estimates (2 cores, 2026-11-29,
+`python benchmarks/stable_diffusion.py --memory`).  It knows nothing of other programs, nor of swap.
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ from pathlib import Path
 
 from minidiff.errors import UserError
 from minidiff.input_files import read_file
-from minidiff.pretrained.config import Config
-from minidiff.pretrained.unet import BLOCKS, heads_of
 from minidiff.pretrained.weights import Weights
 
-AT_ONE_TIME = 7                                             # arrays of the decoder's last layers
+IN_DECODER, IN_UNET = 7, 60                                 # arrays at one time
 CGROUP = Path("/sys/fs/cgroup/memory.max")                  # a container's limit on Linux
 GIB = 2**30
 
@@ -35,27 +34,21 @@ class Estimate:
     """Bytes of each part of the sum above."""
 
     weights: int
-    attention: int
-    middle: int
+    unet: int
     decoder: int
 
     @property
     def all(self) -> int:
-        return self.weights + max(self.attention, self.middle, self.decoder)
+        return self.weights + max(self.unet, self.decoder)
 
 
-def estimate(unet: Config, parts: Mapping[str, Weights], factor: int, height: int, width: int, rows: int = 2
-             ) -> Estimate:
+def estimate(parts: Mapping[str, Weights], factor: int, height: int, width: int, rows: int = 2) -> Estimate:
     """Of a picture of height x width pixels.  factor: pixels a latent, each way; rows: 2 with guidance."""
     itemsize = parts["unet"].dtype.itemsize
-    kinds = unet.texts("down_block_types")
-    heads = heads_of(unet, len(kinds))
-    N = (height // factor) * (width // factor)
-    levels = [level for level, kind in enumerate(kinds) if BLOCKS.get(kind)] or [len(kinds) - 1]
-    scores = max(heads[level] * (N // 4**level)**2 for level in levels)
-    wide = last_width(parts["vae"])
+    latents, first = (height // factor) * (width // factor), parts["unet"].shape("conv_in.weight")[0]
     return Estimate(itemsize * sum(entry.size for weights in parts.values() for entry in weights.tensors.values()),
-                    itemsize * rows * scores, itemsize * N**2, itemsize * AT_ONE_TIME * height * width * wide)
+                    itemsize * IN_UNET * rows * latents * first,
+                    itemsize * IN_DECODER * height * width * last_width(parts["vae"]))
 
 
 def last_width(vae: Weights) -> int:

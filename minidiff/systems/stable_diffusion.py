@@ -134,7 +134,7 @@ class StableDiffusion(System):
             own = unet.whole("sample_size", 64) * factor
             width, height = size_of(options.get("size") or f"{own}x{own}")
         rows = 1 if options.get("scale") in (0, 1) else 2
-        memory.check(memory.estimate(unet, parts, factor, height, width, rows), height, width)
+        memory.check(memory.estimate(parts, factor, height, width, rows), height, width)
 
     @classmethod
     def check_sampler(cls, name: str) -> None:
