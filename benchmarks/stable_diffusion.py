@@ -64,7 +64,8 @@ def make(folder: Path) -> None:
     (folder / "tokenizer" / "merges.txt").write_text(merges, encoding="utf-8")
     pairs = ["".join(line.split()) for line in merges.splitlines() if line and not line.startswith("#version")]
     symbols = [*sorted(BYTES), *(c + "</w>" for c in sorted(BYTES)), *pairs, START, END]
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}), encoding="utf-8")
+    vocab = {symbol: i for i, symbol in enumerate(symbols)}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
 
 

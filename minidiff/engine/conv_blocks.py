@@ -1,7 +1,7 @@
 """Winograd convolution of large images: block after block of pixels, on all cores.
 
-The matrices L and R of conv_winograd.py are dense, so a line of H pixels costs H^2 operations.  Here an image is divided
-into blocks of at most BLOCK x BLOCK results:
+The matrices L and R of conv_winograd.py are dense, so a line of H pixels costs H^2 operations.  Here an image is
+divided into blocks of at most BLOCK x BLOCK results:
 
     +----+----+----+        a block reads one pixel more on each side; beyond the image and its padding there are zeros
     |    |    |    |

@@ -8,8 +8,8 @@
     decoder     arrays of its widest layer at the picture's full resolution: it holds seven of them at one time
 
 The scores of attention are no part of it, since engine/attention.py computes large ones by blocks.  Everything else is
-small beside these.  At 512 x 512 the measured peaks of Stable Diffusion 1.5 are 1.0 of the estimates (2 cores, 2026-11-29,
-`python benchmarks/stable_diffusion.py --memory`).  It knows nothing of other programs, nor of swap.
+small beside these.  At 512 x 512 the measured peaks of Stable Diffusion 1.5 are 1.0 of the estimates (2 cores,
+2026-11-29, `python benchmarks/stable_diffusion.py --memory`).  It knows nothing of other programs, nor of swap.
 """
 
 from __future__ import annotations

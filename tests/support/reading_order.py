@@ -17,7 +17,8 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
      ["terminal", "errors", "checks", "signals", "locks", "files", "input_files", "registry", "checkpoint"]),
     ("Engine", "Arrays with gradients. Start with tensor.py: reverse-mode differentiation, all of it.",
      ["engine/backend", "engine/tensor", "engine/parallel", "engine/ops", "engine/random", "engine/blas",
-      "engine/conv_shift", "engine/conv_winograd", "engine/conv_blocks", "engine/conv", "engine/norm", "engine/attention"]),
+      "engine/conv_shift", "engine/conv_winograd", "engine/conv_blocks", "engine/conv", "engine/norm",
+      "engine/attention"]),
     ("Networks", "Modules, layers, the UNet, and how they learn.",
      ["nn/module", "nn/layers", "nn/transformer", "nn/activations", "nn/unet", "nn/precision", "nn/optim"]),
     ("Diffusion", "The mathematics, on plain arrays. A schedule gives alpha_t and sigma_t, a denoiser estimates x_0, a "
