@@ -359,8 +359,10 @@ def _reaching_noise(schedule: Schedule, allow_signal: bool) -> Schedule:
     return schedule
 
 
-def _checked_times(t: int | np.ndarray, first: int, last: int) -> np.ndarray:
-    """t as int64 on the host; TypeError or IndexError for anything else."""
+def _checked_times(t: int | np.ndarray, first: int, last: int) -> int | np.ndarray:
+    """t as it is or as int64 on the host; TypeError or IndexError for anything else."""
+    if type(t) is int and first <= t <= last:               # as a sampler's are: ten times faster
+        return t
     t = np.asarray(to_numpy(t))
     if t.size and not np.issubdtype(t.dtype, np.integer):
         raise TypeError(f"t must be an integer or an integer array, got dtype {t.dtype}")
