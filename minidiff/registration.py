@@ -26,7 +26,8 @@ def register_sampler(name: str, function: Callable[..., Iterator[State]], *, ord
     """Adds a sampler: `function(denoiser, x_T, times, cond=None)` yields a State after each step.
 
     order: of its convergence to the exact flow (weak order for a stochastic sampler).  calls: of the denoiser a step.
-    noise: whether it draws noise; it is then also given `streams=`.  extrapolates: as `Sampler` says.
+    noise: whether it draws noise; it is then also given `streams=`.  extrapolates: as `Sampler` says, which has fields
+    for rarer kinds, too: SAMPLERS.register(name, Sampler(...)).
     """
     return SAMPLERS.register(name, Sampler(function, order=order, calls=calls, noise=noise, extrapolates=extrapolates))
 

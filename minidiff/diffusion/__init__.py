@@ -10,6 +10,7 @@ Each file imports only from those before it. In reading order:
     times.py        how often each time t is drawn in training
     samplers.py     from noise to an image: DDPM, DDIM, Heun, DPM-Solver++
     multistep.py    more samplers, by which Stable Diffusion is usually drawn
+    consistency.py  from noise to an image in a few calls of a network that was trained for that
     guidance.py     a denoiser that follows its condition more closely
     likelihood.py   how many bits an image costs: the variational bound, and the density of the flow
     entropy.py      the bound of the first diffusion paper, in entropies

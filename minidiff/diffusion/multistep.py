@@ -1,16 +1,21 @@
-"""More samplers by which Stable Diffusion is usually drawn; samplers.py has the contract, and the first four.
+"""More samplers, most with a memory of earlier steps, by which Stable Diffusion is usually drawn.
+
+samplers.py has the contract, and the first four.
 
     x / alpha = x_0 + rho eps,   rho = sigma / alpha,   d(x / alpha) / d rho = eps_hat       (DDIM eq. 14)
 
 The first three follow this equation as ddim does, whose path is straight in rho, with another estimate of the noise in
-place of eps_hat at t.  The last corrects dpm_solver_pp_2m.
+place of eps_hat at t.  The last two change dpm_solver_pp_2m.
 
-    edm_heun    averages eps_hat at both ends of a step         Karras et al. 2022   arXiv 2206.00364
-    lms         extrapolates eps_hat by a polynomial in rho     in the program k-diffusion
-    plms        extrapolates eps_hat in equal strides of t      PNDM                 arXiv 2202.09778
-    unipc       predicts x_s, and corrects it afterwards        UniPC                arXiv 2302.04867
+    edm_heun                averages eps_hat at both ends of a step         Karras et al. 2022   arXiv 2206.00364
+    lms                     extrapolates eps_hat by a polynomial in rho     in the program k-diffusion
+    plms                    extrapolates eps_hat in equal strides of t      PNDM                 arXiv 2202.09778
+    unipc                   corrects x_s after it has been denoised         UniPC                arXiv 2302.04867
+    dpm_solver_pp_2m_sde    draws fresh noise in each step                  Lu et al. 2022       arXiv 2211.01095
 
-Euler's method in rho is ddim, and with noise ("Euler ancestral") it is ddpm with the variance beta_tilde.
+Euler's method in rho is ddim, and with noise ("Euler ancestral") it is ddpm with the variance beta_tilde.  edm_heun is
+the method of `heun` in another variable, of the same order and the same calls.  So it has no name of its own in
+SAMPLERS; other people's checkpoints are drawn with it (pretrained/scheduler_config.py).
 """
 
 from __future__ import annotations
@@ -22,9 +27,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from minidiff.diffusion.denoiser import Denoiser
-from minidiff.diffusion.gaussian import eps_from_x0
-from minidiff.diffusion.samplers import State, alpha_sigma, denoise, steps_along
+from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance
+from minidiff.diffusion.samplers import (
+    Sampler,
+    State,
+    alpha_sigma,
+    beta_tilde,
+    denoise,
+    standard_normal,
+    steps_along,
+)
 from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.random import SampleStreams
 
 
 def edm_heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
@@ -38,55 +52,66 @@ def edm_heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterat
     for step, t, s in steps_along(schedule, times):
         x0_hat = denoise(denoiser, x_t, t, cond)
         eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
-        x_s = _along(schedule, x_t, t, s, x0_hat, eps_hat)
+        x_s = _along(schedule, t, s, x0_hat, eps_hat, eps_hat)
         if s >= 0 and schedule.alpha(t) > 0:
             # eps = (eps_hat(x_t, t) + eps_hat(x_s, s)) / 2
             eps_s = eps_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))
-            x_s = _along(schedule, x_t, t, s, x0_hat, (eps_hat + eps_s) / 2)
+            x_s = _along(schedule, t, s, x0_hat, eps_hat, (eps_hat + eps_s) / 2)
         x_t = x_s
         yield State(step, s, x_t, x0_hat)
 
 
-def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
+def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0_hat: bool = True) -> Iterator[State]:
     """Linear multistep of order 4 (Adams-Bashforth) in rho, for any strides: as in Crowson's program k-diffusion.
 
     One denoiser call a step; the first steps are of a lower order, since fewer slopes are known.
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    ends_at_x0_hat: the last step goes along eps_hat to x0_hat, which may have been kept within the range of images;
+    else it extrapolates as all steps do, as other programs' last steps.
+    """
+    schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
+    for step, t, s in steps_along(schedule, times):
+        x0_hat = denoise(denoiser, x_t, t, cond)
+        eps = eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
+        rho_t, rho_s = _rho(schedule, t), _rho(schedule, s)
+        if math.isfinite(rho_t):
+            slopes.appendleft((rho_t, eps_hat))
+        if slopes and not (s < 0 and ends_at_x0_hat):
+            # eps = 1/(rho_s - rho_t) int_{rho_t}^{rho_s} P(rho) d rho,   P the polynomial through the last slopes
+            shares = mean_of_polynomial([rho for rho, _ in slopes], rho_t, rho_s)
+            eps = sum(share * slope for share, (_, slope) in zip(shares, slopes, strict=True))
+        x_t = _along(schedule, t, s, x0_hat, eps_hat, eps)
+        yield State(step, s, x_t, x0_hat)
+
+
+def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0_hat: bool = True) -> Iterator[State]:
+    """Pseudo linear multistep: Adams-Bashforth of order 4 for equal strides of t (PNDM).
+
+    One denoiser call a step, and one more in the first: it averages eps_hat at both ends, as Heun's method does. From
+    nearly pure noise the first step is ddim's.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers within 0..T-1, falling in about equal strides.
+    ends_at_x0_hat: as for `lms`.
     """
     schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
     for step, t, s in steps_along(schedule, times):
         x0_hat = denoise(denoiser, x_t, t, cond)
         eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
-        rho_t, rho_s = _rho(schedule, t), _rho(schedule, s)
-        if math.isfinite(rho_t):
-            slopes.appendleft((rho_t, eps_hat))
-            # eps = 1/(rho_s - rho_t) int_{rho_t}^{rho_s} P(rho) d rho,   P the polynomial through the last slopes
-            shares = mean_of_polynomial([rho for rho, _ in slopes], rho_t, rho_s)
-            eps_hat = sum(share * eps for share, (_, eps) in zip(shares, slopes, strict=True))
-        x_t = _along(schedule, x_t, t, s, x0_hat, eps_hat)
-        yield State(step, s, x_t, x0_hat)
-
-
-def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """Pseudo linear multistep: Adams-Bashforth of order 4 for equal strides of t (PNDM).
-
-    One denoiser call a step, and one more in the first: it averages eps_hat at both ends, as Heun's method does.
-    x_T: (B, ...) noise, the sample at times[0]. times: integers within 0..T-1, falling in about equal strides.
-    """
-    schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
-    for step, t, s in steps_along(schedule, times):
-        x0_hat = denoise(denoiser, x_t, t, cond)
-        slopes.appendleft(eps_from_x0(schedule, x_t, t, x0_hat))
-        if len(slopes) == 1 and s >= 0:
-            x_s = _along(schedule, x_t, t, s, x0_hat, slopes[0])
-            eps_hat = (slopes[0] + eps_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))) / 2
+        slopes.appendleft(eps_hat)
+        if len(slopes) == 1 and s >= 0 and schedule.alpha(t) > NEARLY_NOISE:
+            x_s = _along(schedule, t, s, x0_hat, eps_hat, eps_hat)
+            eps = (eps_hat + eps_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))) / 2
+        elif s < 0 and ends_at_x0_hat:
+            eps = eps_hat
         else:
             # eps = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24              (PNDM eq. 12)
-            eps_hat = sum(share * eps for share, eps in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
-        x_t = _along(schedule, x_t, t, s, x0_hat, eps_hat)
+            eps = sum(share * slope for share, slope in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
+        x_t = _along(schedule, t, s, x0_hat, eps_hat, eps)
         yield State(step, s, x_t, x0_hat)
 
 
+# In the first step rho falls from 1 / alpha to about 10, and not in proportion to t.  Below this alpha an average over
+# t would be off by hundreds, which later steps could not repair.
+NEARLY_NOISE = 0.002
 ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12),
                    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
@@ -117,6 +142,32 @@ def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[
         yield State(step, s, x_t, x0_hat)
 
 
+def dpm_solver_pp_2m_sde(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *,
+                         streams: SampleStreams) -> Iterator[State]:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022): dpm_solver_pp_2m for the reverse SDE, which draws fresh noise.
+
+    The SDE's exact step, where x0_hat is always D, is a draw from q(x_s | x_t, x_0 = D). So the first step is ddpm's
+    with beta_tilde, and the others are ddpm's with x0_hat extrapolated to the middle of the stride.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    streams: one for each sample.
+    """
+    schedule, x_t = denoiser.schedule, x_T
+    x0_before, h_before = None, math.inf
+    for step, t, s in steps_along(schedule, times):
+        x0_hat = denoise(denoiser, x_t, t, cond)
+        D, h = x0_hat, _stride(schedule, t, s)
+        if math.isfinite(h_before) and s >= 0:
+            # D = x0_hat + (x0_hat - x0_before) / (2r),   r = h_before / h
+            D = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
+        # x_s = sigma_s / sigma_t e^{-h} x_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) z
+        #     = mu~(x_t, D)                                            + sqrt(beta_tilde) z        DDPM eq. 7
+        x_t, _ = q_posterior_mean_variance(schedule, D, x_t, t, s)
+        if s >= 0:                                          # the last step adds no noise
+            x_t = x_t + math.sqrt(beta_tilde(schedule, t, s)) * standard_normal(streams, x_t)
+        x0_before, h_before = x0_hat, h
+        yield State(step, s, x_t, x0_hat)
+
+
 def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
     """x_s from the last step's x_t, its x0_hat and the one before it, and the new x0_s = x0_hat at s."""
     x_t, x0_hat, x0_before, t, h_before = last
@@ -144,26 +195,30 @@ def _rho(schedule: Schedule, t: int) -> float:
     return sigma / alpha if alpha > 0 else math.inf
 
 
-def _along(schedule: Schedule, x_t, t: int, s: int, x0_hat, eps):
-    """x_s on the straight line in rho with slope eps; from alpha_t = 0, ddim's step."""
+def _along(schedule: Schedule, t: int, s: int, x0_hat, eps_hat, eps):
+    """x_s on the straight line in rho from x_t = alpha_t x0_hat + sigma_t eps_hat, with slope eps.
+
+    From alpha_t = 0, where rho is infinite, the slope is eps_hat.
+    """
     alpha_t, sigma_t = alpha_sigma(schedule, t)
     alpha_s, sigma_s = alpha_sigma(schedule, s)
-    if alpha_t == 0:
-        return alpha_s * x0_hat + sigma_s * eps
     # x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps                                   (DDIM eq. 13)
-    return alpha_s / alpha_t * x_t + (sigma_s - alpha_s * sigma_t / alpha_t) * eps
+    # as ddim's step and the rest: x_t / alpha_t, which may be 10^4, would lose four digits
+    x_s = alpha_s * x0_hat + sigma_s * eps_hat
+    return x_s if alpha_t == 0 else x_s + (sigma_s - alpha_s * sigma_t / alpha_t) * (eps - eps_hat)
 
 
 def mean_of_polynomial(nodes: Sequence[float], low: float, high: float) -> list[float]:
-    """The weights w_j with  sum_j w_j f(nodes_j) = the mean over low..high of the polynomial through these values."""
-    shares = []
-    for j, node in enumerate(nodes):
-        others = [other for i, other in enumerate(nodes) if i != j]
-        # Lagrange's polynomial is 1 at its node and 0 at the others
-        basis = np.polynomial.Polynomial.fromroots(others) if others else np.polynomial.Polynomial([1.0])
-        integral = basis.integ()
-        shares.append(float((integral(high) - integral(low)) / basis(node) / (high - low)))
-    return shares
+    """The weights w_j with  sum_j w_j f(nodes_j) = the mean over low..high of the polynomial through these values.
+
+    nodes: at most 4, all different.
+    """
+    # Gauss's two points, whose mean is exact for polynomials of degree 3
+    middle, apart = (low + high) / 2, (high - low) / math.sqrt(12)
+    points = (middle - apart, middle + apart)
+    # Lagrange's polynomial of a node is 1 there, and 0 at the others
+    return [sum(math.prod((rho - other) / (node - other) for other in nodes if other != node) for rho in points) / 2
+            for node in nodes]
 
 
 def _stride(schedule: Schedule, t: int, s: int) -> float:
@@ -177,3 +232,13 @@ def _exponential_step(schedule: Schedule, x_t, t: int, s: int, D):
     """x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D: exact where x0_hat is always D (DPM-Solver++ eq. 8)."""
     (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(schedule, t), alpha_sigma(schedule, s)
     return sigma_s / sigma_t * x_t - alpha_s * (math.exp(-_stride(schedule, t, s)) - 1) * D
+
+
+# ---- their entries in samplers.SAMPLERS --------------------------------------------------------------------
+
+# Orders on exact flows (docs/convergence.md).  The first steps of lms and plms hold back all that follow.  plms has
+# order 2 where neither the strides of t nor rho change much from step to step, but order 1 is all it keeps elsewhere.
+LMS = Sampler(lms, order=2, history=3)
+PLMS = Sampler(plms, order=1, history=3, first_calls=1)
+UNIPC = Sampler(unipc, order=3, history=2)
+DPM_SOLVER_PP_2M_SDE = Sampler(dpm_solver_pp_2m_sde, order=2, noise=True, extrapolates=True, history=1)

@@ -19,7 +19,7 @@ Each is a generator that yields a `State` after each step:
 
 The last state is x0_hat, with no noise left. All states are finite, also if alpha_{T-1} = 0.
 Arithmetic is in x_T's dtype, with coefficients computed in float64. Random numbers come from `streams` only.
-SAMPLERS, at the end of the file, holds them by name.
+SAMPLERS, at the end of the file, holds them by name, with those of multistep.py and consistency.py.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def ddpm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: S
         x_s, _ = q_posterior_mean_variance(schedule, x0_hat, x_t, t, s)
         if s >= 0:                                          # the last step adds no noise: z = 0
             # x_s = mu~ + sqrt(variance) z,   z ~ N(0, I)                                   DDPM algorithm 2
-            x_s = x_s + math.sqrt(variance(schedule, t, s)) * _normal(streams, x_t)
+            x_s = x_s + math.sqrt(variance(schedule, t, s)) * standard_normal(streams, x_t)
         x_t = x_s
         yield State(step, s, x_t, x0_hat)
 
@@ -112,7 +112,7 @@ def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float
         # x_s = alpha_s x0_hat  +  sqrt(1 - alpha_bar_s - sigma^2) eps_hat  +  sigma z        DDIM eq. 12
         x_t = alpha_s * x0_hat + math.sqrt(max(sigma_s**2 - sigma**2, 0)) * eps_hat
         if sigma > 0:
-            x_t = x_t + sigma * _normal(streams, x_t)
+            x_t = x_t + sigma * standard_normal(streams, x_t)
         yield State(step, s, x_t, x0_hat)
 
 
@@ -272,7 +272,7 @@ def angle(schedule: Schedule, t: int) -> float:
     return math.atan2(sigma, alpha)
 
 
-def _normal(streams: SampleStreams | None, x_t):
+def standard_normal(streams: SampleStreams | None, x_t):
     """Standard normal numbers of x_t's shape, dtype and device, each sample's from its own stream."""
     if streams is None or len(streams) != len(x_t):
         got = "None" if streams is None else f"{len(streams)} streams"
@@ -293,6 +293,8 @@ def _check_sampler(entry: Sampler) -> None:
     if isinstance(entry.order, bool) or not isinstance(entry.order, (int, float)) or not 0 < entry.order < math.inf:
         raise ValueError(f"order must be a positive number, such as 1 or 2, got {entry.order!r}")
     whole("calls", entry.calls, 1)
+    whole("history", entry.history, 0)
+    whole("first_calls", entry.first_calls, 0)
 
 
 # ---- samplers by name --------------------------------------------------------------------------------------
@@ -309,6 +311,9 @@ class Sampler:
     calls: int = 1                  # of the denoiser in a step
     noise: bool = False             # draws from `streams` in each step but the last
     extrapolates: bool = False      # uses x0_hat at the middle of its stride of log(alpha / sigma), as 2M does
+    history: int = 0                # how many earlier steps a step looks back to; the first steps have fewer
+    first_calls: int = 0            # of the denoiser, by which the first step may exceed `calls`
+    consistency: bool = False       # takes the answer for the end of the flow: for consistency models alone
 
     def __post_init__(self):
         _check_sampler(self)
@@ -321,8 +326,16 @@ class Sampler:
         return self.function(denoiser, x_T, times, cond)
 
 
-SAMPLERS: Registry[Sampler] = Registry("sampler", "minidiff.samplers")
-SAMPLERS.register("ddpm", Sampler(ddpm, order=1, noise=True))
-SAMPLERS.register("ddim", Sampler(ddim, order=1))
-SAMPLERS.register("heun", Sampler(heun, order=2, calls=2))
-SAMPLERS.register("dpm++2m", Sampler(dpm_solver_pp_2m, order=2, extrapolates=True))
+DDPM = Sampler(ddpm, order=1, noise=True)
+DDIM = Sampler(ddim, order=1)
+HEUN = Sampler(heun, order=2, calls=2)
+DPM_SOLVER_PP_2M = Sampler(dpm_solver_pp_2m, order=2, extrapolates=True, history=1)
+
+SAMPLERS: Registry[Sampler] = Registry("sampler", "minidiff.samplers", {
+    "ddpm": f"{__name__}:DDPM", "ddim": f"{__name__}:DDIM", "heun": f"{__name__}:HEUN",
+    "dpm++2m": f"{__name__}:DPM_SOLVER_PP_2M",
+    "dpm++2m-sde": "minidiff.diffusion.multistep:DPM_SOLVER_PP_2M_SDE",
+    "unipc": "minidiff.diffusion.multistep:UNIPC",
+    "plms": "minidiff.diffusion.multistep:PLMS",
+    "lms": "minidiff.diffusion.multistep:LMS",
+    "lcm": "minidiff.diffusion.consistency:LCM"})

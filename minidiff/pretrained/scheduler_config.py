@@ -4,6 +4,8 @@
     spacing          which of the T training times a run of N steps visits: leading, linspace or trailing
     Karras           times spaced so that sigma^(1/7) is equally spaced (Karras et al. 2022, eq. 5)
     zero SNR         the schedule rescaled to end in pure noise (Lin et al. 2024)
+    SDE              DPM-Solver++(2M) with fresh noise in each step (algorithm_type sde-dpmsolver++)
+    LCM              some of the original_inference_steps times that a latent consistency model was distilled on
 
 A run of N steps becomes a `Plan`: a schedule of its own that has one row for each time of the run.  Our samplers run on
 its rows, and see nothing of the spacing.  The times may be fractions: then the network is asked at a fraction, with the
@@ -18,14 +20,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from minidiff.checks import whole
 from minidiff.diffusion import multistep
+from minidiff.diffusion.consistency import BoundaryCondition
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
 from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
@@ -46,30 +51,50 @@ class Family:
     scaled: bool = False            # x_T is sigma times the noise, for every spacing but leading
     stops: bool = False             # may end at alpha_bar_0 and not at the clean image (set_alpha_to_one)
     own_stride: bool = False        # a step ends at t - T // N, whatever the next time
+    sde: Sampler | None = None      # its method where algorithm_type is sde-dpmsolver++
+    distilled: bool = False         # visits times of a consistency model's distillation, and scales its answers
 
 
+# other programs' LMS and PLMS extrapolate in the last step, too
+LMS, PLMS = (replace(entry, function=partial(entry.function, ends_at_x0_hat=False))
+             for entry in (SAMPLERS["lms"], SAMPLERS["plms"]))
 FAMILIES = {
     "DDIMScheduler": Family(SAMPLERS["ddim"], "leading", stops=True, own_stride=True),
-    "PNDMScheduler": Family(Sampler(multistep.plms, order=2), "leading", stops=True),
+    "PNDMScheduler": Family(PLMS, "leading", stops=True),
     "EulerDiscreteScheduler": Family(SAMPLERS["ddim"], "linspace", fractions=True, scaled=True),
     "EulerAncestralDiscreteScheduler": Family(SAMPLERS["ddpm"], "linspace", fractions=True, scaled=True),
     "HeunDiscreteScheduler": Family(Sampler(multistep.edm_heun, order=2, calls=2), "linspace", fractions=True,
                                     scaled=True),
-    "LMSDiscreteScheduler": Family(Sampler(multistep.lms, order=2), "linspace", fractions=True, scaled=True),
-    "DPMSolverMultistepScheduler": Family(SAMPLERS["dpm++2m"], "linspace", one_more=True),
-    "UniPCMultistepScheduler": Family(Sampler(multistep.unipc, order=3), "linspace", one_more=True),
+    "LMSDiscreteScheduler": Family(LMS, "linspace", fractions=True, scaled=True),
+    "DPMSolverMultistepScheduler": Family(SAMPLERS["dpm++2m"], "linspace", one_more=True, sde=SAMPLERS["dpm++2m-sde"]),
+    "UniPCMultistepScheduler": Family(SAMPLERS["unipc"], "linspace", one_more=True),
+    "LCMScheduler": Family(SAMPLERS["lcm"], "leading", distilled=True),
 }
-# the names by which people choose a sampler -> the class whose layout of times it has, and whether Karras's
-CHOICES = {"ddim": ("DDIMScheduler", False), "plms": ("PNDMScheduler", False),
-           "euler": ("EulerDiscreteScheduler", False),
-           "euler-karras": ("EulerDiscreteScheduler", True), "euler-a": ("EulerAncestralDiscreteScheduler", False),
-           "heun": ("HeunDiscreteScheduler", False), "lms": ("LMSDiscreteScheduler", False),
-           "dpm++2m": ("DPMSolverMultistepScheduler", False), "dpm++2m-karras": ("DPMSolverMultistepScheduler", True),
-           "unipc": ("UniPCMultistepScheduler", False)}
+
+
+class Choice(NamedTuple):
+    """The class whose layout of times a run has, whether they are Karras's, and whether its method is the SDE's."""
+
+    name: str
+    karras: bool = False
+    sde: bool = False
+
+
+# the names by which people choose a sampler
+CHOICES = {"ddim": Choice("DDIMScheduler"), "plms": Choice("PNDMScheduler"),
+           "euler": Choice("EulerDiscreteScheduler"), "euler-karras": Choice("EulerDiscreteScheduler", karras=True),
+           "euler-a": Choice("EulerAncestralDiscreteScheduler"),
+           "heun": Choice("HeunDiscreteScheduler"), "lms": Choice("LMSDiscreteScheduler"),
+           "dpm++2m": Choice("DPMSolverMultistepScheduler"),
+           "dpm++2m-karras": Choice("DPMSolverMultistepScheduler", karras=True),
+           "dpm++2m-sde": Choice("DPMSolverMultistepScheduler", sde=True),
+           "dpm++2m-sde-karras": Choice("DPMSolverMultistepScheduler", karras=True, sde=True),
+           "unipc": Choice("UniPCMultistepScheduler"), "lcm": Choice("LCMScheduler")}
 # names of other programs, and of samplers that are not here -> the nearest of CHOICES
-NEAREST = {"pndm": "plms", "lcm": "euler-a", "ddpm": "euler-a", "euler-ancestral": "euler-a", "dpmpp-2m": "dpm++2m",
+NEAREST = {"pndm": "plms", "ddpm": "euler-a", "euler-ancestral": "euler-a", "dpmpp-2m": "dpm++2m",
            "dpm++-2m": "dpm++2m", "dpm-solver-pp-2m": "dpm++2m", "dpm++-2m-karras": "dpm++2m-karras",
-           "dpmpp-2m-karras": "dpm++2m-karras"}
+           "dpmpp-2m-karras": "dpm++2m-karras", "dpmpp-2m-sde": "dpm++2m-sde", "dpm++-2m-sde": "dpm++2m-sde"}
+SDE = "sde-dpmsolver++"
 
 
 @dataclass(frozen=True)
@@ -78,6 +103,7 @@ class Plan:
 
     steps       (from row, to row) of each step; -1 is the clean image
     first_std   of x_T: the run starts at first_std times standard normal noise
+    boundary    the scaling of a consistency model's times (`BoundaryCondition`); None for other models
     """
 
     schedule: Schedule
@@ -85,9 +111,12 @@ class Plan:
     steps: tuple[tuple[int, int], ...]
     first_std: float
     sampler: Sampler
+    boundary: float | None = None
 
     def run(self, denoiser: Denoiser, x_T, cond=None, streams=None) -> Iterator[State]:
         """The states of the sampler; denoiser.schedule is this plan's."""
+        if self.boundary is not None:
+            denoiser = BoundaryCondition(denoiser, self.t, self.boundary)
         if all(s == t for (_, s), (t, _) in pairwise(self.steps)):
             rows = [t for t, _ in self.steps] + [s for _, s in self.steps[-1:] if s >= 0]
             # a run that ends above the clean image stops before the sampler's own last step
@@ -116,7 +145,8 @@ class SchedulerConfig:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
         if choice is not None:
             check_choice(choice)
-        name, karras = CHOICES[choice] if choice else (self.name, self.config.flag("use_karras_sigmas", False))
+        name, karras, sde = CHOICES[choice] if choice else Choice(
+            self.name, self.config.flag("use_karras_sigmas", False), self.config.text("algorithm_type", "") == SDE)
         family = FAMILIES[name]
         steps = whole("steps", steps, 1, self.T - family.one_more)
         spacing = self.config.text("timestep_spacing", family.spacing)
@@ -138,11 +168,14 @@ class SchedulerConfig:
         if not pairs:
             raise UserError(f"{self.config.path}: a run of {steps} steps would start at time {t[0]:.0f}, where it "
                             "ends: take more steps")
-        return _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sampler)
+        plan = _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sde if sde else family.sampler)
+        return replace(plan, boundary=self.config.number("timestep_scaling", 10.0)) if family.distilled else plan
 
     def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
         """The training times of a run, falling; whole numbers unless the family takes fractions."""
         T, n = self.T, steps + family.one_more
+        if family.distilled:
+            return self._distilled(steps)
         if spacing == "trailing":
             return np.round(np.arange(T, 0, -T / steps))[:steps] - 1
         if spacing == "linspace":
@@ -151,6 +184,18 @@ class SchedulerConfig:
         else:
             t = np.arange(n) * (T // n) + self.config.whole("steps_offset", 0)
         return t[::-1][:steps].astype(float)
+
+    def _distilled(self, steps: int) -> np.ndarray:
+        """Those of the K times k T // K - 1 of a consistency model's distillation that are spread evenly."""
+        K = self.config.whole("original_inference_steps", min(50, self.T))
+        if K > self.T:
+            raise UserError(f"{self.config.path}: original_inference_steps is at most num_train_timesteps, which is "
+                            f"{self.T}, not {K}")
+        if steps > K:
+            raise UserError(f"{self.config.path}: lcm visits some of the {K} times of a model's distillation "
+                            f"(original_inference_steps), and cannot take {steps}: take fewer steps")
+        t = np.arange(K, 0, -1) * (self.T // K) - 1                                 # (K,)
+        return t[np.floor(np.linspace(0, K, steps, endpoint=False)).astype(int)].astype(float)
 
     def _last(self, family: Family) -> float:
         """rho at the end of the run: 0, or that of time 0."""
@@ -260,8 +305,10 @@ def check(config: Config) -> None:
     kind = config.text("beta_schedule", "linear")
     if kind not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         raise UserError(f"{config.path}: beta_schedule {kind[:40]!r} is unknown.")
+    if config.text("_class_name") != "DPMSolverMultistepScheduler" or config.text("algorithm_type", SDE) != SDE:
+        config.require(algorithm_type="dpmsolver++")
     config.require(use_exponential_sigmas=False, use_beta_sigmas=False, use_lu_lambdas=False, use_flow_sigmas=False,
-                   thresholding=False, clip_sample=False, algorithm_type="dpmsolver++", solver_order=2,
+                   thresholding=False, clip_sample=False, solver_order=2,
                    solver_type={"UniPCMultistepScheduler": "bh2"}.get(config.text("_class_name"), "midpoint"),
                    skip_prk_steps=True, predict_x0=True, interpolation_type="linear", timestep_type="discrete",
                    euler_at_final=False, use_dynamic_shifting=False)

@@ -138,7 +138,9 @@ class System(Module):
     @classmethod
     def check_sampler(cls, name: str) -> None:
         """UserError where it draws with no sampler of this name."""
-        SAMPLERS[name]
+        if SAMPLERS[name].consistency:
+            raise UserError(f"the sampler {name} is for consistency models, which give the end of the flow in one "
+                            f"call, and {cls.name} is none: its pictures would be too smooth")
 
     @classmethod
     def about(cls, path: str | Path) -> list[tuple[str, str]]:

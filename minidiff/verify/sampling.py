@@ -148,7 +148,8 @@ def the_end(schedule: Schedule, rng) -> Iterator[Row]:
             invented.append(not all(any(np.array_equal(state.x0_hat, answer) for answer in asked.answers)
                                     for state in states))
             # the last step may need fewer calls, and draws no noise
-            misnamed.append(any(len(at) != sampler.calls for at in questions[:-1])
+            more = [len(at) - sampler.calls for at in questions[:-1]]
+            misnamed.append(any(more[1:]) or any(m not in (0, sampler.first_calls) for m in more[:1])
                             or (noise.drawn > 0) != (sampler.noise and N > 1))
     yield compare(law, "noise left: |x - x0_hat| at the end", 0.0, left, 0.0,
                   "sigma_{-1} = 0: the last state is the denoiser's last x0_hat", lambda i: names[i], random=True)

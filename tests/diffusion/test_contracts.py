@@ -212,10 +212,11 @@ def test_the_states_and_calls_of_every_sampler(name):
     states = list(sampler(recorder, x_T, [8, 5, 0], "a seven", streams=SampleStreams(0, len(x_T))))
     assert [(s.step, s.t) for s in states] == [(1, 5), (2, 0), (3, -1)]
     # the first call of a step is at t, further ones are at s; the last step is one call
-    asked = [8] + [t for t in (5, 0) for _ in range(sampler.calls)]
+    asked = [8] + [5] * sampler.first_calls + [t for t in (5, 0) for _ in range(sampler.calls)]
     assert recorder.asked == [([t] * len(x_T), "a seven") for t in asked]
     # x0_hat is the answer to the first call
-    assert [np.unique(s.x0_hat).tolist() for s in states] == [[1 + k * sampler.calls] for k in range(3)]
+    assert [np.unique(s.x0_hat).tolist() for s in states] == [
+        [1 + k * sampler.calls + (k > 0) * sampler.first_calls] for k in range(3)]
 
 
 def test_leading_strides_are_whole_where_the_steps_do_not_divide_T():

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from support.diffusion_strategies import any_schedule
 
 from minidiff.diffusion import multistep
+from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import DatasetDenoiser
 from minidiff.diffusion.samplers import ddim, dpm_solver_pp_2m, sample, times
-from minidiff.diffusion.schedules import cosine, scaled_linear
+from minidiff.diffusion.schedules import cosine, linear, scaled_linear
 
 R = 0.7
 # at least; lms and plms are held back by their first steps, which have fewer slopes
@@ -75,11 +76,48 @@ def test_one_point_is_reached_exactly_from_any_noise(schedule, name, data):
     assert [state.step for state in states] == list(range(1, steps + 1)) and states[-1].t == -1
 
 
-@pytest.mark.parametrize("name, calls", [("edm_heun", 19), ("lms", 10), ("plms", 11), ("unipc", 10)])
-def test_how_often_the_denoiser_is_called(name, calls):
-    denoiser = Gaussian(cosine(1000))
+@pytest.mark.parametrize("schedule, name, calls", [
+    (linear, "edm_heun", 19), (linear, "lms", 10), (linear, "plms", 11), (cosine, "plms", 10), (linear, "unipc", 10)])
+def test_how_often_the_denoiser_is_called(schedule, name, calls):
+    denoiser = Gaussian(schedule(1000))
     sample(SAMPLERS[name][0](denoiser, np.ones((2, 1)), times(denoiser.schedule, 10)))
     assert denoiser.calls == calls
+
+
+@pytest.mark.parametrize("name", ["edm_heun", "plms"])
+def test_the_first_step_averages_the_slopes_at_both_ends(name):
+    """x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) (eps_t + eps_s) / 2, where eps = sigma x / V on Gaussian data."""
+    schedule, (t, s) = linear(1000), (600, 400)
+    (a_t, s_t), (a_s, s_s) = ((float(schedule.alpha(u)), float(schedule.sigma(u))) for u in (t, s))
+    stride = s_s / a_s - s_t / a_t
+    eps_t = s_t / length(schedule, t) ** 2                  # of x_t = 1
+    eps_s = s_s / length(schedule, s) ** 2 * a_s * (1 / a_t + stride * eps_t)
+    state = next(SAMPLERS[name][0](Gaussian(schedule), np.ones((1, 1)), [t, s]))
+    assert float(state.x_t[0, 0]) == pytest.approx(a_s * (1 / a_t + stride * (eps_t + eps_s) / 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("name", ["lms", "plms", "unipc"])
+def test_from_nearly_pure_noise_they_are_better_than_ddim(name, steps):
+    """cosine begins at alpha = 5e-5, rho = 20,000. Bug: PLMS's first slope averaged there, off by 30 lengths."""
+    schedule = cosine(1000)
+
+    def error_of(sampler):
+        x_0 = sample(sampler(Gaussian(schedule), np.ones((1, 1)), times(schedule, steps)))
+        return abs(float(x_0[0, 0]) - R / length(schedule, 999))
+    assert error_of(SAMPLERS[name][0]) < 0.9 * error_of(ddim)
+
+
+@pytest.mark.parametrize("name", ["lms", "plms"])
+def test_the_last_step_may_extrapolate(name):
+    """Then a denoiser that clips its answer does not bound the end; else it does, and the end is the last answer."""
+    schedule = cosine(1000)
+    clipped = NetworkDenoiser(schedule, "x0", lambda x_t, t, cond: np.clip(Gaussian(schedule)(x_t, t), -0.3, 0.3))
+    x_T = np.array([[2.0], [-0.1]])
+    *_, last = SAMPLERS[name][0](clipped, x_T, times(schedule, 10))
+    assert np.array_equal(last.x_t, last.x0_hat) and abs(last.x_t).max() <= 0.3
+    *_, last = SAMPLERS[name][0](clipped, x_T, times(schedule, 10), ends_at_x0_hat=False)
+    assert not np.array_equal(last.x_t, last.x0_hat)
 
 
 @given(st.integers(1, 4), st.data())

@@ -56,7 +56,8 @@ def sigmoids():
 # ---- samplers ------------------------------------------------------------------------------------------------
 
 def test_a_registered_sampler_is_found_and_run_by_name(euler):
-    assert list(SAMPLERS) == ["ddpm", "ddim", "heun", "dpm++2m", "euler"] and SAMPLERS["euler"] is euler
+    assert list(SAMPLERS) == ["ddpm", "ddim", "heun", "dpm++2m", "dpm++2m-sde", "unipc", "plms", "lms", "lcm", "euler"]
+    assert SAMPLERS["euler"] is euler
     denoiser = GaussianDenoiser(schedules.cosine(50), np.zeros(2), np.ones(2))
     x_T, z = np.ones((2, 2)), Noise(2, given=np.full((2, 2), 0.3))
     x_0 = sample(SAMPLERS["euler"](denoiser, x_T, times(denoiser.schedule, 5), streams=z))
@@ -85,6 +86,8 @@ def test_streams_reach_only_a_sampler_that_draws_noise():
       for order in (0, -1, math.inf, math.nan, True, "2")),
     *((ValueError, "calls must be a whole number of at least 1", lambda calls=calls: Sampler(ddim, 1, calls))
       for calls in (0, 1.5, True)),
+    (ValueError, "history must be a whole number of at least 0", lambda: Sampler(ddim, 1, history=-1)),
+    (ValueError, "first_calls must be a whole number of at least 0", lambda: Sampler(ddim, 1, first_calls=0.5)),
 ])
 def test_a_broken_entry_is_refused(error, sentence, make):
     with pytest.raises(error, match=sentence):

@@ -22,6 +22,9 @@ order is the textbook's: for every spacing, parametrisation and schedule. At the
     what no N makes smaller        sigma at t = 0; in 2M, the one stride of `log_snr` spacing over all of log SNR < -10
 
 So no fit goes below 32 steps, where c/N (see `fitted_order`) is not small, nor beyond errors of 1e-6.
+
+A sampler that looks back two steps or more starts with steps of a lower order, whose part of the error falls at another
+rate than the rest. Its fit is less exact; and where the rest dominates, the error falls faster than the entry says.
 """
 
 import math
@@ -52,6 +55,14 @@ from minidiff.diffusion.samplers import (
 
 ORDERS = {name: sampler.order for name, sampler in SAMPLERS.items() if not sampler.noise}    # of those on the flow
 NS = (32, 64, 128, 256)
+
+
+def assert_order(p, name, within, message=""):
+    """The order p is that of the entry; with a memory of two steps or more, it is at least that."""
+    if SAMPLERS[name].history < 2:
+        assert abs(p - ORDERS[name]) < within, f"order {p:.3f} {message}"
+    else:
+        assert p > ORDERS[name] - 0.3, f"order {p:.3f} {message}"
 
 
 # ---- data, and the exact flow --------------------------------------------------------------------------------
@@ -182,15 +193,16 @@ MIDDLES = {name: middle(table) for name, table in TABLES.items()}
 def assert_orders_in_the_middle(name, spacing, predicts, table):
     for errors, what in zip(errors_of(SAMPLERS[name], MIDDLES[table], spacing, predicts), ("mixture", "Gaussian"),
                             strict=True):
-        p = fitted_order(errors, NS)
-        assert abs(p - ORDERS[name]) < 0.08, f"order {p:.3f} on the {what} with {table}: {errors}"
+        assert_order(fitted_order(errors, NS), name, 0.08, f"on the {what} with {table}: {errors}")
 
 
 in_the_middle = pytest.mark.law(
-    25, "||x - exact flow|| = C N^-p, p = 1 for DDIM, 2 for Heun and DPM-Solver++(2M); any parametrisation and spacing",
-    source="DDIM eq. 14, Karras et al. 2022, section 3, DPM-Solver++ section 4 and its appendix; "
+    25, "||x - exact flow|| = C N^-p, p = 1 for DDIM, 2 for Heun and DPM-Solver++(2M), at least 3 for UniPC, 2 for LMS "
+        "and 1 for PLMS; any parametrisation and spacing",
+    source="DDIM eq. 14, Karras et al. 2022, section 3, DPM-Solver++ section 4 and its appendix, UniPC theorem 3.1; "
            "DPM-Solver-2, of the earlier paper, is not offered",
-    tolerance="p within .08: .03 of what the fit leaves out, .03 of rounded times (see `fitted_order`)")
+    tolerance="p within .08: .03 of what the fit leaves out, .03 of rounded times (see `fitted_order`); the last three "
+              "no more than .3 below, since their first steps have another order")
 
 
 @in_the_middle
@@ -278,15 +290,15 @@ EVEN = schedules.log_snr_linear(2**14, 18.0, -9.0)             # ends at sigma^2
 def test_the_first_and_last_steps_cost_no_order(name, spacing):
     """lambda is linear in t: no stride is much the longest. The local order is .99 or 1.99 from N = 128 to 256."""
     for errors in errors_of(SAMPLERS[name], EVEN, spacing, whole=True):
-        assert abs(fitted_order(errors, NS) - ORDERS[name]) < 0.1
-        assert abs(math.log2(errors[-2] / errors[-1]) - ORDERS[name]) < 0.1
+        assert_order(fitted_order(errors, NS), name, 0.1)
+        assert_order(math.log2(errors[-2] / errors[-1]), name, 0.1)
         assert errors[-1] < (2e-3 if ORDERS[name] >= 2 else 0.1)
 
 
 @pytest.mark.law(25, "from SNR 0, along the straight path, in equal strides: DDIM 1, Heun 2 (in phi, no stride leaps)",
                  source="Flow matching; Karras et al. 2022, algorithm 1", tolerance="p within .1: as in the middle")
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
-@pytest.mark.parametrize("name", [name for name in ORDERS if not SAMPLERS[name].extrapolates])
+@pytest.mark.parametrize("name", [name for name in ORDERS if not SAMPLERS[name].history])
 @pytest.mark.parametrize("predicts", ["x0", "v"])              # eps does not determine x_0 at SNR 0, and is refused
 def test_order_of_a_flow_from_pure_noise(name, spacing, predicts):
     for errors in errors_of(SAMPLERS[name], TABLES["flow_matching"], spacing, predicts, whole=True):
@@ -330,9 +342,10 @@ def test_the_error_of_ddim_in_closed_form(schedule_and_list, s):
 def test_the_error_of_the_last_step(schedule_and_list, name, s):
     schedule, ts = schedule_and_list
     alpha, sigma = alpha_sigma(schedule, ts[-1])
-    states = list(SAMPLERS[name](gaussian([s * s]).denoiser(schedule), np.ones((1, 1)), ts))
-    x_t = states[-2].x_t[0, 0] if len(states) > 1 else 1.0
-    exactly = x_t * s / math.hypot(alpha * s, sigma)
+    exact, seen = gaussian([s * s]).denoiser(schedule), []
+    denoiser = NetworkDenoiser(schedule, "x0", lambda x_t, t, cond: seen.append(x_t[0, 0]) or exact(x_t, t))
+    states = list(SAMPLERS[name](denoiser, np.ones((1, 1)), ts))
+    exactly = seen[-1] * s / math.hypot(alpha * s, sigma)
     np.testing.assert_allclose(states[-1].x_t[0, 0], exactly * math.cos(math.atan2(sigma, alpha * s)), rtol=1e-10)
 
 
@@ -374,11 +387,15 @@ def one_at_a_time(count):
 
 VARIANCES = np.array([0.25, 1.0, 4.0])
 RANDOM = {
-    **{name: sampler for name, sampler in SAMPLERS.items() if sampler.noise},              # ddpm is with beta_tilde
+    **{name: sampler for name, sampler in SAMPLERS.items()                                # ddpm is with beta_tilde
+       if sampler.noise and not sampler.consistency},
     "ddpm, beta": lambda *a, streams: ddpm(*a, streams=streams, variance=beta),
     **{f"ddim, eta = {eta}": lambda *a, streams, eta=eta: ddim(*a, eta=eta, streams=streams)
        for eta in (0.1, 0.5, 1.0)},
 }
+
+
+WEAK = {name: getattr(run, "order", 1) for name, run in RANDOM.items()}
 
 
 def excess_of_variance(run, schedule, ts, whole=False):
@@ -396,9 +413,11 @@ def excess_of_variance(run, schedule, ts, whole=False):
     return (A[0] ** 2 * V_T + (b**2).sum(0)) / V - 1
 
 
-@pytest.mark.law("25c", "variance of the samples = V (1 + C/N): weak order 1, for beta, beta~ and every eta",
-                 source="DDPM eq. 7, algorithm 2 and DDIM eq. 12 are linear in x_t and z on Gaussian data",
-                 tolerance="p within .08: as for the samplers without noise")
+@pytest.mark.law("25c", "variance of the samples = V (1 + C N^-p): weak order p = 1 for beta, beta~ and every eta, and "
+                 "2 for DPM-Solver++(2M) SDE",
+                 source="DDPM eq. 7, algorithm 2, DDIM eq. 12 and law 40 are linear in x_t and z on Gaussian data",
+                 tolerance="p within .08: as for the samplers without noise; of 2M SDE no more than .08 below, since C "
+                           "passes through 0 near some of the variances")
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", RANDOM)
 def test_weak_order_of_the_samplers_with_noise(name, spacing):
@@ -410,10 +429,11 @@ def test_weak_order_of_the_samplers_with_noise(name, spacing):
             if name == "ddpm, beta" and s2 == 1:               # the true reverse variance: exact for every N
                 assert e.max() < 1e-12
             else:
-                assert abs(fitted_order(e, NS) - 1) < 0.08, f"{table}, s^2 = {s2}: {e}"
+                p = fitted_order(e, NS)
+                assert -0.08 < p - WEAK[name] < (0.08 if WEAK[name] == 1 else 2), f"{table}, s^2 = {s2}: {p}, {e}"
 
 
-@pytest.mark.law("25c", "variance of x_0 = s^2 (1 + C/N), from T-1 to the clean image",
+@pytest.mark.law("25c", "variance of x_0 = s^2 (1 + C N^-p), from T-1 to the clean image",
                  source="as above", tolerance="p within .08: as above")
 @pytest.mark.parametrize("name", RANDOM)
 def test_weak_order_of_whole_runs(name):
@@ -422,8 +442,9 @@ def test_weak_order_of_whole_runs(name):
         if name == "ddpm, beta" and s2 == 1:
             assert abs(e).max() < 1e-7                         # what the last step loses: 2 sigma(0)^2
         else:
-            assert abs(fitted_order(abs(e), NS) - 1) < 0.08
-            assert (e < 0).all() == (name != "ddpm, beta" or s2 > 1)          # beta~ is too little noise, beta too much
+            assert abs(fitted_order(abs(e), NS) - WEAK[name]) < 0.08
+            if WEAK[name] == 1:
+                assert (e < 0).all() == (name != "ddpm, beta" or s2 > 1)      # beta~ is too little noise, beta too much
 
 
 @pytest.mark.law(16, "states of the ancestral sampler have variance V exactly: s = 1 with beta, s = 0 with beta~",

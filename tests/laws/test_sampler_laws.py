@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.integrate import solve_ivp
 from scipy.spatial.distance import cdist
 from support.diffusion_strategies import any_schedule, seeds
 from support.law_tools import (
@@ -29,6 +30,7 @@ from support.law_tools import (
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
+from minidiff.diffusion.multistep import dpm_solver_pp_2m_sde
 from minidiff.diffusion.samplers import (
     SAMPLERS,
     SPACINGS,
@@ -188,6 +190,45 @@ def test_ddim_is_dpm_solver_1(schedule_and_list, seed):
     np.testing.assert_allclose(first_of_2m.x_t, step.x_t, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.law(
+    40, "a step of DPM-Solver++(2M) SDE solves the reverse SDE with x0_hat held at D, its value at lambda_t + h/2 if "
+        "it is linear in lambda; in the first step D is x0_hat",
+    source="d mean/d lambda = (sigma^2 - 2) mean + 2 alpha D, d var/d lambda = 2 (sigma^2 - 2) var + 2 sigma^2, "
+           "from DPM-Solver++'s SDE; by scipy's DOP853",
+    tolerance="1e-7: rtol 1e-10, and r from differences of lambda")
+@quickly
+@given(schedule_and_list(fewest=2), st.floats(-2, 2))
+def test_the_steps_of_the_sde_solver(schedule_and_list, slope):
+    """Bugs: the ODE's e^{-h} for the SDE's e^{-2h}; the variance for its root; r upside down."""
+    schedule, ts = schedule_and_list
+    def half_log_snr(t):
+        return math.log(np.divide(*alpha_sigma(schedule, t)))
+
+    linear = NetworkDenoiser(schedule, "x0", lambda x_t, t, cond: np.full((2, 1), 0.7 + slope * half_log_snr(t[0])))
+    x_t = np.array([[1.0], [1.0]])                          # the second sample gets noise of 1
+    steps = dpm_solver_pp_2m_sde(linear, x_t, ts, streams=Noise(2, given=np.array([[0.0], [1.0]])))
+    for state, t, s in zip(steps, ts, ts[1:3], strict=False):
+        start, end = half_log_snr(t), half_log_snr(s)
+        D = 0.7 + slope * (start + ((end - start) / 2 if state.step > 1 else 0))
+
+        def moments(lam, y, D=D):
+            alpha2, sigma2 = 1 / (1 + math.exp(-2 * lam)), 1 / (1 + math.exp(2 * lam))
+            mean, variance = y
+            return (sigma2 - 2) * mean + 2 * math.sqrt(alpha2) * D, 2 * (sigma2 - 2) * variance + 2 * sigma2
+        mean, variance = solve_ivp(moments, (start, end), [x_t[0, 0], 0], method="DOP853", rtol=1e-10,
+                                   atol=1e-12).y[:, -1]
+        np.testing.assert_allclose(state.x_t[0, 0], mean, rtol=1e-7, atol=1e-7)
+        shrunk = (state.x_t[1, 0] - state.x_t[0, 0]) - (x_t[1, 0] - x_t[0, 0]) * contraction(schedule, t, s)
+        np.testing.assert_allclose(shrunk**2, variance, rtol=1e-7, atol=1e-9)
+        x_t = state.x_t
+
+
+def contraction(schedule, t, s):
+    """sigma_s / sigma_t e^{-h}: by what the SDE multiplies a difference of two samples that have one x0_hat."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(schedule, t), alpha_sigma(schedule, s)
+    return sigma_s**2 * alpha_t / (sigma_t**2 * alpha_s)
+
+
 # ---- law 26: where samplers start and end --------------------------------------------------------------------
 
 @pytest.mark.law(
@@ -215,7 +256,8 @@ def test_every_sampler_walks_its_list_and_ends_without_noise(schedule_and_list, 
     asked = [int(t[0]) for t in asked]
     # a method of more calls also calls at s, and in the next step again; the last step is one call
     assert [t for t, _ in groupby(asked)] == ts
-    assert len(asked) == SAMPLERS[name].calls * (len(ts) - 1) + 1
+    more = len(asked) - SAMPLERS[name].calls * (len(ts) - 1) - 1
+    assert more in (0, SAMPLERS[name].first_calls)
     assert noise.calls == (len(ts) - 1 if SAMPLERS[name].noise else 0)
 
 
@@ -323,7 +365,8 @@ def energy_statistic(x, y):
     source="Kolmogorov-Smirnov against known distribution functions; Szekely & Rizzo's energy test against exact draws",
     tolerance="5e-8 a projection, 1e-8 for the moments at 6 standard errors, 1e-7 for the energy: false alarm 3e-7")
 @pytest.mark.parametrize("seed", [2])
-@pytest.mark.parametrize("name", [*sorted(SAMPLERS), "ddim, eta = .5"])
+@pytest.mark.parametrize("name", [*sorted(name for name in SAMPLERS if not SAMPLERS[name].consistency),
+                                  "ddim, eta = .5"])
 def test_samples_of_a_mixture_have_its_distribution(name, seed):
     schedule, n, rng = schedules.cosine(300), 4000, np.random.default_rng(seed)
     weights = np.array([0.2, 0.3, 0.5])

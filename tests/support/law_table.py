@@ -36,6 +36,7 @@ CHAPTERS = {                                                # in reading order; 
     "test_flow_likelihood.py": "The density of the flow",
     "test_sampler_laws.py": "Samplers",
     "test_convergence.py": "The order at which samplers converge",
+    "test_consistency.py": "Consistency models",
     "test_guidance_laws.py": "Guidance",
     "test_text_and_latents.py": "Text and latents",
 }

@@ -356,7 +356,7 @@ def test_every_sampler_draws_in_float32_with_every_spacing(spacing):
         assert x.dtype == np.float32 and x.shape == (1, 40, 48, 3) and x.std() > 0.01, sampler
 
 
-@pytest.mark.parametrize("given, near", [("pndm", "plms"), ("lcm", "euler-a"), ("Euler_A", "euler-a"),
+@pytest.mark.parametrize("given, near", [("pndm", "plms"), ("DPM++ 2M SDE", "dpm++2m-sde"), ("Euler_A", "euler-a"),
                                          ("dpm++ 2m", "dpm++2m"), ("heum", "heun"), ("magic", None)])
 def test_an_unknown_sampler_is_refused_with_the_nearest_one(given, near):
     with pytest.raises(UserError, match="sampler must be one of ddim, plms") as caught:

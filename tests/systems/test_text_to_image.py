@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from support import tiny
 
 from minidiff import checkpoint
+from minidiff.cli.main import main
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.errors import UserError
 from minidiff.systems.text_to_image import TextToImage
 
 
@@ -103,6 +105,13 @@ def test_every_sampler_ends_in_an_image(model, sampler):
     assert len(states) == 6 and states[0].t == 49 and states[-1].t == -1
     x_0 = states[-1].x_t
     assert x_0.shape == (2, 28, 28, 1) and x_0.dtype == np.float32 and np.abs(x_0).max() <= 1
+
+
+def test_a_sampler_of_consistency_models_is_refused(model, capsys):
+    with pytest.raises(UserError, match="lcm is for consistency models.* text-to-image is none"):
+        model.check_sampler("lcm")
+    assert main(["sample", "3", "--sampler", "lcm", "-o", "x.png"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.law(

@@ -8,7 +8,7 @@ import pytest
 from support.verifying import broken
 
 from minidiff import verify
-from minidiff.diffusion import gaussian, samplers, schedules
+from minidiff.diffusion import consistency, gaussian, multistep, samplers, schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.engine.random import SampleStreams
 
@@ -24,7 +24,7 @@ def ddim_without_root(denoiser, x_T, times, cond=None, *, eta=0.0, streams=None)
         x0_hat = samplers.denoise(denoiser, x_t, t, cond)
         eps_hat = gaussian.eps_from_x0(schedule, x_t, t, x0_hat)
         sigma = eta * math.sqrt(samplers.beta_tilde(schedule, t, s))
-        x_t = alpha_s * x0_hat + sigma_s * eps_hat + (sigma * samplers._normal(streams, x_t) if sigma else 0)
+        x_t = alpha_s * x0_hat + sigma_s * eps_hat + (sigma * samplers.standard_normal(streams, x_t) if sigma else 0)
         yield samplers.State(step, s, x_t, x0_hat)
 
 
@@ -103,6 +103,45 @@ def two_m(D_of):
     return wrong
 
 
+def two_m_sde(D_of, power=1.0, noise=1.0):
+    """DPM-Solver++(2M) SDE with another D, e^{-h} to a power, or noise times a factor."""
+    def wrong(denoiser, x_T, times, cond=None, *, streams):
+        schedule, x_t, before, h_before = denoiser.schedule, x_T, None, None
+        for step, t, s in samplers.steps_along(schedule, times):
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = (samplers.alpha_sigma(schedule, u) for u in (t, s))
+            e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
+            h = -math.log(e_h) if e_h > 0 else math.inf
+            x0_hat = samplers.denoise(denoiser, x_t, t, cond)
+            D = x0_hat if step == 1 or s == -1 else D_of(x0_hat, before, h, h_before)
+            x_t = sigma_s / sigma_t * e_h**power * x_t + alpha_s * (1 - e_h ** (1 + power)) * D
+            if s >= 0:
+                x_t = x_t + noise * sigma_s * math.sqrt(1 - e_h**2) * samplers.standard_normal(streams, x_t)
+            before, h_before = x0_hat, h
+            yield samplers.State(step, s, x_t, x0_hat)
+    return wrong
+
+
+def lcm_with(x_s_of):
+    """Consistency sampling with another x_s, of (x0_hat, z, (alpha_t, sigma_t), (alpha_s, sigma_s))."""
+    def wrong(denoiser, x_T, times, cond=None, *, streams):
+        schedule, x_t = denoiser.schedule, x_T
+        for step, t, s in samplers.steps_along(schedule, times):
+            x0_hat, z = samplers.denoise(denoiser, x_t, t, cond), samplers.standard_normal(streams, x_t)
+            x_t = x_s_of(x0_hat, z, *(samplers.alpha_sigma(schedule, u) for u in (t, s))) if s >= 0 else x0_hat
+            yield samplers.State(step, s, x_t, x0_hat)
+    return wrong
+
+
+def with_weights(sampler, shares):
+    """lms or plms with other weights for the slopes, by how many there are."""
+    def wrong(denoiser, x_T, times, cond=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(multistep, "mean_of_polynomial", lambda nodes, low, high: shares(len(nodes)))
+            patch.setattr(multistep, "ADAMS_BASHFORTH", {n: shares(n) for n in (1, 2, 3, 4)})
+            yield from sampler(denoiser, x_T, times, cond)
+    return wrong
+
+
 def right_D(x0_hat, before, h, h_before):
     return x0_hat + h / (2 * h_before) * (x0_hat - before)
 
@@ -144,6 +183,29 @@ PLANTED_SAMPLERS = {
     "2M that extrapolates to the end of the stride": (
         "25 second order", (MIDDLE,), "dpm++2m",
         two_m(lambda x, before, h, h_before: right_D(x, before, 2 * h, h_before))),
+    "2M SDE without noise": ("26 the end", (ENTRY,), "dpm++2m-sde",
+                             lambda d, x, ts, cond=None, *, streams: TWO_M(d, x, ts, cond)),
+    "2M SDE with half the noise": ("23 marginals", (MARGINALS + "dpm++2m-sde",), "dpm++2m-sde",
+                                   two_m_sde(right_D, noise=0.5)),
+    "2M SDE with the steps of the ODE": ("23 marginals", (MARGINALS + "dpm++2m-sde",), "dpm++2m-sde",
+                                         two_m_sde(right_D, power=0.0)),
+    "2M SDE with r upside down": ("25 second order", (MIDDLE + "-sde",), "dpm++2m-sde",
+                                  two_m_sde(lambda x, before, h, h_before: right_D(x, before, h_before, h))),
+    "2M SDE of first order": ("25 second order", (MIDDLE + "-sde",), "dpm++2m-sde",
+                              two_m_sde(lambda x, before, h, h_before: x)),
+    "UniPC that corrects nothing": ("25 order", (ORDER + "unipc",), "unipc",
+                                    lambda d, x, ts, cond=None: TWO_M(d, x, ts, cond)),
+    "LMS of first order": ("25 order", (ORDER + "lms",), "lms",
+                           with_weights(multistep.lms, lambda n: [1, *[0] * (n - 1)])),
+    "LMS whose weights do not sum to 1": ("23 marginals", (MARGINALS + "lms",), "lms",
+                                          with_weights(multistep.lms, lambda n: [1, *[0.1] * (n - 1)])),
+    "PLMS whose weights do not sum to 1": ("23 marginals", (MARGINALS + "plms",), "plms",
+                                           with_weights(multistep.plms, lambda n: [1, *[0.1] * (n - 1)])),
+    "PLMS with a third call": ("26 the end", (ENTRY,), "plms", lambda d, x, ts, cond=None: HEUN(d, x, ts, cond)),
+    "LCM with the noise of time t": ("23 marginals", (MARGINALS + "lcm",), "lcm", lcm_with(
+        lambda x0_hat, z, at_t, at_s: at_s[0] * x0_hat + at_t[1] * z)),
+    "LCM with the variance for its root": ("23 marginals", (MARGINALS + "lcm",), "lcm", lcm_with(
+        lambda x0_hat, z, at_t, at_s: at_s[0] * x0_hat + at_s[1] ** 2 * z)),
     "noise at the end": ("26 the end", (LEFT,), "dpm++2m", residual_noise),
     "noise at the end, called x0_hat": ("26 the end", (LEFT,), "ddpm", residual_noise_denied),
     "an x0_hat that is not the answer": ("26 the end", ("samplers that show an x0_hat of their own",), "heun",
@@ -156,7 +218,8 @@ PLANTED_SAMPLERS = {
 def plant(monkeypatch, name, bug):
     """Replaces a sampler's function in the module and in its entry; the rest of the entry stays."""
     entry = samplers.SAMPLERS[name]
-    monkeypatch.setattr(samplers, entry.function.__name__, bug)
+    module = next(m for m in (samplers, multistep, consistency) if hasattr(m, entry.function.__name__))
+    monkeypatch.setattr(module, entry.function.__name__, bug)
     monkeypatch.setitem(samplers.SAMPLERS._entries, name, replace(entry, function=bug))
 
 
@@ -169,8 +232,9 @@ def test_a_planted_sampler_breaks_its_law(law, words, name, bug, monkeypatch):
     assert set(words) <= found and "could not be computed" not in verify.table(report), verify.table(report)
 
 
-def test_the_copy_of_2m_without_a_bug_keeps_every_law(monkeypatch):
+def test_the_copies_of_2m_without_a_bug_keep_every_law(monkeypatch):
     plant(monkeypatch, "dpm++2m", two_m(right_D))
+    plant(monkeypatch, "dpm++2m-sde", two_m_sde(right_D))
     assert broken(verify.report(schedules.cosine(60))) == set()
 
 
@@ -178,7 +242,7 @@ def test_a_sampler_that_cannot_be_loaded_is_broken_and_hides_no_other(monkeypatc
     monkeypatch.setitem(samplers.SAMPLERS._entries, "dpm++2m", None)
     rows_of = [row for row in verify.report(schedules.cosine(20)) if row.law == "26 no noise is left"]
     assert [(row.verdict, row.computed) for row in rows_of] == [
-        ("kept", "spread at the end, on a point: ddpm, ddim, heun"),
+        ("kept", "spread at the end, on a point: ddpm, ddim, heun, dpm++2m-sde, unipc, plms, lms, lcm"),
         ("BROKEN", "spread at the end, on a point: dpm++2m")]
 
 

@@ -153,6 +153,7 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
     def linear(u, alpha, sigma):
         return SLOPE * half_log_snr(alpha, sigma) + np.zeros_like(u)
 
+    k = 2 if draws_noise(scheduler) else 1                  # the reverse SDE doubles the pull towards x0_hat
     rows = []
     for n in steps:
         # the first step cannot extrapolate, and the last ends at log(alpha / sigma) = infinity: both are left out
@@ -161,8 +162,8 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
         half = half_log_snr(alpha, sigma)
         h = np.diff(half)
         e_h = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
-        # x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^{-h}) D
-        D = (u[1:] - sigma[1:] / sigma[:-1] * u[:-1]) / (alpha[1:] * (1 - e_h))
+        # x_s = sigma_s / sigma_t e^{-(k-1)h} x_t + alpha_s (1 - e^{-kh}) D,  without the noise
+        D = (u[1:] - sigma[1:] / sigma[:-1] * e_h ** (k - 1) * u[:-1]) / (alpha[1:] * (1 - e_h**k))
         # x_s and each x0_hat have an error of one rounding; x0_hat is extrapolated, and from eps divided by alpha
         tolerance = 100 * rounding(scheduler) * (
             1 / (alpha[1:] * (1 - e_h))[1:] + (1 + h[1:] / h[:-1]) / np.maximum(alpha[:-2], 1e-4))

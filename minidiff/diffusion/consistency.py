@@ -1,0 +1,83 @@
+"""Consistency models: from x_t to the clean image in one call of the network, or better in a few.
+
+The probability-flow ODE carries every x_t to one x_0.  A consistency model is trained to give this end of the flow:
+
+    f(x_t, t) = x_0 where the flow through x_t at time t ends,   f(x_0, 0) = x_0      Consistency models, section 3
+
+and not, as other denoisers, the mean E[x_0 | x_t].  Of x_0 ~ N(mu, S^2), for one, it is
+
+    f(x_t, t) = mu + S / sqrt(V_t) (x_t - alpha_t mu),   V = alpha^2 S^2 + sigma^2
+
+f(x_t, t) has the distribution of the data, for any t.  So it may be noised to a lower time s and denoised once more,
+without changing that distribution; with a network that is not exact, each time corrects errors of the one before:
+
+    lcm                 x_s  = alpha_s f(x_t, t) + sigma_s z        Consistency models, algorithm 1  arXiv 2303.01469
+
+A network F is made to keep f(x_0, 0) = x_0 by two scalings, for latent consistency models in t in place of sigma:
+
+    BoundaryCondition   f    = c_skip(t) x_t + c_out(t) F(x_t, t)   Luo et al. 2023, section 4.2     arXiv 2310.04378
+        c_skip          = sigma_d^2 / ((k t)^2 + sigma_d^2)         1 at t = 0
+        c_out           = k t / sqrt((k t)^2 + sigma_d^2)           0 at t = 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.gaussian import per_sample
+from minidiff.diffusion.samplers import Sampler, State, alpha_sigma, denoise, standard_normal, steps_along
+from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.random import SampleStreams
+
+SIGMA_DATA = 0.5                                            # of images in [-1, 1], as in Karras et al. 2022
+
+
+def lcm(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, streams: SampleStreams) -> Iterator[State]:
+    """Multistep consistency sampling; the denoiser is a consistency function f.
+
+    With another denoiser, which gives E[x_0 | x_t], its pictures are too smooth.
+    x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
+    streams: one for each sample.
+    """
+    schedule, x_t = denoiser.schedule, x_T
+    for step, t, s in steps_along(schedule, times):
+        alpha_s, sigma_s = alpha_sigma(schedule, s)
+        x0_hat = denoise(denoiser, x_t, t, cond)
+        # x_s = alpha_s f(x_t, t) + sigma_s z;  the last step adds no noise
+        x_t = alpha_s * x0_hat + sigma_s * standard_normal(streams, x_t) if s >= 0 else x0_hat
+        yield State(step, s, x_t, x0_hat)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundaryCondition:
+    """The consistency function of a denoiser F.
+
+    F: may be guided. t: (T,) the times that the scalings see, for each time of the schedule. scaling: k.
+    """
+
+    F: Denoiser
+    t: np.ndarray
+    scaling: float = 10.0
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.F.schedule
+
+    @property
+    def predicts(self) -> str:
+        return self.F.predicts
+
+    def __call__(self, x_t, t, cond: Any = None):
+        kt = self.scaling * self.t[t]                                                 # (B,)
+        c_skip = SIGMA_DATA**2 / (kt**2 + SIGMA_DATA**2)
+        c_out = kt / np.sqrt(kt**2 + SIGMA_DATA**2)
+        # f = c_skip x_t + c_out F(x_t, t)
+        return per_sample(c_skip, x_t) * x_t + per_sample(c_out, x_t) * self.F(x_t, t, cond)
+
+
+LCM = Sampler(lcm, order=1, noise=True, consistency=True)   # on a consistency function, exact in any number of steps
