@@ -87,8 +87,8 @@ def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0_
 def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0_hat: bool = True) -> Iterator[State]:
     """Pseudo linear multistep: Adams-Bashforth of order 4 for equal strides of t (PNDM).
 
-    One denoiser call a step, and one more in the first: it averages eps_hat at both ends, as Heun's method does. From
-    nearly pure noise the first step is ddim's.
+    One denoiser call a step, and one more in the first: it averages eps_hat at both ends, as Heun's method does. Steps
+    from nearly pure noise are ddim's.
     x_T: (B, ...) noise, the sample at times[0]. times: integers within 0..T-1, falling in about equal strides.
     ends_at_x0_hat: as for `lms`.
     """
@@ -97,11 +97,11 @@ def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0
         x0_hat = denoise(denoiser, x_t, t, cond)
         eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
         slopes.appendleft(eps_hat)
-        if len(slopes) == 1 and s >= 0 and schedule.alpha(t) > NEARLY_NOISE:
+        if schedule.alpha(t) < NEARLY_NOISE or s < 0 and ends_at_x0_hat:
+            eps = eps_hat
+        elif len(slopes) == 1 and s >= 0:
             x_s = _along(schedule, t, s, x0_hat, eps_hat, eps_hat)
             eps = (eps_hat + eps_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))) / 2
-        elif s < 0 and ends_at_x0_hat:
-            eps = eps_hat
         else:
             # eps = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24              (PNDM eq. 12)
             eps = sum(share * slope for share, slope in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
@@ -109,9 +109,9 @@ def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0
         yield State(step, s, x_t, x0_hat)
 
 
-# In the first step rho falls from 1 / alpha to about 10, and not in proportion to t.  Below this alpha an average over
-# t would be off by hundreds, which later steps could not repair.
-NEARLY_NOISE = 0.002
+# Near pure noise rho falls from 1 / alpha to about 10 in a step, and not in proportion to t.  Below this alpha an
+# average over t would be off by hundreds, which later steps could not repair.
+NEARLY_NOISE = 0.005
 ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12),
                    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 

@@ -90,9 +90,10 @@ def _on(law: Law, name: str, table: Schedule) -> Row:
 
     def rows() -> Iterable[Row]:
         # x_t - alpha_t x_0 has an error of one rounding, and is divided by sigma_t; the power of the noise,
-        # 1 - alpha_bar_t / alpha_bar_s, has an error of one rounding, and is divided by sigma_t^2
+        # 1 - alpha_bar_t / alpha_bar_s, has an error of one rounding, and is divided by sigma_t^2; a sampler that looks
+        # back extrapolates, with weights whose sizes sum to at most 20/3 (Adams-Bashforth of order 4)
         sampler, sigma = SAMPLERS[name], float(table.sigma(0))
-        rounding = EPS / 2 / (sigma**2 if sampler.noise else sigma)
+        rounding = EPS / 2 * (1 + 2 * sampler.history) / (sigma**2 if sampler.noise else sigma)
         return law.rows(of_sampler(sampler, table, rounding=rounding), _steps(table))
 
     row, = computed(Law(law.name, rows, law.computed))
