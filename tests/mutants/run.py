@@ -80,6 +80,7 @@ OWN = {
     "diffusion/samplers.py": ("laws/test_sampler_laws.py", "laws/test_convergence.py", "diffusion/test_samplers.py"),
     "diffusion/multistep.py": ("diffusion/test_multistep.py", "laws/test_sampler_laws.py",
                                "laws/test_convergence.py"),
+    "systems/stable_diffusion.py": ("laws/test_stable_diffusion_law.py", "systems/test_stable_diffusion.py"),
     "diffusion/guidance.py": ("laws/test_guidance_laws.py", "diffusion/test_guidance.py", "systems/test_adm.py",
                               "systems/test_glide.py"),
     "diffusion/likelihood.py": ("laws/test_bound.py", "laws/test_decoder.py", "laws/test_flow_likelihood.py"),

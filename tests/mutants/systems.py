@@ -14,6 +14,7 @@ ADVERSARY, CLASSIFIER, DECODING, KL, GUMBEL, PRIOR, QUANTISE, TRANSFORMER = (
     "nn/quantise.py", "nn/transformer.py")
 TOWERS, EMBEDDINGS, SPANS, T5 = "text/clip.py", "nn/embedding_codes.py", "text/span_corruption.py", "text/t5.py"
 RUN, SYSTEM, FIDELITY = "training/run.py", "systems/system.py", "evaluation/metrics.py"
+STABLE = "systems/stable_diffusion.py"
 
 BUGS = [
     # --- inside no_grad() nobody is guided ----------------------------------------------------------------
@@ -416,4 +417,30 @@ BUGS = [
     Bug("in-painting changes what was known", LATENT,
         "return np.where(mask, images, to_numpy(check_finite(self.decode(drawn))))",
         "return to_numpy(check_finite(self.decode(drawn)))"),
+
+    # --- Stable Diffusion ---------------------------------------------------------------------------------
+    Bug("Stable Diffusion decodes latents times the factor", STABLE,
+        "z_0 / self.config.factor + self.config.shift",
+        "z_0 * self.config.factor + self.config.shift"),
+    Bug("Stable Diffusion decodes with the shift's sign wrong", STABLE,
+        "z_0 / self.config.factor + self.config.shift",
+        "z_0 / self.config.factor - self.config.shift"),
+    Bug("Stable Diffusion encodes with the factor before the shift", STABLE,
+        "(mean.data - self.config.shift) * self.config.factor",
+        "mean.data * self.config.factor - self.config.shift"),
+    Bug("Stable Diffusion guides from the prompt to the negative one", STABLE,
+        "uncond = self.encode_text([negative or \"\"]",
+        "uncond, cond = cond, self.encode_text([negative or \"\"] * len(captions)"),
+    Bug("Stable Diffusion starts from unit noise, whatever the scheduler", STABLE,
+        "plan.first_std * noise",
+        "noise"),
+    Bug("Stable Diffusion's image has the noise of the last time", STABLE,
+        "q_sample(plan.schedule, known.z_0, steps[0][0], noise)",
+        "q_sample(plan.schedule, known.z_0, steps[-1][0], noise)"),
+    Bug("Stable Diffusion asks its network at the rows of the plan", STABLE,
+        "self.unet(Tensor(seen), plan.t[rows]",
+        "self.unet(Tensor(seen), rows"),
+    Bug("Stable Diffusion takes every network's prediction for eps", STABLE,
+        "NetworkDenoiser(plan.schedule, self.scheduler.predicts,",
+        "NetworkDenoiser(plan.schedule, 'eps',"),
 ]

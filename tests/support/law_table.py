@@ -39,6 +39,7 @@ CHAPTERS = {                                                # in reading order; 
     "test_consistency.py": "Consistency models",
     "test_guidance_laws.py": "Guidance",
     "test_text_and_latents.py": "Text and latents",
+    "test_stable_diffusion_law.py": "Stable Diffusion, from prompt to pixel",
 }
 ELSEWHERE = "Networks, training and the whole system"
 
