@@ -236,9 +236,10 @@ def _exponential_step(schedule: Schedule, x_t, t: int, s: int, D):
 
 # ---- their entries in samplers.SAMPLERS --------------------------------------------------------------------
 
-# Orders on exact flows (docs/convergence.md).  The first steps of lms and plms hold back all that follow.  plms has
-# order 2 where neither the strides of t nor rho change much from step to step, but order 1 is all it keeps elsewhere.
+# Orders on exact flows (docs/convergence.md), those that they keep on every list.  The first steps of lms and plms hold
+# back all that follow.  plms has order 2 where neither the strides of t nor rho change much from step to step, and
+# unipc order 3 where lambda does not leap.
 LMS = Sampler(lms, order=2, history=3)
 PLMS = Sampler(plms, order=1, history=3, first_calls=1)
-UNIPC = Sampler(unipc, order=3, history=2)
+UNIPC = Sampler(unipc, order=2, history=2)
 DPM_SOLVER_PP_2M_SDE = Sampler(dpm_solver_pp_2m_sde, order=2, noise=True, extrapolates=True, history=1)

@@ -197,7 +197,7 @@ def assert_orders_in_the_middle(name, spacing, predicts, table):
 
 
 in_the_middle = pytest.mark.law(
-    25, "||x - exact flow|| = C N^-p, p = 1 for DDIM, 2 for Heun and DPM-Solver++(2M), at least 3 for UniPC, 2 for LMS "
+    25, "||x - exact flow|| = C N^-p, p = 1 for DDIM, 2 for Heun and DPM-Solver++(2M), at least 2 for UniPC and LMS "
         "and 1 for PLMS; any parametrisation and spacing",
     source="DDIM eq. 14, Karras et al. 2022, section 3, DPM-Solver++ section 4 and its appendix, UniPC theorem 3.1; "
            "DPM-Solver-2, of the earlier paper, is not offered",

@@ -27,6 +27,7 @@ class Scheduler(Protocol):
         extrapolates          whether each step uses x0_hat at the middle of its stride of log(alpha / sigma),
                               extrapolated from the last two answers, as DPM-Solver++(2M) does              False
         evaluations           calls of the network per step; the list repeats each time but the first as often      1
+        first_evaluations     further calls in the first step, which repeat the second time as often              0
         rounding              the relative rounding error of its arithmetic              float64's, 2^-53
     """
 
@@ -86,7 +87,7 @@ def check(scheduler: Any) -> None:
     if alpha_bar is None or alpha_bar.ndim != 1 or alpha_bar.size < 2 or alpha_bar.dtype.kind != "f":
         raise UserError(f"the scheduler's alpha_bar must be an array (T,) of at least two floating-point numbers, "
                         f"not {_kind(alpha_bar)}")
-    for name, least in {"order": 1, "evaluations": 1, "rounding": 0}.items():
+    for name, least in {"order": 1, "evaluations": 1, "first_evaluations": 0, "rounding": 0}.items():
         number = _read(scheduler, name, 1)
         if not isinstance(number, (int, float, np.number)) or not least <= number < math.inf:
             raise UserError(f"the scheduler's {name} must be a number of at least {least}, not {number!r}")
