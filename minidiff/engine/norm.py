@@ -183,11 +183,13 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
         return x.mean(axis=-1, keepdims=True)
 
     def centred_and_std(x, eps):
-        m = mean(x)
+        m = x @ ones
         x_hat = x - m
-        return m, x_hat, xp.sqrt(mean(x_hat * x_hat) + eps)
+        var = np.einsum("...c,...c->...", x_hat, x_hat)[..., None] / C
+        return m, x_hat, np.sqrt(var + eps)
 
     rows, g, scale = wide(x.data), wide(gamma.data), None
+    ones = np.full((C, 1), 1 / C, dtype=rows.dtype)         # a mean as a product is twice as fast
     with np.errstate(over="ignore", invalid="ignore"):
         m, x_hat, std = centred_and_std(rows, eps)
     out = _out_of_range(m, std)
@@ -206,7 +208,9 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
             dx /= scale
         dgamma, dbeta = (dy * x_hat).reshape(-1, C).sum(axis=0), dy.reshape(-1, C).sum(axis=0)
         return narrow(dx, x.dtype), narrow(dgamma, x.dtype), narrow(dbeta, x.dtype)
-    return record(narrow(x_hat * g + wide(beta.data), x.dtype), (x, gamma, beta), pullback)
+    y = x_hat * g
+    y += wide(beta.data)
+    return record(narrow(y, x.dtype), (x, gamma, beta), pullback)
 
 
 def _layer_norm_on_gpu(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:

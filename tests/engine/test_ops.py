@@ -428,3 +428,29 @@ def test_reductions_take_all_axes_and_drop_them_by_default(f):
 ])
 def test_messages_of_refusals(error, message, call):
     check_message(error, message, call)
+
+
+# ---- erf, for gelu_exact ---------------------------------------------------------------------------------
+
+
+def test_erf_in_float32_is_erf():
+    """To 2e-7 everywhere, against SciPy's in float64; exactly odd, and exactly 1 and -1 far away."""
+    x = np.concatenate([np.linspace(-6, 6, 400_001), 10.0 ** np.arange(-30, 38, 0.25)]).astype(np.float32)
+    y = ops.erf_in_float32(x)
+    assert y.dtype == np.float32 and np.abs(y - scipy.special.erf(x.astype(float))).max() < 2e-7
+    assert np.array_equal(ops.erf_in_float32(-x), -y)
+    assert (y[x >= 4.5] == 1).all() and y[x == 0] == 0
+    assert ops.erf_in_float32(np.array([np.inf, -np.inf, np.nan], np.float32)).tolist()[:2] == [1, -1]
+    assert np.isnan(ops.erf_in_float32(np.array([np.nan], np.float32))).all()
+
+
+@pytest.mark.parametrize("dtype, atol", [(np.float64, 1e-14), (np.float32, 5e-7), (np.float16, 1e-3)])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_gelu_exact_is_x_phi_of_x(dtype, atol, recorded):
+    """With a gradient and, in pieces, without; the columns of a larger array too."""
+    x = np.random.default_rng(0).normal(0, 2, (40, 7, 6)).astype(dtype)[..., ::2]
+    y = ops.gelu_exact(Tensor(x, requires_grad=recorded)).data
+    assert y.dtype == dtype
+    wanted = x.astype(float) * scipy.special.ndtr(x.astype(float))
+    np.testing.assert_allclose(y.astype(float), wanted, rtol=0, atol=atol * np.abs(wanted).max())
+    assert (ops.gelu_exact(Tensor(np.array([-30, -1e3], dtype))).data == 0).all()
