@@ -6,6 +6,7 @@
     python benchmarks/stable_diffusion.py --memory          peak memory, each contestant in a process of its own
     python benchmarks/stable_diffusion.py --load            from the files in float16 to the end of the first evaluation
     python benchmarks/stable_diffusion.py --ops             where minidiff's time goes, by kind of op
+    python benchmarks/stable_diffusion.py --forms           3 x 3 convolutions of these shapes by patches and by blocks
 
 The contestants read the same checkpoint, which the first run makes (1.9 GB in float16, in --folder).  Before any timing
 their results are compared: 1e-3 of the largest value, in float32.  Then they take turns.  Needs torch, diffusers and
@@ -225,6 +226,18 @@ def show_ops(folder: Path, work: str) -> None:
         print(f"    {name:30} {seconds:7.3f} s")
 
 
+def show_forms() -> None:
+    """The least of five times of each form of convolution, for one image."""
+    from minidiff.engine import conv, conv_blocks
+    rng = np.random.default_rng(0)
+    for H, C, D in ((64, 320, 320), (64, 640, 320), (32, 640, 640), (32, 1920, 640), (16, 1280, 1280)):
+        x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((1, H, H, C), (3, 3, C, D)))
+        forms = {"patches": lambda x=x, w=w: conv.plain_correlate(x, w, 1, 1),
+                 "blocks": lambda x=x, w=w: conv_blocks.correlate(x, w, 1)}
+        seconds = take_turns(forms, 1, 5)
+        print(f"{H} x {H} x {C} to {D}: " + ", ".join(f"{1e3 * min(s):.1f} ms by {n}" for n, s in seconds.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "minidiff-sd15",
@@ -235,10 +248,14 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--load", action="store_true", help="seconds from the files to the first result")
     parser.add_argument("--ops", action="store_true", help="minidiff's time by kind of op")
+    parser.add_argument("--forms", action="store_true", help="the forms of convolution")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone:
         alone(args.folder, *args.alone)
+        return
+    if args.forms:
+        show_forms()
         return
     if not (args.folder / "model_index.json").exists():
         make(args.folder)

@@ -70,7 +70,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
 
 # --- without S and P --------------------------------------------------------------------------------------
 
-LARGE, BLOCK = 2 ** 22, 2 ** 18                             # scores of all heads, and of one block: 16 MB, and 1 MB
+LARGE, BLOCK = 2 ** 22, 2 ** 20                             # scores of all heads, and of one block: 16 MB, and 4 MB
 
 
 def _by_blocks(q, k, v, scale: float):

@@ -126,7 +126,7 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
     return form.correlate_dw(x, dy, w_shape, padding) if form else plain_correlate_dw(x, dy, w_shape, stride, padding)
 
 
-WIDE, FEW = 2 ** 17, 1024                                   # numbers of a kernel's C D; pixels
+WIDE, FEW = 2 ** 17, 4096                                   # numbers of a kernel's C D; pixels of all images
 
 
 def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
@@ -135,6 +135,9 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
     Measured by `benchmarks/ops.py --forms` (2 cores of an AMD EPYC, Zen 4, 2026-11-24), for y and dw of 128 images:
     3 x 3 kernels take 57 ms by Winograd and 64 by shifts on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on
     48 x 48; 5 x 5 kernels take 48 ms both by shifts and by patches on 10 x 10 pixels.
+
+    And for y of one image, by `benchmarks/stable_diffusion.py --forms` (2 cores of an AMD EPYC, Zen 5, 2026-11-29):
+    64 x 64 pixels of 640 channels to 320 take 32 ms by blocks and 41 by patches, 32 x 32 of 640 to 640 take 32 and 18.
     """
     (kh, kw, C, D), (B, H, W, _) = w_shape, x_shape
     if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:
@@ -145,7 +148,9 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
             return None
         if not wide and max(H, W) <= conv_winograd.LONGEST:
             return conv_winograd
-        if min(C, D) >= 16 and min(H, W) + 2 * padding >= 4:
+        if C < 16:                                          # few channels make small patches
+            return None
+        if min(H, W) + 2 * padding >= 4:
             return conv_blocks
     # conv_shift also computes results beyond the edges, and these are a large share in small images
     return conv_shift if H * W >= 100 else None

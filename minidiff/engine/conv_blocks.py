@@ -21,8 +21,8 @@ import numpy as np
 from minidiff.engine import conv_shift, conv_winograd
 from minidiff.engine.parallel import cores, parallel_map
 
-BLOCK = 24                                                  # the most results of a block, each way
-GROUP = 12                                                  # blocks that are computed together
+BLOCK = 18                                                  # the most results of a block, each way
+GROUP = 16                                                  # blocks that are computed together
 
 correlate_dw = conv_shift.correlate_dw                      # large images are for sampling; in training they are rare
 
