@@ -143,10 +143,9 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
     if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:
         return None
     if kh == 3:
-        wide = C * D >= WIDE
-        if wide and B * H * W < FEW:                        # the kernels' transform would take longer than it saves
+        if C * D >= WIDE and B * H * W < FEW:               # the kernels' transform would take longer than it saves
             return None
-        if not wide and max(H, W) <= conv_winograd.LONGEST:
+        if max(H, W) <= conv_winograd.LONGEST:
             return conv_winograd
         if C < 16:                                          # few channels make small patches
             return None
