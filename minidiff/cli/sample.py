@@ -42,6 +42,9 @@ def add(commands) -> None:
     p.add_argument("--embedding", type=embedding, action="append", metavar="FILE[:TOKEN]",
                    help="Stable Diffusion: an embedding, and the word in prompts that stands for it (else the file's "
                         "name); repeat it for each word")
+    p.add_argument("--low-memory", action="store_true",
+                   help="Stable Diffusion: keep weights in half precision where the files have it, and widen each at "
+                        "every use: half of the memory, and slower")
     p.add_argument("--preview", type=Path, metavar="FILE",
                    help="Stable Diffusion: also write now and then, at half the size, what the picture will be like")
     p.add_argument("--trajectory", type=Path, metavar="FILE",
@@ -67,7 +70,7 @@ def sample(args: argparse.Namespace) -> int:
         raise UserError(f"{kind.name} takes no --preview")
     changes = _changes(kind, args)
     if args.device == "cpu":
-        kind.check_memory(path, options)
+        kind.check_memory(path, options | changes)
     model = systems.load_model(kind, path, **changes).to(args.device)
     files = _files(kind, args)
     outputs = {f"--out ({file})" if len(files) > 1 else "--out": file for file in files}
@@ -160,9 +163,10 @@ def peak_memory() -> float | None:
 
 
 def _changes(kind, args: argparse.Namespace) -> dict:
-    """What --lora and --embedding change of the model while it is loaded; UserError where the system takes none."""
-    given = {"loras": args.lora, "embeddings": args.embedding and distinct("--embedding", args.embedding)}
-    for (option, value), name in zip(given.items(), ("--lora", "--embedding"), strict=True):
+    """How the model is loaded: --lora, --embedding, --low-memory; UserError where the system takes none of these."""
+    given = {"loras": args.lora, "embeddings": args.embedding and distinct("--embedding", args.embedding),
+             "low_memory": args.low_memory}
+    for (option, value), name in zip(given.items(), ("--lora", "--embedding", "--low-memory"), strict=True):
         if value and option not in kind.load_options():
             raise UserError(f"{kind.name} takes no {name}")
     return {option: value for option, value in given.items() if value}

@@ -197,12 +197,13 @@ def pieces(rows: int, columns: int) -> list[slice]:
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
 
 
-def map_rows(f: Callable, x: np.ndarray) -> np.ndarray:
+def map_rows(f: Callable, x: np.ndarray, dtype=None) -> np.ndarray:
     """f(x) of a NumPy array (..., C), for an f that treats every row of C numbers by itself: f(rows (n, C)) -> (n, C).
 
     It computes a piece at a time, on all cores, so that what f computes between stays in the cache.
+    dtype: of the result; x's own if None.
     """
-    rows, y = x.reshape(-1, x.shape[-1]), np.empty(x.shape, dtype=x.dtype)
+    rows, y = x.reshape(-1, x.shape[-1]), np.empty(x.shape, dtype=dtype or x.dtype)
     out = y.reshape(rows.shape)
 
     def one(piece: slice) -> None:

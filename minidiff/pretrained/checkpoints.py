@@ -73,9 +73,9 @@ class Folder:
         check_inside(path, self.path)
         return Config.load(path)
 
-    def weights(self, part: str, dtype) -> Weights:
+    def weights(self, part: str, dtype, low_memory: bool = False) -> Weights:
         """The tensors of a part, to be read in dtype."""
-        return Weights(self._entries(part), str(self.path / part), dtype=dtype)
+        return Weights(self._entries(part), str(self.path / part), dtype=dtype, low_memory=low_memory)
 
     def tokenizer(self, part: str) -> ClipTokenizer:
         """The tokenizer of a text encoder."""

@@ -24,13 +24,10 @@ class Linear(Module):
     """y = x w + b on the last axis: (..., C) -> (..., D).  b is 0 where the checkpoint has none."""
 
     def __init__(self, weights: Weights):
-        point = len(weights.shape("weight")) == 4           # a 1 x 1 convolution
-        self.w = weights.tensor("weight", *((2, 3, 1, 0) if point else (1, 0)))
-        if point:
-            if self.w.shape[:2] != (1, 1):
-                raise UserError(f"{weights.source} holds {weights.prefix}weight with a kernel of {self.w.shape[:2]}; "
-                                "it takes 1 x 1.")
-            self.w.data = self.w.data[0, 0]                                         # (C, D)
+        kernel = weights.shape("weight")[2:]                # () or (1, 1)
+        if kernel not in ((), (1, 1)):
+            raise UserError(f"{weights.source} holds {weights.prefix}weight with a kernel of {kernel}; it takes 1 x 1.")
+        self.w = weights.tensor("weight", 1, 0, dropped=(2, 3) if kernel else ())   # (C, D)
         self.b = weights.vector("bias", self.w.shape[1]) if "bias" in weights else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     all = weights + the largest of what a run needs at one time
 
-    weights     all parameters in the dtype that they are loaded in
+    weights     all parameters in the dtype that they are loaded in; with low_memory, in that of the files
     unet        arrays of its first layer's size (rows, h, w, C): it holds about 60 of them at one time, in skips,
                 transformers and buffers; 2 rows with guidance
     decoder     arrays of its widest layer at the picture's full resolution: it holds seven of them at one time
@@ -46,7 +46,7 @@ def estimate(parts: Mapping[str, Weights], factor: int, height: int, width: int,
     """Of a picture of height x width pixels.  factor: pixels a latent, each way; rows: 2 with guidance."""
     itemsize = parts["unet"].dtype.itemsize
     latents, first = (height // factor) * (width // factor), parts["unet"].shape("conv_in.weight")[0]
-    return Estimate(itemsize * sum(entry.size for weights in parts.values() for entry in weights.tensors.values()),
+    return Estimate(sum(weights.bytes_in_memory() for weights in parts.values()),
                     itemsize * IN_UNET * rows * latents * first,
                     itemsize * IN_DECODER * height * width * last_width(parts["vae"]))
 

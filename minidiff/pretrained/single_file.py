@@ -82,9 +82,9 @@ class SingleFile:
     def parts(self) -> tuple[str, ...]:
         return ("unet", "vae", *TEXT[self.family])
 
-    def weights(self, part: str, dtype) -> Weights:
+    def weights(self, part: str, dtype, low_memory: bool = False) -> Weights:
         """The tensors of a part, to be read in dtype, with diffusers' names."""
-        return Weights(dict(self._renamed(part)), f"{self.path} ({part})", dtype=dtype)
+        return Weights(dict(self._renamed(part)), f"{self.path} ({part})", dtype=dtype, low_memory=low_memory)
 
     def config(self, part: str) -> Config:
         """The configuration of a part, from its shapes and what the family has."""

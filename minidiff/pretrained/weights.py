@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,15 @@ import numpy as np
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.input_files import open_file, parse_json
+from minidiff.pretrained.half import Stored, finite, widened
 
 MAX_HEADER = 32 << 20                                       # bytes; SDXL in one file needs less than 1 MB
 BFLOAT16 = "BF16"
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, BFLOAT16: np.uint16,
           "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
 
-FLOATS = ("F64", "F32", "F16", BFLOAT16)
+HALF = ("F16", BFLOAT16)
+FLOATS = ("F64", "F32", *HALF)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -53,10 +56,15 @@ class Entry:
         """The array in its own dtype (bfloat16 as float32), memory-mapped where possible."""
         if self.size == 0:
             return np.zeros(self.shape, DTYPES[self.dtype])
-        a = np.memmap(self.path, DTYPES[self.dtype], "r", self.begin, (self.size,))
-        if self.dtype == BFLOAT16:
-            a = (a.astype(np.uint32) << 16).view(np.float32)
-        a = a.reshape(self.shape)
+        a = self._mapped(DTYPES[self.dtype])
+        return widened(np.ascontiguousarray(a), True) if self.dtype == BFLOAT16 else a
+
+    def bits(self) -> np.ndarray:
+        """The 16 bits of each number of an array in half precision, memory-mapped."""
+        return self._mapped(np.uint16)
+
+    def _mapped(self, dtype) -> np.ndarray:
+        a = np.memmap(self.path, dtype, "r", self.begin, (self.size,)).reshape(self.shape)
         return a.T if self.transposed else a
 
 
@@ -84,27 +92,27 @@ class Weights:
     """The tensors of a checkpoint whose names start with a prefix.
 
     dtype       of what `tensor` returns: float32, or float64 to compare with other libraries
+    low_memory  whether what the file has in half precision stays so, and is widened at each use (half.py)
     changes     name -> function of the array as it is in the file, such as a LoRA's; applied when it is read
     """
 
-    def __init__(self, tensors: Mapping[str, Entry], source: str, *, dtype=np.float32, prefix: str = "",
-                 changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
-                 used: set[str] | None = None, known: Set[str] | None = None):
-        self.tensors, self.source, self.dtype, self.prefix = tensors, source, np.dtype(dtype), prefix
-        self.changes, self.used = changes or {}, set() if used is None else used
+    def __init__(self, tensors: Mapping[str, Entry], source: str, *, dtype=np.float32, low_memory: bool = False):
+        self.tensors, self.source, self.dtype, self.low_memory = tensors, source, np.dtype(dtype), low_memory
+        self.prefix, self.changes, self.used = "", {}, set()
         # every name and every part of one that ends before a dot
-        self.known = {name[:i] for name in tensors for i in range(len(name) + 1)
-                      if i == len(name) or name[i] == "."} if known is None else known
+        self.known = {name[:i] for name in tensors for i in range(len(name) + 1) if i == len(name) or name[i] == "."}
 
     def part(self, name: str) -> Weights:
         """The tensors below `name`."""
-        return Weights(self.tensors, self.source, dtype=self.dtype, prefix=f"{self.prefix}{name}.",
-                       changes=self.changes, used=self.used, known=self.known)
+        part = copy(self)                                   # which shares `used`
+        part.prefix = f"{self.prefix}{name}."
+        return part
 
     def changed(self, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Weights:
         """These tensors, each changed by the function of its name when it is read."""
-        return Weights(self.tensors, self.source, dtype=self.dtype, prefix=self.prefix, changes=changes,
-                       used=self.used, known=self.known)
+        changed = copy(self)
+        changed.changes = changes
+        return changed
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of this name, or one below it."""
@@ -113,27 +121,38 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
 
+    def bytes_in_memory(self) -> int:
+        """What all of them take once they are read."""
+        return sum(entry.size * (2 if self.low_memory and entry.dtype in HALF else self.dtype.itemsize)
+                   for entry in self.tensors.values())
+
     def transposed(self, name: str) -> bool:
         """Whether the file has the two axes of this tensor in the other order."""
         return self._entry(name).transposed
 
-    def tensor(self, name: str, *axes: int) -> Tensor:
-        """The tensor in `dtype`, its axes in the given order (PyTorch's to ours); UserError where it is missing.
+    def tensor(self, name: str, *axes: int, dropped: tuple[int, ...] = ()) -> Tensor:
+        """The tensor in `dtype`, its axes in the given order (PyTorch's to ours; as they are without any).
 
-        Raises UserError too where it has another number of axes, or holds NaN or infinity.
+        dropped: axes of length 1.  UserError where the tensor is missing, has another number of axes, or holds NaN or
+        infinity.
         """
         entry, full = self._entry(name), self.prefix + name
-        if axes and len(entry.shape) != len(axes):
+        axes = axes or tuple(range(len(entry.shape)))
+        if len(entry.shape) != len(axes) + len(dropped):
             raise UserError(f"{self.source} holds the tensor {full!r} in shape {entry.shape}; it takes {len(axes)} "
                             "axes.")
-        a = entry.read()
+        half, bfloat = entry.dtype in HALF and full not in self.changes, entry.dtype == BFLOAT16
+        a = entry.bits() if half else entry.read()
         if full in self.changes:
             a = self.changes[full](a)
-        a = np.array(a.transpose(axes) if axes else a, self.dtype, order="C")
-        if not np.isfinite(a).all():
+        a = np.array(a.transpose(*axes, *dropped), a.dtype if half else self.dtype, order="C")
+        a = a.reshape(a.shape[:len(axes)])
+        if not (finite(a, bfloat) if half else np.isfinite(a).all()):
             raise UserError(f"{self.source} is damaged: its tensor {full!r} holds NaN or infinity.")
         self.used.add(full)
-        return Tensor(a)
+        if half and self.low_memory and self.dtype == np.float32:
+            return Stored(a, bfloat)
+        return Tensor(widened(a, bfloat).astype(self.dtype, copy=False) if half else a)
 
     def vector(self, name: str, length: int) -> Tensor:
         """The tensor in `dtype`, which has one axis of this length; UserError otherwise."""

@@ -78,10 +78,13 @@ class StableDiffusion(System):
         self.scheduler, self.config, self.tokenizer, self.notes = scheduler, settings, None, {}
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype=np.float32, loras: Sequence[tuple[str | Path, float]] = (),
+    def load(cls, path: str | Path, *, dtype=np.float32, low_memory: bool = False,
+             loras: Sequence[tuple[str | Path, float]] = (),
              embeddings: Mapping[str, str | Path] | None = None) -> StableDiffusion:
         """The checkpoint in a folder or file; UserError names what is missing, damaged or unknown.
 
+        low_memory  keeps weights in half precision where the files have it, and widens each at every use: half of the
+                    memory, and somewhat slower
         loras       (file, strength): changes of the weights, see pretrained/lora.py
         embeddings  placeholder -> file: words of the user's own, see pretrained/textual_inversion.py
         """
@@ -89,7 +92,7 @@ class StableDiffusion(System):
         text = [part for part in saved.parts if part.startswith("text_encoder")]
         scheduler, tokenizers = SchedulerConfig(saved.config("scheduler")), [saved.tokenizer(part) for part in text]
         configs = {part: saved.config(part) for part in ("unet", "vae", *text)}
-        weights = {part: saved.weights(part, dtype) for part in configs}
+        weights = {part: saved.weights(part, dtype, low_memory) for part in configs}
         agreement.check(configs, weights, tokenizers)
         vae, unet, of_vae = configs["vae"], configs["unet"], weights.pop("vae")
         factor, shift = autoencoder.scaling(vae)
@@ -126,7 +129,8 @@ class StableDiffusion(System):
     def check_memory(cls, path: str | Path, options: Mapping[str, Any]) -> None:
         saved = open_checkpoint(Path(path))
         unet = saved.config("unet")
-        parts = {part: saved.weights(part, np.float32) for part in saved.parts if part.startswith(NETWORKS)}
+        parts = {part: saved.weights(part, np.float32, options.get("low_memory", False))
+                 for part in saved.parts if part.startswith(NETWORKS)}
         factor = 2 ** (len(saved.config("vae").texts("down_block_types")) - 1)
         if options.get("image") is not None:
             height, width = options["image"].shape[:2]

@@ -48,7 +48,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "nn/image_classifier", "systems/digit_classifier", "nn/adversary", "nn/quantise", "systems/autoencoder",
       "systems/latent"]),
     ("Stable Diffusion", "Other people's checkpoints: their files, networks and settings, and the system.",
-     ["pretrained/config", "pretrained/weights", "pretrained/layers", "pretrained/clip_tokenizer",
+     ["pretrained/config", "pretrained/half", "pretrained/weights", "pretrained/layers", "pretrained/clip_tokenizer",
       "pretrained/clip_text", "pretrained/unet", "pretrained/autoencoder", "pretrained/scheduler_config",
       "pretrained/single_file", "pretrained/agreement",
       "pretrained/checkpoints", "pretrained/hub", "pretrained/memory", "pretrained/lora",
