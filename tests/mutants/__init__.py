@@ -9,6 +9,7 @@ A bug is data: a file, a text that occurs in it exactly once, and a wrong text t
     networks.py     floors II and IV, and the system: layers, optimiser, UNet, text, training, evaluation
     systems.py      floor V, the parts made for its systems, and training in stages
     assembly.py     how the pieces are put together: batches, streams, a step of training, the report, the command line
+    pretrained.py   other people's checkpoints: half precision, what contradicts itself, what is fetched
     engine.py       floor I: wrong values and wrong derivatives of every op
     verifier.py     `minidiff verify`: most of them let a wrong schedule pass
     kernels.py      the CUDA kernels: barriers, bounds, masks, layouts; and their launches

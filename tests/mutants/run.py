@@ -29,7 +29,7 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
-from . import assembly, diffusion, engine, hostile, kernels, known, likelihood, networks, systems, verifier
+from . import assembly, diffusion, engine, hostile, kernels, known, likelihood, networks, pretrained, systems, verifier
 from .bug import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,7 @@ GROUPS: dict[str, list[Bug]] = {
     "The mathematics of diffusion": diffusion.BUGS + likelihood.BUGS,
     "Networks, text, training, evaluation": networks.BUGS,
     "The systems of the literature": systems.BUGS,
+    "Other people's checkpoints": pretrained.BUGS,
     "How the pieces are put together": assembly.BUGS,
     "Files of strangers": hostile.BUGS,
     "The engine and its derivatives": engine.BUGS,
@@ -80,7 +81,6 @@ OWN = {
     "diffusion/samplers.py": ("laws/test_sampler_laws.py", "laws/test_convergence.py", "diffusion/test_samplers.py"),
     "diffusion/multistep.py": ("diffusion/test_multistep.py", "laws/test_sampler_laws.py",
                                "laws/test_convergence.py"),
-    "systems/stable_diffusion.py": ("laws/test_stable_diffusion_law.py", "systems/test_stable_diffusion.py"),
     "diffusion/guidance.py": ("laws/test_guidance_laws.py", "diffusion/test_guidance.py", "systems/test_adm.py",
                               "systems/test_glide.py"),
     "diffusion/likelihood.py": ("laws/test_bound.py", "laws/test_decoder.py", "laws/test_flow_likelihood.py"),
@@ -107,11 +107,16 @@ OWN = {
     "nn/transformer.py": ("nn/test_transformer.py", "nn/test_kv_cache.py"),
     "pretrained/clip_text.py": ("pretrained/test_textual_inversion.py", "pretrained/test_golden.py"),
     "pretrained/clip_tokenizer.py": ("pretrained/test_textual_inversion.py", "pretrained/test_golden.py"),
-    "pretrained/weights.py": ("pretrained/test_lora.py", "pretrained/test_golden.py"),
+    "pretrained/weights.py": ("pretrained/test_lora.py", "pretrained/test_golden.py", "pretrained/test_half.py",
+                              "systems/test_stable_diffusion.py"),
+    "pretrained/agreement.py": ("pretrained/test_agreement.py", "systems/test_stable_diffusion.py"),
+    "cli/preview.py": ("cli/test_stable_diffusion_command.py",),
     **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_fresh_streams.py",
                                 "systems/test_previews.py")
        for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dpm", "glide",
                     "imagen", "latent", "text_to_image")},
+    "systems/stable_diffusion.py": ("systems/test_stable_diffusion.py", "laws/test_stable_diffusion_law.py",
+                                    "pretrained/test_memory.py"),
     "systems/__init__.py": ("cli/test_arguments.py", "training/test_run.py"),
     "systems/config.py": ("systems/test_text_to_image.py", "training/test_run.py"),
     "systems/training_batches.py": ("systems/test_training_batches.py", "systems/test_batches.py"),

@@ -99,6 +99,15 @@ def test_the_image_s_size_and_the_checkpoint_s_own_count_too(tmp_path, monkeypat
         StableDiffusion.check_memory(HERE / "eps", {})
 
 
+@pytest.mark.parametrize("scale, rows", [(1, 1), (1.0, 1), (0, 1), (7.5, 2), (None, 2)])
+def test_guidance_doubles_the_rows(scale, rows, monkeypatch):
+    """Without guidance the network is asked once for each picture."""
+    seen, estimate = [], memory.estimate
+    monkeypatch.setattr(memory, "estimate", lambda *args: seen.append(args[-1]) or estimate(*args))
+    StableDiffusion.check_memory(HERE / "eps", {} if scale is None else {"scale": scale})
+    assert seen == [rows]
+
+
 def test_the_memory_of_this_machine(tmp_path, monkeypatch):
     there = memory.available()
     assert there is None or there > 1 << 28
