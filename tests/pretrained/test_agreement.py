@@ -1,4 +1,4 @@
-"""Parts of two checkpoints, each whole by itself, do not go together: by their shapes alone, before a weight is read."""
+"""Parts of two checkpoints, each whole by itself, do not go together: by shapes alone, before a weight is read."""
 
 from pathlib import Path
 
