@@ -41,6 +41,21 @@ def test_it_learns_as_float32_does(precision):
     assert losses[precision][-5:].mean() < 0.95 * losses[precision][:3].mean()
 
 
+@pytest.mark.parametrize("start", [1.0, 2.0**15])
+def test_gradients_are_clipped_whatever_the_loss_scale(start):
+    """The optimiser gets gradients of norm `clip` at most, in units of the loss and not of the scaled one."""
+    t, norms = half_trainer(clip=1e-3), []
+    t.scaling.scale, step = start, t.optimiser.step
+
+    def measured(grads, lr):
+        norms.append(np.sqrt(sum((g.astype(float) ** 2).sum() for g in grads)))
+        step(grads, lr)
+    t.optimiser.step = measured
+    for _ in range(3):
+        t.step()
+    np.testing.assert_allclose(norms, 1e-3, rtol=1e-2)      # before, the norm was above 0.01
+
+
 @pytest.mark.law(
     37, "N + M steps are N steps, save, load, M steps, in float16 too: the loss scale and the skipped steps with it",
     source="the same run without the break", tolerance="exact, to the last bit")

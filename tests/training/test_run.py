@@ -87,6 +87,19 @@ def test_a_run_writes_what_it_promises(tmp_path):
     assert notes["seconds"].keys() == {"first", "second"} and trained.losses.keys() == {"first", "second"}
 
 
+def test_what_a_system_notes_of_itself_stands_in_its_file(tmp_path, monkeypatch):
+    """As the judge notes its accuracy, on which its answers are refused or taken."""
+    stages = Toy.stages
+
+    def noting(self, data):
+        yield from stages(self, data)
+        self.notes |= {"accuracy": 0.75}
+    monkeypatch.setattr(Toy, "stages", noting)
+    run(tmp_path / "a")
+    notes = Toy.load(tmp_path / "a" / "model.safetensors").notes
+    assert notes["accuracy"] == 0.75 and notes["dataset"] == "digits"
+
+
 def test_effort_is_a_share_of_the_steps_and_seeds_differ(tmp_path):
     run(tmp_path / "a", effort=0.5)
     assert (tmp_path / "a" / "1-first" / "step-000002.safetensors").exists()
