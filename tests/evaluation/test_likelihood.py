@@ -125,3 +125,18 @@ def test_other_shapes_too_many_images_and_damaged_weights_are_refused():
         likelihood(oracle(picture, [0.9, 0.1], math.nan), test, count=4)
     with pytest.raises(UserError, match="clip has no likelihood"):
         likelihood(small_systems.small("clip"), test, count=4)
+
+
+def test_the_flow_goes_to_the_time_0_in_equal_steps_of_log_snr(monkeypatch):
+    """There alone the decoder's noise is what is left: a path that ends before leaves some of it uncounted."""
+    seen, flow_bound = [], bits.flow_bound
+    monkeypatch.setattr(bits, "flow_bound", lambda network, x_0, path, *args, **kwargs: (
+        seen.append((network.schedule, path)) or flow_bound(network, x_0, path, *args, **kwargs)))
+    T, picture = 400, np.full((2, 2, 1), 100, np.uint8)
+    abar = 1 / (1 + np.exp(np.linspace(-9, 9, T)))
+    likelihood(oracle(picture, abar.tolist()), Pictures(np.stack([picture] * 5)), count=4)
+    for schedule, path in seen:
+        assert path[0] == T - 1 and path[-1] == 0 and len(path) == bits.FLOW_STEPS + 1
+        steps = np.diff([np.log(schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])) for t in path])
+        np.testing.assert_allclose(steps, 18 / bits.FLOW_STEPS, rtol=0.1)
+    assert seen
