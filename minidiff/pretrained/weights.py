@@ -210,7 +210,7 @@ def _entry(path: Path, name: str, entry, first: int, size: int) -> tuple[Entry, 
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path} is damaged: its header does not say where {name[:80]!r} is.") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UserError(f"{path} holds the tensor {name[:80]!r} as {str(dtype)[:20]!r}, a type that minidiff does not "
                         "read.")
     if not whole or len(shape) > 8 or end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:

@@ -166,10 +166,11 @@ def _user_schedule(numbers: np.ndarray, key: str, name: str, description: str) -
         raise UserError("it holds no number, and at least one is taken: T = 0 is no schedule")
     if numbers.size > MOST_TIMES:
         raise UserError(_too_many(numbers.size))
+    with np.errstate(invalid="ignore"):                     # a NaN is refused below, in a sentence
+        numbers = np.array(numbers, np.float64)             # a copy, with which `report` compares the table
     if key == "alpha_bar":
         return UserSchedule(Schedule(numbers, name), description)
-    betas = np.array(numbers, np.float64)                   # a copy, with which `report` compares the table
-    return UserSchedule(from_betas(numbers, name, allow_signal=True), description, betas)
+    return UserSchedule(from_betas(numbers, name, allow_signal=True), description, numbers)
 
 
 def _consistent(schedule: Schedule, spec: str) -> Schedule:

@@ -16,6 +16,7 @@ from support.command_line import call
 from minidiff import checkpoint, systems
 from minidiff.data import image_file
 from minidiff.errors import UserError
+from minidiff.pretrained.weights import entries
 from minidiff.systems.dpm import DPM, DPMConfig
 from minidiff.training.run import TrainOptions, run
 from minidiff.verify.user_schedule import from_file
@@ -220,3 +221,18 @@ def test_no_other_file_opens_pictures_or_reads_without_a_bound():
             text = path.read_text(encoding="utf-8")
             for forbidden in ("Image.open(", ".read_bytes()", "np.load(", " open(", "LOAD_TRUNCATED", "read_text("):
                 assert forbidden not in text, f"{path.name} has {forbidden}"
+
+
+@pytest.mark.parametrize("key", ["betas", "alpha_bar"])
+def test_a_signalling_nan_is_refused_without_a_warning(tmp_path, key):
+    """Its conversion to float64 raises the processor's flag for an invalid operation."""
+    table = np.full(20, 0x7f800001, np.uint32).view(np.float32)
+    np.save(tmp_path / "t.npy", table)
+    refused(lambda: from_file(tmp_path / "t.npy", key), "nan")
+
+
+def test_a_tensor_s_type_may_be_anything(tmp_path):
+    """A list cannot be looked up in a table of names."""
+    header = json.dumps({"a": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    refused(lambda: entries(tmp_path / "m.safetensors"), "a type that minidiff does not read")

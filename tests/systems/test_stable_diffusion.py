@@ -83,6 +83,14 @@ def test_in_painting_keeps_every_known_pixel(kind):
     assert np.array_equal(x[:, ~mask], np.stack([image[~mask]] * 2)) and np.abs(x[0] - x[1])[mask].max() > 0.01
 
 
+def test_a_latent_is_drawn_again_where_any_of_its_pixels_is():
+    """A single pixel of the mask is enough; else its colour would stay in the picture that is drawn again."""
+    mask = np.zeros((40, 48), bool)
+    mask[9, 17], mask[39, 47] = True, True
+    known = model("eps")._known(np.zeros((40, 48, 3), np.float32), mask, np.zeros((1, 5, 6, 4), np.float32))
+    assert np.argwhere(known.again[0, ..., 0]).tolist() == [[1, 2], [4, 5]]
+
+
 def test_a_network_of_nine_channels_sees_the_mask_and_the_known_part():
     m = model("inpaint")
     image = np.full((40, 48, 3), 0.5, np.float32)
