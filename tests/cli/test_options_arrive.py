@@ -266,5 +266,6 @@ def test_verify_runs_a_scheduler_with_its_configuration_and_steps(monkeypatch):
     assert call("verify", "--scheduler", "minidiff:ddim", "--scheduler-config", "T=50", "--scheduler-config",
                 "spacing=leading", "--steps", 6) == 0
     assert call("verify", "--scheduler", "other:Thing") == 0
+    assert call("verify", "--scheduler", "minidiff:heun", "--scheduler-config", "schedule=cosine") == 0
     assert asked == [("minidiff:ddim", {"T": 50, "spacing": "leading", "schedule": "linear"}), ([6],),
-                     ("other:Thing", {}), ()]
+                     ("other:Thing", {}), (), ("minidiff:heun", {"schedule": "cosine"}), ()]

@@ -182,6 +182,7 @@ def test_a_stage_is_saved_when_it_is_time_and_at_its_end_as_it_is_then(tmp_path,
         return step(self)
     monkeypatch.setattr(Trainer, "step", slow)
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop, "FETCH_EVERY", 3)             # the bar's speed is of the last steps, the time of all
     monkeypatch.setattr(loop, "draw_preview", lambda trainer, folder: previews.append((trainer.n, folder)))
     t = Trainer(stage(), replace(CONFIG, steps=8))
     folder = checkpoint.CheckpointFolder(tmp_path, keep=99)
