@@ -1,7 +1,10 @@
 """Any system trains stage by stage, and a run that is interrupted anywhere resumes to the same bits."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -98,6 +101,28 @@ def test_what_a_system_notes_of_itself_stands_in_its_file(tmp_path, monkeypatch)
     run(tmp_path / "a")
     notes = Toy.load(tmp_path / "a" / "model.safetensors").notes
     assert notes["accuracy"] == 0.75 and notes["dataset"] == "digits"
+
+
+def test_changes_are_made_to_the_configuration_that_is_given():
+    """And to the default one where none is given; the fields that are not named stay."""
+    class Built(Exception):
+        pass
+
+    class Wide(Toy):
+        @classmethod
+        def new(cls, data, seed, config=None, systems=None):
+            raise Built(config)
+
+    def config_of(**given):
+        with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+            patch.setattr(runs, "refusals", lambda words: nullcontext())
+            with pytest.raises(Built) as built:
+                runs.run(Path(folder) / "a", Wide, tiny.digits(50), TrainOptions(), quiet=True, **given)
+        return built.value.args[0]
+    config = tiny.CONFIG
+    assert config_of(config=config, changes={"T": 40}) == replace(config, T=40)
+    assert config_of(config=config) == config
+    assert config_of(changes={"width": 2}) == ToyConfig(width=2)
 
 
 def test_effort_is_a_share_of_the_steps_and_seeds_differ(tmp_path):
