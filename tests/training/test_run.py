@@ -103,6 +103,24 @@ def test_what_a_system_notes_of_itself_stands_in_its_file(tmp_path, monkeypatch)
     assert notes["accuracy"] == 0.75 and notes["dataset"] == "digits"
 
 
+@pytest.mark.parametrize("keep", [1, 2, 9])
+def test_the_newest_states_are_kept_as_many_as_asked(keep, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)            # a state after every step
+    run(tmp_path / "a", keep=keep)
+    for stage, steps in (("1-first", 4), ("2-second", 5)):
+        assert sorted(p.stem for p in (tmp_path / "a" / stage).glob("step-*")) == [
+            f"step-{n:06}" for n in range(max(1, steps + 1 - keep), steps + 1)]
+
+
+@pytest.mark.parametrize("name, first, other", [("seed", 5, 0), ("seed", 0, 5), ("effort", 1.0, 0.5)])
+def test_an_option_that_a_resumed_run_cannot_change_is_refused_at_any_value(name, first, other, tmp_path):
+    """0 is a value like any other."""
+    run(tmp_path / "a", **{name: first})
+    with pytest.raises(UserError, match=f"{name}.*{first}"):
+        run(tmp_path / "a", resume=True, **{name: other})
+    run(tmp_path / "a", resume=True, **{name: first})
+
+
 def test_changes_are_made_to_the_configuration_that_is_given():
     """And to the default one where none is given; the fields that are not named stay."""
     class Built(Exception):
