@@ -18,7 +18,7 @@ from minidiff.systems.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parent / "checkpoints"
 MEASURE = """
-import resource, sys
+import pathlib, resource, sys
 import numpy as np
 from minidiff.systems.stable_diffusion import StableDiffusion
 folder, n = sys.argv[1], int(sys.argv[2])
@@ -26,6 +26,9 @@ model = StableDiffusion.load(folder)
 def run(n):
     model.decode(np.zeros((1, n // 8, n // 8, 4), np.float32))
 def peak():
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():                     # on Linux ru_maxrss starts at the value of the process that started it
+        return 1024 * int(next(line for line in status.read_text().splitlines() if "VmHWM" in line).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 run(64)
 before = peak()
