@@ -295,15 +295,16 @@ def test_windows_locks(tmp_path, monkeypatch):
 
 # --- a full disk, a folder that goes ------------------------------------------------------------------------
 
-def test_the_last_state_on_a_full_disk(tmp_path, monkeypatch):
-    """The steps since the state before it were lost without a hint.  Older states make room; the newest stays."""
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_the_last_state_on_a_full_disk(number, tmp_path, monkeypatch):
+    """Or beyond a quota.  The steps since the state before it were lost without a hint.  Older states make room; the newest stays."""
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     save, room = checkpoint.save, [1]
 
     def full(path, *state):
         if path.name == "step-000004.safetensors" and len(list(path.parent.glob("step-*"))) > room[0]:
             raise UserError(f"{path} could not be written (No space left on device); nothing was changed there."
-                            ) from OSError(errno.ENOSPC, "No space left on device")
+                            ) from OSError(number, "No space left on device")
         return save(path, *state)
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.warns(UserWarning, match="No space left"):
