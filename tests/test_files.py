@@ -297,7 +297,8 @@ def test_windows_locks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_the_last_state_on_a_full_disk(number, tmp_path, monkeypatch):
-    """Or beyond a quota.  The steps since the state before it were lost without a hint.  Older states make room; the newest stays."""
+    """Or beyond a quota.  The steps since the state before it were lost without a hint.  Older states make room; the
+    newest stays."""
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     save, room = checkpoint.save, [1]
 

@@ -2,6 +2,7 @@
 sees and leaves; and how the options of a run become each stage's configuration and the run's own numbers."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -169,6 +170,34 @@ def test_a_preview_is_drawn_with_the_average_and_the_losses_so_far(tmp_path, mon
     loop.draw_preview(t, tmp_path)
     assert np.array_equal(seen[0], t.ema.average["w"]) and not np.array_equal(seen[0], t.stage.module.w.data)
     assert curves == [([1, 2, 3, 4], t.losses, "linear: training loss")] and saved == ["loss.png", "samples.png"]
+
+
+def test_the_bar_tells_the_loss_and_the_speed_of_the_last_steps(tmp_path, monkeypatch):
+    """Steps of 1/100 s: the speed is 100 batches a second, from the first step on, and after slow ones in the past."""
+    now, shown, step = [0.0], [], Trainer.step
+
+    class Bar(nullcontext):
+        def set_postfix_str(self, words, refresh):
+            shown.append(words)
+
+        def update(self):
+            pass
+
+    def timed(self):
+        now[0] += 0.01 if self.n > 0 else 5.0
+        return step(self)
+    monkeypatch.setattr(Trainer, "step", timed)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop, "FETCH_EVERY", 3)
+    monkeypatch.setattr(loop, "progress", lambda **options: Bar())
+    t = Trainer(stage(), replace(CONFIG, steps=6))
+    folder = checkpoint.CheckpointFolder(tmp_path)
+    folder.prepare(0)
+    loop.train_stage(t, folder, quiet=True)
+    batch = t.config.batch
+    speeds = [batch / 5, 2 * batch / 5.01, 3 * batch / 5.02, 100 * batch, 100 * batch, 100 * batch]
+    losses = [np.mean(t.losses[:n]) for n in range(1, 7)]
+    assert shown == [f"loss {loss:.4f}, {speed:.0f} samples/s" for loss, speed in zip(losses, speeds, strict=True)]
 
 
 # ---- a stage on disk -----------------------------------------------------------------------------------------------
