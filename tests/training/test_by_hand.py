@@ -13,6 +13,7 @@ from support.toy import Toy
 from minidiff import checkpoint
 from minidiff.engine import ops
 from minidiff.engine.tensor import Tensor
+from minidiff.errors import UserError
 from minidiff.nn.layers import Linear
 from minidiff.systems.stage import Stage, Step
 from minidiff.training import loop, run
@@ -170,6 +171,18 @@ def test_a_preview_is_drawn_with_the_average_and_the_losses_so_far(tmp_path, mon
     loop.draw_preview(t, tmp_path)
     assert np.array_equal(seen[0], t.ema.average["w"]) and not np.array_equal(seen[0], t.stage.module.w.data)
     assert curves == [([1, 2, 3, 4], t.losses, "linear: training loss")] and saved == ["loss.png", "samples.png"]
+
+
+def test_ranks_that_do_not_start_alike_make_no_step(tmp_path, monkeypatch):
+    t, asked = Trainer(stage(), CONFIG), []
+
+    def refused(fingerprint):
+        asked.append(fingerprint())
+        raise UserError("the ranks do not start alike")
+    monkeypatch.setattr(t.ranks, "check_alike", refused)
+    with pytest.raises(UserError, match="do not start alike"):
+        loop.train_stage(t, checkpoint.CheckpointFolder(tmp_path), quiet=True)
+    assert asked == [t.fingerprint()] and t.n == 0
 
 
 def test_the_bar_tells_the_loss_and_the_speed_of_the_last_steps(tmp_path, monkeypatch):
