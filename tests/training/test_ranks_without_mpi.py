@@ -97,3 +97,10 @@ def test_the_first_rank_writes_a_run_and_the_others_not_a_file(monkeypatch, tmp_
     run.run(tmp_path / "run", TextToImage, tiny.digits(50), TrainOptions(steps=2, batch=4), config=tiny.CONFIG,
             quiet=True)
     assert {p.name for p in tmp_path.rglob("run/**/*.*")} == written
+
+
+@pytest.mark.parametrize("others, own, wanted", [(0, False, False), (0, True, True), (1, False, True), (2, True, True)])
+def test_all_stop_where_any_rank_wants_to(others, own, wanted):
+    """Of three ranks, `others` of the two others want to."""
+    comm = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 3, allreduce=lambda mine: mine + others)
+    assert Ranks(comm).agree(own) is wanted
