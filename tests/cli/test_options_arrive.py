@@ -240,6 +240,27 @@ def test_verify_passes_on_the_schedule_its_length_and_the_seed(monkeypatch):
     np.testing.assert_array_equal(schedule.alpha_bar, schedule_from("cosine:offset=0.02", 60).alpha_bar)
 
 
+def test_watch_is_drawn_by_the_seed_and_its_rows_are_judged_with_the_others(monkeypatch, capsys):
+    from minidiff import verify as laws
+    from minidiff.verify import watch
+    asked = []
+    monkeypatch.setattr(laws, "table", lambda rows: asked.append(("table", list(map(str, rows)))) or "")
+    monkeypatch.setattr(watch, "load_image", lambda path: "image")
+    monkeypatch.setattr(watch, "watch", lambda schedule, *given, seed: asked.append((*given, seed)) or ["x"])
+    monkeypatch.setattr(watch, "table", lambda states: "")
+    monkeypatch.setattr(watch, "rows", lambda states, seed: asked.append((states, seed)) or [Row()])
+    monkeypatch.setattr(watch, "save", lambda schedule, frames, path: asked.append(path.name))
+
+    class Row(SimpleNamespace):
+        verdict = laws.BROKEN
+
+        def __str__(self):
+            return "a row of watch"
+    monkeypatch.setattr(laws, "report", lambda *a, **k: [SimpleNamespace(verdict="holds")])
+    assert call("verify", "--watch", "a.png", "--out", "w.png", "--seed", 8) == 1
+    assert asked[:2] == [("image", 10, 8), (["x"], 8)] and asked[2][1][1:] == ["a row of watch"] and asked[3] == "w.png"
+
+
 @pytest.mark.parametrize("option, file", [("--betas", "b.csv"), ("--alpha-bar", "a.csv")])
 def test_verify_reads_a_table_as_what_it_is_named(option, file, tmp_path, monkeypatch):
     from minidiff import verify as laws

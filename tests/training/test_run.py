@@ -112,6 +112,22 @@ def test_the_newest_states_are_kept_as_many_as_asked(keep, tmp_path, monkeypatch
             f"step-{n:06}" for n in range(max(1, steps + 1 - keep), steps + 1)]
 
 
+def test_a_run_is_resumed_with_the_options_that_it_was_started_with(tmp_path, monkeypatch):
+    """Without naming them again: its seed and its share of the steps."""
+    straight = run(tmp_path / "a", seed=5, effort=2.0).system
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    step = Trainer.step
+
+    def killed(self):
+        if self.n == 3:
+            raise Killed
+        return step(self)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "step", killed)
+        run(tmp_path / "b", seed=5, effort=2.0)
+    assert equal(straight, run(tmp_path / "b", resume=True).system)
+
+
 @pytest.mark.parametrize("name, first, other", [("seed", 5, 0), ("seed", 0, 5), ("effort", 1.0, 0.5)])
 def test_an_option_that_a_resumed_run_cannot_change_is_refused_at_any_value(name, first, other, tmp_path):
     """0 is a value like any other."""
