@@ -1,6 +1,7 @@
 """The converters of arguments at their limits, the tables, and what `info` says of a model."""
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,12 @@ def test_a_users_own_run_comes_before_the_weights_of_the_package(tmp_path, monke
     assert np.array_equal(systems.load_system("toy").a.w.data, second.a.w.data)
     assert np.array_equal(systems.load_system("toy", shipped).a.w.data, first.a.w.data)
     assert systems.load_system("toy").file == own
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no colon in names")
+def test_a_file_that_is_there_keeps_the_colon_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors:2").touch()
+    assert arguments.lora("a.safetensors:2") == (Path("a.safetensors:2"), 1.0)
+    assert arguments.embedding("a.safetensors:2") == ("a", Path("a.safetensors:2"))
+    assert arguments.lora("b.safetensors:2") == (Path("b.safetensors"), 2.0)

@@ -1,6 +1,7 @@
 """What is given on the command line arrives where it is used, all of it and nothing else."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -238,6 +239,14 @@ def test_verify_passes_on_the_schedule_its_length_and_the_seed(monkeypatch):
     assert schedule is again and schedule.T == 60 and given == {"betas": None, "seed": 8} and meta["seed"] == 8
     from minidiff.diffusion.schedules import schedule_from
     np.testing.assert_array_equal(schedule.alpha_bar, schedule_from("cosine:offset=0.02", 60).alpha_bar)
+
+
+def test_the_user_s_code_may_change_the_folder_and_json_is_where_it_was_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    Path("mine.py").write_text("import os\n\ndef betas():\n    os.chdir('elsewhere')\n    return [.1, .5, .9, .999]\n")
+    assert call("verify", "--python", "mine:betas", "--json", "v.json") in (0, 1)
+    assert (tmp_path / "v.json").exists() and not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_watch_is_drawn_by_the_seed_and_its_rows_are_judged_with_the_others(monkeypatch, capsys):
