@@ -52,7 +52,7 @@ def make(folder: Path) -> None:
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from minidiff.pretrained.clip_tokenizer import BYTES, END, MERGES, START
+    from minidiff.pretrained.clip_tokenizer import MERGES, ClipTokenizer
     torch.manual_seed(0)
     parts = {"unet": lambda: UNet2DConditionModel(**UNET), "vae": lambda: AutoencoderKL(**VAE),
              "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**TEXT))}
@@ -61,12 +61,8 @@ def make(folder: Path) -> None:
     PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
                   set_alpha_to_one=False, steps_offset=1).save_pretrained(folder / "scheduler")
     (folder / "tokenizer").mkdir()
-    merges = gzip.decompress(MERGES.read_bytes()).decode("utf-8")
-    (folder / "tokenizer" / "merges.txt").write_text(merges, encoding="utf-8")
-    pairs = ["".join(line.split()) for line in merges.splitlines() if line and not line.startswith("#version")]
-    symbols = [*sorted(BYTES), *(c + "</w>" for c in sorted(BYTES)), *pairs, START, END]
-    vocab = {symbol: i for i, symbol in enumerate(symbols)}
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "tokenizer" / "merges.txt").write_bytes(gzip.decompress(MERGES.read_bytes()))
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(ClipTokenizer.shipped().vocab), encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
 
 
@@ -190,13 +186,12 @@ def alone(folder: Path, work: str, name: str, what: str) -> None:
 @contextmanager
 def timed_ops():
     """Within it, the seconds of each kind of op are added up in the dict that it gives."""
-    from minidiff.engine import attention, conv, norm, ops
+    from minidiff.engine import conv, norm, ops
     from minidiff.pretrained import layers, unet
     places = [(conv, "conv2d"), (layers, "scaled_dot_product_attention"), (ops, "linear"), (ops, "matmul"),
               (norm, "group_norm"), (norm, "layer_norm"), (ops, "gelu_exact"), (ops, "silu"), (ops, "concat"),
               (conv, "upsample_nearest"), (unet, "geglu")]
     spent, own = {}, [(place, name, getattr(place, name)) for place, name in places]
-    _ = attention
 
     def timed(name, function):
         def call(*args, **kwargs):

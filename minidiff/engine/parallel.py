@@ -192,9 +192,8 @@ PIECE = 2 ** 18                                             # numbers: 1 MB in f
 
 
 def pieces(rows: int, columns: int) -> list[slice]:
-    """Slices of rows that have about PIECE numbers each."""
-    step = max(1, PIECE // max(columns, 1))
-    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+    """Slices of rows that have at most PIECE numbers each, or are a single row."""
+    return shards(rows, max(1, PIECE // max(columns, 1)))
 
 
 def map_rows(f: Callable, x: np.ndarray, dtype=None) -> np.ndarray:

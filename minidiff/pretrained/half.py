@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from minidiff.engine.parallel import map_rows
+from minidiff.engine.parallel import map_rows, parallel_map, pieces
 from minidiff.engine.tensor import Tensor
 
 
@@ -35,17 +35,16 @@ def widened(bits: np.ndarray, bfloat: bool) -> np.ndarray:
         x *= np.float32(2.0 ** 112)
         u |= sign
         return x
-    flat = bits.reshape(-1, ROW) if bits.size % ROW == 0 and bits.size else bits.reshape(-1, 1)
-    return map_rows(widen, flat, np.float32).reshape(bits.shape)
-
-
-ROW = 64                                                    # numbers that are never divided among cores
+    return map_rows(widen, bits.reshape(-1, 1), np.float32).reshape(bits.shape)
 
 
 def finite(bits: np.ndarray, bfloat: bool) -> bool:
     """Whether none of them is NaN or infinite: those have all bits of the exponent."""
-    exponent = 0x7f80 if bfloat else 0x7c00
-    return not ((bits & exponent) == exponent).any()
+    exponent, flat = 0x7f80 if bfloat else 0x7c00, bits.reshape(-1)
+
+    def beyond(piece: slice) -> bool:
+        return bool(((flat[piece] & exponent) == exponent).any())
+    return not any(parallel_map(beyond, pieces(flat.size, 1)))
 
 
 class Stored(Tensor):

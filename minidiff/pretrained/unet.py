@@ -46,7 +46,8 @@ class UNet(Module):
         check(config)
         down, up = config.texts("down_block_types"), config.texts("up_block_types")
         levels, blocks = len(down), config.whole("layers_per_block", 2)
-        heads = heads_of(config, levels)
+        heads = config.wholes("num_attention_heads" if config.values.get("num_attention_heads") is not None
+                              else "attention_head_dim", levels, 8)                 # the second is a misnomer
         depth = config.wholes("transformer_layers_per_block", levels, 1)
         groups, eps = config.whole("norm_num_groups", 32), config.number("norm_eps", 1e-5)
         self.flip, self.shift = config.flag("flip_sin_to_cos", True), config.number("freq_shift", 0)
@@ -171,12 +172,6 @@ class SizeEmbedding(Module):
         waves = sinusoidal(sizes.ravel(), self.dim, self.flip, self.shift, pooled.dtype)            # (6 B, dim)
         waves = Tensor(xp_of(pooled.data).asarray(waves.reshape(len(sizes), -1)))                   # (B, 6 dim)
         return self.linear2(ops.silu(self.linear1(ops.concat([pooled, waves]))))
-
-
-def heads_of(config: Config, levels: int) -> tuple[int, ...]:
-    """The number of attention heads of each level."""
-    given = config.values.get("num_attention_heads") is not None
-    return config.wholes("num_attention_heads" if given else "attention_head_dim", levels, 8)   # a misnomer, the second
 
 
 def sinusoidal(t: np.ndarray, dim: int, flip: bool, shift: float, dtype) -> np.ndarray:

@@ -602,8 +602,8 @@ BUGS = [
         "    if _out_of_range(mean, std).any():\n        return None",
         "    if False:\n        return None"),
     Bug("map_rows: the last piece is left out", PARALLEL,
-        "for i in range(0, rows, step)]",
-        "for i in range(0, rows - step + 1, step)]"),
+        "parallel_map(one, pieces(*rows.shape))",
+        "parallel_map(one, pieces(*rows.shape)[:-1])"),
 
     # --- ranks --------------------------------------------------------------------------------------------
     Bug("ranks: means added as if they were shares", RANKS,

@@ -87,25 +87,12 @@ def ddpm_with(power):
     return wrong
 
 
-def two_m(D_of):
-    """DPM-Solver++(2M) with another D, of (x0_hat, x0_before, h, h_before)."""
-    def wrong(denoiser, x_T, times, cond=None):
-        schedule, x_t, before, h_before = denoiser.schedule, x_T, None, None
-        for step, t, s in samplers.steps_along(schedule, times):
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = (samplers.alpha_sigma(schedule, u) for u in (t, s))
-            e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
-            h = -math.log(e_h) if e_h > 0 else math.inf
-            x0_hat = samplers.denoise(denoiser, x_t, t, cond)
-            D = x0_hat if step == 1 or s == -1 else D_of(x0_hat, before, h, h_before)
-            x_t = sigma_s / sigma_t * x_t - alpha_s * (e_h - 1) * D
-            before, h_before = x0_hat, h
-            yield samplers.State(step, s, x_t, x0_hat)
-    return wrong
+def two_m(D_of, power=0.0, noise=0.0):
+    """DPM-Solver++(2M), or its SDE, with another D, of (x0_hat, x0_before, h, h_before).
 
-
-def two_m_sde(D_of, power=1.0, noise=1.0):
-    """DPM-Solver++(2M) SDE with another D, e^{-h} to a power, or noise times a factor."""
-    def wrong(denoiser, x_T, times, cond=None, *, streams):
+    x_s = sigma_s / sigma_t e^{-power h} x_t + alpha_s (1 - e^{-(1 + power) h}) D, and noise times that of the SDE.
+    """
+    def wrong(denoiser, x_T, times, cond=None, *, streams=None):
         schedule, x_t, before, h_before = denoiser.schedule, x_T, None, None
         for step, t, s in samplers.steps_along(schedule, times):
             (alpha_t, sigma_t), (alpha_s, sigma_s) = (samplers.alpha_sigma(schedule, u) for u in (t, s))
@@ -114,11 +101,15 @@ def two_m_sde(D_of, power=1.0, noise=1.0):
             x0_hat = samplers.denoise(denoiser, x_t, t, cond)
             D = x0_hat if step == 1 or s == -1 else D_of(x0_hat, before, h, h_before)
             x_t = sigma_s / sigma_t * e_h**power * x_t + alpha_s * (1 - e_h ** (1 + power)) * D
-            if s >= 0:
+            if noise and s >= 0:
                 x_t = x_t + noise * sigma_s * math.sqrt(1 - e_h**2) * samplers.standard_normal(streams, x_t)
             before, h_before = x0_hat, h
             yield samplers.State(step, s, x_t, x0_hat)
     return wrong
+
+
+def two_m_sde(D_of, power=1.0, noise=1.0):
+    return two_m(D_of, power, noise)
 
 
 def lcm_with(x_s_of):
