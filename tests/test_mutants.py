@@ -151,6 +151,32 @@ def test_tests_that_fail_without_a_bug_are_refused(project):
         run.run([Bug("harmless", "sums.py", "a + b", "b + a")], jobs=1, original=project)
 
 
+def test_a_run_goes_on_where_it_was_interrupted(project, tmp_path):
+    """A caught bug is not planted again, a survivor is, and so is every bug of a file that has changed."""
+    (project / "tests/test_others.py").unlink()
+    caught, harmless = Bug("caught", "sums.py", "a + b", "a - b"), Bug("same", "sums.py", "a + b", "b + a")
+    planted = []
+
+    def show(results):
+        for result in results:
+            planted.append(result.bug.name)
+            yield result
+
+    def go():
+        planted.clear()
+        kept = run.Kept(tmp_path / "caught.jsonl", project)
+        results = run.run([harmless, caught], 1, show, project, kept=kept)
+        assert [(r.bug, r.verdict) for r in results] == [(harmless, "survived"), (caught, "caught")]
+        assert results[1].test == "tests/test_sums.py::test_plus"
+        return sorted(planted)
+
+    assert go() == ["caught", "same"]
+    assert go() == ["same"]
+    with (project / "minidiff/sums.py").open("a", encoding="utf-8") as f:
+        f.write("# the file has changed\n")
+    assert go() == ["caught", "same"]
+
+
 @pytest.mark.slow
 def test_one_bug_of_the_list(tmp_path):
     bug = next(bug for bug in ALL if bug.name == "attention over 1/d, not 1/sqrt(d)")

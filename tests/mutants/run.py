@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -291,12 +292,49 @@ class Green:
             known += new
 
 
+@dataclass
+class Kept:
+    """The bugs that an interrupted run has caught, one line of a file each; nothing is kept without a file.
+
+    A bug is known by its name and by the text of its file with the bug in it.  So a bug is planted again where its
+    file has changed since, and so is each bug that was not caught.
+    """
+
+    file: Path | None = None
+    original: Path = ROOT
+    found: dict[str, dict] = field(init=False, default_factory=dict)
+
+    def __post_init__(self):
+        if self.file is not None and self.file.exists():
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            self.found = {entry["key"]: entry for entry in map(json.loads, lines)}
+
+    def key(self, bug: Bug) -> str:
+        text = f"{bug.name}\n{bug.planted(self.original)}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def result(self, bug: Bug) -> Result | None:
+        entry = self.found.get(self.key(bug)) if self.found else None
+        return entry and Result(bug, "caught", entry["test"], entry["seconds"])
+
+    def add(self, result: Result) -> Result:
+        if self.file is not None and result.verdict == "caught":
+            entry = {"key": self.key(result.bug), "bug": result.bug.name, "test": result.test,
+                     "seconds": result.seconds}
+            with self.file.open("a", encoding="utf-8") as f:
+                print(json.dumps(entry), file=f)
+        return result
+
+
 def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: Path = ROOT,
-        last: Mapping[str, str] = MappingProxyType({})) -> list[Result]:
+        last: Mapping[str, str] = MappingProxyType({}), kept: Kept | None = None) -> list[Result]:
     """The results in the order of the bugs.
 
-    show wraps the iterator of results, for a progress bar; last maps a bug's name to the test that caught it last.
+    show wraps the iterator of new results, for a progress bar; last maps a bug's name to the test that caught it last;
+    kept holds the bugs that an earlier run caught, which are not planted again.
     """
+    kept = kept or Kept()
+    by_name = {bug.name: result for bug in bugs if (result := kept.result(bug))}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies: queue.Queue[Copy] = queue.Queue()
         for i in range(jobs):
@@ -311,9 +349,9 @@ def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: 
                 copies.put(copy)
 
         with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(judge, bug) for bug in bugs]
+            futures = [pool.submit(judge, bug) for bug in bugs if bug.name not in by_name]
             try:
-                by_name = {r.bug.name: r for r in show(f.result() for f in as_completed(futures))}
+                by_name |= {r.bug.name: r for r in show(kept.add(f.result()) for f in as_completed(futures))}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -333,8 +371,8 @@ def machine() -> str:
     return f"{cores} cores of {model}, Python {platform.python_version()}, {platform.system()}"
 
 
-def report(results: Sequence[Result], seconds: float, jobs: int) -> str:
-    """The run as Markdown."""
+def report(results: Sequence[Result], seconds: float | None, jobs: int) -> str:
+    """The run as Markdown; seconds: its duration, if it was one run."""
     of = {verdict: sum(r.verdict == verdict for r in results) for verdict in ("caught", "survived")}
     lines = [
         "# Every known bug, planted and caught", "",
@@ -345,7 +383,7 @@ def report(results: Sequence[Result], seconds: float, jobs: int) -> str:
         f"{datetime.date.today()}, {machine()}, {jobs} at a time: **{len(results)} planted, {of['caught']} caught, "
         f"{of['survived']} survived**"
         + (f", {len(results) - sum(of.values())} without a verdict" if len(results) != sum(of.values()) else "")
-        + f", in {seconds / 60:.1f} minutes."]
+        + (f", in {seconds / 60:.1f} minutes." if seconds else ".")]
     number, found = 0, {r.bug.name: r for r in results}
     for group, bugs in GROUPS.items():
         rows = [found[bug.name] for bug in bugs if bug.name in found]
@@ -385,6 +423,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="TEXT", help="bugs with TEXT in their name, file or source")
     parser.add_argument("--list", action="store_true", help="name the bugs and run nothing")
     parser.add_argument("--jobs", type=int, default=2, help="bugs at a time (default 2)")
+    parser.add_argument("--keep", type=Path, metavar="DIR",
+                        help="note each caught bug in DIR, and do not plant it again while its file is the same")
     parser.add_argument("--out", type=Path, help="the report (default docs/mutants.md; with --only none)")
     args = parser.parse_args(argv)
     bugs = [bug for group in GROUPS.values() for bug in group]
@@ -396,19 +436,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(bugs)} bugs")
         return 0 if bugs else 2
 
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+    kept = Kept(args.keep and args.keep / "caught.jsonl")
+
     def show(results):
-        for r in tqdm(results, total=len(bugs), unit="bug", dynamic_ncols=True):
+        left = sum(kept.result(bug) is None for bug in bugs)
+        for r in tqdm(results, total=left, unit="bug", dynamic_ncols=True):
             if r.verdict != "caught":
                 tqdm.write(f"{r.verdict.upper()}: {r.bug.name} ({r.bug.file}) {r.test}, {r.seconds:.0f} s")
             yield r
 
     started = time.monotonic()
     try:
-        results = run(bugs, args.jobs, show, last=last_report())
+        results = run(bugs, args.jobs, show, last=last_report(), kept=kept)
     except NotGreen as error:
         print(error, file=sys.stderr)
         return 2
-    text = report(results, time.monotonic() - started, args.jobs)
+    text = report(results, None if args.keep else time.monotonic() - started, args.jobs)
     print(text)
     out = args.out or (None if args.only else REPORT)
     if out:
