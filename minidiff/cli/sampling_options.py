@@ -19,7 +19,7 @@ from minidiff.systems.system import System
 from minidiff.terminal import show
 
 MOST = 1000                                                 # no number of an option is larger
-SHORT = ("scale", "steps", "sampler", "negative", "size", "strength")       # options with an argument of their own
+SHORT = ("scale", "steps", "sampler", "negative", "second", "size", "strength")     # options with their own argument
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,9 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help=f"the sampler: {', '.join(SAMPLERS)}; of Stable Diffusion: {', '.join(CHOICES)} (else the "
                              "system's default, or the checkpoint's own)")
     parser.add_argument("--negative", metavar="TEXT", help="Stable Diffusion: what the picture should not be like")
+    parser.add_argument("--second", metavar="TEXT",
+                        help="SDXL: what its second text encoder reads (else the prompt); --set second_negative=TEXT "
+                             "is the same for the negative prompt")
     parser.add_argument("--size", metavar="WxH", help="Stable Diffusion: pixels, such as 512x768")
     parser.add_argument("--strength", type=number, help="with --image: the share of the steps that is made, 0 to 1")
     parser.add_argument("--set", type=setting, action="append", metavar="KEY=VALUE",

@@ -11,7 +11,8 @@ attend to each other, then to the states of the prompt, then each passes through
 fewer parts: there the time scales a norm, and an image is folded by `patch`.
 
 SDXL adds to the time's embedding the embedding of the whole prompt and of six numbers: the size of the training
-picture, where it was cropped, and the size that is wanted (its section 2.2).
+picture, where it was cropped, and the size that is wanted (its section 2.2).  A latent consistency model adds the scale
+of guidance, which it was trained to apply by itself (Luo et al. 2023, arXiv 2310.04378, section 4.3).
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class UNet(Module):
         self.conv_in = Conv2d(weights.part("conv_in"))
         time = weights.part("time_embedding")
         self.time1, self.time2 = Linear(time.part("linear_1")), Linear(time.part("linear_2"))
+        reads_scale = config.values.get("time_cond_proj_dim") is not None
+        self.of_scale = Linear(time.part("cond_proj")) if reads_scale else None
+        if reads_scale and self.of_scale.w.shape[0] % 2:
+            raise UserError(f"{config.path}: time_cond_proj_dim is {self.of_scale.w.shape[0]}; it takes an even one.")
         self.extra = SizeEmbedding(config, weights.part("add_embedding")) if "add_embedding" in weights else None
         self.down_blocks = [
             Level(part, BLOCKS[kind], blocks, heads[i], depth[i], groups, eps)
@@ -70,13 +75,23 @@ class UNet(Module):
         self.conv_out = Conv2d(weights.part("conv_out"))
         weights.check_all_used()
 
+    @property
+    def reads_scale(self) -> bool:
+        """Whether the network does guidance by itself, at the scale that it is given."""
+        return self.of_scale is not None
+
     def forward(self, z_t: Tensor, t: np.ndarray, text: Tensor, pooled: Tensor | None = None,
-                sizes: np.ndarray | None = None) -> Tensor:
+                sizes: np.ndarray | None = None, scale: float = 1.0) -> Tensor:
         """z_t (B, h, w, C), t (B,) training times, text (B, M, D) -> (B, h, w, 4).
 
-        SDXL alone takes pooled (B, P), the embedding of the whole prompt, and sizes (B, 6).
+        SDXL alone takes pooled (B, P), the embedding of the whole prompt, and sizes (B, 6).  scale: of guidance, for
+        a network that reads it.
         """
-        emb = self.time2(ops.silu(self.time1(self._sinusoidal(t, self.time1.w))))   # (B, E)
+        waves = self._sinusoidal(t, self.time1.w)                                   # (B, widths[0])
+        if self.of_scale is not None:                       # the paper's w is scale - 1
+            w = sinusoidal(np.full(len(t), 1000 * (scale - 1)), self.of_scale.w.shape[0], False, 1, waves.dtype)
+            waves = waves + self.of_scale(Tensor(xp_of(waves.data).asarray(w)))
+        emb = self.time2(ops.silu(self.time1(waves)))                               # (B, E)
         if self.extra is not None:
             emb = emb + self.extra(pooled, sizes)
         emb = ops.silu(emb)
@@ -191,7 +206,7 @@ def check(config: Config) -> None:
                    mid_block_type="UNetMidBlock2DCrossAttn", resnet_out_scale_factor=1.0, mid_block_scale_factor=1,
                    attention_type="default", time_embedding_act_fn=None, timestep_post_act=None)
     for name in ("class_embed_type", "encoder_hid_dim_type", "cross_attention_norm", "num_class_embeds",
-                 "time_cond_proj_dim", "reverse_transformer_layers_per_block"):
+                 "reverse_transformer_layers_per_block"):
         if config.values.get(name) is not None:
             raise UserError(f"{config.path}: {name} is {str(config.values[name])[:60]!r}, a kind of UNet that minidiff "
                             "does not have.")

@@ -137,7 +137,7 @@ class StableDiffusion(System):
         else:
             own = unet.whole("sample_size", 64) * factor
             width, height = size_of(options.get("size") or f"{own}x{own}")
-        rows = 1 if options.get("scale") in (0, 1) else 2
+        rows = 1 if options.get("scale") in (0, 1) or unet.values.get("time_cond_proj_dim") else 2
         memory.check(memory.estimate(parts, factor, height, width, rows), height, width)
 
     @classmethod
@@ -146,15 +146,18 @@ class StableDiffusion(System):
 
     # --- the prompt ---------------------------------------------------------------------------------------
 
-    def encode_text(self, prompts: Sequence[str], size: tuple[int, int], *, zeros: bool = False) -> tuple:
+    def encode_text(self, prompts: Sequence[str], size: tuple[int, int], *, second: str | None = None,
+                    zeros: bool = False) -> tuple:
         """The condition of prompts: tau(y) (B, 77, D), and for SDXL the pooled states (B, P) and sizes (B, 6).
 
-        size: (height, width) of the picture in pixels.  zeros: SDXL's condition without a prompt.
+        size: (height, width) of the picture in pixels.  second: what SDXL's second encoder reads in place of each
+        prompt.  zeros: SDXL's condition without a prompt.
         """
         states, lost = [], 0
+        read = [prompts, prompts if second is None else [second] * len(prompts)]
         with no_grad():
-            for encoder, tokenizer in zip(self.encoders, self.tokenizers, strict=True):
-                ids, too_many = tokenizer.ids(prompts)
+            for encoder, tokenizer, texts in zip(self.encoders, self.tokenizers, read, strict=False):
+                ids, too_many = tokenizer.ids(texts)
                 lost = max(lost, *too_many)
                 states.append(encoder(ids))
         if lost:
@@ -186,14 +189,17 @@ class StableDiffusion(System):
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def sample(self, captions: Sequence[str], *, negative: str | None = None, scale: float = 7.5, steps: int = 20,
-               sampler: str | None = None, size: str | None = None, image: np.ndarray | None = None,
-               strength: float | None = None, mask: np.ndarray | None = None, seed: int = 0,
-               streams=None) -> np.ndarray:
+    def sample(self, captions: Sequence[str], *, negative: str | None = None, second: str | None = None,
+               second_negative: str | None = None, scale: float = 7.5, steps: int = 20, sampler: str | None = None,
+               size: str | None = None, image: np.ndarray | None = None, strength: float | None = None,
+               mask: np.ndarray | None = None, seed: int = 0, streams=None) -> np.ndarray:
         """Images (B, H, W, 3) in [-1, 1], one for each caption, sample i from its own stream (seed, i).
 
         negative    what the pictures should not be like; None for nothing
-        scale       of guidance: 1 follows the prompt without guidance, as turbo models want
+        second      SDXL: what its second text encoder reads; None for the prompt.  second_negative is the same for
+                    the negative prompt
+        scale       of guidance: 1 follows the prompt without guidance, as turbo models want.  A network that reads
+                    the scale (a latent consistency model) was trained to do its guidance itself
         sampler     a name in scheduler_config.CHOICES; None for the checkpoint's own
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
         image       (H, W, 3) in [-1, 1]: the pictures start from it
@@ -201,26 +207,29 @@ class StableDiffusion(System):
         mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels.  A network
                     of 4 channels then draws by ancestral sampling, whatever the sampler of the checkpoint
         """
-        *_, state = self.trajectory(captions, negative=negative, scale=scale, steps=steps, sampler=sampler, size=size,
-                                    image=image, strength=strength, mask=mask, seed=seed, streams=streams)
+        *_, state = self.trajectory(captions, negative=negative, second=second, second_negative=second_negative,
+                                    scale=scale, steps=steps, sampler=sampler, size=size, image=image,
+                                    strength=strength, mask=mask, seed=seed, streams=streams)
         return to_numpy(state.x_t)
 
-    def trajectory(self, captions: Sequence[str], *, negative: str | None = None, scale: float = 7.5, steps: int = 20,
-                   sampler: str | None = None, size: str | None = None, image: np.ndarray | None = None,
-                   strength: float | None = None, mask: np.ndarray | None = None, seed: int = 0,
-                   streams=None) -> Iterator[State]:
+    def trajectory(self, captions: Sequence[str], *, negative: str | None = None, second: str | None = None,
+                   second_negative: str | None = None, scale: float = 7.5, steps: int = 20, sampler: str | None = None,
+                   size: str | None = None, image: np.ndarray | None = None, strength: float | None = None,
+                   mask: np.ndarray | None = None, seed: int = 0, streams=None) -> Iterator[State]:
         """Every state from z_T to z_0; its x_t are images, decoded when they are asked for."""
-        self._check(negative, sampler, image, strength, mask)
+        self._check_prompts(negative, second, second_negative)
+        self._check(sampler, image, strength, mask)
         streams = self.streams_for(captions, seed, streams)
         height, width = self._pixels(size, image)
         plan = self.scheduler.plan(steps, sampler)
         noise = self.noise(streams, (height // self.vae.factor, width // self.vae.factor, LATENT)).astype(self.dtype)
-        cond = self.encode_text(captions, (height, width))
-        zeros = negative is None and self.config.zeros_for_no_negative
-        uncond = self.encode_text([negative or ""], (height, width), zeros=zeros)
+        cond = self.encode_text(captions, (height, width), second=second)
+        zeros = negative is None and second_negative is None and self.config.zeros_for_no_negative
+        uncond = self.encode_text([negative or ""], (height, width), second=second_negative, zeros=zeros)
         known = None if image is None else self._known(image, mask, noise)
-        denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, self.scheduler.predicts, self._network(plan, known)),
-                                  scale, uncond)
+        network = self._network(plan, known, scale)
+        denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, self.scheduler.predicts, network),
+                                  1 if self.unet.reads_scale else scale, uncond)
 
         def picture(z_t):
             x = self.decode(z_t)
@@ -229,14 +238,14 @@ class StableDiffusion(System):
         for state in self._from_noise(plan, denoiser, noise, cond, streams, known, strength):
             yield Decoded(state.step, state.t, state.x_t, state.x0_hat, picture, self.decode)
 
-    def _network(self, plan: Plan, known: Known | None):
+    def _network(self, plan: Plan, known: Known | None, scale: float = 1.0):
         """(z_t, rows of the plan, condition) -> what the UNet predicts, as plain arrays."""
         def network(z_t, rows, cond):
             seen = known.beside(z_t) if self.sees_mask else z_t
             tau, pooled, sizes = cond if self.unet.extra else (*cond, None, None)
             with no_grad():
                 pooled = None if pooled is None else Tensor(pooled)
-                return self.unet(Tensor(seen), plan.t[rows], Tensor(tau), pooled, sizes).data
+                return self.unet(Tensor(seen), plan.t[rows], Tensor(tau), pooled, sizes, scale).data
         return network
 
     def _from_noise(self, plan: Plan, denoiser, noise, cond, streams, known: Known | None,
@@ -272,7 +281,18 @@ class StableDiffusion(System):
         """Whether the network was trained for in-painting: it has more channels than the latents."""
         return self.unet.channels != LATENT
 
-    def _check(self, negative, sampler, image, strength, mask) -> None:
+    def _check_prompts(self, negative, second, second_negative) -> None:
+        """UserError or TypeError where a prompt is no str, or the networks read no such prompt."""
+        for name, text in {"negative": negative, "second": second, "second_negative": second_negative}.items():
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"{name} must be a str, not {str(text)[:40]!r}")
+            if text is not None and name != "negative" and len(self.encoders) == 1:
+                raise UserError(f"{name} is for SDXL's second text encoder, and this checkpoint has one: leave it out")
+        if self.unet.reads_scale and (negative, second_negative) != (None, None):
+            raise UserError("this network reads the scale and is evaluated once a step, without a negative prompt: "
+                            "leave it out")
+
+    def _check(self, sampler, image, strength, mask) -> None:
         """UserError, TypeError or ValueError where options do not go together, or are of another kind."""
         if image is not None:
             check_image(image, mask)
@@ -284,8 +304,6 @@ class StableDiffusion(System):
             raise UserError("strength is of an image without a mask: leave it out")
         if mask is not None and sampler is not None and not self.sees_mask:
             raise UserError("a network of 4 channels fills in a mask by ancestral sampling: leave out the sampler")
-        if negative is not None and not isinstance(negative, str):
-            raise TypeError(f"negative must be a str, not {str(negative)[:40]!r}")
         if sampler is not None:
             self.check_sampler(sampler)
 

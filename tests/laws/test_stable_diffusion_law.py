@@ -61,7 +61,7 @@ class World:
 
     # ---- stand-ins for the networks
 
-    def unet(self, z, t, tau, pooled, sizes):
+    def unet(self, z, t, tau, pooled, sizes, scale):
         mu, abar = tau.data[:, None, None, 5, :], ABAR[np.asarray(t).astype(int)].reshape(-1, 1, 1, 1)
         V = abar * self.S**2 + 1 - abar
         # score = -(z - alpha mu) / V, eps = -sigma score, x_0 = (z + sigma^2 score) / alpha, v = alpha eps - sigma x_0
@@ -76,7 +76,7 @@ class World:
         unet = self.unet
 
         class Unet:
-            extra, channels = None, 4
+            extra, channels, reads_scale = None, 4, False
 
             def __call__(self, *args):
                 return unet(*args)

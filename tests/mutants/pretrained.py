@@ -5,6 +5,7 @@ from .bug import Bug
 HALF, WEIGHTS, MEMORY, AGREEMENT, HUB = ("pretrained/half.py", "pretrained/weights.py", "pretrained/memory.py",
                                          "pretrained/agreement.py", "pretrained/hub.py")
 PREVIEW, SAMPLE, STABLE = "cli/preview.py", "cli/sample.py", "systems/stable_diffusion.py"
+UNET = "pretrained/unet.py"
 
 BUGS = [
     Bug("half precision: the sign is lost", HALF,
@@ -35,8 +36,26 @@ BUGS = [
         "(2 if self.low_memory and entry.dtype in HALF else self.dtype.itemsize)",
         "(self.dtype.itemsize)"),
     Bug("a picture without guidance is estimated as with it", STABLE,
-        "rows = 1 if options.get(\"scale\") in (0, 1) else 2",
+        "rows = 1 if options.get(\"scale\") in (0, 1) or unet.values.get(\"time_cond_proj_dim\") else 2",
         "rows = 2"),
+    Bug("the second prompt is read by the first encoder", STABLE,
+        "read = [prompts, prompts if second is None else [second] * len(prompts)]",
+        "read = [prompts if second is None else [second] * len(prompts), prompts]"),
+    Bug("the second negative prompt is dropped", STABLE,
+        "uncond = self.encode_text([negative or \"\"], (height, width), second=second_negative, zeros=zeros)",
+        "uncond = self.encode_text([negative or \"\"], (height, width), zeros=zeros)"),
+    Bug("SDXL's state is 0 although a second negative prompt is given", STABLE,
+        "zeros = negative is None and second_negative is None and",
+        "zeros = negative is None and"),
+    Bug("a network that reads the scale is guided once more", STABLE,
+        "1 if self.unet.reads_scale else scale, uncond)",
+        "scale, uncond)"),
+    Bug("the scale that a network reads is not w = scale - 1", UNET,
+        "np.full(len(t), 1000 * (scale - 1))",
+        "np.full(len(t), 1000 * scale)"),
+    Bug("the scale's embedding has the cosines first", UNET,
+        "self.of_scale.w.shape[0], False, 1, waves.dtype)",
+        "self.of_scale.w.shape[0], True, 1, waves.dtype)"),
     Bug("a tokenizer of another checkpoint is taken", AGREEMENT,
         "    if ids > known:",
         "    if False:"),

@@ -18,6 +18,7 @@ from minidiff.cli.main import main
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.engine.random import SampleStreams
+from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.scheduler_config import CHOICES, SchedulerConfig
@@ -67,6 +68,67 @@ def test_sdxl_without_a_negative_prompt_has_the_state_zero():
     assert np.abs(m.sample(["a"], **SMALL) - m.sample(["a"], negative="", **SMALL)).max() > 1e-3
 
 
+def test_the_second_prompt_is_read_by_the_second_encoder_alone():
+    """tau is the states of both encoders side by side; the embedding of the whole prompt is the second one's."""
+    m, size = model("sdxl"), (40, 48)
+    (a, pooled_a, _), (b, pooled_b, _) = (m.encode_text([prompt], size) for prompt in ("a red cube", "seven"))
+    tau, pooled, _ = m.encode_text(["a red cube", "a red cube"], size, second="seven")
+    first = 16                                              # the width of the first encoder
+    assert np.allclose(tau, np.concatenate([a[..., :first], b[..., first:]], axis=-1), atol=1e-5)   # (2, 77, 40)
+    assert np.allclose(pooled, pooled_b, atol=1e-5) and np.abs(pooled_a - pooled_b).max() > 1e-3
+
+    def drawn(**prompts):
+        return m.sample(["a"], negative="dark", **prompts, **SMALL)
+    assert np.array_equal(drawn(), drawn(second="a", second_negative="dark"))
+    assert np.abs(drawn() - drawn(second="b")).max() > 1e-3
+    assert np.abs(drawn() - drawn(second_negative="b")).max() > 1e-3
+    # a second negative prompt alone is a negative prompt: the state is not 0
+    assert np.array_equal(m.sample(["a"], second_negative="b", **SMALL),
+                          m.sample(["a"], negative="", second_negative="b", **SMALL))
+
+
+@pytest.fixture
+def reads_scale(tmp_path):
+    """A latent consistency model: its UNet reads the scale of guidance, through a matrix of its own."""
+    shutil.copytree(HERE / "eps", tmp_path / "lcm")
+    config = tmp_path / "lcm" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"time_cond_proj_dim": 6}))
+    file = tmp_path / "lcm" / "unet" / "diffusion_pytorch_model.safetensors"
+    w = np.random.default_rng(3).normal(size=(8, 6)).astype(np.float32)
+    save_file(load_file(file) | {"time_embedding.cond_proj.weight": w}, file)
+    return tmp_path / "lcm"
+
+
+def test_a_network_that_reads_the_scale_is_told_it_and_evaluated_once(reads_scale):
+    m, seen = StableDiffusion.load(reads_scale), []
+    forward = type(m.unet).forward
+
+    class Watched(type(m.unet)):
+        def forward(self, z_t, t, text, pooled=None, sizes=None, scale=1.0):
+            seen.append((z_t.shape[0], scale))
+            return forward(self, z_t, t, text, pooled, sizes, scale)
+    m.unet.__class__ = Watched
+    x = m.sample(["a", "b"], scale=6.5, sampler="ddim", **SMALL)
+    assert seen == [(2, 6.5)] * 3
+    assert np.abs(x - m.sample(["a", "b"], scale=2.0, sampler="ddim", **SMALL)).max() > 1e-3
+    with pytest.raises(UserError, match="without a negative prompt"):
+        m.sample(["a"], negative="b", **SMALL)
+
+
+def test_the_embedding_of_the_scale(reads_scale):
+    """time_1's input is wave(t) + W wave(1000 (scale - 1)), with the sines of the scale first (by hand)."""
+    m, plain = StableDiffusion.load(reads_scale, dtype=np.float64), StableDiffusion.load(HERE / "eps", dtype=np.float64)
+    z, text = (np.random.default_rng(0).normal(size=shape) for shape in ((1, 5, 6, 4), (1, 77, 16)))
+    angle = 1000 * (6.5 - 1) * np.array([1, 1e-2, 1e-4])    # freq_k = 10000^(-k / 2), k = 0, 1, 2
+    change = np.concatenate([np.sin(angle), np.cos(angle)]) @ m.unet.of_scale.w.data            # (8,)
+    # W wave joins the input of a linear layer, so the layer's bias may hold W_1 (W wave) instead
+    plain.unet.time1.b.data = plain.unet.time1.b.data + change @ plain.unet.time1.w.data
+    a = m.unet(Tensor(z), np.array([500.0]), Tensor(text), None, None, 6.5).data
+    b = plain.unet(Tensor(z), np.array([500.0]), Tensor(text)).data
+    assert np.abs(a - b).max() < 1e-12 * np.abs(b).max() + 1e-12
+    assert np.abs(a - m.unet(Tensor(z), np.array([500.0]), Tensor(text), None, None, 1.0).data).max() > 1e-4
+
+
 def test_strength_is_the_share_of_the_steps_that_is_made():
     m, image = model("eps"), np.tanh(np.random.default_rng(0).normal(size=(40, 48, 3))).astype(np.float32)
     kept = m.sample(["a"], image=image, strength=0.0, steps=4)
@@ -113,7 +175,8 @@ def test_a_prompt_that_is_too_long_is_cut_aloud(capsys):
     ({"size": "99999x8"}, "at most 4096"), ({"sampler": "magic"}, "sampler must be one of"),
     ({"steps": 0}, "steps must be"),
     ({"steps": 2.5}, "steps must be a whole"), ({"size": (48, 40)}, "WIDTHxHEIGHT"),
-    ({"negative": ["a"]}, "negative must be a str"), ({"strength": 0.5}, "strength is of an image"),
+    ({"negative": ["a"]}, "negative must be a str"), ({"second": "b"}, "second is for SDXL's second text encoder"),
+    ({"second_negative": 5}, "second_negative must be a str"), ({"strength": 0.5}, "strength is of an image"),
     ({"image": np.zeros((40, 48, 3), np.uint8)}, "image must be"),
     ({"image": np.zeros((40, 48, 3), np.float32), "size": "64x64"}, "leave out size"),
     ({"mask": np.ones((40, 48), bool)}, "mask says what of an image")])

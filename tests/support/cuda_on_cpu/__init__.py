@@ -105,8 +105,10 @@ class Program:
         BUILD.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
             made = Path(folder) / path.name
+            # env: this may be a thread, and without it the new process reads the environment while another thread,
+            # such as pytest's before each test, changes it (OSError: Bad address)
             done = subprocess.run([compiler(), "-x", "c++", "-", *options, "-o", str(made)], input=text, text=True,
-                                  capture_output=True)
+                                  env=dict(os.environ), capture_output=True)
             if done.returncode:
                 raise SyntaxError(f"{self.name} does not compile:\n{done.stderr}")
             made.replace(path)                              # atomic, since other processes may compile the same
