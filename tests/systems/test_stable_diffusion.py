@@ -480,7 +480,25 @@ def test_the_example_walks_from_prompt_to_pixel(tmp_path, capsys):
     out = tmp_path / "x.png"
     x = load("12_stable_diffusion").main(steps=3, size="48x40", out=str(out))
     assert x.shape == (40, 48, 3) and out.stat().st_size > 1000
+    assert (tmp_path / "x_parts.png").stat().st_size > 1000
     assert "states of the prompt: (1, 77, 16)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind, resolution", [("eps", (5, 6)), ("sdxl", (3, 3))])
+def test_the_example_sees_the_weights_of_attention(kind, resolution):
+    """They are positive, sum to 1 over the tokens, and the layer's answer is their mean of the values."""
+    example, m = load("12_stable_diffusion"), copy.deepcopy(model(kind))
+    watched = example.watch(m)
+    example.predict(m, np.zeros((1, 5, 6, 4), np.float32), 300.0, m.encode_text(["a red cube"], (40, 48)))
+    w, layer = watched.weights, watched.layer                                       # (1, heads, N, 77)
+    assert w.shape == (1, layer.heads, resolution[0] * resolution[1], 77)
+    assert (w > 0).all() and np.allclose(w.sum(axis=-1), 1, atol=1e-5)
+    rng = np.random.default_rng(0)
+    x, text = (Tensor(rng.normal(size=(1, n, a.w.shape[0])).astype(np.float32)) for n, a in ((4, layer.q), (7, layer.k)))
+    out = watched(x, text).data
+    values = layer._heads(layer.v(text)).data                                       # (1, heads, 7, d)
+    y = (watched.weights @ values).transpose(0, 2, 1, 3).reshape(1, 4, -1)
+    assert np.allclose(out, layer.out(Tensor(y)).data, atol=1e-4)
 
 
 def test_an_in_painting_network_asks_for_image_and_mask():
