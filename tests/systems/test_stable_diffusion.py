@@ -493,8 +493,8 @@ def test_the_example_sees_the_weights_of_attention(kind, resolution):
     w, layer = watched.weights, watched.layer                                       # (1, heads, N, 77)
     assert w.shape == (1, layer.heads, resolution[0] * resolution[1], 77)
     assert (w > 0).all() and np.allclose(w.sum(axis=-1), 1, atol=1e-5)
-    rng = np.random.default_rng(0)
-    x, text = (Tensor(rng.normal(size=(1, n, a.w.shape[0])).astype(np.float32)) for n, a in ((4, layer.q), (7, layer.k)))
+    rng, sizes = np.random.default_rng(0), ((1, 4, layer.q.w.shape[0]), (1, 7, layer.k.w.shape[0]))
+    x, text = (Tensor(rng.normal(size=size).astype(np.float32)) for size in sizes)
     out = watched(x, text).data
     values = layer._heads(layer.v(text)).data                                       # (1, heads, 7, d)
     y = (watched.weights @ values).transpose(0, 2, 1, 3).reshape(1, 4, -1)
