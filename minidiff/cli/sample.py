@@ -13,6 +13,7 @@ from minidiff.cli import sampling_options
 from minidiff.cli.arguments import add_command, add_device, add_system, count, distinct, embedding, lora, natural
 from minidiff.errors import UserError, refusals
 from minidiff.files import check_distinct
+from minidiff.input_files import read_file
 from minidiff.terminal import progress, say, show
 
 if TYPE_CHECKING:
@@ -155,9 +156,9 @@ def _files(kind, args: argparse.Namespace) -> list[Path]:
 def peak_memory() -> float | None:
     """GiB that this process has had at most; None where the system does not tell (Windows)."""
     try:                                                    # Linux: the next way would count the parent's memory, too
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**20                    # KiB
-    except (OSError, LookupError, ValueError):
+        status = read_file("/proc/self/status", 1 << 16)
+        return int(status.split(b"VmHWM:")[1].split()[0]) / 2**20                   # KiB
+    except (LookupError, ValueError):                       # a UserError is a ValueError
         pass
     try:
         import resource
