@@ -119,8 +119,14 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     assert run(folder / "from one", until=2) is None
     status, _, said = ended(start("work", folder))
-    assert status == 0, said
+    (folder / "ended").write_text(f"{status} {said}", encoding="utf-8")
     return folder
+
+
+@with_ranks
+def test_two_ranks_work_to_the_end(two):
+    said = (two / "ended").read_text(encoding="utf-8")
+    assert said.startswith("0 "), said
 
 
 @pytest.mark.slow
