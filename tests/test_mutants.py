@@ -140,6 +140,11 @@ def test_code_that_does_not_load_is_not_caught(project, tmp_path, after):
     assert judge(project, tmp_path, after).verdict == "broken"
 
 
+def test_a_signal_that_ends_the_process_is_caught(project, tmp_path):
+    result = judge(project, tmp_path, "__import__('os').kill(__import__('os').getpid(), 15)")
+    assert (result.verdict, result.test) == ("caught", "tests/test_sums.py (SIGTERM ended the process)")
+
+
 def test_tests_that_do_not_end_catch_nothing(project, tmp_path):
     loop = "def plus(a, b):\n    while True:\n        pass\n"
     assert judge(project, tmp_path, loop, limit=2.0, before="def plus(a, b):\n").verdict == "timed out"

@@ -1,6 +1,7 @@
 """Plants each bug in a copy of the code, one at a time, and runs the tests.
 
-A bug is caught when a test fails in its own body, on the wrong result.  It is not caught if the code no longer loads
+A bug is caught when a test fails in its own body, on the wrong result, or when a signal ends the process of the tests,
+such as a SIGTERM that should have been handled.  It is not caught if the code no longer loads
 (a syntax error), if the bug makes nonsense of it (a NameError), or if the tests do not end: the report names these
 cases, since the list of bugs has to be mended.  The test that caught the bug in the last report runs first, then the
 tests of the bug's file, those of its folder, the slow tests of the file, and all others.  A bug that passes all of
@@ -259,6 +260,8 @@ class Copy:
                     return result("timed out", f"{' '.join(paths)} did not end within {limit:.0f} s")
                 if _caught(seen):
                     return result("caught", seen["test"])
+                if status < 0:                              # a signal ended the process, whatever test ran
+                    return result("caught", f"{paths[0]} ({signal.Signals(-status).name} ended the process)")
                 if seen:
                     return result("broken", f"{(*seen['error'], 'an error')[0]} at {seen['when']} of {seen['test']}")
                 if status not in (0, 5):                    # 5: there are no tests in these paths
