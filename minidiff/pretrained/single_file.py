@@ -12,6 +12,7 @@ heads, the noise schedule, the spacing of times.  Nor has it a tokenizer: CLIP's
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ class SingleFile:
             names = unet_names(self._blocks_per_level())
             yield from ((names(name), entry) for name, entry in self._below(UNET))
         elif part == "vae":
-            levels = 1 + max(_numbers(self._below(VAE), r"encoder\.down\.(\d+)\."))
+            levels = self._count(self._below(VAE), r"encoder\.down\.(\d{1,3})\.", "an encoder")
             yield from ((vae_name(name, levels), entry) for name, entry in self._below(VAE)
                         if not name.startswith("loss."))
         elif TEXT[self.family][part].endswith("model."):
@@ -118,19 +119,26 @@ class SingleFile:
     def _below(self, prefix: str) -> list[tuple[str, Entry]]:
         return [(name.removeprefix(prefix), entry) for name, entry in self.tensors.items() if name.startswith(prefix)]
 
+    def _count(self, tensors, pattern: str, what: str) -> int:
+        """One more than the largest number that the pattern finds; UserError where it finds none."""
+        numbers = _numbers(tensors, pattern)
+        if not numbers:
+            raise UserError(f"{self.path} lacks {what} of Stable Diffusion: it holds a part of a checkpoint only.")
+        return 1 + max(numbers)
+
     def _blocks_per_level(self) -> int:
         """Residual blocks of each level on the way down: those before the first change of resolution."""
-        return min(_numbers(self._below(UNET), r"input_blocks\.(\d+)\.0\.op\."), default=2) - 1
+        return min(_numbers(self._below(UNET), r"input_blocks\.(\d{1,3})\.0\.op\."), default=2) - 1
 
     # --- configurations -------------------------------------------------------------------------------------
 
     def _unet(self) -> dict:
         weights = self.weights("unet", np.float32)
-        levels = 1 + max(_numbers(weights.tensors.items(), r"down_blocks\.(\d+)\."))
+        levels = self._count(weights.tensors.items(), r"down_blocks\.(\d{1,3})\.", "input blocks")
         attends = [f"down_blocks.{i}.attentions.0" in weights for i in range(levels)]
         widths = [weights.shape(f"down_blocks.{i}.resnets.0.conv2.weight")[0] for i in range(levels)]
         depth = [1 + max(_numbers(weights.tensors.items(),
-                                  rf"down_blocks\.{i}\.attentions\.0\.transformer_blocks\.(\d+)\."), default=0)
+                                  rf"down_blocks\.{i}\.attentions\.0\.transformer_blocks\.(\d{{1,3}})\."), default=0)
                  for i in range(levels)]
         kinds = {True: "CrossAttn", False: ""}
         return {"down_block_types": [f"{kinds[a]}DownBlock2D" for a in attends],
@@ -141,16 +149,17 @@ class SingleFile:
 
     def _vae(self) -> dict:
         weights = self.weights("vae", np.float32)
-        levels = 1 + max(_numbers(weights.tensors.items(), r"encoder\.down_blocks\.(\d+)\."))
-        blocks = 1 + max(_numbers(weights.tensors.items(), r"encoder\.down_blocks\.0\.resnets\.(\d+)\."))
+        levels = self._count(weights.tensors.items(), r"encoder\.down_blocks\.(\d{1,3})\.", "an encoder")
+        blocks = self._count(weights.tensors.items(), r"encoder\.down_blocks\.0\.resnets\.(\d{1,3})\.",
+                             "an encoder")
         return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
                 "layers_per_block": blocks, "scaling_factor": 0.13025 if self.family == "SDXL" else 0.18215}
 
     def _text(self, part: str) -> dict:
         names = self._renamed(part)
-        layers = 1 + max(_numbers(names, r"text_model\.encoder\.layers\.(\d+)\."))
+        layers = self._count(names, r"text_model\.encoder\.layers\.(\d{1,3})\.", "a text encoder")
         openai = TEXT[self.family][part].endswith("transformer.")
-        width = self.weights(part, np.float32).shape("text_model.final_layer_norm.weight")[0]
+        width = math.prod(self.weights(part, np.float32).shape("text_model.final_layer_norm.weight"))
         return {"num_hidden_layers": layers, "num_attention_heads": max(1, width // 64), "eos_token_id": 49407,
                 "hidden_act": "quick_gelu" if openai else "gelu"}
 
@@ -163,7 +172,7 @@ class SingleFile:
 def unet_names(blocks: int):
     """The function that renames a tensor of the UNet; blocks: residual blocks a level on the way down."""
     def block_of(name: str) -> str:
-        kind, number, place, rest = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", name).groups()
+        kind, number, place, rest = re.fullmatch(r"(input|output)_blocks\.(\d{1,3})\.(\d)\.(.+)", name).groups()
         number, down = int(number), kind == "input"
         level, j = divmod(number - 1 if down else number, blocks + 1)
         where = f"{'down' if down else 'up'}_blocks.{level}"
@@ -177,7 +186,7 @@ def unet_names(blocks: int):
         for old, new in UNET_NAMES.items():
             if name.startswith(old):
                 return new + _inside(name.removeprefix(old))
-        return block_of(name) if re.fullmatch(r"(input|output)_blocks\.\d+\.\d\..+", name) else name
+        return block_of(name) if re.fullmatch(r"(input|output)_blocks\.\d{1,3}\.\d\..+", name) else name
     return name_of
 
 
@@ -200,10 +209,10 @@ def vae_name(name: str, levels: int) -> str:
     for pattern, new in VAE_NAMES:
         name = re.sub(pattern, new, name)
     # the decoder's levels are counted from the lowest resolution
-    return re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}", name)
+    return re.sub(r"^decoder\.up\.(\d{1,3})", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}", name)
 
 
-VAE_NAMES = [(r"\.nin_shortcut\.", ".conv_shortcut."), (r"\.block\.(\d+)\.", r".resnets.\1."),
+VAE_NAMES = [(r"\.nin_shortcut\.", ".conv_shortcut."), (r"\.block\.(\d{1,3})\.", r".resnets.\1."),
              (r"^encoder\.down\.", "encoder.down_blocks."), (r"\.downsample\.conv\.", ".downsamplers.0.conv."),
              (r"\.upsample\.conv\.", ".upsamplers.0.conv."), (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
              (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
@@ -215,7 +224,7 @@ VAE_NAMES = [(r"\.nin_shortcut\.", ".conv_shortcut."), (r"\.block\.(\d+)\.", r".
 def open_clip(tensors: list[tuple[str, Entry]]) -> Iterator[tuple[str, Entry]]:
     """OpenCLIP's text encoder with transformers' names; q, k and v are stored together there."""
     for name, entry in tensors:
-        block = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
+        block = re.fullmatch(r"transformer\.resblocks\.(\d{1,3})\.(.+)", name)
         if name in OPEN_CLIP:
             yield OPEN_CLIP[name], replace(entry, transposed=True) if name == "text_projection" else entry
         elif block and block[2].startswith("attn.in_proj_"):
@@ -239,7 +248,7 @@ BLOCK = {"ln_1.": "layer_norm1.", "ln_2.": "layer_norm2.", "attn.out_proj.": "se
 
 def third(entry: Entry) -> list[Entry]:
     """The three equal parts of a tensor along its first axis."""
-    rows, *rest = entry.shape
+    rows, *rest = entry.shape or (1,)
     if rows % 3:
         raise UserError(f"{entry.path} holds q, k and v together in shape {entry.shape}, which does not divide by 3.")
     size = entry.size // 3 * np.dtype(DTYPES[entry.dtype]).itemsize

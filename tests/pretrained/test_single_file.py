@@ -1,14 +1,17 @@
 """A checkpoint in one file with its first program's names holds the same networks as a folder in diffusers' layout."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from support.original_names import write_single_file
 
 from minidiff.errors import UserError
 from minidiff.pretrained.checkpoints import Folder
 from minidiff.pretrained.single_file import SingleFile
+from minidiff.systems.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parent / "checkpoints"
 FAMILIES = {"eps": "SD 1", "v": "SD 2", "sdxl": "SDXL", "inpaint": "SD 1"}
@@ -51,3 +54,39 @@ def test_another_file_is_refused(tmp_path):
         save_file({name: np.zeros(3, np.float32)}, tmp_path / "m.safetensors")
         with pytest.raises(UserError, match=words):
             SingleFile.at(tmp_path / "m.safetensors")
+
+
+NONE = np.zeros(3, np.float32)
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+HUGE = "9" * 12
+DAMAGED = [
+    ("SD 1", {f"{UNET}input_blocks.{HUGE}.0.op.weight": NONE}),
+    ("SD 1", {f"{UNET}input_blocks.{'9' * 5000}.0.x": NONE}),
+    ("SD 1", {f"{UNET}input_blocks.999.0.op.weight": NONE}), ("SD 1", {f"{UNET}output_blocks.{HUGE}.0.x": NONE}),
+    ("SD 1", {f"{VAE}encoder.down.{HUGE}.block.0.x": NONE}), ("SD 1", {f"{VAE}decoder.up.{HUGE}.block.0.x": NONE}),
+    ("SD 1", {f"{VAE}encoder.down.0.block.{HUGE}.x": NONE}), ("SD 1", VAE), ("SD 1", TEXT), ("SD 1", UNET),
+    ("SD 1", {f"{TEXT}transformer.text_model.encoder.layers.{HUGE}.x": NONE}),
+    ("SD 1", {f"{TEXT}transformer.text_model.final_layer_norm.weight": NONE[0]}),
+    ("SD 2", {f"{TEXT}model.transformer.resblocks.{HUGE}.x": NONE}),
+    ("SD 2", {f"{TEXT}model.transformer.resblocks.0.attn.in_proj_weight": NONE[0]}),
+    ("SDXL", {"conditioner.embedders.1.model.text_projection": NONE[0]}), ("SDXL", "conditioner."),
+    ("SDXL", {"conditioner.embedders.1.model.text_projection": np.zeros((2, 2, 2), np.float32)}),
+]
+
+
+@pytest.mark.parametrize("family, change", DAMAGED)
+def test_names_from_a_stranger_are_refused_at_once_and_before_memory_is_taken(tmp_path, family, change):
+    """A number in a name counts levels or layers: a huge one must not make as many of them.  A text: parts that are
+    left out."""
+    kind = next(kind for kind, known in FAMILIES.items() if known == family)
+    write_single_file(HERE / kind, tmp_path / "m.safetensors", family)
+    tensors = load_file(tmp_path / "m.safetensors")
+    if isinstance(change, str):
+        tensors = {name: a for name, a in tensors.items() if not name.startswith(change)}
+    else:
+        tensors |= {name: np.asarray(a) for name, a in change.items()}
+    save_file(tensors, tmp_path / "m.safetensors")
+    started = time.process_time()
+    with pytest.raises(UserError, match="m.safetensors"):
+        StableDiffusion.load(tmp_path / "m.safetensors")
+    assert time.process_time() - started < 1
