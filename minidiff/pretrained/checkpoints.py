@@ -25,20 +25,21 @@ from minidiff.errors import UserError
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.single_file import UNET, SingleFile, kind_of
-from minidiff.pretrained.weights import PICKLES, Entry, Weights, entries, metadata
+from minidiff.pretrained.weights import PICKLES, Entry, Weights, entries, metadata, names
 
 INDEX = "model_index.json"
 PIPELINES = {name: family for family, names in {
     "Stable Diffusion": ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
-                         "StableDiffusionInpaintPipelineLegacy"),
+                         "StableDiffusionInpaintPipelineLegacy", "LatentConsistencyModelPipeline",
+                         "LatentConsistencyModelImg2ImgPipeline"),
     "SDXL": ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
 }.items() for name in names}
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
          "text_encoder_2": "model"}
 VARIANTS = ("", ".fp16", ".bf16")                           # of a part's weights, the first one preferred
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
-CONVERT = "convert it to safetensors where you trust it (in diffusers: pipe.save_pretrained(folder), with " \
-          "safe_serialization)"
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+CONVERT = "where you trust it, convert it with diffusers: StableDiffusionPipeline.from_single_file(path), or " \
+          "from_pretrained(folder), then save_pretrained(new_folder)"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Folder:
 
     def weights(self, part: str, dtype, low_memory: bool = False) -> Weights:
         """The tensors of a part, to be read in dtype."""
-        return Weights(self._entries(part), str(self.path / part), dtype=dtype, low_memory=low_memory)
+        entries = {present_name(name): entry for name, entry in self._entries(part).items()}
+        return Weights(entries, str(self.path / part), dtype=dtype, low_memory=low_memory)
 
     def tokenizer(self, part: str) -> ClipTokenizer:
         """The tokenizer of a text encoder."""
@@ -121,6 +123,17 @@ class Folder:
         return found
 
 
+def present_name(name: str) -> str:
+    """The name that diffusers gives a tensor today: until 2023 it called an autoencoder's attention otherwise."""
+    before, attentions, layer = name.partition(".attentions.")
+    block, _, rest = layer.partition(".")
+    old, _, kind = rest.rpartition(".")
+    return f"{before}{attentions}{block}.{OLD_ATTENTION[old]}.{kind}" if old in OLD_ATTENTION else name
+
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
 def parts_of(family: str) -> tuple[str, ...]:
     """The folders of a checkpoint of this family."""
     second = ("text_encoder_2", "tokenizer_2") if family == "SDXL" else ()
@@ -143,10 +156,10 @@ def is_foreign(path: Path) -> bool:
     if path.is_dir() or path.suffix.lower() in PICKLES:
         return True
     try:
-        tensors = {} if KEY in metadata(path) else entries(path)
+        found = [] if KEY in metadata(path) else names(path)
     except UserError:
         return False
-    return any(name.startswith(UNET) for name in tensors) or kind_of(tensors) is not None
+    return any(name.startswith(UNET) for name in found) or kind_of(found) is not None
 
 
 def family_of(index: Config) -> str:

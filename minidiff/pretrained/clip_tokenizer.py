@@ -4,7 +4,8 @@
     words     's 't 're 've 'm 'll 'd | letters | one digit | other characters; white space divides and is dropped
     symbols   a word's UTF-8 bytes, each shown as a printable character; the last one ends with </w>
     merges    the pair of neighbours that stands first in merges.txt becomes one symbol, again and again
-    ids       start, the symbols' numbers in vocab.json, end, padding: 77 in all
+    ids       start, the symbols' numbers in vocab.json, end, padding: 77 in all.  The padding's symbol, "!" in some
+              checkpoints, is a word of its own wherever it stands in a text
 
 Which characters are letters is what Python's unicodedata knows: characters that are newer count as others.
 
@@ -45,6 +46,7 @@ class ClipTokenizer:
                 raise ValueError(f"vocab lacks {symbol!r}")
         self.vocab, self.rank = vocab, {pair: i for i, pair in enumerate(merges)}
         self.start, self.end, self.pad, self.length = vocab[START], vocab[END], vocab[pad], length
+        self.special = {START: self.start, END: self.end, pad: self.pad}            # each is a word wherever it stands
         self.added: dict[str, Sequence[int]] = {}           # placeholders of textual inversion -> their ids
         self.known: dict[str, tuple[str, ...]] = {}         # word -> its symbols
 
@@ -53,9 +55,13 @@ class ClipTokenizer:
         """The tokenizer of a checkpoint's folder: vocab.json, merges.txt and tokenizer_config.json."""
         vocab = json_vocab(folder / "vocab.json")
         merges = merge_pairs(folder / "merges.txt")
-        settings = folder / "tokenizer_config.json"
+        check_complete(vocab, merges, folder)
+        settings, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
         config = Config.load(settings) if settings.exists() else Config({}, folder)
         pad = config.values.get("pad_token", END)
+        # transformers reads the older file last, unless the newer one lists all added tokens
+        if special.exists() and "added_tokens_decoder" not in config.values:
+            pad = Config.load(special).values.get("pad_token", pad)
         pad = pad.get("content") if isinstance(pad, dict) else pad
         length = min(config.whole("model_max_length", LENGTH), LENGTH)
         if length < 3:
@@ -98,9 +104,9 @@ class ClipTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text alone, without start, end and padding."""
         ids = []
-        for part in SPECIAL.split(text):
-            if part in (START, END):
-                ids.append(self.vocab[part])
+        for part in re.split(f"({'|'.join(map(re.escape, self.special))})", text):
+            if part in self.special:
+                ids.append(self.special[part])
                 continue
             for piece in self._pieces(cleaned(part)):
                 if piece in self.added:
@@ -200,6 +206,19 @@ def json_vocab(path: Path) -> dict[str, int]:
     if not isinstance(vocab, dict) or any(type(i) is not int or not 0 <= i < 1 << 20 for i in vocab.values()):
         raise UserError(f"{path} is no vocabulary: it takes a dict of symbols and their numbers.")
     return vocab
+
+
+def check_complete(vocab: dict[str, int], merges: Sequence[tuple[str, str]], folder: Path) -> None:
+    """UserError where merges make what the vocabulary lacks, or where more than a hundredth of it is made by none."""
+    made = {a + b for a, b in merges}
+    if unknown := next((symbol for symbol in made if symbol not in vocab), None):
+        raise UserError(f"{folder}: merges.txt makes {unknown[:40]!r}, which vocab.json lacks: they are of different "
+                        "tokenizers.")
+    single = {c + end for c in BYTES for end in ("", "</w>")}
+    lost = len(vocab.keys() - made - single - {START, END})
+    if lost > len(vocab) / 100:
+        raise UserError(f"{folder}: merges.txt makes all but {lost} of the {len(vocab)} symbols of vocab.json: it is "
+                        "cut short, or of another tokenizer.")
 
 
 def merge_pairs(path: Path) -> list[tuple[str, str]]:

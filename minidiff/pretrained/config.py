@@ -84,7 +84,8 @@ class Config:
         for name, value in expected.items():
             given = self.values.get(name)
             if given is not None and given != value:
-                raise UserError(f"{self.path}: {name} is {str(given)[:60]!r}, and minidiff has only {value!r}.")
+                has = "does not have" if value is None else f"has as {value!r} only"
+                raise UserError(f"{self.path}: {name} is {repr(given)[:60]}, which minidiff {has}.")
 
     def _given(self, name: str, default):
         value = self.values.get(name)

@@ -133,9 +133,11 @@ class SchedulerConfig:
     """What a scheduler_config.json says, checked."""
 
     def __init__(self, config: Config):
-        self.config, name = config, config.text("_class_name")
+        name = config.text("_class_name")
         if name not in FAMILIES:
             raise UserError(f"{config.path}: the scheduler {name[:60]!r} is unknown; known are {', '.join(FAMILIES)}.")
+        given = {key: value for key, value in config.values.items() if value is not None}
+        self.config = config = Config(DEFAULTS.get(name, {}) | given, config.path)
         check(config)
         self.name, self.predicts = name, PREDICTS[config.text("prediction_type", "epsilon")]
         self.T = config.whole("num_train_timesteps", 1000)
@@ -243,6 +245,11 @@ class SchedulerConfig:
         return schedule.alpha_bar
 
 
+# what a class has where its configuration says nothing, if this is not what most classes have
+OF_LATENTS = {"beta_start": 0.00085, "beta_end": 0.012}
+DEFAULTS = {"DDIMScheduler": {"clip_sample": True}, "HeunDiscreteScheduler": OF_LATENTS,
+            "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": False},
+            "LCMScheduler": OF_LATENTS | {"beta_schedule": "scaled_linear"}}
 TINY = 2.0**-48                                             # keeps rho finite at SNR 0: its root is below float32's eps
 
 
@@ -311,4 +318,5 @@ def check(config: Config) -> None:
                    thresholding=False, clip_sample=False, solver_order=2,
                    solver_type={"UniPCMultistepScheduler": "bh2"}.get(config.text("_class_name"), "midpoint"),
                    skip_prk_steps=True, predict_x0=True, interpolation_type="linear", timestep_type="discrete",
-                   euler_at_final=False, use_dynamic_shifting=False)
+                   euler_at_final=False, use_dynamic_shifting=False, sigma_min=None, sigma_max=None,
+                   lambda_min_clipped=-math.inf, disable_corrector=[])

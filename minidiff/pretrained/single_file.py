@@ -2,7 +2,8 @@
 
 The networks are those of a folder in diffusers' layout; only names differ, and a few tensors are stored together.  Such
 a file has no configuration.  What its shapes do not say is what all published models of the family have: the number of
-heads, the noise schedule, the spacing of times.  Nor has it a tokenizer: CLIP's merges.txt must come from elsewhere.
+heads, the noise schedule, the spacing of times.  Nor has it a tokenizer: CLIP's own, which comes with minidiff, serves.
+The second family reads the state before the last of its text encoder's 24 layers, so that layer is left out.
 
     model.diffusion_model.      the UNet             time_embed, input_blocks, middle_block, output_blocks, out
     first_stage_model.          the autoencoder      encoder.down, encoder.mid, decoder.mid, decoder.up
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ TEXT = {"SD 1": {"text_encoder": "cond_stage_model.transformer."},
 SIGNS = {"SD 1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
          "SD 2": "cond_stage_model.model.ln_final.weight",
          "SDXL": "conditioner.embedders.1.model.ln_final.weight"}
+NOT_READ = "transformer.resblocks.23."                      # of the second family's text encoder
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
          "timestep_spacing": "leading", "steps_offset": 1}
 SCHEDULERS = {"SD 1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False},
@@ -53,8 +55,8 @@ KINDS = {r"(model\.diffusion_model\.)?joint_blocks\.": f"a Stable Diffusion 3, {
          r"(down_blocks|encoder\.(down|down_blocks)|text_model\.encoder|input_blocks)\.": PART}
 
 
-def kind_of(tensors: Mapping[str, Entry]) -> str | None:
-    """What a file with these names is, if it is none of SIGNS but known."""
+def kind_of(tensors: Iterable[str]) -> str | None:
+    """What a file with these names of tensors is, if it is none of SIGNS but known."""
     return next((kind for pattern, kind in KINDS.items() if any(re.match(pattern, name) for name in tensors)), None)
 
 
@@ -112,7 +114,8 @@ class SingleFile:
             yield from ((vae_name(name, levels), entry) for name, entry in self._below(VAE)
                         if not name.startswith("loss."))
         elif TEXT[self.family][part].endswith("model."):
-            yield from open_clip(self._below(TEXT[self.family][part]))
+            yield from open_clip([(name, entry) for name, entry in self._below(TEXT[self.family][part])
+                                  if self.family != "SD 2" or not name.startswith(NOT_READ)])
         else:
             yield from self._below(TEXT[self.family][part])
 

@@ -36,6 +36,8 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, BFLOAT16: np.
 HALF = ("F16", BFLOAT16)
 FLOATS = ("F64", "F32", *HALF)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+STARTS = {b"version ": "a pointer of Git LFS, whose file was not fetched (git lfs pull does)", b"<": "a web page",
+          b"GGUF": "a GGUF file of another program", b"{": "JSON text"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ def entries(path: Path) -> dict[str, Entry]:
         if start < end:
             raise UserError(f"{path} is damaged: its tensors {name[:80]!r} and {other[:80]!r} overlap.")
     return found
+
+
+def names(path: Path) -> list[str]:
+    """The names of a file's tensors, also where the file is cut short."""
+    return [name for name in _header(path)[2] if name != "__metadata__"]
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -137,6 +144,9 @@ class Weights:
         infinity.
         """
         entry, full = self._entry(name), self.prefix + name
+        if entry.dtype not in FLOATS:
+            raise UserError(f"{self.source} holds the tensor {full!r} as {entry.dtype}, and minidiff reads weights of "
+                            f"{', '.join(FLOATS)} only: quantised files need their own program.")
         axes = axes or tuple(range(len(entry.shape)))
         if len(entry.shape) != len(axes) + len(dropped):
             raise UserError(f"{self.source} holds the tensor {full!r} in shape {entry.shape}; it takes {len(axes)} "
@@ -187,8 +197,12 @@ def _header(path: Path) -> tuple[int, int, dict]:
             length = int.from_bytes(start, "little")
             if length > min(size - 8, MAX_HEADER):
                 if path.suffix.lower() in PICKLES or start[:2] == b"PK" or start[:1] == b"\x80":
-                    raise UserError(f"{path} is a pickle, which is a program and may do harm: convert it where you "
-                                    "trust it (safetensors.torch.save_file(torch.load(file), new_file)).")
+                    raise UserError(f"{path} is a pickle, which is a program and may do harm: take a .safetensors "
+                                    "file, or convert it where you trust it (in PyTorch: load it, take its dict of "
+                                    "tensors, and write that with safetensors.torch.save_file).")
+                kind = next((kind for begin, kind in STARTS.items() if start.startswith(begin)), None)
+                if kind:
+                    raise UserError(f"{path} is {kind}, and no safetensors file.")
                 raise UserError(f"{path} is cut short or not a safetensors file (its start announces a header of "
                                 f"{length} bytes in a file of {size}).")
             header = parse_json(file.read(length))

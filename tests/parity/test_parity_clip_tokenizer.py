@@ -14,12 +14,14 @@ transformers = pytest.importorskip("transformers", reason="the other tokenizer i
 tokenizers = pytest.importorskip("tokenizers")
 
 HERE = Path(__file__).parents[1]
-TINY = HERE / "pretrained" / "checkpoints" / "eps" / "tokenizer"
-REAL = HERE.parents[1] / "shared" / "data" / "sd" / "sd1" / "tokenizer"         # CLIP's own vocabulary, if it is there
+TINY, PADDED = (HERE / "pretrained" / "checkpoints" / kind / "tokenizer" for kind in ("eps", "v"))     # "!" is padding
+# CLIP's own vocabulary, if it is there
+REAL, SECOND = (HERE.parents[1] / "shared" / "data" / "sd" / kind / "tokenizer" for kind in ("sd1", "sd2"))
 WORDS = ["a", "photo", "of", "Astronaut", "riding", "HORSE", "oil-painting", "4k", "8K", "trending", "artstation",
          "isn't", "IT'S", "they're", "I'd've", "we'll", "rock'n'roll", "'s", "'", "''re", "e.g.", "(word:1.3)", "...",
          "naïve", "Straße", "ΣΊΣΥΦΟΣ", "İstanbul", "ŒUVRE", "ﬁne", "日本語", "東京タワー", "한국어", "ไทย", "हिन्दी",
-         "العربية", "עברית", "&amp;", "&lt;b&gt;", "&#39;", "&nbsp;", "1234", "3.14", "½", "Ⅷ", "²", "٣",
+         "العربية", "עברית", "&amp;", "&lt;b&gt;", "&#39;", "&nbsp;", "1234", "3.14", "wow!", "!", "!!!", "a!b",
+         "½", "Ⅷ", "²", "٣",
          "🙂", "👩‍👩‍👧",
          "🏳️‍🌈", "👍🏽", "🇫🇷", "e\u0301", "A\u030a", "\u1100\u1161", "ﷺ", "Å", "½x", "_under_", "http://a.b/c?d=e",
          "<|startoftext|>", "<|endoftext|>", "<|STARTOFTEXT|>", "<|EndOfText|>", "<|", "|>", "</w>", "cat</w>"]
@@ -48,7 +50,7 @@ def text(rng: random.Random) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [TINY, REAL], ids=["tiny", "real"])
+@pytest.mark.parametrize("folder", [TINY, REAL, PADDED, SECOND], ids=["tiny", "real", "padded", "second"])
 def test_20_000_texts(folder, tmp_path):
     if not folder.exists():
         pytest.skip("the real vocabulary is not here")

@@ -99,3 +99,32 @@ def test_the_sde_draws_from_a_gaussian_with_weak_order_two(options):
                                        / (abar[row] * S**2 + 1 - abar[row]) * x_t) / S**2 - 1)
     errors = error(20), error(40), error(80)
     assert errors[0] < 0.08 and errors[2] < 0.01
+
+
+# --- what a class has where its configuration says nothing (as diffusers' classes have) ---------------------------
+
+def bare(name: str, **values) -> SchedulerConfig:
+    return SchedulerConfig(Config({"_class_name": name} | values, Path("scheduler_config.json")))
+
+
+def test_defaults_of_the_classes():
+    """Heun's and LCM's betas are those of latents, and PNDM ends at time 0, unlike the other classes."""
+    of_latents, plain = np.linspace(0.00085, 0.012, 1000), np.linspace(1e-4, 0.02, 1000)
+    scaled = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    for name, betas in (("HeunDiscreteScheduler", of_latents), ("LCMScheduler", scaled),
+                        ("EulerDiscreteScheduler", plain)):
+        assert np.allclose(bare(name).alpha_bar, np.cumprod(1 - betas), rtol=1e-4), name
+    assert bare("PNDMScheduler", skip_prk_steps=True).plan(4).steps[-1][1] == 0
+    assert bare("PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=True).plan(4).steps[-1][1] == -1
+    assert bare("DDIMScheduler", clip_sample=False).plan(4).steps[-1][1] == -1
+
+
+@pytest.mark.parametrize("name, values, words", [
+    ("DDIMScheduler", {}, "clip_sample is True"), ("PNDMScheduler", {}, "skip_prk_steps is False"),
+    ("EulerDiscreteScheduler", {"sigma_min": 0.1}, "sigma_min is 0.1"),
+    ("EulerDiscreteScheduler", {"sigma_max": 8.0}, "sigma_max is 8.0"),
+    ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -2.0}, "lambda_min_clipped is -2.0"),
+    ("UniPCMultistepScheduler", {"disable_corrector": [0, 1]}, r"disable_corrector is \[0, 1\]")])
+def test_settings_that_are_not_here_are_refused(name, values, words):
+    with pytest.raises(UserError, match=words):
+        bare(name, **values)

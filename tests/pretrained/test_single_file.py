@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.original_names import write_single_file
 
+from minidiff.cli.main import main
 from minidiff.errors import UserError
 from minidiff.pretrained.checkpoints import Folder
 from minidiff.pretrained.single_file import SingleFile
@@ -90,3 +91,35 @@ def test_names_from_a_stranger_are_refused_at_once_and_before_memory_is_taken(tm
     with pytest.raises(UserError, match="m.safetensors"):
         StableDiffusion.load(tmp_path / "m.safetensors")
     assert time.process_time() - started < 1
+
+
+def test_the_second_family_leaves_out_the_layer_that_it_does_not_read(tmp_path):
+    """OpenCLIP's encoder has 24 layers, and Stable Diffusion 2 reads the state after 23 of them."""
+    write_single_file(HERE / "v", tmp_path / "m.safetensors", "SD 2")
+    tensors, block = load_file(tmp_path / "m.safetensors"), f"{TEXT}model.transformer.resblocks"
+    layers = 1 + max(int(name.split("resblocks.")[1].split(".")[0]) for name in tensors if name.startswith(block))
+    more = {name.replace(f"{block}.0.", f"{block}.{i}."): a for name, a in tensors.items() for i in range(layers, 24)
+            if name.startswith(f"{block}.0.")}
+    save_file(tensors | more, tmp_path / "m.safetensors")
+    single = SingleFile.at(tmp_path / "m.safetensors")
+    assert single.config("text_encoder").values["num_hidden_layers"] == 23
+    names = single.weights("text_encoder", np.float32).tensors
+    assert any(".layers.22." in name for name in names) and not any(".layers.23." in name for name in names)
+
+
+@pytest.mark.parametrize("start, words", [
+    (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"), (b"<!DOCTYPE html>", "a web page"),
+    (b"GGUF" + bytes(100), "is a GGUF file"), (b"PK\x03\x04" + bytes(100), "a pickle"), (b'{"a": 1}' * 9, "is JSON")])
+def test_a_file_of_another_kind_is_named(tmp_path, start, words):
+    (tmp_path / "m.safetensors").write_bytes(start)
+    with pytest.raises(UserError, match=words):
+        SingleFile.at(tmp_path / "m.safetensors")
+
+
+def test_a_file_that_is_cut_short_is_said_to_be(tmp_path, capsys):
+    write_single_file(HERE / "eps", tmp_path / "m.safetensors", "SD 1")
+    data = (tmp_path / "m.safetensors").read_bytes()
+    (tmp_path / "m.safetensors").write_bytes(data[:-1000])
+    for command in (["info"], ["sample", "a"]):
+        assert main([*command, "--model", str(tmp_path / "m.safetensors")]) == 2
+        assert "m.safetensors is cut short: the tensor" in capsys.readouterr().err

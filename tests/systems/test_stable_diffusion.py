@@ -378,6 +378,26 @@ for name in ("unet", "vae"):
     weights = f"{name}/diffusion_pytorch_model.safetensors"
     BROKEN[f"a pipe in the place of {weights}"] = (in_place_of(weights, os.mkfifo), "not an ordinary file")
     BROKEN[f"a folder in the place of {weights}"] = (in_place_of(weights, Path.mkdir), "not an ordinary file")
+def cut_merges(folder: Path) -> None:
+    file = folder / "tokenizer" / "merges.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join(lines[:len(lines) // 2]) + "\n", encoding="utf-8")
+
+
+def more_merges(folder: Path) -> None:
+    with (folder / "tokenizer" / "merges.txt").open("a", encoding="utf-8") as file:
+        file.write("no such</w>\n")
+
+
+def whole_numbers(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"conv_in.weight": tensors["conv_in.weight"].astype(np.int8)}, file)
+
+
+BROKEN["half of the merges"] = (cut_merges, "merges.txt makes all but")
+BROKEN["merges of another tokenizer"] = (more_merges, "merges.txt makes 'nosuch</w>', which vocab.json lacks")
+BROKEN["weights in whole numbers"] = (whole_numbers, "'conv_in.weight' as I8, and minidiff reads weights of")
 BROKEN["a pipe for an index"] = (in_place_of("model_index.json", os.mkfifo), "not an ordinary file")
 BROKEN["a folder for an index"] = (in_place_of("model_index.json", Path.mkdir), "not an ordinary file")
 
@@ -469,6 +489,42 @@ def test_shards_are_read(tmp_path):
     path.unlink()
     path.with_suffix(".safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     assert np.array_equal(StableDiffusion.load(folder).sample(["a"], **SMALL), model("eps").sample(["a"], **SMALL))
+
+
+def test_an_autoencoder_with_the_names_of_2022_is_the_same(tmp_path):
+    """Published checkpoints of the first two families have them: query, key, value and proj_attn."""
+    folder = tmp_path / "m"
+    shutil.copytree(HERE / "eps", folder)
+    file, old = folder / "vae" / "diffusion_pytorch_model.safetensors", {}
+    for name, a in load_file(file).items():
+        for new, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        old[name] = a
+    assert sum("proj_attn" in name for name in old) == 4
+    save_file(old, file)
+    assert np.array_equal(StableDiffusion.load(folder).sample(["a"], **SMALL), model("eps").sample(["a"], **SMALL))
+
+
+def test_the_padding_of_the_older_settings_file(tmp_path):
+    """special_tokens_map.json says it where tokenizer_config.json lists no added tokens, as transformers reads them."""
+    folder = tmp_path / "m"
+    shutil.copytree(HERE / "eps", folder)
+    settings, special = (folder / "tokenizer" / name for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    special.write_text(json.dumps({"pad_token": {"content": "!", "lstrip": False}}), encoding="utf-8")
+    tokenizer = StableDiffusion.load(folder).tokenizers[0]
+    assert tokenizer.pad == tokenizer.vocab["!"] and tokenizer.ids(["a"])[0][0, -1] == tokenizer.vocab["!"]
+    assert tokenizer.encode("a!b !!") == [*tokenizer.encode("a"), tokenizer.pad, *tokenizer.encode("b"),
+                                          tokenizer.pad, tokenizer.pad]
+    settings.write_text(json.dumps({"pad_token": "<|endoftext|>", "added_tokens_decoder": {}}), encoding="utf-8")
+    assert StableDiffusion.load(folder).tokenizers[0].pad == tokenizer.end
+
+
+def test_a_latent_consistency_models_own_pipeline(tmp_path):
+    shutil.copytree(HERE / "eps", tmp_path / "m")
+    index = tmp_path / "m" / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "LatentConsistencyModelPipeline"))
+    x = StableDiffusion.load(tmp_path / "m").sample(["a"], **SMALL)
+    assert np.array_equal(x, model("eps").sample(["a"], **SMALL))
 
 
 def test_it_is_only_read():
