@@ -57,8 +57,7 @@ def main(model: str | None = None, prompt: str = "a red cube on a blue sphere", 
 
     # --- what each part does, half way ---
     half = states[max(0, len(states) // 2 - 1)]
-    t = system.scheduler.plan(steps).t[half.t]
-    draw_parts(system, prompt, negative, half.z_t, t, states[-1].z_t, of_parts)
+    draw_parts(system, prompt, negative, half.z_t, max(half.t, 0), states[-1].z_t, of_parts)
     print(f"what each part does: {of_parts}")
     return x[-1]
 

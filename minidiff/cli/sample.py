@@ -70,6 +70,8 @@ def sample(args: argparse.Namespace) -> int:
     if args.preview and not kind.previews:
         raise UserError(f"{kind.name} takes no --preview")
     changes = _changes(kind, args)
+    with refusals(kind.name):
+        kind.check_options(path, options)
     if args.device == "cpu":
         kind.check_memory(path, options | changes)
     model = systems.load_model(kind, path, **changes).to(args.device)
@@ -115,17 +117,17 @@ def _batches(model, prompt: str, args: argparse.Namespace, options: dict):
     size = model.at_a_time
     parts = [streams[i:min(i + size, args.count)] for i in range(0, args.count, size)]
     by_steps = hasattr(model, "trajectory") and (args.trajectory is not None or not model.slow_trajectory)
-    steps = options.get("steps", model.options().get("steps", 1)) if by_steps else 0
+    steps = model.steps_made(options) if by_steps else 0
     with progress(title="sampling", total=steps * len(parts) if by_steps else args.count,
                   unit="step" if by_steps else "picture", leave=False) as bar:
-        for part in parts:
+        for number, part in enumerate(parts):
             captions, way = [prompt] * len(part), []
             if not by_steps:
                 yield model.sample(captions, streams=part, **options), way
                 bar.update(len(part))
                 continue
             for state in model.trajectory(captions, streams=part, **options):
-                if args.trajectory:
+                if args.trajectory and number == 0:         # it shows the first batch
                     way.append((state.t, to_numpy(state.x_t[:SHOWN])))              # (B, H, W, C)
                 if preview:
                     preview.show(state)
@@ -184,7 +186,7 @@ def _images(kind, args: argparse.Namespace) -> dict:
 
     from minidiff.data.image_file import open_image
     from minidiff.data.pixels import to_float
-    from minidiff.systems.stable_diffusion import size_of
+    from minidiff.pretrained.request import size_of
 
     for option in ("image", "mask"):
         if getattr(args, option) and option not in kind.options():

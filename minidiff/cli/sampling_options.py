@@ -84,7 +84,13 @@ def _checked(kind: type[System], own: dict, name: str, value):
         raise UserError(f"{kind.name} has no option {name!r}: its options are {takes}")
     if isinstance(value, float) and not abs(value) <= MOST or isinstance(value, int) and abs(value) > MOST:
         raise UserError(f"{kind.name}: {name} takes a number from -{MOST} to {MOST}, not {value}")
-    default = own[name]
+    default, annotation = own[name], kind.option_kinds()[name]
+    if "ndarray" in annotation:
+        raise UserError(f"{kind.name}: {name} is a picture: name its file with --{name}")
+    if default is None and value is not None:
+        takes = {"str": "a text", "float": "a number"}[word := annotation.split(" ")[0]]
+        if not isinstance(value, str if word == "str" else int | float) or isinstance(value, bool):
+            raise UserError(f"{kind.name}: {name} takes {takes}, not {value!r}")
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default) and default is not None:

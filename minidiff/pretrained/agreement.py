@@ -55,7 +55,11 @@ def check_unet(config: Config, weights: Weights) -> None:
         raise UserError(f"{config.path}: sample_size takes a whole number within 1..{MOST_LATENTS}, not "
                         f"{config.whole('sample_size')}.")
     config.positive("norm_eps", 1e-5)
-    half = axis(weights, "time_embedding.linear_1.weight", 1) // 2
+    width = axis(weights, "time_embedding.linear_1.weight", 1)
+    if width != axis(weights, "conv_in.weight", 0):
+        raise UserError(f"{weights.source} embeds times in {width} numbers, and its first layer has "
+                        f"{axis(weights, 'conv_in.weight', 0)} channels: they must be equally many.")
+    half = width // 2
     if not 0 <= config.number("freq_shift", 0) < half:
         raise UserError(f"{config.path}: freq_shift takes a number from 0 to below {half}, not "
                         f"{config.number('freq_shift'):g}.")

@@ -14,11 +14,11 @@ import numpy as np
 
 from minidiff.engine import ops
 from minidiff.engine.backend import xp_of
-from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.layers import Attention, Conv2d, GroupNorm, Linear, ResidualBlock, Upsample, numbered
+from minidiff.pretrained.layers import Attention, Conv2d, GroupNorm, Linear, ResidualBlock, Upsample, numbered, tried
 from minidiff.pretrained.weights import Weights
 
 EPS = 1e-6                                                  # of all norms
@@ -39,16 +39,9 @@ class Autoencoder(Module):
         self.quant = Linear(weights.part("quant_conv")) if "quant_conv" in weights else None
         self.post_quant = Linear(weights.part("post_quant_conv")) if "post_quant_conv" in weights else None
         weights.check_all_used()
-        self._try(weights)
-
-    def _try(self, weights: Weights) -> None:
-        """UserError unless the decoder's layers fit together: else this would be seen after all steps of a run."""
-        latents = weights.shape("decoder.conv_in.weight")[1]
-        try:
-            with no_grad():
-                self.decode(Tensor(np.zeros((1, 1, 1, latents), weights.dtype)))
-        except ValueError as error:
-            raise UserError(f"{weights.source}: the layers of its decoder do not fit together ({error}).") from error
+        latents, f = weights.shape("decoder.conv_in.weight")[1], self.factor
+        tried(weights, "decoder", lambda: self.decode(Tensor(np.zeros((1, 1, 1, latents), weights.dtype))))
+        tried(weights, "encoder", lambda: self.encode(Tensor(np.zeros((1, f, f, 3), weights.dtype))))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log variance) of q(z | x)."""

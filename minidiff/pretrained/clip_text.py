@@ -21,7 +21,7 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.layers import Attention, LayerNorm, Linear, numbered
+from minidiff.pretrained.layers import Attention, LayerNorm, Linear, numbered, tried
 from minidiff.pretrained.weights import Weights
 
 
@@ -62,6 +62,7 @@ class ClipTextEncoder(Module):
         self.norm = LayerNorm(body.part("final_layer_norm"), config.number("layer_norm_eps", 1e-5))
         self.project = Linear(weights.part("text_projection")) if "text_projection" in weights else None
         weights.check_all_used(lambda name: name.endswith("position_ids"))
+        tried(weights, "text encoder", lambda: self.forward(np.zeros((1, 1), np.int64)))
 
     def add(self, vectors: np.ndarray) -> range:
         """The new ids of vectors (n, D): textual inversion."""

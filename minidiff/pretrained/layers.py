@@ -14,8 +14,8 @@ import numpy as np
 
 from minidiff.engine import conv, norm, ops
 from minidiff.engine.attention import scaled_dot_product_attention
-from minidiff.engine.tensor import Tensor
-from minidiff.errors import UserError
+from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import UserError, brief
 from minidiff.nn.module import Module
 from minidiff.pretrained.weights import Weights
 
@@ -138,6 +138,18 @@ class Upsample(Module):
         # row i of H' rows is a copy of row floor(i H / H')
         rows, columns = np.arange(size[0]) * H // size[0], np.arange(size[1]) * W // size[1]
         return self.conv(x[:, rows][:, :, columns])
+
+
+def tried(weights: Weights, what: str, call) -> None:
+    """Calls a new network on its smallest input; UserError where its layers do not fit together.
+
+    Else this would be seen after all weights are read, or after all steps of a run.
+    """
+    try:
+        with no_grad():
+            call()
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{weights.source}: the layers of its {what} do not fit together ({brief(error)}).") from error
 
 
 def numbered(weights: Weights, name: str, count: int) -> list[Weights]:

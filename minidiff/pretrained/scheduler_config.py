@@ -37,6 +37,7 @@ from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
 
+SPACINGS = ("leading", "linspace", "trailing")
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -142,6 +143,17 @@ class SchedulerConfig:
         self.name, self.predicts = name, PREDICTS[config.text("prediction_type", "epsilon")]
         self.T = config.whole("num_train_timesteps", 1000)
         self.alpha_bar = self._table()                                              # (T,)
+
+    def changed(self, spacing: str | None = None, predicts: str | None = None) -> SchedulerConfig:
+        """The same with another spacing of times, or for a network that predicts something else."""
+        if spacing is not None and spacing not in SPACINGS:
+            raise UserError(f"spacing must be one of {', '.join(SPACINGS)}, not {str(spacing)[:40]!r}")
+        kinds = {ours: theirs for theirs, ours in PREDICTS.items()}
+        if predicts is not None and predicts not in kinds:
+            raise UserError(f"predicts must be one of {', '.join(kinds)}, not {str(predicts)[:40]!r}")
+        given = {"timestep_spacing": spacing, "prediction_type": kinds.get(predicts)}
+        changes = {key: value for key, value in given.items() if value is not None}
+        return SchedulerConfig(Config(self.config.values | changes, self.config.path)) if changes else self
 
     def plan(self, steps: int, choice: str | None = None) -> Plan:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
@@ -303,7 +315,7 @@ def check(config: Config) -> None:
         raise UserError(f"{config.path}: prediction_type {predicts[:40]!r} is unknown; it is one of "
                         f"{', '.join(PREDICTS)}.")
     spacing = config.text("timestep_spacing", "leading")
-    if spacing not in ("leading", "linspace", "trailing"):
+    if spacing not in SPACINGS:
         raise UserError(f"{config.path}: timestep_spacing {spacing[:40]!r} is unknown; it is leading, linspace or "
                         "trailing.")
     last = config.text("final_sigmas_type", "zero")

@@ -35,14 +35,13 @@ from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import State
 from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.errors import UserError
-from minidiff.nn.images import clean_images
-from minidiff.pretrained import agreement, autoencoder, lora, memory, textual_inversion
+from minidiff.pretrained import agreement, autoencoder, hub, lora, memory, request, textual_inversion
 from minidiff.pretrained.agreement import LATENT
 from minidiff.pretrained.autoencoder import Autoencoder
 from minidiff.pretrained.checkpoints import open_checkpoint
 from minidiff.pretrained.clip_text import ClipTextEncoder
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
+from minidiff.pretrained.request import Form
 from minidiff.pretrained.scheduler_config import Plan, SchedulerConfig, check_choice
 from minidiff.pretrained.unet import UNet
 from minidiff.systems.system import System, check_finite
@@ -50,7 +49,7 @@ from minidiff.terminal import say
 
 NETWORKS = ("unet", "vae", "text_encoder")                  # how the names of parts with weights begin
 STRENGTH = 0.8                                              # of image to image, where none is given
-LARGEST = 4096                                              # pixels, each way
+MOST_SIGNAL = 0.6                                           # alpha of the first time, of which no word is said
 
 
 @dataclass(frozen=True)
@@ -76,19 +75,20 @@ class StableDiffusion(System):
                  tokenizers: Sequence[ClipTokenizer], scheduler: SchedulerConfig, settings: Settings):
         self.unet, self.vae, self.encoders, self.tokenizers = unet, vae, list(encoders), list(tokenizers)
         self.scheduler, self.config, self.tokenizer, self.notes = scheduler, settings, None, {}
+        self.cut: set[str] = set()                          # the texts that were too long
 
     @classmethod
     def load(cls, path: str | Path, *, dtype=np.float32, low_memory: bool = False,
              loras: Sequence[tuple[str | Path, float]] = (),
              embeddings: Mapping[str, str | Path] | None = None) -> StableDiffusion:
-        """The checkpoint in a folder or file; UserError names what is missing, damaged or unknown.
+        """The checkpoint in a folder or file, or called org/name; UserError names what is damaged or unknown.
 
         low_memory  keeps weights in half precision where the files have it, and widens each at every use: half of the
                     memory, and somewhat slower
         loras       (file, strength): changes of the weights, see pretrained/lora.py
         embeddings  placeholder -> file: words of the user's own, see pretrained/textual_inversion.py
         """
-        saved = open_checkpoint(Path(path))
+        saved = open_checkpoint(hub.local(path))
         text = [part for part in saved.parts if part.startswith("text_encoder")]
         scheduler, tokenizers = SchedulerConfig(saved.config("scheduler")), [saved.tokenizer(part) for part in text]
         configs = {part: saved.config(part) for part in ("unet", "vae", *text)}
@@ -126,19 +126,26 @@ class StableDiffusion(System):
         return self
 
     @classmethod
+    def check_options(cls, path: str | Path, options: Mapping[str, Any]) -> None:
+        saved = open_checkpoint(Path(path))
+        request.check(form_of(saved), options, SchedulerConfig(saved.config("scheduler")))
+
+    @classmethod
     def check_memory(cls, path: str | Path, options: Mapping[str, Any]) -> None:
         saved = open_checkpoint(Path(path))
-        unet = saved.config("unet")
+        form = form_of(saved)
         parts = {part: saved.weights(part, np.float32, options.get("low_memory", False))
                  for part in saved.parts if part.startswith(NETWORKS)}
-        factor = 2 ** (len(saved.config("vae").texts("down_block_types")) - 1)
-        if options.get("image") is not None:
-            height, width = options["image"].shape[:2]
-        else:
-            own = unet.whole("sample_size", 64) * factor
-            width, height = size_of(options.get("size") or f"{own}x{own}")
-        rows = 1 if options.get("scale") in (0, 1) or unet.values.get("time_cond_proj_dim") else 2
-        memory.check(memory.estimate(parts, factor, height, width, rows), height, width)
+        height, width = form.pixels(options.get("size"), options.get("image"))
+        rows = 1 if options.get("scale") in (0, 1) or form.reads_scale else 2
+        memory.check(memory.estimate(parts, form.factor, height, width, rows), height, width)
+
+    @classmethod
+    def steps_made(cls, options: Mapping[str, Any]) -> int:
+        steps, strength = options.get("steps", 20), options.get("strength")
+        if options.get("image") is None or options.get("mask") is not None:
+            return steps
+        return int(steps * (STRENGTH if strength is None else strength))
 
     @classmethod
     def check_sampler(cls, name: str) -> None:
@@ -153,15 +160,13 @@ class StableDiffusion(System):
         size: (height, width) of the picture in pixels.  second: what SDXL's second encoder reads in place of each
         prompt.  zeros: SDXL's condition without a prompt.
         """
-        states, lost = [], 0
+        states = []
         read = [prompts, prompts if second is None else [second] * len(prompts)]
         with no_grad():
             for encoder, tokenizer, texts in zip(self.encoders, self.tokenizers, read, strict=False):
-                ids, too_many = tokenizer.ids(texts)
-                lost = max(lost, *too_many)
+                ids, lost = tokenizer.ids(texts)
+                self._tell_of_cut(texts, lost, tokenizer.length - 2)
                 states.append(encoder(ids))
-        if lost:
-            say(f"the prompt has {lost} tokens more than the {self.tokenizers[0].length - 2} that are read")
         if self.unet.extra is None:
             return (states[0].last.data,)
         xp = xp_of(states[0].last.data)
@@ -172,6 +177,13 @@ class StableDiffusion(System):
         # (height, width) of the training picture, (top, left) of its crop, (height, width) wanted
         sizes = np.tile(np.array([*size, 0, 0, *size], np.float32), (len(prompts), 1))      # (B, 6)
         return tau, pooled, sizes
+
+    def _tell_of_cut(self, texts: Sequence[str], lost: Sequence[int], read: int) -> None:
+        """Says once of each text how much of it is not read."""
+        for text, more in zip(texts, lost, strict=True):
+            if more and text not in self.cut:
+                self.cut.add(text)
+                say(f"the prompt {text[:30]!r}... has {more} tokens more than the {read} that are read")
 
     # --- pixels and latents -------------------------------------------------------------------------------
 
@@ -191,8 +203,9 @@ class StableDiffusion(System):
 
     def sample(self, captions: Sequence[str], *, negative: str | None = None, second: str | None = None,
                second_negative: str | None = None, scale: float = 7.5, steps: int = 20, sampler: str | None = None,
-               size: str | None = None, image: np.ndarray | None = None, strength: float | None = None,
-               mask: np.ndarray | None = None, seed: int = 0, streams=None) -> np.ndarray:
+               spacing: str | None = None, predicts: str | None = None, size: str | None = None,
+               image: np.ndarray | None = None, strength: float | None = None, mask: np.ndarray | None = None,
+               seed: int = 0, streams=None) -> np.ndarray:
         """Images (B, H, W, 3) in [-1, 1], one for each caption, sample i from its own stream (seed, i).
 
         negative    what the pictures should not be like; None for nothing
@@ -201,6 +214,8 @@ class StableDiffusion(System):
         scale       of guidance: 1 follows the prompt without guidance, as turbo models want.  A network that reads
                     the scale (a latent consistency model) was trained to do its guidance itself
         sampler     a name in scheduler_config.CHOICES; None for the checkpoint's own
+        spacing     of the times, leading, linspace or trailing, as few-step models want; None for the checkpoint's own
+        predicts    what the network predicts, eps, v or x0, where a single file does not tell; None for its own
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
         image       (H, W, 3) in [-1, 1]: the pictures start from it
         strength    with an image alone: the share of the steps that is made, 0 to 1; None for 0.8
@@ -208,27 +223,33 @@ class StableDiffusion(System):
                     of 4 channels then draws by ancestral sampling, whatever the sampler of the checkpoint
         """
         *_, state = self.trajectory(captions, negative=negative, second=second, second_negative=second_negative,
-                                    scale=scale, steps=steps, sampler=sampler, size=size, image=image,
-                                    strength=strength, mask=mask, seed=seed, streams=streams)
+                                    scale=scale, steps=steps, sampler=sampler, spacing=spacing, predicts=predicts,
+                                    size=size, image=image, strength=strength, mask=mask, seed=seed, streams=streams)
         return to_numpy(state.x_t)
 
     def trajectory(self, captions: Sequence[str], *, negative: str | None = None, second: str | None = None,
                    second_negative: str | None = None, scale: float = 7.5, steps: int = 20, sampler: str | None = None,
-                   size: str | None = None, image: np.ndarray | None = None, strength: float | None = None,
-                   mask: np.ndarray | None = None, seed: int = 0, streams=None) -> Iterator[State]:
-        """Every state from z_T to z_0; its x_t are images, decoded when they are asked for."""
-        self._check_prompts(negative, second, second_negative)
-        self._check(sampler, image, strength, mask)
+                   spacing: str | None = None, predicts: str | None = None, size: str | None = None,
+                   image: np.ndarray | None = None, strength: float | None = None, mask: np.ndarray | None = None,
+                   seed: int = 0, streams=None) -> Iterator[State]:
+        """The state after each step, down to z_0; t is the training time, x_t are images, decoded when asked for."""
+        options = {"negative": negative, "second": second, "second_negative": second_negative, "scale": scale,
+                   "steps": steps, "sampler": sampler, "spacing": spacing, "predicts": predicts, "size": size,
+                   "image": image, "strength": strength, "mask": mask}
+        request.check(self.form, options, self.scheduler)
         streams = self.streams_for(captions, seed, streams)
-        height, width = self._pixels(size, image)
-        plan = self.scheduler.plan(steps, sampler)
+        height, width = self.form.pixels(size, image)
+        scheduler = self.scheduler.changed(spacing, predicts)
+        plan = scheduler.plan(steps, sampler)
+        if image is None:
+            tell_of_signal(plan)
         noise = self.noise(streams, (height // self.vae.factor, width // self.vae.factor, LATENT)).astype(self.dtype)
         cond = self.encode_text(captions, (height, width), second=second)
         zeros = negative is None and second_negative is None and self.config.zeros_for_no_negative
         uncond = self.encode_text([negative or ""], (height, width), second=second_negative, zeros=zeros)
         known = None if image is None else self._known(image, mask, noise)
         network = self._network(plan, known, scale)
-        denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, self.scheduler.predicts, network),
+        denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, scheduler.predicts, network),
                                   1 if self.unet.reads_scale else scale, uncond)
 
         def picture(z_t):
@@ -236,12 +257,13 @@ class StableDiffusion(System):
             return x if mask is None else xp_of(x).where(xp_of(x).asarray(mask)[..., None], x, xp_of(x).asarray(image))
         strength = STRENGTH if strength is None else strength
         for state in self._from_noise(plan, denoiser, noise, cond, streams, known, strength):
-            yield Decoded(state.step, state.t, state.x_t, state.x0_hat, picture, self.decode)
+            t = round(float(plan.t[state.t])) if state.t >= 0 else -1
+            yield Decoded(state.step, t, state.x_t, state.x0_hat, picture, self.decode)
 
     def _network(self, plan: Plan, known: Known | None, scale: float = 1.0):
         """(z_t, rows of the plan, condition) -> what the UNet predicts, as plain arrays."""
         def network(z_t, rows, cond):
-            seen = known.beside(z_t) if self.sees_mask else z_t
+            seen = known.beside(z_t) if self.form.sees_mask else z_t
             tau, pooled, sizes = cond if self.unet.extra else (*cond, None, None)
             with no_grad():
                 pooled = None if pooled is None else Tensor(pooled)
@@ -250,12 +272,12 @@ class StableDiffusion(System):
 
     def _from_noise(self, plan: Plan, denoiser, noise, cond, streams, known: Known | None,
                     strength: float) -> Iterator[State]:
-        if known is None or self.sees_mask:
+        if known is None or self.form.sees_mask:
             return plan.run(denoiser, plan.first_std * noise, cond, streams)
         if known.again is not None:
             rows = [row for row, _ in plan.steps]
             return editing.inpaint(denoiser, noise, rows, known.z_0, ~known.again, cond, streams=streams)
-        steps = editing.shortened(plan.steps, strength)
+        steps = plan.steps[len(plan.steps) - int(strength * len(plan.steps)):]
         if not steps:
             return iter([State(0, -1, known.z_0, None)])
         # z_t = alpha_t z_0 + sigma_t eps
@@ -269,7 +291,7 @@ class StableDiffusion(System):
         if mask is None:
             return Known(repeated(z_0, B), None, None)
         xp, (H, W) = xp_of(z_0), mask.shape
-        if not self.sees_mask:                              # a latent is known where all its pixels are
+        if not self.form.sees_mask:                              # a latent is known where all its pixels are
             again = mask.reshape(H // f, f, W // f, f).any(axis=(1, 3))[None, ..., None]            # (1, h, w, 1)
             return Known(repeated(z_0, B), xp.asarray(again), None)
         again = mask[::f, ::f][None, ..., None]
@@ -277,50 +299,9 @@ class StableDiffusion(System):
         return Known(repeated(z_0, B), xp.asarray(again), hidden)
 
     @property
-    def sees_mask(self) -> bool:
-        """Whether the network was trained for in-painting: it has more channels than the latents."""
-        return self.unet.channels != LATENT
-
-    def _check_prompts(self, negative, second, second_negative) -> None:
-        """UserError or TypeError where a prompt is no str, or the networks read no such prompt."""
-        for name, text in {"negative": negative, "second": second, "second_negative": second_negative}.items():
-            if text is not None and not isinstance(text, str):
-                raise TypeError(f"{name} must be a str, not {str(text)[:40]!r}")
-            if text is not None and name != "negative" and len(self.encoders) == 1:
-                raise UserError(f"{name} is for SDXL's second text encoder, and this checkpoint has one: leave it out")
-        if self.unet.reads_scale and (negative, second_negative) != (None, None):
-            raise UserError("this network reads the scale and is evaluated once a step, without a negative prompt: "
-                            "leave it out")
-
-    def _check(self, sampler, image, strength, mask) -> None:
-        """UserError, TypeError or ValueError where options do not go together, or are of another kind."""
-        if image is not None:
-            check_image(image, mask)
-        if self.sees_mask and mask is None:
-            raise UserError("this network was trained for in-painting: give an image, and a mask of what to draw again")
-        if mask is not None and image is None:
-            raise UserError("mask says what of an image to draw again: give the image, too")
-        if strength is not None and (image is None or mask is not None):
-            raise UserError("strength is of an image without a mask: leave it out")
-        if mask is not None and sampler is not None and not self.sees_mask:
-            raise UserError("a network of 4 channels fills in a mask by ancestral sampling: leave out the sampler")
-        if sampler is not None:
-            self.check_sampler(sampler)
-
-    def _pixels(self, size: str | None, image: np.ndarray | None) -> tuple[int, int]:
-        """(height, width) of the pictures; UserError unless they are multiples of 8."""
-        if image is not None and size is None:
-            height, width = image.shape[:2]
-        else:
-            width, height = size_of(size or f"{self.config.size}x{self.config.size}")
-        f = self.vae.factor
-        if height % f or width % f:
-            raise UserError(f"size takes multiples of {f}, such as {-(-width // f) * f}x{-(-height // f) * f}, not "
-                            f"{width}x{height}")
-        if image is not None and image.shape[:2] != (height, width):
-            raise UserError(f"image is {image.shape[1]}x{image.shape[0]}, and size {width}x{height}: leave out size, "
-                            "or resize the image")
-        return height, width
+    def form(self) -> Form:
+        return Form(self.unet.channels != LATENT, self.unet.reads_scale, len(self.encoders), self.vae.factor,
+                    self.config.size)
 
 
 @dataclass(frozen=True)
@@ -328,7 +309,7 @@ class Decoded:
     """A state whose picture is decoded when it is asked for."""
 
     step: int
-    t: int
+    t: int                                  # the training time; -1 for the clean image
     z_t: np.ndarray                         # (B, h, w, 4)
     z0_hat: np.ndarray | None               # the denoiser's estimate; None before the first step
     picture: Callable                       # decodes, and keeps the known part of an image
@@ -370,20 +351,19 @@ def repeated(a, B: int):
     return xp_of(a).repeat(a, B, axis=0)
 
 
-def size_of(text: str) -> tuple[int, int]:
-    """(width, height) of "512x768"."""
-    parts = text.lower().split("x") if isinstance(text, str) else []
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= LARGEST for part in parts):
-        raise UserError(f"size takes WIDTHxHEIGHT in pixels, such as 512x512, each at most {LARGEST}, not "
-                        f"{str(text)[:40]!r}")
-    return int(parts[0]), int(parts[1])
+def form_of(saved) -> Form:
+    """The form of a checkpoint on disk, whose weights are not read."""
+    unet, factor = saved.config("unet"), 2 ** (len(saved.config("vae").texts("down_block_types")) - 1)
+    channels = agreement.axis(saved.weights("unet", np.float32), "conv_in.weight", 1)
+    return Form(channels != LATENT, unet.values.get("time_cond_proj_dim") is not None,
+                sum(part.startswith("text_encoder") for part in saved.parts), factor,
+                unet.whole("sample_size", 64) * factor)
 
 
-def check_image(image: np.ndarray, mask: np.ndarray | None) -> None:
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != "f":
-        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {got}")
-    clean_images(image[None])                               # refused where out of range, or NaN
-    if mask is not None and (not isinstance(mask, np.ndarray) or mask.shape != image.shape[:2] or mask.dtype != bool):
-        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {got}")
+def tell_of_signal(plan: Plan) -> None:
+    """Says so where a run of noise alone starts at a time that has much of the picture already."""
+    first = plan.steps[0][0]
+    alpha = plan.schedule.abar(first) ** 0.5
+    if alpha > MOST_SIGNAL:
+        say(f"the run starts at time {plan.t[first]:.0f}, where alpha is {alpha:.2f}, and not with noise alone: "
+            "few-step models want trailing times (--set spacing=trailing)")

@@ -132,6 +132,21 @@ class System(Module):
         return {name for name, p in inspect.signature(cls.load).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     @classmethod
+    def check_options(cls, path: str | Path | None, options: Mapping[str, Any]) -> None:
+        """UserError where it cannot be sampled with these options; asked before the weights are read."""
+
+    @classmethod
+    def option_kinds(cls) -> dict[str, str]:
+        """The annotation of each option of its `sample`, such as "float | None"."""
+        own = inspect.signature(cls.sample).parameters
+        return {name: str(p.annotation) for name, p in own.items() if p.kind is p.KEYWORD_ONLY}
+
+    @classmethod
+    def steps_made(cls, options: Mapping[str, Any]) -> int:
+        """How many steps a run with these options makes, for a progress bar."""
+        return options.get("steps", cls.options().get("steps", 1))
+
+    @classmethod
     def check_memory(cls, path: str | Path | None, options: Mapping[str, Any]) -> None:
         """UserError where sampling with these options will not fit in memory; asked before the weights are read."""
 

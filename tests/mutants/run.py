@@ -112,6 +112,8 @@ OWN = {
     "pretrained/weights.py": ("pretrained/test_lora.py", "pretrained/test_golden.py", "pretrained/test_half.py",
                               "systems/test_stable_diffusion.py"),
     "pretrained/unet.py": ("systems/test_stable_diffusion.py", "pretrained/test_golden.py"),
+    "pretrained/request.py": ("systems/test_stable_diffusion.py", "cli/test_stable_diffusion_command.py"),
+    "pretrained/checkpoints.py": ("systems/test_stable_diffusion.py",),
     "pretrained/agreement.py": ("pretrained/test_agreement.py", "systems/test_stable_diffusion.py"),
     "cli/main.py": ("cli/test_main.py", "cli/test_signals.py", "cli/test_streams.py"),
     "cli/preview.py": ("cli/test_stable_diffusion_command.py",),

@@ -441,6 +441,6 @@ BUGS = [
         "self.unet(Tensor(seen), plan.t[rows]",
         "self.unet(Tensor(seen), rows"),
     Bug("Stable Diffusion takes every network's prediction for eps", STABLE,
-        "NetworkDenoiser(plan.schedule, self.scheduler.predicts,",
+        "NetworkDenoiser(plan.schedule, scheduler.predicts,",
         "NetworkDenoiser(plan.schedule, 'eps',"),
 ]

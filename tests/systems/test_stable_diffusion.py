@@ -165,9 +165,37 @@ def test_a_network_of_nine_channels_sees_the_mask_and_the_known_part():
     assert np.array_equal(seen[..., 5:], np.repeat(grey, 4, axis=0))
 
 
-def test_a_prompt_that_is_too_long_is_cut_aloud(capsys):
-    model("eps").sample(["a thin seven " * 40], **SMALL)
-    assert "tokens more than the 75 that are read" in capsys.readouterr().err
+def test_a_prompt_that_is_too_long_is_cut_aloud_and_once(capsys):
+    m, long = StableDiffusion.load(HERE / "eps"), "a thin seven " * 40
+    for _ in range(2):
+        m.sample(["a", long], negative="dark " * 90, **SMALL)
+    said = capsys.readouterr().err
+    assert said.count("tokens more than the 75 that are read") == 2
+    assert said.count("the prompt 'a thin seven ") == said.count("the prompt 'dark dark ") == 1
+
+
+def test_few_steps_of_a_schedule_that_leads_are_remarked_and_trailing_ones_start_in_noise(capsys):
+    """Leading times of one step are time 1, where a turbo model would find nothing left to do."""
+    m = model("eps")
+    m.sample(["a"], steps=1, sampler="ddim", spacing="leading", size="48x40")
+    assert "the run starts at time 1, where alpha is 1.00" in capsys.readouterr().err
+    m.sample(["a"], steps=1, sampler="ddim", spacing="trailing", size="48x40")
+    assert capsys.readouterr().err == ""
+    assert m.scheduler.changed("trailing").plan(1, "ddim").t[-1] == 999
+
+
+def test_what_a_network_predicts_may_be_said():
+    """A file of the second family does not tell whether its network predicts eps or v."""
+    m = model("v")
+    assert np.array_equal(m.sample(["a"], predicts="v", **SMALL), m.sample(["a"], **SMALL))
+    assert np.abs(m.sample(["a"], predicts="eps", **SMALL) - m.sample(["a"], **SMALL)).max() > 1e-3
+    assert m.scheduler.changed(predicts="eps").predicts == "eps" and m.scheduler.predicts == "v"
+
+
+def test_states_have_training_times():
+    plan = model("eps").scheduler.plan(4, "ddim")
+    times = [s.t for s in model("eps").trajectory(["a"], steps=4, sampler="ddim", size="48x40")]
+    assert times == [*(int(plan.t[s]) for _, s in plan.steps[:-1]), times[-1]] and times[0] > 400
 
 
 @pytest.mark.parametrize("options, words", [
@@ -176,7 +204,11 @@ def test_a_prompt_that_is_too_long_is_cut_aloud(capsys):
     ({"steps": 0}, "steps must be"),
     ({"steps": 2.5}, "steps must be a whole"), ({"size": (48, 40)}, "WIDTHxHEIGHT"),
     ({"negative": ["a"]}, "negative must be a str"), ({"second": "b"}, "second is for SDXL's second text encoder"),
-    ({"second_negative": 5}, "second_negative must be a str"), ({"strength": 0.5}, "strength is of an image"),
+    ({"second_negative": 5}, "second_negative must be a str"),
+    ({"strength": 0.5}, "strength is of image to image: give an image"),
+    ({"scale": "x"}, "scale must be a finite number"), ({"scale": float("nan")}, "scale must be a finite"),
+    ({"spacing": "even"}, "spacing must be one of leading, linspace, trailing"),
+    ({"predicts": "noise"}, "predicts must be one of eps, v, x0"),
     ({"image": np.zeros((40, 48, 3), np.uint8)}, "image must be"),
     ({"image": np.zeros((40, 48, 3), np.float32), "size": "64x64"}, "leave out size"),
     ({"mask": np.ones((40, 48), bool)}, "mask says what of an image")])

@@ -1,0 +1,109 @@
+"""What a checkpoint of Stable Diffusion may be asked for: checked before its weights are read, and before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minidiff.errors import UserError
+from minidiff.nn.images import clean_images
+from minidiff.pretrained.scheduler_config import SchedulerConfig, check_choice
+
+LARGEST = 4096                                              # pixels, each way
+
+
+@dataclass(frozen=True)
+class Form:
+    """What of a checkpoint decides which options it takes."""
+
+    sees_mask: bool                         # its network was trained for in-painting
+    reads_scale: bool                       # its network does the guidance itself
+    encoders: int                           # of text
+    factor: int                             # pixels a latent, each way
+    size: int                               # pixels of the square pictures that it was trained on
+
+    def pixels(self, size: str | None, image: np.ndarray | None) -> tuple[int, int]:
+        """(height, width) of the pictures; UserError unless they are multiples of 8."""
+        if image is not None and size is None:
+            height, width = image.shape[:2]
+        else:
+            width, height = size_of(size or f"{self.size}x{self.size}")
+        f = self.factor
+        if height % f or width % f or not height or not width:
+            raise UserError(f"size takes multiples of {f}, such as {-(-max(width, 1) // f) * f}x"
+                            f"{-(-max(height, 1) // f) * f}, not {width}x{height}")
+        if image is not None and image.shape[:2] != (height, width):
+            raise UserError(f"image is {image.shape[1]}x{image.shape[0]}, and size {width}x{height}: leave out size, "
+                            "or resize the image")
+        return height, width
+
+
+def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) -> None:
+    """UserError, TypeError or ValueError where options of `sample` are of another kind, or do not go together.
+
+    options: those that were given; what is left out has its default.
+    """
+    image, mask, strength, sampler = (options.get(name) for name in ("image", "mask", "strength", "sampler"))
+    check_prompts(form, options)
+    check_number("scale", options.get("scale", 7.5))
+    if image is not None or mask is not None:
+        check_image(image, mask)
+    if form.sees_mask and mask is None:
+        raise UserError("this network was trained for in-painting: give an image, and a mask of what to draw again")
+    if strength is not None:
+        if image is None:
+            raise UserError("strength is of image to image: give an image, too")
+        if mask is not None:
+            raise UserError("strength is of an image without a mask: leave out the strength, or the mask")
+        check_number("strength", strength)
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must be a number from 0 to 1, not {strength}")
+    if mask is not None and sampler is not None and not form.sees_mask:
+        raise UserError("a network of 4 channels fills in a mask by ancestral sampling: leave out the sampler")
+    if sampler is not None:
+        check_choice(sampler)
+    form.pixels(options.get("size"), image)
+    scheduler.changed(options.get("spacing"), options.get("predicts")).plan(options.get("steps", 20), sampler)
+
+
+def check_prompts(form: Form, options: Mapping[str, Any]) -> None:
+    """UserError or TypeError where a prompt is no str, or the networks read no such prompt."""
+    for name in ("negative", "second", "second_negative"):
+        text = options.get(name)
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{name} must be a str, not {str(text)[:40]!r}")
+        if text is not None and name != "negative" and form.encoders == 1:
+            raise UserError(f"{name} is for SDXL's second text encoder, and this checkpoint has one: leave it out")
+        if text is not None and name != "second" and form.reads_scale:
+            raise UserError("this network reads the scale and is evaluated once a step, without a negative prompt: "
+                            "leave it out")
+
+
+def check_number(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        raise TypeError(f"{name} must be a finite number, not {str(value)[:40]!r}")
+
+
+def check_image(image: np.ndarray | None, mask: np.ndarray | None) -> None:
+    if image is None:
+        raise UserError("mask says what of an image to draw again: give the image, too")
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind != "f":
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image must be (H, W, 3) in [-1, 1], of a floating dtype, not {got}")
+    clean_images(image[None])                               # refused where out of range, or NaN
+    if mask is not None and (not isinstance(mask, np.ndarray) or mask.shape != image.shape[:2] or mask.dtype != bool):
+        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {got}")
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """(width, height) of "512x768"."""
+    parts = text.lower().split("x") if isinstance(text, str) else []
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part[:9]) <= LARGEST for part in parts):
+        raise UserError(f"size takes WIDTHxHEIGHT in pixels, such as 512x512, each at most {LARGEST}, not "
+                        f"{str(text)[:40]!r}")
+    return int(parts[0]), int(parts[1])
