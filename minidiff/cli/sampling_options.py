@@ -114,8 +114,8 @@ def print_files(model: System) -> None:
 
 
 def described(options: dict | None) -> str:
-    """{"scale": 2.0, "steps": 20} as "scale 2.0, steps 20"."""
-    return ", ".join(f"{name} {value}" for name, value in (options or {}).items())
+    """{"scale": 2.0, "steps": 20, "size": None} as "scale 2.0, steps 20, size"."""
+    return ", ".join(name if value is None else f"{name} {value}" for name, value in (options or {}).items())
 
 
 def captions_of(prompts: Sequence[str]) -> list[str]:

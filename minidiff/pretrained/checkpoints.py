@@ -59,9 +59,9 @@ class Folder:
         check_inside(path / INDEX, path)
         index = Config.load(path / INDEX)
         folder = cls(path, family_of(index), index)
-        for part in folder.parts:
-            if not (path / part).is_dir():
-                raise UserError(f"{path} is not complete: it has no {part}/.")
+        missing = [f"{part}/" for part in folder.parts if not (path / part).is_dir()]
+        if missing:
+            raise UserError(f"{path} is not complete: it has no {', '.join(missing)}.")
         return folder
 
     @property

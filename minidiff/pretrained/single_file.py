@@ -65,7 +65,7 @@ class SingleFile:
     """A checkpoint in one file, with the methods of checkpoints.Folder."""
 
     path: Path
-    family: str                             # a key of SIGNS
+    kind: str                               # a key of SIGNS
     tensors: Mapping[str, Entry]
 
     @classmethod
@@ -82,8 +82,13 @@ class SingleFile:
         return cls(path, family, tensors)
 
     @property
+    def family(self) -> str:
+        """As a folder has it."""
+        return "SDXL" if self.kind == "SDXL" else "Stable Diffusion"
+
+    @property
     def parts(self) -> tuple[str, ...]:
-        return ("unet", "vae", *TEXT[self.family])
+        return ("unet", "vae", *TEXT[self.kind])
 
     def weights(self, part: str, dtype, low_memory: bool = False) -> Weights:
         """The tensors of a part, to be read in dtype, with diffusers' names."""
@@ -96,12 +101,12 @@ class SingleFile:
 
     def tokenizer(self, part: str) -> ClipTokenizer:
         """CLIP's own; OpenCLIP's encoders were trained with other padding."""
-        open_clip_too = TEXT[self.family][part].endswith("model.")
+        open_clip_too = TEXT[self.kind][part].endswith("model.")
         return ClipTokenizer.shipped(pad="!" if open_clip_too else END)
 
     @property
     def zeros_without_negative(self) -> bool:
-        return self.family == "SDXL"
+        return self.kind == "SDXL"
 
     # --- names ----------------------------------------------------------------------------------------------
 
@@ -113,11 +118,11 @@ class SingleFile:
             levels = self._count(self._below(VAE), r"encoder\.down\.(\d{1,3})\.", "an encoder")
             yield from ((vae_name(name, levels), entry) for name, entry in self._below(VAE)
                         if not name.startswith("loss."))
-        elif TEXT[self.family][part].endswith("model."):
-            yield from open_clip([(name, entry) for name, entry in self._below(TEXT[self.family][part])
-                                  if self.family != "SD 2" or not name.startswith(NOT_READ)])
+        elif TEXT[self.kind][part].endswith("model."):
+            yield from open_clip([(name, entry) for name, entry in self._below(TEXT[self.kind][part])
+                                  if self.kind != "SD 2" or not name.startswith(NOT_READ)])
         else:
-            yield from self._below(TEXT[self.family][part])
+            yield from self._below(TEXT[self.kind][part])
 
     def _below(self, prefix: str) -> list[tuple[str, Entry]]:
         return [(name.removeprefix(prefix), entry) for name, entry in self.tensors.items() if name.startswith(prefix)]
@@ -147,8 +152,8 @@ class SingleFile:
         return {"down_block_types": [f"{kinds[a]}DownBlock2D" for a in attends],
                 "up_block_types": [f"{kinds[a]}UpBlock2D" for a in reversed(attends)],
                 "layers_per_block": self._blocks_per_level(), "transformer_layers_per_block": depth,
-                "attention_head_dim": 8 if self.family == "SD 1" else [max(1, w // 64) for w in widths],
-                "addition_time_embed_dim": 256, "sample_size": {"SD 1": 64, "SD 2": 96, "SDXL": 128}[self.family]}
+                "attention_head_dim": 8 if self.kind == "SD 1" else [max(1, w // 64) for w in widths],
+                "addition_time_embed_dim": 256, "sample_size": {"SD 1": 64, "SD 2": 96, "SDXL": 128}[self.kind]}
 
     def _vae(self) -> dict:
         weights = self.weights("vae", np.float32)
@@ -156,20 +161,20 @@ class SingleFile:
         blocks = self._count(weights.tensors.items(), r"encoder\.down_blocks\.0\.resnets\.(\d{1,3})\.",
                              "an encoder")
         return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
-                "layers_per_block": blocks, "scaling_factor": 0.13025 if self.family == "SDXL" else 0.18215}
+                "layers_per_block": blocks, "scaling_factor": 0.13025 if self.kind == "SDXL" else 0.18215}
 
     def _text(self, part: str) -> dict:
         names = self._renamed(part)
         layers = self._count(names, r"text_model\.encoder\.layers\.(\d{1,3})\.", "a text encoder")
-        openai = TEXT[self.family][part].endswith("transformer.")
+        openai = TEXT[self.kind][part].endswith("transformer.")
         width = math.prod(self.weights(part, np.float32).shape("text_model.final_layer_norm.weight"))
         return {"num_hidden_layers": layers, "num_attention_heads": max(1, width // 64), "eos_token_id": 49407,
                 "hidden_act": "quick_gelu" if openai else "gelu"}
 
     def _scheduler(self) -> dict:
         # the 768 pixel models of the second family predict v, and the others eps; no tensor tells which
-        predicts = "v_prediction" if self.family == "SD 2" else "epsilon"
-        return BETAS | SCHEDULERS[self.family] | {"prediction_type": predicts}
+        predicts = "v_prediction" if self.kind == "SD 2" else "epsilon"
+        return BETAS | SCHEDULERS[self.kind] | {"prediction_type": predicts}
 
 
 def unet_names(blocks: int):

@@ -48,6 +48,7 @@ from minidiff.systems.system import System, check_finite
 from minidiff.terminal import say
 
 NETWORKS = ("unet", "vae", "text_encoder")                  # how the names of parts with weights begin
+GENERATIONS = {768: 1, 1024: 2}                             # by the width of a token's state
 STRENGTH = 0.8                                              # of image to image, where none is given
 MOST_SIGNAL = 0.6                                           # alpha of the first time, of which no word is said
 
@@ -111,7 +112,11 @@ class StableDiffusion(System):
         scheduler = SchedulerConfig(saved.config("scheduler"))
         parts = [part for part in saved.parts if part.startswith(NETWORKS)]
         entries = {part: saved.weights(part, np.float32).tensors.values() for part in parts}
-        return [("model", f"{saved.family}, {path}"),
+        form, unet = form_of(saved), saved.weights("unet", np.float32)
+        width = next((agreement.axis(unet, name, 1) for name in agreement.cross_keys(unet)), 0)
+        generation = f" {GENERATIONS[width]}" if width in GENERATIONS else ""
+        kind = ", for in-painting" if form.sees_mask else ", does its guidance itself" if form.reads_scale else ""
+        return [("model", f"{saved.family}{generation}{kind}, {path}"), ("pictures", f"{form.size}x{form.size}"),
                 ("parameters", ", ".join(f"{sum(e.size for e in found):,} {part}" for part, found in entries.items())),
                 ("stored as", ", ".join(sorted({e.dtype for found in entries.values() for e in found}))),
                 ("predicts", scheduler.predicts), ("scheduler", scheduler.name)]

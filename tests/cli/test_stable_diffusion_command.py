@@ -228,3 +228,59 @@ def test_no_picture_is_written_over_another_or_its_image(tmp_path):
     out = ["-o", tmp_path / "a.png", "--count", 2]
     assert sample(*out, "--image", tmp_path / "a-1.png", size=None) == 2
     assert sample(*out, "--trajectory", tmp_path / "a-2.png") == 2
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (("--size", "65x64"), "size takes multiples of 8"), (("--second", "b"), "second is for SDXL's second text encoder"),
+    (("--strength", "0.5"), "strength is of image to image"), (("--steps", "1000", "--sampler", "dpm++2m"), "steps"),
+    (("--set", "spacing=even"), "spacing must be one of"), (("--set", "predicts=noise"), "predicts must be one of"),
+    (("--set", "image=3"), "image is a picture: name its file with --image"),
+    (("--set", "mask=abc"), "mask is a picture"), (("--set", "strength=abc"), "strength takes a number, not 'abc'"),
+    (("--set", "negative=5"), "negative takes a text, not 5"),
+    (("--set", "strength=true"), "strength takes a number, not True")])
+def test_options_are_refused_before_the_weights_are_read(tmp_path, monkeypatch, capsys, words, sentence):
+    """At full size the weights take 15 s and gigabytes."""
+    monkeypatch.setattr(StableDiffusion, "load", lambda *a, **k: pytest.fail("the weights were read"))
+    assert main(["sample", "x", "--model", str(HERE / "eps"), "-o", str(tmp_path / "a.png"), *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+def test_an_in_painting_network_without_a_mask_is_refused_before_the_weights_are_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(StableDiffusion, "load", lambda *a, **k: pytest.fail("the weights were read"))
+    assert main(["sample", "x", "--model", str(HERE / "inpaint"), "-o", str(tmp_path / "a.png")]) == 2
+    assert "was trained for in-painting" in capsys.readouterr().err
+
+
+def test_the_bar_counts_the_steps_that_are_made():
+    image, mask = np.zeros((8, 8, 3)), np.ones((8, 8), bool)
+    for options, steps in (({}, 20), ({"steps": 7}, 7), ({"steps": 10, "image": image}, 8),
+                           ({"steps": 10, "image": image, "strength": 0.75}, 7),
+                           ({"steps": 10, "image": image, "mask": mask}, 10)):
+        assert StableDiffusion.steps_made(options) == steps
+    small = np.zeros((40, 48, 3), np.float32)
+    states = StableDiffusion.load(HERE / "eps").trajectory(["a"], image=small, strength=0.75, steps=10, sampler="ddim")
+    assert len(list(states)) == 7
+
+
+def test_a_trajectory_of_several_pictures_decodes_the_states_of_the_first_alone(tmp_path, monkeypatch):
+    decoded, decode = [], StableDiffusion.decode
+    monkeypatch.setattr(StableDiffusion, "decode", lambda self, z: decoded.append(1) or decode(self, z))
+    assert sample("--count", 3, "-o", tmp_path / "a.png", "--trajectory", tmp_path / "t.gif", steps=4) == 0
+    assert len(decoded) <= 5 + 1 + 2                        # states of the first, its picture, those of two more
+
+
+def test_info_tells_the_generation_and_the_size(capsys, tmp_path):
+    assert main(["info", "--model", str(HERE / "inpaint")]) == 0
+    out = capsys.readouterr().out
+    assert "Stable Diffusion, for in-painting" in out and "64x64" in out and "None" not in out
+    copied = tmp_path / "m"
+    shutil.copytree(HERE / "eps", copied)
+    for part in ("vae", "scheduler"):
+        shutil.rmtree(copied / part)
+    assert main(["info", "--model", str(copied)]) == 2 and "it has no vae/, scheduler/" in capsys.readouterr().err
+
+
+def test_python_finds_a_checkpoint_as_the_command_does(monkeypatch):
+    monkeypatch.setenv("HOME", str(HERE.parent))
+    assert len(StableDiffusion.load("~/checkpoints/eps").encoders) == 1

@@ -22,7 +22,8 @@ FAMILIES = {"eps": "SD 1", "v": "SD 2", "sdxl": "SDXL", "inpaint": "SD 1"}
 def test_every_tensor_of_the_folder(kind, tmp_path):
     write_single_file(HERE / kind, tmp_path / "m.safetensors", FAMILIES[kind])
     folder, single = Folder.at(HERE / kind), SingleFile.at(tmp_path / "m.safetensors")
-    assert single.family == FAMILIES[kind] and set(single.parts) == {p for p in folder.parts if p[0] not in "ts"} | {
+    assert single.kind == FAMILIES[kind] and single.family == folder.family
+    assert set(single.parts) == {p for p in folder.parts if p[0] not in "ts"} | {
         p for p in folder.parts if p.startswith("text")}
     for part in single.parts:
         expected, found = folder.weights(part, np.float32).tensors, single.weights(part, np.float32).tensors
