@@ -61,6 +61,7 @@ OWN = {
     "checks.py": ("engine/test_data_of_a_tensor.py",),
     "engine/tensor.py": ("engine/test_tensor.py", "engine/test_data_of_a_tensor.py"),
     "nn/images.py": ("systems/test_contracts_of_systems.py",),
+    "nn/layers.py": ("nn/test_layers.py", "systems/test_config.py"),
     "checkpoint.py": ("test_checkpoint.py", "hostile/test_hostile_files.py"),
     "cli/arguments.py": ("cli/test_arguments.py",),
     "cli/info.py": ("cli/test_arguments.py",),
