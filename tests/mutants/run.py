@@ -116,10 +116,10 @@ OWN = {
     "pretrained/request.py": ("systems/test_stable_diffusion.py", "cli/test_stable_diffusion_command.py"),
     "pretrained/checkpoints.py": ("systems/test_stable_diffusion.py",),
     "pretrained/agreement.py": ("pretrained/test_agreement.py", "systems/test_stable_diffusion.py"),
-    "cli/main.py": ("cli/test_main.py", "cli/test_signals.py", "cli/test_streams.py"),
+    "cli/main.py": ("cli/test_main.py", "cli/test_signals.py", "cli/test_streams.py", "test_platforms.py"),
     "cli/preview.py": ("cli/test_stable_diffusion_command.py",),
     **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_fresh_streams.py",
-                                "systems/test_previews.py")
+                                "systems/test_previews.py", "test_few_systems.py")
        for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dpm", "glide",
                     "imagen", "latent", "text_to_image")},
     "systems/stable_diffusion.py": ("systems/test_stable_diffusion.py", "laws/test_stable_diffusion_law.py",
@@ -135,7 +135,7 @@ OWN = {
     "training/loop.py": ("training/test_by_hand.py", "training/test_loop.py", "test_files.py",
                          "cli/test_signals.py"),
     "training/run.py": ("training/test_by_hand.py", "training/test_run.py", "test_files.py",
-                        "systems/test_every_system.py"),
+                        "systems/test_every_system.py", "test_few_systems.py"),
     "training/trainer.py": ("training/test_by_hand.py", "training/test_trainer.py",
                             "training/test_half_precision_training.py",
                             "training/test_loop.py"),
