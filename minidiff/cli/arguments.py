@@ -70,6 +70,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
+MOST_PROMPTS = 100                                          # of previews
 natural, count = whole(0, 2**31), whole(1, 10**6)
 steps = whole(1, 1000)
 
@@ -140,9 +141,57 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument("--data", metavar="NAME-OR-DIR",
-                        help=f"{help}: a registered data set ({', '.join(DATASETS)}), or a folder with MNIST's four "
-                             "files")
+    parser.add_argument("--data", metavar="NAME-OR-PATH",
+                        help=f"{help}: a registered data set ({', '.join(DATASETS)}), a folder with MNIST's four "
+                             "files, or your own captioned pictures: a folder, .csv, .jsonl, .tar or .npz "
+                             "(docs/own_pictures.md)")
+
+
+def size(text: str) -> tuple[int, int]:
+    """N or WIDTHxHEIGHT, in pixels."""
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"takes pixels, such as 32 or 48x32 (width x height), not {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def background(text: str) -> tuple[int, int, int]:
+    """A colour."""
+    from minidiff.data.fitting import colour
+    try:
+        return colour(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """How a person's own pictures are read: fields of own_pictures.PictureOptions, None where they are not given."""
+    group = parser.add_argument_group("your own pictures")
+    group.add_argument("--size", type=size, metavar="N or WxH", help="pixels that each picture becomes (else 32)")
+    group.add_argument("--fit", choices=("crop", "pad"),
+                       help="of pictures of another shape keep the middle, or all between two borders (else crop)")
+    group.add_argument("--background", type=background, metavar="COLOUR",
+                       help="where pictures are transparent, and of borders: white, black, grey or #rrggbb (else white)")
+    group.add_argument("--flip", action="store_const", const=True,
+                       help="learn from mirror images, too; wrong where captions say left and right")
+    group.add_argument("--captions", type=user_path, metavar="FILE",
+                       help="a .csv or .jsonl of pictures and captions that is not in the folder")
+
+
+def picture_options(args: argparse.Namespace) -> dict[str, object]:
+    """Those of add_picture_options that were given."""
+    given = {name: getattr(args, name) for name in ("size", "fit", "background", "flip", "captions")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def prompts_in(path: Path) -> tuple[str, ...]:
+    """The prompts in a text file, one in each line; UserError where there are none, or too many."""
+    from minidiff.data.layouts import decoded
+    lines = tuple(" ".join(line.split()) for line in decoded(path, 1 << 20).splitlines() if line.strip())
+    if not 1 <= len(lines) <= MOST_PROMPTS:
+        raise UserError(f"--prompts: {ascii(str(path))} must hold 1 to {MOST_PROMPTS} prompts, one in each line, not "
+                        f"{len(lines)}")
+    return lines
 
 
 # ---- output --------------------------------------------------------------------------------------------------

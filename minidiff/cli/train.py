@@ -15,6 +15,7 @@ from minidiff.cli.arguments import (
     add_command,
     add_data,
     add_device,
+    add_picture_options,
     add_system,
     count,
     distinct,
@@ -23,7 +24,9 @@ from minidiff.cli.arguments import (
     named_file,
     natural,
     number,
+    picture_options,
     print_table,
+    prompts_in,
     setting,
 )
 from minidiff.data.dataset import DATASETS
@@ -45,6 +48,8 @@ def add(commands) -> None:
     add_system(p, default=systems.DEFAULT)
     add_data(p, "what to train on (else MNIST from $MINIDIFF_DATA, the cache or a download, or the 10,000 images that "
                 "come with minidiff)")
+    p.add_argument("--prompts", type=Path, metavar="FILE",
+                   help="a text file with a prompt in each line, for previews (else captions of the data)")
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (else runs/SYSTEM)")
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
     p.add_argument("--seed", type=natural, help="another seed gives another model (else 0)")
@@ -66,6 +71,7 @@ def add(commands) -> None:
     p.add_argument("--images", type=natural, default=1000,
                    help="pictures to evaluate at the end; 0 for no evaluation")
     add_device(p)
+    add_picture_options(p)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -78,7 +84,10 @@ def train(args: argparse.Namespace) -> int:
     args.out, options = args.out or systems.RUNS / kind.name, _train_options(args)
     _check(args)
     check_run(args.out, kind, args.resume, options)         # before the data are loaded
-    data = ranks().in_turn(lambda: load_dataset(args.data))
+    prompts = prompts_in(args.prompts) if args.prompts else None
+    data = ranks().in_turn(lambda: load_dataset(args.data, options=picture_options(args)))
+    if prompts:
+        data.prompts = prompts
     show(f"system: {kind.name}; data: {data.source} ({len(data)} images); run: {args.out}")
     changes = dict(args.set or []) | ({"schedule": args.schedule} if args.schedule else {})
     try:
@@ -162,10 +171,20 @@ def _resume_command(args: argparse.Namespace) -> str:
     """The command that continues an interrupted run."""
     words = [*ranks().command(), "minidiff", "train", "--system", args.system, "--resume", "--out", str(args.out)]
     words += ["--data", str(args.data)] if args.data else []
+    for name, value in picture_options(args).items():
+        words += [f"--{name}"] if value is True else [f"--{name}", _as_text(value)]
+    words += ["--prompts", str(args.prompts)] if args.prompts else []
     words += ["--device", args.device] if args.device != "cpu" else []
     words += [word for name, path in args.needs or [] for word in ("--needs", f"{name}={path}")]
     words += ["--images", str(args.images)]
     return shlex.join(words)
+
+
+def _as_text(value) -> str:
+    """(48, 32) as "48x32", (255, 128, 0) as "#ff8000"."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value)) if len(value) == 2 else "#" + bytes(value).hex()
+    return str(value)
 
 
 # ---- checks of the arguments ---------------------------------------------------------------------------------
@@ -182,7 +201,8 @@ def _check(args: argparse.Namespace) -> None:
     distinct("--set", args.set, taken=["schedule"] if args.schedule else [])
     writes = {"--out": args.out} | {f"{name} in --out": args.out / name for name in (MODEL, SHEET, RESULTS)}
     folder = os.environ.get("MINIDIFF_DATA") if args.data is None or args.data in DATASETS else args.data
-    check_distinct(writes, {"--data": Path(folder) if folder else None,
+    check_distinct(writes, {"--data": Path(folder) if folder else None, "--prompts": args.prompts,
+                            "--captions": args.captions,
                             **{f"--needs {name}": path for name, path in args.needs or []}})
     if args.out.is_dir():
         ranks().by_first(lambda: [check_writable(args.out / name) for name in (SHEET, RESULTS)])

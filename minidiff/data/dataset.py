@@ -1,6 +1,6 @@
 """The contract of a data set: captioned images, asked for by their indices.
 
-    data = load_dataset("digits")                           a registered name, or a folder with MNIST's files
+    data = load_dataset("digits")                           a registered name, or a folder or file of pictures
     x_0 = data.images([3, 1, 4])                            (3, H, W, C) float32 in [-1, 1]
     data.caption(3, rng)                                    "a bold seven leaning left"
 
@@ -10,10 +10,13 @@ of your own is a subclass of `Dataset`, entered in `DATASETS` by `minidiff.regis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,7 +50,7 @@ class Dataset:
         """The data set's test images, which are not trained on; None where it has none."""
         return None
 
-    @property
+    @cached_property
     def prompts(self) -> tuple[str, ...]:
         """Captions for previews while a model trains; by default those of the first images, and none ('')."""
         rng = np.random.default_rng(int.from_bytes(b"captions of previews", "big"))     # the seed of no other use
@@ -75,33 +78,64 @@ class Questions(Protocol):
 class DatasetEntry:
     """An entry of DATASETS.
 
-    load: (folder or None, "train" or "test") -> the data set.  questions: for classifier guidance; None where the
-    data set has none.
+    load        (folder or file, or None; "train" or "test") -> the data set
+    questions   for classifier guidance; None where the data set has none
+    reads       whether a folder or file is this data set's; the first entry that says so reads it.  None: of none
+    options     a dataclass of how it is loaded, the third argument of `load`; None where there is nothing to choose
     """
 
-    load: Callable[[Path | None, str], Dataset]
+    load: Callable[..., Dataset]
     questions: Questions | None = None
+    reads: Callable[[Path], bool] | None = None
+    options: type | None = None
 
 
 DATASETS: Registry[DatasetEntry] = Registry("data set", "minidiff.datasets", {"digits": "minidiff.data.digits:ENTRY"})
 DEFAULT = "digits"
+PICTURES = "minidiff.data.own_pictures:ENTRY"               # reads what no entry of DATASETS reads
 
 
-def load_dataset(data: str | Path | None = None, split: str = "train") -> Dataset:
-    """A data set by its name in DATASETS, or by a folder, which must hold MNIST's files; None gives the digits.
+def load_dataset(data: str | Path | None = None, split: str = "train", options: Mapping[str, Any] | None = None
+                 ) -> Dataset:
+    """A data set by its name in DATASETS, or by a folder or file of captioned pictures; None gives the digits.
 
-    UserError where there is neither such a name nor such a folder, or where the data set is empty.
+    options: of this data set, such as {"size": (64, 64)} of pictures (own_pictures.PictureOptions).  UserError where
+    there is neither such a name nor such a file, where the data set is empty, or where it has no such option.
     """
-    name = str(data) if data is not None else DEFAULT
-    known = name in DATASETS
-    if not known and not user_path(data).exists():
-        raise UserError(f"{name!r} is neither a folder nor a data set: the data sets are {', '.join(DATASETS)}")
-    entry = DATASETS[name if known else DEFAULT]
-    entry = entry if isinstance(entry, DatasetEntry) else DatasetEntry(entry)       # an entry point may name a function
+    name, path = (str(data) if data is not None else DEFAULT), None
+    if name in DATASETS:
+        entry = entry_of(DATASETS[name])
+    else:
+        path = user_path(data)
+        if not path.exists():
+            raise UserError(f"{name!r} is neither a folder or file, nor a data set: the data sets are "
+                            f"{', '.join(DATASETS)}")
+        entry = reader_of(path)
+    own = [f.name for f in dataclasses.fields(entry.options)] if entry.options else []
+    if unknown := [option for option in options or {} if option not in own]:
+        raise UserError(f"{name!r} takes no option {unknown[0]}: its options are {', '.join(own) or 'none'}")
     with user_code(f"the data set {name!r} cannot be loaded"):
-        loaded = entry.load(None if known else Path(data), split)
+        arguments = (entry.options(**options or {}),) if entry.options else ()
+        loaded = entry.load(path, split, *arguments)
         check_dataset(loaded)
     return loaded
+
+
+def reader_of(path: Path) -> DatasetEntry:
+    """The entry that reads a folder or file."""
+    entries = (entry_of(DATASETS[name]) for name in DATASETS)
+    return next((entry for entry in entries if entry.reads is not None and entry.reads(path)),
+                entry_of(_pictures()))
+
+
+def entry_of(entry) -> DatasetEntry:
+    """An entry point may name a function."""
+    return entry if isinstance(entry, DatasetEntry) else DatasetEntry(entry)
+
+
+def _pictures() -> DatasetEntry:
+    module, attribute = PICTURES.split(":")
+    return getattr(import_module(module), attribute)
 
 
 def check_dataset(data: Dataset) -> None:

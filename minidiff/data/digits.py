@@ -106,4 +106,4 @@ def load(folder: Path | None, split: str = "train") -> Digits:
     return data
 
 
-ENTRY = DatasetEntry(load, DigitQuestions())
+ENTRY = DatasetEntry(load, DigitQuestions(), reads=mnist.holds_any)

@@ -1,4 +1,4 @@
-"""Pictures in files that may come from a stranger: four formats, and bounds of size, pixels and time.
+"""Pictures in files that may come from a stranger: five formats, and bounds of size, pixels and time.
 
 Pillow knows some forty formats.  It starts Ghostscript for one of them, and it looks at a file's contents, not at its
 name.  So the formats are named here.  A small file may also hold very many pixels, or a JPEG with thousands of scans
@@ -20,7 +20,7 @@ from minidiff.input_files import read_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 LARGEST_FILE = 32 << 20                                     # bytes
 MOST_PIXELS = 25_000_000
 BLOCK = 256                                                 # bytes that Pillow decodes at a time
@@ -33,10 +33,14 @@ def open_image(path: str | os.PathLike) -> Image:
     UserError where the file is no ordinary file or no picture in one of the FORMATS, where it is damaged, or where it
     has too many bytes or pixels or takes too long.
     """
+    return decode(read_file(path, LARGEST_FILE, ": save the picture in a smaller size"), ascii(os.fspath(path)))
+
+
+def decode(data: bytes, shown: str) -> Image:
+    """As `open_image`, of a file's bytes; shown: its name, for messages."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    shown = ascii(os.fspath(path))
-    file = _InTime(read_file(path, LARGEST_FILE, ": save the picture in a smaller size"), shown)
+    file = _InTime(data, shown)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                 # about metadata

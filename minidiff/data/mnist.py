@@ -85,6 +85,14 @@ def load(data_dir: str | Path | None = None, split: str = "train", *, download: 
     return _read(cache_dir(), split, f"MNIST in {cache_dir()}", SHA256)
 
 
+def holds_any(folder: Path) -> bool:
+    """Whether the folder holds at least one of MNIST's four files, under one of their common names."""
+    try:
+        return any(_plain_name(path) in names for names in FILES.values() for path in folder.iterdir())
+    except OSError:                                         # a file, or a folder that may not be listed
+        return False
+
+
 def packed() -> Images:
     """The first 10,000 training images, which are part of minidiff."""
     return _read(PACKED, "train", "the first 10,000 training images of MNIST, part of minidiff")
