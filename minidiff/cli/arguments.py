@@ -171,7 +171,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fit", choices=("crop", "pad"),
                        help="of pictures of another shape keep the middle, or all between two borders (else crop)")
     group.add_argument("--background", type=background, metavar="COLOUR",
-                       help="where pictures are transparent, and of borders: white, black, grey or #rrggbb (else white)")
+                       help="where pictures are transparent, and of borders: white, black, grey, #rrggbb (else white)")
     group.add_argument("--flip", action="store_const", const=True,
                        help="learn from mirror images, too; wrong where captions say left and right")
     group.add_argument("--captions", type=user_path, metavar="FILE",

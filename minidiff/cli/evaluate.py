@@ -70,11 +70,15 @@ def judged(model, count: int, options: dict, seed: int):
 
 
 def _likelihood(model, args: argparse.Namespace):
-    from minidiff.data.dataset import load_dataset
+    from minidiff.data.dataset import DATASETS, load_dataset
     from minidiff.evaluation.likelihood import likelihood
 
     model.likelihood_denoiser()                             # UserError where it has none, before data are looked for
-    test = load_dataset(args.data or model.notes.get("dataset"), "test")
+    data = args.data or model.notes.get("dataset")
+    if data and not args.data and data not in DATASETS:
+        raise UserError(f"this model was trained on {ascii(data)[:40]}, which minidiff does not have: name a folder of "
+                        "test pictures with --data")
+    test = load_dataset(data, "test", shape=getattr(model.config, "shape", None))
     with refusals(model.name):
         return likelihood(model, test, count=args.images, seed=args.seed, progress=progress)
 

@@ -89,36 +89,47 @@ class DatasetEntry:
     reads: Callable[[Path], bool] | None = None
     options: type | None = None
 
+    def option_names(self) -> list[str]:
+        return [f.name for f in dataclasses.fields(self.options)] if self.options else []
+
 
 DATASETS: Registry[DatasetEntry] = Registry("data set", "minidiff.datasets", {"digits": "minidiff.data.digits:ENTRY"})
 DEFAULT = "digits"
 PICTURES = "minidiff.data.own_pictures:ENTRY"               # reads what no entry of DATASETS reads
 
 
-def load_dataset(data: str | Path | None = None, split: str = "train", options: Mapping[str, Any] | None = None
-                 ) -> Dataset:
+def load_dataset(data: str | Path | None = None, split: str = "train", options: Mapping[str, Any] | None = None, *,
+                 shape: tuple[int, int, int] | None = None) -> Dataset:
     """A data set by its name in DATASETS, or by a folder or file of captioned pictures; None gives the digits.
 
-    options: of this data set, such as {"size": (64, 64)} of pictures (own_pictures.PictureOptions).  UserError where
-    there is neither such a name nor such a file, where the data set is empty, or where it has no such option.
+    options: of this data set, such as {"size": (64, 64)} of pictures (own_pictures.PictureOptions).  shape: (H, W, C)
+    of a model's images, which sets the size where there is a choice.  UserError where there is neither such a name nor
+    such a file, where the data set is empty, or where it has no such option.
     """
-    name, path = (str(data) if data is not None else DEFAULT), None
-    if name in DATASETS:
-        entry = entry_of(DATASETS[name])
-    else:
-        path = user_path(data)
-        if not path.exists():
-            raise UserError(f"{name!r} is neither a folder or file, nor a data set: the data sets are "
-                            f"{', '.join(DATASETS)}")
-        entry = reader_of(path)
-    own = [f.name for f in dataclasses.fields(entry.options)] if entry.options else []
-    if unknown := [option for option in options or {} if option not in own]:
+    name = str(data) if data is not None else DEFAULT
+    entry, path = entry_and_path(data)
+    own, options = entry.option_names(), dict(options or {})
+    if shape is not None and "size" in own:
+        options = {"size": (shape[1], shape[0])} | options
+    if unknown := [option for option in options if option not in own]:
         raise UserError(f"{name!r} takes no option {unknown[0]}: its options are {', '.join(own) or 'none'}")
     with user_code(f"the data set {name!r} cannot be loaded"):
-        arguments = (entry.options(**options or {}),) if entry.options else ()
+        arguments = (entry.options(**options),) if entry.options else ()
         loaded = entry.load(path, split, *arguments)
         check_dataset(loaded)
     return loaded
+
+
+def entry_and_path(data: str | Path | None) -> tuple[DatasetEntry, Path | None]:
+    """The entry that loads this data, and the folder or file that it reads; UserError where there is none."""
+    name = str(data) if data is not None else DEFAULT
+    if name in DATASETS:
+        return entry_of(DATASETS[name]), None
+    path = user_path(data)
+    if not path.exists():
+        raise UserError(f"{name!r} is neither a folder or file, nor a data set: the data sets are "
+                        f"{', '.join(DATASETS)}")
+    return reader_of(path), path
 
 
 def reader_of(path: Path) -> DatasetEntry:

@@ -8,8 +8,8 @@
                 .tar                            a.png, a.txt or a.json                    webdataset
                 .npz                            images (N, H, W, C), captions (N,)
 
-The first that fits is taken, in this order.  `listing` opens no picture; each `Captioned` reads its own when it is asked.
-Names that begin with a dot are left out.
+The first that fits is taken, in this order.  `listing` opens no picture; each `Captioned` reads its own when it is
+asked.  Names that begin with a dot are left out.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def listing(path: Path, captions: Path | None = None) -> Listing:
         return of_texts(path, pictures, texts)
     if any(os.path.dirname(name) for name in pictures):
         return of_folders(path, pictures)
-    raise UserError(f"{_shown(path)} has no captions: put a.txt beside a.png, a metadata.csv with the columns file_name "
-                    "and text into the folder, or pictures into folders that are named by what they show")
+    raise UserError(f"{_shown(path)} has no captions: put a.txt beside a.png, a metadata.csv with the columns "
+                    "file_name and text into the folder, or pictures into folders that are named by what they show")
 
 
 def of_file(path: Path) -> Listing:
@@ -201,8 +201,8 @@ def of_csv(table: Path, text: str) -> Iterator[dict]:
         names = [name.strip().lower() for name in first]
         if not set(names) & set(FILE_COLUMNS):
             if len(first) < 2 or not first[0].lower().endswith(SUFFIXES):
-                raise UserError(f"{_shown(table)} names no columns {FILE_COLUMNS[0]} and {TEXT_COLUMNS[0]} in its first "
-                                "line")
+                raise UserError(f"{_shown(table)} names no columns {FILE_COLUMNS[0]} and {TEXT_COLUMNS[0]} in its "
+                                "first line")
             names = [FILE_COLUMNS[0], TEXT_COLUMNS[0]]
             yield dict(zip(names, first, strict=False))
         for row in reader:

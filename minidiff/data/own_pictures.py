@@ -21,7 +21,7 @@ import numpy as np
 from minidiff.data import picture_cache
 from minidiff.data.dataset import Dataset, DatasetEntry
 from minidiff.data.fitting import FITS, WHITE
-from minidiff.data.layouts import Captioned, Listing, listing
+from minidiff.data.layouts import Listing, listing
 from minidiff.data.picture_cache import Decoded, Fit
 from minidiff.data.pixels import to_float
 from minidiff.errors import UserError

@@ -13,8 +13,8 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,18 +65,20 @@ def decoded(items: Sequence[Captioned], fit: Fit, title: str = "reading the pict
     folder = cache_folder("minidiff", "pictures") / key(items, fit)
     found = opened(folder, len(items), fit)
     if found is None:
-        temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+        temporary = None
         try:
-            temporary.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(suffix=".tmp", prefix=folder.name, dir=folder.parent))
             write(items, fit, temporary, title)
             if opened(folder, len(items), fit) is None:     # another process may have been faster
                 shutil.rmtree(folder, ignore_errors=True)
                 os.rename(temporary, folder)
         except OSError as error:
-            raise UserError(f"the cache {folder} could not be written ({error.strerror}): set XDG_CACHE_HOME to another "
-                            "folder") from error
+            raise UserError(f"the cache {folder} could not be written ({error.strerror}): set XDG_CACHE_HOME to "
+                            "another folder") from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
         found = opened(folder, len(items), fit)
     if found is None:
         raise UserError(f"the cache {folder} could not be read again: another process changed it")

@@ -62,7 +62,9 @@ def test_missing_test_images_and_too_few_of_them_are_refused(model, folder, caps
         raise UserError("no mirror answered")
     monkeypatch.setattr(mnist, "fetch", no_network)
     assert "no test images" in refused() and "--data" in refused()
-    assert "neither a folder nor a data set" in refused("--data", folder / "nowhere")
+    assert "neither a folder or file, nor a data set" in refused("--data", folder / "nowhere")
     (folder / "empty").mkdir()
+    assert "has no test pictures" in refused("--data", folder / "empty")
+    (folder / "empty" / "train-images-idx3-ubyte").write_bytes(b"")                 # a folder of MNIST's files
     assert "t10k-images" in refused("--data", folder / "empty")
     assert "from 2 to 30" in refused("--data", folder, "--images", 31)

@@ -1,6 +1,7 @@
 """What is given on the command line arrives where it is used, all of it and nothing else."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,7 +142,7 @@ def test_evaluate_passes_on_what_was_given(arguments, options, monkeypatch):
 @pytest.mark.parametrize("arguments, data", [([], "digits"), (["--data", "mine"], "mine")])
 def test_the_likelihood_is_of_the_test_images_of_the_data_named_or_of_the_models(arguments, data, monkeypatch):
     asked = []
-    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a: a)
+    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a, shape: a)
     monkeypatch.setattr("minidiff.evaluation.likelihood.likelihood", lambda model, test, **k: asked.append(
         (model.name, test, k)) or Numbers())
     assert call("evaluate", "--likelihood", "--system", "spy", "--images", 9, "--seed", 4, *arguments) == 0
@@ -180,13 +181,14 @@ def test_each_option_of_training_arrives_in_its_own_place(option, value, runs):
 
 def test_changes_files_and_the_folder_arrive(runs, monkeypatch):
     loaded = []
-    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda name, *a: loaded.append(name) or tiny.digits(50))
+    monkeypatch.setattr("minidiff.data.dataset.load_dataset",
+                        lambda name, **given: loaded.append((name, given["options"])) or tiny.digits(50))
     (systems.RUNS / "spy" / "model.safetensors").unlink()    # its folder is the default
     assert call("train", "--system", "spy", "--images", 0, "--schedule", "cosine", "--set", "width=5", "--set", "T=40",
                 "--needs", "clip=a.safetensors", "--needs", "ddpm=b.safetensors", "--data", "mine") == 0
     (folder, _, _, options, more), = runs
     assert folder == systems.RUNS / "spy"
-    assert options == TrainOptions() and loaded == ["mine"]
+    assert options == TrainOptions() and loaded == [("mine", {})]
     assert more["changes"] == {"width": 5, "T": 40, "schedule": "cosine"}
     needed = {name: str(path) for name, path in more["needed"].items()}
     assert needed == {"clip": "a.safetensors", "ddpm": "b.safetensors"}
@@ -218,12 +220,47 @@ def test_the_command_that_resumes_names_all_that_a_run_does_not_remember(monkeyp
     def interrupted(*a, **k):
         raise loop.Interrupted("stopped after step 1 of 5, saved as x")
     monkeypatch.setattr(run, "run", interrupted)
-    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a: tiny.digits(50))
+    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a, **k: tiny.digits(50))
     assert call("train", "--system", "spy", "--out", "a folder", "--data", "mine", "--seed", 3, "--steps", 5,
                 "--needs", "clip=c.safetensors", "--needs", "ddpm=d.safetensors", "--images", 40) == 1
     said = capsys.readouterr().err.rpartition("continue with: ")[2].strip()
     assert said == ("minidiff train --system spy --resume --out 'a folder' --data mine --needs clip=c.safetensors "
                     "--needs ddpm=d.safetensors --images 40")
+
+
+def test_options_of_pictures_and_prompts_arrive_and_are_named_for_resuming(monkeypatch, capsys, tmp_path):
+    loaded, data = [], tiny.digits(50)
+
+    def interrupted(folder, kind, data, *a, **k):
+        loaded.append(data.prompts)
+        raise loop.Interrupted("stopped")
+    monkeypatch.setattr(run, "run", interrupted)
+    monkeypatch.setattr("minidiff.data.dataset.load_dataset",
+                        lambda name, **given: loaded.append((name, given["options"])) or data)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a  robot\n\nflag: Italy\n", encoding="utf-8")
+    words = ("--size", "48x32", "--fit", "pad", "--background", "#ff8000", "--flip", "--captions", "c.csv",
+             "--prompts", str(prompts), "--images", "0")
+    assert call("train", "--system", "spy", "--out", "r", "--data", "mine", *words) == 1
+    assert loaded == [("mine", {"size": (48, 32), "fit": "pad", "background": (255, 128, 0), "flip": True,
+                                "captions": Path("c.csv")}), ("a robot", "flag: Italy")]
+    said = capsys.readouterr().err.rpartition("continue with: ")[2].strip()
+    start = ["minidiff", "train", "--system", "spy", "--resume", "--out", "r", "--data", "mine"]
+    assert shlex.split(said) == [*start, *words]
+    assert call("train", "--data", "mine", "--size", "32") == 1 and loaded[2][1] == {"size": (32, 32)}
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (("--size", "big"), "takes pixels, such as 32 or 48x32"), (("--size", "1x2x3"), "takes pixels"),
+    (("--fit", "squeeze"), "invalid choice: 'squeeze'"),
+    (("--background", "greenish"), "white, black, grey or #rrggbb"),
+    (("--prompts", "gone.txt"), "gone.txt does not exist"),
+    (("--prompts", "empty.txt"), "must hold 1 to 100 prompts")])
+def test_options_of_pictures_that_are_refused(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    assert call("train", "--system", "spy", "--out", "new", *words) == 2
+    assert sentence in capsys.readouterr().err
 
 
 # ---- verify --------------------------------------------------------------------------------------------------

@@ -67,24 +67,27 @@ def test_data_sets_at_the_limits_are_taken():
     check_dataset(changed(images=lambda indices: to_float(np.full((1, 2, 3, 1), 7, np.uint8)) + np.float32(5e-6)))
 
 
-def test_a_data_set_is_found_by_its_name_with_the_split_or_its_folder_by_the_default(monkeypatch, tmp_path):
+def test_a_data_set_is_found_by_its_name_or_reads_a_folder_of_its_own(monkeypatch, tmp_path):
     asked = []
 
     def load(folder, split):
         asked.append((folder, split))
         return Spots()
-    DATASETS.register("spots", DatasetEntry(load))
+    DATASETS.register("spots", DatasetEntry(load, reads=lambda path: path == tmp_path))
     monkeypatch.setattr("minidiff.data.dataset.DEFAULT", "spots")
     try:
         load_dataset("spots"), load_dataset(None, "test"), load_dataset(tmp_path, "test"), load_dataset(str(tmp_path))
         assert asked == [(None, "train"), (None, "test"), (tmp_path, "test"), (Path(tmp_path), "train")]
-        with pytest.raises(UserError, match="^'dots' is neither a folder nor a data set: the data sets are digits, "
-                                            "spots$"):
+        with pytest.raises(UserError, match="^'dots' is neither a folder or file, nor a data set: the data sets are "
+                                            "digits, spots$"):
             load_dataset("dots")
         with pytest.raises(UserError, match="'spots' has no images"):
             asked.clear()
             monkeypatch.setattr(Spots, "__len__", lambda self: 0)
             load_dataset("spots")
+        (tmp_path / "other").mkdir()
+        with pytest.raises(UserError, match="other' holds no pictures"):            # no entry reads it
+            load_dataset(tmp_path / "other")
     finally:
         DATASETS.unregister("spots")
 

@@ -73,6 +73,7 @@ OWN = {
     "data/image_file.py": ("hostile/test_hostile_files.py", "verify/test_watch.py"),
     "data/idx.py": ("hostile/test_hostile_files.py", "data/test_mnist.py"),
     "verify/scheduler/by_name.py": ("hostile/test_hostile_files.py", "verify/test_scheduler_by_name.py"),
+    "data/dataset.py": ("data/test_dataset.py", "cli/test_own_pictures_command.py", "data/test_own_pictures.py"),
     "data/digits.py": ("systems/test_adm.py",),
     "data/pixels.py": ("data/test_mnist.py",),
     "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),

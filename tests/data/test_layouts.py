@@ -1,0 +1,231 @@
+"""Every layout of captioned pictures gives the right captions to the right pictures, and bad ones a sentence."""
+
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minidiff.data import layouts
+from minidiff.data.layouts import listing
+from minidiff.errors import UserError
+
+
+def png(level: int) -> bytes:
+    """A picture of 2 x 2 pixels of one grey level, by which it is known again."""
+    buffer = io.BytesIO()
+    Image.new("L", (2, 2), level).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(folder, files: dict) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def found(path, **options) -> dict:
+    """grey level -> captions."""
+    def level(item):
+        data = item.read()
+        return int(data[0, 0]) if isinstance(data, np.ndarray) else Image.open(io.BytesIO(data)).getpixel((0, 0))
+    return {level(item): item.captions for item in listing(path, **options).items}
+
+
+def tar(path, members: dict, links=()) -> None:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+        for name, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            file.addfile(info)
+
+
+# --- what people have ----------------------------------------------------------------------------------------
+
+def test_a_text_beside_each_picture(tmp_path):
+    put(tmp_path, {"a.png": png(1), "a.txt": "a red  apple\n\nan apple\n", "deep/b.PNG": png(2),
+                   "deep/b.caption": "\ufeffb", "c.png": png(3), "d.txt": "nothing", "e.png": png(5), "e.txt": " \n",
+                   ".f.png": png(6), ".f.txt": "f", "__MACOSX/a.png": png(7)})
+    assert found(tmp_path) == {1: ("a red apple", "an apple"), 2: ("b",)}
+    seen = listing(tmp_path)
+    assert (seen.without_caption, seen.without_picture) == (["c.png", "e.png"], ["d.txt"])
+
+
+def test_metadata_of_hugging_face(tmp_path):
+    put(tmp_path, {"a.png": png(1), "sub/b.png": png(2), "x.txt": "not read", "metadata.csv":
+                   'file_name,split,text\na.png,x,"one, two"\nsub/b.png,y,two\na.png,z,again\ngone.png,z,gone\n'})
+    assert found(tmp_path) == {1: ("one, two", "again"), 2: ("two",)}
+    assert listing(tmp_path).without_picture == ["gone.png"]
+    (tmp_path / "metadata.csv").unlink()
+    rows = [{"file_name": "a.png", "text": ["one", "uno"]}, {"file_name": "sub/b.png", "caption": "two"},
+            {"file_name": "sub/b.png", "text": 5}]
+    put(tmp_path, {"metadata.jsonl": "\n".join(map(json.dumps, rows)) + "\n\n"})
+    assert found(tmp_path) == {1: ("one", "uno"), 2: ("two",)}
+
+
+def test_metadata_in_each_folder(tmp_path):
+    put(tmp_path, {"p/a.png": png(1), "q/a.png": png(2), "p/metadata.csv": "file_name,text\na.png,one",
+                   "q/metadata.csv": "file_name,text\na.png,two"})
+    assert found(tmp_path) == {1: ("one",), 2: ("two",)}
+
+
+def test_folders_whose_names_are_the_captions(tmp_path):
+    put(tmp_path, {"red_apple/1.png": png(1), "red_apple/2.jpg": png(2), "x/blue sky/1.png": png(3)})
+    assert found(tmp_path) == {1: ("red apple",), 2: ("red apple",), 3: ("blue sky",)}
+
+
+@pytest.mark.parametrize("text", ["path,caption\na.png,one\n", "caption;\n", "a.png,one\n", "FILE , Text\na.png,one"])
+def test_a_table_of_paths_and_captions(tmp_path, text):
+    put(tmp_path, {"pictures/a.png": png(1), "t.csv": text.replace("a.png", "pictures/a.png")})
+    if ";" in text:
+        with pytest.raises(UserError, match="names no columns file_name and text in its first line"):
+            listing(tmp_path / "t.csv")
+    else:
+        assert found(tmp_path / "t.csv") == {1: ("one",)}
+        assert found(tmp_path / "pictures", captions=tmp_path / "t.csv") == {}      # names are relative to the folder
+        put(tmp_path, {"t.csv": text})
+        assert found(tmp_path / "pictures", captions=tmp_path / "t.csv") == {1: ("one",)}
+
+
+def test_a_table_in_utf16_and_with_a_byte_order_mark(tmp_path):
+    put(tmp_path, {"a.png": png(1)})
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "t.csv").write_bytes("file_name,text\na.png,naïve 日本\n".encode(encoding))
+        assert found(tmp_path / "t.csv") == {1: ("naïve 日本",)}
+    (tmp_path / "t.csv").write_bytes("file_name,text\na.png,naïve\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"t.csv' is not text in UTF-8 \(byte 23\): save it as UTF-8"):
+        listing(tmp_path / "t.csv")
+
+
+def test_a_tar_of_webdataset(tmp_path):
+    members = {"0.png": png(1), "0.txt": b"one\nuno", "d/1.seg.x": b"?", "d/1.jpg": png(2),
+               "d/1.json": b'{"caption": "two", "x": 1}', "2.png": png(3), "3.txt": b"three", "4.png": png(4),
+               "4.txt": b"4", "4.json": b"{", "/etc/5.png": png(5), "/etc/5.txt": b"five", "../6.png": png(6),
+               "../6.txt": b"six"}
+    tar(tmp_path / "a.tar", members, links=[("7.png", "/etc/passwd"), ("7.txt", "0.txt")])
+    expected = {1: ("one", "uno"), 2: ("two",), 4: ("4",), 5: ("five",), 6: ("six",)}
+    assert found(tmp_path / "a.tar") == expected            # nothing is unpacked, so no path and no link leads out
+    seen = listing(tmp_path / "a.tar")
+    assert (seen.without_caption, seen.without_picture) == (["a.tar/2"], ["a.tar/3"])
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    tar(shards / "0.tar", {"0.png": png(1), "0.txt": b"one"})
+    tar(shards / "1.tar", {"0.png": png(2), "0.txt": b"two"})
+    assert found(shards) == {1: ("one",), 2: ("two",)}
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4), (3, 2, 4, 1), (3, 2, 4, 3)])
+def test_arrays(tmp_path, shape):
+    images = np.broadcast_to(np.arange(3, dtype=np.uint8).reshape(3, *[1] * (len(shape) - 1)), shape)
+    np.savez_compressed(tmp_path / "a.npz", images=images, captions=np.array(["zero", "one\nuno", ""]))
+    seen = listing(tmp_path / "a.npz")
+    assert [item.captions for item in seen.items] == [("zero",), ("one", "uno")] and seen.without_caption == ["a.npz/2"]
+    for i, item in enumerate(seen.items):
+        assert item.read().shape == (shape[1:] if shape[-1] != 1 else shape[1:3]) and (item.read() == i).all()
+    np.savez(tmp_path / "b.npz", images=np.asfortranarray(images), captions=np.array([b"zero", "naïve".encode(), b"x"]))
+    assert [item.captions[0] for item in listing(tmp_path / "b.npz").items] == ["zero", "naïve", "x"]
+
+
+def test_long_captions_are_cut_and_many_are_left_out(tmp_path):
+    put(tmp_path, {"a.png": png(1), "a.txt": "x" * 10_000, "b.png": png(2), "b.txt": "\n".join(map(str, range(500)))})
+    seen = listing(tmp_path)
+    assert seen.items[0].captions == ("x" * 1000,) and seen.cut == 1
+    assert seen.items[1].captions == tuple(map(str, range(100)))
+
+
+def test_a_stamp_tells_that_a_file_has_changed(tmp_path):
+    put(tmp_path, {"a.png": png(1), "a.txt": "a"})
+    before = listing(tmp_path).items[0].stamp
+    assert listing(tmp_path).items[0].stamp == before
+    os.utime(tmp_path / "a.png", ns=(1, 1))
+    assert listing(tmp_path).items[0].stamp != before
+
+
+def test_links_to_folders_are_not_followed(tmp_path):
+    put(tmp_path, {"d/a.png": png(1), "d/a.txt": "a"})
+    (tmp_path / "d" / "round").symlink_to(tmp_path / "d", target_is_directory=True)
+    assert found(tmp_path / "d") == {1: ("a",)}
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+REFUSED = [
+    ({}, "holds no pictures"), ({"a.txt": "a"}, "holds no pictures"), ({"a.png": b"x"}, "has no captions: put a.txt"),
+    ({"a.png": b"x", "metadata.jsonl": '{"file_name": "a.png", '}, "line 1 is no JSON"),
+    ({"a.png": b"x", "metadata.jsonl": '{"file_name": NaN}'}, "line 1 is no JSON"),
+    ({"a.png": b"x", "metadata.jsonl": '\n["a.png", "a"]'}, "line 2 is no object such as"),
+    ({"a.png": b"x", "metadata.jsonl": '{"text": "a"}'}, "row 1 names no picture"),
+    ({"a.png": b"x", "metadata.jsonl": '{"file_name": 5, "text": "a"}'}, "row 1 names no picture"),
+    ({"a.png": b"x", "metadata.csv": "name,words\na.png,a"}, "names no columns file_name and text"),
+    ({"a.png": b"x", "metadata.csv": "file_name,text\na.png,\"" + "x" * 200_000}, "line .* is no line of a .csv"),
+]
+
+
+@pytest.mark.parametrize("files, words", REFUSED)
+def test_a_folder_that_is_refused(tmp_path, files, words):
+    put(tmp_path, files)
+    with pytest.raises(UserError, match=words):
+        listing(tmp_path)
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("a.zip", b"PK", "is no data set: unpack it first"), ("a.tar.gz", b"", "unpack it first"),
+    ("a.txt", b"", "it takes a folder, or a file of .tar, .npz, .csv, .jsonl"),
+    ("a.tar", b"no tar at all" * 100, "is no .tar that can be read"),
+    ("a.npz", b"no zip", "is no .npz with the arrays"),
+    ("t.csv", b"\xff\xfe\x00", "is not text in UTF-8"), ("t.csv", b"", "names no columns")])
+def test_a_file_that_is_refused(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        listing(tmp_path / name)
+
+
+@pytest.mark.parametrize("arrays, words", [
+    ({"images": np.zeros((2, 4, 4), np.uint8)}, "is no .npz with the arrays images and captions"),
+    ({"images": np.zeros((2, 4, 4)), "captions": ["a", "b"]}, "images.npy must hold uint8, not float64"),
+    ({"images": np.zeros((2, 4), np.uint8), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
+    ({"images": np.zeros((2, 4, 4, 2), np.uint8), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
+    ({"images": np.zeros((2, 0, 4), np.uint8), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
+    ({"images": np.zeros((2, 4, 4), np.uint16), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
+    ({"images": np.zeros((2, 4, 4), np.uint8), "captions": ["a"]}, "captions must be 2 texts"),
+    ({"images": np.zeros((2, 4, 4), np.uint8), "captions": [1, 2]}, "captions.npy must hold texts"),
+    ({"images": np.zeros((2, 4, 4), np.uint8), "captions": np.array(["a", None], object)},
+     "must hold texts, not object"),
+])
+def test_arrays_that_are_refused(tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=words):
+        listing(tmp_path / "a.npz")
+
+
+def test_an_array_that_says_it_is_huge_takes_no_memory(tmp_path):
+    import zipfile
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**6,) * 3})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    with pytest.raises(UserError, match="more than the file or 8 GiB"):
+        listing(tmp_path / "a.npz")
+
+
+def test_a_picture_in_a_tar_that_ends_too_soon_is_unreadable(tmp_path):
+    tar(tmp_path / "a.tar", {"0.txt": b"one", "0.png": png(1) + bytes(2000)})
+    items = listing(tmp_path / "a.tar").items
+    os.truncate(tmp_path / "a.tar", 1600)
+    with pytest.raises(UserError, match="ends within a file"):
+        items[0].read()
+
+
+def test_a_huge_file_in_a_tar_is_not_read(tmp_path, monkeypatch):
+    tar(tmp_path / "a.tar", {"0.txt": b"one", "0.png": png(1)})
+    items = listing(tmp_path / "a.tar").items
+    with pytest.raises(UserError, match="the most that is read"):
+        layouts.read_part(tmp_path / "a.tar", 0, 1 << 40)
+    assert items[0].read() == png(1)

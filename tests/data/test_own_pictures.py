@@ -1,0 +1,218 @@
+"""A person's own pictures as a data set: which picture has which caption, what is cached, and what is said."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from data.test_layouts import png, put
+from PIL import Image
+
+from minidiff.data import own_pictures, picture_cache
+from minidiff.data.dataset import check_dataset, load_dataset
+from minidiff.data.own_pictures import OwnPictures, PictureOptions
+from minidiff.data.pixels import to_uint8
+from minidiff.errors import UserError
+from minidiff.files import cache_folder
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Picture i has the grey level 10 i; its right half is one level brighter."""
+    for i in range(5):
+        x = np.full((4, 4, 3), 10 * i, np.uint8)
+        x[:, 2:] += 1
+        Image.fromarray(x).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"level {i}\n{i}")
+    return tmp_path
+
+
+def load(folder, **options) -> OwnPictures:
+    return load_dataset(folder, options={"size": (4, 4)} | options)
+
+
+def levels(data, i=None) -> list:
+    return to_uint8(data.images(np.arange(len(data)) if i is None else i))[:, 0, 0, 0].tolist()
+
+
+def test_each_picture_keeps_its_own_captions(folder):
+    data, rng = load(folder), np.random.default_rng(0)
+    check_dataset(data)
+    assert len(data) == 5 and data.shape == (4, 4, 1) and levels(data) == [0, 10, 20, 30, 40]
+    assert levels(data, [3, 1, 3]) == [30, 10, 30]
+    for i in range(5):
+        assert {data.caption(i, rng) for _ in range(60)} == {f"level {i}", f"{i}"}   # misses one with chance 2^-59
+
+
+def test_an_unreadable_picture_takes_no_caption_with_it(folder, capsys):
+    """The captions of the later pictures must not move up."""
+    (folder / "1.png").write_bytes(b"no picture")
+    data, rng = load(folder), np.random.default_rng(0)
+    assert levels(data) == [0, 20, 30, 40] and data.caption(1, rng) in ("level 2", "2")
+    said = capsys.readouterr().err
+    assert "1 pictures were skipped, since they cannot be read: 1.png" in said
+    assert load(folder).fingerprint == data.fingerprint     # from the cache, too, with the same message
+    assert "1.png" in capsys.readouterr().err
+
+
+def test_too_many_unreadable_pictures_are_an_error(folder):
+    for i in (1, 2):
+        (folder / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="2 of the 5 pictures in .* cannot be read: '1.png' is not a readable picture"):
+        load(folder)
+
+
+def test_colour_is_decided_by_the_data(folder):
+    assert load(folder).shape == (4, 4, 1)
+    Image.new("RGB", (4, 4), (9, 9, 10)).save(folder / "0.png")
+    data = load(folder)
+    assert data.shape == (4, 4, 3) and (to_uint8(data.images([0]))[0] == (9, 9, 10)).all()
+    assert levels(data, [4]) == [40]
+
+
+def test_mirror_images_follow_the_pictures(folder):
+    plain, data = load(folder), load(folder, flip=True)
+    assert len(data) == 10 and np.array_equal(data.images(range(5)), plain.images(range(5)))
+    assert np.array_equal(data.images([7, 2]), np.stack([plain.images([2])[0, :, ::-1], plain.images([2])[0]]))
+    assert data.caption(7, np.random.default_rng(0)) in ("level 2", "2") and data.fingerprint != plain.fingerprint
+
+
+def test_the_fingerprint_tells_pictures_captions_and_sizes_apart(folder):
+    seen = {load(folder).fingerprint, load(folder, size=(4, 2)).fingerprint, load(folder, size=(2, 4)).fingerprint}
+    (folder / "0.txt").write_text("another")
+    seen.add(load(folder).fingerprint)
+    Image.new("L", (4, 4), 3).save(folder / "0.png")
+    seen.add(load(folder).fingerprint)
+    assert len(seen) == 5
+    copy = folder.parent / "copy"
+    shutil.copytree(folder, copy)
+    assert load(copy).fingerprint in seen                   # a run may go on beside a copy of its data
+
+
+def test_train_and_test_folders(tmp_path):
+    put(tmp_path, {"train/a.png": png(1), "train/a.txt": "a", "test/b.png": png(2), "test/b.txt": "b"})
+    data = load_dataset(tmp_path)
+    assert levels(data) == [1] and levels(data.test()) == [2] and levels(load_dataset(tmp_path, "test")) == [2]
+    (tmp_path / "test").rename(tmp_path / "validation")
+    assert levels(load_dataset(tmp_path).test()) == [2]
+    shutil.rmtree(tmp_path / "validation")
+    data = load_dataset(tmp_path)
+    assert levels(data) == [1] and data.test() is None
+    with pytest.raises(UserError, match="has no test pictures: put them into a folder test"):
+        load_dataset(tmp_path, "test")
+
+
+def test_prompts_are_spread_over_the_pictures(folder):
+    assert load(folder).prompts == ("level 0", "level 1", "level 2", "level 3", "level 4", "")
+    data = OwnPictures(np.zeros((101, 2, 2, 1), np.uint8), [(str(i),) for i in range(101)], "x")
+    assert data.prompts == (*(str(10 * i) for i in range(11)), "")
+
+
+def test_what_is_odd_is_said_once(folder, capsys):
+    put(folder, {"alone.png": png(1), "gone.txt": "gone", "2.txt": "x" * 5000})
+    load(folder, size=(8, 8))
+    said = capsys.readouterr().err
+    for words in ("1 pictures were skipped, since they have no caption: alone.png",
+                  "1 captions without a picture were skipped: gone.txt", "1 pictures have a caption that is too long",
+                  "5 pictures are smaller than 8x8 and were enlarged"):
+        assert said.count(words) == 1
+
+
+def test_one_picture_is_enough_and_said(tmp_path, capsys):
+    put(tmp_path, {"a.png": png(1), "a.txt": "a"})
+    assert len(load_dataset(tmp_path)) == 1 and "there is one picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"size": (0, 4)}, "1 to 256 pixels"), ({"size": (257, 4)}, "1 to 256 pixels"), ({"fit": "squeeze"}, "crop, pad"),
+    ({"colour": 1}, "takes no option colour: its options are size, fit, background, flip, captions")])
+def test_options_that_are_refused(folder, options, words):
+    with pytest.raises(UserError, match=words):
+        load_dataset(folder, options=options)
+
+
+def test_digits_take_no_options():
+    with pytest.raises(UserError, match="'digits' takes no option size: its options are none"):
+        load_dataset("digits", options={"size": (4, 4)})
+
+
+def test_nothing_captioned(tmp_path):
+    put(tmp_path, {"a.png": png(1), "t.csv": "file_name,text\nb.png,b\n"})
+    with pytest.raises(UserError, match="holds no picture that has a caption; captions without a picture: b.png"):
+        load_dataset(tmp_path / "t.csv")
+
+
+def test_a_folder_that_changes_meanwhile_is_refused(folder, monkeypatch):
+    whole = picture_cache.decoded
+    monkeypatch.setattr(picture_cache, "decoded", lambda *a: (whole(*a), os.utime(folder / "3.png", ns=(5, 5)))[0])
+    with pytest.raises(UserError, match="changed while it was read: run the command again"):
+        load(folder)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+def cached():
+    return sorted(cache_folder("minidiff", "pictures").iterdir())
+
+
+def test_pictures_are_decoded_once(folder, monkeypatch):
+    first = load(folder)
+    monkeypatch.setattr(picture_cache, "pixels_of", lambda *a: pytest.fail("decoded again"))
+    again = load(folder)
+    assert isinstance(again.pixels, np.memmap) and not again.pixels.flags.writeable
+    assert np.array_equal(first.pixels, again.pixels) and len(cached()) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no json", "another shape", "no pixels"])
+def test_a_damaged_cache_is_made_again(folder, damage):
+    expected = np.array(load(folder).pixels)
+    (there,) = cached()
+    pixels, about = there / "pixels", there / "cache.json"
+    if damage == "cut":
+        os.truncate(pixels, 5)
+    elif damage == "changed":
+        data = bytearray(pixels.read_bytes())
+        data[7] ^= 1
+        pixels.write_bytes(data)
+    elif damage == "no json":
+        about.write_text("{")
+    elif damage == "another shape":
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"shape": [5, 2, 8, 1]}))
+    else:
+        pixels.unlink()
+    assert np.array_equal(load(folder).pixels, expected) and cached() == [there]
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(folder, tmp_path_factory, monkeypatch):
+    file = tmp_path_factory.mktemp("x") / "file"
+    file.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    with pytest.raises(UserError, match="the cache .* could not be written .*set XDG_CACHE_HOME to another folder"):
+        load(folder)
+
+
+def test_an_interrupted_cache_leaves_nothing(folder, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(picture_cache, "pixels_of", stop)
+        load(folder)
+    assert cached() == []
+    assert len(load(folder)) == 5
+
+
+def test_blocks_do_not_mix_pictures(folder, monkeypatch):
+    monkeypatch.setattr(picture_cache, "BLOCK", 2)
+    assert levels(load(folder)) == [0, 10, 20, 30, 40]
+
+
+def test_the_file_of_another_data_set_is_not_taken_for_pictures(tmp_path):
+    with pytest.raises(UserError, match="is no data set; it takes a folder"):
+        load_dataset(__file__)
+    assert own_pictures.ENTRY.options is PictureOptions
