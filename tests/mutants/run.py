@@ -31,7 +31,20 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
-from . import assembly, diffusion, engine, hostile, kernels, known, likelihood, networks, pretrained, systems, verifier
+from . import (
+    assembly,
+    diffusion,
+    engine,
+    hostile,
+    kernels,
+    known,
+    likelihood,
+    networks,
+    own_pictures,
+    pretrained,
+    systems,
+    verifier,
+)
 from .bug import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +63,7 @@ GROUPS: dict[str, list[Bug]] = {
     "The systems of the literature": systems.BUGS,
     "Other people's checkpoints": pretrained.BUGS,
     "How the pieces are put together": assembly.BUGS,
+    "A person's own pictures": own_pictures.BUGS,
     "Files of strangers": hostile.BUGS,
     "The engine and its derivatives": engine.BUGS,
     "The verifier": verifier.BUGS,
@@ -74,6 +88,8 @@ OWN = {
     "data/idx.py": ("hostile/test_hostile_files.py", "data/test_mnist.py"),
     "verify/scheduler/by_name.py": ("hostile/test_hostile_files.py", "verify/test_scheduler_by_name.py"),
     "data/dataset.py": ("data/test_dataset.py", "cli/test_own_pictures_command.py", "data/test_own_pictures.py"),
+    "data/layouts.py": ("data/test_layouts.py", "data/test_own_pictures.py"),
+    "data/picture_cache.py": ("data/test_own_pictures.py",),
     "data/digits.py": ("systems/test_adm.py",),
     "data/pixels.py": ("data/test_mnist.py",),
     "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),
