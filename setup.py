@@ -19,7 +19,8 @@ setup(
     packages=[*find_packages(include=["minidiff", "minidiff.*"]), "minidiff.data.packed", "minidiff.weights",
               "minidiff.kernels"],
     package_dir={"minidiff.kernels": "kernels"},            # beside the package here, in it once installed
-    package_data={"minidiff.data.packed": ["*.gz", "*.txt"], "minidiff.weights": ["*.safetensors", "*.md"],
+    package_data={"minidiff.data.packed": ["*.gz", "*.npz", "*.csv", "*.txt"],
+                  "minidiff.weights": ["*.safetensors", "*.md"],
                   "minidiff.pretrained": ["*.gz"],
                   "minidiff.kernels": ["*.cu", "*.cuh", "*.md"]},
     install_requires=[

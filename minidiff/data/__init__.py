@@ -2,5 +2,5 @@
 a person's own pictures.
 
 Reading order: dataset, pixels, idx, download, mnist, attributes, digit_captions, digits; layouts, fitting,
-picture_cache, own_pictures.
+picture_cache, own_pictures; emoji.
 """

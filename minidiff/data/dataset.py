@@ -93,7 +93,8 @@ class DatasetEntry:
         return [f.name for f in dataclasses.fields(self.options)] if self.options else []
 
 
-DATASETS: Registry[DatasetEntry] = Registry("data set", "minidiff.datasets", {"digits": "minidiff.data.digits:ENTRY"})
+DATASETS: Registry[DatasetEntry] = Registry("data set", "minidiff.datasets", {
+    "digits": "minidiff.data.digits:ENTRY", "emoji": "minidiff.data.emoji:ENTRY"})
 DEFAULT = "digits"
 PICTURES = "minidiff.data.own_pictures:ENTRY"               # reads what no entry of DATASETS reads
 

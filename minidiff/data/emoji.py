@@ -6,9 +6,9 @@
 A folder of emoji holds names.csv (code, base, name, category), held_out.txt (codes) and noto-32.npz, twemoji-32.npz: an
 array rgba (N, 32, 32, 4) uint8, whose rows are those of names.csv.
 
-held_out.txt lists 188 pairs of a thing and a skin tone, such as "snowboarder: medium skin tone".  Training sees the thing
-in other tones, and the tone on other things.  Their true pictures exist, so that evaluation can tell how near a model
-comes to what it has never seen (evaluation/emoji.py).
+held_out.txt lists 188 pairs of a thing and a skin tone, such as "snowboarder: medium skin tone".  Training sees the
+thing in other tones, and the tone on other things.  Their true pictures exist, so that evaluation can tell how near a
+model comes to what it has never seen (evaluation/emoji.py).
 
 Noto Emoji: Google, Apache License 2.0.  Twemoji: Twitter and contributors, CC BY 4.0.  Names: Unicode CLDR.
 """
@@ -35,8 +35,9 @@ NAMES, HELD_OUT = "names.csv", "held_out.txt"
 STYLES = {"noto": "noto-32.npz", "twemoji": "twemoji-32.npz"}
 LARGEST = 1 << 24                                           # bytes of names.csv
 WHITE = 255                                                 # behind what is transparent
-PROMPTS = ("grinning face", "robot", "red apple", "flag: Italy", "cat face", "snowman", "man firefighter: dark skin tone",
-           "woman astronaut: medium-dark skin tone", "snowboarder: medium skin tone", "blue heart", "pizza", "")
+PROMPTS = ("grinning face", "robot", "red apple", "flag: Italy", "cat face", "snowman",
+           "man firefighter: dark skin tone", "woman astronaut: medium-dark skin tone",
+           "snowboarder: medium skin tone", "blue heart", "pizza", "")
 
 
 @dataclass(frozen=True)

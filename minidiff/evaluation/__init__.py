@@ -6,6 +6,7 @@
     report          `minidiff evaluate` for models of the digits
     likelihood      bits/dim of test images
     reconstruction  what autoencoders lose
+    emoji           `minidiff evaluate` for models of emoji: the true picture is known
 
 `JUDGES` says how models of a data set are evaluated; `evaluate` looks the data set of a model up there.
 """
@@ -19,7 +20,8 @@ from minidiff.registry import Registry
 
 # data set's name -> evaluate(model, *, count, options, seed, progress), like report.evaluate_digits
 JUDGES: Registry[Callable] = Registry("judge", "minidiff.judges",
-                                      {"digits": "minidiff.evaluation.report:evaluate_digits"})
+                                      {"digits": "minidiff.evaluation.report:evaluate_digits",
+                                       "emoji": "minidiff.evaluation.emoji:evaluate_emoji"})
 
 
 LEAST = 4                                                   # pictures: precision and recall need more than k = 3

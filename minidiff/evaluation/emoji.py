@@ -1,7 +1,7 @@
 """How good are a model's emoji?  The true picture of every name is known, also of names that were never trained on.
 
-    R@1, R@5    the share of pictures whose nearest real emoji of their style, or one of the nearest five, is the one that
-                was asked for: by the distance of pixels, || x - y ||_2
+    R@1, R@5    the share of pictures whose nearest real emoji of their style, or one of the nearest five, is the
+                one that was asked for: by the distance of pixels, || x - y ||_2
     error       the mean squared error to the true picture, of pixels in [-1, 1]
     ceiling     R@1 of the true pictures themselves: less than 1 where two emoji are the same picture
 
@@ -62,8 +62,8 @@ class EmojiReport:
         return asdict(self)
 
 
-def evaluate_emoji(model, *, count: int = 1000, options: Mapping | None = None, seed: int = 0, data: Emoji | None = None,
-                   progress: Callable = lambda batches: batches) -> EmojiReport:
+def evaluate_emoji(model, *, count: int = 1000, options: Mapping | None = None, seed: int = 0,
+                   data: Emoji | None = None, progress: Callable = lambda batches: batches) -> EmojiReport:
     """Samples `count` names that were trained on and all held-out ones (at most `count`), and looks for the true ones.
 
     model: a system that draws pictures of captions.  options: of its `sample`; those left out keep their defaults.

@@ -1,0 +1,105 @@
+"""The numbers of an evaluation of emoji, on models whose right numbers are known by hand."""
+
+import numpy as np
+import pytest
+
+from minidiff.data.emoji import Emoji, Name
+from minidiff.evaluation import JUDGES
+from minidiff.evaluation.emoji import evaluate_emoji, rank_of, squared_errors
+
+
+def made(count: int = 12, unseen: int = 4) -> Emoji:
+    """Emoji i is of one grey level, 15 i; the last are held out."""
+    pixels = np.broadcast_to((15 * np.arange(count + unseen))[:, None, None, None], (count + unseen, 4, 4, 3))
+    names = [Name(f"C{i}", "C", f"level {i}", "x") for i in range(count + unseen)]
+
+    def those(a, b, held_out=None):
+        return Emoji(pixels[a:b].astype(np.uint8), names[a:b], ["noto"] * (b - a), "made", held_out)
+    return those(0, count, those(count, count + unseen))
+
+
+class Model:
+    """Draws the level that is asked for, plus an error that depends on the level."""
+
+    def __init__(self, error=lambda i: 0):
+        self.error, self.asked = error, []
+
+    def options(self):
+        return {"scale": 2.0, "steps": 3}
+
+    def sample(self, captions, *, streams, scale, steps):
+        self.asked.append((list(captions), len(streams), scale, steps))
+        i = np.array([int(c.split()[1]) for c in captions])
+        levels = 15 * i + np.array([self.error(int(n)) for n in i])
+        return np.broadcast_to((levels / 127.5 - 1)[:, None, None, None], (len(i), 4, 4, 3))
+
+
+def test_a_perfect_model():
+    report = evaluate_emoji(Model(), data=made())
+    assert (report.images, report.held_out_images, report.among) == (12, 4, 16)
+    assert (report.r1, report.r5, report.held_out_r1, report.held_out_r5, report.ceiling) == (1, 1, 1, 1, 1)
+    assert report.error < 1e-12 and report.held_out_error < 1e-12
+
+
+def test_ranks_by_hand():
+    """An image 15 k + 1 levels too bright has its true picture behind the 2k nearer ones, or fewer at the end."""
+    report = evaluate_emoji(Model(lambda i: 31 if i >= 12 else 16 if i < 3 else 0), data=made())
+    # seen: levels 0, 1, 2 are drawn one level too bright: rank 1 or 2, so not R@1, but R@5
+    assert report.r1 == 9 / 12 and report.r5 == 1
+    # held out: level 12 + 2.07 is nearest to 14, then 15, 13, then 12 (rank 3); 13 -> 15, 14, 13 (rank 2); 14 -> 15, 14
+    # (rank 1); 15 -> 15 (rank 0)
+    assert report.held_out_r1 == 1 / 4 and report.held_out_r5 == 1
+    assert report.error == pytest.approx(3 / 12 * (16 / 127.5) ** 2)
+    assert report.held_out_error == pytest.approx((31 / 127.5) ** 2)
+
+
+def test_five_are_the_nearest_five():
+    ranks = rank_of(np.full((7, 1, 1, 3), 0.0), np.arange(7).reshape(7, 1, 1, 1) * np.ones((1, 1, 1, 3)), np.arange(7))
+    assert ranks.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    report = evaluate_emoji(Model(lambda i: {11: -61, 10: -46}.get(i, 0)), data=made(12, 1))
+    # level 11 drawn as 6.93: nearer are 7, 6, 8, 5, 9, 4, 10, 3, so rank 8; level 10 drawn as 6.93: rank 6
+    assert report.r5 == 10 / 12
+
+
+def test_a_tie_counts_against_the_image():
+    real = np.zeros((3, 2, 2, 3))
+    real[2] = 1
+    assert rank_of(real, real, np.arange(3)).tolist() == [1, 1, 0]
+
+
+def test_equal_pictures_lower_the_ceiling():
+    data = made()
+    data.pixels = data.pixels.copy()
+    data.pixels[1] = data.pixels[0]
+    assert evaluate_emoji(Model(), data=data).ceiling == pytest.approx(14 / 16)
+
+
+def test_what_is_asked_and_how_often():
+    model = Model()
+    report = evaluate_emoji(model, data=made(), count=5, seed=3, options={"scale": 4.0})
+    (prompts, streams, scale, steps), = model.asked
+    assert len(prompts) == len(set(prompts)) == streams == 9 and (scale, steps) == (4.0, 3)
+    assert all(int(p.split()[1]) < 12 for p in prompts[:5]) and all(int(p.split()[1]) >= 12 for p in prompts[5:])
+    other = Model()
+    evaluate_emoji(other, data=made(), count=5, seed=4)
+    assert other.asked[0][0] != prompts
+    assert report.options == {"scale": 4.0, "steps": 3} and report.as_dict()["images"] == 5
+    shown = dict(report.rows())
+    assert shown["seen names: R@1"] == "100.0 % +- 0.0" and "5 + 4 held-out, among 16 real" in shown["images"]
+
+
+def test_batches_keep_the_order(monkeypatch):
+    monkeypatch.setattr("minidiff.evaluation.emoji.BATCH", 3)
+    seen = []
+    report = evaluate_emoji(Model(), data=made(), progress=lambda batches: seen.append(len(batches)) or batches)
+    assert report.r1 == report.held_out_r1 == 1 and seen == [6]
+
+
+def test_errors_are_of_each_image():
+    x = np.zeros((2, 2, 2, 3))
+    x[1, 0] = 1
+    assert squared_errors(x, np.zeros_like(x)).tolist() == [0, 0.5]
+
+
+def test_it_is_the_judge_of_emoji():
+    assert JUDGES["emoji"] is evaluate_emoji
