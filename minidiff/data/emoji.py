@@ -91,7 +91,7 @@ def load(folder: Path | None, split: str = "train") -> Emoji:
 def read(folder: Path) -> Emoji:
     """The emoji in a folder less the held-out ones, which are its test images.  UserError where a file is damaged."""
     names = read_names(folder / NAMES)
-    held_out = set(read_text(folder / HELD_OUT).split())
+    held_out = set(text_of(folder / HELD_OUT).split())
     parts = {style: read_pixels(folder / file, len(names)) for style, file in STYLES.items()
              if (folder / file).exists()}
     if not parts:
@@ -109,13 +109,13 @@ def read(folder: Path) -> Emoji:
 
 def read_names(path: Path) -> list[Name]:
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        rows = list(csv.DictReader(io.StringIO(text_of(path), newline="")))
         return [Name(row["code"], row["base"], row["name"].strip(), row["category"]) for row in rows]
     except (KeyError, AttributeError, csv.Error) as error:
         raise UserError(f"{ascii(str(path))} must have the columns code, base, name and category ({error})") from error
 
 
-def read_text(path: Path) -> str:
+def text_of(path: Path) -> str:
     try:
         return read_file(path, LARGEST).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -79,7 +79,7 @@ def test_a_data_set_is_found_by_its_name_or_reads_a_folder_of_its_own(monkeypatc
         load_dataset("spots"), load_dataset(None, "test"), load_dataset(tmp_path, "test"), load_dataset(str(tmp_path))
         assert asked == [(None, "train"), (None, "test"), (tmp_path, "test"), (Path(tmp_path), "train")]
         with pytest.raises(UserError, match="^'dots' is neither a folder or file, nor a data set: the data sets are "
-                                            "digits, spots$"):
+                                            "digits, emoji, spots$"):
             load_dataset("dots")
         with pytest.raises(UserError, match="'spots' has no images"):
             asked.clear()
