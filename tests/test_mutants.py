@@ -59,7 +59,8 @@ def test_a_file_with_planted_bugs_has_tests_of_its_own(file):
     ("kernels/group_norm_1_naive.cu", ["tests/kernels/test_norm_kernels.py"]),
     ("nn/gumbel.py", ["tests/nn/test_gumbel.py"]),
     ("systems/dalle.py", [f"tests/systems/test_{name}.py"
-                          for name in ("dalle", "batches", "fresh_streams", "previews")]),
+                          for name in ("dalle", "batches", "fresh_streams", "previews")] + [
+                              "tests/test_few_systems.py"]),
 ])
 def test_the_map_finds_the_tests_of_a_file(file, own):
     assert run.own_tests(file, run.ROOT) == own
