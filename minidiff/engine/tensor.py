@@ -28,7 +28,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from minidiff.engine.backend import plain, xp_of
+from minidiff.engine.backend import plain, to_device, xp_of
 
 # each thread and each asynchronous task has its own; parallel_map hands the caller's on
 _recording = ContextVar("recording", default=True)
@@ -106,6 +106,10 @@ class Tensor:
         for leaf, dx in _walk(self, dy, keep_graph):
             xp = xp_of(dx)
             leaf.grad = xp.array(dx) if leaf.grad is None else xp.asarray(leaf.grad + dx)
+
+    def move(self, device: str) -> None:
+        """Puts the array on "cpu" or "cuda", and forgets the gradient."""
+        self.data, self.grad = to_device(self.data, device), None
 
     def detach(self) -> Tensor:
         """The same array, without its history."""

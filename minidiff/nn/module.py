@@ -114,5 +114,5 @@ class Module:
         """Moves all parameters to "cpu" or "cuda" in place."""
         check_device(device)
         for p in self.parameters().values():
-            p.data, p.grad = to_device(p.data, device), None
+            p.move(device)
         return self

@@ -61,6 +61,10 @@ class Stored(Tensor):
     def _write(self, data) -> None:
         self.bits, self.wide = None, data                   # moved to a GPU, for example: from now on as any Tensor
 
+    def move(self, device: str) -> None:
+        if device != "cpu" or self.wide is not None:        # else it is there, and stays narrow
+            super().move(device)
+
     data = property(_read, _write)
     shape = property(lambda self: self.bits.shape if self.wide is None else self.wide.shape)
     dtype = property(lambda self: np.dtype(np.float32) if self.wide is None else self.wide.dtype)

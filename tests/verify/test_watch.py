@@ -101,7 +101,7 @@ def test_what_transparency_hid_stays_hidden(tmp_path, mode):
                                    + zlib.crc32(b"IHDR" + b"\x00\x00\x90\x00" * 2 + path.read_bytes()[24:29])
                                    .to_bytes(4, "big") + path.read_bytes()[33:]), "too many pixels"),
     (lambda path: Image.new("I", (4, 4)).save(path, "TIFF"), "PNG, JPEG, GIF, BMP and WEBP are read"),
-    (lambda path: Image.new("RGB", (4, 4)).save(path, "EPS"), "PNG, JPEG, GIF, BMP and WEBP are read"),   # for Ghostscript
+    (lambda path: Image.new("RGB", (4, 4)).save(path, "EPS"), "PNG, JPEG, GIF, BMP and WEBP are read"),  # Ghostscript
 ])
 def test_unusable_pictures_are_refused(image, damage, sentence):
     damage(image)
