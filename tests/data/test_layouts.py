@@ -116,9 +116,9 @@ def test_a_tar_of_webdataset(tmp_path):
     assert (seen.without_caption, seen.without_picture) == (["a.tar/2"], ["a.tar/3"])
     shards = tmp_path / "shards"
     shards.mkdir()
-    tar(shards / "0.tar", {"0.png": png(1), "0.txt": b"one"})
+    tar(shards / "0.tar", {"0.png": png(1), "0.txt": b"one", "p/0.txt": b"of p", "p/0.png": png(3)})
     tar(shards / "1.tar", {"0.png": png(2), "0.txt": b"two"})
-    assert found(shards) == {1: ("one",), 2: ("two",)}
+    assert found(shards) == {1: ("one",), 2: ("two",), 3: ("of p",)}
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 4), (3, 2, 4, 1), (3, 2, 4, 3)])
@@ -130,7 +130,9 @@ def test_arrays(tmp_path, shape):
     for i, item in enumerate(seen.items):
         assert item.read().shape == (shape[1:] if shape[-1] != 1 else shape[1:3]) and (item.read() == i).all()
     np.savez(tmp_path / "b.npz", images=np.asfortranarray(images), captions=np.array([b"zero", "naïve".encode(), b"x"]))
-    assert [item.captions[0] for item in listing(tmp_path / "b.npz").items] == ["zero", "naïve", "x"]
+    in_columns = listing(tmp_path / "b.npz").items
+    assert [item.captions[0] for item in in_columns] == ["zero", "naïve", "x"]
+    assert all((item.read() == i).all() for i, item in enumerate(in_columns))
 
 
 def test_long_captions_are_cut_and_many_are_left_out(tmp_path):
