@@ -209,7 +209,15 @@ def test_an_interrupted_cache_leaves_nothing(folder, monkeypatch):
 
 def test_blocks_do_not_mix_pictures(folder, monkeypatch):
     monkeypatch.setattr(picture_cache, "BLOCK", 2)
-    assert levels(load(folder)) == [0, 10, 20, 30, 40]
+    data = load(folder)
+    assert levels(data) == [0, 10, 20, 30, 40] and [c[1] for c in data.captions] == ["0", "1", "2", "3", "4"]
+
+
+def test_each_size_has_a_cache_of_its_own(folder):
+    """Else each run would decode again what another one of another size has replaced."""
+    for size in ((4, 4), (4, 2), (4, 4)):
+        load(folder, size=size)
+    assert len(cached()) == 2
 
 
 def test_the_file_of_another_data_set_is_not_taken_for_pictures(tmp_path):
