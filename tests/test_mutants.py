@@ -183,6 +183,12 @@ def test_a_run_goes_on_where_it_was_interrupted(project, tmp_path):
     assert go() == ["caught", "same"]
 
 
+def test_a_report_says_how_many_bugs_have_no_result():
+    bug = ALL[0]
+    page = run.report([run.Result(bug, "caught", "tests/test_x.py::test_y", 1.0)], None, 2, not_run=3)
+    assert "**1 planted, 1 caught, 0 survived**. 3 more of the list were not planted" in page
+
+
 @pytest.mark.slow
 def test_one_bug_of_the_list(tmp_path):
     bug = next(bug for bug in ALL if bug.name == "attention over 1/d, not 1/sqrt(d)")

@@ -395,8 +395,8 @@ def machine() -> str:
     return f"{cores} cores of {model}, Python {platform.python_version()}, {platform.system()}"
 
 
-def report(results: Sequence[Result], seconds: float | None, jobs: int) -> str:
-    """The run as Markdown; seconds: its duration, if it was one run."""
+def report(results: Sequence[Result], seconds: float | None, jobs: int, not_run: int = 0) -> str:
+    """The run as Markdown; seconds: its duration, if it was one run.  not_run: bugs of the list that have no result."""
     of = {verdict: sum(r.verdict == verdict for r in results) for verdict in ("caught", "survived")}
     lines = [
         "# Every known bug, planted and caught", "",
@@ -407,7 +407,8 @@ def report(results: Sequence[Result], seconds: float | None, jobs: int) -> str:
         f"{datetime.date.today()}, {machine()}, {jobs} at a time: **{len(results)} planted, {of['caught']} caught, "
         f"{of['survived']} survived**"
         + (f", {len(results) - sum(of.values())} without a verdict" if len(results) != sum(of.values()) else "")
-        + (f", in {seconds / 60:.1f} minutes." if seconds else ".")]
+        + (f", in {seconds / 60:.1f} minutes." if seconds else ".")
+        + (f" {not_run} more of the list were not planted since their code changed." if not_run else "")]
     number, found = 0, {r.bug.name: r for r in results}
     for group, bugs in GROUPS.items():
         rows = [found[bug.name] for bug in bugs if bug.name in found]
@@ -449,6 +450,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="bugs at a time (default 2)")
     parser.add_argument("--keep", type=Path, metavar="DIR",
                         help="note each caught bug in DIR, and do not plant it again while its file is the same")
+    parser.add_argument("--report", action="store_true", help="plant nothing; report what --keep holds")
     parser.add_argument("--out", type=Path, help="the report (default docs/mutants.md; with --only none)")
     args = parser.parse_args(argv)
     bugs = [bug for group in GROUPS.values() for bug in group]
@@ -473,11 +475,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     started = time.monotonic()
     try:
-        results = run(bugs, args.jobs, show, last=last_report(), kept=kept)
+        results = [found for bug in bugs if (found := kept.result(bug))] if args.report else run(
+            bugs, args.jobs, show, last=last_report(), kept=kept)
     except NotGreen as error:
         print(error, file=sys.stderr)
         return 2
-    text = report(results, None if args.keep else time.monotonic() - started, args.jobs)
+    text = report(results, None if args.keep else time.monotonic() - started, args.jobs, len(bugs) - len(results))
     print(text)
     out = args.out or (None if args.only else REPORT)
     if out:
