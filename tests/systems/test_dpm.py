@@ -12,7 +12,7 @@ from support.small_systems import CONFIGS
 from minidiff.data import swiss_roll
 from minidiff.diffusion.entropy import log_likelihood_of_noise
 from minidiff.diffusion.gaussian import kl_gaussian, q_posterior_mean_variance, q_sample
-from minidiff.engine.random import SampleStreams
+from minidiff.engine.random import SampleStreams, generator
 from minidiff.engine.tensor import gradients
 from minidiff.errors import UserError
 from minidiff.nn.optim import AdamW
@@ -110,6 +110,9 @@ def test_the_values_of_the_report_agree():
     report = made().report(50)
     assert report["K - L_null"] - report["K"] == pytest.approx(-log_likelihood_of_noise(2) / math.log(2))
     assert report["K"] < report["truth"]
+    # both in bits: the mean of log2 q(x_0) over the report's own points
+    points = swiss_roll.points(generator(0, "points of a report"), 50, CONFIG.noise)
+    assert report["truth"] == pytest.approx(np.log2(np.exp(swiss_roll.log_prob(points, CONFIG.noise))).mean())
     # the truth is about -H: the entropy along the curve, 9.3 long in units of its deviation, plus that of the noise
     curve = swiss_roll._curve((np.arange(4000) + 0.5) / 4000, 0.05)
     speed = np.linalg.norm(np.diff(curve, axis=0), axis=1) * 3999

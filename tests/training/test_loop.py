@@ -39,6 +39,32 @@ def test_a_run_that_diverges_says_where_and_what_to_do(tmp_path, monkeypatch):
     assert checkpoint.CheckpointFolder(tmp_path / "run" / "1-diffusion").latest().meta["step"] == 3
 
 
+def test_the_bar_shows_the_mean_of_the_last_50_losses(tmp_path, monkeypatch):
+    shown = []
+
+    class Bar:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def set_postfix_str(self, text, refresh):
+            shown.append(text)
+
+        def update(self):
+            pass
+
+    def step(self):
+        self.losses.append(float(self.n))
+        self.n += 1
+    monkeypatch.setattr(loop, "progress", lambda **options: Bar())
+    monkeypatch.setattr(Trainer, "step", step)
+    train(tmp_path / "run", steps=80)
+    assert [float(text.split()[1].rstrip(",")) for text in shown] == [
+        pytest.approx(sum(range(max(0, n - 50), n)) / min(n, 50), abs=1e-4) for n in range(1, 81)]
+
+
 def test_a_run_writes_what_it_promises_and_can_be_resumed(tmp_path, monkeypatch):
     straight = train(tmp_path / "a").system.state_dict()
     names = {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*.*")}

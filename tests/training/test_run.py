@@ -38,6 +38,37 @@ def run(folder, data=None, **options):
     return runs.run(folder, Toy, data or tiny.digits(50), TrainOptions(**options), quiet=True, **more)
 
 
+def test_the_hash_of_a_needed_system_is_that_of_its_weights():
+    """A run refuses to go on beside another CLIP, whose weights have the same names and shapes."""
+    a, b, c = (Toy.new(tiny.digits(50), seed) for seed in (0, 0, 1))
+    assert runs._hash(a) == runs._hash(b) != runs._hash(c)
+    w = next(iter(b.parameters().values()))
+    w.data = w.data.copy()
+    w.data.flat[-1] += 1e-3
+    assert runs._hash(a) != runs._hash(b)
+
+
+def test_the_seconds_are_those_of_all_sittings(tmp_path, monkeypatch):
+    """Of a finished run that is resumed, which makes no more steps, and of one that was stopped half way."""
+    whole = run(tmp_path / "a", steps=3).seconds
+    assert run(tmp_path / "a", resume=True).seconds == whole
+
+    step = Trainer.step
+
+    def stop(self):
+        if self.n == 2:
+            raise KeyboardInterrupt
+        step(self)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(Trainer, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", steps=3)
+    monkeypatch.setattr(Trainer, "step", step)
+    (state,) = sorted((tmp_path / "b" / "1-first").glob("step-000002*"))
+    before = checkpoint.read_header(state).meta["seconds"]
+    assert 0 < before < run(tmp_path / "b", resume=True).seconds["first"]
+
+
 class Killed(BaseException):
     pass
 
