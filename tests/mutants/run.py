@@ -83,7 +83,7 @@ OWN = {
     "cli/sample.py": ("cli/test_options_arrive.py",),
     "cli/sampling_options.py": ("cli/test_options_arrive.py",),
     "cli/train.py": ("cli/test_options_arrive.py",),
-    "cli/verify.py": ("cli/test_options_arrive.py",),
+    "cli/verify.py": ("cli/test_options_arrive.py", "verify/test_watch.py"),
     "data/image_file.py": ("hostile/test_hostile_files.py", "verify/test_watch.py"),
     "data/idx.py": ("hostile/test_hostile_files.py", "data/test_mnist.py"),
     "verify/scheduler/by_name.py": ("hostile/test_hostile_files.py", "verify/test_scheduler_by_name.py"),

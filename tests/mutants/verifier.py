@@ -6,6 +6,9 @@ ROWS, FORWARD, REVERSE, SAMPLING = "verify/rows.py", "verify/forward.py", "verif
 RUN_LAWS = "verify/scheduler/run_laws.py"
 
 BUGS = [
+    Bug("watch: an animation's table is of its first frames", "cli/verify.py",
+        "frames if len(frames) <= 10 else frames[::4]",
+        "frames if len(frames) <= 10 else frames[:10]"),
     Bug("an error that is not a number passes", ROWS,
         "bool(self.error <= self.tolerance)",
         "not self.error > self.tolerance"),

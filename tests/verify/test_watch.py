@@ -39,8 +39,12 @@ def test_the_stated_errors_are_standard_errors():
     assert all(row.passed for row in watch.rows(walks[0], 0))
 
 
-def test_watch_draws_an_animation(here, image):
+def test_watch_draws_an_animation(here, image, monkeypatch):
+    tabled = []
+    monkeypatch.setattr(watch, "table", lambda states: tabled.append([state.t for state in states]) or "")
     assert call("--schedule", "cosine", "-T", 60, "--watch", image, "-o", "w.gif") == 0
+    (times,) = tabled                                       # ten of the 37, from the picture to the last noise
+    assert len(times) == 10 and times[0] == -1 and times[-1] == 59 and times == sorted(times)
     with Image.open("w.gif") as animation:
         assert animation.format == "GIF" and animation.n_frames == 37
 
