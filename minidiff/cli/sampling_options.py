@@ -19,6 +19,8 @@ from minidiff.systems.system import System
 from minidiff.terminal import show
 
 MOST = 1000                                                 # no number of an option is larger
+# what an option without a default value takes, by its annotation
+KINDS = {"str | None": (str, "a text"), "float | None": (int | float, "a number")}
 SHORT = ("scale", "steps", "sampler", "negative", "second", "size", "strength")     # options with their own argument
 
 
@@ -87,10 +89,9 @@ def _checked(kind: type[System], own: dict, name: str, value):
     default, annotation = own[name], kind.option_kinds()[name]
     if "ndarray" in annotation:
         raise UserError(f"{kind.name}: {name} is a picture: name its file with --{name}")
-    if default is None and value is not None:
-        takes = {"str": "a text", "float": "a number"}[word := annotation.split(" ")[0]]
-        if not isinstance(value, str if word == "str" else int | float) or isinstance(value, bool):
-            raise UserError(f"{kind.name}: {name} takes {takes}, not {value!r}")
+    takes, what = KINDS.get(annotation, (object, ""))
+    if value is not None and (not isinstance(value, takes) or what and isinstance(value, bool)):
+        raise UserError(f"{kind.name}: {name} takes {what}, not {value!r}")
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default) and default is not None:

@@ -18,17 +18,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from minidiff.data.dataset import Dataset, DatasetEntry
-from minidiff.data.layouts import array_in
+from minidiff.data.layouts import decoded, npz_arrays
 from minidiff.data.pixels import to_float
 from minidiff.errors import UserError
-from minidiff.input_files import open_file, read_file
 
 PACKED = Path(__file__).parent / "packed"
 NAMES, HELD_OUT = "names.csv", "held_out.txt"
@@ -91,7 +89,7 @@ def load(folder: Path | None, split: str = "train") -> Emoji:
 def read(folder: Path) -> Emoji:
     """The emoji in a folder less the held-out ones, which are its test images.  UserError where a file is damaged."""
     names = read_names(folder / NAMES)
-    held_out = set(text_of(folder / HELD_OUT).split())
+    held_out = set(decoded(folder / HELD_OUT, LARGEST).split())
     parts = {style: read_pixels(folder / file, len(names)) for style, file in STYLES.items()
              if (folder / file).exists()}
     if not parts:
@@ -109,28 +107,15 @@ def read(folder: Path) -> Emoji:
 
 def read_names(path: Path) -> list[Name]:
     try:
-        rows = list(csv.DictReader(io.StringIO(text_of(path), newline="")))
+        rows = list(csv.DictReader(io.StringIO(decoded(path, LARGEST), newline="")))
         return [Name(row["code"], row["base"], row["name"].strip(), row["category"]) for row in rows]
     except (KeyError, AttributeError, csv.Error) as error:
         raise UserError(f"{ascii(str(path))} must have the columns code, base, name and category ({error})") from error
 
 
-def text_of(path: Path) -> str:
-    try:
-        return read_file(path, LARGEST).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{ascii(str(path))} is not text in UTF-8") from error
-
-
 def read_pixels(path: Path, count: int) -> np.ndarray:
     """The pictures over white, (count, H, W, 3) uint8."""
-    try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            rgba = array_in(archive, "rgba.npy", path)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{ascii(str(path))} is no .npz with the array rgba ({error})") from error
+    (rgba,) = npz_arrays(path, rgba="uint8")
     if rgba.dtype != np.uint8 or rgba.ndim != 4 or rgba.shape[0] != count or rgba.shape[3] != 4 or 0 in rgba.shape:
         raise UserError(f"{ascii(str(path))}: rgba must be ({count}, H, W, 4) uint8, a row for each of {NAMES}, not "
                         f"{rgba.shape} {rgba.dtype}")

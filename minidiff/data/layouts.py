@@ -139,14 +139,18 @@ def of_folders(folder: Path, pictures: list[str]) -> Listing:
     return found
 
 
-def of_disk(path: Path) -> tuple[tuple[int, ...], Callable[[], bytes]]:
+def of_disk(path: Path) -> tuple[tuple[int, int], Callable[[], bytes]]:
     """The stamp and the reader of a picture's file."""
+    return stamp_of(path), partial(read_file, path, LARGEST_FILE, ": save the picture in a smaller size")
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """The size and the time of a file's last change; (-1, -1) where there is none, which is refused when it is read."""
     try:
         there = os.stat(path)
-        stamp = (there.st_size, there.st_mtime_ns)
-    except (OSError, ValueError):                           # it is refused when it is read
-        stamp = (-1, -1)
-    return stamp, partial(read_file, path, LARGEST_FILE, ": save the picture in a smaller size")
+        return there.st_size, there.st_mtime_ns
+    except (OSError, ValueError):
+        return -1, -1
 
 
 # --- tables ---------------------------------------------------------------------------------------------------
@@ -227,7 +231,7 @@ def decoded(path: Path, largest: int) -> str:
 def of_tar(path: Path) -> Listing:
     """a.png and a.txt or a.json in a .tar: what has the same name before its first dot belongs together."""
     found, parts = Listing("tar"), defaultdict(dict)
-    stamp = of_disk(path)[0]
+    stamp = stamp_of(path)
     try:
         with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for count, member in enumerate(tar):
@@ -280,16 +284,7 @@ def read_part(path: Path, offset: int, size: int, largest: int = LARGEST_FILE) -
 
 def of_npz(path: Path) -> Listing:
     """images (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 and captions (N,) of texts, as np.savez writes them."""
-    arrays = {}
-    try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            for name in ("images", "captions"):
-                arrays[name] = array_in(archive, f"{name}.npy", path)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{_shown(path)} is no .npz with the arrays images and captions ({error})") from error
-    images, captions = arrays["images"], arrays["captions"]
+    images, captions = npz_arrays(path, images="uint8", captions="texts")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.ndim == 4 and images.shape[3] not in (1, 3) \
             or 0 in images.shape:
         raise UserError(f"{_shown(path)}: images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, not "
@@ -298,14 +293,26 @@ def of_npz(path: Path) -> Listing:
         raise UserError(f"{_shown(path)}: captions must be {len(images)} texts, one for each image, not "
                         f"{captions.shape} {captions.dtype}")
     texts = np.char.decode(captions, "utf-8", "replace") if captions.dtype.kind == "S" else captions
-    found, stamp = Listing("npz"), of_disk(path)[0]
+    found, stamp = Listing("npz"), stamp_of(path)
     images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
     for i, text in enumerate(texts.tolist()):
         add(found, f"{path.name}/{i}", text.splitlines(), stamp, partial(images.__getitem__, i))
     return found
 
 
-def array_in(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+def npz_arrays(path: Path, **kinds: str) -> list[np.ndarray]:
+    """The arrays of these names in an .npz; kinds: "uint8" or "texts", what each must hold.  UserError."""
+    try:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            return [array_in(archive, f"{name}.npy", kind, path) for name, kind in kinds.items()]
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        what = f"array{'s'[:len(kinds) > 1]} {' and '.join(kinds)}"
+        raise UserError(f"{_shown(path)} is no .npz with the {what} ({error})") from error
+
+
+def array_in(archive: zipfile.ZipFile, name: str, kind: str, path: Path) -> np.ndarray:
     """An array of an .npz; UserError for one of Python objects, which would be a pickle, or one that is too large."""
     entry = archive.getinfo(name)
     with archive.open(entry) as file:
@@ -314,8 +321,7 @@ def array_in(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
         shape, in_columns, dtype = read_header(file)
         size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
         if dtype.hasobject or dtype.kind not in "uUS":
-            raise UserError(f"{_shown(path)}: {name} must hold {'uint8' if name == 'images.npy' else 'texts'}, not "
-                            f"{dtype}")
+            raise UserError(f"{_shown(path)}: {name} must hold {kind}, not {dtype}")
         if size > min(LARGEST_ARRAY, entry.file_size):
             raise UserError(f"{_shown(path)}: {name} says it has {size:,} bytes, more than the file or "
                             f"{LARGEST_ARRAY >> 30} GiB")

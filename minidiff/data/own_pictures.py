@@ -103,13 +103,12 @@ class OwnPictures(Dataset):
 def load(path: Path, split: str = "train", options: PictureOptions | None = None) -> OwnPictures:
     """The pictures in a folder or file; UserError where there are none, or where too many cannot be read."""
     path, options = user_path(path), options or PictureOptions()
+    there = test_folder(path)
     if split != "train":
-        there = test_folder(path)
         if there is None:
             raise UserError(f"{ascii(str(path))} has no test pictures: put them into a folder {TESTS[0]} beside "
                             f"the folder train")
         return read(there, options)
-    there = test_folder(path)
     test = None if there is None else read(there, options)
     return read(path / "train" if there is not None or only_train(path) else path, options, test)
 
@@ -135,8 +134,7 @@ def read(path: Path, options: PictureOptions, test: OwnPictures | None = None) -
     fit = Fit(*options.size, options.fit, options.background)
     decoded = picture_cache.decoded(found.items, fit)
     tell(path, found, decoded, options)
-    again = listing(path, options.captions)
-    if stamps(again) != stamps(found):
+    if stamps(listing(path, options.captions)) != stamps(found):
         raise UserError(f"{ascii(str(path))} changed while it was read: run the command again")
     captions = [found.items[i].captions for i in decoded.kept]
     source = f"{len(captions)} pictures of {path}"

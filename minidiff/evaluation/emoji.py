@@ -18,9 +18,9 @@ import numpy as np
 
 from minidiff.data import emoji
 from minidiff.data.emoji import Emoji
-from minidiff.engine.random import SampleStreams, generator
+from minidiff.engine.random import generator
+from minidiff.evaluation.report import draw, options_text, rate
 
-BATCH = 128                                                 # pictures sampled at a time
 NEAREST = 5
 
 
@@ -44,9 +44,6 @@ class EmojiReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """The table for people: (what, value); rates have their standard errors."""
-        def rate(p: float, n: int) -> str:
-            return f"{100 * p:.1f} % +- {100 * (max(p * (1 - p), 0) / max(n, 1)) ** 0.5:.1f}"
-        shown = ", ".join(f"{name} {value}" for name, value in self.options.items())
         return [
             ("seen names: R@1", rate(self.r1, self.images)), ("seen names: R@5", rate(self.r5, self.images)),
             ("seen names: error", f"{self.error:.3f}"),
@@ -54,8 +51,8 @@ class EmojiReport:
             ("held-out: R@5", rate(self.held_out_r5, self.held_out_images)),
             ("held-out: error", f"{self.held_out_error:.3f}"),
             ("ceiling: R@1 of the true pictures", f"{100 * self.ceiling:.1f} %"),
-            ("images", f"{self.images} + {self.held_out_images} held-out, among {self.among} real; {shown}, seed "
-                       f"{self.seed}"),
+            ("images", f"{self.images} + {self.held_out_images} held-out, among {self.among} real; "
+                       f"{options_text(self.options)}seed {self.seed}"),
             ("seconds per image", f"{self.seconds_per_image:.3f}")]
 
     def as_dict(self) -> dict:
@@ -81,9 +78,7 @@ def evaluate_emoji(model, *, count: int = 1000, options: Mapping | None = None, 
     place = np.concatenate([chosen, len(seen) + left_out])                          # of the true picture among the real
 
     started = time.perf_counter()
-    streams = SampleStreams(seed, len(prompts))
-    batches = [slice(i, min(i + BATCH, len(prompts))) for i in range(0, len(prompts), BATCH)]
-    images = np.concatenate([model.sample(prompts[b], streams=streams[b], **options) for b in progress(batches)])
+    images = draw(model, prompts, options, seed, progress)
     seconds = (time.perf_counter() - started) / len(prompts)
 
     ranks, errors = rank_of(images, real, place), squared_errors(images, true)

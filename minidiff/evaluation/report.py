@@ -58,8 +58,6 @@ class Report:
 
     def rows(self) -> list[tuple[str, str]]:
         """The table for people: (what, value); rates have their standard errors."""
-        def rate(p: float, n: int) -> str:
-            return f"{100 * p:.1f} % +- {100 * (max(p * (1 - p), 0) / max(n, 1)) ** 0.5:.1f}"
         return [
             ("prompt accuracy (digit)", rate(self.digit_accuracy, self.images)),
             ("attribute agreement", f"{100 * self.agreement:.1f} %  (thickness {100 * self.agreement_thickness:.1f}, "
@@ -77,6 +75,11 @@ class Report:
 
     def as_dict(self) -> dict:
         return asdict(self)
+
+
+def rate(p: float, n: int) -> str:
+    """A share of n pictures with its standard error, in percent."""
+    return f"{100 * p:.1f} % +- {100 * (max(p * (1 - p), 0) / max(n, 1)) ** 0.5:.1f}"
 
 
 def options_text(options: Mapping) -> str:

@@ -29,7 +29,6 @@ from minidiff.pretrained.config import Config
 LENGTH = 77
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 START, END = "<|startoftext|>", "<|endoftext|>"
-SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
 # words that other characters beside them do not join; START and END are three where upper case made them plain text
 APART = re.compile(r"(<\|)((?:start|end)oftext)(\|>)|('(?:s|t|re|ve|m|ll|d))")
 SPACES = re.compile("[\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
@@ -47,6 +46,7 @@ class ClipTokenizer:
         self.vocab, self.rank = vocab, {pair: i for i, pair in enumerate(merges)}
         self.start, self.end, self.pad, self.length = vocab[START], vocab[END], vocab[pad], length
         self.special = {START: self.start, END: self.end, pad: self.pad}            # each is a word wherever it stands
+        self.at_special = re.compile(f"({'|'.join(map(re.escape, self.special))})")
         self.added: dict[str, Sequence[int]] = {}           # placeholders of textual inversion -> their ids
         self.known: dict[str, tuple[str, ...]] = {}         # word -> its symbols
 
@@ -95,7 +95,7 @@ class ClipTokenizer:
     def add(self, word: str, ids: Sequence[int]) -> None:
         """Makes the word stand for these ids wherever a text has it, in upper or lower case."""
         clean = cleaned(word)
-        if not clean.strip() or SPECIAL.search(clean):
+        if not clean.strip() or self.at_special.search(clean):
             raise UserError(f"a placeholder takes a word, such as <my-word>, not {word[:60]!r}.")
         if clean in self.vocab or f"{clean}</w>" in self.vocab or clean in self.added:
             raise UserError(f"the placeholder {word[:60]!r} has a meaning already: choose another, such as <my-word>.")
@@ -104,7 +104,7 @@ class ClipTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text alone, without start, end and padding."""
         ids = []
-        for part in re.split(f"({'|'.join(map(re.escape, self.special))})", text):
+        for part in self.at_special.split(text):
             if part in self.special:
                 ids.append(self.special[part])
                 continue

@@ -296,7 +296,7 @@ class StableDiffusion(System):
         if mask is None:
             return Known(repeated(z_0, B), None, None)
         xp, (H, W) = xp_of(z_0), mask.shape
-        if not self.form.sees_mask:                              # a latent is known where all its pixels are
+        if not self.form.sees_mask:                         # a latent is known where all its pixels are
             again = mask.reshape(H // f, f, W // f, f).any(axis=(1, 3))[None, ..., None]            # (1, h, w, 1)
             return Known(repeated(z_0, B), xp.asarray(again), None)
         again = mask[::f, ::f][None, ..., None]

@@ -89,7 +89,7 @@ def test_what_is_asked_and_how_often():
 
 
 def test_batches_keep_the_order(monkeypatch):
-    monkeypatch.setattr("minidiff.evaluation.emoji.BATCH", 3)
+    monkeypatch.setattr("minidiff.evaluation.report.BATCH", 3)
     seen = []
     report = evaluate_emoji(Model(), data=made(), progress=lambda batches: seen.append(len(batches)) or batches)
     assert report.r1 == report.held_out_r1 == 1 and seen == [6]

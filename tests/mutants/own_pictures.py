@@ -43,7 +43,7 @@ BUGS = [
         "np.linspace(0, len(self.pixels) - 1, 11)",
         "np.arange(min(11, len(self.pixels)))"),
     Bug("a folder that changes meanwhile is taken", OWN,
-        "    if stamps(again) != stamps(found):",
+        "    if stamps(listing(path, options.captions)) != stamps(found):",
         "    if False:"),
 
     # --- layouts
@@ -87,8 +87,8 @@ BUGS = [
         "if size > min(LARGEST_ARRAY, entry.file_size):",
         "if False:"),
     Bug("a stamp is the size only", LAYOUTS,
-        "stamp = (there.st_size, there.st_mtime_ns)",
-        "stamp = (there.st_size, 0)"),
+        "return there.st_size, there.st_mtime_ns",
+        "return there.st_size, 0"),
     Bug("long captions are left out", LAYOUTS,
         "tuple(text[:LONGEST_CAPTION] for text in captions)",
         "tuple(text for text in captions if len(text) <= LONGEST_CAPTION)"),

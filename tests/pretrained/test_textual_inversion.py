@@ -141,6 +141,13 @@ def test_a_word_that_has_a_meaning_is_refused(word, tmp_path):
         StableDiffusion.load(HERE / "eps", embeddings={word: tmp_path / "e.safetensors"})
 
 
+def test_a_word_with_the_padding_s_symbol_is_refused():
+    """Where "!" is the padding, it divides a text wherever it stands: <wow!> would never be found."""
+    tokenizer = ClipTokenizer.load(HERE / "v" / "tokenizer")
+    with pytest.raises(UserError, match="placeholder.*<my-word>"):
+        tokenizer.add("<wow!>", [0])
+
+
 def test_the_same_word_twice_is_refused(tmp_path):
     write(tmp_path / "e.safetensors", vectors_for("eps", 1))
     with pytest.raises(UserError, match="has a meaning already"):
