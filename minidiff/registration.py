@@ -63,7 +63,8 @@ def register_system(name: str, kind: type[System]) -> type[System]:
 def register_judge(name: str, function: Callable) -> Callable:
     """Adds how models of the data set `name` are evaluated: `function(model, *, count, options, seed, progress)`.
 
-    It gives an object with rows() and as_dict(), like evaluation/report.py's Report.
+    It gives an object with rows() and as_dict(), like evaluation/report.py's Report.  One that takes `data` or `judge`
+    too is given the data set (--data) and the file of a judge (--judge) where a user names them.
     """
     if not callable(function):
         raise TypeError(f"function must be a function of a model, like evaluate_digits, not {type(function).__name__}")

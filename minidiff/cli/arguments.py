@@ -164,10 +164,14 @@ def background(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """How a person's own pictures are read: fields of own_pictures.PictureOptions, None where they are not given."""
+def add_picture_options(parser: argparse.ArgumentParser, sized: bool = True) -> None:
+    """How a person's own pictures are read: fields of own_pictures.PictureOptions, None where they are not given.
+
+    sized: whether their size is asked for; it is not where a model decides it.
+    """
     group = parser.add_argument_group("your own pictures")
-    group.add_argument("--size", type=size, metavar="N or WxH", help="pixels that each picture becomes (else 32)")
+    if sized:
+        group.add_argument("--size", type=size, metavar="N or WxH", help="pixels that each picture becomes (else 32)")
     group.add_argument("--fit", choices=("crop", "pad"),
                        help="of pictures of another shape keep the middle, or all between two borders (else crop)")
     group.add_argument("--background", type=background, metavar="COLOUR",
@@ -180,7 +184,12 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 def picture_options(args: argparse.Namespace) -> dict[str, object]:
     """Those of add_picture_options that were given."""
-    given = {name: getattr(args, name) for name in ("size", "fit", "background", "flip", "captions")}
+    return ({} if args.size is None else {"size": args.size}) | picture_reading(args)
+
+
+def picture_reading(args: argparse.Namespace) -> dict[str, object]:
+    """The same without the size, which a model decides."""
+    given = {name: getattr(args, name) for name in ("fit", "background", "flip", "captions")}
     return {name: value for name, value in given.items() if value is not None}
 
 

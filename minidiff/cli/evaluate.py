@@ -8,8 +8,19 @@ from pathlib import Path
 
 from minidiff import systems
 from minidiff.cli import sampling_options
-from minidiff.cli.arguments import add_command, add_data, add_device, add_system, count, natural, print_table
+from minidiff.cli.arguments import (
+    add_command,
+    add_data,
+    add_device,
+    add_picture_options,
+    add_system,
+    count,
+    natural,
+    picture_reading,
+    print_table,
+)
 from minidiff.errors import UserError, refusals
+from minidiff.files import user_path
 from minidiff.terminal import progress, show
 
 
@@ -19,7 +30,8 @@ def add(commands) -> None:
                     help="Measure how well a model's pictures follow their captions.",
                     epilog="For the digits, a frozen classifier reads the pictures (minidiff train --system "
                            "digit-classifier trains another), and the attributes are measured as for the training "
-                           "captions.")
+                           "captions. For emoji, the true picture of each name is known. For your own pictures, a CLIP "
+                           "judges: minidiff train --system clip --data FOLDER.")
     p.add_argument("--images", type=count, default=1000,
                    help="how many pictures; FID needs many. With --likelihood, how many test images")
     p.add_argument("--likelihood", action="store_true",
@@ -28,7 +40,11 @@ def add(commands) -> None:
     p.add_argument("--seed", type=natural, default=0, help="seed of the captions, the noise and the choice of images")
     add_system(p, default=None)
     sampling_options.add(p)
-    add_data(p, "where --likelihood takes its test images from")
+    add_data(p, "the pictures that the model was trained on, or with --likelihood test images")
+    add_picture_options(p, sized=False)
+    p.add_argument("--judge", type=user_path, metavar="FILE",
+                   help="the network that judges: a digit-classifier, or for other pictures a CLIP that was trained on "
+                        "the same ones (else the system's own run, else what comes with minidiff)")
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to a file")
     add_device(p)
 
@@ -46,27 +62,40 @@ def evaluate(args: argparse.Namespace) -> int:
         evaluation.check_draws(kind)
     model = systems.load_model(kind, path).to(args.device)
     check_distinct({"--json": args.json}, sampling_options.files_of(model) | {
-        "--data": args.data and Path(args.data), "the judge": systems.weights_of("digit-classifier")})
+        "--data": args.data and Path(args.data), "--judge": args.judge,
+        "the judge": systems.weights_of("digit-classifier")})
     show(f"model: {model.name} ({path})")
-    if not args.likelihood:
+    if args.likelihood:
+        report = _likelihood(model, args)
+    else:
         sampling_options.print_files(model)
-        if evaluation.data_of(model) == "digits":
-            show(f"judge: digit-classifier ({systems.weights_of('digit-classifier')})")
-    report = _likelihood(model, args) if args.likelihood else judged(model, args.images, options, args.seed)
+        data = _data(model, args)
+        if (data.name if data else evaluation.data_of(model)) == "digits":
+            show(f"judge: digit-classifier ({args.judge or systems.weights_of('digit-classifier')})")
+        report = judged(model, args.images, options, args.seed, data, args.judge)
     print_table(report.rows())
     if args.json:
         write_json(args.json, report.as_dict())
     return 0
 
 
-def judged(model, count: int, options: dict, seed: int):
+def _data(model, args: argparse.Namespace):
+    """The data set that --data names; None without it."""
+    from minidiff.data.dataset import load_dataset
+
+    if args.data is None:
+        return None
+    return load_dataset(args.data, options=picture_reading(args), shape=getattr(model.config, "shape", None))
+
+
+def judged(model, count: int, options: dict, seed: int, data=None, judge: Path | None = None):
     """The report of the judge of the model's data set, behind a progress bar."""
     from minidiff import evaluation
 
     with refusals(model.name), ExitStack() as bars:                # closed before an error is printed
         def bar(batches):
             return bars.enter_context(progress(batches, "evaluating", unit="batch"))
-        return evaluation.evaluate(model, count=count, options=options, seed=seed, progress=bar)
+        return evaluation.evaluate(model, data=data, judge=judge, count=count, options=options, seed=seed, progress=bar)
 
 
 def _likelihood(model, args: argparse.Namespace):
@@ -78,7 +107,7 @@ def _likelihood(model, args: argparse.Namespace):
     if data and not args.data and data not in DATASETS:
         raise UserError(f"this model was trained on {ascii(data)[:40]}, which minidiff does not have: name a folder of "
                         "test pictures with --data")
-    test = load_dataset(data, "test", shape=getattr(model.config, "shape", None))
+    test = load_dataset(data, "test", picture_reading(args), shape=getattr(model.config, "shape", None))
     with refusals(model.name):
         return likelihood(model, test, count=args.images, seed=args.seed, progress=progress)
 
@@ -92,5 +121,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--likelihood draws no pictures: leave out --{option}")
     if not args.likelihood:
         check_count(args.images)                            # likelihood() compares it with the number of test images
-    if args.data and not args.likelihood:
-        raise UserError("--data is read only with --likelihood: the judge brings all that pictures are compared with")
+    if args.likelihood and args.judge:
+        raise UserError("--likelihood is judged by the model itself: leave out --judge")
+    if picture_reading(args) and not args.data:
+        raise UserError(f"--{next(iter(picture_reading(args)))} says how pictures are read: name them with --data")

@@ -18,8 +18,11 @@ import codecs
 import csv
 import io
 import os
+import struct
 import tarfile
+import tokenize
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -300,12 +303,17 @@ def of_npz(path: Path) -> Listing:
     return found
 
 
+# what the readers of .zip and .npy raise where a file is damaged
+DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError,
+           SyntaxError, tokenize.TokenError, struct.error)
+
+
 def npz_arrays(path: Path, **kinds: str) -> list[np.ndarray]:
     """The arrays of these names in an .npz; kinds: "uint8" or "texts", what each must hold.  UserError."""
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             return [array_in(archive, f"{name}.npy", kind, path) for name, kind in kinds.items()]
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         if isinstance(error, UserError):
             raise
         what = f"array{'s'[:len(kinds) > 1]} {' and '.join(kinds)}"

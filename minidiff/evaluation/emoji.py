@@ -4,6 +4,7 @@
                 one that was asked for: by the distance of pixels, || x - y ||_2
     error       the mean squared error to the true picture, of pixels in [-1, 1]
     ceiling     R@1 of the true pictures themselves: less than 1 where two emoji are the same picture
+    CLIP's R@k  the same by the distance of the image features of a CLIP, where one of emoji is named
 
 Seen names were trained on; held-out ones are pairs of a thing and a skin tone of which training saw only the parts.
 """
@@ -13,13 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 from minidiff.data import emoji
 from minidiff.data.emoji import Emoji
+from minidiff.engine.backend import to_numpy
 from minidiff.engine.random import generator
+from minidiff.evaluation.pictures import clip_of
 from minidiff.evaluation.report import draw, options_text, rate
+from minidiff.systems.clip import CLIP
 
 NEAREST = 5
 
@@ -41,9 +46,14 @@ class EmojiReport:
     seconds_per_image: float
     options: dict
     seed: int
+    clip: dict | None = None                # CLIP's R@1 and R@5: {"r1", "r5", "held_out_r1", "held_out_r5"}; its file
 
     def rows(self) -> list[tuple[str, str]]:
         """The table for people: (what, value); rates have their standard errors."""
+        features = [] if self.clip is None else [
+            (f"{names}: R@1, R@5 by CLIP's features",
+             f"{rate(self.clip[which + 'r1'], n)}, {rate(self.clip[which + 'r5'], n)}")
+            for names, which, n in (("seen names", "", self.images), ("held-out", "held_out_", self.held_out_images))]
         return [
             ("seen names: R@1", rate(self.r1, self.images)), ("seen names: R@5", rate(self.r5, self.images)),
             ("seen names: error", f"{self.error:.3f}"),
@@ -51,6 +61,7 @@ class EmojiReport:
             ("held-out: R@5", rate(self.held_out_r5, self.held_out_images)),
             ("held-out: error", f"{self.held_out_error:.3f}"),
             ("ceiling: R@1 of the true pictures", f"{100 * self.ceiling:.1f} %"),
+            *features,
             ("images", f"{self.images} + {self.held_out_images} held-out, among {self.among} real; "
                        f"{options_text(self.options)}seed {self.seed}"),
             ("seconds per image", f"{self.seconds_per_image:.3f}")]
@@ -60,13 +71,16 @@ class EmojiReport:
 
 
 def evaluate_emoji(model, *, count: int = 1000, options: Mapping | None = None, seed: int = 0,
-                   data: Emoji | None = None, progress: Callable = lambda batches: batches) -> EmojiReport:
+                   data: Emoji | None = None, judge: CLIP | str | Path | None = None,
+                   progress: Callable = lambda batches: batches) -> EmojiReport:
     """Samples `count` names that were trained on and all held-out ones (at most `count`), and looks for the true ones.
 
     model: a system that draws pictures of captions.  options: of its `sample`; those left out keep their defaults.
-    data: emoji of one style; by default those that come with minidiff.
+    data: by default the emoji that come with minidiff; those of several styles are compared with their own style.
+    judge: a CLIP that was trained on these emoji, or its file.
     """
     seen = data or emoji.load(None)
+    judge = None if judge is None else clip_of(judge, seen)
     unseen = seen.test()
     options = {**(model.options() or {}), **(options or {})}
     rng = generator(seed, "names of an evaluation of emoji")
@@ -81,28 +95,39 @@ def evaluate_emoji(model, *, count: int = 1000, options: Mapping | None = None, 
     images = draw(model, prompts, options, seed, progress)
     seconds = (time.perf_counter() - started) / len(prompts)
 
-    ranks, errors = rank_of(images, real, place), squared_errors(images, true)
     usual, held_out = slice(0, len(chosen)), slice(len(chosen), None)
 
-    def within(k: int, part: slice) -> float:
+    def within(ranks: np.ndarray, k: int, part: slice) -> float:
         return float((ranks[part] < k).mean())
+    every = np.array([*seen.styles, *unseen.styles])
+    ranks, errors = rank_of(images, real, place, every), squared_errors(images, true)
+    features = None
+    if judge is not None:
+        by_clip = rank_of(to_numpy(judge.embed_images(images)), to_numpy(judge.embed_images(real)), place, every)
+        features = {f"{which}r{k}": within(by_clip, k, part) for which, part in (("", usual), ("held_out_", held_out))
+                    for k in (1, NEAREST)} | {"file": str(getattr(judge, "file", ""))}
     return EmojiReport(
-        images=len(chosen), r1=within(1, usual), r5=within(NEAREST, usual), error=float(errors[usual].mean()),
-        held_out_images=len(left_out), held_out_r1=within(1, held_out), held_out_r5=within(NEAREST, held_out),
-        held_out_error=float(errors[held_out].mean()), ceiling=float((rank_of(true, real, place) < 1).mean()),
-        among=len(real), seconds_per_image=seconds, options=options, seed=seed)
+        images=len(chosen), r1=within(ranks, 1, usual), r5=within(ranks, NEAREST, usual),
+        error=float(errors[usual].mean()), held_out_images=len(left_out), held_out_r1=within(ranks, 1, held_out),
+        held_out_r5=within(ranks, NEAREST, held_out), held_out_error=float(errors[held_out].mean()),
+        ceiling=float((rank_of(true, real, place, every) < 1).mean()), among=len(real), seconds_per_image=seconds,
+        options=options, seed=seed, clip=features)
 
 
-def rank_of(images: np.ndarray, real: np.ndarray, place: np.ndarray) -> np.ndarray:
+def rank_of(images: np.ndarray, real: np.ndarray, place: np.ndarray, styles: np.ndarray | None = None) -> np.ndarray:
     """How many real pictures are at least as near to each image as its true one, which is real[place]: (N,), 0 is best.
 
-    images (N, H, W, C), real (M, H, W, C), place (N,).  A tie counts against the image.
+    images (N, ...), real (M, ...): pixels or features; place (N,); styles (M,): only those of the true one's style
+    count.  A tie counts against the image.
     """
     flat, others = (a.reshape(len(a), -1).astype(np.float64) for a in (images, real))
     # || x - y ||^2 = || x ||^2 - 2 x . y + || y ||^2, whose first term is the same for all y
     distances = (others**2).sum(axis=1) - 2 * flat @ others.T                       # (N, M)
     own = distances[np.arange(len(flat)), place]
-    return (distances <= own[:, None] + 1e-9).sum(axis=1) - 1
+    nearer = distances <= own[:, None] + 1e-9
+    if styles is not None:
+        nearer &= styles == styles[place][:, None]
+    return nearer.sum(axis=1) - 1
 
 
 def squared_errors(images: np.ndarray, true: np.ndarray) -> np.ndarray:

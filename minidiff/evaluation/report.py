@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -89,15 +90,16 @@ def options_text(options: Mapping) -> str:
 
 
 def evaluate_digits(model, *, count: int = 1000, options: Mapping | None = None, seed: int = 0,
-                    judge: DigitClassifier | None = None, progress: Callable = lambda batches: batches) -> Report:
+                    judge: DigitClassifier | str | Path | None = None,
+                    progress: Callable = lambda batches: batches) -> Report:
     """Samples `count` captions of real images, and a fifth as many of held-out combinations, and judges the pictures.
 
     model: a system that draws pictures of captions.  options: of its `sample`; those left out keep their defaults.
-    judge: by default the one that `load_judge` finds.  progress: is given the batches, and yields them.  The captions
-    come from the first 10,000 training images.
+    judge: a digit classifier, or its file; by default the one that `load_judge` finds.  progress: is given the batches,
+    and yields them.  The captions come from the first 10,000 training images.
     """
     check_count(count)
-    judge = judge or load_judge()
+    judge = load_judge(judge) if judge is None or isinstance(judge, (str, Path)) else judge
     options = {**(model.options() or {}), **(options or {})}
     real = mnist.packed()
     prompts = prompts_like(real, count, generator(seed, "captions of an evaluation"))

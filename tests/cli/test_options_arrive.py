@@ -134,15 +134,50 @@ def test_evaluate_passes_on_what_was_given(arguments, options, monkeypatch):
     assert call("evaluate", "--system", "spy", "--images", 12, "--seed", 5, "--json", "r.json", *arguments) == 0
     (name, given), = asked
     assert callable(given.pop("progress"))
-    assert (name, given) == ("spy", {"count": 12, "options": options, "seed": 5})
+    assert (name, given) == ("spy", {"data": None, "judge": None, "count": 12, "options": options, "seed": 5})
     with open("r.json", encoding="utf-8") as file:
         assert json.load(file) == {"a": 1}
+
+
+def test_evaluate_passes_on_the_data_and_the_judge(monkeypatch):
+    asked, loaded = [], SimpleNamespace(name="pictures")
+    monkeypatch.setattr("minidiff.systems.load_model", lambda kind, path: SimpleNamespace(
+        to=lambda device: SimpleNamespace(name="spy", file=path, config=SimpleNamespace(shape=(8, 12, 3)), notes={})))
+    monkeypatch.setattr(evaluation, "evaluate", lambda model, **k: asked.append(k) or Numbers())
+    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a, **k: asked.append((a, k)) or loaded)
+    assert call("evaluate", "--system", "spy", "--images", 12, "--data", "mine", "--fit", "pad", "--flip",
+                "--background", "black", "--judge", "clip.safetensors") == 0
+    (data, given), evaluated = asked
+    assert data == ("mine",) and given["shape"] == (8, 12, 3)
+    assert given["options"] == {"fit": "pad", "background": (0, 0, 0), "flip": True}
+    assert evaluated["data"] is loaded and evaluated["judge"] == Path("clip.safetensors")
+
+
+def test_training_gives_a_judge_that_compares_with_the_data_the_very_data(monkeypatch):
+    """So the captions of emoji in two styles name the style."""
+    from minidiff.cli import train
+    monkeypatch.setattr("minidiff.cli.evaluate.judged", lambda *a: a)
+    system = SimpleNamespace(options=lambda: {}, reads_captions=True)
+    for name, given in (("emoji", True), ("digits", False)):
+        data = SimpleNamespace(name=name)
+        assert train._judge(system, data, 5) == (system, 5, {}, 0, data if given else None)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--fit", "pad"], "--fit says how pictures are read: name them with --data"),
+    (["--likelihood", "--judge", "x"], "--likelihood is judged by the model itself: leave out --judge"),
+    (["--data", "digits"], "the judge of digits brings all that it needs: leave out --data"),
+    (["--judge", "nowhere.safetensors"], "nowhere.safetensors")])
+def test_evaluate_refuses_what_does_not_go_together(arguments, sentence, capsys):
+    assert call("evaluate", "--images", 4, *arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments, data", [([], "digits"), (["--data", "mine"], "mine")])
 def test_the_likelihood_is_of_the_test_images_of_the_data_named_or_of_the_models(arguments, data, monkeypatch):
     asked = []
-    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a, shape: a)
+    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a, shape: a[:2])
     monkeypatch.setattr("minidiff.evaluation.likelihood.likelihood", lambda model, test, **k: asked.append(
         (model.name, test, k)) or Numbers())
     assert call("evaluate", "--likelihood", "--system", "spy", "--images", 9, "--seed", 4, *arguments) == 0
@@ -203,7 +238,8 @@ def test_training_ends_with_pictures_of_each_prompt_an_evaluation_and_results(ru
     assert len(images) == len(captions) and more == {"columns": 8}
     assert under == [caption or "(no caption)" for caption in captions]
     assert evaluated[:2] == ("evaluated", "spy")
-    assert {k: v for k, v in evaluated[2].items() if k != "progress"} == {"count": 8, "options": {}, "seed": 0}
+    assert {k: v for k, v in evaluated[2].items() if k != "progress"} == {
+        "data": None, "judge": None, "count": 8, "options": {}, "seed": 0}
     with open("run/results.json", encoding="utf-8") as file:
         results = json.load(file)
     assert results.pop("seconds in all") >= 0

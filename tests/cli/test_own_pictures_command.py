@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,12 @@ from minidiff import checkpoint
 from minidiff.data.dataset import load_dataset
 
 SMALL = ("--system", "text-to-image", "--size", "16x8", "--batch", "4", "--images", "0")
+
+
+def arguments(**given) -> SimpleNamespace:
+    """Those of evaluate that --likelihood reads."""
+    nothing = dict.fromkeys(("data", "fit", "background", "flip", "captions"))
+    return SimpleNamespace(images=4, seed=0, **(nothing | given))
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +59,30 @@ def test_train_resume_sample_info_and_evaluate(place, capsys):
 
 
 @pytest.mark.slow
+def test_a_clip_of_the_same_pictures_judges(place, capsys):
+    """Without one, and with one of other pictures, a sentence says how to train it."""
+    folder = place / "levels"
+    folder.mkdir()
+    for i in range(10):
+        Image.new("RGB", (8, 8), (25 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"level {i}")
+    size = ("--size", "8", "--batch", "2", "--steps", 2, "--images", "0")
+    assert call("train", "--data", "levels", "--out", "run", *size) == 0
+    capsys.readouterr()
+    evaluate = ("evaluate", "--model", "run/model.safetensors", "--data", "levels", "--images", 12, "--steps", 2)
+    assert call(*evaluate) == 2
+    assert "was not trained on 10 pictures of levels: train one with minidiff train --system clip" \
+        in capsys.readouterr().err
+    assert call("train", "--system", "clip", "--data", "levels", *size) == 0
+    capsys.readouterr()
+    assert call(*evaluate, "--json", "report.json") == 0
+    report = json.loads((place / "report.json").read_text())
+    assert report["images"] == 12 and report["captions"] == 10 and report["compared"] == 5
+    assert report["judge"].endswith("clip/model.safetensors")
+    assert "caption found: R@1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_other_pictures_or_another_size_are_refused_when_resuming(place, capsys):
     assert call("train", "--data", "mine", "--out", "run", "--steps", 1, *SMALL) == 0
     for words in (("--size", "8x8"), ("--size", "16x8", "--flip")):
@@ -64,13 +95,11 @@ def test_other_pictures_or_another_size_are_refused_when_resuming(place, capsys)
 
 def test_the_likelihood_s_test_pictures_have_the_model_s_size(place, monkeypatch):
     """Width and height are those of the model, whatever the default."""
-    from types import SimpleNamespace
-
     from minidiff.cli import evaluate
     seen = []
     monkeypatch.setattr("minidiff.evaluation.likelihood.likelihood", lambda model, data, **k: seen.append(data))
     model = SimpleNamespace(config=SimpleNamespace(shape=(8, 16, 3)), notes={}, name="x", likelihood_denoiser=lambda: 0)
-    evaluate._likelihood(model, SimpleNamespace(data="mine", images=4, seed=0))
+    evaluate._likelihood(model, arguments(data="mine"))
     (data,) = seen
     assert data.shape == (8, 16, 3)
     expected = load_dataset(place / "mine" / "test", options={"size": (16, 8)})
@@ -78,14 +107,12 @@ def test_the_likelihood_s_test_pictures_have_the_model_s_size(place, monkeypatch
 
 
 def test_a_model_of_own_pictures_asks_for_test_pictures(capsys):
-    from types import SimpleNamespace
-
     from minidiff.cli import evaluate
     from minidiff.errors import UserError
     model = SimpleNamespace(config=SimpleNamespace(shape=(8, 16, 3)), notes={"dataset": "pictures"},
                             likelihood_denoiser=lambda: 0)
     with pytest.raises(UserError, match="trained on 'pictures', which minidiff does not have: name a folder"):
-        evaluate._likelihood(model, SimpleNamespace(data=None, images=4, seed=0))
+        evaluate._likelihood(model, arguments())
 
 
 @pytest.mark.parametrize("make, sentence", [

@@ -2,19 +2,22 @@
 
 import numpy as np
 import pytest
+from support import small_systems
 
 from minidiff.data.emoji import Emoji, Name
+from minidiff.errors import UserError
 from minidiff.evaluation import JUDGES
 from minidiff.evaluation.emoji import evaluate_emoji, rank_of, squared_errors
 
 
-def made(count: int = 12, unseen: int = 4) -> Emoji:
-    """Emoji i is of one grey level, 15 i; the last are held out."""
+def made(count: int = 12, unseen: int = 4, styles: tuple[str, ...] = ("noto",)) -> Emoji:
+    """Emoji i is of one grey level, 15 i, in its turn of the styles; the last are held out."""
     pixels = np.broadcast_to((15 * np.arange(count + unseen))[:, None, None, None], (count + unseen, 4, 4, 3))
     names = [Name(f"C{i}", "C", f"level {i}", "x") for i in range(count + unseen)]
+    of = [styles[i % len(styles)] for i in range(count + unseen)]
 
     def those(a, b, held_out=None):
-        return Emoji(pixels[a:b].astype(np.uint8), names[a:b], ["noto"] * (b - a), "made", held_out)
+        return Emoji(pixels[a:b].astype(np.uint8), names[a:b], of[a:b], "made", held_out)
     return those(0, count, those(count, count + unseen))
 
 
@@ -29,7 +32,7 @@ class Model:
 
     def sample(self, captions, *, streams, scale, steps):
         self.asked.append((list(captions), len(streams), scale, steps))
-        i = np.array([int(c.split()[1]) for c in captions])
+        i = np.array([int(c.split()[-1]) for c in captions])
         levels = 15 * i + np.array([self.error(int(n)) for n in i])
         return np.broadcast_to((levels / 127.5 - 1)[:, None, None, None], (len(i), 4, 4, 3))
 
@@ -103,3 +106,44 @@ def test_errors_are_of_each_image():
 
 def test_it_is_the_judge_of_emoji():
     assert JUDGES["emoji"] is evaluate_emoji
+
+
+# --- two styles, and CLIP's features ----------------------------------------------------------------------------
+
+def test_each_style_is_compared_with_itself():
+    """Every level is drawn one level too bright, which is another style's: among its own it is the nearest."""
+    assert evaluate_emoji(Model(lambda i: 15), data=made()).r1 == 0
+    report = evaluate_emoji(Model(lambda i: 14), data=made(styles=("noto", "twemoji")))
+    assert report.r1 == 1 and report.held_out_r1 == 1 and report.among == 16
+
+
+class Dark:
+    """A CLIP that sees which of two halves of the levels a picture is of, and how bright it is, a little."""
+
+    file = "dark.safetensors"
+
+    def embed_images(self, images):
+        level = (images[:, 0, 0, 0] + 1) * 127.5 / 15
+        return np.stack([level >= 8, 0.001 * level], axis=1)
+
+
+def test_clip_s_ranks_are_of_its_features():
+    """A picture drawn three levels too bright is nearer to others in pixels and in features, by its half first."""
+    report = evaluate_emoji(Model(lambda i: -31 if 8 <= i < 10 else 0), data=made(), judge=Dark())
+    # levels 8 and 9 are drawn as 5.93 and 6.93, in the lower half: the eight of it are nearer
+    assert report.clip == {"r1": 10 / 12, "r5": 10 / 12, "held_out_r1": 1, "held_out_r5": 1, "file": "dark.safetensors"}
+    assert report.r1 == 10 / 12 and report.r5 == 1          # in pixels 8 is the fourth nearest to 5.93
+    shown = dict(report.rows())
+    assert shown["seen names: R@1, R@5 by CLIP's features"].startswith("83.3 % +- 10.8, 83.3 %")
+    assert shown["held-out: R@1, R@5 by CLIP's features"] == "100.0 % +- 0.0, 100.0 % +- 0.0"
+
+
+def test_without_a_clip_nothing_is_said_of_features():
+    report = evaluate_emoji(Model(), data=made())
+    assert report.clip is None and not any("CLIP" in what for what, _ in report.rows())
+
+
+def test_a_judge_of_emoji_is_a_clip_of_their_shape(tmp_path):
+    small_systems.small("clip").save(tmp_path / "clip.safetensors")
+    with pytest.raises(UserError, match=r"reads pictures of shape \(28, 28, 1\), not \(4, 4, 3\)"):
+        evaluate_emoji(Model(), data=made(), judge=tmp_path / "clip.safetensors")

@@ -173,15 +173,13 @@ def test_a_models_data_set_chooses_its_judge():
         return model, count, options, seed, progress([1])
     model = Blind()
     model.notes = {"dataset": "stripes"}
-    sentence = ("^the data set 'stripes' has no judge: enter one in minidiff.evaluation.JUDGES \\(an entry point of "
-                "the group minidiff.judges\\) to evaluate models of it$")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match="was trained on pictures that minidiff does not have: name them with --data$"):
         evaluate(model, count=20)
     minidiff.register_judge("stripes", evaluate_stripes)
     try:
         assert evaluate(model, count=3, options={"a": 1}, seed=4) == (model, 3, {"a": 1}, 4, [1])
-        with pytest.raises(UserError, match="'dots' has no judge"):
-            evaluate(model, data="dots", count=20)
+        with pytest.raises(UserError, match="the judge of stripes brings all that it needs: leave out --judge"):
+            evaluate(model, judge="file", count=20)
         old = Old()
         assert evaluate(old, data="stripes")[0] is old      # `data` overrides what the file says
     finally:

@@ -18,8 +18,10 @@ import random
 import socket
 import struct
 import sys
+import tarfile
 import tempfile
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -30,8 +32,9 @@ from PIL import Image, PngImagePlugin
 from support import budget, small_systems, tiny
 
 from minidiff import checkpoint, systems
-from minidiff.data import mnist
+from minidiff.data import emoji, layouts, mnist
 from minidiff.data.image_file import open_image
+from minidiff.data.picture_cache import Fit, pixels_of
 from minidiff.errors import UserError
 from minidiff.systems.dpm import DPM
 from minidiff.training.run import TrainOptions, check_run
@@ -397,7 +400,129 @@ def special_files(rng: Rng, folder: Path) -> Callable:
     return rng.choice([*readers, as_state, as_start])
 
 
-CLASSES = [models, damaged_models, states, starts, tables, pictures, idx_files, scheduler_options, special_files]
+# --- captioned pictures: what layouts.py and emoji.py read ------------------------------------------------------
+
+NAMES = ["a.png", "a.txt", "a.json", "b.png", "b.txt", "../../up.png", "/etc/absolute.png", "x" * 90 + ".png", ".png",
+         "a.b.c.txt", "a.gif", "\u4e03.png", "metadata.csv", "inside.tar"]
+
+
+def _listed(path: Path) -> Callable:
+    """Lists what is captioned, and decodes a few of the pictures."""
+    def read():
+        found = layouts.listing(path)
+        return [pixels_of(item, Fit(8, 8)) for item in found.items[:5]]
+    return read
+
+
+def _content(name: str, rng: Rng) -> bytes:
+    if name.endswith((".png", ".gif")):
+        return rng.choice([_picture("PNG", "RGBA"), damaged(_picture("GIF", "RGB"), rng), b""])
+    return rng.choice([b"a red apple\n", b"\xff\xfe", b"\0" * 5, b"x" * 20_000, _json({"text": _odd(rng)}),
+                       _json(with_odd({"caption": ["a", "b"]}, rng)), "\u4e03".encode("utf-16")])
+
+
+def captioned_tars(rng: Rng, folder: Path) -> Callable:
+    """Webdataset's .tar: links, devices, absolute names, sizes that lie, damage."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=rng.choice([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])) as tar:
+        for name in rng.choices(NAMES, k=rng.randint(0, 8)):
+            data, member = _content(name, rng), tarfile.TarInfo(name)
+            member.size = len(data)
+            if rng.random() < 0.2:
+                member.type = rng.choice([b"1", b"2", b"3", b"6", b"S", b"Z"])        # links, devices, holes
+                member.linkname = rng.choice(["/dev/zero", "a.png", "../x", ""])
+            tar.addfile(member, io.BytesIO(data))
+    data = bytearray(file.getvalue())
+    if rng.random() < 0.3:
+        data[124:136] = rng.choice([b"77777777777\0", b"-0000000001\0", b"\x80" + b"\xff" * 11, b"x" * 12])    # a size
+    path = _written(folder / "p.tar", damaged(bytes(data), rng) if rng.random() < 0.5 else bytes(data))
+    if rng.random() < 0.05:
+        os.truncate(path, 1 << 40)
+    return _listed(path)
+
+
+def _packed(arrays: dict[str, bytes], rng: Rng) -> bytes:
+    """An .npz of these .npy files, perhaps damaged."""
+    file = io.BytesIO()
+    method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in arrays.items():
+            archive.writestr(name, data)
+    data = file.getvalue()
+    return damaged(data, rng) if rng.random() < 0.3 else data
+
+
+def _npy(array: np.ndarray, rng: Rng) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    data = file.getvalue()
+    if rng.random() < 0.15:                                 # a shape or a type that lies
+        shape = rng.choice(["(-5,)", "(10**9,)", "(99999999, 9, 9, 3)", "(2,", "()", "(0, 4, 4)", "(3, 4, 4, 3, 1)"])
+        text = f"{{'descr': '{rng.choice(['|u1', '|O', '<U9', '<U99999999', '|V4'])}', 'fortran_order': " \
+               f"{rng.choice(['True', 'False'])}, 'shape': {shape}, }}".encode()
+        data = b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + array.tobytes()[:100]
+    return data
+
+
+def captioned_npz(rng: Rng, folder: Path) -> Callable:
+    """.npz of images and captions: other types and shapes, pickles, sizes that lie, bombs, damage."""
+    images = np.zeros(rng.choice([*[(3, 4, 4, 3), (3, 4, 4)] * 3, (3, 4), (0, 4, 4, 3), (3, 4, 4, 7), (2, 400, 1, 1)]),
+                      rng.choice([*[np.uint8] * 5, np.float32, bool]))
+    captions = rng.choice([*[np.array(["a", "b", "c"])] * 6, np.array([b"a", b"\xff", b"c"]), np.array([1, 2, 3]),
+                           np.array([None, {}, 3], object), np.array("x"), np.array(["a"] * 4),
+                           np.array(["", " ", "\n"])])
+    arrays = {"images.npy": _npy(images, rng), "captions.npy": _npy(captions, rng)}
+    if rng.random() < 0.1:
+        arrays["images.npy"] = _bomb_array()
+    if rng.random() < 0.1:
+        del arrays[rng.choice(list(arrays))]
+    return _listed(_written(folder / "p.npz", _packed(arrays, rng)))
+
+
+@cache
+def _bomb_array() -> bytes:
+    """The header of an array of 60 GiB, and a few bytes."""
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (20000000, 32, 32, 3), }"
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + bytes(1 << 20)
+
+
+def captioned_tables(rng: Rng, folder: Path) -> Callable:
+    """Tables of pictures and captions: odd values, names that lead elsewhere, other encodings, damage."""
+    where = folder / "table"
+    where.mkdir(exist_ok=True)
+    for old in where.iterdir():
+        old.unlink()
+    _written(where / "a.png", _picture("PNG", "RGB"))
+    names = ["a.png", "b.png", "../a.png", "/dev/zero", "/etc/passwd", "", ".", "a.png\0", "x" * 5000, "\u4e03.png"]
+    rows = [{"file_name": rng.choice(names), "text": rng.choice(["an apple", "", "x" * 20_000, "a\nb"])}
+            for _ in range(rng.randint(0, 4))]
+    if rng.random() < 0.5:
+        path, text = where / "metadata.jsonl", b"\n".join(_json(with_odd(row, rng) if rng.random() < 0.5 else row)
+                                                        for row in rows)
+    else:
+        lines = [rng.choice(["file_name,text", "path,caption", "x,y", "", '"'])]
+        lines += [f'{row["file_name"]},"{row["text"]}"' for row in rows]
+        path, text = where / "metadata.csv", "\n".join(lines).encode(rng.choice(["utf-8", "utf-16", "utf-32"]))
+    text = rng.choice([text, text, damaged(text, rng), b"[" * (1 << 20), b'"' + b"x" * (1 << 20)])
+    _written(path, text)
+    return _listed(rng.choice([where, path]))
+
+
+def emoji_folders(rng: Rng, folder: Path) -> Callable:
+    """A folder of emoji: its names, its list of held-out ones, and its pictures."""
+    where = folder / "emoji"
+    where.mkdir(exist_ok=True)
+    names = b"code,base,name,category\nA,A,red apple,Food\nB,B,robot,Smileys\n"
+    rgba = np.zeros(rng.choice([*[(2, 4, 4, 4)] * 6, (2, 4, 4, 3), (3, 4, 4, 4), (0, 4, 4, 4)]),
+                    rng.choice([*[np.uint8] * 5, np.float32]))
+    _written(where / "names.csv", rng.choice([*[names] * 6, damaged(names, rng), b"", b"\0" * 9, b"code\nA\n"]))
+    _written(where / "held_out.txt", rng.choice([*[b"B\n"] * 4, b"", b"\xff\xfe\0", b"nowhere\n" * 1000]))
+    _written(where / "noto-32.npz", _packed({"rgba.npy": _npy(rgba, rng)}, rng))
+    return lambda: emoji.load(where)
+
+
+CLASSES = [models, damaged_models, states, starts, tables, pictures, idx_files, scheduler_options, special_files,
+           captioned_tars, captioned_npz, captioned_tables, emoji_folders]
 
 
 # --- tries --------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "pretrained/textual_inversion", "systems/stable_diffusion"]),
     ("Evaluation", "How good are the pictures?",
      ["evaluation/metrics", "evaluation/judge", "evaluation/fidelity", "evaluation/report", "evaluation/likelihood",
-      "evaluation/reconstruction", "evaluation/emoji"]),
+      "evaluation/reconstruction", "evaluation/pictures", "evaluation/emoji"]),
     ("The verifier", "The laws of q(x_t | x_0), for any schedule and any library's scheduler.",
      ["verify/rows", "verify/forward", "verify/reverse", "verify/loading",
       "verify/scheduler/protocol", "verify/scheduler/runs", "verify/scheduler/law", "verify/scheduler/table_laws",
