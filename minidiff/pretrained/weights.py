@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minidiff.engine.parallel import parallel_map, shards
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.input_files import open_file, parse_json
@@ -33,6 +34,7 @@ BFLOAT16 = "BF16"
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, BFLOAT16: np.uint16,
           "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
 
+SMALL, PARTS = 2 ** 16, 16                                  # numbers that one core copies; parts of a larger array
 HALF = ("F16", BFLOAT16)
 FLOATS = ("F64", "F32", *HALF)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -155,7 +157,7 @@ class Weights:
         a = entry.bits() if half else entry.read()
         if full in self.changes:
             a = self.changes[full](a)
-        a = np.array(a.transpose(*axes, *dropped), a.dtype if half else self.dtype, order="C")
+        a = copied(a.transpose(*axes, *dropped), a.dtype if half else self.dtype)
         a = a.reshape(a.shape[:len(axes)])
         if not (finite(a, bfloat) if half else np.isfinite(a).all()):
             raise UserError(f"{self.source} is damaged: its tensor {full!r} holds NaN or infinity.")
@@ -184,6 +186,21 @@ class Weights:
         if full not in self.tensors:
             raise UserError(f"{self.source} lacks the tensor {full!r}, which the network of its configuration has.")
         return self.tensors[full]
+
+
+def copied(a: np.ndarray, dtype) -> np.ndarray:
+    """A copy, row by row in memory, of an array whose axes were exchanged: parts of its longest axis on all cores."""
+    new = np.empty(a.shape, dtype)
+    axis = int(np.argmax(a.shape)) if a.ndim else 0
+
+    def one(piece: slice) -> None:
+        place = (slice(None),) * axis + (piece,)
+        new[place] = a[place]
+    if a.size < SMALL:
+        new[...] = a
+    else:
+        parallel_map(one, shards(a.shape[axis], -(-a.shape[axis] // PARTS)))
+    return new
 
 
 # --- the header of a file from an unknown source ------------------------------------------------------------
