@@ -90,6 +90,18 @@ def test_headers_are_pasted_in_once_with_their_lines(cupy):
     assert lines[last_mark] == '#line 5 "scale_1_plain.cu"' and here == last_mark + 1
 
 
+def test_a_header_of_two_headers_is_pasted_in_once(cupy):
+    """As #pragma once does for a compiler."""
+    folder = cuda.folder()
+    (folder / "inner.cuh").write_text("#pragma once\nstruct inner {};\n")
+    for name in ("left", "right"):
+        (folder / f"{name}.cuh").write_text(f'#pragma once\n#include "inner.cuh"\nstruct {name} {{}};\n')
+    (folder / "twice_1_plain.cu").write_text('#include "left.cuh"\n#include "right.cuh"\n#include "left.cuh"\n' + PLAIN)
+    text = cuda.versions("twice")[1].text
+    assert [text.count(f"struct {name} {{}};") for name in ("inner", "left", "right")] == [1, 1, 1]
+    assert text.index("struct inner") < text.index("struct left") < text.index("struct right")
+
+
 def test_unknown_families_and_files_that_say_nothing(cupy):
     with pytest.raises(ValueError, match="no family of kernels 'scales'"):
         cuda.versions("scales")

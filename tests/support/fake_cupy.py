@@ -329,7 +329,7 @@ class RawKernel:
         self._program, self._name, self.max_dynamic_shared_size_bytes = program, name, 48 << 10
 
     def __call__(self, grid, block, args, *, shared_mem: int = 0):
-        if shared_mem > self.max_dynamic_shared_size_bytes or len(block) > 3 or np.prod(block) > 1024:
+        if shared_mem > self.max_dynamic_shared_size_bytes or len(block) > 3 or np.prod(block) > 1024 or min(grid) < 1:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         for arg in args:
             if not isinstance(arg, (ndarray, np.generic)):

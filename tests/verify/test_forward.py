@@ -70,6 +70,15 @@ def test_any_betas_give_the_table_of_their_product(betas, to_the_end):
         verify.report(schedule, betas=[*all_betas, 0.5])
 
 
+def test_an_alpha_bar_that_is_almost_0_is_compared_by_its_own_size():
+    betas = np.full(400, 0.1)                               # alpha_bar falls to 0.9^400 = 5e-19
+    schedule = schedules.from_betas(betas, allow_signal=True)
+    assert "1 given betas" not in broken(verify.report(schedule, betas=betas))
+    wrong = schedule.alpha_bar.copy()
+    wrong[-1] *= 0.99                                       # less than 1e-20 away
+    assert "1 given betas" in broken(verify.report(Schedule(wrong), betas=betas))
+
+
 def test_eps_accepted_at_snr_0_breaks_law_5(monkeypatch):
     monkeypatch.setattr(gaussian, "_refuse_no_signal", lambda *a: None)
     with warnings.catch_warnings():
