@@ -77,6 +77,8 @@ def test_one_picture_for_all_finds_one_caption():
     report = evaluate_pictures(Model(lambda i: 7), data=made(), judge=Judge(), count=LEVELS)
     assert report.r1 == 1 / LEVELS and report.r5 == 5 / LEVELS       # 7; 6 and 8; 5 and 9, each behind four
     assert report.recall == 0
+    # drawn as 7.2: 7, 8, 6, 9 and 5 are the nearest five, without a tie
+    assert evaluate_pictures(Model(lambda i: 7.2), data=made(), judge=Judge(), count=LEVELS).r5 == 5 / LEVELS
 
 
 def test_fid_against_an_independent_formula():
