@@ -219,6 +219,15 @@ def test_gradients_are_arrays_of_their_own(device, monkeypatch):
         assert dy.sum().item() == x.size
 
 
+def test_a_gradient_can_be_written_where_a_pullback_gives_an_array_that_cannot():
+    frozen = np.array([3.0, 4.0])
+    frozen.flags.writeable = False
+    x = leaf(1.0, 2.0)
+    (dx,) = gradients(record(x.data * frozen, (x,), lambda dy: (frozen,)), [x], np.ones(2))
+    dx *= 2
+    assert dx.tolist() == [6, 8] and frozen.tolist() == [3, 4]
+
+
 def test_gradients_that_are_views_of_one_array_share_none_of_it():
     """The pullback of reshape returns a view; a gradient is not a view of the caller's array either."""
     x, w, dy = leaf(1.0, 2.0, 3.0), leaf(4.0, 5.0, 6.0), np.ones((1, 3))
