@@ -211,9 +211,15 @@ def test_it_compiles_once_for_each_type_and_macro(cupy):
 
 
 @compiles
-def test_a_grid_without_blocks_is_no_work(cupy):
-    x = cupy.zeros(0, "float32")
-    scale(cupy, x, x, grid=0)
+def test_a_grid_without_blocks_is_no_work(cupy, monkeypatch):
+    """The driver would refuse it, so it is not asked."""
+    x, asked = cupy.zeros(0, "float32"), []
+    monkeypatch.setattr(fake_cupy.RawKernel, "__call__", lambda self, grid, *a, **k: asked.append(grid))
+    for grid in (0, (3, 0)):
+        scale(cupy, x, x, grid=grid)
+    assert not asked
+    scale(cupy, x, x, grid=1)
+    assert asked == [(1, 1, 1)]
 
 
 @compiles
