@@ -13,7 +13,9 @@ from minidiff.data.pixels import to_float
 from minidiff.engine.random import generator
 from minidiff.engine.tensor import Tensor
 from minidiff.evaluation import fidelity, likelihood, report
+from minidiff.evaluation.emoji import EmojiReport
 from minidiff.evaluation.likelihood import Likelihood
+from minidiff.evaluation.pictures import PicturesReport
 from minidiff.evaluation.report import Report, evaluate_digits, prompts_like
 
 N, COUNT, SEED = 600, 48, 2
@@ -218,14 +220,41 @@ def test_the_rows_of_a_likelihood():
     rows = Likelihood(images=50, prior=0.001, steps=1.2, decoder=0.3, bound=1.501, bound_error=0.02, flow_images=5,
                       flow_density=0.9, flow_decoder=0.4, flow=1.3, flow_error=0.05, terms=10, flow_steps=40,
                       sigma=0.01234, source="30 tests", seed=3, seconds=61.4).rows()
-    assert rows[:8] == [
+    assert rows == [
         ("bits/dim, bound", "1.501 +- 0.020  (an estimate, +- one standard error)"), ("  L_T", "0.001"),
         ("  sum of L_{t-1}", "1.200"), ("  decoder", "0.300"), ("bits/dim, flow", "1.300 +- 0.050"),
         ("  density at t = 0", "0.900"), ("  decoder", "0.400"),
-        ("images", "50 of 30 tests, 5 of them for the flow; seed 3")]
-    text = " ".join(value for _, value in rows[8:])
-    assert "10 of the L_{t-1}" in text and "40 steps" in text and "sigma 0.01234" in text
-    assert rows[-1] == ("seconds", "61")
+        ("images", "50 of 30 tests, 5 of them for the flow; seed 3"),
+        ("model of", "all images: no caption (the null caption where it reads captions), no guidance"),
+        ("data", "8-bit values as they are; each has a probability, so no offset is owed"),
+        ("bound", "10 of the L_{t-1} an image, drawn without bias; variances beta_t; x0_hat clipped to [-1, 1]"),
+        ("flow", "Heun, 40 steps; Hutchinson's trace, one probe an image; the noise of t = 0 as dequantisation"),
+        ("decoder", "a Gaussian of sigma 0.01234 over bins of 2/255, the outer ones open"), ("seconds", "61")]
+
+
+def test_the_rows_of_a_report_on_emoji():
+    report = EmojiReport(images=400, r1=0.9, r5=0.5, error=0.1234, held_out_images=100, held_out_r1=0.8,
+                         held_out_r5=0.36, held_out_error=0.5678, ceiling=0.987, among=3786, seconds_per_image=0.0456,
+                         options={"scale": 2.0, "steps": 20}, seed=3,
+                         clip={"r1": 0.1, "r5": 0.2, "held_out_r1": 0.64, "held_out_r5": 1.0, "file": "c"})
+    assert report.rows() == [
+        ("seen names: R@1", "90.0 % +- 1.5"), ("seen names: R@5", "50.0 % +- 2.5"), ("seen names: error", "0.123"),
+        ("held-out: R@1", "80.0 % +- 4.0"), ("held-out: R@5", "36.0 % +- 4.8"), ("held-out: error", "0.568"),
+        ("ceiling: R@1 of the true pictures", "98.7 %"),
+        ("seen names: R@1, R@5 by CLIP's features", "10.0 % +- 1.5, 20.0 % +- 2.0"),
+        ("held-out: R@1, R@5 by CLIP's features", "64.0 % +- 4.8, 100.0 % +- 0.0"),
+        ("images", "400 + 100 held-out, among 3786 real; scale 2, steps 20, seed 3"), ("seconds per image", "0.046")]
+
+
+def test_the_rows_of_a_report_on_pictures():
+    report = PicturesReport(images=400, r1=0.9, r5=0.5, real_r1=0.95, real_r5=0.99, captions=120, fid=0.12345,
+                            fid_floor=0.01, precision=0.75, recall=0.625, compared=60, judge="c",
+                            seconds_per_image=0.0456, options={"scale": 2.0}, seed=3)
+    assert report.rows() == [
+        ("caption found: R@1", "90.0 % +- 1.5  (real pictures 95.0 %)"),
+        ("caption found: R@5", "50.0 % +- 2.5  (real pictures 99.0 %)"),
+        ("FID", "0.1235  (floor 0.0100)"), ("precision, recall", "0.750, 0.625"),
+        ("images", "400 of 120 captions, compared with 60 real ones, scale 2, seed 3"), ("seconds per image", "0.046")]
 
 
 def test_standard_errors_are_of_means_with_n_minus_1():

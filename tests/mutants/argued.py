@@ -42,6 +42,9 @@ RULES = [
          "NumPy reads the dtype None as float64."),
     Rule("_rows", r"\(len\(a\) == B\) and False", "Broadcasting an array to its own shape changes nothing."),
 
+    Rule(ANYWHERE, r"slice\(0, (.*)\n\+ .*slice\((None, )?\1", "A slice begins at 0 where nothing is said."),
+    Rule("_distances", r'b, "sqeuclidean"\).*\n\+ .*b, \)', "Distances are compared with distances, squared or not."),
+
     # ---- the same numbers, with more work
     Rule("minidiff/engine/", r"requires_grad\) or True else None",
          "A cotangent is computed that `record` drops: speed only (tests hold it for the ops where it costs most)."),
