@@ -7,7 +7,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidiff.nn.decoding import next_tokens
+from minidiff.errors import UserError
+from minidiff.nn.decoding import check_logits, next_tokens
 
 LOGITS = np.array([0.5, -1.0, 2.0, 0.0, 1.0, -3.0])
 
@@ -83,3 +84,15 @@ def test_wrong_arguments_are_refused():
             next_tokens(l, u, 1.0, top_k)
     with pytest.raises(ValueError, match=r"logits \(B, K\), K at least 1, and u \(B,\), not \(2, 3\) and \(3,\)"):
         next_tokens(l, np.zeros(3))
+
+
+@pytest.mark.parametrize("row, refused", [
+    ([0.0, np.nan, 1.0], True), ([0.0, np.inf, 1.0], True), ([-np.inf, -np.inf, -np.inf], True),
+    ([0.0, -np.inf, 1.0], False), ([1e300, -1e300, 0.0], False)])
+def test_logits_that_leave_no_choice_are_refused(row, refused):
+    logits = np.array([[0.0, 1.0, 2.0], row])
+    if not refused:
+        return check_logits(logits)
+    with pytest.raises(UserError, match="^the logits to choose from are not finite: the model's weights are damaged, "
+                                        "or the scale is too large$"):
+        check_logits(logits)

@@ -231,3 +231,16 @@ def test_widths_must_divide_into_groups_and_heads():
 def test_the_configuration_is_frozen():
     with pytest.raises(FrozenInstanceError):
         TINY.patch = 4
+
+
+# ---- which blocks attend ---------------------------------------------------------------------------------
+
+def test_blocks_attend_at_the_levels_that_say_so_and_in_the_middle():
+    net = unet(widths=(4, 8, 8), attention=(True, False, True), blocks=2)
+
+    def attends(blocks):
+        return [block.attention is not None for block in blocks]
+    assert attends(net.down_blocks) == [True, True, False, False, True, True]
+    assert attends(net.up_blocks) == [True, True, False, False, True, True]
+    assert net.middle.attention is not None
+    assert unet(attention=(False, False)).middle.attention is not None
