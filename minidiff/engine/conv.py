@@ -31,7 +31,7 @@ from minidiff.engine import conv_blocks, conv_shift, conv_winograd
 from minidiff.engine.backend import narrow, xp_of
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.ops import as_rows, check_same_dtype, in_float32_on_cpu, mean_of, sum_dtype, sum_rows
-from minidiff.engine.tensor import Tensor, is_recording, record
+from minidiff.engine.tensor import Tensor, is_recording, needs_gradient, record
 
 
 @in_float32_on_cpu
@@ -59,6 +59,21 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     def pullback(dy):
         return *back(dy), *(() if bias is None else (sum_rows(dy),))
     return record(y, (x, w) if bias is None else (x, w, bias), pullback)
+
+
+@in_float32_on_cpu
+def upsampled_conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """conv2d(upsample_nearest(x), w, bias, padding=1), without the larger image where no gradient is asked for.
+
+    x (B, H, W, C), w (3, 3, C, D), bias (D,) -> (B, 2H, 2W, D).
+    """
+    B, H, W, C = _check_images("upsampled_conv2d", x, 2) and x.shape
+    fits = w.ndim == 4 and w.shape[2] == C and xp_of(x.data, w.data) is np
+    if not fits or _fastest((B, 2 * H, 2 * W, C), w.shape, 1, 1) is not conv_blocks \
+            or needs_gradient(x, w, *(() if bias is None else (bias,))):
+        return conv2d(upsample_nearest(x), w, bias, padding=1)
+    _check_conv(x, w, bias, 3, 1, 1)
+    return Tensor(conv_blocks.correlate_upsampled(x.data, w.data, None if bias is None else bias.data))
 
 
 @in_float32_on_cpu
@@ -96,6 +111,8 @@ def correlate(x, w, stride: int, padding: int, bias=None):
         return conv_cuda.correlate(x, w, stride, padding, bias)
     else:
         form = _fastest(x.shape, w.shape, stride, padding)
+        if form is conv_blocks:
+            return conv_blocks.correlate(x, w, padding, bias)
         y = form.correlate(x, w, padding) if form else plain_correlate(x, w, stride, padding)
     if bias is not None:
         y += bias

@@ -45,7 +45,7 @@ largest number that a tile reads.  A NaN or an infinity spreads over its whole i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -90,7 +90,7 @@ def correlate_and_back(x, w, padding: int, with_dx: bool, with_dw: bool) -> tupl
             if with_dw:
                 _sum_products(V[i], dM, dU[run.points], columns)
             if with_dx:
-                dV = _products(dM, U[run.points].swapaxes(2, 3), columns)           # (k, Q, n, B, C)
+                dV = products(dM, U[run.points].swapaxes(2, 3), columns)            # (k, Q, n, B, C)
                 _back_along(dV, columns.L.T, run.of(dX))
         return _back_down(dX, rows.L.T) if with_dx else None, _kernel_gradient(dU, rows, columns) if with_dw else None
     return forward(x, U, rows, columns, keep=V if with_dw else None), back
@@ -102,7 +102,7 @@ def forward(x, U, rows: Line, columns: Line, keep: list | None = None):
     Y = np.empty((len(X), columns.R.shape[0], len(x), U.shape[3]), dtype=x.dtype)   # (P, W', B, D)
     for run in rows.runs:
         V = _along(run.of(X), columns.L)                                            # (k, Q, n, B, C)
-        _back_along(_products(V, U[run.points], columns), columns.R, run.of(Y))
+        _back_along(products(V, U[run.points], columns), columns.R, run.of(Y))
         if keep is not None:
             keep.append(V)
     return _back_down(Y, rows.R)
@@ -138,6 +138,21 @@ class Line:
     R: np.ndarray                           # (results, P)
     G: np.ndarray                           # (points, 3)
     runs: tuple[Run, ...]
+
+    def points(self) -> list[tuple[int, slice]]:
+        """(k, its rows of P) of each point."""
+        return [(run.points.start + k, slice(run.rows.start + k * run.n, run.rows.start + (k + 1) * run.n))
+                for run in self.runs for k in range(run.k)]
+
+    def of_half_as_many(self) -> Line:
+        """For a line that has each pixel twice, from the line that has it once: L S, where S copies the pixels.
+
+        The line begins with the second copy of its first pixel and ends with the first copy of its last one.
+        """
+        pixels = self.L.shape[1]
+        S = np.zeros((pixels, pixels // 2 + 1), dtype=self.L.dtype)
+        S[np.arange(pixels), (np.arange(pixels) + 1) // 2] = 1
+        return replace(self, L=self.L @ S)
 
 
 @cache
@@ -219,7 +234,7 @@ def _back_down(Y, R):
 
 # --- at the points --------------------------------------------------------------------------------------------
 
-def _products(V, U, columns: Line):
+def products(V, U, columns: Line):
     """M = V U at each point: (k, Q, n, B, C), (k, points, C, D) -> (k, Q, n, B, D)."""
     M = np.empty((*V.shape[:4], U.shape[3]), dtype=V.dtype)
     for run in columns.runs:
@@ -239,10 +254,11 @@ def _matrices(V, run: Run):
     return V[:, run.rows].reshape(k, run.k, run.n * n * B, C)
 
 
-def kernel_points(w, rows: Line, columns: Line):
-    """U = G w G^T: (3, 3, C, D) -> (points, points, C, D)."""
-    U = np.kron(rows.G, columns.G) @ w.reshape(9, -1)
-    return U.reshape(len(rows.G), len(columns.G), *w.shape[2:])
+def kernel_points(w, rows: Line, columns: Line, points: list[int] | slice = slice(None)):
+    """U = G w G^T: (3, 3, C, D) -> (points, points, C, D); points: those of the rows, all of them or some."""
+    G = rows.G[points]
+    U = np.kron(G, columns.G) @ w.reshape(9, -1)
+    return U.reshape(len(G), len(columns.G), *w.shape[2:])
 
 
 def _kernel_gradient(dU, rows: Line, columns: Line):

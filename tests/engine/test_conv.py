@@ -11,7 +11,7 @@ from support.gradcheck import check_gradients
 from support.refusals import check_message, zeros
 
 from minidiff.engine import conv, conv_blocks, conv_shift, conv_winograd
-from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 
 few = settings(deadline=None, max_examples=25)
 small = st.integers(1, 3)
@@ -163,18 +163,68 @@ def test_winograd_is_the_plain_form(drawn):
 
 
 @settings(few, max_examples=60)
-@given(stride_1(k=3), st.integers(1, 6), st.integers(1, 5))
-def test_blocks_are_the_plain_form(drawn, block, group):
+@given(stride_1(k=3), st.integers(1, 6), st.integers(1, 5), st.booleans(), st.booleans())
+def test_blocks_are_the_plain_form(drawn, block, group, whole, biased):
     """Blocks of all sizes, whole and cut off at the edges, in groups that begin in one image and end in the next."""
     x, w, dy, padding = drawn
     rtol = 1e-4 if x.dtype == np.float32 else 1e-12
+    bias = normal(w.shape[3], seed=5, dtype=x.dtype) if biased else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv_blocks, "BLOCK", block)
-        patch.setattr(conv_blocks, "GROUP", group)
-        y = conv_blocks.correlate(x, w, padding)
-    close(y, conv.plain_correlate(x, w, 1, padding), rtol)
+        in_blocks(patch, block, group, whole)
+        y = conv_blocks.correlate(x, w, padding, bias)
+    close(y, conv.plain_correlate(x, w, 1, padding) + (bias if biased else 0), rtol)
     close(conv_blocks.correlate_dw(x, dy, w.shape, padding), conv.plain_correlate_dw(x, dy, w.shape, 1, padding),
           1e-5 if x.dtype == np.float32 else 1e-13)
+
+
+def in_blocks(patch, block: int, group: int, whole: bool) -> None:
+    """Blocks of this size, groups of so many, or all of an image at once."""
+    for name, value in (("BLOCK", block), ("BLOCK_OF_LONG", block), ("GROUP", group), ("WHOLE", 2**23 if whole else 0)):
+        patch.setattr(conv_blocks, name, value)
+
+
+@settings(few, max_examples=60)
+@given(st.tuples(st.integers(1, 2), st.integers(2, 9), st.integers(2, 9)), st.integers(1, 8), st.integers(1, 5),
+       st.booleans(), st.sampled_from([np.float32, np.float64]))
+def test_an_upsampled_image_by_blocks_is_the_plain_form_of_its_copies(shape, block, group, whole, dtype):
+    """Blocks that begin and end anywhere, in images of odd sizes too."""
+    x, w = normal(*shape, 3, dtype=dtype), normal(3, 3, 3, 2, seed=1, dtype=dtype)
+    bias = normal(2, seed=2, dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        in_blocks(patch, block, group, whole)
+        y = conv_blocks.correlate_upsampled(x, w, bias)
+    copies = x.repeat(2, axis=1).repeat(2, axis=2)
+    close(y, conv.plain_correlate(copies, w, 1, 1) + bias, 1e-4 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("H, W, C, bias", [(25, 21, 16, True), (25, 21, 16, False), (4, 5, 8, True)])
+def test_upsampled_conv2d_is_upsampling_and_then_convolution(H, W, C, bias):
+    """Large images go by blocks, small ones as two ops; and where a gradient is asked for, both do."""
+    x, w = Tensor(normal(2, H, W, C)), Tensor(normal(3, 3, C, 5, seed=1))
+    b = Tensor(normal(5, seed=2)) if bias else None
+    expected = conv.conv2d(conv.upsample_nearest(x), w, b, padding=1)
+    close(conv.upsampled_conv2d(x, w, b).data, expected.data, 1e-12)
+    with recording():
+        leaf, dy = Tensor(x.data, requires_grad=True), normal(*expected.shape, seed=3)
+        (dx,) = gradients(conv.upsampled_conv2d(leaf, w, b), [leaf], dy)
+        (plain,) = gradients(conv.conv2d(conv.upsample_nearest(leaf), w, b, padding=1), [leaf], dy)
+    close(dx, plain, 1e-12)
+
+
+def test_upsampled_conv2d_makes_no_copies_of_pixels_where_it_can(monkeypatch):
+    monkeypatch.setattr(conv, "upsample_nearest", lambda x: pytest.fail("copies are made"))
+    assert conv.upsampled_conv2d(Tensor(normal(1, 25, 25, 16)), Tensor(normal(3, 3, 16, 4))).shape == (1, 50, 50, 4)
+
+
+def test_upsampled_conv2d_refuses_what_conv2d_refuses():
+    x = Tensor(normal(1, 25, 25, 16))
+    for w, says in ((normal(3, 3, 8, 4), "x has 16 channels"), (normal(3, 16, 4), "takes x \\(B, H, W, C\\) and w")):
+        with pytest.raises(ValueError, match=says):
+            conv.upsampled_conv2d(x, Tensor(w))
+    with pytest.raises(ValueError, match="bias must have shape"):
+        conv.upsampled_conv2d(x, Tensor(normal(3, 3, 16, 4)), Tensor(normal(3)))
+    with pytest.raises(ValueError, match="upsampled_conv2d takes x \\(B, H, W, C\\)"):
+        conv.upsampled_conv2d(Tensor(normal(25, 25, 16)), Tensor(normal(3, 3, 16, 4)))
 
 
 @pytest.mark.parametrize("shape, C, D", [((1, 50, 41), 16, 17), ((2, 50, 41), 363, 362), ((1, 8, 9), 370, 360),

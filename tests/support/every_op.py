@@ -69,6 +69,7 @@ EVERY_OP = {
     "conv2d, 1x1": Op(conv.conv2d, ((2, 3, 2, 3), (1, 1, 3, 2))),
     "conv2d, large": Op(lambda x, w, b: conv.conv2d(x, w, b, padding=1), ((1, 10, 10, 1), (3, 3, 1, 2), (2,))),
     "conv_transpose2d": Op(lambda x, w, b: conv.conv_transpose2d(x, w, b, 2, 1), ((2, 3, 2, 3), (4, 4, 2, 3), (2,))),
+    "upsampled_conv2d": Op(conv.upsampled_conv2d, ((2, 3, 2, 3), (3, 3, 3, 2), (2,))),
     "upsample_nearest": Op(conv.upsample_nearest, ((2, 2, 3, 2),)),
     "average_pool": Op(conv.average_pool, ((1, 4, 6, 2),)),
     "space_to_depth": Op(conv.space_to_depth, ((1, 4, 6, 2),)),
