@@ -154,7 +154,8 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
     48 x 48; 5 x 5 kernels take 48 ms both by shifts and by patches on 10 x 10 pixels.
 
     And for y of one image, by `benchmarks/stable_diffusion.py --forms` (2 cores of an AMD EPYC, Zen 5, 2026-11-29):
-    64 x 64 pixels of 640 channels to 320 take 32 ms by blocks and 41 by patches, 32 x 32 of 640 to 640 take 32 and 18.
+    64 x 64 pixels of 640 channels to 320 take 19 ms by blocks and 42 by patches, 32 x 32 of 640 to 640 take 20 and 19,
+    16 x 16 of 1280 to 1280 take 89 and 19.
     """
     (kh, kw, C, D), (B, H, W, _) = w_shape, x_shape
     if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:
