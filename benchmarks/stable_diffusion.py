@@ -188,7 +188,8 @@ def timed_ops():
     """Within it, the seconds of each kind of op are added up in the dict that it gives."""
     from minidiff.engine import conv, norm, ops
     from minidiff.pretrained import layers, unet
-    places = [(conv, "conv2d"), (conv, "upsampled_conv2d"), (layers, "scaled_dot_product_attention"), (ops, "linear"), (ops, "matmul"),
+    places = [(conv, "conv2d"), (conv, "upsampled_conv2d"), (layers, "scaled_dot_product_attention"),
+              (ops, "linear"), (ops, "matmul"),
               (norm, "group_norm"), (norm, "layer_norm"), (ops, "gelu_exact"), (ops, "silu"), (ops, "concat"),
               (conv, "upsample_nearest"), (unet, "geglu")]
     spent, own = {}, [(place, name, getattr(place, name)) for place, name in places]

@@ -19,6 +19,14 @@ def test_train_mnist_text(tmp_path, monkeypatch):
     assert (tmp_path / "s.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_train_emoji_text(tmp_path, capsys):
+    load("train_emoji_text").main(steps=2, batch=4, judged=3, out=str(tmp_path / "e.png"))
+    assert (tmp_path / "e.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "3 names seen: the true picture is the nearest for" in printed and "3 names never seen" in printed
+
+
 def test_convergence(tmp_path):
     orders = load("convergence").main(steps=(16, 32, 64, 128), out=str(tmp_path / "c.png"))
     for (_, name), p in orders.items():                     # shorter lists than tests/laws/ has: order .1
@@ -53,4 +61,5 @@ def test_every_example_is_run_by_a_test():
 
 
 def test_it_is_short_enough_to_read():
-    assert len((EXAMPLES / "train_mnist_text.py").read_text().splitlines()) <= 150
+    for name, most in (("train_mnist_text.py", 150), ("train_emoji_text.py", 120)):
+        assert len((EXAMPLES / name).read_text().splitlines()) <= most
