@@ -63,7 +63,7 @@ class Model(Module):
 
 def main(steps: int = 9000, batch: int = 64, out: str = "emoji.png", seed: int = 0, judged: int = 188) -> None:
     pictures.check_writable(out)                            # before the work, not after
-    rng, emoji = generator(seed, "the whole training"), load_dataset("emoji")       # images in [-1, 1], with names
+    rng, emoji = generator(seed, "a training on emoji"), load_dataset("emoji")      # images in [-1, 1], with names
     unseen = emoji.test()                                   # those that are never trained on
     names = [" " + emoji.caption(i) for i in range(len(emoji))]
     tokenizer, model = Tokenizer.train(names, vocab_size=1024), Model(rng)
