@@ -205,6 +205,8 @@ def _on_cpus() -> Ranks:
     size = rank_and_size()[1]
     try:
         import mpi4py
+        # MPICH's own broadcasts in shared memory, which begin after the fifth, were seen to lose a message
+        os.environ.setdefault("MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD", str(2**31 - 1))
         mpi4py.rc(thread_level="funneled")
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:            # RuntimeError: it finds no MPI to load
