@@ -154,13 +154,12 @@ def _judge(system, data, count: int):
     """The report on `count` pictures; None where the system or the data set has no judge, or count is 0."""
     from minidiff import evaluation
     from minidiff.cli.evaluate import judged
-    from minidiff.evaluation import takes_data
 
     judged_now = data.name in evaluation.JUDGES and data.name != evaluation.PICTURES    # whose judge is trained later
     if system.options() is None or not system.reads_captions or not judged_now or not count:
         return None
     # a judge that compares with the data is given the very data, such as emoji of both styles
-    return judged(system, count, {}, 0, data if takes_data(data.name) else None)
+    return judged(system, count, {}, 0, data if evaluation.takes_data(data.name) else None)
 
 
 def _next_command(system, data, path: Path) -> str:

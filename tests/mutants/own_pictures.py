@@ -190,6 +190,6 @@ BUGS = [
         'return load_dataset(args.data, options=picture_reading(args), shape=getattr(model.config, "shape", None))',
         "return load_dataset(args.data, options=picture_reading(args))"),
     Bug("training of emoji in two styles is judged by names without a style", "cli/train.py",
-        "data if takes_data(data.name) else None",
+        "data if evaluation.takes_data(data.name) else None",
         "None"),
 ]
