@@ -67,7 +67,8 @@ def upsampled_conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor
 
     x (B, H, W, C), w (3, 3, C, D), bias (D,) -> (B, 2H, 2W, D).
     """
-    B, H, W, C = _check_images("upsampled_conv2d", x, 2) and x.shape
+    _check_images("upsampled_conv2d", x, 2)
+    B, H, W, C = x.shape
     fits = w.ndim == 4 and w.shape[2] == C and xp_of(x.data, w.data) is np
     if not fits or _fastest((B, 2 * H, 2 * W, C), w.shape, 1, 1) is not conv_blocks \
             or needs_gradient(x, w, *(() if bias is None else (bias,))):
