@@ -10,7 +10,8 @@ import numpy as np
 
 from minidiff.checks import whole
 
-LARGEST = 4096                                              # no whole number in a configuration is larger
+LARGEST = 4096                                              # no size in a configuration is larger,
+MOST_STEPS = 10**9                                          # and no number of training steps
 LONGEST = 16                                                # no tuple is longer
 LONGEST_TEXT = 200                                          # characters
 
@@ -67,7 +68,7 @@ def _checked(name: str, value, like):
     if type(value) is not type(like):
         raise ValueError(f"{name} takes a value like {like!r}, not {str(value)[:40]!r}")
     if type(value) is int:
-        whole(name, value, 0, LARGEST)
+        whole(name, value, 0, MOST_STEPS if name.endswith("steps") else LARGEST)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {value}")
     if isinstance(value, str) and len(value) > LONGEST_TEXT:

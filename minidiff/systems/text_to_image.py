@@ -41,6 +41,10 @@ from minidiff.systems.training_batches import denoising_loss, random_captions, r
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
 
+# Colour pictures of many things need more weights and more steps than digits.  Patches of 4 x 4 pixels make the steps
+# cheap: a network that sees each picture more often learns more than one that looks at it more closely.
+COLOUR = UNetConfig(channels=3, patch=4, widths=(128, 256), text=128)
+
 
 @dataclass(frozen=True)
 class TextToImageConfig:
@@ -52,6 +56,7 @@ class TextToImageConfig:
     predicts: str = "v"                     # eps, x0 or v
     drop_caption: float = 0.1               # share of captions replaced by '' in training, for classifier-free guidance
     steps: int = 2200                       # of training
+    batch: int = 32                         # pictures in a training step
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(text=64))
 
@@ -65,9 +70,9 @@ class TextToImageConfig:
             raise ValueError(f"unet.text ({self.unet.text}) must be text.width ({self.text.width}), and unet.channels "
                              f"({self.unet.channels}) and unet.out ({self.unet.out}) the channels of shape "
                              f"{self.shape}")
-        if not 0 <= self.drop_caption <= 1 or self.steps < 1:
-            raise ValueError(f"drop_caption must be within 0 and 1 and steps at least 1, not {self.drop_caption} and "
-                             f"{self.steps}")
+        if not 0 <= self.drop_caption <= 1 or min(self.steps, self.batch) < 1:
+            raise ValueError(f"drop_caption must be within 0 and 1, and steps and batch at least 1, not "
+                             f"{self.drop_caption}, {self.steps} and {self.batch}")
 
 
 class TextToImage(System):
@@ -86,8 +91,12 @@ class TextToImage(System):
 
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]) -> TextToImageConfig:
-        default = TextToImageConfig()
-        return replace(default, shape=shape, unet=replace(default.unet, channels=shape[2]))
+        default, (H, W, C) = TextToImageConfig(), shape
+        grey = replace(default, shape=shape, unet=replace(default.unet, channels=C))
+        if C == 1 or H % COLOUR.multiple or W % COLOUR.multiple:
+            return grey
+        return replace(default, shape=shape, text=replace(default.text, vocab=1024, width=COLOUR.text), unet=COLOUR,
+                       steps=9000, batch=64)
 
     @classmethod
     def tokenizer_for(cls, data: Dataset, config: TextToImageConfig, rng: np.random.Generator, needed) -> Tokenizer:
@@ -111,7 +120,8 @@ class TextToImage(System):
         def picture():
             images = self.sample(data.prompts)
             return pictures.sheet(images, [p or "(no caption)" for p in data.prompts], columns=6)
-        yield Stage("diffusion", self, batch, TextToImage.loss, self.config.steps, picture=picture)
+        yield Stage("diffusion", self, batch, TextToImage.loss, self.config.steps, self.config.batch,
+                    picture=picture)
 
     def loss(self, x_0, ids, mask, t, eps) -> Tensor:
         """The mean squared error of the prediction at given times and noise, a Tensor of shape ().
