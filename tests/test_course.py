@@ -41,5 +41,6 @@ def test_a_quotation_is_found_and_a_change_of_it_is_mended():
 
 
 def test_cells_are_found_with_and_without_options():
-    page = "a\n```{code-cell} ipython3\n:tags: [hide-input]\n\nx = 1\n```\n```python\nno\n```\n```{code-cell}\ny = 2\n```\n"
+    page = ("a\n```{code-cell} ipython3\n:tags: [hide-input]\n\nx = 1\n```\n```python\nno\n```\n"
+            "```{code-cell}\ny = 2\n```\n")
     assert cells(page) == ["\nx = 1\n", "y = 2\n"]

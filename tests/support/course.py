@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "course"
 CHAPTERS = sorted(path for path in FOLDER.glob("*.md") if path.name != "README.md")
-QUOTATION = re.compile(r'(?m)^<!-- source: (\S+) (\S+?)(?: from "(.+?)" to "(.+?)")? -->\n```python\n(.*?)^```$', re.DOTALL)
+QUOTATION = re.compile(r'(?m)^<!-- source: (\S+) (\S+?)(?: from "(.+?)" to "(.+?)")? -->\n```python\n(.*?)^```$',
+                       re.DOTALL)
 CELL = re.compile(r"(?m)^```\{code-cell\}[^\n]*\n(?:---\n.*?^---\n|(?::[^\n]*\n)*)(.*?)^```$", re.DOTALL)
 
 
