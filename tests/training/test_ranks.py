@@ -27,6 +27,7 @@ from minidiff.data import mnist
 from minidiff.data.dataset import load_dataset
 from minidiff.engine import parallel
 from minidiff.errors import UserError
+from minidiff.systems.stage import Step
 from minidiff.systems.text_to_image import TextToImage
 from minidiff.training import loop
 from minidiff.training import ranks as ranks_module
@@ -179,6 +180,18 @@ def test_two_ranks_have_the_same_bits_and_those_of_one_process_to_rounding(two, 
     assert np.linalg.norm(apart) < 1e-3 * np.linalg.norm(moved)
     assert np.median(np.abs(apart)) < 1e-6
     np.testing.assert_allclose(saved(two / f"losses-{batch}.npz")["losses"], t.losses, rtol=1e-5)
+
+
+@with_ranks
+def test_each_rank_reads_its_own_part_of_the_epochs(two):
+    """STEPS batches of 5: the ranks read 2 and 3 images of each, together those of the epochs' order, once.  Before the
+    first step each has looked at one image, to see that the data set keeps its contract."""
+    first, second = (saved(two / f"read-{rank}.npz")["indices"][1:].reshape(STEPS, -1) for rank in (0, 1))
+    assert (first.shape[1], second.shape[1]) == (2, 3)
+    together = np.concatenate([first, second], axis=1).ravel()
+    data = tiny.digits()
+    expected = np.concatenate([Step(0, 1, n, STEPS, 5).choose(data) for n in range(STEPS)])
+    assert together.tolist() == expected.tolist() and len(set(together)) == min(len(data), len(together))
 
 
 @with_ranks
@@ -442,6 +455,10 @@ def work(folder: Path) -> None:
         put(f"steps-{batch}", **weights(t))
         if rank == 0:
             np.savez(folder / f"losses-{batch}.npz", losses=t.losses)
+    data, read = tiny.digits(), []
+    images, data.images = data.images, lambda indices: (read.extend(indices), images(indices))[1]
+    run(folder / "reading", data=data)
+    put("read", indices=read)
     run(folder / "from one", resume=True)
     made, mean = [], Ranks.mean
     Ranks.mean = lambda self, *a: (made.append(1), mean(self, *a))[1]
