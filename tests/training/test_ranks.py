@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from support import fake_cupy, tiny
 
 from minidiff import checkpoint, pictures
@@ -313,6 +314,26 @@ def test_a_system_trains_in_stages(tmp_path):
 
 # --- what needs no mpiexec --------------------------------------------------------------------------------
 
+@pytest.mark.slow
+@with_ranks
+def test_two_ranks_train_on_a_folder_of_pictures(tmp_path, monkeypatch):
+    """The first decodes them, the other finds the cache; what is wrong with them is said once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((28, 28), 20 * i, np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"grey number {i}")
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "nameless.png")
+    command = ["train", "--data", str(folder), "--size", "28", "--steps", "3", "--batch", "5", "--images", "0",
+               "--out", str(tmp_path / "out")]
+    status, printed, said = ended(start("tiny", tmp_path, *command))
+    assert status == 0, said
+    assert (printed + said).count("12 pictures of") == 1 and said.count("nameless.png") == 1
+    assert len(list((tmp_path / "cache" / "minidiff" / "pictures").iterdir())) == 1
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 class Comm(SimpleNamespace):
     """An mpi4py communicator of ranks that all hold what this one does."""
 
@@ -505,6 +526,6 @@ def toy(folder: Path) -> None:
 if __name__ == "__main__":
     def alike(job):
         return lambda *a: cli_ranks.together(lambda: job(*a) or 0)
-    jobs = {"work": alike(work), "toy": alike(toy), "dying": dying, "drawing": drawing,
+    jobs = {"work": alike(work), "toy": alike(toy), "dying": dying, "drawing": drawing, "tiny": tiny_command,
             "cli": lambda folder, *a: cli.main(list(a))}
     sys.exit(jobs[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:]))
