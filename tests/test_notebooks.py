@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.course import CELL, cells, run
+from test_glossary import TERMS, anchor
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PAGES = sorted(FOLDER.glob("[0-9]*.md"))
@@ -50,6 +51,12 @@ def test_a_notebook_has_pictures_and_something_to_change(page):
     drawn = [code for code in body if re.search(r"\bshow\(|\.subplots\(", code)]
     assert len(drawn) >= 2 / 3 * len(body) and text.count("**Change**") >= 3
     assert "../docs/course/" in text and text.count("{code-cell}") == len(cells(text)) > 5
+
+
+@every_page
+def test_its_links_to_the_glossary_lead_to_terms(page):
+    links = re.findall(r"\]\(\.\./docs/glossary\.md#([\w-]+)\)", page.read_text(encoding="utf-8"))
+    assert links and set(links) <= {anchor(term) for term in TERMS}
 
 
 @pytest.mark.slow
