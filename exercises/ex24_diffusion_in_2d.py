@@ -21,8 +21,8 @@ import numpy as np
 def train(points: np.ndarray, alpha_bar: np.ndarray, rng: np.random.Generator) -> Callable:
     """Trains a network that guesses the noise.
 
-    points: (N, 2) float32, the data, of mean about 0 and size about 1.  alpha_bar: (T,) float64, from almost 1 to almost
-    0.  rng: for all random numbers.
+    points: (N, 2) float32, the data, of mean about 0 and size about 1.
+    alpha_bar: (T,) float64, from almost 1 to almost 0.  rng: for all random numbers.
     Returns eps_hat: (x_t (B, 2) float32, t (B,) integers) -> (B, 2) float32, for any B.
     """
     raise NotImplementedError("your code here")
