@@ -8,7 +8,7 @@ All of it, once: draw a time and noise for each point, let a network guess the n
 The network must see t.  Write it with minidiff.nn and minidiff.engine, or with NumPy alone and gradients of your own.
 Three layers of 128 numbers, 3000 steps of 256 points, and AdamW with a learning rate that falls from 0.003 are enough;
 examples/00_diffusion_in_2d.py is such a program.  The laws compare what it learned with the exact answer, and sample
-with it.  You have five minutes of computing.
+with it.  You have ten minutes of computing.
 
     minidiff check ex24
 """

@@ -128,6 +128,13 @@ def _plain_difference(x_0, x0_hat, sigma):
     return float(-np.log2(special.ndtr((high - x0_hat) / sigma) - special.ndtr((low - x0_hat) / sigma)).mean())
 
 
+def _upper_tail(x_0, x0_hat, sigma):
+    u = np.rint((x_0 + 1) * 127.5)
+    log_b = special.log_ndtr(np.where(u == 255, np.inf, ((u + 0.5) / 127.5 - 1 - x0_hat) / sigma))
+    log_a = special.log_ndtr(np.where(u == 0, -np.inf, ((u - 0.5) / 127.5 - 1 - x0_hat) / sigma))
+    return float(-(log_b + np.log(-np.expm1(log_a - log_b))).mean() / math.log(2))
+
+
 def _clipped(x_0, x0_hat, sigma):
     return float(np.minimum(_bits(x_0, x0_hat, sigma), -math.log2(1e-12)).mean())
 
@@ -136,7 +143,7 @@ def probe(bits_per_dim):
     x_0 = LEVELS[[0, 3, 128, 250, 255]]
     near = x_0 + np.array([0.1, 0.02, -0.01, 0.0, -0.03])
     return [bits_per_dim(x_0, near, 0.05), bits_per_dim(x_0[2:4], near[2:4], 0.02),
-            bits_per_dim(x_0[:1], np.ones(1), 0.01)]
+            bits_per_dim(x_0[:1], np.ones(1), 0.01), bits_per_dim(x_0[2:3], -np.ones(1), 0.01)]
 
 
 EXERCISE = Exercise(
@@ -165,6 +172,8 @@ EXERCISE = Exercise(
         Wrong(_likelihood, "the sign is wrong: a probability P costs -log2 P bits"),
         Wrong(_plain_difference, "it subtracts two values of Phi that are equal to rounding, far from x0_hat, and "
                                  "takes the logarithm of 0: work with log Phi there"),
+        Wrong(_upper_tail, "far above x0_hat both Phi round to 1, and the logarithm of their difference is lost: use "
+                           "Phi(b) - Phi(a) = Phi(-a) - Phi(-b) there, in the lower tail"),
         Wrong(_clipped, "it limits P from below by 1e-12, which makes a bad estimate look cheap: work with log Phi "
                         "in the tails"),
     ))

@@ -9,6 +9,7 @@ import pytest
 from support.course import CHAPTERS
 from support.exercises import FOLDER, PAGE, ROOT, page
 
+from minidiff.course import ex24_diffusion_in_2d as ex24
 from minidiff.course.exercise import NAMES, claim, exercise
 from minidiff.course.judge import BUG, OPEN, guarded, judge
 from minidiff.course.learner import verdict_on
@@ -128,6 +129,15 @@ def test_the_chapter_is_there(name):
     if not CHAPTERS:
         pytest.skip("no chapter is in the tree")
     assert exercise(name).chapter in {path.stem for path in CHAPTERS}
+
+
+def test_the_losses_that_the_hint_of_the_last_one_names():
+    rng = np.random.default_rng(0)
+    x_t, t, exact = ex24._noised(rng, 20_000)
+    least = 1 - (exact**2).mean()                           # E (eps - E[eps | x_t])^2, since E eps^2 = 1
+    linear = least + ((ex24._linear_eps(x_t, t) - exact) ** 2).mean()
+    assert abs(least - 0.18) < 0.01 and abs(linear - 0.24) < 0.01
+    assert "about 0.18" in ex24.EXERCISE.hint and "reach 0.24" in ex24.EXERCISE.hint
 
 
 def test_every_file_has_a_judge():
