@@ -6,7 +6,7 @@
     loss = E ||eps - network(x_t, t)||^2                    the network estimates the noise (DDPM eq. 14)
     x_s  ~ q(x_s | x_t, x0_hat),   s = t-1                  from noise back to a point, step by step (DDPM algorithm 2)
 
-An estimate of the noise is one of the point, x0_hat.  The best one is the mean E[x_0 | x_t], which can be computed if the
+An estimate of the noise is one of the point, x0_hat.  The best is the mean E[x_0 | x_t], which can be computed if the
 data are a list of points.  The arrows are a third of alpha_t x0_hat - x_t = sigma_t^2 score (Tweedie's formula).
 """
 import argparse
