@@ -33,7 +33,7 @@ class Exercise:
     answer: the name of the function or class that the learner writes.  minutes: about how many it takes.
     chapter: the page of docs/course that explains it, such as "01_noise".
     solution: minidiff's own function, or one that calls it; place: where it stands, "file name", for the learner.
-    laws: functions of the answer.  The first line of a law's docstring says what it demands.  A law compares with an
+    laws: functions of the answer.  The first paragraph of a law's docstring says what it demands.  A law compares with an
     independent calculation: a closed form derived in another way, quadrature, a simulation; never with the solution.
     probe: answer -> its results (arrays, numbers, texts, in lists and tuples) for fixed arguments.  An answer whose
     results are those of a wrong answer has its bug.
@@ -54,8 +54,8 @@ class Exercise:
 
 
 def claim(law: Law) -> str:
-    """What a law demands: the first line of its docstring, without its full stop."""
-    return (law.__doc__ or "").strip().split("\n")[0].rstrip(".")
+    """What a law demands: the first paragraph of its docstring, on one line."""
+    return " ".join((law.__doc__ or "").split("\n\n")[0].split())
 
 
 # ---- the list ----------------------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ def alike(a, b) -> bool:
             and all(map(alike, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if callable(a) or callable(b):                          # what they do is for the probe to see
+        return callable(a) and callable(b)
     try:
         a, b = np.asarray(a), np.asarray(b)
     except ValueError:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import types
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from traceback import extract_tb
@@ -26,10 +27,12 @@ MOST_MEMORY = 4 << 30                                       # bytes of address s
 
 def verdict_on(path: Path, of: Exercise) -> Verdict:
     """The verdict on a file.  Its code is run, in this process."""
-    try:
-        return judge(of, _answer(path, of), lambda error, call: _explained(error, path, of, call))
-    except Fault as fault:
-        return Verdict(fault.kind, str(fault))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return judge(of, _answer(path, of), lambda error, call: _explained(error, path, of, call))
+        except Fault as fault:
+            return Verdict(fault.kind, str(fault))
 
 
 def _answer(path: Path, of: Exercise):
