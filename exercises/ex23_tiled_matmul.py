@@ -6,14 +6,14 @@ checkout of minidiff: its tests have an emulator that runs the threads of a bloc
     a (M, K), b (K, N), c (M, N): all rows lie one after the other, so a's number (i, k) is a[i * K + k]
 
 A block has 16 x 16 threads, threadIdx.x and threadIdx.y of 0..15, and computes 16 x 16 numbers of c.  blockIdx.x
-counts the blocks along a row of c, and blockIdx.y those along a column: the grid has ceil(N / 16) x ceil(M / 16) blocks.
-M, K and N need not be multiples of 16.
+counts the blocks along a row of c, and blockIdx.y those along a column: the grid has ceil(N / 16) x ceil(M / 16)
+blocks.  M, K and N need not be multiples of 16.
 
 In a loop over pieces of 16 numbers k, each thread copies one number of a and one of b to shared memory, and then each
 adds 16 products that it reads from there.  __syncthreads() lets a thread wait for all others of its block.
 
-Each number that a block needs is read from a and b once, and nothing outside of a, b and c is read or written.  The types
-In and Out are const float* and float*; the emulator counts what they read.
+Each number that a block needs is read from a and b once, and nothing outside of a, b and c is read or written.  The
+types In and Out are const float* and float*; the emulator counts what they read.
 
     minidiff check ex23
 """

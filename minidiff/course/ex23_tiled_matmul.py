@@ -168,6 +168,10 @@ def _result_without_bounds():
     return SOURCE.replace("if (i < M && j < N) c[", "c[")
 
 
+def _early_return():
+    return SOURCE.replace("float sum = 0;", "if (i >= M || j >= N) return;\n    float sum = 0;")
+
+
 def probe(matmul_kernel):
     source, found = matmul_kernel(), []
     for M, K, N in ((20, 37, 35), (33, 16, 16)):
@@ -206,6 +210,8 @@ EXERCISE = Exercise(
         Wrong(_no_bound_of_i, "a is read below its last row, where i is M or more"),
         Wrong(_no_bound_of_j, "b is read beyond the end of its row, where j is N or more"),
         Wrong(_no_bounds, "a and b are read outside of their rows and columns: take 0 there"),
+        Wrong(_early_return, "threads outside of c return at once: the others need the numbers that they should "
+                             "copy, and they miss at the barriers"),
         Wrong(_result_without_bounds, "c is written outside of its rows and columns: the last blocks stick out of "
                                       "the matrix"),
     ))
