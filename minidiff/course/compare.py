@@ -33,6 +33,31 @@ def random_alpha_bar(rng: np.random.Generator, T: int | None = None) -> np.ndarr
     return np.array(table)
 
 
+# ---- results that are one ------------------------------------------------------------------------------------
+
+def alike(a, b) -> bool:
+    """Whether two results of a probe are the same, to rounding."""
+    if isinstance(a, (tuple, list)) or isinstance(b, (tuple, list)):
+        return isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b) \
+            and all(map(alike, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if callable(a) or callable(b):                          # what they do is for the probe to see
+        return callable(a) and callable(b)
+    try:
+        a, b = np.asarray(a), np.asarray(b)
+    except ValueError:
+        return False
+    if a.shape != b.shape or a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub":
+        return a.shape == b.shape and a.dtype.kind == b.dtype.kind and bool(np.all(a == b))
+    return bool(np.allclose(a, b, rtol=1e-7, atol=1e-7 * _largest(b), equal_nan=True))
+
+
+def _largest(a: np.ndarray) -> float:
+    a = np.abs(a.astype(np.float64))
+    return float(a[np.isfinite(a)].max(initial=0))
+
+
 # ---- sentences ---------------------------------------------------------------------------------------------
 
 def differs(what: str, got, expected, where: str, *, dtype=None, tolerance: float | None = None) -> str | None:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from minidiff.course.compare import alike
 from minidiff.errors import UserError
 
 Law = Callable[[Any], str | None]       # of an answer: None, or one sentence with the numbers at which the law breaks
@@ -38,6 +39,7 @@ class Exercise:
     probe: answer -> its results (arrays, numbers, texts, in lists and tuples) for fixed arguments.  An answer whose
     results are those of a wrong answer has its bug.
     seconds: the time that an answer may take for all laws together.
+    same: whether two results of the probe are those of one answer.
     """
 
     title: str
@@ -51,6 +53,7 @@ class Exercise:
     wrong: tuple[Wrong, ...]
     probe: Callable[[Any], Any]
     seconds: float = 30
+    same: Callable[[Any, Any], bool] = alike
 
 
 def claim(law: Law) -> str:

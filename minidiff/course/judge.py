@@ -70,38 +70,15 @@ def _broken(exercise: Exercise, answer: Callable, said: str) -> Verdict:
     """The verdict of an answer that breaks a law: the name of its bug, if it is known."""
     try:
         results = exercise.probe(answer)
-        if not alike(results, exercise.probe(answer)):
+        if not exercise.same(results, exercise.probe(answer)):
             return Verdict(BROKEN, "it gives other results when it is called again with the same arguments: it draws "
                                    "random numbers of its own, or keeps something between calls")
     except Exception:                                       # at other arguments than the law's; the law says more
         return Verdict(BROKEN, said)
     for wrong in exercise.wrong:
-        if alike(results, exercise.probe(wrong.answer)):
+        if exercise.same(results, exercise.probe(wrong.answer)):
             return Verdict(BUG, f"{wrong.bug} ({said})")
     return Verdict(BROKEN, said)
-
-
-def alike(a, b) -> bool:
-    """Whether two results of a probe are the same, to rounding."""
-    if isinstance(a, (tuple, list)) or isinstance(b, (tuple, list)):
-        return isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b) \
-            and all(map(alike, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
-    if callable(a) or callable(b):                          # what they do is for the probe to see
-        return callable(a) and callable(b)
-    try:
-        a, b = np.asarray(a), np.asarray(b)
-    except ValueError:
-        return False
-    if a.shape != b.shape or a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub":
-        return a.shape == b.shape and a.dtype.kind == b.dtype.kind and bool(np.all(a == b))
-    return bool(np.allclose(a, b, rtol=1e-7, atol=1e-7 * _largest(b), equal_nan=True))
-
-
-def _largest(a: np.ndarray) -> float:
-    a = np.abs(a.astype(np.float64))
-    return float(a[np.isfinite(a)].max(initial=0))
 
 
 # ---- the answer's calls ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from support.course import CHAPTERS
 from support.exercises import FOLDER, PAGE, ROOT, page
 
 from minidiff.course.exercise import NAMES, claim, exercise
-from minidiff.course.judge import BUG, OPEN, alike, guarded, judge
+from minidiff.course.judge import BUG, OPEN, guarded, judge
 from minidiff.course.learner import verdict_on
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -46,8 +46,8 @@ def test_all_answers_are_distinct(name):
     of = exercise(name)
     results = {answer.__name__: of.probe(answer) for answer in [of.solution, *(w.answer for w in of.wrong)]}
     assert len(results) == len(of.wrong) + 1
-    assert not [(a, b) for a, b in combinations(results, 2) if alike(results[a], results[b])]
-    assert all(alike(result, of.probe(answer)) for result, answer in
+    assert not [(a, b) for a, b in combinations(results, 2) if of.same(results[a], results[b])]
+    assert all(of.same(result, of.probe(answer)) for result, answer in
                zip(results.values(), [of.solution, *(w.answer for w in of.wrong)], strict=True))
     assert len({w.bug for w in of.wrong}) == len(of.wrong)
 
