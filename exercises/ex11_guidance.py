@@ -1,7 +1,7 @@
 """Exercise 11: classifier-free guidance.  5 minutes, chapter docs/course/07_guidance.md.
 
-One network predicts the noise twice, with the caption and without it.  Guidance goes from the second in the direction of
-the first, and may go further than it:
+One network predicts the noise twice, with the caption and without it. Guidance goes from the second in the direction
+of the first, and may go further than it:
 
     eps = eps_uncond + scale (eps_cond - eps_uncond)                             Ho & Salimans 2022, eq. 6
 

@@ -1,7 +1,7 @@
 """Exercise 16: CLIP's loss.  20 minutes, chapter docs/course/06_text.md.
 
-N pictures and their N captions are points in one space.  Each picture should be closest to its own caption, among all N,
-and each caption to its own picture: two classifications among N classes, where the right class of row i is i.
+N pictures and their N captions are points in one space. Each picture should be closest to its own caption, among all
+N, and each caption to its own picture: two classifications among N classes, where the right class of row i is i.
 
     I, T   = the embeddings, each row divided by its length                     (N, D)
     logits = exp(log_scale) I T^t                                               (N, N)

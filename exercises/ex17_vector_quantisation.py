@@ -1,8 +1,9 @@
-"""Exercise 17: vectors from a codebook, and a gradient through what has none.  45 minutes, chapter docs/course/08_latents.md.
+"""Exercise 17: vectors from a codebook, and a gradient through what has none. 45 minutes, chapter
+docs/course/08_latents.md.
 
-Each vector is replaced by the nearest of K codes.  The choice has no useful derivative: a small change of z changes
-nothing, until it changes all.  So the gradient of z_q is passed to z as it is (straight-through), and two losses pull the
-codes to the vectors and the vectors to the codes (van den Oord et al. 2017, eq. 3):
+Each vector is replaced by the nearest of K codes. The choice has no useful derivative: a small change of z changes
+nothing, until it changes all. So the gradient of z_q is passed to z as it is (straight-through), and two losses pull
+the codes to the vectors and the vectors to the codes (van den Oord et al. 2017, eq. 3):
 
     k(i) = argmin_j ||z_i - e_j||^2,      z_q = e_k
     L    = mean (sg[z] - e_k)^2  +  beta mean (z - sg[e_k])^2          the means are over all N D numbers

@@ -142,14 +142,14 @@ EXERCISE = Exercise(
         Wrong(_no_root_of_the_signal, "x_0 is multiplied by alpha_bar_t in place of sqrt(alpha_bar_t)"),
         Wrong(_no_roots, "both square roots are missing: alpha_bar_t and 1 - alpha_bar_t are powers, and x_0 and eps "
                          "are multiplied by the roots of them"),
-        Wrong(_swapped, "the two coefficients have changed places: x_0 takes sqrt(alpha_bar_t), and eps "
-                        "sqrt(1 - alpha_bar_t)"),
+        Wrong(_swapped, "the two coefficients have changed places: x_0 takes sqrt(alpha_bar_t), and eps sqrt(1 - "
+                        "alpha_bar_t)"),
         Wrong(_noise_subtracted, "the noise is subtracted: that has the same distribution, but a network would then "
                                  "learn -eps"),
-        Wrong(_one_step, "it adds the noise of one step, beta_t, in place of that of all the steps up to t, "
-                         "1 - alpha_bar_t"),
-        Wrong(_counts_from_one, "it reads alpha_bar[t - 1]: times count from 0 here, so that the power left at time t "
-                                "is alpha_bar[t]"),
+        Wrong(_one_step, "it adds the noise of one step, beta_t, in place of that of all the steps up to t, 1 - "
+                         "alpha_bar_t"),
+        Wrong(_counts_from_one, "it reads alpha_bar[t - 1]: times count from 0 here, so that the power left at time "
+                                "t is alpha_bar[t]"),
         Wrong(_first_time_for_all, "every image gets the time of the first one: t holds one time for each image"),
         Wrong(_along_the_last_axis, "the coefficients multiply along the last axis in place of the first: reshape "
                                     "alpha_bar[t] to (B, 1, ..., 1)"),

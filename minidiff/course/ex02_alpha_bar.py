@@ -98,12 +98,13 @@ EXERCISE = Exercise(
         Wrong(_product_of_betas, "it multiplies the betas, which are the shares of the noise: the signal keeps the "
                                  "share 1 - beta"),
         Wrong(_power_of_the_noise, "it returns the power of the noise, 1 - alpha_bar"),
-        Wrong(_sum, "it subtracts the sum of the betas: each step takes its share of what is left, so shares multiply"),
+        Wrong(_sum, "it subtracts the sum of the betas: each step takes its share of what is left, so shares "
+                    "multiply"),
         Wrong(_exponential, "it returns exp(-sum of betas), which is right only in the limit of small betas"),
         Wrong(_single_steps, "it returns 1 - beta_t of each single step: alpha_bar_t is the product of all up to t"),
         Wrong(_root, "it returns alpha_t = sqrt(alpha_bar_t), the amplitude in place of the power"),
         Wrong(_shifted, "it is one step late: entry t must have the step t, too, so that alpha_bar[0] = 1 - betas[0]"),
-        Wrong(_with_the_clean_image, "it has one entry too many: the 1 of the clean image stands at t = -1, and is not "
-                                     "in the table"),
+        Wrong(_with_the_clean_image, "it has one entry too many: the 1 of the clean image stands at t = -1, and is "
+                                     "not in the table"),
         Wrong(_only_the_end, "it returns the last entry alone: alpha_bar has one for every time"),
     ))

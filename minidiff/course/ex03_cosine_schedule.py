@@ -118,8 +118,8 @@ def probe(cosine):
 
 EXERCISE = Exercise(
     title="The cosine schedule", answer="cosine", minutes=10, chapter="01_noise",
-    hint="Compute f at T + 1 points, u = 0, 1/T, ..., 1. Each beta is one minus the ratio of two neighbours. Limit the "
-         "betas, and multiply all 1 - beta up to t, as in exercise 2.",
+    hint="Compute f at T + 1 points, u = 0, 1/T, ..., 1. Each beta is one minus the ratio of two neighbours. Limit "
+         "the betas, and multiply all 1 - beta up to t, as in exercise 2.",
     solution=solution, place="minidiff/diffusion/schedules.py cosine",
     laws=(double_angle, limited_steps, many_limited_steps), probe=probe,
     wrong=(
@@ -128,12 +128,12 @@ EXERCISE = Exercise(
         Wrong(_linspace, "it reads f at linspace(0, 1, T): T strides lie between the clean image, u = 0, and the "
                          "last time, u = 1, and u = 0 is not in the table"),
         Wrong(_no_limit, "beta_max is not used: the last beta is 1, and nothing is left to divide by"),
-        Wrong(_limits_alpha_bar, "it limits alpha_bar from below, so that neighbours can be equal: limit the betas, and "
-                                 "multiply"),
+        Wrong(_limits_alpha_bar, "it limits alpha_bar from below, so that neighbours can be equal: limit the betas, "
+                                 "and multiply"),
         Wrong(_no_square, "the cosine is not squared"),
         Wrong(_no_offset, "the offset is not used: the first betas are then too small to matter"),
-        Wrong(_no_division_of_the_offset, "u + offset is not divided by 1 + offset: the cosine must reach 0 at u = 1, "
-                                          "and not before"),
+        Wrong(_no_division_of_the_offset, "u + offset is not divided by 1 + offset: the cosine must reach 0 at u = "
+                                          "1, and not before"),
         Wrong(_not_divided_by_its_start, "f(u) is not divided by f(0): at u = 0 all of the signal must be there"),
         Wrong(_betas, "it returns the betas: the table that is asked for is alpha_bar, the product of all 1 - beta"),
     ))

@@ -135,21 +135,21 @@ def probe(posterior):
 
 EXERCISE = Exercise(
     title="One step back, if you knew x_0", answer="posterior", minutes=20, chapter="02_reverse",
-    hint="Write `before = alpha_bar[t - 1] if t > 0 else 1.0` first, since alpha_bar[-1] is the last entry in Python. "
-         "The coefficients as Python floats do not change the dtype of an array.",
+    hint="Write `before = alpha_bar[t - 1] if t > 0 else 1.0` first, since alpha_bar[-1] is the last entry in "
+         "Python. The coefficients as Python floats do not change the dtype of an array.",
     solution=solution, place="minidiff/diffusion/gaussian.py q_posterior_mean_variance",
     laws=(integrals, bayes, first_step, keeps_the_dtype), probe=probe,
     wrong=(
-        Wrong(_variance_of_the_forward_step, "the variance is beta_t, that of the forward step: x_0 is known here, so "
-                                             "less is uncertain, by (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)"),
+        Wrong(_variance_of_the_forward_step, "the variance is beta_t, that of the forward step: x_0 is known here, "
+                                             "so less is uncertain, by (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)"),
         Wrong(_deviation, "it returns the standard deviation in place of the variance"),
         Wrong(_inverted, "the ratio in the variance is upside down: it is (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), "
                          "which is less than 1"),
-        Wrong(_last_entry, "at t = 0 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the clean "
-                           "image"),
+        Wrong(_last_entry, "at t = 0 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
+                           "clean image"),
         Wrong(_swapped, "the two coefficients of the mean have changed places"),
         Wrong(_no_root_of_alpha_bar, "the coefficient of x_0 has alpha_bar_{t-1} in place of its square root"),
         Wrong(_no_root_of_one_minus_beta, "the coefficient of x_t has 1 - beta_t in place of its square root"),
-        Wrong(_alpha_bar_for_alpha, "the coefficient of x_t has sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), which "
-                                    "the paper writes as sqrt(alpha_t)"),
+        Wrong(_alpha_bar_for_alpha, "the coefficient of x_t has sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), "
+                                    "which the paper writes as sqrt(alpha_t)"),
     ))

@@ -129,8 +129,8 @@ def probe(to_x0):
 
 EXERCISE = Exercise(
     title="The image that a network's output stands for", answer="to_x0", minutes=10, chapter="03_denoiser",
-    hint="Compute alpha and sigma as Python floats, by math.sqrt, and write one line for each of the three. To see the "
-         "third, put x_t and v into alpha x_t - sigma v and use alpha^2 + sigma^2 = 1.",
+    hint="Compute alpha and sigma as Python floats, by math.sqrt, and write one line for each of the three. To see "
+         "the third, put x_t and v into alpha x_t - sigma v and use alpha^2 + sigma^2 = 1.",
     solution=solution, place="minidiff/diffusion/gaussian.py to_x0",
     laws=(of_eps, of_x0, of_v, of_v_in_pure_noise, keeps_the_dtype), probe=probe,
     wrong=(
@@ -140,10 +140,10 @@ EXERCISE = Exercise(
         Wrong(_eps_added, "of eps, it adds the noise where it should be subtracted"),
         Wrong(_v_of_the_other_sign, "of v, the sign of sigma v is wrong: v = alpha eps - sigma x_0 holds -x_0"),
         Wrong(_v_gives_eps, "of v, it returns eps = sigma x_t + alpha v: alpha and sigma have changed places"),
-        Wrong(_v_of_flow_matching, "of v, it takes v for eps - x_0, the velocity of flow matching: here v is "
-                                   "alpha eps - sigma x_0"),
+        Wrong(_v_of_flow_matching, "of v, it takes v for eps - x_0, the velocity of flow matching: here v is alpha "
+                                   "eps - sigma x_0"),
         Wrong(_v_as_eps, "of v, it takes v for eps"),
-        Wrong(_v_by_way_of_eps, "of v, it goes by way of eps and divides by alpha, which is 0/0 in pure noise: "
-                                "alpha x_t - sigma v needs no division"),
+        Wrong(_v_by_way_of_eps, "of v, it goes by way of eps and divides by alpha, which is 0/0 in pure noise: alpha "
+                                "x_t - sigma v needs no division"),
         Wrong(_x0_as_eps, "of x0, it takes the output for eps: a network that predicts x_0 has x_0 as its output"),
     ))

@@ -24,7 +24,8 @@ def _cases(law: int):
     rng = stream(6, law)
     for shape in ((7,), (2, 3), ()):
         p, alpha, sigma = float(rng.uniform(0.1, 0.9)), float(rng.uniform(0.2, 1)), float(rng.uniform(0.3, 1))
-        yield p, alpha, sigma, 1.5 * rng.standard_normal(shape), f"p = {p:.4g}, alpha = {alpha:.4g}, sigma = {sigma:.4g}"
+        where = f"p = {p:.4g}, alpha = {alpha:.4g}, sigma = {sigma:.4g}"
+        yield p, alpha, sigma, 1.5 * rng.standard_normal(shape), where
 
 
 def _log_density(p, alpha, sigma, x):
@@ -116,7 +117,8 @@ def _ratio(p, alpha, sigma, x_t):
 
 
 def probe(x0_hat):
-    return [x0_hat(0.3, 0.6, 0.8, np.array([-1.3, -0.2, 0.0, 0.5, 2.0])), x0_hat(0.7, 0.9, 0.1, np.array([-60.0, 0.01]))]
+    return [x0_hat(0.3, 0.6, 0.8, np.array([-1.3, -0.2, 0.0, 0.5, 2.0])),
+            x0_hat(0.7, 0.9, 0.1, np.array([-60.0, 0.01]))]
 
 
 EXERCISE = Exercise(
@@ -126,8 +128,8 @@ EXERCISE = Exercise(
     solution=solution, place="minidiff/diffusion/exact.py MixtureDenoiser",
     laws=(tweedie, keeps_the_mean, finite_far_away), probe=probe,
     wrong=(
-        Wrong(_sigma_not_squared, "it divides by sigma in place of sigma^2: the exponent of N(x; m, sigma^2) is "
-                                  "-(x - m)^2 / (2 sigma^2)"),
+        Wrong(_sigma_not_squared, "it divides by sigma in place of sigma^2: the exponent of N(x; m, sigma^2) is -(x "
+                                  "- m)^2 / (2 sigma^2)"),
         Wrong(_no_alpha, "alpha is missing: the two points of x_t are +alpha and -alpha, and not +1 and -1"),
         Wrong(_twice, "the exponent is twice too large: tanh(a) is (e^(2a) - 1) / (e^(2a) + 1)"),
         Wrong(_same_weights, "p is not used: the likelier point draws the estimate, by log(p / (1 - p)) / 2"),

@@ -163,25 +163,25 @@ def probe(ddpm_step):
 
 EXERCISE = Exercise(
     title="A step of DDPM's sampler", answer="ddpm_step", minutes=20, chapter="05_samplers",
-    hint="Write alpha_bar_t, alpha_bar_{t-1} (1 at t = 0), beta_t and beta~_t as Python floats first. At t = 0, beta~ is "
-         "0 by itself, if alpha_bar_{-1} is 1.",
+    hint="Write alpha_bar_t, alpha_bar_{t-1} (1 at t = 0), beta_t and beta~_t as Python floats first. At t = 0, "
+         "beta~ is 0 by itself, if alpha_bar_{-1} is 1.",
     solution=solution, place="minidiff/diffusion/samplers.py ddpm",
     laws=(mean_of_a_point, slope_of_a_point, variance_of_a_point, last_step, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_noise_at_the_end, "it adds noise in the last step, from t = 0, which stays in the picture"),
-        Wrong(_no_noise_before_the_end, "it adds no noise in the step from t = 1 either: only the step from t = 0 has "
-                                        "none"),
+        Wrong(_no_noise_before_the_end, "it adds no noise in the step from t = 1 either: only the step from t = 0 "
+                                        "has none"),
         Wrong(_no_noise, "it adds no noise in any step"),
         Wrong(_variance_for_deviation, "it multiplies z by the variance beta~_t in place of its square root"),
-        Wrong(_larger_variance, "it adds noise of variance beta_t: that is DDPM's other choice, right for data that are "
-                                "N(0, I), and the exercise asks for beta~_t, right for data that are one point"),
+        Wrong(_larger_variance, "it adds noise of variance beta_t: that is DDPM's other choice, right for data that "
+                                "are N(0, I), and the exercise asks for beta~_t, right for data that are one point"),
         Wrong(_no_root_below_eps, "eps_hat is divided by 1 - alpha_bar_t in place of its square root"),
         Wrong(_all_of_eps, "it removes all of the noise in one step: of sqrt(1 - alpha_bar_t) eps_hat only the share "
                            "beta_t / (1 - alpha_bar_t) belongs to step t"),
         Wrong(_eps_added, "it adds eps_hat where it should be subtracted"),
         Wrong(_not_stretched, "the division by sqrt(1 - beta_t) is missing"),
-        Wrong(_stretched_by_alpha_bar, "it divides by sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), which the paper "
-                                       "writes as sqrt(alpha_t)"),
-        Wrong(_last_entry, "at t = 0 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the clean "
-                           "image"),
+        Wrong(_stretched_by_alpha_bar, "it divides by sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), which the "
+                                       "paper writes as sqrt(alpha_t)"),
+        Wrong(_last_entry, "at t = 0 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
+                           "clean image"),
     ))

@@ -67,7 +67,8 @@ def one_step_to_a_point(ddim_step):
     """with eta = 0 it keeps image and noise: alpha_t c + sigma_t e goes to alpha_s c + sigma_s e"""
     for alpha_bar, t, s, eta, c, rng, where in _cases(1, etas=(0.0,)):
         e = float(rng.standard_normal())
-        got = _step(ddim_step, alpha_bar, t, s, eta, c, math.sqrt(alpha_bar[t]) * c + math.sqrt(1 - alpha_bar[t]) * e, 9.0)
+        x_t = math.sqrt(alpha_bar[t]) * c + math.sqrt(1 - alpha_bar[t]) * e
+        got = _step(ddim_step, alpha_bar, t, s, eta, c, x_t, 9.0)
         expected = np.full(1, math.sqrt(alpha_bar[s]) * c + math.sqrt(1 - alpha_bar[s]) * e)
         if (said := differs("x_s", got, expected, f"for c = {c:.4g}, e = {e:.4g} {where}")):
             return said
@@ -88,10 +89,10 @@ def ancestral(ddim_step):
     """with eta = 1 x_s and x_t have the covariance alpha_t / alpha_s (1 - alpha_bar_s) of the forward process, and with
     another eta the fresh noise is eta times as large as with eta = 1"""
     for alpha_bar, t, s, eta, c, _, where in _cases(3):
-        slope = _step(ddim_step, alpha_bar, t, s, 1.0, c, 1.0, 0.0) - _step(ddim_step, alpha_bar, t, s, 1.0, c, 0.0, 0.0)
+        def change(h, x_t, z, alpha_bar=alpha_bar, t=t, s=s, c=c):
+            return _step(ddim_step, alpha_bar, t, s, h, c, x_t, z) - _step(ddim_step, alpha_bar, t, s, h, c, 0.0, 0.0)
+        slope, fresh, all_fresh = change(1.0, 1.0, 0.0), change(eta, 0.0, 1.0), change(1.0, 0.0, 1.0)
         expected = math.sqrt(alpha_bar[t] / alpha_bar[s]) * (1 - alpha_bar[s])
-        fresh, all_fresh = (_step(ddim_step, alpha_bar, t, s, h, c, 0.0, 1.0) - _step(ddim_step, alpha_bar, t, s, h, c,
-                                                                                      0.0, 0.0) for h in (eta, 1.0))
         if (said := differs("the covariance", slope * (1 - alpha_bar[t]), np.full(1, expected), f"for eta = 1 {where}")
                 or differs("the coefficient of z", fresh, eta * all_fresh, f"for eta = {eta} {where}")):
             return said
@@ -122,8 +123,8 @@ def keeps_the_dtype(ddim_step):
     """x_s has the shape and dtype of x_t"""
     for alpha_bar, t, s, eta, _, rng, where in _cases(6):
         arrays = rng.standard_normal((3, 2, 2, 1)).astype(np.float32)
-        expected = ddim_step(alpha_bar, arrays[0].astype(float), t, s, arrays[1].astype(float), eta, arrays[2].astype(float))
-        got = ddim_step(alpha_bar, arrays[0], t, s, arrays[1], eta, arrays[2])
+        got, expected = (ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z)
+                         for x_t, eps_hat, z in (arrays, arrays.astype(np.float64)))
         if (said := differs("x_s", got, expected, where, dtype=np.float32, tolerance=1e-3)):
             return said
 
@@ -179,7 +180,8 @@ def _noise_of_one_step(alpha_bar, x_t, t, s, eps_hat, eta, z):
 
 
 def _noise_of_the_forward_step(alpha_bar, x_t, t, s, eps_hat, eta, z):
-    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, sigma=lambda a, b: eta * math.sqrt(1 - a / b) if s >= 0 else 0.0)
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z,
+                      sigma=lambda a, b: eta * math.sqrt(1 - a / b) if s >= 0 else 0.0)
 
 
 def probe(ddim_step):
@@ -197,18 +199,18 @@ EXERCISE = Exercise(
     solution=solution, place="minidiff/diffusion/samplers.py ddim",
     laws=(one_step_to_a_point, keeps_the_marginals, ancestral, gaussian_data, ends_clean, keeps_the_dtype), probe=probe,
     wrong=(
-        Wrong(_direction_reversed, "the noise is put back with the wrong sign: x_s has + sqrt(1 - alpha_bar_s - sigma^2) "
-                                   "eps_hat"),
+        Wrong(_direction_reversed, "the noise is put back with the wrong sign: x_s has + sqrt(1 - alpha_bar_s - "
+                                   "sigma^2) eps_hat"),
         Wrong(_direction_of_sigma, "eps_hat is multiplied by sigma in place of sqrt(1 - alpha_bar_s - sigma^2)"),
-        Wrong(_direction_without_sigma, "eps_hat is multiplied by sqrt(1 - alpha_bar_s): the power sigma^2 of the fresh "
-                                        "noise must be taken from it, or x_s has too much noise"),
+        Wrong(_direction_without_sigma, "eps_hat is multiplied by sqrt(1 - alpha_bar_s): the power sigma^2 of the "
+                                        "fresh noise must be taken from it, or x_s has too much noise"),
         Wrong(_direction_without_a_root, "the square root around 1 - alpha_bar_s - sigma^2 is missing"),
         Wrong(_sigma_not_squared, "under the root, sigma is subtracted in place of sigma^2"),
         Wrong(_always_the_time_before, "it goes to t - 1 and not to s: the next time is the next one of the list"),
-        Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the clean "
-                           "image"),
+        Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
+                           "clean image"),
         Wrong(_eta_not_used, "eta is not used: no fresh noise is added"),
-        Wrong(_noise_of_one_step, "sigma has beta_t of the full chain: over the leap from t to s it is "
-                                  "1 - alpha_bar_t / alpha_bar_s"),
+        Wrong(_noise_of_one_step, "sigma has beta_t of the full chain: over the leap from t to s it is 1 - "
+                                  "alpha_bar_t / alpha_bar_s"),
         Wrong(_noise_of_the_forward_step, "sigma lacks the factor sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))"),
     ))

@@ -53,7 +53,8 @@ def _cases(law: int):
         t = int(rng.integers(1, len(phis)))
         s = int(rng.integers(0, t))
         S = float(rng.uniform(0.05, 4))
-        yield phis, t, s, S, rng.standard_normal((2, 3)), f"from phi = {phis[t]:.4g} to {phis[s]:.4g}, for data N(0, {S:.4g})"
+        where = f"from phi = {phis[t]:.4g} to {phis[s]:.4g}, for data N(0, {S:.4g})"
+        yield phis, t, s, S, rng.standard_normal((2, 3)), where
 
 
 def linear_slope(heun_step):
@@ -89,8 +90,8 @@ def two_calls(heun_step):
         calls = []
         heun_step(_of_gaussian(S, phis, calls), _table(phis), x, t, s)
         if [time for _, time in calls] != [t, s]:
-            return f"the denoiser was called at the times {[int(time) for _, time in calls]} and should be at {[t, s]}, " \
-                   f"{where}"
+            return f"the denoiser was called at the times {[int(time) for _, time in calls]} and should be called at " \
+                   f"{[t, s]}, {where}"
         V = math.cos(phis[t]) ** 2 * S + math.sin(phis[t]) ** 2
         euler = x * (1 + (phis[s] - phis[t]) * (1 - S) * math.sin(2 * phis[t]) / (2 * V))
         for what, (got, _), expected in zip(("the first", "the second"), calls, (x, euler), strict=True):
@@ -174,16 +175,18 @@ def probe(heun_step):
 
 EXERCISE = Exercise(
     title="Heun's method", answer="heun_step", minutes=30, chapter="05_samplers",
-    hint="Write a small function v(x, t) inside, and phi(t) = arctan2(sigma, alpha). Treat s = -1 first, and return there.",
+    hint="Write a small function v(x, t) inside, and phi(t) = arctan2(sigma, alpha). Treat s = -1 first, and return "
+         "there.",
     solution=solution, place="minidiff/diffusion/samplers.py heun",
     laws=(linear_slope, second_order, two_calls, last_step), probe=probe,
     wrong=(
         Wrong(_euler, "it is Euler's method: the second slope is not used"),
-        Wrong(_second_slope_at_x_t, "the second slope is taken at (x_t, s): it belongs to the point where Euler's step "
-                                    "ends, (x', s)"),
+        Wrong(_second_slope_at_x_t, "the second slope is taken at (x_t, s): it belongs to the point where Euler's "
+                                    "step ends, (x', s)"),
         Wrong(_second_slope_at_t, "the second slope is taken at (x', t): at x' the time is s"),
         Wrong(_sum_of_slopes, "it adds the two slopes: the average needs half of their sum"),
-        Wrong(_second_slope_alone, "it follows the slope at the end alone, which is of first order like Euler's method"),
+        Wrong(_second_slope_alone, "it follows the slope at the end alone, which is of first order like Euler's "
+                                   "method"),
         Wrong(_backwards, "the sign of h is wrong: phi falls from t to s, so h = phi_s - phi_t is negative"),
         Wrong(_from_euler_s_point, "it adds the averaged step to Euler's point x': both steps start at x_t"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: the step to s = -1 ends at "

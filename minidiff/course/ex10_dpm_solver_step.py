@@ -30,7 +30,7 @@ class _Given:
 def solution(alpha_bar, x_t, u, t, s, x0_before, x0_hat):
     schedule = Schedule(alpha_bar)
     (alpha_u, sigma_u), (alpha_t, sigma_t) = samplers.alpha_sigma(schedule, u), samplers.alpha_sigma(schedule, t)
-    # the x_u from which the sampler's first step comes to x_t:  x_t = sigma_t/sigma_u x_u - alpha_t (e^-h - 1) x0_before
+    # the x_u from which the sampler's first step comes to x_t = sigma_t/sigma_u x_u - alpha_t (e^-h - 1) x0_before
     e_h = sigma_t * alpha_u / (alpha_t * sigma_u)
     x_u = (x_t + alpha_t * (e_h - 1) * x0_before) * (sigma_u / sigma_t)
     states = samplers.dpm_solver_pp_2m(_Given(alpha_bar, [x0_before, x0_hat]), x_u, [u, t] if s < 0 else [u, t, s])
@@ -58,7 +58,7 @@ def _cases(law: int):
 
 
 def constant_estimate(dpm_solver_step):
-    """where both estimates are D, the step is exact: the image D stays, and the noise (x_t - alpha_t D) / sigma_t, too"""
+    """where both estimates are D, the step is exact: it keeps the image D and the noise (x_t - alpha_t D) / sigma_t"""
     for lambdas, u, t, s, rng, where in _cases(1):
         D, e = rng.standard_normal((2, 2, 3))
         (a, b), (p, q) = _alpha_sigma(lambdas[t]), _alpha_sigma(lambdas[s])
@@ -186,8 +186,8 @@ def probe(dpm_solver_step):
 
 EXERCISE = Exercise(
     title="A step of DPM-Solver++(2M)", answer="dpm_solver_step", minutes=30, chapter="05_samplers",
-    hint="Treat s = -1 first: return x0_hat. Then lambda = log(alpha / sigma) = log(alpha_bar / (1 - alpha_bar)) / 2 of "
-         "the three times, as Python floats.",
+    hint="Treat s = -1 first: return x0_hat. Then lambda = log(alpha / sigma) = log(alpha_bar / (1 - alpha_bar)) / 2 "
+         "of the three times, as Python floats.",
     solution=solution, place="minidiff/diffusion/samplers.py dpm_solver_pp_2m",
     laws=(constant_estimate, middle_of_the_line, second_order, last_step, keeps_the_dtype), probe=probe,
     wrong=(

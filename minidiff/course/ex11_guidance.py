@@ -46,8 +46,8 @@ def slope_of_the_density(guided):
             return (1 - scale) * -(x - m) ** 2 / (2 * V) + scale * -(x - n) ** 2 / (2 * W)
         expected = -sigma * (log_density(x + h) - log_density(x - h)) / (2 * h)
         got = guided(sigma * (x - m) / V, sigma * (x - n) / W, scale)
-        if (said := differs("eps", got, expected, f"for scale = {scale}, p = N({m:.3g}, {V:.3g}) and p(.|y) = N({n:.3g}, "
-                                                  f"{W:.3g})", tolerance=1e-6)):
+        where = f"for scale = {scale}, p = N({m:.3g}, {V:.3g}) and p(.|y) = N({n:.3g}, {W:.3g})"
+        if (said := differs("eps", got, expected, where, tolerance=1e-6)):
             return said
 
 
@@ -118,7 +118,8 @@ EXERCISE = Exercise(
     wrong=(
         Wrong(_one_plus_w, "it counts by w, where 0 already follows the caption: (1 + w) eps_cond - w eps_uncond is "
                            "the same rule with scale = 1 + w"),
-        Wrong(_from_the_caption, "the two predictions have changed places: scale 0 must give eps_uncond, and 1 eps_cond"),
+        Wrong(_from_the_caption, "the two predictions have changed places: scale 0 must give eps_uncond, and 1 "
+                                 "eps_cond"),
         Wrong(_away_from_the_caption, "the sign of the difference is wrong: it goes away from the caption"),
         Wrong(_no_difference, "it adds scale eps_cond in place of scale (eps_cond - eps_uncond)"),
         Wrong(_only_scaled, "eps_uncond is not used"),

@@ -35,8 +35,8 @@ def none_from_itself(kl_gaussian):
     """a Gaussian is at the divergence 0 from itself, and elements do not disturb each other"""
     rng = stream(12, 2)
     mean, var = rng.standard_normal((2, 3)), np.exp(rng.standard_normal((2, 3)))
-    said = differs("KL + 1", 1 + kl_gaussian(mean, var, mean.copy(), var.copy()), np.ones((2, 3)), "for equal Gaussians")
-    if said:
+    got = kl_gaussian(mean, var, mean.copy(), var.copy())
+    if (said := differs("KL + 1", 1 + got, np.ones((2, 3)), "for equal Gaussians")):
         return said
     other = mean + np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
     expected = (other - mean) ** 2 / (2 * var)

@@ -52,7 +52,8 @@ def tells_times_apart(sinusoidal_embedding):
             return said
         rank = int(np.linalg.matrix_rank(got, tol=1e-8)) if np.isfinite(got).all() else 0
         if rank != dim:
-            return f"the rank of the embedding of t = 0 ... 63 is {rank} and should be {dim}, for dim = {dim}, max_period = 20"
+            return f"the rank of the embedding of t = 0 ... 63 is {rank} and should be {dim}, for dim = {dim} and " \
+                   "max_period = 20"
 
 
 def row_of_its_own(sinusoidal_embedding):
@@ -122,8 +123,8 @@ def probe(sinusoidal_embedding):
 
 EXERCISE = Exercise(
     title="Telling a network the time", answer="sinusoidal_embedding", minutes=10, chapter="06_text",
-    hint="t[:, None] * freq has the shape (B, dim/2), by broadcasting. Then concatenate its cosine and its sine along the "
-         "last axis.",
+    hint="t[:, None] * freq has the shape (B, dim/2), by broadcasting. Then concatenate its cosine and its sine "
+         "along the last axis.",
     solution=solution, place="minidiff/nn/layers.py sinusoidal_embedding",
     laws=(turns, shift_of_time, tells_times_apart, row_of_its_own), probe=probe,
     wrong=(
@@ -132,8 +133,8 @@ EXERCISE = Exercise(
         Wrong(_sines_first, "the sines come first: here the cosines do"),
         Wrong(_interleaved, "cosines and sines alternate: here all cosines come first"),
         Wrong(_by_the_batch, "it embeds the place in the batch in place of the time t"),
-        Wrong(_both_ends, "it divides k by dim/2 - 1, so that the last period is max_period itself: here k is divided by "
-                          "dim/2"),
+        Wrong(_both_ends, "it divides k by dim/2 - 1, so that the last period is max_period itself: here k is "
+                          "divided by dim/2"),
         Wrong(_half_the_exponent, "it divides k by dim: there are dim/2 frequencies, and k is divided by dim/2"),
         Wrong(_growing, "the minus in the exponent is missing: frequencies fall from 1 to about 1/max_period"),
         Wrong(_natural, "max_period is not used: the frequencies are powers of e"),

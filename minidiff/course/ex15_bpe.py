@@ -16,7 +16,7 @@ def solution(words, count):
 # ---- laws --------------------------------------------------------------------------------------------------
 
 def _by_replacing(words, count):
-    """The merges, where each id is a character: a text can be searched and replaced, from the left, by Python itself."""
+    """The merges, where each id is a character, so that Python itself replaces pairs in a text, from the left."""
     texts = ["".join(chr(0x4E00 + byte) for byte in word.encode()) for word in words]
     merges = []
     for number in range(count):
@@ -33,18 +33,20 @@ def _by_replacing(words, count):
 def _random_words(law: int, letters: str = "abc"):
     rng = stream(15, law)
     for count in (1, 3, 6, 20):
-        yield ["".join(rng.choice(list(letters), int(rng.integers(1, 8)))) for _ in range(int(rng.integers(3, 25)))], count
+        lengths = rng.integers(1, 8, int(rng.integers(3, 25)))
+        yield ["".join(rng.choice(list(letters), int(length))) for length in lengths], count
 
 
 def _differ(learn_merges, words, count, expected):
     got = learn_merges(words, count)
-    if not isinstance(got, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in got):
-        return f"the result should be a list of pairs and is {described(got)}, for words = {words[:6]}"
+    where = f"for words = {words[:6]}" + " and more" * (len(words) > 6)
+    if not isinstance(got, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in got):
+        return f"the result should be a list of pairs and is {described(got)}, {where}"
     got = [tuple(pair) for pair in got]
     for i, (a, b) in enumerate(zip(got, expected, strict=False)):
         if a != b:
-            return f"merge {i} is {a} and should be {b}, for words = {described(words)}, where the merges are {expected[:6]}"
-    return unequal("the number of merges", len(got), len(expected), f"for words = {described(words)} and count = {count}")
+            return f"merge {i} is {a} and should be {b}, {where}, where the first merges are {expected[:6]}"
+    return unequal("the number of merges", len(got), len(expected), f"{where}, with count = {count}")
 
 
 def by_replacing(learn_merges):
@@ -147,14 +149,15 @@ def _one_merge(words, count):
 
 
 def probe(learn_merges):
-    words = ["hug", "pug", "hug", "hugs", "banana", "aaab", "aaab", "zz", "ba", "na", "bun", "bun", "bun", "aaa", "aaaa"]
-    return [[list(map(int, pair)) for pair in learn_merges(words, count)] for count in (4, 40)]
+    words = "hug pug hug hugs banana aaab aaab zz ba na bun bun bun aaa aaaa".split()
+    return [[list(map(int, pair)) for pair in learn_merges(*arguments)]
+            for arguments in ((words, 4), (words, 40), (["aaa", "ab", "ab"], 3))]
 
 
 EXERCISE = Exercise(
     title="Learning the merges of byte-pair encoding", answer="learn_merges", minutes=45, chapter="06_text",
-    hint="Keep each word as a list of ids. collections.Counter counts pairs; min(counts, key=lambda pair: (-counts[pair], "
-         "pair)) is the pair that is seen most often, and of equals the smallest.",
+    hint="Keep each word as a list of ids. collections.Counter counts pairs; min(counts, key=lambda pair: "
+         "(-counts[pair], pair)) is the pair that is seen most often, and of equals the smallest.",
     solution=solution, place="minidiff/text/tokenizer.py Tokenizer.train",
     laws=(by_replacing, by_hand), probe=probe,
     wrong=(
@@ -167,7 +170,8 @@ EXERCISE = Exercise(
         Wrong(_never_replaced, "it does not replace the pairs that it merged, so that no merge is made of merges"),
         Wrong(_ids_from_257, "new ids begin with 257: the bytes are 0..255, so the first new id is 256"),
         Wrong(_overlapping, "it replaces pairs that overlap: after a a has become one id, go on behind both"),
-        Wrong(_counts_without_overlap, "it counts a a a as one pair (a, a): all neighbours are counted, so there are two"),
+        Wrong(_counts_without_overlap, "it counts a a a as one pair (a, a): all neighbours are counted, so there are "
+                                       "two"),
         Wrong(_rarest, "it merges the pair that is seen least often"),
         Wrong(_one_merge, "it stops after one merge: after each merge, count again"),
     ))

@@ -43,7 +43,8 @@ def pair_by_pair(clip_loss):
     """it is the mean over all 2N questions of log(sum over candidates of e^(scale (cos - cos of the right one)))"""
     rng = stream(16, 3)
     for N, D in ((2, 2), (3, 5), (6, 4)):
-        image, text, log_scale = 3 * rng.standard_normal((N, D)), 0.2 * rng.standard_normal((N, D)), float(rng.uniform(0, 2))
+        image, text = 3 * rng.standard_normal((N, D)), 0.2 * rng.standard_normal((N, D))
+        log_scale = float(rng.uniform(0, 2))
 
         def cosine(i, j, image=image, text=text):
             return math.fsum(image[i] * text[j]) / math.sqrt(math.fsum(image[i] ** 2) * math.fsum(text[j] ** 2))
@@ -149,15 +150,16 @@ def probe(clip_loss):
 
 EXERCISE = Exercise(
     title="CLIP's loss", answer="clip_loss", minutes=20, chapter="06_text",
-    hint="-log(e^{z_ii} / sum_j e^{z_ij}) = log(sum_j e^{z_ij}) - z_ii. Write a function of logits for one direction, and "
-         "call it with logits and with logits.T.",
+    hint="-log(e^{z_ii} / sum_j e^{z_ij}) = log(sum_j e^{z_ij}) - z_ii. Write a function of logits for one "
+         "direction, and call it with logits and with logits.T.",
     solution=solution, place="minidiff/text/clip.py clip_loss",
     laws=(orthonormal_pairs, no_information, pair_by_pair, both_ways, extreme_scales), probe=probe,
     wrong=(
         Wrong(_not_normalised, "the rows are not divided by their lengths: a cosine needs unit vectors"),
         Wrong(_columns_normalised, "the columns are divided by their lengths: each row is one embedding"),
         Wrong(_one_way, "only pictures are asked for their captions: captions must be asked for their pictures, too"),
-        Wrong(_other_way, "only captions are asked for their pictures: pictures must be asked for their captions, too"),
+        Wrong(_other_way, "only captions are asked for their pictures: pictures must be asked for their captions, "
+                          "too"),
         Wrong(_scale_of_the_logarithm, "the cosines are multiplied by log_scale: the factor is exp(log_scale)"),
         Wrong(_temperature, "the cosines are divided by exp(log_scale): it is the factor, one over the temperature"),
         Wrong(_sum_of_rows, "it sums over the rows: the loss is the mean"),

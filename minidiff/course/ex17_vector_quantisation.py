@@ -83,7 +83,8 @@ def pull_on_the_vectors(quantise):
         dz_q, dL, held = rng.standard_normal(z.shape), float(rng.uniform(0.5, 2)), codes[_chosen(z, codes)]
         pulled = got[2](dz_q, dL)
         expected = dz_q + _slope(lambda z, held=held, dL=dL, beta=beta: dL * beta * ((z - held) ** 2).mean(), z)
-        if (said := not_tuple("dz, dcodes", pulled, 2, where) or differs("dz", pulled[0], expected, where, tolerance=1e-6)):
+        if (said := not_tuple("dz, dcodes", pulled, 2, where)
+                or differs("dz", pulled[0], expected, where, tolerance=1e-6)):
             return said
 
 
@@ -201,24 +202,26 @@ def probe(quantise):
 
 EXERCISE = Exercise(
     title="Vector quantisation, with a gradient straight through", answer="quantise", minutes=45, chapter="08_latents",
-    hint="For the distances use the differences themselves, z[:, None] - codes. Several rows may choose one code: `a[k] += "
-         "b` counts each index once, and np.add.at(a, k, b) counts it as often as it comes.",
+    hint="For the distances use the differences themselves, z[:, None] - codes. Several rows may choose one code: "
+         "`a[k] += b` counts each index once, and np.add.at(a, k, b) counts it as often as it comes.",
     solution=solution, place="minidiff/nn/quantise.py Codebook",
     laws=(nearest, nearest_far_away, value_of_the_loss, pull_on_the_vectors, pull_on_the_codes), probe=probe,
     wrong=(
         Wrong(_no_gradient_through, "dz lacks dz_q: the gradient passes straight through, from z_q to z"),
         Wrong(_no_commitment, "dz lacks the part of the commitment loss, beta mean (z - sg[e_k])^2"),
         Wrong(_gradient_to_the_codes, "dz_q reaches the codes: straight through means that it goes to z instead"),
-        Wrong(_lost_codes, "where several rows chose one code, only the last of them counts: a[k] += b takes each index "
-                           "once, and np.add.at(a, k, b) as often as it comes"),
+        Wrong(_lost_codes, "where several rows chose one code, only the last of them counts: a[k] += b takes each "
+                           "index once, and np.add.at(a, k, b) as often as it comes"),
         Wrong(_sign_of_dcodes, "dcodes has the wrong sign, and would push the codes away"),
         Wrong(_beta_on_both, "dcodes has the factor beta, which belongs to the commitment of z only"),
-        Wrong(_no_stop, "both terms move both z and the codes: sg stops z in the first term and the codes in the second"),
-        Wrong(_beta_on_the_codes, "the two terms have changed places: the codes follow with weight 1, and z with beta"),
+        Wrong(_no_stop, "both terms move both z and the codes: sg stops z in the first term and the codes in the "
+                        "second"),
+        Wrong(_beta_on_the_codes, "the two terms have changed places: the codes follow with weight 1, and z with "
+                                  "beta"),
         Wrong(_farthest, "it chooses the farthest code"),
-        Wrong(_largest_product, "it chooses the code with the largest product with z, which is not the nearest unless all "
-                                "codes have one length"),
-        Wrong(_expanded_squares, "it expands the square, ||z||^2 - 2 z e + ||e||^2, and far from 0 the small differences "
-                                 "are lost in rounding"),
+        Wrong(_largest_product, "it chooses the code with the largest product with z, which is not the nearest "
+                                "unless all codes have one length"),
+        Wrong(_expanded_squares, "it expands the square, ||z||^2 - 2 z e + ||e||^2, and far from 0 the small "
+                                 "differences are lost in rounding"),
         Wrong(_sum_over_dimensions, "it sums over the D numbers of a vector: the means are over all N D numbers"),
     ))

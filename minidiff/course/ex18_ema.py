@@ -128,8 +128,10 @@ EXERCISE = Exercise(
     laws=(closed_sum, first_steps, constant_weights, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_swapped, "d and 1 - d have changed places: d is the share of the old average"),
-        Wrong(_no_warmup, "d is always `decay`, so that the random weights of the beginning stay in the average for long"),
-        Wrong(_larger, "it takes the larger of decay and (1 + n) / (10 + n): take the smaller, and d is small at first"),
+        Wrong(_no_warmup, "d is always `decay`, so that the random weights of the beginning stay in the average for "
+                          "long"),
+        Wrong(_larger, "it takes the larger of decay and (1 + n) / (10 + n): take the smaller, and d is small at "
+                       "first"),
         Wrong(_no_limit, "decay is not used: d goes on to 1, and the average stops following the weights"),
         Wrong(_counts_from_one, "it counts from 1: n = 0 in the first step, where d is 0.1"),
         Wrong(_starts_at_zero, "it has n / (10 + n) in place of (1 + n) / (10 + n)"),

@@ -27,19 +27,20 @@ class Wrong:
     bug: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exercise:
     """What an answer is judged by.
 
     answer: the name of the function or class that the learner writes.  minutes: about how many it takes.
     chapter: the page of docs/course that explains it, such as "01_noise".
-    solution: minidiff's own function, or one that calls it; place: where it stands, "file name", for the learner.
-    laws: functions of the answer.  The first paragraph of a law's docstring says what it demands.  A law compares with an
-    independent calculation: a closed form derived in another way, quadrature, a simulation; never with the solution.
+    solution: minidiff's own function, or one that calls it.  place: where that stands, "file name", for the learner.
+    laws: functions of the answer.  The first paragraph of a law's docstring says what it demands.  A law compares with
+    an independent calculation: a closed form derived in another way, quadrature, a simulation; never with the solution.
     probe: answer -> its results (arrays, numbers, texts, in lists and tuples) for fixed arguments.  An answer whose
     results are those of a wrong answer has its bug.
     seconds: the time that an answer may take for all laws together.
     same: whether two results of the probe are those of one answer.
+    ideal: the exact answer, where the solution takes long and comes near it only; else None.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Exercise:
     probe: Callable[[Any], Any]
     seconds: float = 30
     same: Callable[[Any, Any], bool] = alike
+    ideal: Callable | None = None
 
 
 def claim(law: Law) -> str:

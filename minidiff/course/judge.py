@@ -75,10 +75,16 @@ def _broken(exercise: Exercise, answer: Callable, said: str) -> Verdict:
                                    "random numbers of its own, or keeps something between calls")
     except Exception:                                       # at other arguments than the law's; the law says more
         return Verdict(BROKEN, said)
-    for wrong in exercise.wrong:
-        if exercise.same(results, exercise.probe(wrong.answer)):
+    for wrong, wrong_results in zip(exercise.wrong, _of_the_wrong(exercise), strict=True):
+        if exercise.same(results, wrong_results):
             return Verdict(BUG, f"{wrong.bug} ({said})")
     return Verdict(BROKEN, said)
+
+
+@functools.cache
+def _of_the_wrong(exercise: Exercise) -> list:
+    """The results of the known wrong answers."""
+    return [exercise.probe(wrong.answer) for wrong in exercise.wrong]
 
 
 # ---- the answer's calls ------------------------------------------------------------------------------------

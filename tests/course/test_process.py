@@ -26,10 +26,11 @@ def judged(tmp_path, text: str, seconds: float = 30):
 
 
 def test_a_right_answer_that_prints_and_reads_its_input(tmp_path):
-    (tmp_path / "numpy.py").write_text("raise RuntimeError", encoding="utf-8")  # takes no other's place
+    (tmp_path / "numpy.py").write_text("raise RuntimeError", encoding="utf-8")      # which nothing finds
     (tmp_path / "mine.py").write_text("half = 0.5", encoding="utf-8")
-    verdict, printed = judged(tmp_path, f"import mine, sys\nprint('one', mine.half)\nprint('\\u2713' * 10**6)\n{RIGHT}\n"
-                                        "try:\n    input()\nexcept EOFError:\n    print('no input', file=sys.stderr)")
+    printing = "import mine, sys\nprint('one', mine.half)\nprint('\\u2713' * 10**6)\n"
+    reading = "try:\n    input()\nexcept EOFError:\n    print('no input', file=sys.stderr)\n"
+    verdict, printed = judged(tmp_path, printing + RIGHT + reading)
     assert verdict.kind == KEPT and printed[0] == "one 0.5" and len(printed) < 10
 
 
