@@ -66,6 +66,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "verify/watch"]),
     ("The course", "Exercises, and the laws that judge an answer. Try an exercise before you read its file.",
      ["course/compare", "course/exercise", "course/judge", "course/learner", "course/process",
+      "course/pullbacks", "course/emulator",
       *(f"course/{path.stem}" for path in sorted((PACKAGE / "course").glob("ex[0-9][0-9]_*.py")))]),
     ("The command line, and your own parts", "A command a file.",
      ["registration", "cli/arguments", "cli/sampling_options", "cli/preview", "cli/sample", "cli/evaluate", "cli/train",
