@@ -58,6 +58,7 @@ def test_every_known_wrong_answer_gets_its_own_name(name):
         verdict = judge(of, wrong.answer)
         assert verdict.kind == BUG and verdict.sentence.startswith(wrong.bug), (wrong.answer.__name__, verdict)
         assert '(it breaks the law "' in verdict.sentence and "\n" not in verdict.sentence
+        assert any(letter.isdigit() for letter in verdict.sentence.removeprefix(wrong.bug).split('": ', 1)[1])
 
 
 @every
