@@ -306,6 +306,7 @@ def test_a_system_trains_in_stages(tmp_path):
 
 # --- what needs no mpiexec --------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @with_ranks
 def test_a_rank_that_looks_while_the_first_has_made_the_folder_waits_for_nothing(tmp_path):
     """A rank once waited for ever: it saw the run's folder, which the first had made a moment ago to lock it."""
