@@ -162,8 +162,8 @@ EXERCISE = Exercise(
         Wrong(_literal_offset, "it has the number 0.008 in place of the argument offset"),
         Wrong(_literal_limit, "it has the number 0.999 in place of the argument beta_max"),
         Wrong(_both_literal, "it has the numbers 0.008 and 0.999 in place of the arguments offset and beta_max"),
-        Wrong(_linspace_limited, "it reads f at linspace(0, 1, T), and limits the betas: T betas need T + 1 points, u = 0, "
-                                 "1/T, ..., 1"),
+        Wrong(_linspace_limited, "it reads f at linspace(0, 1, T), and limits the betas: T betas need T + 1 points, "
+                                 "u = 0, 1/T, ..., 1"),
         Wrong(_one_too_few, "it has one entry too few: T betas need f at T + 1 points, u = 0, 1/T, ..., 1"),
         Wrong(_precedence, "brackets are missing: (u + offset)/1 + offset is not (u + offset)/(1 + offset)"),
         Wrong(_betas, "it returns the betas: the table that is asked for is alpha_bar, the product of all 1 - beta"),

@@ -76,7 +76,8 @@ def first_step(posterior):
         alpha_bar, x_0, x_t = random_alpha_bar(rng, T), rng.standard_normal((2, 2)), rng.standard_normal((2, 2))
         where = f"at t = 0 with alpha_bar = {numbers(alpha_bar)}"
         got = posterior(alpha_bar, x_0, x_t, 0)
-        if (said := not_tuple("mean, variance", got, 2, where) or differs("the mean", got[0], x_0, where, given=_given(alpha_bar, x_0, x_t, 0))
+        if (said := not_tuple("mean, variance", got, 2, where)
+                or differs("the mean", got[0], x_0, where, given=_given(alpha_bar, x_0, x_t, 0))
                 or differs("the variance + 1", got[1] + 1.0, 1.0, where)):
             return said
 
@@ -171,8 +172,9 @@ def probe(posterior):
 
 EXERCISE = Exercise(
     title="One step back, if you knew x_0", answer="posterior", minutes=20, chapter="02_reverse",
-    hint="Write `before = alpha_bar[t - 1] if t > 0 else 1.0` first, since alpha_bar[-1] is the last entry in "
-         "Python. The coefficients as Python floats do not change the dtype of an array.",
+    hint="1/variance is the factor of x_{t-1}^2 in the two exponents, but for 1/2: (1 - beta_t) / beta_t + 1 / (1 - "
+         "alpha_bar_{t-1}). Bring it to one fraction, which has no 0/0 at t = 0. Write `before = alpha_bar[t - 1] if "
+         "t > 0 else 1.0` first, since alpha_bar[-1] is the last entry in Python.",
     solution=solution, place="minidiff/diffusion/gaussian.py q_posterior_mean_variance",
     if_nan=BEFORE_THE_FIRST,
     laws=(integrals, bayes, first_step, keeps_the_dtype), probe=probe,
@@ -189,11 +191,12 @@ EXERCISE = Exercise(
         Wrong(_no_root_of_one_minus_beta, "the coefficient of x_t has 1 - beta_t in place of its square root"),
         Wrong(_alpha_bar_for_alpha, "the coefficient of x_t has sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), "
                                     "which the paper writes as sqrt(alpha_t)"),
-        Wrong(_root_of_the_time_itself, "the coefficient of x_0 has sqrt(alpha_bar_t): what q(x_{t-1} | x_0) says is of the "
-                                        "time before, sqrt(alpha_bar_{t-1})"),
-        Wrong(_squared, "it takes alpha_bar^2 for alpha_bar: alpha_bar is a power already, and its root multiplies x_0"),
-        Wrong(_beta_of_all_steps, "it takes beta_t = 1 - alpha_bar_t, the noise of all the steps up to t: that of the step "
-                                  "t alone is 1 - alpha_bar_t / alpha_bar_{t-1}"),
-        Wrong(_quotient_inverted, "the quotient in beta_t is upside down: alpha_bar falls, so alpha_bar_t / alpha_bar_{t-1} "
-                                  "is less than 1"),
+        Wrong(_root_of_the_time_itself, "the coefficient of x_0 has sqrt(alpha_bar_t): what q(x_{t-1} | x_0) says is "
+                                        "of the time before, sqrt(alpha_bar_{t-1})"),
+        Wrong(_squared, "it takes alpha_bar^2 for alpha_bar: alpha_bar is a power already, and its root multiplies "
+                        "x_0"),
+        Wrong(_beta_of_all_steps, "it takes beta_t = 1 - alpha_bar_t, the noise of all the steps up to t: that of "
+                                  "the step t alone is 1 - alpha_bar_t / alpha_bar_{t-1}"),
+        Wrong(_quotient_inverted, "the quotient in beta_t is upside down: alpha_bar falls, so alpha_bar_t / "
+                                  "alpha_bar_{t-1} is less than 1"),
     ))

@@ -155,8 +155,8 @@ def probe(to_x0):
 
 EXERCISE = Exercise(
     title="The image that a network's output stands for", answer="to_x0", minutes=10, chapter="03_denoiser",
-    hint="Compute alpha and sigma as Python floats, by math.sqrt, and write one line for each of the three. To see "
-         "the third, put x_t and v into alpha x_t - sigma v and use alpha^2 + sigma^2 = 1.",
+    hint="Compute alpha and sigma as Python floats, by math.sqrt, and write one line for each of the three. For "
+         "the third, multiply x_t by alpha and v by sigma, subtract, and use alpha^2 + sigma^2 = 1.",
     solution=solution, place="minidiff/diffusion/gaussian.py to_x0",
     laws=(of_eps, of_x0, of_v, of_v_in_pure_noise, keeps_the_dtype), probe=probe,
     wrong=(
@@ -164,11 +164,12 @@ EXERCISE = Exercise(
         Wrong(_eps_not_divided, "of eps, it does not divide by alpha: x_t - sigma eps is alpha x_0"),
         Wrong(_eps_divided_by_alpha_bar, "of eps, it divides by alpha_bar in place of alpha = sqrt(alpha_bar)"),
         Wrong(_eps_added, "of eps, it adds the noise where it should be subtracted"),
-        Wrong(_no_roots, "both square roots are missing: alpha is sqrt(alpha_bar_t), and sigma is sqrt(1 - alpha_bar_t)"),
-        Wrong(_no_roots_of_eps, "of eps, both square roots are missing: it has alpha_bar_t and 1 - alpha_bar_t in place of "
-                                "alpha and sigma"),
-        Wrong(_no_roots_of_v, "of v, both square roots are missing: it has alpha_bar_t and 1 - alpha_bar_t in place of alpha "
-                              "and sigma"),
+        Wrong(_no_roots, "both square roots are missing: alpha is sqrt(alpha_bar_t), and sigma is sqrt(1 - "
+                         "alpha_bar_t)"),
+        Wrong(_no_roots_of_eps, "of eps, both square roots are missing: it has alpha_bar_t and 1 - alpha_bar_t in "
+                                "place of alpha and sigma"),
+        Wrong(_no_roots_of_v, "of v, both square roots are missing: it has alpha_bar_t and 1 - alpha_bar_t in place "
+                              "of alpha and sigma"),
         Wrong(_eps_without_sigma, "of eps, the factor sigma is missing: x_t holds sigma eps"),
         Wrong(_v_swapped, "of v, x_t and v have changed places"),
         Wrong(_v_of_the_other_sign, "of v, the sign of sigma v is wrong: v = alpha eps - sigma x_0 holds -x_0"),

@@ -153,12 +153,12 @@ EXERCISE = Exercise(
         Wrong(_probability, "it returns the probability of +1: the mean of x_0 is P(+1) - P(-1)"),
         Wrong(_divided_by_alpha, "it returns x_t / alpha, which ignores what is known of the data"),
         Wrong(_divided_and_clipped, "it limits x_t / alpha to [-1, 1], which ignores how probable each point is"),
-        Wrong(_whole_logarithm, "the logarithm lacks its half: in tanh stands half of 2 alpha x_t / sigma^2 + log(p / (1 - "
-                                "p))"),
-        Wrong(_twice_the_data, "x_t has the factor 2 alpha / sigma^2: in tanh stands half of 2 alpha x_t / sigma^2 + log(p / "
-                               "(1 - p))"),
-        Wrong(_sign, "it returns the sign of x_t: the mean of x_0 lies between the two points, according to how probable "
-                     "each is"),
+        Wrong(_whole_logarithm, "the logarithm lacks its half: in tanh stands half of 2 alpha x_t / sigma^2 + log(p "
+                                "/ (1 - p))"),
+        Wrong(_twice_the_data, "x_t has the factor 2 alpha / sigma^2: in tanh stands half of 2 alpha x_t / sigma^2 + "
+                               "log(p / (1 - p))"),
+        Wrong(_sign, "it returns the sign of x_t: the mean of x_0 lies between the two points, according to how "
+                     "probable each is"),
         Wrong(_ratio, "it divides two numbers that both round to 0 far from the points, which is NaN: divide the two "
                       "exponentials by hand first"),
     ))

@@ -88,7 +88,8 @@ def last_step(ddpm_step):
 
 
 def keeps_the_dtype(ddpm_step):
-    """x_{t-1} has the shape and dtype of x_t, and each of its numbers depends on x_t, eps_hat and z at its own place alone"""
+    """x_{t-1} has the shape and dtype of x_t, and each of its numbers depends on x_t, eps_hat and z at its own place
+    alone"""
     for alpha_bar, t, c, rng, where in _cases(5, 0):
         x_t, z = rng.standard_normal((2, 2, 3, 1))
         eps_hat = (x_t - math.sqrt(alpha_bar[t]) * c) / math.sqrt(1 - alpha_bar[t])
@@ -212,11 +213,11 @@ EXERCISE = Exercise(
         Wrong(_not_stretched, "the division by sqrt(1 - beta_t) is missing"),
         Wrong(_stretched_by_alpha_bar, "it divides by sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), which the "
                                        "paper writes as sqrt(alpha_t)"),
-        Wrong(_noise_divided_too, "brackets: the noise sqrt(beta~_t) z is divided by sqrt(1 - beta_t), too, and only the mean "
-                                  "should be"),
+        Wrong(_noise_divided_too, "brackets: the noise sqrt(beta~_t) z is divided by sqrt(1 - beta_t), too, and only "
+                                  "the mean should be"),
         Wrong(_only_eps_divided, "brackets: only eps_hat is divided by sqrt(1 - beta_t), and x_t should be, too"),
-        Wrong(_last_entry_literal, "nan at t = 0, the square root of a negative number: alpha_bar[t - 1] is alpha_bar[-1], "
-                                   "Python's last entry, there, and alpha_bar_{-1} means 1"),
+        Wrong(_last_entry_literal, "nan at t = 0, the square root of a negative number: alpha_bar[t - 1] is "
+                                   "alpha_bar[-1], Python's last entry, there, and alpha_bar_{-1} means 1"),
         Wrong(_last_entry, "at t = 0 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
                            "clean image"),
     ))

@@ -99,8 +99,9 @@ def keeps_the_marginals(ddim_step):
 
 
 def ancestral(ddim_step):
-    """if all training data were one number c, x_s and x_t would have, with eta = 1, the covariance of the forward process,
-    sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s); and z has eta times the coefficient that it has with eta = 1"""
+    """if all training data were one number c, x_s and x_t would have, with eta = 1, the covariance of the forward
+    process, sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s); and z has eta times the coefficient that it has with eta
+    = 1"""
     for alpha_bar, t, s, eta, c, _, where in _cases(3):
         def change(h, x_t, z, alpha_bar=alpha_bar, t=t, s=s, c=c):
             return _step(ddim_step, alpha_bar, t, s, h, c, x_t, z) - _step(ddim_step, alpha_bar, t, s, h, c, 0.0, 0.0)
@@ -112,8 +113,8 @@ def ancestral(ddim_step):
 
 
 def gaussian_data(ddim_step):
-    """if the training data were N(0, S), the step with the exact eps_hat and eta = 0 would multiply x_t by (a b S + c d)
-    / V, where a, b = sqrt(alpha_bar) and c, d = sqrt(1 - alpha_bar) at the times s and t, and V = b^2 S + d^2"""
+    """if the training data were N(0, S), the step with the exact eps_hat and eta = 0 would multiply x_t by (a b S + c
+    d) / V, where a, b = sqrt(alpha_bar) and c, d = sqrt(1 - alpha_bar) at the times s and t, and V = b^2 S + d^2"""
     for alpha_bar, t, s, _, c, rng, where in _cases(4):
         S, x_t = c * c, rng.standard_normal((2, 3))
         (a, b), (p, q) = ((math.sqrt(alpha_bar[i]), math.sqrt(1 - alpha_bar[i])) for i in (t, s))
@@ -229,8 +230,8 @@ EXERCISE = Exercise(
         Wrong(_direction_without_a_root, "the square root around 1 - alpha_bar_s - sigma^2 is missing"),
         Wrong(_sigma_not_squared, "under the root, sigma is subtracted in place of sigma^2"),
         Wrong(_always_the_time_before, "it goes to t - 1 and not to s: the next time is the next one of the list"),
-        Wrong(_last_entry_literal, "nan at s = -1, the square root of a negative number: alpha_bar[-1] is Python's last entry "
-                                   "there, and alpha_bar_{-1} means 1"),
+        Wrong(_last_entry_literal, "nan at s = -1, the square root of a negative number: alpha_bar[-1] is Python's "
+                                   "last entry there, and alpha_bar_{-1} means 1"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
                            "clean image"),
         Wrong(_eta_not_used, "eta is not used: no fresh noise is added"),

@@ -65,8 +65,8 @@ def _given(phis, t, s, S, x):
 
 
 def linear_slope(heun_step):
-    """for data N(0, S) the slope is k x, where k = (1 - S) sin(phi) cos(phi) / (S cos(phi)^2 + sin(phi)^2), and the step
-    multiplies x_t by 1 + h (k_t + k_s (1 + h k_t)) / 2"""
+    """for data N(0, S) the slope is k x, where k = (1 - S) sin(phi) cos(phi) / (S cos(phi)^2 + sin(phi)^2), and the
+    step multiplies x_t by 1 + h (k_t + k_s (1 + h k_t)) / 2"""
     for phis, t, s, S, x, where in _cases(1):
         def k(phi, S=S):
             return (1 - S) * math.sin(2 * phi) / 2 / (1 + (S - 1) * math.cos(phi) ** 2)
@@ -78,8 +78,8 @@ def linear_slope(heun_step):
 
 
 def second_order(heun_step):
-    """half the stride makes the error of a step about 8 times smaller: for data N(0, S) the exact end is sqrt(V_s / V_t)
-    x_t, where V = S cos(phi)^2 + sin(phi)^2"""
+    """half the stride makes the error of a step about 8 times smaller: for data N(0, S) the exact end is sqrt(V_s /
+    V_t) x_t, where V = S cos(phi)^2 + sin(phi)^2"""
     for S in (0.1, 3.0):
         for phi in (0.5, 0.9, 1.2):
             errors = []
@@ -219,7 +219,8 @@ EXERCISE = Exercise(
                                    "method"),
         Wrong(_backwards, "the sign of h is wrong: phi falls from t to s, so h = phi_s - phi_t is negative"),
         Wrong(_from_euler_s_point, "it adds the averaged step to Euler's point x': both steps start at x_t"),
-        Wrong(_slope_without_alpha, "the slope is (x - x0_hat) / sigma: alpha is missing, v = (alpha x - x0_hat) / sigma"),
+        Wrong(_slope_without_alpha, "the slope is (x - x0_hat) / sigma: alpha is missing, v = (alpha x - x0_hat) / "
+                                    "sigma"),
         Wrong(_ddim_as_predictor, "x' comes from a step of DDIM: here it is Euler's point, x_t + h v(x_t, t)"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: the step to s = -1 ends at "
                            "x0_hat"),

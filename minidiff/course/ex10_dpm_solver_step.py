@@ -228,9 +228,10 @@ EXERCISE = Exercise(
         Wrong(_strides_of_t, "r has the strides of t: the clock of this solver is lambda"),
         Wrong(_whole_log_snr, "e^{-h} has h from log(alpha^2 / sigma^2): lambda is half of that"),
         Wrong(_sign_of_h, "it has e^h in place of e^{-h}"),
-        Wrong(_estimates_exchanged, "x0_before and x0_hat have changed places: x0_hat is the newer estimate, of the time t"),
-        Wrong(_estimates_exchanged_before_the_end, "x0_before and x0_hat have changed places in D: x0_hat, the newer one, has "
-                                                   "the factor 1 + 1/(2r)"),
+        Wrong(_estimates_exchanged, "x0_before and x0_hat have changed places: x0_hat is the newer estimate, of the "
+                                    "time t"),
+        Wrong(_estimates_exchanged_before_the_end, "x0_before and x0_hat have changed places in D: x0_hat, the newer "
+                                                   "one, has the factor 1 + 1/(2r)"),
         Wrong(_alpha_of_t, "it multiplies D by alpha_t in place of alpha_s"),
         Wrong(_line_at_the_end, "the step to s = -1 goes on along the line, too: its D is x0_hat itself"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: the step to s = -1 ends at "

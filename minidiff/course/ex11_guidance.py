@@ -36,8 +36,8 @@ def solution(eps_uncond, eps_cond, scale):
 # ---- laws --------------------------------------------------------------------------------------------------
 
 def slope_of_the_density(guided):
-    """eps is -sigma times the slope of the logarithm of a density, for the two predictions, p(x) and p(x | y), and for the
-    result, p(x)^(1 - scale) p(x | y)^scale: here of two Gaussians, by central differences"""
+    """eps is -sigma times the slope of the logarithm of a density, for the two predictions, p(x) and p(x | y), and for
+    the result, p(x)^(1 - scale) p(x | y)^scale: here of two Gaussians, by central differences"""
     rng = stream(11, 1)
     for scale in (0.5, 1.0, 3.0, 7.5, -1.0):
         m, n, V, W, sigma = rng.standard_normal(), rng.standard_normal(), *rng.uniform(0.5, 2, 3)

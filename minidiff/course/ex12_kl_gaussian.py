@@ -26,7 +26,7 @@ def integral(kl_gaussian):
         log_q, log_p = (-(x - m) ** 2 / (2 * v) - 0.5 * math.log(2 * math.pi * v) for m, v in ((m1, v1), (m2, v2)))
         expected = np.trapezoid(np.exp(log_q) * (log_q - log_p), x)
         got = kl_gaussian(*(np.full(1, a) for a in (m1, v1, m2, v2)))
-        if (said := differs("KL", got, np.full(1, expected), f"for q = N({m1:.4g}, {v1:.4g}) and p = N({m2:.4g}, {v2:.4g})",
+        if (said := differs("KL", got, np.full(1, expected), "for q = N(mean1, var1) and p = N(mean2, var2)",
                             tolerance=1e-6, given={"mean1": m1, "var1": v1, "mean2": m2, "var2": v2})):
             return said
 
@@ -113,7 +113,8 @@ EXERCISE = Exercise(
     solution=solution, place="minidiff/diffusion/gaussian.py kl_gaussian",
     laws=(integral, none_from_itself, scale_does_not_matter), probe=probe,
     wrong=(
-        Wrong(_reversed, "the two Gaussians have changed places: KL(q || p) is not KL(p || q), and the mean is under q"),
+        Wrong(_reversed, "the two Gaussians have changed places: KL(q || p) is not KL(p || q), and the mean is under "
+                         "q"),
         Wrong(_other_variance, "the squared difference of the means is divided by v1 in place of v2"),
         Wrong(_no_half, "the half is missing"),
         Wrong(_no_one, "the -1 is missing: a Gaussian is at the divergence 0 from itself"),

@@ -1,4 +1,4 @@
-"""An answer against its exercise: which law is broken and at which numbers, which known bug it has, or that it is right.
+"""An answer against its exercise: which law it breaks and at which numbers, which known bug it has, or that it is right.
 
     verdict = judge(exercise("ex01_q_sample"), answer)
     verdict.right, verdict.sentence

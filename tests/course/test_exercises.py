@@ -59,7 +59,8 @@ def test_every_known_wrong_answer_gets_its_own_name(name):
         verdict = judge(of, wrong.answer)
         assert verdict.kind == BUG and verdict.sentence.startswith(wrong.bug), (wrong.answer.__name__, verdict)
         assert "\n" not in verdict.sentence
-        assert re.search(r'\((it breaks the law "|.* should (have shape|be an array|be \d+ values))', verdict.sentence), verdict
+        fact = r'\((it breaks the law "|.* should (have shape|be an array|be \d+ values))'
+        assert re.search(fact, verdict.sentence), verdict
 
 
 @every

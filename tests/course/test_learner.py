@@ -31,7 +31,8 @@ def test_a_right_answer_is_right(tmp_path):
 
 # what the file holds; the verdict's kind; what its sentence says
 CASES = {
-    "a hole": (START + "raise NotImplementedError('your code here')", OPEN, "not written yet: the hole is at line 3 of ex01_q_sample.py"),
+    "a hole": (START + "raise NotImplementedError('your code here')", OPEN,
+               "not written yet: the hole is at line 3 of ex01_q_sample.py"),
     "an exception": (START + "return x_0 / [][0]", FAULT,
                      "ex01_q_sample.py, line 3 (`return x_0 / [][0]`) raises IndexError: list index out of range, in "
                      "q_sample(float64 ("),
@@ -54,7 +55,8 @@ CASES = {
             "(nan comes from the square root or the logarithm of a negative number, or from 0/0), from x_0 = "),
     "a wrong dtype": (ANSWER.replace(".astype(x_0.dtype)", ""), BROKEN,
                       "x_t has dtype float64 and should have float32: end with .astype(x_0.dtype), for x_0"),
-    "a changed argument": (START + "x_0 *= 0.5\n    return x_0", FAULT, "changed its argument x_0: compute with a copy"),
+    "a changed argument": (START + "x_0 *= 0.5\n    return x_0", FAULT,
+                           "changed its argument x_0: compute with a copy"),
     "random numbers of its own": (START + "return np.random.standard_normal(x_0.shape)", BROKEN,
                                   "gives other results when it is called again"),
     "another signature": ("def q_sample(x_0, t):\n    return x_0", FAULT,
