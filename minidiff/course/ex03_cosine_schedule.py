@@ -30,7 +30,7 @@ def double_angle(cosine):
             return 1 + math.cos(math.pi * (u + offset) / (1 + offset))
         expected = np.array([height((t + 1) / T) / height(0) for t in range(T - 1)])
         got = cosine(T, offset, beta_max)
-        if (said := misshapen("alpha_bar", got, (T,), where) or differs("alpha_bar[:-1]", got[:-1], expected, where)):
+        if (said := misshapen("alpha_bar", got, (T,), where) or differs("alpha_bar", got[:-1], expected, where)):
             return said
 
 

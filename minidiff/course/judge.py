@@ -1,4 +1,4 @@
-"""An answer against its exercise: which law it breaks and at which numbers, which known bug it has, or that it is right.
+"""An answer against its exercise: it is right, or breaks a law, at which numbers, or has a known bug.
 
     verdict = judge(exercise("ex01_q_sample"), answer)
     verdict.right, verdict.sentence

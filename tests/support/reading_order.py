@@ -64,7 +64,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "verify/scheduler/from_diffusers", "verify/scheduler/by_name", "verify/sampling", "verify/user_schedule",
       "verify/watch"]),
     ("The course", "Exercises, and the laws that judge an answer. Try an exercise before you read its file.",
-     ["course/exercise", "course/compare", "course/judge", "course/learner", "course/process",
+     ["course/compare", "course/exercise", "course/judge", "course/learner", "course/process",
       *(f"course/{path.stem}" for path in sorted((PACKAGE / "course").glob("ex[0-9][0-9]_*.py")))]),
     ("The command line, and your own parts", "A command a file.",
      ["registration", "cli/arguments", "cli/sampling_options", "cli/preview", "cli/sample", "cli/evaluate", "cli/train",
