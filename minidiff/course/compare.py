@@ -15,7 +15,7 @@ TOLERANCE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
 
 
 # why a step to the clean image has the root of a negative number: for `if_nan`
-BEFORE_THE_FIRST = "alpha_bar[-1] is Python's last entry, and alpha_bar_{-1}, before the first step, means 1"
+BEFORE_THE_FIRST = "in the step to the clean image alpha_bar[-1] is Python's last entry, and alpha_bar_{-1} means 1"
 
 
 def stream(exercise: int, law: int = 0) -> np.random.Generator:
@@ -90,7 +90,8 @@ def differs(what: str, got, expected, where: str, *, dtype=None, like: str = "",
         return None
     worst = np.where(wrong, np.nan_to_num(np.abs(got - expected), nan=np.inf), -1)
     index = tuple(int(i) for i in np.unravel_index(np.argmax(worst), worst.shape))
-    inputs = [f"{name} = {np.broadcast_to(value, expected.shape)[index]:.7g}" for name, value in (given or {}).items()]
+    inputs = [f"{name} = {np.broadcast_to(value, expected.shape)[index] + 0.0:.7g}"      # + 0.0: -0 is 0
+              for name, value in (given or {}).items()]
     return f"{what}{list(index) if index else ''} is {_number(got[index], expected[index])} and should be " \
            f"{_number(expected[index], got[index])}{NAN if np.isnan(got[index]) else ''}" \
            + (f", from {', '.join(inputs)}" if inputs else "") + f", {where}"

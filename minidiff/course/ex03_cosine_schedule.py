@@ -132,6 +132,14 @@ def _one_too_few(T, offset, beta_max):
     return _limited(_f(np.linspace(0, 1, T), offset), beta_max)
 
 
+def _precedence_of_all(T, offset, beta_max):
+    return _limited(np.cos((np.arange(T + 1) / T + offset) / 1 + offset * np.pi / 2) ** 2, beta_max)
+
+
+def _precedence_above(T, offset, beta_max):
+    return _limited(np.cos((np.arange(T + 1) / T + offset / (1 + offset)) * np.pi / 2) ** 2, beta_max)
+
+
 def _precedence(T, offset, beta_max):
     return _limited(np.cos(((np.arange(T + 1) / T + offset) / 1 + offset) * np.pi / 2) ** 2, beta_max)
 
@@ -165,6 +173,9 @@ EXERCISE = Exercise(
         Wrong(_linspace_limited, "it reads f at linspace(0, 1, T), and limits the betas: T betas need T + 1 points, "
                                  "u = 0, 1/T, ..., 1"),
         Wrong(_one_too_few, "it has one entry too few: T betas need f at T + 1 points, u = 0, 1/T, ..., 1"),
+        Wrong(_precedence_of_all, "brackets are missing: (u + offset)/1 + offset pi/2 is not (u + offset)/(1 + "
+                                  "offset) pi/2"),
+        Wrong(_precedence_above, "brackets are missing: u + offset/(1 + offset) is not (u + offset)/(1 + offset)"),
         Wrong(_precedence, "brackets are missing: (u + offset)/1 + offset is not (u + offset)/(1 + offset)"),
         Wrong(_betas, "it returns the betas: the table that is asked for is alpha_bar, the product of all 1 - beta"),
     ))

@@ -191,8 +191,8 @@ EXERCISE = Exercise(
         Wrong(_no_root_of_one_minus_beta, "the coefficient of x_t has 1 - beta_t in place of its square root"),
         Wrong(_alpha_bar_for_alpha, "the coefficient of x_t has sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), "
                                     "which the paper writes as sqrt(alpha_t)"),
-        Wrong(_root_of_the_time_itself, "the coefficient of x_0 has sqrt(alpha_bar_t): what q(x_{t-1} | x_0) says is "
-                                        "of the time before, sqrt(alpha_bar_{t-1})"),
+        Wrong(_root_of_the_time_itself, "the coefficient of x_0 has sqrt(alpha_bar_t) in place of "
+                                        "sqrt(alpha_bar_{t-1}), which multiplies x_0 in q(x_{t-1} | x_0)"),
         Wrong(_squared, "it takes alpha_bar^2 for alpha_bar: alpha_bar is a power already, and its root multiplies "
                         "x_0"),
         Wrong(_beta_of_all_steps, "it takes beta_t = 1 - alpha_bar_t, the noise of all the steps up to t: that of "

@@ -62,7 +62,9 @@ def slope_of_a_point(ddpm_step):
     for alpha_bar, t, c, _, where in _cases(2, 1):
         slope = _step(ddpm_step, alpha_bar, t, c, 1.0, 0.0) - _step(ddpm_step, alpha_bar, t, c, 0.0, 0.0)
         expected = np.full(1, math.sqrt(alpha_bar[t] / alpha_bar[t - 1]) * (1 - alpha_bar[t - 1]))
-        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), expected, where)):
+        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), expected,
+                            f"{where}: it is 1 - alpha_bar_t times the difference of the steps from x_t = 1 and from "
+                            f"x_t = 0, with z = 0, for c = {c:.4g}")):
             return said
 
 
@@ -73,7 +75,9 @@ def variance_of_a_point(ddpm_step):
         slope = _step(ddpm_step, alpha_bar, t, c, 1.0, 0.0) - _step(ddpm_step, alpha_bar, t, c, 0.0, 0.0)
         fresh = _step(ddpm_step, alpha_bar, t, c, 0.0, 1.0) - _step(ddpm_step, alpha_bar, t, c, 0.0, 0.0)
         got = slope**2 * (1 - alpha_bar[t]) + fresh**2
-        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[t - 1]), where)):
+        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[t - 1]),
+                            f"{where}: it is a^2 (1 - alpha_bar_t) + b^2, where the step gives a more for x_t = 1 than "
+                            f"for x_t = 0, and b more for z = 1 than for z = 0; for c = {c:.4g}")):
             return said
 
 

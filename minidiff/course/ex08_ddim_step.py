@@ -94,7 +94,9 @@ def keeps_the_marginals(ddim_step):
         slope = _step(ddim_step, alpha_bar, t, s, eta, c, 1.0, 0.0) - base
         fresh = _step(ddim_step, alpha_bar, t, s, eta, c, 0.0, 1.0) - base
         got = slope**2 * (1 - alpha_bar[t]) + fresh**2
-        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[s]), f"for eta = {eta} {where}")):
+        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[s]),
+                            f"for eta = {eta} {where}: it is a^2 (1 - alpha_bar_t) + b^2, where the step gives a more "
+                            f"for x_t = 1 than for x_t = 0, and b more for z = 1 than for z = 0; for c = {c:.4g}")):
             return said
 
 
@@ -107,7 +109,9 @@ def ancestral(ddim_step):
             return _step(ddim_step, alpha_bar, t, s, h, c, x_t, z) - _step(ddim_step, alpha_bar, t, s, h, c, 0.0, 0.0)
         slope, fresh, all_fresh = change(1.0, 1.0, 0.0), change(eta, 0.0, 1.0), change(1.0, 0.0, 1.0)
         expected = math.sqrt(alpha_bar[t] / alpha_bar[s]) * (1 - alpha_bar[s])
-        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), np.full(1, expected), f"for eta = 1 {where}")
+        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), np.full(1, expected),
+                            f"for eta = 1 {where}: it is 1 - alpha_bar_t times the difference of the steps from "
+                            f"x_t = 1 and from x_t = 0, with z = 0, for c = {c:.4g}")
                 or differs("the coefficient of z", fresh, eta * all_fresh, f"for eta = {eta} {where}")):
             return said
 

@@ -56,7 +56,7 @@ def judge(exercise: Exercise, answer: Callable, explain: Explain | None = None) 
         try:
             for law in exercise.laws:
                 if (said := law(answer)) is not None:
-                    if isinstance(said, Form):
+                    if isinstance(said, Form) or NAN in said and answer.returned is None:
                         return _broken(exercise, answer, _nothing(exercise, answer) or said)
                     return _broken(exercise, answer, f"it breaks the law \"{claim(law)}\": {said}")
         except Fault as fault:

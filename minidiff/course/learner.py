@@ -76,8 +76,8 @@ def _explained(error: BaseException, path: Path, of: Exercise, call: str) -> Fau
         return Fault(f"{where}{text} asks for more memory than there is{during}: {brief(error)}")
     root = ""
     if type(error) is ValueError and str(error).startswith(("math domain", "expected a nonneg", "expected a positive")):
-        root = ": the square root or the logarithm of a negative number" + (of.if_nan and f"; {of.if_nan}")
-    return Fault(f"{where}{text} raises {brief(error)}{root}{during}")
+        root = ": it is the square root or the logarithm of a negative number" + (of.if_nan and f"; {of.if_nan}")
+    return Fault(f"{where}{text} raises {brief(error)}{during}{root}")
 
 
 # ---- as a program ------------------------------------------------------------------------------------------

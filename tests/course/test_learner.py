@@ -1,9 +1,10 @@
 """Whatever a learner's file does is one sentence: here what needs no process of its own."""
 
+import numpy as np
 import pytest
 
 from minidiff.course.exercise import exercise, name_of
-from minidiff.course.judge import BROKEN, FAULT, OPEN, RIGHT
+from minidiff.course.judge import BROKEN, BUG, FAULT, OPEN, RIGHT
 from minidiff.course.learner import verdict_on
 from minidiff.errors import UserError
 
@@ -96,3 +97,38 @@ def test_names_of_an_exercise(text):
 def test_what_is_no_exercise(text):
     with pytest.raises(UserError, match="there is no exercise"):
         name_of(text)
+
+
+# a file of another exercise; what its verdict says
+DDPM = "import math\nimport numpy as np\ndef ddpm_step(alpha_bar, x_t, t, eps_hat, z):\n" \
+       "    a, b = alpha_bar[t], alpha_bar[t - 1]\n    beta = 1 - a / b\n" \
+       "    mean = (x_t - beta / np.sqrt(1 - a) * eps_hat) / np.sqrt(1 - beta)\n"
+OTHERS = {
+    "the last entry, by NumPy": ("ex07_ddpm_step", DDPM + "    return mean + np.sqrt((1 - b) / (1 - a) * beta) * z",
+                                 BUG, "nan at t = 0, the square root of a negative number: alpha_bar[t - 1] is "),
+    "the last entry, by math": ("ex07_ddpm_step", DDPM + "    return mean + math.sqrt((1 - b) / (1 - a) * beta) * z",
+                                FAULT, ": it is the square root or the logarithm of a negative number; in the step to "
+                                       "the clean image alpha_bar[-1] is Python's last entry"),
+    "the last entry, and another bug": ("ex07_ddpm_step", DDPM.replace("eps_hat) /", "eps_hat[::-1]) /")
+                                        + "    return mean + np.sqrt((1 - b) / (1 - a) * beta) * z", BROKEN,
+                                        "; in the step to the clean image alpha_bar[-1] is Python's last entry"),
+    "one result in place of two": ("ex04_posterior", "def posterior(alpha_bar, x_0, x_t, t):\n    return x_0", BROKEN,
+                                   "the result should be 2 values, (mean, variance), and is float64 (2, 3), at t = "),
+    "nothing, where a law computes with it": ("ex13_bits_per_dim", "def bits_per_dim(x_0, x0_hat, sigma):\n    pass",
+                                              BROKEN, "bits_per_dim returned None: is a `return` missing?"),
+    "a text, where a law computes with it": ("ex16_clip_loss", "def clip_loss(image, text, log_scale):\n    return 'a'",
+                                             FAULT, "clip_loss returned 'a': a law cannot compute with it: TypeError"),
+    "a further parameter": ("ex11_guidance", "def guided(a, b, scale, w):\n    return a + scale * (b - a)", FAULT,
+                            "guided is called with (eps_uncond, eps_cond, scale): keep these parameters"),
+    "a further parameter with a default": ("ex11_guidance", "def guided(a, b, scale, w=1):\n    return a + scale * "
+                                           "(b - a)", RIGHT, "right: all 4 laws hold"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_may_go_wrong_elsewhere(case, tmp_path):
+    name, text, kind, said = OTHERS[case]
+    (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    with np.errstate(all="ignore"):
+        found = verdict_on(tmp_path / f"{name}.py", exercise(name))
+    assert (found.kind, said in found.sentence) == (kind, True), found

@@ -10,7 +10,7 @@ from course.test_learner import ANSWER, START
 from support.command_line import call
 from support.exercises import FOLDER, ROOT
 
-from minidiff.course.exercise import NAMES
+from minidiff.course.exercise import NAMES, exercise
 from minidiff.course.judge import FAULT, RIGHT
 from minidiff.course.learner import late_at
 from minidiff.course.process import check
@@ -141,3 +141,23 @@ def test_ctrl_c_ends_the_answer(tmp_path):
     assert process.returncode == 130 and b"Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text(encoding="utf-8")), 0)
+
+
+def test_it_says_where_it_looked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("check", "1") == 2
+    assert f"{NAME}.py is not in {ascii(str(tmp_path))}, and there is no folder 'exercises' in it: go to the folder" \
+        in capsys.readouterr().err
+    (tmp_path / "exercises").mkdir()
+    assert call("check", "--all") == 2
+    assert f"is in {ascii(str(tmp_path / 'exercises'))}: go to" in capsys.readouterr().err
+
+
+def test_a_right_answer_of_two_points_reads_its_closed_form(tmp_path, capsys):
+    text = "import numpy as np\ndef x0_hat(p, alpha, sigma, x_t):\n" \
+           "    return np.tanh(alpha * x_t / sigma**2 + np.log(p / (1 - p)) / 2)"
+    (tmp_path / "ex06_two_points.py").write_text(text, encoding="utf-8")
+    assert call("check", "6", "--folder", tmp_path) == 0
+    assert exercise("ex06_two_points").note in capsys.readouterr().out
+    assert call("check", "6", "--hint") == 0
+    assert "tanh" not in capsys.readouterr().out
