@@ -4,11 +4,11 @@ Bayes' rule turns the forward step around.  Both factors are Gaussian, so their 
 
     q(x_{t-1} | x_t, x_0)  is proportional to  q(x_t | x_{t-1}) q(x_{t-1} | x_0)
 
-    mean     = sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t) x_0
-             + sqrt(1 - beta_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) x_t                    DDPM eq. 7
-    variance = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t
+    q(x_t | x_{t-1}) = N(x_t; sqrt(1 - beta_t) x_{t-1}, beta_t),      beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}
+    q(x_{t-1} | x_0) = N(x_{t-1}; sqrt(alpha_bar_{t-1}) x_0, 1 - alpha_bar_{t-1})
 
-with beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}.  Before the first step, alpha_bar_{-1} = 1: the image is clean.
+Derive its mean and its variance: add the two exponents, and complete the square in x_{t-1}.  Chapter 2 and DDPM eq. 7
+have the result to compare with.  Before the first step, alpha_bar_{-1} = 1: the image is clean.
 
     minidiff check ex04
 """

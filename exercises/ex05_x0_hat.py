@@ -1,14 +1,14 @@
 """Exercise 5: the image that a network's output stands for.  10 minutes, chapter docs/course/03_denoiser.md.
 
-A network may predict the noise, the image, or the velocity.  With x_t, each of them determines an estimate of x_0:
+A network may predict the noise eps, the image x_0, or the velocity v.  With x_t, each of them determines an estimate of
+x_0:
 
-    alpha = sqrt(alpha_bar_t),  sigma = sqrt(1 - alpha_bar_t),  x_t = alpha x_0 + sigma eps,  v = alpha eps - sigma x_0
+    x_t = alpha x_0 + sigma eps,      alpha = sqrt(alpha_bar_t),  sigma = sqrt(1 - alpha_bar_t)
+    v   = alpha eps - sigma x_0
 
-    "eps"    x_0 = (x_t - sigma eps) / alpha                                                     DDPM eq. 15
-    "x0"     x_0
-    "v"      x_0 = alpha x_t - sigma v                                       Salimans & Ho 2022, section 4
-
-The last holds at alpha = 0, too, where x_t is pure noise and eps says nothing about x_0.
+Solve these equations for x_0, given x_t and eps, and given x_t and v.  The second solution needs no division, and it
+holds at alpha = 0, too, where x_t is pure noise and eps says nothing about x_0.  Compare with chapter 3, DDPM eq. 15,
+and Salimans & Ho 2022, section 4.
 
     minidiff check ex05
 """

@@ -7,9 +7,9 @@ sigma eps.  The best estimate of x_0, in squared error, is its mean given x_t:
     P(+1 | x_t) = p N(x_t; alpha, sigma^2) / (p N(x_t; alpha, sigma^2) + (1 - p) N(x_t; -alpha, sigma^2))
 
 Simplify it before you program it: a ratio of two numbers that both round to 0 is NaN.  The same estimate follows from
-the score of the density p_t of x_t, by Tweedie's formula, which the laws use (Efron 2011):
+the score of the density q(x_t), by Tweedie's formula, which the laws use (Efron 2011):
 
-    x0_hat = (x_t + sigma^2 d/dx log p_t(x_t)) / alpha
+    x0_hat = (x_t + sigma^2 d/dx log q(x_t)) / alpha
 
     minidiff check ex06
 """

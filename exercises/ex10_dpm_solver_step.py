@@ -5,7 +5,7 @@ clock is lambda = log(alpha / sigma).  If x0_hat were always D, the exact step o
 
     x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D,      h = lambda_s - lambda_t      DPM-Solver++ eq. 8
 
-x0_hat changes, so D is where the line through the last two estimates stands in the middle of the step:
+x0_hat changes, so D is the value, in the middle of the step, of the line over lambda through the last two estimates:
 
     D = (1 + 1/(2r)) x0_hat - 1/(2r) x0_before,      r = (lambda_t - lambda_u) / h,         Lu et al. 2022, algorithm 2
 

@@ -15,7 +15,7 @@ def add(commands) -> None:
     """Adds the command and its arguments. commands: what `add_subparsers` returned."""
     p = add_command(commands, "check", check,
                     help="Judge your answer to an exercise of the course: which law does it break, and where?",
-                    epilog="The exit status is 0 only if the exercise is kept. It runs your file. "
+                    epilog="The exit status is 0 only if the answer is right. It runs your file. "
                            "Example: minidiff check ex01")
     p.add_argument("exercise", nargs="?", metavar="EXERCISE",
                    help="a number, such as 7 or ex07, or your file, such as exercises/ex07_ddpm_step.py")
@@ -24,11 +24,11 @@ def add(commands) -> None:
     p.add_argument("--hint", action="store_true", help="show the exercise's hint, and where minidiff has the solution")
     p.add_argument("--folder", type=user_path, metavar="FOLDER", help="where your files are (else exercises)")
     p.add_argument("--seconds", type=whole(1, 100_000), metavar="N",
-                   help="the time that one answer may take (else what its exercise allows, often 30)")
+                   help="the time that one answer may take (else what its exercise allows, often 10)")
 
 
 def check(args: argparse.Namespace) -> int:
-    """0 if the exercise is kept (--all: every one that was found), else 1."""
+    """0 if the answer is right (--all: every one that was found), else 1."""
     from minidiff.course.exercise import NAMES, exercise, name_of
     if sum(map(bool, (args.exercise, args.all, args.list))) != 1:
         raise UserError("check takes one exercise, such as ex01, or --all, or --list")
@@ -54,11 +54,12 @@ def _check_one(name: str, path: Path, seconds: int | None) -> int:
     if printed:
         show(f"note: {path.name} printed {len(printed)} line{'s' * (len(printed) > 1)}, the first: {printed[0][:200]}")
     show(f"{name[:4]}: {verdict.sentence}")
-    if verdict.kept:
-        show(f"minidiff's own answer: {exercise(name).place}")
+    if verdict.right:
+        of = exercise(name)
+        show(f"minidiff's own answer: {of.place}" + (of.note and f"; {of.note}"))
     else:
         show(f"for a hint: minidiff check {name[:4]} --hint")
-    return 0 if verdict.kept else 1
+    return 0 if verdict.right else 1
 
 
 def _check_all(folder: Path, seconds: int | None) -> int:
@@ -66,18 +67,24 @@ def _check_all(folder: Path, seconds: int | None) -> int:
     from minidiff.course.process import check as check_file
     files = [(name, folder / f"{name}.py") for name in NAMES if (folder / f"{name}.py").exists()]
     if not files:
-        raise UserError(f"{ascii(str(folder))} has no exercise, such as {NAMES[0]}.py: --folder names the folder that "
-                        "has them")
-    kept = 0
+        raise UserError(f"no exercise, such as {NAMES[0]}.py, is in {_in_words(folder)}: {WHAT_TO_DO}")
+    right = 0
     for name, path in files:
         verdict, _ = check_file(name, path, seconds)
-        kept += verdict.kept
+        right += verdict.right
         show(f"{name[:4]}: {verdict.sentence}")
-    show(f"{kept} of {len(files)} exercises are kept")
-    return 0 if kept == len(files) else 1
+    show(f"{right} of {len(files)} exercise{'s' * (len(files) > 1)} right")
+    return 0 if right == len(files) else 1
 
 
 # ---- where the files are -----------------------------------------------------------------------------------
+
+WHAT_TO_DO = "go to the folder of minidiff (cd), or name the folder that has your files: --folder FOLDER"
+
+
+def _in_words(folder: Path) -> str:
+    return ascii(str(folder.absolute())) + ("" if folder != Path(".") else ", and there is no folder 'exercises' in it")
+
 
 def _folder(given: Path | None) -> Path:
     """The folder that was given, else ./exercises, else the current one, where a learner may stand."""
@@ -94,6 +101,5 @@ def _file(name: str, text: str, folder: Path | None) -> Path:
         return user_path(text)
     path = _folder(folder) / f"{name}.py"
     if not path.exists():
-        raise UserError(f"{ascii(str(path))} does not exist: copy minidiff's folder exercises, or name the folder that "
-                        "has it by --folder")
+        raise UserError(f"{path.name} is not in {_in_words(path.parent)}: {WHAT_TO_DO}")
     return path

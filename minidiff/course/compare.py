@@ -14,6 +14,10 @@ from minidiff.engine.random import generator
 TOLERANCE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
 
 
+# why a step to the clean image has the root of a negative number: for `if_nan`
+BEFORE_THE_FIRST = "in the step to the clean image alpha_bar[-1] is Python's last entry, and alpha_bar_{-1} means 1"
+
+
 def stream(exercise: int, law: int = 0) -> np.random.Generator:
     """The random numbers of a law of an exercise (1, 2, ...), or of its probe (0): the same in every run."""
     return generator(0, "an exercise of the course", exercise, law)
@@ -60,14 +64,21 @@ def _largest(a: np.ndarray) -> float:
 
 # ---- sentences ---------------------------------------------------------------------------------------------
 
-def differs(what: str, got, expected, where: str, *, dtype=None, tolerance: float | None = None) -> str | None:
+class Form(str):
+    """A sentence about a result of the wrong form, such as None or another shape: a plain fact, before any law."""
+
+
+def differs(what: str, got, expected, where: str, *, dtype=None, like: str = "", tolerance: float | None = None,
+            given: dict | None = None) -> str | None:
     """None if `got` is `expected`; else one sentence with the place and the numbers.
 
     expected: an array or a number; `got` must have its shape.  dtype: the one that `got` must have, too; None for any
-    number.  tolerance: relative to the largest number in `expected`; None for that of the dtype.
+    number.  like: the argument that has this dtype.  tolerance: relative to the largest number in `expected`; None for
+    that of the dtype.  given: name -> what the number was computed from, arrays of the shape of `expected` or numbers;
+    the sentence has their values at the same place, so that the learner can do that number again.
     """
     expected = np.asarray(expected)
-    if (said := misshapen(what, got, expected.shape, where, dtype=dtype)):
+    if (said := misshapen(what, got, expected.shape, where, dtype=dtype, like=like)):
         return said
     got = np.asarray(got)
     if tolerance is None:
@@ -79,24 +90,31 @@ def differs(what: str, got, expected, where: str, *, dtype=None, tolerance: floa
         return None
     worst = np.where(wrong, np.nan_to_num(np.abs(got - expected), nan=np.inf), -1)
     index = tuple(int(i) for i in np.unravel_index(np.argmax(worst), worst.shape))
+    inputs = [f"{name} = {np.broadcast_to(value, expected.shape)[index] + 0.0:.7g}"      # + 0.0: -0 is 0
+              for name, value in (given or {}).items()]
     return f"{what}{list(index) if index else ''} is {_number(got[index], expected[index])} and should be " \
-           f"{_number(expected[index], got[index])}, {where}"
+           f"{_number(expected[index], got[index])}{NAN if np.isnan(got[index]) else ''}" \
+           + (f", from {', '.join(inputs)}" if inputs else "") + f", {where}"
 
 
-def misshapen(what: str, got, shape: tuple[int, ...], where: str, *, dtype=None) -> str | None:
+NAN = " (nan comes from the square root or the logarithm of a negative number, or from 0/0)"
+
+
+def misshapen(what: str, got, shape: tuple[int, ...], where: str, *, dtype=None, like: str = "") -> str | None:
     """None if `got` is an array of that shape (a number will do for the shape ()); else one sentence."""
     number = isinstance(got, (int, float, np.number, np.bool_)) and not isinstance(got, bool)
     if not isinstance(got, np.ndarray) and not (number and shape == ()):
         wanted = f"an array of shape {shape}" if shape else "a number"
-        return f"{what} should be {wanted} and is {described(got)}, {where}"
+        remedy = ": is a `return` missing?" if got is None else \
+            ": wrap it in np.array(...)" if isinstance(got, list) and shape else ""
+        return Form(f"{what} should be {wanted} and is {described(got)}{remedy}, {where}")
     if np.shape(got) != shape:
-        return f"{what} has shape {np.shape(got)} and should have shape {shape}, {where}"
-    if dtype is None and np.asarray(got).dtype.kind not in "fiu":
-        return f"{what} should hold real numbers and has dtype {np.asarray(got).dtype}, {where}"
+        return Form(f"{what} has shape {np.shape(got)} and should have shape {shape}, {where}")
+    if np.asarray(got).dtype.kind not in "fiu":
+        return Form(f"{what} should hold real numbers and has dtype {np.asarray(got).dtype}, {where}")
     if dtype is not None and np.asarray(got).dtype != np.dtype(dtype) and not (number and type(got) in (int, float)):
-        remedy = ": a float64 number of NumPy widens an array, so round it to the array's dtype first" \
-            if np.asarray(got).dtype == np.float64 and np.dtype(dtype) == np.float32 else ""
-        return f"{what} has dtype {np.asarray(got).dtype} and should have {np.dtype(dtype)}, {where}{remedy}"
+        return Form(f"{what} has dtype {np.asarray(got).dtype} and should have {np.dtype(dtype)}: end with "
+                    f".astype({f'{like}.dtype' if like else f'np.{np.dtype(dtype)}'}), {where}")
     return None
 
 
@@ -104,7 +122,8 @@ def not_tuple(what: str, got, count: int, where: str) -> str | None:
     """None if `got` is a tuple or list of `count` results; else one sentence.  what: their names."""
     if isinstance(got, (tuple, list)) and len(got) == count:
         return None
-    return f"the result should be {count} values, ({what}), and is {described(got)}, {where}"
+    remedy = ": is a `return` missing?" if got is None else ""
+    return Form(f"the result should be {count} values, ({what}), and is {described(got)}{remedy}, {where}")
 
 
 def unequal(what: str, got, expected, where: str) -> str | None:

@@ -26,6 +26,11 @@ def _cases(law: int):
                f"for x_0 of shape {shape} at t = {numbers(t)} with betas = {numbers(betas)}")
 
 
+def _given(alpha_bar, x_0, t, eps):
+    """What each number of x_t is computed from."""
+    return {"x_0": x_0, "eps": eps, "alpha_bar_t": alpha_bar[t].reshape(-1, *[1] * (x_0.ndim - 1))}
+
+
 def mean_of_single_steps(q_sample):
     """with eps = 0 it is the mean of t + 1 single steps, each of which multiplies by sqrt(1 - beta) (DDPM eq. 2)"""
     for alpha_bar, betas, x_0, t, eps, where in _cases(1):
@@ -33,7 +38,8 @@ def mean_of_single_steps(q_sample):
         for i, time in enumerate(t):
             for beta in betas[:time + 1]:
                 expected[i] *= np.sqrt(1 - beta)
-        if (said := differs("x_t", q_sample(alpha_bar, x_0, t, 0 * eps), expected, f"{where} and eps = 0")):
+        if (said := differs("x_t", q_sample(alpha_bar, x_0, t, 0 * eps), expected, f"{where} and eps = 0",
+                            given=_given(alpha_bar, x_0, t, 0 * eps))):
             return said
 
 
@@ -46,7 +52,8 @@ def spread_of_single_steps(q_sample):
             for beta in betas[:time + 1]:
                 variance = (1 - beta) * variance + beta
             expected[i] *= np.sqrt(variance)
-        if (said := differs("x_t", q_sample(alpha_bar, 0 * x_0, t, eps), expected, f"{where} and x_0 = 0")):
+        if (said := differs("x_t", q_sample(alpha_bar, 0 * x_0, t, eps), expected, f"{where} and x_0 = 0",
+                            given=_given(alpha_bar, 0 * x_0, t, eps))):
             return said
 
 
@@ -54,7 +61,8 @@ def sum_of_both(q_sample):
     """x_t is the sum of the part of x_0 and the part of eps"""
     for alpha_bar, _, x_0, t, eps, where in _cases(3):
         expected = q_sample(alpha_bar, x_0, t, 0 * eps) + q_sample(alpha_bar, 0 * x_0, t, eps)
-        if (said := differs("x_t", q_sample(alpha_bar, x_0, t, eps), expected, where)):
+        if (said := differs("x_t", q_sample(alpha_bar, x_0, t, eps), expected, where,
+                            given=_given(alpha_bar, x_0, t, eps))):
             return said
 
 
@@ -64,7 +72,8 @@ def keeps_the_dtype(q_sample):
         for alpha_bar, _, x_0, t, eps, where in _cases(4):
             expected = q_sample(alpha_bar, x_0, t, eps)
             got = q_sample(alpha_bar, x_0.astype(dtype), t, eps.astype(dtype))
-            if (said := differs("x_t", got, expected, where, dtype=dtype)):
+            if (said := differs("x_t", got, expected, where, dtype=dtype, like="x_0",
+                                given=_given(alpha_bar, x_0, t, eps))):
                 return said
 
 
@@ -123,6 +132,11 @@ def _along_the_last_axis(alpha_bar, x_0, t, eps):
     return np.sqrt(a) * x_0 + np.sqrt(1 - a) * eps
 
 
+def _always_four_axes(alpha_bar, x_0, t, eps):
+    a = alpha_bar[t].reshape(-1, 1, 1, 1)
+    return np.sqrt(a) * x_0 + np.sqrt(1 - a) * eps
+
+
 def probe(q_sample):
     rng = stream(1)
     alpha_bar = np.cumprod(1 - random_betas(rng, 6))
@@ -153,4 +167,6 @@ EXERCISE = Exercise(
         Wrong(_first_time_for_all, "every image gets the time of the first one: t holds one time for each image"),
         Wrong(_along_the_last_axis, "the coefficients multiply along the last axis in place of the first: reshape "
                                     "alpha_bar[t] to (B, 1, ..., 1)"),
+        Wrong(_always_four_axes, "it takes x_0 to have four axes, and x_0 may have any number of them: reshape "
+                                 "alpha_bar[t] to as many axes as x_0 has"),
     ))

@@ -61,6 +61,10 @@ def _sum(betas):
     return 1 - np.cumsum(betas)
 
 
+def _sum_of_shares(betas):
+    return np.cumsum(1 - betas)
+
+
 def _exponential(betas):
     return np.exp(-np.cumsum(betas))
 
@@ -100,6 +104,8 @@ EXERCISE = Exercise(
         Wrong(_power_of_the_noise, "it returns the power of the noise, 1 - alpha_bar"),
         Wrong(_sum, "it subtracts the sum of the betas: each step takes its share of what is left, so shares "
                     "multiply"),
+        Wrong(_sum_of_shares, "it adds the shares 1 - beta: what is left after two steps is the product of their "
+                              "shares"),
         Wrong(_exponential, "it returns exp(-sum of betas), which is right only in the limit of small betas"),
         Wrong(_single_steps, "it returns 1 - beta_t of each single step: alpha_bar_t is the product of all up to t"),
         Wrong(_root, "it returns alpha_t = sqrt(alpha_bar_t), the amplitude in place of the power"),

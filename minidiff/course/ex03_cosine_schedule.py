@@ -24,7 +24,7 @@ def _cases(law: int):
 
 def double_angle(cosine):
     """before the last time alpha_bar_t = (1 + cos(pi w_t)) / (1 + cos(pi w_{-1})), where
-    w_t = ((t + 1)/T + offset)/(1 + offset)"""
+    w_t = ((t + 1)/T + offset)/(1 + offset): that is f((t + 1)/T) / f(0), since cos(a)^2 = (1 + cos(2a))/2"""
     for T, offset, beta_max, where in _cases(1):
         def height(u, offset=offset):
             return 1 + math.cos(math.pi * (u + offset) / (1 + offset))
@@ -112,6 +112,38 @@ def _betas(T, offset, beta_max):
     return np.minimum(1 - f[1:] / f[:-1], beta_max)
 
 
+def _literal_offset(T, offset, beta_max):
+    return _limited(_f(np.arange(T + 1) / T, 0.008), beta_max)
+
+
+def _literal_limit(T, offset, beta_max):
+    return _limited(_f(np.arange(T + 1) / T, offset), 0.999)
+
+
+def _both_literal(T, offset, beta_max):
+    return _limited(_f(np.arange(T + 1) / T, 0.008), 0.999)
+
+
+def _linspace_limited(T, offset, beta_max):
+    return np.concatenate([[1.0], _limited(_f(np.linspace(0, 1, T), offset), beta_max)])
+
+
+def _one_too_few(T, offset, beta_max):
+    return _limited(_f(np.linspace(0, 1, T), offset), beta_max)
+
+
+def _precedence_of_all(T, offset, beta_max):
+    return _limited(np.cos((np.arange(T + 1) / T + offset) / 1 + offset * np.pi / 2) ** 2, beta_max)
+
+
+def _precedence_above(T, offset, beta_max):
+    return _limited(np.cos((np.arange(T + 1) / T + offset / (1 + offset)) * np.pi / 2) ** 2, beta_max)
+
+
+def _precedence(T, offset, beta_max):
+    return _limited(np.cos(((np.arange(T + 1) / T + offset) / 1 + offset) * np.pi / 2) ** 2, beta_max)
+
+
 def probe(cosine):
     return [cosine(6, 0.03, 0.95), cosine(5, 0.01, 0.4)]
 
@@ -135,5 +167,15 @@ EXERCISE = Exercise(
         Wrong(_no_division_of_the_offset, "u + offset is not divided by 1 + offset: the cosine must reach 0 at u = "
                                           "1, and not before"),
         Wrong(_not_divided_by_its_start, "f(u) is not divided by f(0): at u = 0 all of the signal must be there"),
+        Wrong(_literal_offset, "it has the number 0.008 in place of the argument offset"),
+        Wrong(_literal_limit, "it has the number 0.999 in place of the argument beta_max"),
+        Wrong(_both_literal, "it has the numbers 0.008 and 0.999 in place of the arguments offset and beta_max"),
+        Wrong(_linspace_limited, "it reads f at linspace(0, 1, T), and limits the betas: T betas need T + 1 points, "
+                                 "u = 0, 1/T, ..., 1"),
+        Wrong(_one_too_few, "it has one entry too few: T betas need f at T + 1 points, u = 0, 1/T, ..., 1"),
+        Wrong(_precedence_of_all, "brackets are missing: (u + offset)/1 + offset pi/2 is not (u + offset)/(1 + "
+                                  "offset) pi/2"),
+        Wrong(_precedence_above, "brackets are missing: u + offset/(1 + offset) is not (u + offset)/(1 + offset)"),
+        Wrong(_precedence, "brackets are missing: (u + offset)/1 + offset is not (u + offset)/(1 + offset)"),
         Wrong(_betas, "it returns the betas: the table that is asked for is alpha_bar, the product of all 1 - beta"),
     ))

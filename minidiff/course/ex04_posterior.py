@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidiff.course.compare import differs, not_tuple, numbers, random_alpha_bar, stream
+from minidiff.course.compare import BEFORE_THE_FIRST, differs, not_tuple, numbers, random_alpha_bar, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.schedules import Schedule
@@ -28,8 +28,15 @@ def _cases(law: int):
             f"at t = {t} with alpha_bar = {numbers(alpha_bar)}"
 
 
+def _given(alpha_bar, x_0, x_t, t, which=("x_0", "x_t", "alpha_bar_t", "alpha_bar_{t-1}")):
+    """What mean and variance are computed from."""
+    all_of_it = {"x_0": x_0, "x_t": x_t, "alpha_bar_t": alpha_bar[t], "alpha_bar_{t-1}": alpha_bar[t - 1] if t else 1.0}
+    return {name: all_of_it[name] for name in which}
+
+
 def integrals(posterior):
-    """mean and variance are the integrals of x and (x - mean)^2 over q(x_t | x) q(x | x_0), by quadrature"""
+    """mean and variance are the integrals of x and (x - mean)^2 over q(x_t | x) q(x | x_0), scaled to the area 1, by
+    quadrature"""
     for alpha_bar, x_0, x_t, t, _, where in _cases(1):
         step, before = alpha_bar[t] / alpha_bar[t - 1], alpha_bar[t - 1]
         x = np.linspace(-12, 12, 20_001)
@@ -40,8 +47,10 @@ def integrals(posterior):
         variance = float((weight * (x - mean[..., None]) ** 2).sum(-1)[0, 0])
         got = posterior(alpha_bar, x_0, x_t, t)
         if (said := not_tuple("mean, variance", got, 2, where)
-                or differs("the mean", got[0], mean, where, tolerance=1e-6)
-                or differs("the variance", got[1], variance, where, tolerance=1e-6)):
+                or differs("the mean", got[0], mean, where, tolerance=1e-6,
+                           given=_given(alpha_bar, x_0, x_t, t))
+                or differs("the variance", got[1], variance, where, tolerance=1e-6,
+                           given=_given(alpha_bar, 0, 0, t, which=("alpha_bar_t", "alpha_bar_{t-1}")))):
             return said
 
 
@@ -55,7 +64,8 @@ def bayes(posterior):
         step, before = alpha_bar[t] / alpha_bar[t - 1], alpha_bar[t - 1]
         left = _log_normal(x, got[0], got[1]) + _log_normal(x_t, np.sqrt(alpha_bar[t]) * x_0, 1 - alpha_bar[t])
         right = _log_normal(x_t, np.sqrt(step) * x, 1 - step) + _log_normal(x, np.sqrt(before) * x_0, 1 - before)
-        if (said := differs("the logarithm of the left side", left, right, where, tolerance=1e-8)):
+        if (said := differs("the logarithm of the left side", left, right, where, tolerance=1e-8,
+                            given={**_given(alpha_bar, x_0, x_t, t), "x_{t-1}": x})):
             return said
 
 
@@ -66,7 +76,8 @@ def first_step(posterior):
         alpha_bar, x_0, x_t = random_alpha_bar(rng, T), rng.standard_normal((2, 2)), rng.standard_normal((2, 2))
         where = f"at t = 0 with alpha_bar = {numbers(alpha_bar)}"
         got = posterior(alpha_bar, x_0, x_t, 0)
-        if (said := not_tuple("mean, variance", got, 2, where) or differs("the mean", got[0], x_0, where)
+        if (said := not_tuple("mean, variance", got, 2, where)
+                or differs("the mean", got[0], x_0, where, given=_given(alpha_bar, x_0, x_t, 0))
                 or differs("the variance + 1", got[1] + 1.0, 1.0, where)):
             return said
 
@@ -74,9 +85,11 @@ def first_step(posterior):
 def keeps_the_dtype(posterior):
     """the mean has the shape and dtype of x_0"""
     for alpha_bar, x_0, x_t, t, _, where in _cases(4):
-        expected = posterior(alpha_bar, x_0, x_t, t)[0]
+        expected = posterior(alpha_bar, x_0, x_t, t)
+        if (said := not_tuple("mean, variance", expected, 2, where)):
+            return said
         got = posterior(alpha_bar, x_0.astype(np.float32), x_t.astype(np.float32), t)
-        if (said := differs("the mean", got[0], expected, where, dtype=np.float32)):
+        if (said := differs("the mean", got[0], expected[0], where, dtype=np.float32, like="x_0")):
             return said
 
 
@@ -127,6 +140,30 @@ def _alpha_bar_for_alpha(alpha_bar, x_0, x_t, t):
     return _posterior(alpha_bar, x_0, x_t, t, c_t=lambda a, b, beta: np.sqrt(a) * (1 - b) / (1 - a))
 
 
+def _root_of_the_time_itself(alpha_bar, x_0, x_t, t):
+    return _posterior(alpha_bar, x_0, x_t, t, c_0=lambda a, b, beta: np.sqrt(a) * beta / (1 - a))
+
+
+def _squared(alpha_bar, x_0, x_t, t):
+    return _posterior(alpha_bar**2, x_0, x_t, t)
+
+
+def _beta_of_all_steps(alpha_bar, x_0, x_t, t):
+    return _of_beta(alpha_bar, x_0, x_t, t, lambda a, b: 1 - a)
+
+
+def _quotient_inverted(alpha_bar, x_0, x_t, t):
+    return _of_beta(alpha_bar, x_0, x_t, t, lambda a, b: 1 - b / a)
+
+
+def _of_beta(alpha_bar, x_0, x_t, t, rule):
+    a, b = float(alpha_bar[t]), float(alpha_bar[t - 1]) if t > 0 else 1.0
+    beta = rule(a, b)
+    return _posterior(alpha_bar, x_0, x_t, t, c_0=lambda a, b, _: np.sqrt(b) * beta / (1 - a),
+                      c_t=lambda a, b, _: np.sqrt(1 - beta) * (1 - b) / (1 - a),
+                      variance=lambda a, b, _: (1 - b) / (1 - a) * beta)
+
+
 def probe(posterior):
     rng = stream(4)
     alpha_bar = random_alpha_bar(rng, 6)
@@ -135,9 +172,11 @@ def probe(posterior):
 
 EXERCISE = Exercise(
     title="One step back, if you knew x_0", answer="posterior", minutes=20, chapter="02_reverse",
-    hint="Write `before = alpha_bar[t - 1] if t > 0 else 1.0` first, since alpha_bar[-1] is the last entry in "
-         "Python. The coefficients as Python floats do not change the dtype of an array.",
+    hint="1/variance is the factor of x_{t-1}^2 in the two exponents, but for 1/2: (1 - beta_t) / beta_t + 1 / (1 - "
+         "alpha_bar_{t-1}). Bring it to one fraction, which has no 0/0 at t = 0. Write `before = alpha_bar[t - 1] if "
+         "t > 0 else 1.0` first, since alpha_bar[-1] is the last entry in Python.",
     solution=solution, place="minidiff/diffusion/gaussian.py q_posterior_mean_variance",
+    if_nan=BEFORE_THE_FIRST,
     laws=(integrals, bayes, first_step, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_variance_of_the_forward_step, "the variance is beta_t, that of the forward step: x_0 is known here, "
@@ -152,4 +191,12 @@ EXERCISE = Exercise(
         Wrong(_no_root_of_one_minus_beta, "the coefficient of x_t has 1 - beta_t in place of its square root"),
         Wrong(_alpha_bar_for_alpha, "the coefficient of x_t has sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), "
                                     "which the paper writes as sqrt(alpha_t)"),
+        Wrong(_root_of_the_time_itself, "the coefficient of x_0 has sqrt(alpha_bar_t) in place of "
+                                        "sqrt(alpha_bar_{t-1}), which multiplies x_0 in q(x_{t-1} | x_0)"),
+        Wrong(_squared, "it takes alpha_bar^2 for alpha_bar: alpha_bar is a power already, and its root multiplies "
+                        "x_0"),
+        Wrong(_beta_of_all_steps, "it takes beta_t = 1 - alpha_bar_t, the noise of all the steps up to t: that of "
+                                  "the step t alone is 1 - alpha_bar_t / alpha_bar_{t-1}"),
+        Wrong(_quotient_inverted, "the quotient in beta_t is upside down: alpha_bar falls, so alpha_bar_t / "
+                                  "alpha_bar_{t-1} is less than 1"),
     ))

@@ -34,28 +34,32 @@ def _known(law: int, zero: bool = False):
 def of_eps(to_x0):
     """from the noise that was added it finds the image"""
     for alpha_bar, t, x_0, eps, x_t, _, where in _known(1):
-        if (said := differs("x0_hat", to_x0(alpha_bar, "eps", x_t, t, eps), x_0, f"for the true eps {where}")):
+        if (said := differs("x0_hat", to_x0(alpha_bar, "eps", x_t, t, eps), x_0, f"for the true eps {where}",
+                            given={"x_t": x_t, "out": eps, "alpha_bar_t": alpha_bar[t]})):
             return said
 
 
 def of_x0(to_x0):
     """a network that predicts x_0 has done the work"""
     for alpha_bar, t, x_0, _, x_t, _, where in _known(2):
-        if (said := differs("x0_hat", to_x0(alpha_bar, "x0", x_t, t, x_0), x_0, f"for the true x_0 {where}")):
+        if (said := differs("x0_hat", to_x0(alpha_bar, "x0", x_t, t, x_0), x_0, f"for the true x_0 {where}",
+                            given={"x_t": x_t, "out": x_0, "alpha_bar_t": alpha_bar[t]})):
             return said
 
 
 def of_v(to_x0):
     """from the velocity it finds the image"""
     for alpha_bar, t, x_0, _, x_t, v, where in _known(3):
-        if (said := differs("x0_hat", to_x0(alpha_bar, "v", x_t, t, v), x_0, f"for the true v {where}")):
+        if (said := differs("x0_hat", to_x0(alpha_bar, "v", x_t, t, v), x_0, f"for the true v {where}",
+                            given={"x_t": x_t, "out": v, "alpha_bar_t": alpha_bar[t]})):
             return said
 
 
 def of_v_in_pure_noise(to_x0):
     """where alpha_bar = 0, v determines the image, with no division by 0"""
     for alpha_bar, t, x_0, _, x_t, v, where in _known(4, zero=True):
-        if (said := differs("x0_hat", to_x0(alpha_bar, "v", x_t, t, v), x_0, f"for the true v {where}")):
+        if (said := differs("x0_hat", to_x0(alpha_bar, "v", x_t, t, v), x_0, f"for the true v {where}",
+                            given={"x_t": x_t, "out": v, "alpha_bar_t": alpha_bar[t]})):
             return said
 
 
@@ -64,7 +68,8 @@ def keeps_the_dtype(to_x0):
     for alpha_bar, t, x_0, eps, x_t, v, where in _known(5):
         for predicts, out in (("eps", eps), ("x0", x_0), ("v", v)):
             got = to_x0(alpha_bar, predicts, x_t.astype(np.float32), t, out.astype(np.float32))
-            if (said := differs("x0_hat", got, x_0, f"for {predicts} {where}", dtype=np.float32, tolerance=1e-3)):
+            if (said := differs("x0_hat", got, x_0, f"for {predicts} {where}", dtype=np.float32, like="x_t",
+                                tolerance=1e-3)):
                 return said
 
 
@@ -119,6 +124,27 @@ def _x0_as_eps(alpha_bar, predicts, x_t, t, out):
     return _to_x0(alpha_bar, predicts, x_t, t, out, x0=lambda x, out, a, s: (x - s * out) / a if a else 0 * x)
 
 
+def _no_roots(alpha_bar, predicts, x_t, t, out):
+    return _to_x0(alpha_bar, predicts, x_t, t, out, eps=lambda x, out, a, s: (x - s**2 * out) / a**2,
+                  v=lambda x, out, a, s: a**2 * x - s**2 * out)
+
+
+def _no_roots_of_eps(alpha_bar, predicts, x_t, t, out):
+    return _to_x0(alpha_bar, predicts, x_t, t, out, eps=lambda x, out, a, s: (x - s**2 * out) / a**2)
+
+
+def _no_roots_of_v(alpha_bar, predicts, x_t, t, out):
+    return _to_x0(alpha_bar, predicts, x_t, t, out, v=lambda x, out, a, s: a**2 * x - s**2 * out)
+
+
+def _eps_without_sigma(alpha_bar, predicts, x_t, t, out):
+    return _to_x0(alpha_bar, predicts, x_t, t, out, eps=lambda x, out, a, s: (x - out) / a)
+
+
+def _v_swapped(alpha_bar, predicts, x_t, t, out):
+    return _to_x0(alpha_bar, predicts, x_t, t, out, v=lambda x, out, a, s: a * out - s * x)
+
+
 def probe(to_x0):
     rng = stream(5)
     alpha_bar = random_alpha_bar(rng, 5)
@@ -129,8 +155,8 @@ def probe(to_x0):
 
 EXERCISE = Exercise(
     title="The image that a network's output stands for", answer="to_x0", minutes=10, chapter="03_denoiser",
-    hint="Compute alpha and sigma as Python floats, by math.sqrt, and write one line for each of the three. To see "
-         "the third, put x_t and v into alpha x_t - sigma v and use alpha^2 + sigma^2 = 1.",
+    hint="Compute alpha and sigma as Python floats, by math.sqrt, and write one line for each of the three. For "
+         "the third, multiply x_t by alpha and v by sigma, subtract, and use alpha^2 + sigma^2 = 1.",
     solution=solution, place="minidiff/diffusion/gaussian.py to_x0",
     laws=(of_eps, of_x0, of_v, of_v_in_pure_noise, keeps_the_dtype), probe=probe,
     wrong=(
@@ -138,6 +164,14 @@ EXERCISE = Exercise(
         Wrong(_eps_not_divided, "of eps, it does not divide by alpha: x_t - sigma eps is alpha x_0"),
         Wrong(_eps_divided_by_alpha_bar, "of eps, it divides by alpha_bar in place of alpha = sqrt(alpha_bar)"),
         Wrong(_eps_added, "of eps, it adds the noise where it should be subtracted"),
+        Wrong(_no_roots, "both square roots are missing: alpha is sqrt(alpha_bar_t), and sigma is sqrt(1 - "
+                         "alpha_bar_t)"),
+        Wrong(_no_roots_of_eps, "of eps, both square roots are missing: it has alpha_bar_t and 1 - alpha_bar_t in "
+                                "place of alpha and sigma"),
+        Wrong(_no_roots_of_v, "of v, both square roots are missing: it has alpha_bar_t and 1 - alpha_bar_t in place "
+                              "of alpha and sigma"),
+        Wrong(_eps_without_sigma, "of eps, the factor sigma is missing: x_t holds sigma eps"),
+        Wrong(_v_swapped, "of v, x_t and v have changed places"),
         Wrong(_v_of_the_other_sign, "of v, the sign of sigma v is wrong: v = alpha eps - sigma x_0 holds -x_0"),
         Wrong(_v_gives_eps, "of v, it returns eps = sigma x_t + alpha v: alpha and sigma have changed places"),
         Wrong(_v_of_flow_matching, "of v, it takes v for eps - x_0, the velocity of flow matching: here v is alpha "

@@ -29,24 +29,25 @@ def _cases(law: int):
 
 
 def _log_density(p, alpha, sigma, x):
-    """log p_t(x), but for a constant."""
+    """log q(x) of the density of x_t, but for a constant."""
     return np.logaddexp(math.log(p) - (x - alpha) ** 2 / (2 * sigma**2),
                         math.log(1 - p) - (x + alpha) ** 2 / (2 * sigma**2))
 
 
 def tweedie(x0_hat):
-    """it is (x_t + sigma^2 d/dx log p_t(x_t)) / alpha, with the derivative from central differences"""
+    """it is (x_t + sigma^2 d/dx log q(x_t)) / alpha, with the derivative from central differences"""
     h = 1e-5
     for p, alpha, sigma, x, where in _cases(1):
         slope = (_log_density(p, alpha, sigma, x + h) - _log_density(p, alpha, sigma, x - h)) / (2 * h)
         expected = (x + sigma**2 * slope) / alpha
         got = x0_hat(p, alpha, sigma, np.asarray(x))
-        if (said := differs("x0_hat", got, expected, f"for x_t = {_few(x)}, {where}", tolerance=1e-7)):
+        if (said := differs("x0_hat", got, expected, f"for {where}", tolerance=1e-7, given={"x_t": x})):
             return said
 
 
 def keeps_the_mean(x0_hat):
-    """its mean over all x_t is that of x_0, 2p - 1, and its product with x_t has the mean alpha, as x_0 x_t has"""
+    """its mean over all x_t is the mean of x_0, 2p - 1; and x0_hat x_t has the mean of x_0 x_t, which is alpha, since
+    x_0^2 = 1"""
     x = np.linspace(-9, 9, 40_001)
     for p, alpha, sigma, _, where in _cases(2):
         density = np.exp(_log_density(p, alpha, sigma, x))
@@ -65,10 +66,6 @@ def finite_far_away(x0_hat):
             if (said := differs("x0_hat", got, np.array([math.copysign(1, x)]),
                                 f"for x_t = {x:g}, p = 0.4, alpha = 0.9, sigma = {sigma}")):
                 return said
-
-
-def _few(x) -> str:
-    return f"{float(x):.4g}" if np.ndim(x) == 0 else f"{float(x.flat[0]):.4g}, ..."
 
 
 # ---- known wrong answers -----------------------------------------------------------------------------------
@@ -95,6 +92,22 @@ def _same_weights(p, alpha, sigma, x_t):
 
 def _weights_swapped(p, alpha, sigma, x_t):
     return _tanh(x_t, alpha / sigma**2, 1 - p)
+
+
+def _whole_logarithm(p, alpha, sigma, x_t):
+    return np.tanh(np.asarray(x_t) * alpha / sigma**2 + math.log(p / (1 - p)))
+
+
+def _twice_the_data(p, alpha, sigma, x_t):
+    return _tanh(x_t, 2 * alpha / sigma**2, p)
+
+
+def _sign(p, alpha, sigma, x_t):
+    return np.sign(x_t) + 0.0
+
+
+def _divided_and_clipped(p, alpha, sigma, x_t):
+    return np.clip(np.asarray(x_t) / alpha, -1, 1)
 
 
 def _nearest(p, alpha, sigma, x_t):
@@ -126,6 +139,7 @@ EXERCISE = Exercise(
     hint="Divide the two terms: P(+1) / P(-1) = e^(2a), where 2a = 2 alpha x_t / sigma^2 + log(p / (1 - p)). And "
          "(e^(2a) - 1) / (e^(2a) + 1) has a name.",
     solution=solution, place="minidiff/diffusion/exact.py MixtureDenoiser",
+    note="for two points it is tanh(alpha x_t / sigma^2 + log(p / (1 - p)) / 2)",
     laws=(tweedie, keeps_the_mean, finite_far_away), probe=probe,
     wrong=(
         Wrong(_sigma_not_squared, "it divides by sigma in place of sigma^2: the exponent of N(x; m, sigma^2) is -(x "
@@ -138,6 +152,13 @@ EXERCISE = Exercise(
                         "probable each is"),
         Wrong(_probability, "it returns the probability of +1: the mean of x_0 is P(+1) - P(-1)"),
         Wrong(_divided_by_alpha, "it returns x_t / alpha, which ignores what is known of the data"),
+        Wrong(_divided_and_clipped, "it limits x_t / alpha to [-1, 1], which ignores how probable each point is"),
+        Wrong(_whole_logarithm, "the logarithm lacks its half: in tanh stands half of 2 alpha x_t / sigma^2 + log(p "
+                                "/ (1 - p))"),
+        Wrong(_twice_the_data, "x_t has the factor 2 alpha / sigma^2: in tanh stands half of 2 alpha x_t / sigma^2 + "
+                               "log(p / (1 - p))"),
+        Wrong(_sign, "it returns the sign of x_t: the mean of x_0 lies between the two points, according to how "
+                     "probable each is"),
         Wrong(_ratio, "it divides two numbers that both round to 0 far from the points, which is NaN: divide the two "
                       "exponentials by hand first"),
     ))

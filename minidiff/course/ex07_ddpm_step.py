@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from minidiff.course.compare import differs, numbers, random_alpha_bar, stream
+from minidiff.course.compare import BEFORE_THE_FIRST, differs, numbers, random_alpha_bar, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.samplers import beta_tilde
@@ -37,52 +37,70 @@ def _step(ddpm_step, alpha_bar, t, c, x_t, z):
     return ddpm_step(alpha_bar, np.full(1, x_t), t, np.full(1, eps_hat), np.full(1, z))
 
 
+def _given(alpha_bar, t, c, x_t, z):
+    """What x_{t-1} is computed from where all data are c."""
+    eps_hat = (x_t - math.sqrt(alpha_bar[t]) * c) / math.sqrt(1 - alpha_bar[t])
+    return {"x_t": x_t, "eps_hat": eps_hat, "z": z, "alpha_bar_t": alpha_bar[t],
+            "alpha_bar_{t-1}": alpha_bar[t - 1] if t else 1.0}
+
+
 def mean_of_a_point(ddpm_step):
-    """from the mean alpha_t c of x_t, with z = 0, it goes to the mean alpha_{t-1} c"""
+    """if all training data were one number c, the exact eps_hat would lead from the mean sqrt(alpha_bar_t) c of x_t,
+    with z = 0, to the mean sqrt(alpha_bar_{t-1}) c of x_{t-1}"""
     for alpha_bar, t, c, _, where in _cases(1, 1):
-        got = _step(ddpm_step, alpha_bar, t, c, math.sqrt(alpha_bar[t]) * c, 0.0)
+        x_t = math.sqrt(alpha_bar[t]) * c
+        got = _step(ddpm_step, alpha_bar, t, c, x_t, 0.0)
         expected = np.full(1, math.sqrt(alpha_bar[t - 1]) * c)
-        if (said := differs("x_{t-1}", got, expected, f"for the point c = {c:.4g} {where}")):
+        if (said := differs("x_{t-1}", got, expected, f"for c = {c:.4g} {where}",
+                            given=_given(alpha_bar, t, c, x_t, 0.0))):
             return said
 
 
 def slope_of_a_point(ddpm_step):
-    """x_{t-1} and x_t have the covariance alpha_t / alpha_{t-1} (1 - alpha_bar_{t-1}) of the forward process"""
+    """if all training data were one number c, x_{t-1} and x_t would have the covariance of the forward process,
+    sqrt(alpha_bar_t / alpha_bar_{t-1}) (1 - alpha_bar_{t-1})"""
     for alpha_bar, t, c, _, where in _cases(2, 1):
         slope = _step(ddpm_step, alpha_bar, t, c, 1.0, 0.0) - _step(ddpm_step, alpha_bar, t, c, 0.0, 0.0)
         expected = np.full(1, math.sqrt(alpha_bar[t] / alpha_bar[t - 1]) * (1 - alpha_bar[t - 1]))
-        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), expected, where)):
+        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), expected,
+                            f"{where}: it is 1 - alpha_bar_t times the difference of the steps from x_t = 1 and from "
+                            f"x_t = 0, with z = 0, for c = {c:.4g}")):
             return said
 
 
 def variance_of_a_point(ddpm_step):
-    """after the step the variance is 1 - alpha_bar_{t-1}: what the step keeps of x_t's, and that of the fresh noise"""
+    """if all training data were one number c, x_{t-1} would have the variance 1 - alpha_bar_{t-1}: what the step keeps
+    of x_t's variance, plus the variance of the fresh noise"""
     for alpha_bar, t, c, _, where in _cases(3, 1):
         slope = _step(ddpm_step, alpha_bar, t, c, 1.0, 0.0) - _step(ddpm_step, alpha_bar, t, c, 0.0, 0.0)
         fresh = _step(ddpm_step, alpha_bar, t, c, 0.0, 1.0) - _step(ddpm_step, alpha_bar, t, c, 0.0, 0.0)
         got = slope**2 * (1 - alpha_bar[t]) + fresh**2
-        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[t - 1]), where)):
+        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[t - 1]),
+                            f"{where}: it is a^2 (1 - alpha_bar_t) + b^2, where the step gives a more for x_t = 1 than "
+                            f"for x_t = 0, and b more for z = 1 than for z = 0; for c = {c:.4g}")):
             return said
 
 
 def last_step(ddpm_step):
-    """the step from t = 0 ends at the point itself, whatever z is"""
+    """if all training data were one number c, the step from t = 0 would end at c, whatever z is"""
     for alpha_bar, t, c, rng, where in _cases(4, 0):
         if t == 0:
             x_t, z = rng.standard_normal(2)
             if (said := differs("x_{-1}", _step(ddpm_step, alpha_bar, 0, c, x_t, z), np.full(1, c),
-                                f"for the point c = {c:.4g} and z = {z:.4g} {where}")):
+                                f"for c = {c:.4g} {where}", given=_given(alpha_bar, 0, c, x_t, z))):
                 return said
 
 
 def keeps_the_dtype(ddpm_step):
-    """x_{t-1} has the shape and dtype of x_t, and its numbers do not disturb each other"""
+    """x_{t-1} has the shape and dtype of x_t, and each of its numbers depends on x_t, eps_hat and z at its own place
+    alone"""
     for alpha_bar, t, c, rng, where in _cases(5, 0):
         x_t, z = rng.standard_normal((2, 2, 3, 1))
         eps_hat = (x_t - math.sqrt(alpha_bar[t]) * c) / math.sqrt(1 - alpha_bar[t])
         one = [_step(ddpm_step, alpha_bar, t, c, *pair) for pair in zip(x_t.ravel(), z.ravel(), strict=True)]
         got = ddpm_step(alpha_bar, *(a if isinstance(a, int) else a.astype(np.float32) for a in (x_t, t, eps_hat, z)))
-        if (said := differs("x_{t-1}", got, np.reshape(one, x_t.shape), where, dtype=np.float32, tolerance=1e-3)):
+        if (said := differs("x_{t-1}", got, np.reshape(one, x_t.shape), where, dtype=np.float32, like="x_t",
+                            tolerance=1e-3)):
             return said
 
 
@@ -154,6 +172,22 @@ def _last_entry(alpha_bar, x_t, t, eps_hat, z):
                       noise=noise)
 
 
+def _last_entry_literal(alpha_bar, x_t, t, eps_hat, z):
+    now, before = alpha_bar[t], alpha_bar[t - 1]
+    beta = 1 - now / before
+    return (x_t - beta / np.sqrt(1 - now) * eps_hat) / np.sqrt(1 - beta) + np.sqrt((1 - before) / (1 - now) * beta) * z
+
+
+def _noise_divided_too(alpha_bar, x_t, t, eps_hat, z):
+    _, _, beta, beta_tilde = _parts(alpha_bar, t)
+    return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, noise=math.sqrt(beta_tilde / (1 - beta)))
+
+
+def _only_eps_divided(alpha_bar, x_t, t, eps_hat, z):
+    now, _, beta, _ = _parts(alpha_bar, t)
+    return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, keep=1.0, share=beta / math.sqrt((1 - now) * (1 - beta)))
+
+
 def probe(ddpm_step):
     rng = stream(7)
     alpha_bar = random_alpha_bar(rng, 6)
@@ -166,6 +200,7 @@ EXERCISE = Exercise(
     hint="Write alpha_bar_t, alpha_bar_{t-1} (1 at t = 0), beta_t and beta~_t as Python floats first. At t = 0, "
          "beta~ is 0 by itself, if alpha_bar_{-1} is 1.",
     solution=solution, place="minidiff/diffusion/samplers.py ddpm",
+    if_nan=BEFORE_THE_FIRST, note="minidiff/systems/ddpm.py DDPM.reverse has it with eps_theta, as the paper does",
     laws=(mean_of_a_point, slope_of_a_point, variance_of_a_point, last_step, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_noise_at_the_end, "it adds noise in the last step, from t = 0, which stays in the picture"),
@@ -182,6 +217,11 @@ EXERCISE = Exercise(
         Wrong(_not_stretched, "the division by sqrt(1 - beta_t) is missing"),
         Wrong(_stretched_by_alpha_bar, "it divides by sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), which the "
                                        "paper writes as sqrt(alpha_t)"),
+        Wrong(_noise_divided_too, "brackets: the noise sqrt(beta~_t) z is divided by sqrt(1 - beta_t), too, and only "
+                                  "the mean should be"),
+        Wrong(_only_eps_divided, "brackets: only eps_hat is divided by sqrt(1 - beta_t), and x_t should be, too"),
+        Wrong(_last_entry_literal, "nan at t = 0, the square root of a negative number: alpha_bar[t - 1] is "
+                                   "alpha_bar[-1], Python's last entry, there, and alpha_bar_{-1} means 1"),
         Wrong(_last_entry, "at t = 0 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
                            "clean image"),
     ))

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from minidiff.course.compare import differs, numbers, random_alpha_bar, stream
+from minidiff.course.compare import BEFORE_THE_FIRST, differs, numbers, random_alpha_bar, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.diffusion import samplers
 from minidiff.diffusion.gaussian import x0_from_eps
@@ -59,63 +59,83 @@ def _cases(law: int, etas=(0.0, 0.4, 1.0)):
 
 def _step(ddim_step, alpha_bar, t, s, eta, c, x_t, z):
     """The step where all data are c."""
-    eps_hat = (x_t - math.sqrt(alpha_bar[t]) * c) / math.sqrt(1 - alpha_bar[t])
-    return ddim_step(alpha_bar, np.full(1, x_t), t, s, np.full(1, eps_hat), eta, np.full(1, z))
+    return ddim_step(alpha_bar, np.full(1, x_t), t, s, np.full(1, _eps_hat(alpha_bar, t, c, x_t)), eta, np.full(1, z))
+
+
+def _eps_hat(alpha_bar, t, c, x_t):
+    """The exact one where all data are c."""
+    return (x_t - math.sqrt(alpha_bar[t]) * c) / math.sqrt(1 - alpha_bar[t])
+
+
+def _given(alpha_bar, t, s, x_t, eps_hat, z):
+    """What x_s is computed from."""
+    return {"x_t": x_t, "eps_hat": eps_hat, "z": z, "alpha_bar_t": alpha_bar[t],
+            "alpha_bar_s": alpha_bar[s] if s >= 0 else 1.0}
 
 
 def one_step_to_a_point(ddim_step):
-    """with eta = 0 it keeps image and noise: alpha_t c + sigma_t e goes to alpha_s c + sigma_s e"""
+    """if all training data were one number c, the step with eta = 0 would keep the image c and the noise e:
+    sqrt(alpha_bar_t) c + sqrt(1 - alpha_bar_t) e goes to sqrt(alpha_bar_s) c + sqrt(1 - alpha_bar_s) e"""
     for alpha_bar, t, s, eta, c, rng, where in _cases(1, etas=(0.0,)):
         e = float(rng.standard_normal())
         x_t = math.sqrt(alpha_bar[t]) * c + math.sqrt(1 - alpha_bar[t]) * e
         got = _step(ddim_step, alpha_bar, t, s, eta, c, x_t, 9.0)
         expected = np.full(1, math.sqrt(alpha_bar[s]) * c + math.sqrt(1 - alpha_bar[s]) * e)
-        if (said := differs("x_s", got, expected, f"for c = {c:.4g}, e = {e:.4g} {where}")):
+        if (said := differs("x_s", got, expected, f"for c = {c:.4g}, e = {e:.4g} {where}",
+                            given=_given(alpha_bar, t, s, x_t, e, 9.0))):
             return said
 
 
 def keeps_the_marginals(ddim_step):
-    """for every eta the variance after the step is 1 - alpha_bar_s: what the step keeps of x_t's, and fresh noise"""
+    """if all training data were one number c, x_s would have the variance 1 - alpha_bar_s for every eta: what the step
+    keeps of x_t's variance, plus the variance of the fresh noise"""
     for alpha_bar, t, s, eta, c, _, where in _cases(2):
         base = _step(ddim_step, alpha_bar, t, s, eta, c, 0.0, 0.0)
         slope = _step(ddim_step, alpha_bar, t, s, eta, c, 1.0, 0.0) - base
         fresh = _step(ddim_step, alpha_bar, t, s, eta, c, 0.0, 1.0) - base
         got = slope**2 * (1 - alpha_bar[t]) + fresh**2
-        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[s]), f"for eta = {eta} {where}")):
+        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[s]),
+                            f"for eta = {eta} {where}: it is a^2 (1 - alpha_bar_t) + b^2, where the step gives a more "
+                            f"for x_t = 1 than for x_t = 0, and b more for z = 1 than for z = 0; for c = {c:.4g}")):
             return said
 
 
 def ancestral(ddim_step):
-    """with eta = 1 x_s and x_t have the covariance alpha_t / alpha_s (1 - alpha_bar_s) of the forward process, and with
-    another eta the fresh noise is eta times as large as with eta = 1"""
+    """if all training data were one number c, x_s and x_t would have, with eta = 1, the covariance of the forward
+    process, sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s); and z has eta times the coefficient that it has with eta
+    = 1"""
     for alpha_bar, t, s, eta, c, _, where in _cases(3):
         def change(h, x_t, z, alpha_bar=alpha_bar, t=t, s=s, c=c):
             return _step(ddim_step, alpha_bar, t, s, h, c, x_t, z) - _step(ddim_step, alpha_bar, t, s, h, c, 0.0, 0.0)
         slope, fresh, all_fresh = change(1.0, 1.0, 0.0), change(eta, 0.0, 1.0), change(1.0, 0.0, 1.0)
         expected = math.sqrt(alpha_bar[t] / alpha_bar[s]) * (1 - alpha_bar[s])
-        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), np.full(1, expected), f"for eta = 1 {where}")
+        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), np.full(1, expected),
+                            f"for eta = 1 {where}: it is 1 - alpha_bar_t times the difference of the steps from "
+                            f"x_t = 1 and from x_t = 0, with z = 0, for c = {c:.4g}")
                 or differs("the coefficient of z", fresh, eta * all_fresh, f"for eta = {eta} {where}")):
             return said
 
 
 def gaussian_data(ddim_step):
-    """data N(0, S): the exact eps_hat makes the step a multiplication by (alpha_s alpha_t S + sigma_s sigma_t) / V_t,
-    where V_t = alpha_t^2 S + sigma_t^2"""
+    """if the training data were N(0, S), the step with the exact eps_hat and eta = 0 would multiply x_t by (a b S + c
+    d) / V, where a, b = sqrt(alpha_bar) and c, d = sqrt(1 - alpha_bar) at the times s and t, and V = b^2 S + d^2"""
     for alpha_bar, t, s, _, c, rng, where in _cases(4):
         S, x_t = c * c, rng.standard_normal((2, 3))
         (a, b), (p, q) = ((math.sqrt(alpha_bar[i]), math.sqrt(1 - alpha_bar[i])) for i in (t, s))
         V = a * a * S + b * b
         got = ddim_step(alpha_bar, x_t, t, s, b / V * x_t, 0.0, np.ones_like(x_t))
-        if (said := differs("x_s", got, (p * a * S + q * b) / V * x_t, f"for S = {S:.4g} {where}")):
+        if (said := differs("x_s", got, (p * a * S + q * b) / V * x_t, f"for S = {S:.4g} {where}",
+                            given=_given(alpha_bar, t, s, x_t, b / V * x_t, 1.0))):
             return said
 
 
 def ends_clean(ddim_step):
-    """the step to s = -1 ends at the point itself, whatever eta and z are"""
+    """if all training data were one number c, the step to s = -1 would end at c, whatever eta and z are"""
     for alpha_bar, t, _, eta, c, rng, _ in _cases(5):
         x_t, z = rng.standard_normal(2)
         if (said := differs("x_{-1}", _step(ddim_step, alpha_bar, t, -1, eta, c, x_t, z), np.full(1, c),
-                            f"for c = {c:.4g}, eta = {eta}, from t = {t} with alpha_bar = {numbers(alpha_bar)}")):
+                            f"for c = {c:.4g}, eta = {eta}, from t = {t} with alpha_bar = {numbers(alpha_bar)}",
+                            given=_given(alpha_bar, t, -1, x_t, _eps_hat(alpha_bar, t, c, x_t), z))):
             return said
 
 
@@ -125,7 +145,7 @@ def keeps_the_dtype(ddim_step):
         arrays = rng.standard_normal((3, 2, 2, 1)).astype(np.float32)
         got, expected = (ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z)
                          for x_t, eps_hat, z in (arrays, arrays.astype(np.float64)))
-        if (said := differs("x_s", got, expected, where, dtype=np.float32, tolerance=1e-3)):
+        if (said := differs("x_s", got, expected, where, dtype=np.float32, like="x_t", tolerance=1e-3)):
             return said
 
 
@@ -184,6 +204,12 @@ def _noise_of_the_forward_step(alpha_bar, x_t, t, s, eps_hat, eta, z):
                       sigma=lambda a, b: eta * math.sqrt(1 - a / b) if s >= 0 else 0.0)
 
 
+def _last_entry_literal(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    a, b = alpha_bar[t], alpha_bar[s]
+    sigma = eta * np.sqrt((1 - b) / (1 - a)) * np.sqrt(1 - a / b)
+    return np.sqrt(b) * (x_t - np.sqrt(1 - a) * eps_hat) / np.sqrt(a) + np.sqrt(1 - b - sigma**2) * eps_hat + sigma * z
+
+
 def probe(ddim_step):
     rng = stream(8)
     alpha_bar = random_alpha_bar(rng, 8)
@@ -197,6 +223,7 @@ EXERCISE = Exercise(
     hint="Read alpha_bar_s into a variable first: 1 if s is -1. Rounding can make 1 - alpha_bar_s - sigma^2 a little "
          "less than 0 when it should be 0: take the larger of it and 0 before the root.",
     solution=solution, place="minidiff/diffusion/samplers.py ddim",
+    if_nan=BEFORE_THE_FIRST,
     laws=(one_step_to_a_point, keeps_the_marginals, ancestral, gaussian_data, ends_clean, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_direction_reversed, "the noise is put back with the wrong sign: x_s has + sqrt(1 - alpha_bar_s - "
@@ -207,6 +234,8 @@ EXERCISE = Exercise(
         Wrong(_direction_without_a_root, "the square root around 1 - alpha_bar_s - sigma^2 is missing"),
         Wrong(_sigma_not_squared, "under the root, sigma is subtracted in place of sigma^2"),
         Wrong(_always_the_time_before, "it goes to t - 1 and not to s: the next time is the next one of the list"),
+        Wrong(_last_entry_literal, "nan at s = -1, the square root of a negative number: alpha_bar[-1] is Python's "
+                                   "last entry there, and alpha_bar_{-1} means 1"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
                            "clean image"),
         Wrong(_eta_not_used, "eta is not used: no fresh noise is added"),

@@ -57,19 +57,29 @@ def _cases(law: int):
         yield phis, t, s, S, rng.standard_normal((2, 3)), where
 
 
+def _given(phis, t, s, S, x):
+    """What x_s is computed from."""
+    alpha_bar = _table(phis)
+    return {"x_t": x, "x0_hat(x_t, t)": _of_gaussian(S, phis)(x, t), "alpha_bar_t": alpha_bar[t],
+            "alpha_bar_s": alpha_bar[s] if s >= 0 else 1.0}
+
+
 def linear_slope(heun_step):
-    """where the slope is k(phi) x, the step multiplies by 1 + h (k_t + k_s (1 + h k_t)) / 2"""
+    """for data N(0, S) the slope is k x, where k = (1 - S) sin(phi) cos(phi) / (S cos(phi)^2 + sin(phi)^2), and the
+    step multiplies x_t by 1 + h (k_t + k_s (1 + h k_t)) / 2"""
     for phis, t, s, S, x, where in _cases(1):
         def k(phi, S=S):
             return (1 - S) * math.sin(2 * phi) / 2 / (1 + (S - 1) * math.cos(phi) ** 2)
         h = phis[s] - phis[t]
         factor = 1 + h * (k(phis[t]) + k(phis[s]) * (1 + h * k(phis[t]))) / 2
-        if (said := differs("x_s", heun_step(_of_gaussian(S, phis), _table(phis), x, t, s), factor * x, where)):
+        if (said := differs("x_s", heun_step(_of_gaussian(S, phis), _table(phis), x, t, s), factor * x, where,
+                            given=_given(phis, t, s, S, x))):
             return said
 
 
 def second_order(heun_step):
-    """half the stride makes the error of a step about 8 times smaller: the distance to the exact sqrt(V_s / V_t) x_t"""
+    """half the stride makes the error of a step about 8 times smaller: for data N(0, S) the exact end is sqrt(V_s /
+    V_t) x_t, where V = S cos(phi)^2 + sin(phi)^2"""
     for S in (0.1, 3.0):
         for phi in (0.5, 0.9, 1.2):
             errors = []
@@ -95,7 +105,8 @@ def two_calls(heun_step):
         V = math.cos(phis[t]) ** 2 * S + math.sin(phis[t]) ** 2
         euler = x * (1 + (phis[s] - phis[t]) * (1 - S) * math.sin(2 * phis[t]) / (2 * V))
         for what, (got, _), expected in zip(("the first", "the second"), calls, (x, euler), strict=True):
-            if (said := differs(f"the x of {what} call", got, expected, where)):
+            if (said := differs(f"the x of {what} call", got, expected, where,
+                                given=_given(phis, t, s, S, x))):
                 return said
 
 
@@ -104,7 +115,8 @@ def last_step(heun_step):
     for phis, t, _, S, x, _ in _cases(4):
         calls, where = [], f"from t = {t} to s = -1 with alpha_bar = {numbers(_table(phis))}"
         got = heun_step(_of_gaussian(S, phis, calls), _table(phis), x, t, -1)
-        if (said := differs("x_{-1}", got, _of_gaussian(S, phis)(x, t), where)):
+        if (said := differs("x_{-1}", got, _of_gaussian(S, phis)(x, t), where,
+                            given=_given(phis, t, -1, S, x))):
             return said
         if len(calls) != 1:
             return f"the last step called the denoiser {len(calls)} times and should do so once, {where}"
@@ -165,6 +177,24 @@ def _euler_at_the_end(x0_hat, alpha_bar, x_t, t, s):
                       h=lambda angle: (angle[s] if s >= 0 else 0.0) - angle[t])
 
 
+def _slope_without_alpha(x0_hat, alpha_bar, x_t, t, s):
+    def v(x, time):
+        return (x - x0_hat(x, time)) / math.sqrt(1 - alpha_bar[time])
+    if s < 0:
+        return x0_hat(x_t, t)
+    h = math.acos(math.sqrt(alpha_bar[s])) - math.acos(math.sqrt(alpha_bar[t]))
+    first = v(x_t, t)
+    return x_t + h * (first + v(x_t + h * first, s)) / 2
+
+
+def _ddim_as_predictor(x0_hat, alpha_bar, x_t, t, s):
+    def average(first, v, x):
+        h = math.acos(math.sqrt(alpha_bar[s])) - math.acos(math.sqrt(alpha_bar[t]))
+        # with v held, x0_hat = cos(phi) x - sin(phi) v and eps = sin(phi) x + cos(phi) v: DDIM turns (x, v) by h
+        return (first + v(math.cos(h) * x_t + math.sin(h) * first, s)) / 2
+    return _heun_step(x0_hat, alpha_bar, x_t, t, s, average=average)
+
+
 def probe(heun_step):
     phis, x = [0.3, 0.8, 1.2, 1.4], stream(9).standard_normal((2, 2))
 
@@ -189,6 +219,9 @@ EXERCISE = Exercise(
                                    "method"),
         Wrong(_backwards, "the sign of h is wrong: phi falls from t to s, so h = phi_s - phi_t is negative"),
         Wrong(_from_euler_s_point, "it adds the averaged step to Euler's point x': both steps start at x_t"),
+        Wrong(_slope_without_alpha, "the slope is (x - x0_hat) / sigma: alpha is missing, v = (alpha x - x0_hat) / "
+                                    "sigma"),
+        Wrong(_ddim_as_predictor, "x' comes from a step of DDIM: here it is Euler's point, x_t + h v(x_t, t)"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: the step to s = -1 ends at "
                            "x0_hat"),
         Wrong(_euler_at_the_end, "the last step is Euler's in phi, which misses the clean image: it ends at x0_hat"),

@@ -57,13 +57,21 @@ def _cases(law: int):
         yield lambdas, u, t, s, rng, f"for u, t, s = {u}, {t}, {s} at lambda = {numbers(lambdas[[u, t, s]])}"
 
 
+def _given(lambdas, u, t, s, x_t, x0_before, x0_hat):
+    """What x_s is computed from."""
+    alpha_bar = _table(lambdas)
+    return {"x_t": x_t, "x0_before": x0_before, "x0_hat": x0_hat, "alpha_bar_u": alpha_bar[u],
+            "alpha_bar_t": alpha_bar[t], "alpha_bar_s": alpha_bar[s] if s >= 0 else 1.0}
+
+
 def constant_estimate(dpm_solver_step):
     """where both estimates are D, the step is exact: it keeps the image D and the noise (x_t - alpha_t D) / sigma_t"""
     for lambdas, u, t, s, rng, where in _cases(1):
         D, e = rng.standard_normal((2, 2, 3))
         (a, b), (p, q) = _alpha_sigma(lambdas[t]), _alpha_sigma(lambdas[s])
         got = dpm_solver_step(_table(lambdas), a * D + b * e, u, t, s, D.copy(), D.copy())
-        if (said := differs("x_s", got, p * D + q * e, where)):
+        if (said := differs("x_s", got, p * D + q * e, where,
+                            given=_given(lambdas, u, t, s, a * D + b * e, D, D))):
             return said
 
 
@@ -76,7 +84,8 @@ def middle_of_the_line(dpm_solver_step):
         line = np.polyfit([lambdas[u], lambdas[t]], [before, now], 1)                 # (2, 4)
         D = line[0] * (lambdas[t] + lambdas[s]) / 2 + line[1]
         got = dpm_solver_step(_table(lambdas), x_t, u, t, s, before, now)
-        if (said := differs("x_s", got, p * D + q * (x_t - a * D) / b, where, tolerance=1e-7)):
+        if (said := differs("x_s", got, p * D + q * (x_t - a * D) / b, where, tolerance=1e-7,
+                            given=_given(lambdas, u, t, s, x_t, before, now))):
             return said
 
 
@@ -103,7 +112,8 @@ def last_step(dpm_solver_step):
         before, now, x_t = rng.standard_normal((3, 2, 2))
         got = dpm_solver_step(_table(lambdas), x_t, u, t, -1, before, now)
         if (said := differs("x_{-1}", got, now, f"for u, t, s = {u}, {t}, -1 at lambda = {numbers(lambdas[[u, t]])}, "
-                                                "infinity")):
+                                                "infinity",
+                            given=_given(lambdas, u, t, -1, x_t, before, now))):
             return said
 
 
@@ -113,7 +123,7 @@ def keeps_the_dtype(dpm_solver_step):
         x_t, before, now = rng.standard_normal((3, 2, 2, 1)).astype(np.float32)
         wide = dpm_solver_step(_table(lambdas), x_t.astype(float), u, t, s, before.astype(float), now.astype(float))
         got = dpm_solver_step(_table(lambdas), x_t, u, t, s, before, now)
-        if (said := differs("x_s", got, wide, where, dtype=np.float32, tolerance=1e-3)):
+        if (said := differs("x_s", got, wide, where, dtype=np.float32, like="x_t", tolerance=1e-3)):
             return said
 
 
@@ -177,6 +187,24 @@ def _not_finite_at_the_end(alpha_bar, x_t, u, t, s, x0_before, x0_hat):
     return _dpm_solver_step(alpha_bar, x_t, u, t, s, x0_before, x0_hat, last=np.nan)
 
 
+def _estimates_exchanged(alpha_bar, x_t, u, t, s, x0_before, x0_hat):
+    return _dpm_solver_step(alpha_bar, x_t, u, t, s, x0_hat, x0_before)
+
+
+def _estimates_exchanged_before_the_end(alpha_bar, x_t, u, t, s, x0_before, x0_hat):
+    return _dpm_solver_step(alpha_bar, x_t, u, t, s, x0_hat, x0_before, last=x0_hat)
+
+
+def _alpha_of_t(alpha_bar, x_t, u, t, s, x0_before, x0_hat):
+    right = _dpm_solver_step(alpha_bar, x_t, u, t, s, x0_before, x0_hat)
+    from_x_t = math.sqrt((1 - alpha_bar[s]) / (1 - alpha_bar[t])) * x_t
+    return right if s < 0 else from_x_t + math.sqrt(alpha_bar[t] / alpha_bar[s]) * (right - from_x_t)
+
+
+def _line_at_the_end(alpha_bar, x_t, u, t, s, x0_before, x0_hat):
+    return _dpm_solver_step(alpha_bar, x_t, u, t, s, x0_before, x0_hat, last=1.5 * x0_hat - 0.5 * x0_before)
+
+
 def probe(dpm_solver_step):
     rng = stream(10)
     alpha_bar = _table(np.sort(rng.uniform(-2, 2, 9))[::-1])
@@ -200,6 +228,12 @@ EXERCISE = Exercise(
         Wrong(_strides_of_t, "r has the strides of t: the clock of this solver is lambda"),
         Wrong(_whole_log_snr, "e^{-h} has h from log(alpha^2 / sigma^2): lambda is half of that"),
         Wrong(_sign_of_h, "it has e^h in place of e^{-h}"),
+        Wrong(_estimates_exchanged, "x0_before and x0_hat have changed places: x0_hat is the newer estimate, of the "
+                                    "time t"),
+        Wrong(_estimates_exchanged_before_the_end, "x0_before and x0_hat have changed places in D: x0_hat, the newer "
+                                                   "one, has the factor 1 + 1/(2r)"),
+        Wrong(_alpha_of_t, "it multiplies D by alpha_t in place of alpha_s"),
+        Wrong(_line_at_the_end, "the step to s = -1 goes on along the line, too: its D is x0_hat itself"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: the step to s = -1 ends at "
                            "x0_hat"),
         Wrong(_not_finite_at_the_end, "the last step is not finite, since lambda is infinite there: return x0_hat"),

@@ -36,7 +36,8 @@ def solution(eps_uncond, eps_cond, scale):
 # ---- laws --------------------------------------------------------------------------------------------------
 
 def slope_of_the_density(guided):
-    """it is the slope of -sigma log(p(x)^(1 - scale) p(x | y)^scale): here of two Gaussians, by central differences"""
+    """eps is -sigma times the slope of the logarithm of a density, for the two predictions, p(x) and p(x | y), and for
+    the result, p(x)^(1 - scale) p(x | y)^scale: here of two Gaussians, by central differences"""
     rng = stream(11, 1)
     for scale in (0.5, 1.0, 3.0, 7.5, -1.0):
         m, n, V, W, sigma = rng.standard_normal(), rng.standard_normal(), *rng.uniform(0.5, 2, 3)
@@ -47,7 +48,8 @@ def slope_of_the_density(guided):
         expected = -sigma * (log_density(x + h) - log_density(x - h)) / (2 * h)
         got = guided(sigma * (x - m) / V, sigma * (x - n) / W, scale)
         where = f"for scale = {scale}, p = N({m:.3g}, {V:.3g}) and p(.|y) = N({n:.3g}, {W:.3g})"
-        if (said := differs("eps", got, expected, where, tolerance=1e-6)):
+        if (said := differs("eps", got, expected, where, tolerance=1e-6,
+                            given={"eps_uncond": sigma * (x - m) / V, "eps_cond": sigma * (x - n) / W})):
             return said
 
 
@@ -57,7 +59,8 @@ def ends(guided):
     for shape in ((2, 3, 3, 1), (4,)):
         uncond, cond = rng.standard_normal((2, *shape))
         for scale, expected in ((0.0, uncond), (1.0, cond)):
-            if (said := differs("eps", guided(uncond, cond, scale), expected, f"for scale = {scale}")):
+            if (said := differs("eps", guided(uncond, cond, scale), expected, f"for scale = {scale}",
+                                given={"eps_uncond": uncond, "eps_cond": cond})):
                 return said
 
 
@@ -65,14 +68,16 @@ def agreement(guided):
     """where both predictions agree, no scale changes them"""
     eps = stream(11, 3).standard_normal((3, 2))
     for scale in (0.0, 0.3, 2.0, 100.0):
-        if (said := differs("eps", guided(eps, eps.copy(), scale), eps, f"for equal predictions and scale = {scale}")):
+        if (said := differs("eps", guided(eps, eps.copy(), scale), eps, f"for equal predictions and scale = {scale}",
+                            given={"eps_uncond": eps, "eps_cond": eps})):
             return said
 
 
 def keeps_the_dtype(guided):
     """the result has the dtype of the predictions"""
     uncond, cond = stream(11, 4).standard_normal((2, 3, 2)).astype(np.float32)
-    return differs("eps", guided(uncond, cond, 2.0), 2 * cond.astype(float) - uncond, "for scale = 2", dtype=np.float32)
+    return differs("eps", guided(uncond, cond, 2.0), 2 * cond.astype(float) - uncond, "for scale = 2", dtype=np.float32,
+                   like="eps_cond")
 
 
 # ---- known wrong answers -----------------------------------------------------------------------------------

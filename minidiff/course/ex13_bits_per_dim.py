@@ -40,7 +40,7 @@ def area_of_a_bin(bits_per_dim):
         x = np.linspace(low, high, 40_001)
         area = np.trapezoid(np.exp(-0.5 * ((x - x0_hat) / sigma) ** 2), x) / (sigma * math.sqrt(2 * math.pi))
         got = bits_per_dim(LEVELS[u:u + 1], np.array([x0_hat]), sigma)
-        where = f"for u = {u}, x0_hat = {x0_hat:.4g}, sigma = {sigma:.4g}"
+        where = f"for u = {u}, x0_hat = {x0_hat:.7g}, sigma = {sigma:.7g}"
         if (said := differs("bits/dim", got, -math.log2(area), where, tolerance=1e-5)):
             return said
 
@@ -55,6 +55,21 @@ def mean_over_pixels(bits_per_dim):
         expected = np.mean([bits_per_dim(*pixel, 0.05) for pixel in pixels])
         if (said := differs("bits/dim", bits_per_dim(x_0, x0_hat, 0.05), expected, f"for images of shape {shape}")):
             return said
+
+
+def tails(bits_per_dim):
+    """2^-bits is the area over the bin where its nearer edge is 6 to 8.25 sigma from x0_hat, above and below it: Phi is
+    so close to 1 above x0_hat that the difference of two values of it loses digits"""
+    sigma, u = 0.01, 127
+    for z in (6.0, 7.5, 8.1, 8.25):
+        y = np.linspace(0, 1 / 127.5 / sigma, 4001)         # from the nearer edge on, in units of sigma
+        log_area = -z * z / 2 + math.log(np.trapezoid(np.exp(-z * y - y * y / 2), y) / math.sqrt(2 * math.pi))
+        for side, words in ((1, "above"), (-1, "below")):
+            x0_hat = LEVELS[u] - side * (0.5 / 127.5 + z * sigma)
+            got = bits_per_dim(LEVELS[u:u + 1], np.array([x0_hat]), sigma)
+            where = f"for u = {u}, whose bin begins {z:g} sigma {words} x0_hat = {x0_hat:.7g}, with sigma = {sigma}"
+            if (said := differs("bits/dim", got, -log_area / math.log(2), where, tolerance=1e-6)):
+                return said
 
 
 def far_tails(bits_per_dim):
@@ -139,11 +154,45 @@ def _clipped(x_0, x0_hat, sigma):
     return float(np.minimum(_bits(x_0, x0_hat, sigma), -math.log2(1e-12)).mean())
 
 
+def _logarithms_where_p_is_0(x_0, x0_hat, sigma):
+    return _where_p_is_0(x_0, x0_hat, sigma, _bits(x_0, x0_hat, sigma))
+
+
+def _lower_tail_where_p_is_0(x_0, x0_hat, sigma):
+    return _where_p_is_0(x_0, x0_hat, sigma, np.array([_upper_tail(*pair, sigma) for pair in
+                                                       zip(x_0.reshape(-1, 1), x0_hat.reshape(-1, 1), strict=True)]))
+
+
+def _where_p_is_0(x_0, x0_hat, sigma, otherwise):
+    """-log2 P from the difference of Phi, but where that is 0."""
+    P = np.array([2 ** -_plain_difference(*pair, sigma) for pair in
+                  zip(x_0.reshape(-1, 1), x0_hat.reshape(-1, 1), strict=True)])
+    return float(np.where(P > 0, -np.log2(P), otherwise.ravel()).mean())
+
+
+def _variance(x_0, x0_hat, sigma):
+    return float(_bits(x_0, x0_hat, sigma**2).mean())
+
+
+def _root(x_0, x0_hat, sigma):
+    return float(_bits(x_0, x0_hat, math.sqrt(sigma)).mean())
+
+
+def _cut(x_0, x0_hat, sigma):
+    return float(_bits(((x_0 + 1) * 127.5).astype(int) / 127.5 - 1, x0_hat, sigma).mean())
+
+
+def _density_that_rounds_to_0(x_0, x0_hat, sigma):
+    density = np.exp(-0.5 * ((x_0 - x0_hat) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+    return float(-np.log2(density / 127.5).mean())
+
+
 def probe(bits_per_dim):
-    x_0 = LEVELS[[0, 3, 128, 250, 255]]
+    x_0 = LEVELS[[0, 2, 128, 250, 255]]
     near = x_0 + np.array([0.1, 0.02, -0.01, 0.0, -0.03])
     return [bits_per_dim(x_0, near, 0.05), bits_per_dim(x_0[2:4], near[2:4], 0.02),
-            bits_per_dim(x_0[:1], np.ones(1), 0.01), bits_per_dim(x_0[2:3], -np.ones(1), 0.01)]
+            bits_per_dim(x_0[:1], np.ones(1), 0.01), bits_per_dim(x_0[2:3], -np.ones(1), 0.01),
+            bits_per_dim(x_0[2:3], x_0[2:3] - 0.5 / 127.5 - 0.081, 0.01)]
 
 
 EXERCISE = Exercise(
@@ -152,7 +201,7 @@ EXERCISE = Exercise(
          "In the upper tail both Phi are nearly 1: use Phi(b) - Phi(a) = Phi(-a) - Phi(-b) there. "
          "scipy.special.log_ndtr is log Phi.",
     solution=solution, place="minidiff/diffusion/likelihood.py DiscretisedGaussian",
-    laws=(sum_of_all, area_of_a_bin, mean_over_pixels, far_tails), probe=probe,
+    laws=(sum_of_all, area_of_a_bin, mean_over_pixels, tails, far_tails), probe=probe,
     wrong=(
         Wrong(_density, "it takes the density at the pixel times the width of a bin, in place of the area over the "
                         "bin: the two differ where sigma is small or the bin is an outer one"),
@@ -174,6 +223,18 @@ EXERCISE = Exercise(
                                  "takes the logarithm of 0: work with log Phi there"),
         Wrong(_upper_tail, "far above x0_hat both Phi round to 1, and the logarithm of their difference is lost: use "
                            "Phi(b) - Phi(a) = Phi(-a) - Phi(-b) there, in the lower tail"),
+        Wrong(_logarithms_where_p_is_0, "it works with log Phi only where the difference of the two Phi rounds to 0: "
+                                        "it has lost digits long before, 6 sigma above x0_hat, so work with log Phi "
+                                        "everywhere"),
+        Wrong(_lower_tail_where_p_is_0, "where the difference of the two Phi rounds to 0 it takes logarithms of the "
+                                        "lower tail: above x0_hat use Phi(b) - Phi(a) = Phi(-a) - Phi(-b), and "
+                                        "everywhere"),
+        Wrong(_variance, "it divides by sigma^2 in place of sigma: sigma is the standard deviation here"),
+        Wrong(_root, "it divides by the root of sigma: sigma is the standard deviation here, and no variance"),
+        Wrong(_cut, "it cuts (x_0 + 1) 127.5 to an integer, and 1.9999 becomes 1: round it"),
+        Wrong(_density_that_rounds_to_0, "it takes the density at the pixel times the width of a bin, which rounds "
+                                         "to 0 far from x0_hat, and takes the logarithm of that: integrate over the "
+                                         "bin"),
         Wrong(_clipped, "it limits P from below by 1e-12, which makes a bad estimate look cheap: work with log Phi "
                         "in the tails"),
     ))

@@ -26,8 +26,8 @@ def turns(sinusoidal_embedding):
                 z = cmath.exp(1j * time / max_period ** (2 * k / dim))
                 expected[i, k], expected[i, dim // 2 + k] = z.real, z.imag
         got = sinusoidal_embedding(t, dim, max_period)
-        if (said := differs("the embedding", got, expected, f"for dim = {dim}, max_period = {max_period:g}, "
-                                                            f"t = {t.round(2).tolist()}")):
+        if (said := differs("the embedding", got, expected, f"for dim = {dim}, max_period = {max_period:g}",
+                            given={"t": t[:, None]})):
             return said
 
 
@@ -117,6 +117,18 @@ def _whole_turns(t, dim, max_period):
     return _rows(t, 2 * np.pi * _freq(dim, max_period))
 
 
+def _period_of_10000(t, dim, max_period):
+    return _rows(t, _freq(dim, 10_000.0))
+
+
+def _times_cut(t, dim, max_period):
+    return _rows(np.asarray(t).astype(int), _freq(dim, max_period))
+
+
+def _whole_quotient(t, dim, max_period):
+    return _rows(t, max_period ** (-(np.arange(dim // 2) // (dim / 2))))
+
+
 def probe(sinusoidal_embedding):
     return [sinusoidal_embedding(np.array([3.0, 0.5, 40.0]), dim, 100.0) for dim in (8, 6)]
 
@@ -138,6 +150,9 @@ EXERCISE = Exercise(
         Wrong(_half_the_exponent, "it divides k by dim: there are dim/2 frequencies, and k is divided by dim/2"),
         Wrong(_growing, "the minus in the exponent is missing: frequencies fall from 1 to about 1/max_period"),
         Wrong(_natural, "max_period is not used: the frequencies are powers of e"),
+        Wrong(_period_of_10000, "it has the number 10000 in place of the argument max_period"),
+        Wrong(_times_cut, "it cuts t to integers: t may be 0.5"),
+        Wrong(_whole_quotient, "k // (dim/2) is a quotient in whole numbers, 0 for every k: write k / (dim/2)"),
         Wrong(_even_frequencies, "the frequencies fall in equal strides: they fall by equal factors"),
         Wrong(_whole_turns, "the angles have a factor 2 pi too many"),
     ))

@@ -57,7 +57,8 @@ def keeps_the_dtype(ema_step):
     """the average has the dtype of the weights"""
     average, weights = stream(18, 4).standard_normal((2, 3, 2)).astype(np.float32)
     expected = 0.1 * average.astype(float) + 0.9 * weights
-    return differs("the average", ema_step(average, weights, 0, 0.999), expected, "for n = 0", dtype=np.float32)
+    return differs("the average", ema_step(average, weights, 0, 0.999), expected, "for n = 0", dtype=np.float32,
+                   like="weights")
 
 
 # ---- known wrong answers -----------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ class Exercise:
     probe: answer -> its results (arrays, numbers, texts, in lists and tuples) for fixed arguments.  An answer whose
     results are those of a wrong answer has its bug.
     seconds: the time that an answer may take for all laws together.
+    if_nan: why an answer often has the square root of a negative number, in a sentence; or "".
+    note: what else the learner reads beside `place`, after a right answer.
     same: whether two results of the probe are those of one answer.
     ideal: the exact answer, where the solution takes long and comes near it only; else None.
     """
@@ -53,7 +55,9 @@ class Exercise:
     laws: tuple[Law, ...]
     wrong: tuple[Wrong, ...]
     probe: Callable[[Any], Any]
-    seconds: float = 30
+    seconds: float = 10
+    if_nan: str = ""
+    note: str = ""
     same: Callable[[Any, Any], bool] = alike
     ideal: Callable | None = None
 

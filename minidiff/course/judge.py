@@ -1,13 +1,14 @@
-"""An answer against its exercise: which law is broken and at which numbers, which known bug it has, or that it is kept.
+"""An answer against its exercise: it is right, or breaks a law, at which numbers, or has a known bug.
 
     verdict = judge(exercise("ex01_q_sample"), answer)
-    verdict.kept, verdict.sentence
+    verdict.right, verdict.sentence
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import types
 import warnings
 from collections.abc import Callable
@@ -15,15 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidiff.course.compare import described
+from minidiff.course.compare import NAN, Form, described
 from minidiff.course.exercise import Exercise, claim
 
-KEPT, OPEN, BROKEN, BUG, FAULT = "kept", "open", "broken", "bug", "fault"
+RIGHT, OPEN, BROKEN, BUG, FAULT = "right", "open", "broken", "bug", "fault"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """kind: kept; open (the hole is there); broken (a law); bug (a known one); fault (the answer could not be judged).
+    """kind: right; open (the hole is there); broken (a law); bug (a known one); fault (the answer could not be judged).
 
     sentence: what the learner reads, without the exercise's name.
     """
@@ -32,8 +33,8 @@ class Verdict:
     sentence: str
 
     @property
-    def kept(self) -> bool:
-        return self.kind == KEPT
+    def right(self) -> bool:
+        return self.kind == RIGHT
 
 
 class Fault(Exception):
@@ -49,21 +50,29 @@ Explain = Callable[[BaseException, str], Fault]  # an exception that an answer r
 
 def judge(exercise: Exercise, answer: Callable, explain: Explain | None = None) -> Verdict:
     """The verdict on an answer.  explain: None lets an exception of the answer go on to the caller."""
-    answer = guarded(answer, exercise.answer, explain)
+    answer = guarded(answer, exercise.answer, explain, tuple(inspect.signature(exercise.solution).parameters))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
             for law in exercise.laws:
                 if (said := law(answer)) is not None:
+                    if isinstance(said, Form) or NAN in said and answer.returned is None:
+                        return _broken(exercise, answer, _nothing(exercise, answer) or said)
                     return _broken(exercise, answer, f"it breaks the law \"{claim(law)}\": {said}")
         except Fault as fault:
             return Verdict(fault.kind, str(fault))
         except Exception as error:                          # of what the answer returned, in the law or in a method
             if explain is None:
                 raise
-            return Verdict(FAULT, str(explain(error, "")))
+            return Verdict(BROKEN, said) if (said := _nothing(exercise, answer)) \
+                else Verdict(FAULT, f"{exercise.answer} returned {described(answer.returned)}: {explain(error, '')}")
     laws = "the one law holds" if len(exercise.laws) == 1 else f"all {len(exercise.laws)} laws hold"
-    return Verdict(KEPT, f"kept: {laws}")
+    return Verdict(RIGHT, f"right: {laws}")
+
+
+def _nothing(exercise: Exercise, answer: Callable) -> str:
+    """The sentence for an answer whose last result was None; "" for another."""
+    return "" if answer.returned is not None else f"{exercise.answer} returned None: is a `return` missing?"
 
 
 def _broken(exercise: Exercise, answer: Callable, said: str) -> Verdict:
@@ -78,7 +87,7 @@ def _broken(exercise: Exercise, answer: Callable, said: str) -> Verdict:
     for wrong, wrong_results in zip(exercise.wrong, _of_the_wrong(exercise), strict=True):
         if exercise.same(results, wrong_results):
             return Verdict(BUG, f"{wrong.bug} ({said})")
-    return Verdict(BROKEN, said)
+    return Verdict(BROKEN, f"{said}; {exercise.if_nan}" if exercise.if_nan and NAN in said else said)
 
 
 @functools.cache
@@ -89,11 +98,16 @@ def _of_the_wrong(exercise: Exercise) -> list:
 
 # ---- the answer's calls ------------------------------------------------------------------------------------
 
-def guarded(answer: Callable, name: str, explain: Explain | None) -> Callable:
+def guarded(answer: Callable, name: str, explain: Explain | None, parameters: tuple[str, ...] = ()) -> Callable:
     """The answer, whose exceptions become Faults, and which must leave its arguments as they are.  Functions that it
-    returns, alone or in a tuple, are guarded, too."""
+    returns, alone or in a tuple, are guarded, too.  parameters: the names of its arguments.
+
+    The last result is its attribute `returned`."""
     @functools.wraps(answer, updated=())
     def call(*args, **named):
+        if explain is not None and parameters and not _takes(answer, args, named):
+            raise Fault(f"{name} is called with ({', '.join(parameters)}): keep these parameters, and give any that "
+                        "you add a default")
         before = copy.deepcopy((args, named))
         try:
             result = answer(*args, **named)
@@ -103,7 +117,8 @@ def guarded(answer: Callable, name: str, explain: Explain | None) -> Callable:
             if explain is None:
                 raise
             raise explain(error, _call(name, before)) from error
-        where = _changed((args, named), before)
+        call.returned = result
+        where = _changed((args, named), before, parameters)
         if where:
             raise Fault(f"{_call(name, before)} changed {where}: compute with a copy, since the caller goes on to use "
                         "its own array")
@@ -111,7 +126,21 @@ def guarded(answer: Callable, name: str, explain: Explain | None) -> Callable:
             return tuple(guarded(item, f"what {name} returned", explain) if _is_function(item) else item
                          for item in result)
         return guarded(result, f"what {name} returned", explain) if _is_function(result) else result
+    call.returned = ...                                     # nothing yet
     return call
+
+
+def _takes(answer: Callable, args: tuple, named: dict) -> bool:
+    """Whether a function can be called so; True where Python cannot tell."""
+    try:
+        signature = inspect.signature(answer)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*args, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_function(value) -> bool:
@@ -124,12 +153,12 @@ def _call(name: str, arguments: tuple) -> str:
     return f"{name}({inside})"
 
 
-def _changed(after, before) -> str:
+def _changed(after, before, parameters) -> str:
     """Which argument changed, in words; "" where none did."""
     args, named = after
     for number, (a, b) in enumerate(zip(args, before[0], strict=True), 1):
         if not _same(a, b):
-            return f"its argument {number}"
+            return f"its argument {parameters[number - 1] if number <= len(parameters) else number}"
     for key, a in named.items():
         if not _same(a, before[1][key]):
             return f"its argument {key}"

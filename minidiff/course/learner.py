@@ -64,9 +64,9 @@ def _explained(error: BaseException, path: Path, of: Exercise, call: str) -> Fau
     """An exception in one sentence, with its line of the learner's file."""
     frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
     if isinstance(error, NotImplementedError) and frames:
-        return Fault(f"open: {path.name} has its hole still, at line {frames[-1].lineno}", OPEN)
+        return Fault(f"not written yet: the hole is at line {frames[-1].lineno} of {path.name}", OPEN)
     if not frames:                                          # a law could not compute with what the answer returned
-        return Fault(f"what {of.answer} returned cannot be judged: {brief(error)}")
+        return Fault(f"a law cannot compute with it: {brief(error)}")
     where = f"{path.name}, line {frames[-1].lineno}"
     text = f" (`{frames[-1].line[:60]}`)" if frames[-1].line else ""
     during = f", in {call}" if call else ""
@@ -74,7 +74,10 @@ def _explained(error: BaseException, path: Path, of: Exercise, call: str) -> Fau
         return Fault(f"{where}{text} ends the program{during}: return a result instead")
     if isinstance(error, MemoryError):
         return Fault(f"{where}{text} asks for more memory than there is{during}: {brief(error)}")
-    return Fault(f"{where}{text} raises {brief(error)}{during}")
+    root = ""
+    if type(error) is ValueError and str(error).startswith(("math domain", "expected a nonneg", "expected a positive")):
+        root = ": it is the square root or the logarithm of a negative number" + (of.if_nan and f"; {of.if_nan}")
+    return Fault(f"{where}{text} raises {brief(error)}{during}{root}")
 
 
 # ---- as a program ------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """Whatever a learner's file does is one sentence: here what needs no process of its own."""
 
+import numpy as np
 import pytest
 
 from minidiff.course.exercise import exercise, name_of
-from minidiff.course.judge import BROKEN, FAULT, KEPT, OPEN
+from minidiff.course.judge import BROKEN, BUG, FAULT, OPEN, RIGHT
 from minidiff.course.learner import verdict_on
 from minidiff.errors import UserError
 
-RIGHT = """
+ANSWER = """
 import numpy as np
 
 def q_sample(alpha_bar, x_0, t, eps):
@@ -25,13 +26,14 @@ def verdict(tmp_path, text: str | bytes):
     return found
 
 
-def test_a_right_answer_is_kept(tmp_path):
-    assert verdict(tmp_path, RIGHT).kind == KEPT
+def test_a_right_answer_is_right(tmp_path):
+    assert verdict(tmp_path, ANSWER).kind == RIGHT
 
 
 # what the file holds; the verdict's kind; what its sentence says
 CASES = {
-    "a hole": (START + "raise NotImplementedError('your code here')", OPEN, "has its hole still, at line 3"),
+    "a hole": (START + "raise NotImplementedError('your code here')", OPEN,
+               "not written yet: the hole is at line 3 of ex01_q_sample.py"),
     "an exception": (START + "return x_0 / [][0]", FAULT,
                      "ex01_q_sample.py, line 3 (`return x_0 / [][0]`) raises IndexError: list index out of range, in "
                      "q_sample(float64 ("),
@@ -42,19 +44,24 @@ CASES = {
     "a recursion without end": (START + "return q_sample(alpha_bar, x_0, t, eps)", FAULT, "raises RecursionError"),
     "sys.exit": (START + "sys.exit()", FAULT, "line 3 (`sys.exit()`) ends the program, in q_sample("),
     "sys.exit when it is loaded": ("import sys\nsys.exit(0)\n", FAULT, "line 2 (`sys.exit(0)`) ends the program"),
-    "nothing returned": (START + "pass", BROKEN, "x_t should be an array of shape (3, 4, 4, 3) and is None"),
-    "a list": (START + "return [1.5, 2]", BROKEN, "and is [1.5, 2]"),
+    "nothing returned": (START + "pass", BROKEN, "q_sample returned None: is a `return` missing?"),
+    "a list": (START + "return [1.5, 2]", BROKEN,
+               "x_t should be an array of shape (3, 4, 4, 3) and is [1.5, 2]: wrap it in np.array(...), for x_0"),
     "a function": (START + "return q_sample", BROKEN, "and is a function"),
     "a wrong shape": (START + "return x_0[:1]", BROKEN, "has shape (1, 4, 4, 3) and should have shape (3, 4, 4, 3)"),
     "texts": (START + "return np.full(x_0.shape, 'x')", BROKEN, "should hold real numbers and has dtype <U1"),
     "complex numbers": (START + "return x_0 + 0j", BROKEN, "should hold real numbers and has dtype complex128"),
     "an array of objects": (START + "return x_0.astype(object)", BROKEN, "and has dtype object"),
-    "NaN": (START + "return x_0 * np.nan", BROKEN, "is nan and should be"),
-    "a wrong dtype": (RIGHT.replace(".astype(x_0.dtype)", ""), BROKEN, "has dtype float64 and should have float32"),
-    "a changed argument": (START + "x_0 *= 0.5\n    return x_0", FAULT, "changed its argument 2: compute with a copy"),
+    "NaN": (START + "return x_0 * np.nan", BROKEN,
+            "(nan comes from the square root or the logarithm of a negative number, or from 0/0), from x_0 = "),
+    "a wrong dtype": (ANSWER.replace(".astype(x_0.dtype)", ""), BROKEN,
+                      "x_t has dtype float64 and should have float32: end with .astype(x_0.dtype), for x_0"),
+    "a changed argument": (START + "x_0 *= 0.5\n    return x_0", FAULT,
+                           "changed its argument x_0: compute with a copy"),
     "random numbers of its own": (START + "return np.random.standard_normal(x_0.shape)", BROKEN,
                                   "gives other results when it is called again"),
-    "another signature": ("def q_sample(x_0, t):\n    return x_0", FAULT, "TypeError: q_sample() takes 2 positional"),
+    "another signature": ("def q_sample(x_0, t):\n    return x_0", FAULT,
+                          "q_sample is called with (alpha_bar, x_0, t, eps): keep these parameters"),
     "no such function": ("def sample():\n    pass", FAULT, "has no q_sample: keep the name"),
     "a number of that name": ("q_sample = 3", FAULT, "should be a function or a class, and is 3"),
     "no Python": ("def q_sample(:\n", FAULT, "ex01_q_sample.py, line 1, is not Python: "),
@@ -64,7 +71,7 @@ CASES = {
     "another encoding": ("x = 'caf\xe9'\n".encode("latin-1"), FAULT, "is not Python"),
     "a huge file": (b"#" * (2 << 20), FAULT, "larger than 1 MiB"),
     "nested too deeply": ("(" * 10_000, FAULT, "is not Python"),
-    "a warning": ("import warnings\nwarnings.warn('oh')\n" + RIGHT, KEPT, "kept: all 4 laws hold"),
+    "a warning": ("import warnings\nwarnings.warn('oh')\n" + ANSWER, RIGHT, "right: all 4 laws hold"),
 }
 
 
@@ -90,3 +97,38 @@ def test_names_of_an_exercise(text):
 def test_what_is_no_exercise(text):
     with pytest.raises(UserError, match="there is no exercise"):
         name_of(text)
+
+
+# a file of another exercise; what its verdict says
+DDPM = "import math\nimport numpy as np\ndef ddpm_step(alpha_bar, x_t, t, eps_hat, z):\n" \
+       "    a, b = alpha_bar[t], alpha_bar[t - 1]\n    beta = 1 - a / b\n" \
+       "    mean = (x_t - beta / np.sqrt(1 - a) * eps_hat) / np.sqrt(1 - beta)\n"
+OTHERS = {
+    "the last entry, by NumPy": ("ex07_ddpm_step", DDPM + "    return mean + np.sqrt((1 - b) / (1 - a) * beta) * z",
+                                 BUG, "nan at t = 0, the square root of a negative number: alpha_bar[t - 1] is "),
+    "the last entry, by math": ("ex07_ddpm_step", DDPM + "    return mean + math.sqrt((1 - b) / (1 - a) * beta) * z",
+                                FAULT, ": it is the square root or the logarithm of a negative number; in the step to "
+                                       "the clean image alpha_bar[-1] is Python's last entry"),
+    "the last entry, and another bug": ("ex07_ddpm_step", DDPM.replace("eps_hat) /", "eps_hat[::-1]) /")
+                                        + "    return mean + np.sqrt((1 - b) / (1 - a) * beta) * z", BROKEN,
+                                        "; in the step to the clean image alpha_bar[-1] is Python's last entry"),
+    "one result in place of two": ("ex04_posterior", "def posterior(alpha_bar, x_0, x_t, t):\n    return x_0", BROKEN,
+                                   "the result should be 2 values, (mean, variance), and is float64 (2, 3), at t = "),
+    "nothing, where a law computes with it": ("ex13_bits_per_dim", "def bits_per_dim(x_0, x0_hat, sigma):\n    pass",
+                                              BROKEN, "bits_per_dim returned None: is a `return` missing?"),
+    "a text, where a law computes with it": ("ex16_clip_loss", "def clip_loss(image, text, log_scale):\n    return 'a'",
+                                             FAULT, "clip_loss returned 'a': a law cannot compute with it: TypeError"),
+    "a further parameter": ("ex11_guidance", "def guided(a, b, scale, w):\n    return a + scale * (b - a)", FAULT,
+                            "guided is called with (eps_uncond, eps_cond, scale): keep these parameters"),
+    "a further parameter with a default": ("ex11_guidance", "def guided(a, b, scale, w=1):\n    return a + scale * "
+                                           "(b - a)", RIGHT, "right: all 4 laws hold"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_may_go_wrong_elsewhere(case, tmp_path):
+    name, text, kind, said = OTHERS[case]
+    (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    with np.errstate(all="ignore"):
+        found = verdict_on(tmp_path / f"{name}.py", exercise(name))
+    assert (found.kind, said in found.sentence) == (kind, True), found

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from course.test_learner import RIGHT, START
+from course.test_learner import ANSWER, START
 from support.command_line import call
 from support.exercises import FOLDER, ROOT
 
-from minidiff.course.exercise import NAMES
-from minidiff.course.judge import FAULT, KEPT
+from minidiff.course.exercise import NAMES, exercise
+from minidiff.course.judge import FAULT, RIGHT
 from minidiff.course.learner import late_at
 from minidiff.course.process import check
 
@@ -30,8 +30,8 @@ def test_a_right_answer_that_prints_and_reads_its_input(tmp_path):
     (tmp_path / "mine.py").write_text("half = 0.5", encoding="utf-8")
     printing = "import mine, sys\nprint('one', mine.half)\nprint('\\u2713' * 10**6)\n"
     reading = "try:\n    input()\nexcept EOFError:\n    print('no input', file=sys.stderr)\n"
-    verdict, printed = judged(tmp_path, printing + RIGHT + reading)
-    assert verdict.kind == KEPT and printed[0] == "one 0.5" and len(printed) < 10
+    verdict, printed = judged(tmp_path, printing + ANSWER + reading)
+    assert verdict.kind == RIGHT and printed[0] == "one 0.5" and len(printed) < 10
 
 
 @pytest.mark.parametrize("loop", [
@@ -67,8 +67,8 @@ def test_a_process_that_ends_itself(end, said, tmp_path):
 def test_what_it_starts_ends_with_it(tmp_path):
     wait = "import subprocess, sys\np = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n" \
            "print(p.pid)\n"
-    verdict, printed = judged(tmp_path, wait + RIGHT)
-    assert verdict.kind == KEPT
+    verdict, printed = judged(tmp_path, wait + ANSWER)
+    assert verdict.kind == RIGHT
     with pytest.raises(ProcessLookupError):
         for _ in range(100):
             os.kill(int(printed[0]), 0)
@@ -87,23 +87,24 @@ def test_the_command_judges_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "exercises").mkdir()
     mine = tmp_path / "exercises" / f"{NAME}.py"
-    mine.write_text(RIGHT + "print('hello')", encoding="utf-8")
+    mine.write_text(ANSWER + "print('hello')", encoding="utf-8")
     assert call("check", "1") == 0
     assert capsys.readouterr().out == (f"note: {NAME}.py printed 1 line, the first: hello\n"
-                                       "ex01: kept: all 4 laws hold\n"
+                                       "ex01: right: all 4 laws hold\n"
                                        "minidiff's own answer: minidiff/diffusion/gaussian.py q_sample\n")
-    mine.write_text(RIGHT.replace("np.sqrt(1 - a)", "(1 - a)"), encoding="utf-8")
+    mine.write_text(ANSWER.replace("np.sqrt(1 - a)", "(1 - a)"), encoding="utf-8")
     assert call("check", f"exercises/{NAME}.py") == 1
     assert "ex01: the noise is multiplied by its variance" in capsys.readouterr().out
 
 
 def test_the_command_judges_all(tmp_path, capsys):
-    (tmp_path / f"{NAME}.py").write_text(RIGHT, encoding="utf-8")
+    (tmp_path / f"{NAME}.py").write_text(ANSWER, encoding="utf-8")
     assert call("check", "--all", "--folder", tmp_path) == 0
     (tmp_path / f"{NAMES[1]}.py").write_bytes((FOLDER / f"{NAMES[1]}.py").read_bytes())
     assert call("check", "--all", "--folder", tmp_path) == 1
     out = capsys.readouterr().out
-    assert "1 of 1 exercises are kept" in out and "1 of 2 exercises are kept" in out and f"{NAMES[1][:4]}: open" in out
+    assert "1 of 1 exercise right" in out and "1 of 2 exercises right" in out
+    assert f"{NAMES[1][:4]}: not written yet: " in out
 
 
 def test_the_command_lists_them_and_gives_hints(capsys):
@@ -140,3 +141,23 @@ def test_ctrl_c_ends_the_answer(tmp_path):
     assert process.returncode == 130 and b"Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text(encoding="utf-8")), 0)
+
+
+def test_it_says_where_it_looked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("check", "1") == 2
+    assert f"{NAME}.py is not in {ascii(str(tmp_path))}, and there is no folder 'exercises' in it: go to the folder" \
+        in capsys.readouterr().err
+    (tmp_path / "exercises").mkdir()
+    assert call("check", "--all") == 2
+    assert f"is in {ascii(str(tmp_path / 'exercises'))}: go to" in capsys.readouterr().err
+
+
+def test_a_right_answer_of_two_points_reads_its_closed_form(tmp_path, capsys):
+    text = "import numpy as np\ndef x0_hat(p, alpha, sigma, x_t):\n" \
+           "    return np.tanh(alpha * x_t / sigma**2 + np.log(p / (1 - p)) / 2)"
+    (tmp_path / "ex06_two_points.py").write_text(text, encoding="utf-8")
+    assert call("check", "6", "--folder", tmp_path) == 0
+    assert exercise("ex06_two_points").note in capsys.readouterr().out
+    assert call("check", "6", "--hint") == 0
+    assert "tanh" not in capsys.readouterr().out
