@@ -100,7 +100,7 @@ extern "C" __global__ void matmul(In a, In b, Out c, int M, int K, int N) {
     ("ex22_attention", attention), pytest.param("ex23_tiled_matmul", matmul_kernel, marks=fake_cupy.needs_compiler)])
 def test_a_right_answer_in_another_form_is_kept(name, answer):
     verdict = judge(exercise(name), answer)
-    assert verdict.kept, verdict.sentence
+    assert verdict.right, verdict.sentence
 
 
 # --- pullbacks ----------------------------------------------------------------------------------------------

@@ -304,8 +304,6 @@ def test_a_system_trains_in_stages(tmp_path):
         np.testing.assert_allclose(theirs[name], w, atol=1e-5)
 
 
-# --- what needs no mpiexec --------------------------------------------------------------------------------
-
 @pytest.mark.slow
 @with_ranks
 def test_a_rank_that_looks_while_the_first_has_made_the_folder_waits_for_nothing(tmp_path):
@@ -334,6 +332,8 @@ def test_two_ranks_train_on_a_folder_of_pictures(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache" / "minidiff" / "pictures").iterdir())) == 1
     assert (tmp_path / "out" / "model.safetensors").exists()
 
+
+# --- what needs no mpiexec --------------------------------------------------------------------------------
 
 class Comm(SimpleNamespace):
     """An mpi4py communicator of ranks that all hold what this one does."""
