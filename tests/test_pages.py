@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md",
-                *(ROOT / "notebooks").glob("*.md"), ROOT / "exercises/README.md", ROOT / "kernels/README.md", ROOT / "minidiff/weights/README.md"])
+                *(ROOT / "notebooks").glob("*.md"), ROOT / "exercises/README.md", ROOT / "kernels/README.md",
+                ROOT / "minidiff/weights/README.md"])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)                    # in which [i](x) is no link
 
