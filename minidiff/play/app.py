@@ -51,7 +51,9 @@ def make(offer: Offer, host: str = "127.0.0.1") -> Guard:
     routes += [Route(f"/api/{name}", page.job(events), methods=["POST"]) for name, events in
                {"draw": page.draw, "attention": page.attention, "noise": page.noise, "judge": page.judge}.items()]
     refusals = {UserError: _refuse, 404: _missing, 405: _missing, Exception: _failed}
-    app = Guard(Starlette(routes=routes, lifespan=page.lifespan, exception_handlers=refusals), host)
+    starlette = Starlette(routes=routes, lifespan=page.lifespan, exception_handlers=refusals)
+    starlette.router.redirect_slashes = False
+    app = Guard(starlette, host)
     app.queue = page.queue
     return app
 

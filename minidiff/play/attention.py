@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from minidiff.errors import UserError, refusals
-from minidiff.play.drawing import Drawn, png
+from minidiff.errors import UserError
+from minidiff.play.drawing import Drawn, png, refused
 from minidiff.play.offer import Offer, within
 from minidiff.systems.attention_maps import attention_maps
 from minidiff.systems.text_to_image import TextToImage
@@ -30,7 +30,7 @@ def maps(offer: Offer, drawn: Drawn, picture: int, index: int | None) -> Iterato
         # the clean picture is at no time of the network: the state before it stands for it
         chosen = [min(within("the state", index, 0, len(drawn.t) - 1), noisy[-1])]
     found, texts = [], []
-    with refusals(run.offered.kind.name):
+    with refused(run.offered.kind.name):
         model = offer.load(run.offered)
         for done, i in enumerate(chosen, start=1):
             texts, one = attention_maps(model, drawn.x_t[i][picture], drawn.t[i], run.prompt)

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from minidiff import pictures
 from minidiff.cli.sampling_options import SHORT, captions_of
 from minidiff.engine.backend import to_numpy
 from minidiff.engine.random import sample_streams
-from minidiff.errors import UserError, refusals
+from minidiff.errors import UserError
 from minidiff.play.offer import Offer, Run
 
 MOST_SHOWN = 60                                             # states of a run that the page gets as pictures
@@ -37,7 +38,7 @@ class Drawn:
 
     run: Run
     t: list[int] = field(default_factory=list)              # the time of each state; -1 at the end
-    x_t: list[np.ndarray] = field(default_factory=list)     # (B, H, W, C) each
+    x_t: list[np.ndarray] = field(default_factory=list)     # (B, H, W, C) each, or previews of x0_hat
 
     @property
     def nbytes(self) -> int:
@@ -70,6 +71,17 @@ class Results:
 
 # ---- drawing ------------------------------------------------------------------------------------------------
 
+@contextmanager
+def refused(name: str) -> Iterator[None]:
+    """Around a system's work: what it refuses is a UserError that begins with its name; other exceptions are bugs."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name}: {error}") from error
+
+
 def draw(offer: Offer, results: Results, runs: Sequence[Run]) -> Iterator[dict]:
     """The events of one or more runs, which advance in turn, a step each: so two settings are seen side by side."""
     drawn = [Drawn(run) for run in runs]
@@ -86,13 +98,13 @@ def draw(offer: Offer, results: Results, runs: Sequence[Run]) -> Iterator[dict]:
 def _states(offer: Offer, drawn: Drawn, number: int) -> Iterator[dict]:
     """The events of one run.  A state has its pictures if it is one of those that are shown."""
     run, kind = drawn.run, drawn.run.offered.kind
-    with refusals(kind.name):
+    with refused(kind.name):
         kind.check_options(run.offered.path, run.options)
         if offer.device == "cpu":
             kind.check_memory(run.offered.path, run.options)
         model = offer.load(run.offered)
         captions, streams = [run.prompt] * run.count, sample_streams(offer.device, run.seed, run.count)
-        if not run.offered.about()["steps_shown"]:
+        if not hasattr(kind, "trajectory"):
             x_0 = model.sample(captions, streams=streams, **run.options)
             drawn.t, drawn.x_t = [-1], [x_0]
             yield _event(number, 1, 1, -1, 0, images=x_0)
@@ -100,7 +112,8 @@ def _states(offer: Offer, drawn: Drawn, number: int) -> Iterator[dict]:
         steps, shown = model.steps_made(run.options), None
         for state in model.trajectory(captions, streams=streams, **run.options):
             # where decoding is dear, only the end is decoded; on the way there are cheap pictures of x0_hat
-            cheap = kind.previews and state.t >= 0
+            at_end = state.step == steps
+            cheap = kind.previews and not at_end
             shown = shown or evenly(steps + 1 - state.step)  # some trajectories leave out x_T, which is step 0
             if cheap:
                 x_t, x0_hat = None, to_numpy(state.preview()) if len(drawn.t) in shown else None
@@ -113,7 +126,7 @@ def _states(offer: Offer, drawn: Drawn, number: int) -> Iterator[dict]:
             if kept is not None:
                 drawn.t.append(state.t)
                 drawn.x_t.append(kept)
-            if index in shown or state.t < 0:
+            if index in shown or at_end:
                 yield _event(number, state.step, steps, state.t, index, images=x_t, x0_hat=x0_hat)
             else:
                 yield _event(number, state.step, steps, state.t, index)
@@ -157,9 +170,10 @@ def as_png(drawn: Drawn) -> bytes:
 def as_gif(drawn: Drawn) -> bytes:
     """The animation that `minidiff sample --trajectory` writes; UserError where there are no steps to show."""
     kind = drawn.run.offered.kind
-    if len(drawn.x_t) < 2:
-        raise UserError(f"{kind.name} has no animation: {kind.no_trajectory}")
-    states = drawn.x_t if not kind.previews else drawn.x_t[:-1]                     # previews are smaller than the end
+    states = drawn.x_t[:-1] if kind.previews else drawn.x_t                         # previews are smaller than the end
+    if len(states) < 2:
+        why = "it has too few steps" if hasattr(kind, "trajectory") else kind.no_trajectory
+        raise UserError(f"{kind.name} has no animation: {why}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "way.gif"
         pictures.gif(np.stack(states), path, title=captions_of([drawn.run.prompt])[0])

@@ -133,10 +133,10 @@ class Panel {
   show(i) {
     const state = this.shown = this.states[i];
     this.slider.value = i;
-    const when = state.t < 0 ? "the clean picture" : `t = ${state.t}`;
+    const when = state.step === state.steps ? "the clean picture" : `t = ${state.t}`;
     this.now.textContent = `${state.step} of ${state.steps}, ${when}`;
     this.slider.setAttribute("aria-valuetext", this.now.textContent);
-    const x0_hat = state.x0_hat ?? (state.t < 0 ? null : this.states.slice(0, i + 1).findLast((s) => s.x0_hat)?.x0_hat);
+    const x0_hat = state.x0_hat ?? (state.step === state.steps ? null : this.states.slice(0, i + 1).findLast((s) => s.x0_hat)?.x0_hat);
     this.fill("x_t", state.x_t, when);
     this.fill("x0_hat", x0_hat, when);
   }

@@ -7,6 +7,15 @@ import { Draw } from "./draw.js";
 import { Noise } from "./noise.js";
 import { Schedules } from "./schedules.js";
 
+function whenSeen(id, act) {
+  const watch = new IntersectionObserver((entries) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    watch.disconnect();
+    act();
+  });
+  watch.observe(document.getElementById(id));
+}
+
 try {
   const about = await get("/api/about");
   const attention = new Attention(about), noise = new Noise(about), schedules = new Schedules(about);
@@ -14,8 +23,8 @@ try {
     attention.take(result, panels);
     noise.take(result, panels);
   });
-  await schedules.ready;
-  await noise.ask();
+  whenSeen("noise", () => noise.ask());                     // so that a first drawing does not wait for them
+  whenSeen("schedules", () => schedules.open());
   document.documentElement.dataset.ready = "yes";
 } catch (error) {
   sayError("page-error", error);

@@ -21,7 +21,11 @@ export class Schedules {
     $("schedule-beside").addEventListener("change", () => this.beside());
     this.later = debounced(() => this.judge(), DELAY);
     this.draw();
-    this.ready = this.start().then(() => this.beside());
+  }
+
+  async open() {
+    await this.start();
+    await this.beside();
   }
 
   // The points of a named schedule.
