@@ -8,6 +8,7 @@ import pytest
 import scipy.special
 from support import tiny
 
+from minidiff.diffusion.samplers import State
 from minidiff.engine.attention import attention_weights
 from minidiff.engine.parallel import parallel_map
 from minidiff.engine.tensor import Tensor, no_grad
@@ -140,6 +141,9 @@ def test_the_maps_of_a_trajectory_are_the_mean_of_those_on_its_way(model):
     each = [attention_maps(model, s.x_t[1], s.t, CAPTION) for s in states[:-1]]
     assert len(each) == 3 and names == each[0][0]
     np.testing.assert_allclose(maps, sum(m for _, m in each) / 3, rtol=1e-6)
+    clean = [State(1, 0, states[0].x_t, None), State(2, -1, states[-1].x_t, None)]         # t = 0 is still noised
+    np.testing.assert_array_equal(trajectory_maps(model, clean, CAPTION, sample=1)[1],
+                                  attention_maps(model, states[0].x_t[1], 0, CAPTION)[1])
 
 
 @pytest.mark.parametrize("change, message", [
