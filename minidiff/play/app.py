@@ -10,7 +10,7 @@
     POST /api/judge                 {visitor, points, T}: the laws of a schedule drawn by hand
 
 The last four wait in the queue.  They are answered by JSON lines, an event each: waiting (and the place), started, then
-their own, and error, whose message is one sentence.  When the connection closes, the job stops.
+their own, remark and error, whose message is one sentence.  When the connection closes, the job stops.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 
@@ -125,7 +126,11 @@ def _events(job: Job) -> Iterator[dict]:
         yield {"event": "started"}
         events = job.work()
         try:
-            while not job.cancelled.is_set() and (event := next(events, None)) is not None:
+            while not job.cancelled.is_set():
+                event, remarks = _next(events)
+                yield from remarks
+                if event is None:
+                    break
                 yield event
         finally:
             events.close()                                  # runs its `finally`, and frees its arrays
@@ -139,6 +144,14 @@ def _events(job: Job) -> Iterator[dict]:
         else:                                               # a bug of ours
             traceback.print_exc(file=sys.stderr)
             yield failure("minidiff has failed at this: the terminal in which it runs says more")
+
+
+def _next(events: Iterator[dict]) -> tuple[dict | None, list[dict]]:
+    """The next event, and the remarks on the way to it, such as that a caption is too long to be read whole."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        event = next(events, None)
+    return event, [{"event": "remark", "message": str(w.message)} for w in said if issubclass(w.category, UserWarning)]
 
 
 def failure(sentence: str) -> dict:

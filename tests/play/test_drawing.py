@@ -142,7 +142,8 @@ def test_results_that_are_not_there(client, path):
     ({"system": "ddpm", "prompt": "seven"}, "reads no captions"), ({"system": "dalle", "count": 5}, "from 1 to 4"),
     ({"system": "text-to-image", "options": {"sampler": "euler_z"}}, "there is no sampler"),
     ({"system": "text-to-image", "options": {"sampler": "lcm"}}, "consistency models"),
-    ({"system": SD, "options": {"size": "4096x4096"}}, "too large"), ({"system": SD, "options": {"size": "wide"}}, "size"),
+    ({"system": SD, "options": {"size": "4096x4096"}}, "too large"),
+    ({"system": SD, "options": {"size": "wide"}}, "size"),
     ({"system": SD, "options": {"image": "cat.png"}}, "is a picture"),
 ], ids=lambda value: str(value)[:40].encode("ascii", "backslashreplace").decode())
 def test_what_is_wrong_or_too_large_is_refused_in_one_sentence(client, changes, said):
@@ -228,3 +229,9 @@ def test_a_system_that_is_registered_appears(toy, tmp_path):
     about = Offer([str(tmp_path / "t.safetensors")]).about()["systems"][-1]
     assert about["key"] == "toy (t.safetensors)" and about["most"] == offer.MOST_IN_ONE_PIECE
     assert [option["name"] for option in about["options"]] == ["scale", "best"]
+
+
+def test_what_is_not_read_of_a_long_caption_is_said(client):
+    events = client.draw({"system": TINY, "prompt": "seven " * 60, "options": {"steps": 2}})
+    remarks = [e["message"] for e in events if e["event"] == "remark"]
+    assert remarks and "is too long" in remarks[0] and last(events)["event"] == "done"

@@ -71,7 +71,8 @@ def test_what_is_wrong_is_one_sentence(client, changes, said):
 
 
 def test_an_unknown_data_set_is_one_sentence(client):
-    assert "there is no data set '/etc/passwd'" in last(client.events("noise", NOISE | {"data": "/etc/passwd"}))["message"]
+    event = last(client.events("noise", NOISE | {"data": "/etc/passwd"}))
+    assert "there is no data set '/etc/passwd'" in event["message"]
 
 
 def test_nothing_is_downloaded_within_offline(monkeypatch, tmp_path):
@@ -122,7 +123,8 @@ def test_a_curve_that_keeps_signal_breaks_the_law_of_its_end(client):
 
 
 @pytest.mark.parametrize("points", [
-    [], [[0, 1]], [[0, 1], [1, 1]], [[0, 1], [1, 2]], [[0, 1], [0, 0.5], [1, 0]], [[0, 0.9], [1, 0]], [[0, 1], [0.9, 0]],
+    [], [[0, 1]], [[0, 1], [1, 1]], [[0, 1], [1, 2]], [[0, 1], [0, 0.5], [1, 0]], [[0, 0.9], [1, 0]],
+    [[0, 1], [0.9, 0]],
     [[0, 1], [0.5, 0.2], [0.6, 0.3], [1, 0]], [[0, 1], [1, None]], [[0, 1], [1, "0"]], [[0, 1], [1]], [[0, 1], 1],
     [[0, True], [1, 0]], [[i / 50, 1 - i / 50] for i in range(51)], [[0, 1], [1, -0.1]]], ids=str)
 def test_a_curve_that_is_no_schedule_is_one_sentence(client, points):

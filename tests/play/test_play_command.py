@@ -81,7 +81,8 @@ def test_listening_elsewhere_is_said(served, capsys):
     assert "other machines that reach 0.0.0.0 can use this page" in printed.err and "http://127.0.0.1:" in printed.out
 
 
-@pytest.mark.parametrize("words, said", [(("--port", "70000"), "from 0 to 65535"), (("--host", "no such host"), "cannot"),
+@pytest.mark.parametrize("words, said", [(("--port", "70000"), "from 0 to 65535"),
+                                         (("--host", "no such host"), "cannot"),
                                          (("--model", "gone.safetensors"), "gone.safetensors"),
                                          (("--device", "tpu"), "tpu")])
 def test_wrong_arguments_are_one_sentence(words, said, served, capsys):
@@ -111,7 +112,8 @@ def test_a_browser_in_the_terminal_is_not_opened(monkeypatch):
 
 
 @pytest.mark.parametrize("host, inside", [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
-                                          ("0.0.0.0", False), ("::", False), ("192.168.1.7", False), ("box.lan", False)])
+                                          ("0.0.0.0", False), ("::", False), ("192.168.1.7", False),
+                                          ("box.lan", False)])
 def test_loopback(host, inside):
     assert is_loopback(host) is inside
 

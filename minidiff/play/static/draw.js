@@ -1,7 +1,7 @@
 // Draw: one setting, or two from the same noise, step by step; the slider goes back over the steps.
 
 import { place, stream } from "./api.js";
-import { $, isAbort, make, picture, sayError, source } from "./dom.js";
+import { $, isAbort, make, picture, sayError, sentence, source } from "./dom.js";
 import { Settings } from "./settings.js";
 
 export class Draw {
@@ -46,6 +46,7 @@ export class Draw {
     const number = (id) => ($(id).value === "" ? null : Number($(id).value));
     const runs = this.settings().map((s) => s.asked(number("count"), number("seed")));
     sayError("draw-error", null);
+    $("draw-remark").textContent = "";
     $("draw-status").textContent = "Asking.";
     $("stop-button").disabled = false;
     const panels = runs.map((run, i) => new Panel(run, runs.length > 1 ? ["First setting", "Second setting"][i] : ""));
@@ -64,6 +65,7 @@ export class Draw {
           $("draw-status").textContent = "Drawing.";
           this.progress(panels);
         }
+        if (event.event === "remark") $("draw-remark").textContent = sentence(event.message);
         if (event.event === "done") {
           $("draw-status").textContent = "Done.";
           $("draw-progress").hidden = true;

@@ -17,8 +17,8 @@ export class Schedules {
     $("schedule-start").value = about.schedules.includes("cosine") ? "cosine" : about.schedules[0];
     $("schedule-form").addEventListener("submit", (event) => event.preventDefault());
     $("schedule-start").addEventListener("change", () => this.start());
-    $("schedule-T").addEventListener("change", () => { this.beside(); this.judge(); });
-    $("schedule-beside").addEventListener("change", () => this.beside());
+    $("schedule-T").addEventListener("input", debounced(() => { this.beside(); this.judge(); }, DELAY));
+    $("schedule-beside").addEventListener("input", debounced(() => this.beside(), DELAY));
     this.later = debounced(() => this.judge(), DELAY);
     this.draw();
   }
@@ -49,8 +49,8 @@ export class Schedules {
   async beside() {
     try {
       const T = Number($("schedule-T").value);
-      this.other = $("schedule-beside").value.trim() ? await post("/api/schedule", { schedule: $("schedule-beside").value.trim(), T }) : null;
       sayError("schedule-error", null);
+      this.other = $("schedule-beside").value.trim() ? await post("/api/schedule", { schedule: $("schedule-beside").value.trim(), T }) : null;
     } catch (error) {
       this.other = null;
       sayError("schedule-error", error);
@@ -124,7 +124,6 @@ export class Schedules {
     if (!this.points) return;
     const abort = this.abort = new AbortController();
     const rows = [];
-    sayError("schedule-error", null);
     try {
       await stream("/api/judge", { points: this.points, T: Number($("schedule-T").value) }, (event) => {
         if (event.event === "waiting" || event.event === "started") $("schedule-status").textContent = place(event);
