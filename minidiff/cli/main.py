@@ -1,4 +1,4 @@
-"""The command line: minidiff train, sample, evaluate, verify, info, play.  Each command is a file of this folder.
+"""The command line: minidiff train, sample, evaluate, verify, check, info, play.  Each command is a file of this folder.
 
 What the user can put right (an argument, a file, a missing device) is reported in one sentence, with exit status 2.
 """
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from minidiff import __version__
-from minidiff.cli import evaluate, info, play, sample, train, verify
+from minidiff.cli import check, evaluate, info, play, sample, train, verify
 from minidiff.cli import ranks as cli_ranks
 from minidiff.cli.arguments import Parser
 from minidiff.errors import UserError, brief, is_of_gpu, print_any_text
@@ -25,9 +25,9 @@ from minidiff.training.ranks import rank_and_size, ranks
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done, 1 interrupted and saved, or a law broken, 2 a mistake that the user can put right, or output that could not
-    be printed (train's is in its files, too), 128 + n stopped by the signal n with nothing saved since the last state
-    (130 by Ctrl-C).
+    0 done, 1 interrupted and saved, or a law broken, or an exercise not kept, 2 a mistake that the user can put right,
+    or output that could not be printed (train's is in its files, too), 128 + n stopped by the signal n with nothing
+    saved since the last state (130 by Ctrl-C).
     """
     print_any_text()
     with unfailing() as (out, _):
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
     parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (train, sample, evaluate, verify, info, play):
+    for command in (train, sample, evaluate, verify, check, info, play):
         command.add(commands)
     return parser
 

@@ -96,7 +96,7 @@ def test_train_takes_fields_of_the_configuration_and_a_schedule(tmp_path, monkey
     assert (config.drop_caption, config.T, config.schedule) == (0.0, 30, "cosine:offset=0.02")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["verify"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["verify"], ["check"], ["info"]])
 def test_help(command, capsys):
     assert call(*command, "--help") == 0
     assert "usage: minidiff" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""minidiff check: judges a learner's answer to an exercise of the course by the laws that concern it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from minidiff.cli.arguments import add_command, print_table, whole
+from minidiff.errors import UserError
+from minidiff.files import user_path
+from minidiff.terminal import show
+
+
+def add(commands) -> None:
+    """Adds the command and its arguments. commands: what `add_subparsers` returned."""
+    p = add_command(commands, "check", check,
+                    help="Judge your answer to an exercise of the course: which law does it break, and where?",
+                    epilog="The exit status is 0 only if the exercise is kept. It runs your file. "
+                           "Example: minidiff check ex01")
+    p.add_argument("exercise", nargs="?", metavar="EXERCISE",
+                   help="a number, such as 7 or ex07, or your file, such as exercises/ex07_ddpm_step.py")
+    p.add_argument("--all", action="store_true", help="judge every exercise whose file is in the folder")
+    p.add_argument("--list", action="store_true", help="list the exercises, their minutes and chapters")
+    p.add_argument("--hint", action="store_true", help="show the exercise's hint, and where minidiff has the solution")
+    p.add_argument("--folder", type=user_path, metavar="FOLDER", help="where your files are (else exercises)")
+    p.add_argument("--seconds", type=whole(1, 100_000), metavar="N",
+                   help="the time that one answer may take (else what its exercise allows, often 30)")
+
+
+def check(args: argparse.Namespace) -> int:
+    """0 if the exercise is kept (--all: every one that was found), else 1."""
+    from minidiff.course.exercise import NAMES, exercise, name_of
+    if sum(map(bool, (args.exercise, args.all, args.list))) != 1:
+        raise UserError("check takes one exercise, such as ex01, or --all, or --list")
+    if args.hint and not args.exercise:
+        raise UserError("--hint takes an exercise, such as minidiff check ex01 --hint")
+    if args.list:
+        print_table([(name, f"{(e := exercise(name)).minutes:>3} min  {e.chapter:<14}  {e.title}") for name in NAMES])
+        return 0
+    if args.all:
+        return _check_all(_folder(args.folder), args.seconds)
+    name = name_of(args.exercise)
+    if args.hint:
+        of = exercise(name)
+        show(f"hint for {name[:4]}: {of.hint}", f"minidiff's own answer: {of.place}")
+        return 0
+    return _check_one(name, _file(name, args.exercise, args.folder), args.seconds)
+
+
+def _check_one(name: str, path: Path, seconds: int | None) -> int:
+    from minidiff.course.exercise import exercise
+    from minidiff.course.process import check as check_file
+    verdict, printed = check_file(name, path, seconds)
+    if printed:
+        show(f"note: {path.name} printed {len(printed)} line{'s' * (len(printed) > 1)}, the first: {printed[0][:200]}")
+    show(f"{name[:4]}: {verdict.sentence}")
+    if verdict.kept:
+        show(f"minidiff's own answer: {exercise(name).place}")
+    else:
+        show(f"for a hint: minidiff check {name[:4]} --hint")
+    return 0 if verdict.kept else 1
+
+
+def _check_all(folder: Path, seconds: int | None) -> int:
+    from minidiff.course.exercise import NAMES
+    from minidiff.course.process import check as check_file
+    files = [(name, folder / f"{name}.py") for name in NAMES if (folder / f"{name}.py").exists()]
+    if not files:
+        raise UserError(f"{ascii(str(folder))} has no exercise, such as {NAMES[0]}.py: --folder names the folder that "
+                        "has them")
+    kept = 0
+    for name, path in files:
+        verdict, _ = check_file(name, path, seconds)
+        kept += verdict.kept
+        show(f"{name[:4]}: {verdict.sentence}")
+    show(f"{kept} of {len(files)} exercises are kept")
+    return 0 if kept == len(files) else 1
+
+
+# ---- where the files are -----------------------------------------------------------------------------------
+
+def _folder(given: Path | None) -> Path:
+    """The folder that was given, else ./exercises, else the current one, where a learner may stand."""
+    if given is not None:
+        if not given.is_dir():
+            raise UserError(f"--folder: {ascii(str(given))} is no folder")
+        return given
+    return Path("exercises") if Path("exercises").is_dir() else Path(".")
+
+
+def _file(name: str, text: str, folder: Path | None) -> Path:
+    """The learner's file: the one that was named, else NAME.py of the folder."""
+    if text.endswith(".py") and folder is None and user_path(text).exists():
+        return user_path(text)
+    path = _folder(folder) / f"{name}.py"
+    if not path.exists():
+        raise UserError(f"{ascii(str(path))} does not exist: copy minidiff's folder exercises, or name the folder that "
+                        "has it by --folder")
+    return path

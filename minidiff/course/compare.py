@@ -1,0 +1,146 @@
+"""What laws are written with: random numbers and schedules, and a sentence where a result is not what a law says.
+
+    if (said := differs("x_t", got, expected, f"at t = {t}")):
+        return said
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidiff.engine.random import generator
+
+# of the largest number that a result should hold: a learner may add in another order
+TOLERANCE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
+
+
+def stream(exercise: int, law: int = 0) -> np.random.Generator:
+    """The random numbers of a law of an exercise (1, 2, ...), or of its probe (0): the same in every run."""
+    return generator(0, "an exercise of the course", exercise, law)
+
+
+def random_betas(rng: np.random.Generator, T: int | None = None) -> np.ndarray:
+    """betas (T,) float64 from 0.003 to 0.3, T from 2 to 12 if it is not given: any such table is a schedule."""
+    return np.exp(rng.uniform(np.log(0.003), np.log(0.3), T or int(rng.integers(2, 13))))
+
+
+def random_alpha_bar(rng: np.random.Generator, T: int | None = None) -> np.ndarray:
+    """alpha_bar (T,) float64 of such betas, strictly falling within (0, 1)."""
+    table, left = [], 1.0
+    for beta in random_betas(rng, T):
+        left *= 1 - beta
+        table.append(left)
+    return np.array(table)
+
+
+# ---- results that are one ------------------------------------------------------------------------------------
+
+def alike(a, b) -> bool:
+    """Whether two results of a probe are the same, to rounding."""
+    if isinstance(a, (tuple, list)) or isinstance(b, (tuple, list)):
+        return isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b) \
+            and all(map(alike, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if callable(a) or callable(b):                          # what they do is for the probe to see
+        return callable(a) and callable(b)
+    try:
+        a, b = np.asarray(a), np.asarray(b)
+    except ValueError:
+        return False
+    if a.shape != b.shape or a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub":
+        return a.shape == b.shape and a.dtype.kind == b.dtype.kind and bool(np.all(a == b))
+    return bool(np.allclose(a, b, rtol=1e-7, atol=1e-7 * _largest(b), equal_nan=True))
+
+
+def _largest(a: np.ndarray) -> float:
+    a = np.abs(a.astype(np.float64))
+    return float(a[np.isfinite(a)].max(initial=0))
+
+
+# ---- sentences ---------------------------------------------------------------------------------------------
+
+def differs(what: str, got, expected, where: str, *, dtype=None, tolerance: float | None = None) -> str | None:
+    """None if `got` is `expected`; else one sentence with the place and the numbers.
+
+    expected: an array or a number; `got` must have its shape.  dtype: the one that `got` must have, too; None for any
+    number.  tolerance: relative to the largest number in `expected`; None for that of the dtype.
+    """
+    expected = np.asarray(expected)
+    if (said := misshapen(what, got, expected.shape, where, dtype=dtype)):
+        return said
+    got = np.asarray(got)
+    if tolerance is None:
+        tolerance = TOLERANCE.get(np.dtype(dtype) if dtype else got.dtype, TOLERANCE[np.dtype(np.float64)])
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0) if expected.size else 0
+    with np.errstate(invalid="ignore"):
+        wrong = ~((got == expected) | (np.abs(got - expected) <= tolerance * max(largest, 1e-30)))
+    if not wrong.any():
+        return None
+    worst = np.where(wrong, np.nan_to_num(np.abs(got - expected), nan=np.inf), -1)
+    index = tuple(int(i) for i in np.unravel_index(np.argmax(worst), worst.shape))
+    return f"{what}{list(index) if index else ''} is {_number(got[index], expected[index])} and should be " \
+           f"{_number(expected[index], got[index])}, {where}"
+
+
+def misshapen(what: str, got, shape: tuple[int, ...], where: str, *, dtype=None) -> str | None:
+    """None if `got` is an array of that shape (a number will do for the shape ()); else one sentence."""
+    number = isinstance(got, (int, float, np.number, np.bool_)) and not isinstance(got, bool)
+    if not isinstance(got, np.ndarray) and not (number and shape == ()):
+        wanted = f"an array of shape {shape}" if shape else "a number"
+        return f"{what} should be {wanted} and is {described(got)}, {where}"
+    if np.shape(got) != shape:
+        return f"{what} has shape {np.shape(got)} and should have shape {shape}, {where}"
+    if dtype is None and np.asarray(got).dtype.kind not in "fiu":
+        return f"{what} should hold real numbers and has dtype {np.asarray(got).dtype}, {where}"
+    if dtype is not None and np.asarray(got).dtype != np.dtype(dtype) and not (number and type(got) in (int, float)):
+        remedy = ": a float64 number of NumPy widens an array, so round it to the array's dtype first" \
+            if np.asarray(got).dtype == np.float64 and np.dtype(dtype) == np.float32 else ""
+        return f"{what} has dtype {np.asarray(got).dtype} and should have {np.dtype(dtype)}, {where}{remedy}"
+    return None
+
+
+def not_tuple(what: str, got, count: int, where: str) -> str | None:
+    """None if `got` is a tuple or list of `count` results; else one sentence.  what: their names."""
+    if isinstance(got, (tuple, list)) and len(got) == count:
+        return None
+    return f"the result should be {count} values, ({what}), and is {described(got)}, {where}"
+
+
+def unequal(what: str, got, expected, where: str) -> str | None:
+    """None if `got` equals `expected`, for texts, whole numbers, and lists of them; else one sentence."""
+    if isinstance(got, np.ndarray) and isinstance(expected, (list, tuple)):
+        got = got.tolist()
+    same = type(got) is type(expected) or isinstance(got, (int, np.integer)) and isinstance(expected, int)
+    if same and not isinstance(got, bool) and got == expected:
+        return None
+    return f"{what} is {described(got)} and should be {described(expected)}, {where}"
+
+
+def described(value) -> str:
+    """A value in a few words, for sentences: a short number as it is, of an array its shape and dtype."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        text = f"{value:.6g}" if isinstance(value, float) else repr(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+    if isinstance(value, (tuple, list)):
+        inside = ", ".join(described(item) for item in value[:4]) + (", ..." if len(value) > 4 else "")
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    return f"a {type(value).__name__}"
+
+
+def numbers(values) -> str:
+    """A few numbers, for sentences."""
+    return "[" + ", ".join(f"{value:.4g}" for value in np.asarray(values).ravel()) + "]"
+
+
+def _number(a, other) -> str:
+    """The number with enough digits to tell it from the other one."""
+    a, other = float(a), float(other)
+    for digits in (4, 6, 9, 12, 17):
+        if f"{a:.{digits}g}" != f"{other:.{digits}g}":
+            return f"{a:.{digits}g}"
+    return f"{a!r}"

@@ -1,0 +1,216 @@
+"""Exercise 8: a step of DDIM, judged on data that are one point and on Gaussian data, where the answer is known.
+
+If all data are the point c, then eps_hat = (x_t - alpha_t c) / sigma_t is exact, and x_t ~ N(alpha_t c, sigma_t^2): a
+step must end at N(alpha_s c, sigma_s^2), whatever eta is.
+"""
+
+import math
+
+import numpy as np
+
+from minidiff.course.compare import differs, numbers, random_alpha_bar, stream
+from minidiff.course.exercise import Exercise, Wrong
+from minidiff.diffusion import samplers
+from minidiff.diffusion.gaussian import x0_from_eps
+from minidiff.diffusion.schedules import Schedule
+
+
+class _Given:
+    """A denoiser whose answer is given, so that minidiff's sampler takes the one step that is asked for."""
+
+    predicts = "eps"
+
+    def __init__(self, alpha_bar, eps_hat):
+        self.schedule, self.eps_hat = Schedule(alpha_bar), eps_hat
+
+    def __call__(self, x_t, t, cond=None):
+        return x0_from_eps(self.schedule, x_t, t, self.eps_hat)
+
+
+class _Noise:
+    """A stream that gives z."""
+
+    def __init__(self, z):
+        self.z = z
+
+    def __len__(self):
+        return len(self.z)
+
+    def normal(self, shape, dtype):
+        return self.z
+
+
+def solution(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    times = [t] if s < 0 else [t, s]
+    return next(samplers.ddim(_Given(alpha_bar, eps_hat), x_t, times, eta=eta, streams=_Noise(z))).x_t
+
+
+# ---- laws --------------------------------------------------------------------------------------------------
+
+def _cases(law: int, etas=(0.0, 0.4, 1.0)):
+    rng = stream(8, law)
+    for number in range(12):
+        alpha_bar = random_alpha_bar(rng)
+        t = int(rng.integers(1, len(alpha_bar)))
+        s = int(rng.integers(0, t))
+        yield alpha_bar, t, s, etas[number % len(etas)], float(rng.standard_normal()), rng, \
+            f"from t = {t} to s = {s} with alpha_bar = {numbers(alpha_bar)}"
+
+
+def _step(ddim_step, alpha_bar, t, s, eta, c, x_t, z):
+    """The step where all data are c."""
+    eps_hat = (x_t - math.sqrt(alpha_bar[t]) * c) / math.sqrt(1 - alpha_bar[t])
+    return ddim_step(alpha_bar, np.full(1, x_t), t, s, np.full(1, eps_hat), eta, np.full(1, z))
+
+
+def one_step_to_a_point(ddim_step):
+    """with eta = 0 it keeps image and noise: alpha_t c + sigma_t e goes to alpha_s c + sigma_s e"""
+    for alpha_bar, t, s, eta, c, rng, where in _cases(1, etas=(0.0,)):
+        e = float(rng.standard_normal())
+        x_t = math.sqrt(alpha_bar[t]) * c + math.sqrt(1 - alpha_bar[t]) * e
+        got = _step(ddim_step, alpha_bar, t, s, eta, c, x_t, 9.0)
+        expected = np.full(1, math.sqrt(alpha_bar[s]) * c + math.sqrt(1 - alpha_bar[s]) * e)
+        if (said := differs("x_s", got, expected, f"for c = {c:.4g}, e = {e:.4g} {where}")):
+            return said
+
+
+def keeps_the_marginals(ddim_step):
+    """for every eta the variance after the step is 1 - alpha_bar_s: what the step keeps of x_t's, and fresh noise"""
+    for alpha_bar, t, s, eta, c, _, where in _cases(2):
+        base = _step(ddim_step, alpha_bar, t, s, eta, c, 0.0, 0.0)
+        slope = _step(ddim_step, alpha_bar, t, s, eta, c, 1.0, 0.0) - base
+        fresh = _step(ddim_step, alpha_bar, t, s, eta, c, 0.0, 1.0) - base
+        got = slope**2 * (1 - alpha_bar[t]) + fresh**2
+        if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[s]), f"for eta = {eta} {where}")):
+            return said
+
+
+def ancestral(ddim_step):
+    """with eta = 1 x_s and x_t have the covariance alpha_t / alpha_s (1 - alpha_bar_s) of the forward process, and with
+    another eta the fresh noise is eta times as large as with eta = 1"""
+    for alpha_bar, t, s, eta, c, _, where in _cases(3):
+        def change(h, x_t, z, alpha_bar=alpha_bar, t=t, s=s, c=c):
+            return _step(ddim_step, alpha_bar, t, s, h, c, x_t, z) - _step(ddim_step, alpha_bar, t, s, h, c, 0.0, 0.0)
+        slope, fresh, all_fresh = change(1.0, 1.0, 0.0), change(eta, 0.0, 1.0), change(1.0, 0.0, 1.0)
+        expected = math.sqrt(alpha_bar[t] / alpha_bar[s]) * (1 - alpha_bar[s])
+        if (said := differs("the covariance", slope * (1 - alpha_bar[t]), np.full(1, expected), f"for eta = 1 {where}")
+                or differs("the coefficient of z", fresh, eta * all_fresh, f"for eta = {eta} {where}")):
+            return said
+
+
+def gaussian_data(ddim_step):
+    """data N(0, S): the exact eps_hat makes the step a multiplication by (alpha_s alpha_t S + sigma_s sigma_t) / V_t,
+    where V_t = alpha_t^2 S + sigma_t^2"""
+    for alpha_bar, t, s, _, c, rng, where in _cases(4):
+        S, x_t = c * c, rng.standard_normal((2, 3))
+        (a, b), (p, q) = ((math.sqrt(alpha_bar[i]), math.sqrt(1 - alpha_bar[i])) for i in (t, s))
+        V = a * a * S + b * b
+        got = ddim_step(alpha_bar, x_t, t, s, b / V * x_t, 0.0, np.ones_like(x_t))
+        if (said := differs("x_s", got, (p * a * S + q * b) / V * x_t, f"for S = {S:.4g} {where}")):
+            return said
+
+
+def ends_clean(ddim_step):
+    """the step to s = -1 ends at the point itself, whatever eta and z are"""
+    for alpha_bar, t, _, eta, c, rng, _ in _cases(5):
+        x_t, z = rng.standard_normal(2)
+        if (said := differs("x_{-1}", _step(ddim_step, alpha_bar, t, -1, eta, c, x_t, z), np.full(1, c),
+                            f"for c = {c:.4g}, eta = {eta}, from t = {t} with alpha_bar = {numbers(alpha_bar)}")):
+            return said
+
+
+def keeps_the_dtype(ddim_step):
+    """x_s has the shape and dtype of x_t"""
+    for alpha_bar, t, s, eta, _, rng, where in _cases(6):
+        arrays = rng.standard_normal((3, 2, 2, 1)).astype(np.float32)
+        got, expected = (ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z)
+                         for x_t, eps_hat, z in (arrays, arrays.astype(np.float64)))
+        if (said := differs("x_s", got, expected, where, dtype=np.float32, tolerance=1e-3)):
+            return said
+
+
+# ---- known wrong answers -----------------------------------------------------------------------------------
+
+def _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, *, before=None, sigma=None, direction=None, sign=1):
+    """The right answer, or one with a part in another way; direction: a function of (1 - alpha_bar_s, sigma)."""
+    a, b = float(alpha_bar[t]), (float(alpha_bar[s]) if s >= 0 else 1.0) if before is None else before
+    x0_hat = (x_t - math.sqrt(1 - a) * eps_hat) / math.sqrt(a)
+    sigma = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(max(1 - a / b, 0)) if sigma is None else sigma(a, b)
+    along = math.sqrt(max(1 - b - sigma**2, 0)) if direction is None else direction(1 - b, sigma)
+    return math.sqrt(b) * x0_hat + sign * along * eps_hat + sigma * z
+
+
+def _direction_reversed(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, sign=-1)
+
+
+def _direction_of_sigma(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, direction=lambda power, sigma: sigma)
+
+
+def _direction_without_sigma(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, direction=lambda power, sigma: math.sqrt(power))
+
+
+def _direction_without_a_root(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, direction=lambda power, sigma: power - sigma**2)
+
+
+def _sigma_not_squared(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z,
+                      direction=lambda power, sigma: math.sqrt(max(power - sigma, 0)))
+
+
+def _always_the_time_before(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, t - 1, eps_hat, eta, z)
+
+
+def _last_entry(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, before=float(alpha_bar[s]))
+
+
+def _eta_not_used(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, 0.0, z)
+
+
+def _noise_of_one_step(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    beta = 1 - float(alpha_bar[t] / (alpha_bar[t - 1] if t else 1.0))
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z,
+                      sigma=lambda a, b: eta * math.sqrt((1 - b) / (1 - a) * beta))
+
+
+def _noise_of_the_forward_step(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z,
+                      sigma=lambda a, b: eta * math.sqrt(1 - a / b) if s >= 0 else 0.0)
+
+
+def probe(ddim_step):
+    rng = stream(8)
+    alpha_bar = random_alpha_bar(rng, 8)
+    return [ddim_step(alpha_bar, rng.standard_normal((2, 2)), t, s, rng.standard_normal((2, 2)), eta,
+                      rng.standard_normal((2, 2)))
+            for t, s, eta in ((7, 3, 0.0), (6, 2, 0.5), (3, 1, 1.0), (4, -1, 0.0), (5, -1, 1.0))]
+
+
+EXERCISE = Exercise(
+    title="A step of DDIM", answer="ddim_step", minutes=20, chapter="05_samplers",
+    hint="Read alpha_bar_s into a variable first: 1 if s is -1. Rounding can make 1 - alpha_bar_s - sigma^2 a little "
+         "less than 0 when it should be 0: take the larger of it and 0 before the root.",
+    solution=solution, place="minidiff/diffusion/samplers.py ddim",
+    laws=(one_step_to_a_point, keeps_the_marginals, ancestral, gaussian_data, ends_clean, keeps_the_dtype), probe=probe,
+    wrong=(
+        Wrong(_direction_reversed, "the noise is put back with the wrong sign: x_s has + sqrt(1 - alpha_bar_s - "
+                                   "sigma^2) eps_hat"),
+        Wrong(_direction_of_sigma, "eps_hat is multiplied by sigma in place of sqrt(1 - alpha_bar_s - sigma^2)"),
+        Wrong(_direction_without_sigma, "eps_hat is multiplied by sqrt(1 - alpha_bar_s): the power sigma^2 of the "
+                                        "fresh noise must be taken from it, or x_s has too much noise"),
+        Wrong(_direction_without_a_root, "the square root around 1 - alpha_bar_s - sigma^2 is missing"),
+        Wrong(_sigma_not_squared, "under the root, sigma is subtracted in place of sigma^2"),
+        Wrong(_always_the_time_before, "it goes to t - 1 and not to s: the next time is the next one of the list"),
+        Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
+                           "clean image"),
+        Wrong(_eta_not_used, "eta is not used: no fresh noise is added"),
+        Wrong(_noise_of_one_step, "sigma has beta_t of the full chain: over the leap from t to s it is 1 - "
+                                  "alpha_bar_t / alpha_bar_s"),
+        Wrong(_noise_of_the_forward_step, "sigma lacks the factor sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))"),
+    ))

@@ -1,0 +1,142 @@
+"""An answer in a process of its own: loops, memory, prints and ends of the process; and the command."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from course.test_learner import RIGHT, START
+from support.command_line import call
+from support.exercises import FOLDER, ROOT
+
+from minidiff.course.exercise import NAMES
+from minidiff.course.judge import FAULT, KEPT
+from minidiff.course.learner import late_at
+from minidiff.course.process import check
+
+NAME = "ex01_q_sample"
+
+
+def judged(tmp_path, text: str, seconds: float = 30):
+    (tmp_path / f"{NAME}.py").write_text(text, encoding="utf-8")
+    verdict, printed = check(NAME, tmp_path / f"{NAME}.py", seconds)
+    assert "\n" not in verdict.sentence
+    return verdict, printed
+
+
+def test_a_right_answer_that_prints_and_reads_its_input(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise RuntimeError", encoding="utf-8")      # which nothing finds
+    (tmp_path / "mine.py").write_text("half = 0.5", encoding="utf-8")
+    printing = "import mine, sys\nprint('one', mine.half)\nprint('\\u2713' * 10**6)\n"
+    reading = "try:\n    input()\nexcept EOFError:\n    print('no input', file=sys.stderr)\n"
+    verdict, printed = judged(tmp_path, printing + RIGHT + reading)
+    assert verdict.kind == KEPT and printed[0] == "one 0.5" and len(printed) < 10
+
+
+@pytest.mark.parametrize("loop", [
+    "while True: print('x' * 1000)", pytest.param("while True: pass", marks=pytest.mark.slow),
+    pytest.param("import time; time.sleep(1000)", marks=pytest.mark.slow)])
+def test_a_loop_without_end(loop, tmp_path):
+    verdict, _ = judged(tmp_path, START + loop, seconds=1)
+    assert verdict.kind == FAULT
+    assert verdict.sentence == f"{NAME}.py was not done after 1 s, when it was at line 3: does a loop there end?"
+
+
+def test_a_huge_array(tmp_path):
+    verdict, _ = judged(tmp_path, START + "return np.zeros(10**13)")
+    assert "line 3 (`return np.zeros(10**13)`) asks for more memory than there is" in verdict.sentence
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process so")
+def test_memory_without_end(tmp_path):
+    verdict, _ = judged(tmp_path, START + "every = []\n    while True: every.append(np.empty(10**8))")
+    assert "line 4" in verdict.sentence and "asks for more memory than there is" in verdict.sentence
+
+
+@pytest.mark.parametrize("end, said", [("__import__('os')._exit(0)", "ended its process, with the status 0"),
+                                       ("__import__('os').abort()", "was ended by the signal 6")])
+def test_a_process_that_ends_itself(end, said, tmp_path):
+    verdict, _ = judged(tmp_path, START + end)
+    assert verdict.kind == FAULT and said in verdict.sentence
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="groups of processes are of POSIX")
+def test_what_it_starts_ends_with_it(tmp_path):
+    wait = "import subprocess, sys\np = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n" \
+           "print(p.pid)\n"
+    verdict, printed = judged(tmp_path, wait + RIGHT)
+    assert verdict.kind == KEPT
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(int(printed[0]), 0)
+            subprocess.run(["sleep", "0.1"], check=True)
+
+
+def test_where_a_late_answer_was(tmp_path):
+    path = tmp_path / "a.py"
+    text = f'Timeout!\n  File "/x/y.py", line 3 in f\n  File "{path}", line 12 in g\n  File "{path}", line 99 in h\n'
+    assert late_at(text, path) == "line 12" and late_at("Timeout!", path) == ""
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+def test_the_command_judges_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exercises").mkdir()
+    mine = tmp_path / "exercises" / f"{NAME}.py"
+    mine.write_text(RIGHT + "print('hello')", encoding="utf-8")
+    assert call("check", "1") == 0
+    assert capsys.readouterr().out == (f"note: {NAME}.py printed 1 line, the first: hello\n"
+                                       "ex01: kept: all 4 laws hold\n"
+                                       "minidiff's own answer: minidiff/diffusion/gaussian.py q_sample\n")
+    mine.write_text(RIGHT.replace("np.sqrt(1 - a)", "(1 - a)"), encoding="utf-8")
+    assert call("check", f"exercises/{NAME}.py") == 1
+    assert "ex01: the noise is multiplied by its variance" in capsys.readouterr().out
+
+
+def test_the_command_judges_all(tmp_path, capsys):
+    (tmp_path / f"{NAME}.py").write_text(RIGHT, encoding="utf-8")
+    assert call("check", "--all", "--folder", tmp_path) == 0
+    (tmp_path / f"{NAMES[1]}.py").write_bytes((FOLDER / f"{NAMES[1]}.py").read_bytes())
+    assert call("check", "--all", "--folder", tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "1 of 1 exercises are kept" in out and "1 of 2 exercises are kept" in out and f"{NAMES[1][:4]}: open" in out
+
+
+def test_the_command_lists_them_and_gives_hints(capsys):
+    assert call("check", "--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
+    assert call("check", "7", "--hint") == 0
+    assert "hint for ex07: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["1", "--all"], ["--all", "--list"], ["--hint"], ["ex99"], ["nothing"],
+                                   ["1", "--folder", "nowhere"], ["--all", "--folder", "."], ["1", "--seconds", "0"]],
+                         ids=" ".join)
+def test_a_mistake_is_one_sentence(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("check", *words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("minidiff: ") and printed.err.count("\n") == 1 and not printed.out
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_answer(tmp_path):
+    """The command is interrupted while the answer loops: both end at once."""
+    path = tmp_path / f"{NAME}.py"
+    path.write_text(f"import os\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '\\n')\nwhile 1: pass",
+                    encoding="utf-8")
+    process = subprocess.Popen([sys.executable, "-m", "minidiff", "check", "1", "--folder", str(tmp_path)], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text(encoding="utf-8").endswith("\n")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text(encoding="utf-8")), 0)
