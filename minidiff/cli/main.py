@@ -1,4 +1,4 @@
-"""The command line: minidiff train, sample, evaluate, verify, check, info, play.  Each command is a file of this folder.
+"""The command line: minidiff train, sample, evaluate, verify, check, info, play.  Each is a file of this folder.
 
 What the user can put right (an argument, a file, a missing device) is reported in one sentence, with exit status 2.
 """
