@@ -380,13 +380,14 @@ def open_schedules(page, T: int = 20) -> None:
 def test_a_point_is_dragged_and_the_laws_judge(page):
     from selenium.webdriver import ActionChains
     open_schedules(page)
+    page.js("arguments[0].scrollIntoView({block: 'center'})", page("curve"))
     end = handles(page)[-1]
     path = page.all("#curve .line.one")[0].get_attribute("d")
     ActionChains(page.driver).click_and_hold(end).move_by_offset(0, -40).pause(0.1).release().perform()
     assert value(end) > 0.02 and page.all("#curve .line.one")[0].get_attribute("d") != path
     wait_for(lambda: "broken" in page.text("schedule-status"))
     assert "4 ends in noise" in page.text("broken") and "alpha_bar_T <= 0.02" in page.text("broken")
-    ActionChains(page.driver).click_and_hold(end).move_by_offset(0, 120).pause(0.1).release().perform()
+    ActionChains(page.driver).click_and_hold(end).move_by_offset(0, 60).pause(0.1).release().perform()
     assert value(end) == 0
     wait_for(lambda: "laws are kept" in page.text("schedule-status"))
     assert not page.text("broken")
