@@ -205,7 +205,8 @@ def test_a_bug_in_a_route_is_one_sentence(client, monkeypatch, capsys):
     monkeypatch.setattr(app.judging, "named", fails)
     answer = client.ask("POST", "/api/schedule", {"schedule": "cosine", "T": 10})
     assert answer[0] == 500 and "terminal" in sentence(answer) and b"secret" not in answer[2]
-    assert "RuntimeError: a secret of the server" in capsys.readouterr().err
+    said = []
+    wait_for(lambda: said.append(capsys.readouterr().err) or "RuntimeError: a secret of the server" in "".join(said))
 
 
 # --- sockets ------------------------------------------------------------------------------------------------
