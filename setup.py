@@ -6,6 +6,7 @@ here = Path(__file__).parent
 init = (here / "minidiff" / "__init__.py").read_text(encoding="utf-8")
 version = next(line.split('"')[1] for line in init.splitlines() if line.startswith("__version__"))
 
+play = ["starlette>=0.40", "uvicorn>=0.30"]                           # the page of minidiff play
 mpi = ["mpi4py>=4.1", 'mpich>=4.3; platform_system != "Windows"']      # mpiexec comes with the latter
 
 setup(
@@ -22,6 +23,7 @@ setup(
     package_data={"minidiff.data.packed": ["*.gz", "*.npz", "*.csv", "*.txt"],
                   "minidiff.weights": ["*.safetensors", "*.md"],
                   "minidiff.pretrained": ["*.gz"],
+                  "minidiff.play": ["static/*"],
                   "minidiff.kernels": ["*.cu", "*.cuh", "*.md"]},
     install_requires=[
         "numpy>=2.0",
@@ -35,7 +37,9 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ml_dtypes>=0.5",      # the last: bfloat16
-                 *mpi],
+                 *mpi, *play],
+        "play": play,
+        "browser": ["selenium>=4.20"],                      # tests of the page in Chromium: pytest -m browser
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
         "hub": ["huggingface_hub>=0.25"],                   # Stable Diffusion checkpoints by their names

@@ -1,4 +1,4 @@
-"""The command line: minidiff train, sample, evaluate, verify, check, info.  Each command is a file of this folder.
+"""The command line: minidiff train, sample, evaluate, verify, check, info, play.  Each is a file of this folder.
 
 What the user can put right (an argument, a file, a missing device) is reported in one sentence, with exit status 2.
 """
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from minidiff import __version__
-from minidiff.cli import check, evaluate, info, sample, train, verify
+from minidiff.cli import check, evaluate, info, play, sample, train, verify
 from minidiff.cli import ranks as cli_ranks
 from minidiff.cli.arguments import Parser
 from minidiff.errors import UserError, brief, is_of_gpu, print_any_text
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="minidiff", description="Text-to-image diffusion from scratch: train, sample, evaluate.")
     parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (train, sample, evaluate, verify, check, info):
+    for command in (train, sample, evaluate, verify, check, info, play):
         command.add(commands)
     return parser
 

@@ -76,11 +76,12 @@ def sampling_options(kind: type[System], args: argparse.Namespace) -> dict:
         if name in given:
             raise UserError(f"{kind.name}: {name} was given twice")
         given[name] = value
-    return {name: _checked(kind, own, name, value) for name, value in given.items()}
+    return {name: checked_option(kind, name, value) for name, value in given.items()}
 
 
-def _checked(kind: type[System], own: dict, name: str, value):
+def checked_option(kind: type[System], name: str, value):
     """The value as the option takes it; UserError where there is no such option or it takes another kind of value."""
+    own = kind.options()
     if name not in own:
         takes = ", ".join(f"{option} ({default})" for option, default in own.items()) or "none"
         raise UserError(f"{kind.name} has no option {name!r}: its options are {takes}")

@@ -5,7 +5,9 @@ them.  An interrupted download starts again from the beginning: HTTP ranges are 
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,6 +35,8 @@ def fetch(
     accept; they are held in memory until they are verified.  quiet: shows no progress bar.
     Raises UserError, which says what went wrong at each mirror, or that `path` cannot be written.
     """
+    if _offline.get():
+        raise UserError(f"{path.name} is not on this machine, and nothing is downloaded now")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,6 +54,19 @@ def fetch(
     reasons = set(failures.values())
     said = "; ".join(f"{host}: {reason}" for host, reason in failures.items()) if len(reasons) > 1 else reasons.pop()
     raise UserError(f"{path.name} could not be downloaded ({said})")
+
+
+_offline: ContextVar[bool] = ContextVar("offline", default=False)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within it nothing is downloaded: `fetch` refuses at once."""
+    token = _offline.set(True)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
 
 
 def _receive(url: str, name: str, largest: int, timeout: float, quiet: bool) -> bytes:

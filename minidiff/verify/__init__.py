@@ -21,6 +21,8 @@ Each row states the tolerance: the rounding of float64, or chance where random n
     watch.py            pictures: the marginals over t, and one image while noise is added to it
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule
@@ -30,7 +32,8 @@ from minidiff.verify.reverse import REVERSE
 from minidiff.verify.rows import BROKEN, KEPT, SKIPPED, Law, Row, as_dict, as_dicts, computed, skipped, table
 from minidiff.verify.sampling import SAMPLING
 
-__all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "as_dicts", "report", "skipped", "table"]
+__all__ = ["BROKEN", "KEPT", "LAWS", "SKIPPED", "Row", "as_dict", "as_dicts", "law_by_law", "report", "skipped",
+           "table"]
 
 LAWS = (*FORWARD, *REVERSE, *SAMPLING)                      # the rows of each: (schedule, rng) -> rows
 
@@ -51,7 +54,13 @@ def report(schedule: Schedule, *, betas=None, seed: int = 0) -> list[Row]:
         if np.shape(betas) != (schedule.T,):
             raise ValueError(f"betas must be ({schedule.T},) numbers, as many as the schedule has times, "
                              f"got shape {np.shape(betas)}")
-        rows += computed(Law("1 given betas", given_betas), schedule, betas)
+        rows += computed(Law("1 given betas", given_betas), schedule, betas)         # draws no random numbers
+    rows += [row for of_one in law_by_law(schedule, seed=seed) for row in of_one]
+    return rows
+
+
+def law_by_law(schedule: Schedule, *, seed: int = 0) -> Iterator[list[Row]]:
+    """The same rows, those of one law at a time, as soon as they are computed."""
     for i, law in enumerate(LAWS):
-        rows += computed(law, schedule, generator(seed, "law", i))      # its numbers do not depend on the other laws
-    return [row.drawn_from(seed) for row in rows]
+        # its numbers do not depend on the other laws
+        yield [row.drawn_from(seed) for row in computed(law, schedule, generator(seed, "law", i))]
