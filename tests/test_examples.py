@@ -2,11 +2,48 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.examples import EXAMPLES, load
 
-from minidiff.diffusion.samplers import SAMPLERS
+from minidiff.diffusion.exact import DatasetDenoiser
+from minidiff.diffusion.gaussian import q_sample
+from minidiff.diffusion.samplers import SAMPLERS, sample, times
 from minidiff.errors import run_main
+
+
+def test_diffusion_in_2d(tmp_path):
+    load("00_diffusion_in_2d").main(steps=20, out=str(tmp_path / "d.png"))
+    assert (tmp_path / "d.png").stat().st_size > 1000
+
+
+def test_diffusion_in_2d_samples_as_ddpm_does():
+    """With the exact denoiser: the same numbers as minidiff's sampler, and points of the data."""
+    lesson, data, rng = load("00_diffusion_in_2d"), np.array([[-1.0, 0.5], [0.5, 1.0]]), np.random.default_rng(0)
+    x_T = rng.standard_normal((30, 2))
+    exact, rng = DatasetDenoiser(lesson.SCHEDULE, data), np.random.default_rng(1)
+
+    class Streams(list):
+        def normal(self, shape, dtype):
+            return np.random.Generator.standard_normal(again, (len(self), *shape), np.float32)
+    again = np.random.default_rng(1)
+    points = lesson.sample(exact, x_T, rng)
+    of_ddpm = sample(SAMPLERS["ddpm"](exact, x_T, times(lesson.SCHEDULE, 100), streams=Streams(range(30))))
+    np.testing.assert_allclose(points, of_ddpm, rtol=1e-6, atol=1e-6)
+    assert np.abs(points[:, None] - data).max(2).min(1).max() < 1e-6
+
+
+def test_diffusion_in_2d_learns_the_mean():
+    """Of a single point, E[x_0 | x_t] is that point, so that alpha_t x0_hat is the mean of x_t."""
+    lesson, rng = load("00_diffusion_in_2d"), np.random.default_rng(0)
+    data = np.array([[0.5, -1.0]], np.float32)
+    layers = [lesson.Linear(C, D, rng) for C, D in ((2 + 32, 32), (32, 32), (32, 2))]
+    lesson.train(layers, data, 400, rng)
+    for t in (20, 60):
+        x_t = q_sample(lesson.SCHEDULE, data.repeat(500, 0), t, rng.standard_normal((500, 2), np.float32))
+        eps_hat = lesson.network(layers, x_t, np.full(500, t)).data
+        x0_hat = x_t - lesson.SCHEDULE.sigma(t) * eps_hat
+        assert np.abs(x0_hat - lesson.SCHEDULE.alpha(t) * data).mean() < 0.1
 
 
 @pytest.mark.slow
@@ -61,5 +98,5 @@ def test_every_example_is_run_by_a_test():
 
 
 def test_it_is_short_enough_to_read():
-    for name, most in (("train_mnist_text.py", 150), ("train_emoji_text.py", 120)):
+    for name, most in (("train_mnist_text.py", 150), ("train_emoji_text.py", 120), ("00_diffusion_in_2d.py", 99)):
         assert len((EXAMPLES / name).read_text().splitlines()) <= most

@@ -10,13 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md",
-                ROOT / "kernels/README.md", ROOT / "minidiff/weights/README.md"])
+                *(ROOT / "notebooks").glob("*.md"), ROOT / "kernels/README.md", ROOT / "minidiff/weights/README.md"])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)                    # in which [i](x) is no link
 
 
 def broken_links(page: Path) -> list[str]:
     """The relative links of a page whose file does not exist."""
-    links = [link.split("#")[0] for link in LINK.findall(page.read_text(encoding="utf-8"))]
+    links = [link.split("#")[0] for link in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8")))]
     return [link for link in links if link and "://" not in link and not (page.parent / link).exists()]
 
 
@@ -27,7 +28,8 @@ def test_links_lead_to_existing_files(page):
 
 def test_a_broken_link_is_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("[a](page.md#there) [b](gone.md) ![c](https://example.org/x.png) [d](#here)")
+    page.write_text("[a](page.md#there) [b](gone.md) ![c](https://example.org/x.png) [d](#here)\n"
+                    "```python\nf[0](x)\n```\n")
     assert broken_links(page) == ["gone.md"]
 
 

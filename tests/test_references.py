@@ -26,7 +26,7 @@ ODD = re.compile(rf"""
 """, re.VERBOSE)
 
 
-FOLDERS = ("minidiff", "kernels", "examples", "docs", "tests", "benchmarks", "exercises")
+FOLDERS = ("minidiff", "kernels", "examples", "exercises", "docs", "notebooks", "tests", "benchmarks")
 FILES = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*")
                                if path.suffix in (".py", ".md", ".cu", ".cuh"))]
 TEXTS = {str(path.relative_to(ROOT).as_posix()): re.sub(r"\s*\n[\s/#]*", " ", path.read_text(encoding="utf-8"))

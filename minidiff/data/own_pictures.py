@@ -21,7 +21,7 @@ import numpy as np
 from minidiff.data import picture_cache
 from minidiff.data.dataset import Dataset, DatasetEntry
 from minidiff.data.fitting import FITS, WHITE
-from minidiff.data.layouts import Listing, listing
+from minidiff.data.layouts import LONGEST_CAPTION, Listing, listing
 from minidiff.data.picture_cache import Decoded, Fit
 from minidiff.data.pixels import to_float
 from minidiff.errors import UserError
@@ -152,16 +152,16 @@ def tell(path: Path, found: Listing, decoded: Decoded, options: PictureOptions) 
         raise UserError(f"{len(decoded.skipped)} of the {total} pictures in {ascii(str(path))} cannot be read: "
                         f"{decoded.skipped[0][1]}")
     remarks = [
-        ("skipped, since they cannot be read", [f"{name} ({why})" for name, why in decoded.skipped]),
-        ("skipped, since they have no caption", found.without_caption),
-        ("captions without a picture were skipped", found.without_picture)]
+        ("pictures that cannot be read", [f"{name} ({why})" for name, why in decoded.skipped]),
+        ("pictures without a caption", found.without_caption),
+        ("captions without a picture", found.without_picture)]
     for what, names in remarks:
         if names:
-            say(f"{len(names)} {'' if what.startswith('captions') else 'pictures were '}{what}" + named(":", names))
+            say(f"skipped {what}: {len(names)}" + named(",", names))
     if found.cut:
-        say(f"{found.cut} pictures have a caption that is too long, of which the first characters were kept")
+        say(f"shortened captions to {LONGEST_CAPTION:,} characters: those of {found.cut} of the {total} pictures")
     if decoded.enlarged:
-        say(f"{decoded.enlarged} pictures are smaller than {options.size[0]}x{options.size[1]} and were enlarged")
+        say(f"enlarged smaller pictures to {options.size[0]}x{options.size[1]}: {decoded.enlarged} of {total}")
     if len(decoded.kept) == 1:
         say("there is one picture: a model can only learn to repeat it")
 

@@ -22,7 +22,7 @@ import math
 
 import numpy as np
 
-from minidiff.engine.backend import plain, xp_of
+from minidiff.engine.backend import plain, to_numpy, wide, xp_of
 from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.ops import check_same_dtype, in_float32_on_cpu
 from minidiff.engine.parallel import parallel_map
@@ -66,6 +66,16 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
         return (_masked_product(dS, k.data, mask), _masked_product(dS.swapaxes(2, 3), q.data, back),
                 _masked_product(P.swapaxes(2, 3), dy, back))
     return record(_masked_product(P, v.data, mask), (q, k, v), pullback)
+
+
+def attention_weights(q, k, mask=None) -> np.ndarray:
+    """P itself, which the op above does not return: arrays q (B, h, N, d), k (B, h, M, d) -> (B, h, N, M), on the CPU.
+
+    mask: as above.  A query without any key has weights 0.
+    """
+    q, k, mask = to_numpy(wide(q)), to_numpy(wide(k)), None if mask is None else to_numpy(mask)
+    S = q @ k.swapaxes(2, 3) / q.dtype.type(math.sqrt(q.shape[3]))                  # (B, h, N, M)
+    return _softmax_in_place(S, mask, np)
 
 
 # --- without S and P --------------------------------------------------------------------------------------

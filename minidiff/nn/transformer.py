@@ -6,9 +6,15 @@
 In a causal block, a token's keys and values do not depend on later tokens.  A KVCache keeps them, so that they are
 computed once and not again for each new token.  `step` computes `forward` for the next tokens alone, and gives the same
 result up to rounding.  (q, k and v are queries, keys and values here; v is not a velocity.)
+
+`watching_attention` shows a function the queries and keys of each Attention, for maps of who attends to whom.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -57,6 +63,8 @@ class Attention(Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask=None, causal: bool = False) -> Tensor:
         q, kv = self._project(x, x if context is None else context)
+        if (watcher := _watcher.get()) is not None:
+            watcher(self, q.data, kv.data[0], mask, causal)
         return self._merge(scaled_dot_product_attention(q, kv[0], kv[1], mask, causal=causal))
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
@@ -80,6 +88,24 @@ class Attention(Module):
     def _merge(self, y: Tensor) -> Tensor:
         B, N, C = y.shape[0], y.shape[2], y.shape[1] * y.shape[3]
         return self.out(y.transpose(0, 2, 1, 3).reshape(B, N, C))                   # (B, N, C)
+
+
+# each thread and each asynchronous task has its own; parallel_map hands the caller's on
+_watcher: ContextVar[Callable | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watching_attention(watcher: Callable) -> Iterator[None]:
+    """Within it, in this thread, each Attention's `forward` first calls watcher(attention, q, k, mask, causal).
+
+    q (B, h, N, d) and k (B, h, M, d) are arrays, which the watcher must not write into.  What forward returns is the
+    same with and without a watcher.
+    """
+    before = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
 
 
 class TransformerBlock(Module):

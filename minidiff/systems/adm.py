@@ -58,7 +58,6 @@ from minidiff.nn.unet import UNetConfig
 from minidiff.systems.ddpm import DDPM, DDPMConfig
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, finite_states
-from minidiff.systems.training_batches import random_indices
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,9 @@ class ADM(System):
         labels = self.questions.labels(data, np.arange(len(data)))                  # (N, questions)
 
         def batch(step: Step) -> tuple:
-            chosen = random_indices(data, step.rng, step.size)
+            chosen = step.choose(data)
             t = training_times(step.rng, step.size, self.ddpm.schedule.T, power=1)
-            return data.images(chosen), t, step.normal((step.size, *data.shape)), labels[chosen]
+            return step.images(data, chosen), t, step.normal((step.size, *data.shape)), labels[chosen]
 
         def picture():
             prompts = [p for p in data.prompts[:6] for _ in range(4)]

@@ -187,7 +187,7 @@ class KLAutoencoder(Autoencoder):
         H, W, _ = data.shape
 
         def batch(step: Step) -> tuple:
-            x = data.images(random_indices(data, step.rng, step.size))
+            x = step.images(data, step.choose(data))
             return x, step.normal((step.size, H // 4, W // 4, self.config.latent))
         yield self._stage(data, batch, KLAutoencoder.loss)
 
@@ -257,7 +257,7 @@ class VQAutoencoder(Autoencoder):
             if step.progress < 0.7 and step.rng.random() < REVIVE:
                 z = self._map(self.encoder, data.images(random_indices(data, step.rng, 4 * step.size)))
                 self.codebook.revive(z.reshape(-1, self.config.latent), step.rng)
-            return (data.images(random_indices(data, step.rng, step.size)),)
+            return (step.images(data, step.choose(data)),)
         yield self._stage(data, batch, VQAutoencoder.loss)
 
 

@@ -44,7 +44,7 @@ from minidiff.nn.images import clean_images
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, as_read, caption_tokenizer, check_captions
-from minidiff.systems.training_batches import random_captions, random_indices
+from minidiff.systems.training_batches import random_captions
 from minidiff.text.clip import TextTower, capped, clip_loss, first_log_scale, unit
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
@@ -97,9 +97,9 @@ class Contrastive(System):
 
     def random_pairs(self, data: Dataset, step: Step) -> tuple:
         """x_0 (B, N, H, W, C), ids and mask (B, N, tokens): B batches of N pairs."""
-        chosen = random_indices(data, step.rng, (step.size, self.config.pairs))
+        chosen = step.choose(data, self.config.pairs)
         ids, mask = without_padding(*self.tokens(random_captions(data, chosen.ravel(), step.rng)))
-        x_0 = data.images(chosen.ravel()).reshape(*chosen.shape, *data.shape)
+        x_0 = step.images(data, chosen)
         return x_0, ids.reshape(*chosen.shape, -1), mask.reshape(*chosen.shape, -1)
 
     def loss(self, *arrays) -> Tensor:

@@ -60,7 +60,7 @@ from minidiff.nn.transformer import KVCache, TransformerBlock
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, as_read, caption_tokenizer, check_finite
-from minidiff.systems.training_batches import random_captions, random_indices
+from minidiff.systems.training_batches import random_captions
 from minidiff.text.tokenizer import PAD, Tokenizer
 
 EPS = 0.1                                                   # of eq. 3
@@ -269,7 +269,7 @@ class DALLE(System):
         shown = data.images(np.arange(min(12, len(data))))
 
         def pictures_batch(step: Step) -> tuple:
-            x = data.images(random_indices(data, step.rng, step.size))
+            x = step.images(data, step.choose(data))
             tau = cosine_ramp(1, 1 / 16, step.progress / 0.75)                       # 1/16 in the last quarter
             beta = cosine_ramp(0, config.beta, step.progress / 0.1)
             g = gumbel(step.rng, (step.size, *config.grid, config.codes))
@@ -286,7 +286,7 @@ class DALLE(System):
                             for i in range(0, len(data), 1024)])                     # (N, tokens)
 
         def sequences_batch(step: Step) -> tuple:
-            chosen = random_indices(data, step.rng, step.size)
+            chosen = step.choose(data)
             ids = self.ids(random_captions(data, chosen, step.rng, DROP_CAPTION))
             predicted = ids != PAD
             predicted[:, 0] = False                         # BOS is given

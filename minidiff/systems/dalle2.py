@@ -65,7 +65,7 @@ from minidiff.systems.clip import CLIP, CLIPConfig
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, finite_states
-from minidiff.systems.training_batches import denoising_loss, random_captions, random_indices
+from minidiff.systems.training_batches import denoising_loss, random_captions
 from minidiff.text.clip import unit
 from minidiff.text.tokenizer import Tokenizer
 
@@ -169,21 +169,21 @@ class UnCLIP(System):
                               for i in range(0, count, 1024)])                      # (N, D)
 
         def decoder_batch(step: Step) -> tuple:
-            i = random_indices(data, step.rng, step.size)
+            i = step.choose(data)
             captions = random_captions(data, i, step.rng, DROP_CAPTION)
             kept = step.rng.random((step.size, 1), dtype=np.float32) >= DROP_EMBEDDING
             t = training_times(step.rng, step.size, T)
             states = self.encode_text(captions)[1:]
-            return data.images(i), z_i[i] * kept, *states, t, step.normal((step.size, *data.shape))
+            return step.images(data, i), z_i[i] * kept, *states, t, step.normal((step.size, *data.shape))
 
         def prior_batch(step: Step) -> tuple:
-            i = random_indices(data, step.rng, step.size)
+            i = step.choose(data)
             z_t, tokens, _, mask = self.encode_text(random_captions(data, i, step.rng, DROP_TEXT))
             t = training_times(step.rng, step.size, T, power=1)
             return z_i[i], z_t, tokens, mask, t, step.normal((step.size, self.D))
 
         def codes_batch(step: Step) -> tuple:
-            i = random_indices(data, step.rng, step.size)
+            i = step.choose(data)
             captions = random_captions(data, i, step.rng, DROP_TEXT)
             z_t, tokens, _, mask = self.encode_text(captions)
             dot = to_numpy(self.dots.quantise(to_device((z_i[i] * to_numpy(z_t)).sum(axis=1), self.device)))

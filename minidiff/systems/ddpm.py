@@ -75,7 +75,6 @@ from minidiff.nn.unet import UNet, UNetConfig
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, check_finite
-from minidiff.systems.training_batches import random_indices
 
 VARIANCES = {"learned": None, "beta": 1.0, "beta_tilde": 0.0}                         # mix of each; None: the network's
 
@@ -134,7 +133,7 @@ class DDPM(System):
 
         def batch(step: Step) -> tuple:
             # 2, 3, 4: x_0 ~ q(x_0),  t ~ uniform,  eps ~ N(0, I)                              DDPM algorithm 1
-            x_0 = data.images(random_indices(data, step.rng, step.size))
+            x_0 = step.images(data, step.choose(data))
             t = training_times(step.rng, step.size, T, power=1)
             return x_0, t, step.normal(x_0.shape)
 

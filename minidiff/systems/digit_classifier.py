@@ -22,7 +22,6 @@ from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System
-from minidiff.systems.training_batches import random_indices
 
 SHIFT = 2                                                   # pixels, at most, each way
 
@@ -66,8 +65,8 @@ class DigitClassifier(System):
         H, W, _ = data.shape
 
         def batch(step: Step) -> tuple:
-            chosen = random_indices(data, step.rng, step.size)
-            padded = np.pad(data.images(chosen), pad, constant_values=-1)
+            chosen = step.choose(data)
+            padded = np.pad(step.images(data, chosen), pad, constant_values=-1)
             shifts = step.rng.integers(0, 2 * SHIFT + 1, (step.size, 2))
             seen = np.stack([x[i:i + H, j:j + W] for x, (i, j) in zip(padded, shifts, strict=True)])
             return seen, data.labels[chosen].astype(np.int64)

@@ -57,7 +57,7 @@ from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, as_read, check_finite
-from minidiff.systems.training_batches import denoising_loss, random_captions, random_indices
+from minidiff.systems.training_batches import denoising_loss, random_captions
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 from minidiff.text.t5 import AttentionPooling, EncoderDecoder
 from minidiff.text.tokenizer import Tokenizer
@@ -199,9 +199,9 @@ class Imagen(System):
     def batch(self, data: Dataset, k: int, step: Step) -> tuple:
         """x_0, t, eps and the condition of network k, for random images and captions of theirs."""
         T, shape = self.schedule.T, self.config.shape_of(k)
-        chosen = random_indices(data, step.rng, step.size)
+        chosen = step.choose(data)
         captions = random_captions(data, chosen, step.rng, DROP_CAPTION)
-        x_0 = to_device(resized(data.images(chosen), shape[0]), self.device)        # (B, h, w, C)
+        x_0 = to_device(resized(step.images(data, chosen), shape[0]), self.device)        # (B, h, w, C)
         # t = T u^(1/3) for the base, which decides at noisy times what to draw; the others paint in detail: t = T u
         t = training_times(step.rng, step.size, T, power=1 if k else 1 / 3)
         eps, condition = step.normal(x_0.shape), self.encode(captions)

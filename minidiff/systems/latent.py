@@ -50,7 +50,7 @@ from minidiff.systems.clip import CLIP, CLIPConfig
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, check_finite
-from minidiff.systems.training_batches import denoising_loss, random_captions, random_indices
+from minidiff.systems.training_batches import denoising_loss, random_captions
 from minidiff.text.tokenizer import Tokenizer
 
 DROP_CAPTION = 0.1                                          # so that the network also learns to draw without a caption
@@ -119,7 +119,7 @@ class LatentDiffusion(System):
         self.measure_scale(mean, std)
 
         def batch(step: Step) -> tuple:
-            i = random_indices(data, step.rng, step.size)
+            i = step.choose(data)
             captions = random_captions(data, i, step.rng, DROP_CAPTION)
             # z_0 = scale z,  z ~ q(z|x)
             z = to_device(mean[i], self.device) + to_device(std[i], self.device) * step.normal(mean[i].shape)

@@ -37,7 +37,7 @@ from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, as_read, caption_tokenizer, finite_states
-from minidiff.systems.training_batches import denoising_loss, random_captions, random_indices
+from minidiff.systems.training_batches import denoising_loss, random_captions
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
 
@@ -110,12 +110,12 @@ class TextToImage(System):
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
         def batch(step: Step) -> tuple:
-            chosen = random_indices(data, step.rng, step.size)
+            chosen = step.choose(data)
             captions = random_captions(data, chosen, step.rng, self.config.drop_caption)
             ids, mask = self.tokens(captions)
             longest = int(mask.sum(axis=1).max())           # columns with nothing but padding are left out
-            t = training_times(step.rng, step.size, self.schedule.T)
-            return data.images(chosen), ids[:, :longest], mask[:, :longest], t, step.normal((step.size, *data.shape))
+            t, eps = training_times(step.rng, step.size, self.schedule.T), step.normal((step.size, *data.shape))
+            return step.images(data, chosen), ids[:, :longest], mask[:, :longest], t, eps
 
         def picture():
             images = self.sample(data.prompts)

@@ -217,11 +217,11 @@ def _on_cpus() -> Ranks:
     if comm.Get_size() != size:
         raise UserError(f"mpiexec started {size} ranks, and mpi4py sees {comm.Get_size()} of them: start them with the "
                         "mpiexec of the MPI that mpi4py loads; pip install mpi4py mpich brings one with the other")
-    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    parallel.divide_cores(machine.allgather(sorted(parallel.allowed_cores())))
-    here = machine.Get_rank()
-    machine.Free()
-    return Ranks(comm, here)
+    # which ranks share this machine: by its name
+    mine, rank = (MPI.Get_processor_name(), sorted(parallel.allowed_cores())), comm.Get_rank()
+    cores = {other: cores for other, (name, cores) in enumerate(comm.allgather(mine)) if name == mine[0]}
+    parallel.divide_cores(list(cores.values()))
+    return Ranks(comm, list(cores).index(rank))
 
 
 @cache

@@ -97,10 +97,11 @@ class Trainer:
         self.seconds = 0.0                                  # spent training, over all sittings
 
     def batch(self) -> tuple:
-        """The arrays of step n, with the batch along axis 0; floating ones lie on the device."""
+        """The arrays of step n, with the batch along axis 0; floating ones lie on the device.  Of several ranks, each
+        reads its own images only."""
         c = self.config
         with user_code(f"the batch of step {self.n + 1} cannot be made"):           # of a data set of the user's own
-            arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device))
+            arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device, self.shard))
         return tuple(to_device(a, self.device) if is_floating(a.dtype) else a for a in arrays)
 
     def loss(self, *arrays) -> Tensor:

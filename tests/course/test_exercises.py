@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from support import fake_cupy
 from support.course import CHAPTERS
 from support.exercises import FOLDER, PAGE, ROOT, page
 
@@ -15,7 +16,8 @@ from minidiff.course.exercise import NAMES, claim, exercise
 from minidiff.course.judge import BUG, OPEN, guarded, judge
 from minidiff.course.learner import verdict_on
 
-every = pytest.mark.parametrize("name", NAMES)
+NEEDS = {"ex23_tiled_matmul": fake_cupy.needs_compiler}
+every = pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in NAMES])
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def test_an_unreadable_picture_takes_no_caption_with_it(folder, capsys):
     data, rng = load(folder), np.random.default_rng(0)
     assert levels(data) == [0, 20, 30, 40] and data.caption(1, rng) in ("level 2", "2")
     said = capsys.readouterr().err
-    assert "1 pictures were skipped, since they cannot be read: 1.png" in said
+    assert "skipped pictures that cannot be read: 1, 1.png" in said
     assert load(folder).fingerprint == data.fingerprint     # from the cache, too, with the same message
     assert "1.png" in capsys.readouterr().err
 
@@ -118,9 +118,10 @@ def test_what_is_odd_is_said_once(folder, capsys):
     put(folder, {"alone.png": png(1), "gone.txt": "gone", "2.txt": "x" * 5000})
     load(folder, size=(8, 8))
     said = capsys.readouterr().err
-    for words in ("1 pictures were skipped, since they have no caption: alone.png",
-                  "1 captions without a picture were skipped: gone.txt", "1 pictures have a caption that is too long",
-                  "5 pictures are smaller than 8x8 and were enlarged"):
+    for words in ("skipped pictures without a caption: 1, alone.png",
+                  "skipped captions without a picture: 1, gone.txt",
+                  "shortened captions to 1,000 characters: those of 1 of the 5 ",
+                  "enlarged smaller pictures to 8x8: 5 of"):
         assert said.count(words) == 1
 
 

@@ -21,7 +21,6 @@ from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.systems.stage import Stage
 from minidiff.systems.system import System
-from minidiff.systems.training_batches import random_indices
 
 
 def euler_ancestral(denoiser, x_T, times, cond=None, *, streams):
@@ -110,7 +109,7 @@ class Independent(System):
 
     def stages(self, data):
         def batch(step):
-            return (data.images(random_indices(data, step.rng, step.size)),)
+            return (step.images(data, step.choose(data)),)
 
         def loss(pixels, x):
             z = (as_input(pixels, x) - pixels.mean) * ops.exp(-pixels.log_sd)

@@ -511,7 +511,7 @@ def test_an_example_is_of_one_image(batches, data):
     assert names_its_digit("prior", image)
 
     # the codes alone do not tell images apart, so the code prior's are those of the same draw of indices
-    image = Step(0, 3, 0, 10, size=2000).rng.integers(0, len(data), 2000)
+    image = Step(0, 3, 0, 10, size=2000).choose(data)
     codes, dot, z_t, *_ = of["codes"]
     np.testing.assert_array_equal(codes, system.encode(z[image]))
     assert names_its_digit("codes", image)

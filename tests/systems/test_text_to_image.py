@@ -229,3 +229,21 @@ def test_no_input_requires_a_gradient_in_sampling(model):
         y = model.unet(Tensor(np.zeros((1, 28, 28, 1), np.float32)), np.array([3]),
                        model.text(*model.tokens(["3"])))
     assert not y.requires_grad
+
+
+@pytest.mark.parametrize("shape, patch, batch", [((28, 28, 1), 2, 32), ((32, 32, 1), 2, 32), ((32, 32, 3), 4, 64),
+                                                 ((64, 48, 3), 4, 64), ((28, 28, 3), 2, 32), ((32, 36, 3), 2, 32)])
+def test_pictures_in_colour_have_sizes_of_their_own_where_they_fit(shape, patch, batch):
+    """A UNet of two levels with patches of 4 takes sides that are multiples of 8; others are treated as grey ones."""
+    config = TextToImage.config_for(shape)
+    assert config.shape == shape and (config.unet.channels, config.unet.patch, config.batch) == (shape[2], patch, batch)
+    assert config.unet.text == config.text.width
+
+
+def test_the_batch_of_the_configuration_is_that_of_the_stage(data):
+    model = tiny.trained_a_little()
+    config = replace(model.config, batch=7)
+    stage = next(TextToImage(config, model.tokenizer, np.random.default_rng(0)).stages(data))
+    assert stage.batch_size == 7
+    with pytest.raises(ValueError, match="steps and batch at least 1"):
+        replace(model.config, batch=0)

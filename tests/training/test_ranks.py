@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from support import fake_cupy, tiny
 
 from minidiff import checkpoint, pictures
@@ -27,6 +28,7 @@ from minidiff.data import mnist
 from minidiff.data.dataset import load_dataset
 from minidiff.engine import parallel
 from minidiff.errors import UserError
+from minidiff.systems.stage import Step
 from minidiff.systems.text_to_image import TextToImage
 from minidiff.training import loop
 from minidiff.training import ranks as ranks_module
@@ -182,6 +184,18 @@ def test_two_ranks_have_the_same_bits_and_those_of_one_process_to_rounding(two, 
 
 
 @with_ranks
+def test_each_rank_reads_its_own_part_of_the_epochs(two):
+    """STEPS batches of 5: the ranks read 2 and 3 images of each, together those of the epochs' order, once.  Before the
+    first step each has looked at one image, to see that the data set keeps its contract."""
+    first, second = (saved(two / f"read-{rank}.npz")["indices"][1:].reshape(STEPS, -1) for rank in (0, 1))
+    assert (first.shape[1], second.shape[1]) == (2, 3)
+    together = np.concatenate([first, second], axis=1).ravel()
+    data = tiny.digits()
+    expected = np.concatenate([Step(0, 1, n, STEPS, 5).choose(data) for n in range(STEPS)])
+    assert together.tolist() == expected.tolist() and len(set(together)) == min(len(data), len(together))
+
+
+@with_ranks
 @pytest.mark.parametrize("whose, resumed_by", [("from one", "two ranks"), ("from two", "one process")])
 def test_a_run_goes_on_with_another_number_of_ranks(two, whose, resumed_by):
     run(two / f"straight {whose}")
@@ -299,6 +313,26 @@ def test_a_system_trains_in_stages(tmp_path):
 
 
 # --- what needs no mpiexec --------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@with_ranks
+def test_two_ranks_train_on_a_folder_of_pictures(tmp_path, monkeypatch):
+    """The first decodes them, the other finds the cache; what is wrong with them is said once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((28, 28), 20 * i, np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"grey number {i}")
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "nameless.png")
+    command = ["train", "--data", str(folder), "--size", "28", "--steps", "3", "--batch", "5", "--images", "0",
+               "--out", str(tmp_path / "out")]
+    status, printed, said = ended(start("tiny", tmp_path, *command))
+    assert status == 0, said
+    assert (printed + said).count("12 pictures of") == 1 and said.count("nameless.png") == 1
+    assert len(list((tmp_path / "cache" / "minidiff" / "pictures").iterdir())) == 1
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
 
 class Comm(SimpleNamespace):
     """An mpi4py communicator of ranks that all hold what this one does."""
@@ -442,6 +476,10 @@ def work(folder: Path) -> None:
         put(f"steps-{batch}", **weights(t))
         if rank == 0:
             np.savez(folder / f"losses-{batch}.npz", losses=t.losses)
+    data, read = tiny.digits(), []
+    images, data.images = data.images, lambda indices: (read.extend(indices), images(indices))[1]
+    run(folder / "reading", data=data)
+    put("read", indices=read)
     run(folder / "from one", resume=True)
     made, mean = [], Ranks.mean
     Ranks.mean = lambda self, *a: (made.append(1), mean(self, *a))[1]
@@ -488,6 +526,6 @@ def toy(folder: Path) -> None:
 if __name__ == "__main__":
     def alike(job):
         return lambda *a: cli_ranks.together(lambda: job(*a) or 0)
-    jobs = {"work": alike(work), "toy": alike(toy), "dying": dying, "drawing": drawing,
+    jobs = {"work": alike(work), "toy": alike(toy), "dying": dying, "drawing": drawing, "tiny": tiny_command,
             "cli": lambda folder, *a: cli.main(list(a))}
     sys.exit(jobs[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:]))
