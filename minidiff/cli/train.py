@@ -206,8 +206,8 @@ def _check(args: argparse.Namespace) -> None:
     check_distinct(writes, {"--data": Path(folder) if folder else None, "--prompts": args.prompts,
                             "--captions": args.captions,
                             **{f"--needs {name}": path for name, path in args.needs or []}})
-    if args.out.is_dir():
-        ranks().by_first(lambda: [check_writable(args.out / name) for name in (SHEET, RESULTS)])
+    # the first rank looks whether there is a folder: another rank may look when the first has just made it
+    ranks().by_first(lambda: [check_writable(args.out / name) for name in (SHEET, RESULTS) if args.out.is_dir()])
     if args.resume and (args.schedule or args.set):
         raise UserError("--schedule and --set cannot be changed by resuming: leave them out, or start a new run with "
                         "another --out")

@@ -61,7 +61,8 @@ class SingleProcess:
         return load()
 
     def by_first(self, act: Callable[[], object]) -> None:
-        """act() on the first rank; UserError on all ranks if it raises one."""
+        """act() on the first rank; UserError on all ranks if it raises one.  As with every method that waits for the
+        others, all ranks must call it, whatever each of them finds on the disk."""
         act()
 
     def wait(self) -> None:
@@ -205,8 +206,6 @@ def _on_cpus() -> Ranks:
     size = rank_and_size()[1]
     try:
         import mpi4py
-        # MPICH's own broadcasts in shared memory, which begin after the fifth, were seen to lose a message
-        os.environ.setdefault("MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD", str(2**31 - 1))
         mpi4py.rc(thread_level="funneled")
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:            # RuntimeError: it finds no MPI to load
@@ -217,11 +216,11 @@ def _on_cpus() -> Ranks:
     if comm.Get_size() != size:
         raise UserError(f"mpiexec started {size} ranks, and mpi4py sees {comm.Get_size()} of them: start them with the "
                         "mpiexec of the MPI that mpi4py loads; pip install mpi4py mpich brings one with the other")
-    # which ranks share this machine: by its name
-    mine, rank = (MPI.Get_processor_name(), sorted(parallel.allowed_cores())), comm.Get_rank()
-    cores = {other: cores for other, (name, cores) in enumerate(comm.allgather(mine)) if name == mine[0]}
-    parallel.divide_cores(list(cores.values()))
-    return Ranks(comm, list(cores).index(rank))
+    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    parallel.divide_cores(machine.allgather(sorted(parallel.allowed_cores())))
+    here = machine.Get_rank()
+    machine.Free()
+    return Ranks(comm, here)
 
 
 @cache
