@@ -150,6 +150,13 @@ def _upper_tail(x_0, x0_hat, sigma):
     return float(-(log_b + np.log(-np.expm1(log_a - log_b))).mean() / math.log(2))
 
 
+def _upper_tail_by_exp(x_0, x0_hat, sigma):
+    u = np.rint((x_0 + 1) * 127.5)
+    log_b = special.log_ndtr(np.where(u == 255, np.inf, ((u + 0.5) / 127.5 - 1 - x0_hat) / sigma))
+    log_a = special.log_ndtr(np.where(u == 0, -np.inf, ((u - 0.5) / 127.5 - 1 - x0_hat) / sigma))
+    return float(-(log_b + np.log1p(-np.exp(log_a - log_b))).mean() / math.log(2))
+
+
 def _clipped(x_0, x0_hat, sigma):
     return float(np.minimum(_bits(x_0, x0_hat, sigma), -math.log2(1e-12)).mean())
 
@@ -235,6 +242,8 @@ EXERCISE = Exercise(
         Wrong(_density_that_rounds_to_0, "it takes the density at the pixel times the width of a bin, which rounds "
                                          "to 0 far from x0_hat, and takes the logarithm of that: integrate over the "
                                          "bin"),
+        Wrong(_upper_tail_by_exp, "above x0_hat both Phi are nearly 1, and 1 - exp(log Phi(a) - log Phi(b)) loses its "
+                                  "digits: use Phi(b) - Phi(a) = Phi(-a) - Phi(-b) there, in the lower tail"),
         Wrong(_clipped, "it limits P from below by 1e-12, which makes a bad estimate look cheap: work with log Phi "
                         "in the tails"),
     ))

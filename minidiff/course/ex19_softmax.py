@@ -65,9 +65,9 @@ def keeps_the_dtype(softmax):
     y, pullback = softmax(x)
     got = softmax(x.astype(np.float32))
     where = "for a float32 x of shape (3, 4)"
-    return not_y_and_pullback(got, x.shape, where, np.float32) \
-        or differs("y", got[0], y, where, dtype=np.float32) \
-        or differs("dx", got[1](dy.astype(np.float32)), pullback(dy), where, dtype=np.float32)
+    return not_y_and_pullback(got, x.shape, where, np.float32, like="x") \
+        or differs("y", got[0], y, where, dtype=np.float32, like="x") \
+        or differs("dx", got[1](dy.astype(np.float32)), pullback(dy), where, dtype=np.float32, like="x")
 
 
 # ---- known wrong answers -----------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def keeps_the_dtype(attention):
         if (said := not_tuple("dq, dk, dv", dxs, 3, where)):
             return said
         for what, a, b in zip(("y", "dq", "dk", "dv"), (got[0], *dxs), (y, *pullback(dy)), strict=True):
-            if (said := differs(what, a, b, f"{where} in float32", dtype=np.float32)):
+            if (said := differs(what, a, b, f"{where} in float32", dtype=np.float32, like="q")):
                 return said
 
 

@@ -45,9 +45,10 @@ def wrong_pullback(op: Callable, inputs: dict[str, np.ndarray], shape: tuple[int
     return None
 
 
-def not_y_and_pullback(got, shape: tuple[int, ...], where: str, dtype=None) -> str | None:
+def not_y_and_pullback(got, shape: tuple[int, ...], where: str, dtype=None, like: str = "") -> str | None:
     """None if `got` is an array of that shape and a function; else one sentence."""
-    if (said := not_tuple("y, pullback", got, 2, where)) or (said := misshapen("y", got[0], shape, where, dtype=dtype)):
+    if (said := not_tuple("y, pullback", got, 2, where)
+            or misshapen("y", got[0], shape, where, dtype=dtype, like=like)):
         return said
     return None if callable(got[1]) else f"the second result should be a function, pullback(dy), {where}"
 

@@ -98,7 +98,7 @@ extern "C" __global__ void matmul(In a, In b, Out c, int M, int K, int N) {
 @pytest.mark.parametrize("name, answer", [
     ("ex19_softmax", softmax), ("ex20_group_norm", group_norm), ("ex21_conv_backward", conv_backward),
     ("ex22_attention", attention), pytest.param("ex23_tiled_matmul", matmul_kernel, marks=fake_cupy.needs_compiler)])
-def test_a_right_answer_in_another_form_is_kept(name, answer):
+def test_a_right_answer_in_another_form_is_right(name, answer):
     verdict = judge(exercise(name), answer)
     assert verdict.right, verdict.sentence
 
