@@ -19,6 +19,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "sphinx.ex
 templates_path = ["site/templates"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 show_warning_types = True
+smartquotes = False                                         # "1 ... T" stays as it is in the code
 
 # ---- pages -------------------------------------------------------------------------------------------------
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -37,12 +38,13 @@ nb_execution_excludepatterns = ["README.md"]
 nb_merge_streams = True
 
 # ---- API ---------------------------------------------------------------------------------------------------
-autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "undoc-members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 add_module_names = False
-toc_object_entries_show_parents = "hide"
+autodoc_use_type_comments = False
+toc_object_entries = False                                  # each page would copy all of them for its sidebar
 linkcode_resolve = api_pages.source_address
 
 # ---- looks -------------------------------------------------------------------------------------------------

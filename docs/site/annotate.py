@@ -26,6 +26,7 @@ class Row:
     lines: list[int] = field(default_factory=list)          # 1, 2, ...: the lines of code
     names: list[str] = field(default_factory=list)          # what is defined here: anchors
     deep: bool = False                                      # within a class
+    imports: bool = False                                   # nothing but imports
 
 
 @dataclass
@@ -96,6 +97,8 @@ def of_python(text: str) -> Annotated:
     lines, tree = text.splitlines(), ast.parse(text)
     own = {token.start[0] for token in tokenize.generate_tokens(io.StringIO(text).readline)
            if token.type == tokenize.COMMENT and token.line.strip().startswith("#")}
+    imports = {number for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
+               for number in range(node.lineno, node.end_lineno + 1)}
     starts, docs = {}, {}
     for node, inside, deep in definitions(tree):
         first = min([node.lineno, *[d.lineno for d in node.decorator_list]])
@@ -130,11 +133,17 @@ def of_python(text: str) -> Annotated:
             if number in starts:
                 names, deep = starts[number]
                 if deep is None:                            # a constant: an anchor, and no row of its own
-                    if out.row is None:
+                    if out.row is None or out.row.imports:
                         out.begin()
                     out.row.names += names
                 else:
                     out.begin(names, deep)
+            if number in imports and (out.row is None or not out.row.imports) and not (out.row and out.row.prose):
+                out.row = None
+                out.begin()
+                out.row.imports = True
+            elif number not in imports and line.strip() and out.row is not None and out.row.imports:
+                out.begin()
             out.code(number, line)
         number += 1
     return Annotated(intro, out.done(lines))

@@ -3,7 +3,7 @@
     docs/*.md, docs/course/*.md, notebooks/*.md, README.md ...      as they are, but for their links to source files
     minidiff/**/*.py, kernels/*.cu, and other files that are linked     annotated pages (source_page.py)
     api/*.rst                                                       from docstrings (api_pages.py)
-    index.md                                                        front.md, and the table of contents
+    index.md                                                        front.myst, and the table of contents
 
 A link such as ../minidiff/diffusion/gaussian.py works on GitHub as it is, and here leads to the annotated page.
 """
@@ -51,7 +51,11 @@ class Site:
         kernels = [*self.glob("kernels/*.cu"), *self.glob("kernels/*.cuh")]
         modules = [str(path.relative_to(root).as_posix()) for path in sorted((root / "minidiff").rglob("*.py"))]
         self.sections = self.reading_order(modules) + [("The kernels", sorted(kernels))]
+        self.pictures = {f"docs/{name}": slug(part.split("\n")[0])         # -> its anchor on the page of pictures
+                         for part in re.split(r"(?m)^## ", self.read("docs/pictures.md"))[1:]
+                         for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", part)}
         self.linked: list[str] = []                         # other files that a page links
+        self.folders: dict[str, list[str]] = {}             # folders without a page of their own that a page links
         for page in self.pages:
             for _, target in self.links(page):
                 self.note(target)
@@ -74,10 +78,15 @@ class Site:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page), link.split("#")[0]))
         if path.startswith("..") or not (self.root / path).exists():
             raise ValueError(f"{page}: the link {link} leads nowhere")
-        return path
+        text = path.removesuffix(".ipynb") + ".md"
+        return text if path.endswith(".ipynb") and (self.root / text).exists() else path
 
     def note(self, target: str) -> None:
         path = self.root / target
+        if path.is_dir() and not (path / "README.md").exists() and not (path / "__init__.py").exists():
+            self.folders[target] = [file for file in self.glob(f"{target}/*") if Path(file).suffix in (".py", ".md")]
+            for file in self.folders[target]:
+                self.note(file)
         if path.is_dir() or target in self.pages or path.suffix in PICTURES or target in self.linked:
             return
         if not (target.startswith("minidiff/") and path.suffix == ".py") and not (
@@ -123,6 +132,8 @@ class Site:
             floors |= {docname(file): title for file in files}
         for file in self.linked:
             self.write(docname(file) + ".md", self.source.markdown(file, file))
+        for folder, files in self.folders.items():
+            self.write(f"{folder}/folder.md", self.folder_page(folder, files))
         self.write("sections.json", json.dumps({
             "of": floors, "pages": {title: [[file.removeprefix(common(files)), docname(file)] for file in files]
                                     for title, files in self.sections}}))
@@ -146,13 +157,15 @@ class Site:
         label, target = match[1], self.target(page, match[2])
         if target and (self.root / target).is_dir():
             target = next((path for path in (f"{target}/README.md", f"{target}/__init__.py")
-                           if path in self.pages or path in self.source.files), "docs/reading_order.md")
-        if target is None or target in self.pages or Path(target).suffix in PICTURES:
-            if target and Path(target).suffix in PICTURES:
-                name = posixpath.relpath("docs/pictures.html", posixpath.dirname(page) or ".")
-                return f'<a href="{name}#{picture_anchor(target)}">{label}</a>'
-            return f"[{label}]({posixpath.relpath(target, posixpath.dirname(page) or '.')}{anchor(match[2])})" \
-                if target and not match[2].startswith("#") else match[0]
+                           if path in self.pages or path in self.source.files), f"{target}/folder.md")
+        if target is None:
+            return match[0]
+        folder = posixpath.dirname(page) or "."
+        if target in self.pictures:
+            return f'<a href="{posixpath.relpath("docs/pictures.html", folder)}#{self.pictures[target]}">{label}</a>'
+        if target in self.pages:
+            part = "#" + match[2].split("#", 1)[1] if "#" in match[2] else ""
+            return f"[{label}]({posixpath.relpath(target, folder)}{part})"
         name = label.strip("`").split("[")[0]
         return f'<a href="{self.source.address(target, page, name)}">{label}</a>'
 
@@ -161,6 +174,12 @@ class Site:
         address = self.source.address(file, page, name)
         return f'<p class="quotation"><a href="{address}">{file}: <code>{html.escape(name)}</code></a>' \
                f'{", in part" if part.strip() else ""}</p>\n'
+
+    def folder_page(self, folder: str, files: list[str]) -> str:
+        page = f"{folder}/folder.md"
+        rows = [f'- <a href="{self.source.address(file, page)}">{posixpath.basename(file)}</a>: '
+                f'{self.source.sentence(file)}' for file in files]
+        return f"---\norphan: true\n---\n# {folder}/\n\n" + "\n".join(rows) + "\n"
 
     def packages(self, page: str) -> str:
         """What docs/reading_order.md leaves out: the packages' own files, most of them a sentence."""
@@ -196,7 +215,7 @@ class Site:
 
     def index(self) -> str:
         """The front page with the table of contents."""
-        text, used = (self.root / "docs/site/front.md").read_text(encoding="utf-8"), set()
+        text, used = (self.root / "docs/site/front.myst").read_text(encoding="utf-8"), set()
         named = {page for pages in CONTENTS.values() for page in pages}
         for caption, patterns in CONTENTS.items():
             rows = []
@@ -226,17 +245,9 @@ def common(files: list[str]) -> str:
     return (posixpath.commonpath([posixpath.dirname(file) for file in files]) + "/") if files else ""
 
 
-def anchor(link: str) -> str:
-    return "#" + link.split("#", 1)[1] if "#" in link else ""
-
-
 def slug(title: str) -> str:
     """The anchor of a heading, as on GitHub."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-
-
-def picture_anchor(path: str) -> str:
-    return Path(path).stem.replace("_", "-")
 
 
 def assemble(root: Path, out: Path, fresh: bool = False) -> None:

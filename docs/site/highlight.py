@@ -10,7 +10,7 @@ LEXERS = {".py": PythonLexer, ".cu": CudaLexer, ".cuh": CudaLexer}
 
 def coloured(text: str, suffix: str, links: dict[str, str]) -> list[str]:
     """The lines of a source file as HTML; `links` gives the address of a name or of a dotted module."""
-    tokens = list(LEXERS.get(suffix, TextLexer)(stripnl=False).get_tokens(text))
+    tokens = whole_names(LEXERS.get(suffix, TextLexer)(stripnl=False).get_tokens(text))
     lines, before = [""], ""
     for i, (kind, value) in enumerate(tokens):
         address = links.get(value) if kind in Name else None
@@ -24,6 +24,17 @@ def coloured(text: str, suffix: str, links: dict[str, str]) -> list[str]:
         if value.strip():
             before = value
     return lines
+
+
+def whole_names(tokens) -> list:
+    """The tokens, but a dotted module in one piece."""
+    out: list = []
+    for kind, value in tokens:
+        if kind in Name.Namespace and out and out[-1][0] in Name.Namespace:
+            out[-1] = (kind, out[-1][1] + value)
+        else:
+            out.append((kind, value))
+    return out
 
 
 def after(tokens: list, i: int) -> str:

@@ -12,7 +12,7 @@ from textwrap import dedent
 
 ALIGNED = re.compile(r"\S {3,}\S")
 ITEM = re.compile(r"(?:- |\d+[.)]  ?)")
-CITATION = re.compile(r"(\s*\S.*\S)\s{3,}(\S.*)")          # an equation, and what stands at the right margin
+CITATION = re.compile(r"(\s*\S.*\S)\s{2,}(\S.{,44})")      # an equation, and what stands at the right margin
 PAPER = re.compile(r"eq\.|section|appendix|algorithm|table|figure|\b(19|20)\d\d\b|\bDDPM\b|\bDDIM\b|\bVDM\b", re.I)
 CODE = re.compile(r"``(.+?)``|`([^`]+)`")
 FILE = re.compile(r"(?<![\w/.*-])(?:[\w-]+/)*[\w-]+\.(?:py|md|cuh?)\b(?!\w)")
@@ -104,7 +104,7 @@ def plain(text: str, links: Links) -> str:
 def equation(line: str) -> str:
     """One line that keeps its spaces, with the paper that it cites set apart."""
     match = CITATION.fullmatch(line)
-    if match and PAPER.search(match[2]):
+    if match and PAPER.search(match[2]) and not PAPER.search(match[1]):
         return f'<span class="eq">{html.escape(match[1], quote=False)}</span>' \
                f'<span class="cite">{html.escape(match[2], quote=False)}</span>'
     return f'<span class="eq">{html.escape(line, quote=False)}</span>'

@@ -33,6 +33,11 @@ class SourcePages:
             self.parsed[file] = annotated(self.text(file), Path(file).suffix)
         return self.parsed[file]
 
+    def sentence(self, file: str) -> str:
+        """What a file is about: the first paragraph of its introduction, as HTML."""
+        text = self.annotated(file).intro if file in self.files else self.text(file).split("\n# ", 1)[-1]
+        return inline(" ".join(text.split("\n\n")[0].split()))
+
     def address(self, target: str, here: str, name: str = "") -> str:
         """The relative address of a file's page, as seen from `here`; of a name in it, where it defines that."""
         anchor = f"#{name}" if name and target in self.files and name in self.annotated(target).names() else ""
@@ -116,6 +121,9 @@ def row_html(row: Row, lines: list[str], links) -> str:
     pilcrow = f'<a class="headerlink" href="#{row.names[-1]}" title="Link to this">¶</a>' if row.names else ""
     prose = to_html(row.prose, links) if row.prose else ""
     code = "\n".join(lines[number - 1] for number in row.lines)
+    if row.imports:
+        return f'<details class="imports"><summary>imports</summary><div class="highlight"><pre tabindex="0">{code}' \
+               '</pre></div></details>'
     kind = "row" + ("" if row.names and not row.deep else " inner") + ("" if row.prose else " bare")
     code = f'<div class="highlight"><pre tabindex="0">{code}</pre></div>' if row.lines else ""
     return (f'<div class="{kind}">{anchors}<div class="prose">{prose}</div>'

@@ -1,6 +1,7 @@
 """The built site, docs/_build/html, as the tests read it."""
 
 import functools
+import posixpath
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -70,16 +71,14 @@ def broken(pages: dict[str, Page], folder: Path) -> list[tuple[str, str]]:
     """(page, link) of each link or file within the site that leads nowhere, or to an anchor that is not there."""
     found = []
     anchors = {name: set(page.ids) for name, page in pages.items()}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name, page in pages.items():
         for link in {*page.links, *page.assets}:
             if urlsplit(link).scheme or outside(link):
                 continue
             path, anchor = urldefrag(link)
-            path = path.split("?")[0]
-            target = (folder / name).parent / unquote(path) if path else folder / name
-            key = target.resolve().relative_to(folder.resolve()).as_posix() \
-                if target.resolve().is_relative_to(folder.resolve()) else None
-            if key is None or not target.is_file() or (
-                    anchor and key in anchors and unquote(anchor) not in anchors[key]):
+            path = unquote(path.split("?")[0])
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) if path else name
+            if target not in files or (anchor and target in anchors and unquote(anchor) not in anchors[target]):
                 found.append((name, link))
     return sorted(found)
