@@ -42,6 +42,8 @@ setup(
         "browser": ["selenium>=4.20"],                      # tests of the page in Chromium: pytest -m browser
         "lint": ["ruff>=0.6"],
         "mutation": ["mutmut>=3.8"],
+        "site": ["sphinx>=9,<10", "myst-nb>=1.4", "furo>=2025.12", "sphinx-copybutton>=0.5.2",      # docs/build.py
+                 "sphinx-mathjax-offline>=0.0.2", "selenium>=4.20"],                    # the last two: formulas, tests
         "hub": ["huggingface_hub>=0.25"],                   # Stable Diffusion checkpoints by their names
         "mpi": mpi,                                         # training on several processes, started by mpiexec
         "kernels": ["nvidia-cuda-nvrtc==13.5.37"],          # compiles kernels/*.cu where there is no GPU: this one, as

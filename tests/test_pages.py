@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md",
-                *(ROOT / "notebooks").glob("*.md"), ROOT / "exercises/README.md", ROOT / "kernels/README.md",
-                ROOT / "minidiff/weights/README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
+                *(ROOT / "notebooks").glob("*.md"), ROOT / "benchmarks/README.md", ROOT / "exercises/README.md",
+                ROOT / "kernels/README.md", ROOT / "minidiff/weights/README.md"])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)                    # in which [i](x) is no link
 

@@ -28,7 +28,7 @@ ODD = re.compile(rf"""
 
 FOLDERS = ("minidiff", "kernels", "examples", "exercises", "docs", "notebooks", "tests", "benchmarks")
 FILES = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*")
-                               if path.suffix in (".py", ".md", ".cu", ".cuh"))]
+                               if path.suffix in (".py", ".md", ".cu", ".cuh") and "_build" not in path.parts)]
 TEXTS = {str(path.relative_to(ROOT).as_posix()): re.sub(r"\s*\n[\s/#]*", " ", path.read_text(encoding="utf-8"))
          for path in FILES if path.name not in ("references.md", "test_references.py", "test_law_table.py")}
 
