@@ -258,7 +258,8 @@ def test_a_visitor_who_waits_sees_the_place(page, client):
     wait_for(lambda: ("first", 0) in Paced.log)
     page("draw-button").click()
     # two where the page's own noise has not begun yet
-    wait_for(lambda: page.text("draw-status") in ("Waiting: 1 job before this one.", "Waiting: 2 jobs before this one."))
+    places = ("Waiting: 1 job before this one.", "Waiting: 2 jobs before this one.")
+    wait_for(lambda: page.text("draw-status") in places)
     Paced.gate.set()
     wait_for(lambda: page.text("draw-status") == "Done.")
 
