@@ -147,7 +147,8 @@ def probe(q_sample):
 EXERCISE = Exercise(
     title="Noise an image in one step", answer="q_sample", minutes=5, chapter="01_noise",
     hint="alpha_bar[t] has shape (B,), and x_0 (B, ...): reshape the first to (B, 1, ..., 1), so that it multiplies "
-         "whole images. Both coefficients are square roots, since alpha_bar is a power (a variance).",
+         "whole images. Both coefficients are square roots, since alpha_bar is a power (a variance). alpha_bar is "
+         "float64, so cast the result back: .astype(x_0.dtype).",
     solution=solution, place="minidiff/diffusion/gaussian.py q_sample",
     laws=(mean_of_single_steps, spread_of_single_steps, sum_of_both, keeps_the_dtype), probe=probe,
     wrong=(

@@ -173,8 +173,10 @@ def probe(posterior):
 EXERCISE = Exercise(
     title="One step back, if you knew x_0", answer="posterior", minutes=20, chapter="02_reverse",
     hint="1/variance is the factor of x_{t-1}^2 in the two exponents, but for 1/2: (1 - beta_t) / beta_t + 1 / (1 - "
-         "alpha_bar_{t-1}). Bring it to one fraction, which has no 0/0 at t = 0. Write `before = alpha_bar[t - 1] if "
-         "t > 0 else 1.0` first, since alpha_bar[-1] is the last entry in Python.",
+         "alpha_bar_{t-1}). Bring it to one fraction and turn it over: the variance then has no division by 0 at "
+         "t = 0. Multiply the mean out in the same way. Write `before = alpha_bar[t - 1] if t > 0 else 1.0` first, "
+         "since alpha_bar[-1] is the last entry in Python. alpha_bar is float64, so cast the mean back: "
+         ".astype(x_0.dtype).",
     solution=solution, place="minidiff/diffusion/gaussian.py q_posterior_mean_variance",
     if_nan=BEFORE_THE_FIRST,
     laws=(integrals, bayes, first_step, keeps_the_dtype), probe=probe,

@@ -15,7 +15,7 @@
 The last three also hold for conditional means: with E[x_0 | x_t] in place of x_0 they give E[eps | x_t], E[v | x_t]
 and the score of q(x_t). (The last is Tweedie's formula: the score determines the mean of x_0, and vice versa.)
 
-(x_t, v) is (x_0, eps) rotated by the angle arctan(sigma_t/alpha_t), so x_0 = alpha_t x_t - sigma_t v needs no
+(x_t, v) is (x_0, eps) rotated by the angle -arctan(sigma_t/alpha_t), so x_0 = alpha_t x_t - sigma_t v needs no
 division, and holds from the clean image (t = -1) to pure noise (SNR 0). eps and the score do not: where alpha_t is 0
 they do not determine x_0, and where sigma_t is 0 they are undefined. Both cases raise ValueError.
 
