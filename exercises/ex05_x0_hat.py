@@ -7,8 +7,10 @@ x_0:
     v   = alpha eps - sigma x_0
 
 Solve these equations for x_0, given x_t and eps, and given x_t and v.  The second solution needs no division, and it
-holds at alpha = 0, too, where x_t is pure noise and eps says nothing about x_0.  Compare with chapter 3, DDPM eq. 15,
-and Salimans & Ho 2022, section 4.
+holds at alpha = 0, too, where x_t is pure noise and eps says nothing about x_0.  (For "eps" no answer exists there, and
+none is judged: return what you like, or raise an error.)  Beware of the dtype: a NumPy scalar such as
+np.sqrt(alpha_bar[t]) is float64, and makes a float32 array float64.  Use math.sqrt, or .astype at the end.  Compare
+with chapter 3, DDPM eq. 15, and Salimans & Ho 2022, section 4.
 
     minidiff check ex05
 """

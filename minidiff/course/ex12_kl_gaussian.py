@@ -76,6 +76,10 @@ def _log_of_the_other_sign(mean1, var1, mean2, var2):
     return solution(mean1, var1, mean2, var2) + np.log(var1 / var2)
 
 
+def _log_without_half(mean1, var1, mean2, var2):
+    return 0.5 * (var1 / var2 - 1 + (mean1 - mean2) ** 2 / var2) - np.log(var1 / var2)
+
+
 def _no_square(mean1, var1, mean2, var2):
     return 0.5 * (var1 / var2 - 1 - np.log(var1 / var2) + (mean1 - mean2) / var2)
 
@@ -119,6 +123,7 @@ EXERCISE = Exercise(
         Wrong(_no_half, "the half is missing"),
         Wrong(_no_one, "the -1 is missing: a Gaussian is at the divergence 0 from itself"),
         Wrong(_log_of_the_other_sign, "the logarithm has the wrong sign: it is -log(v1/v2)"),
+        Wrong(_log_without_half, "the logarithm of v1/v2 has lost its half: it is -log(v1/v2) / 2"),
         Wrong(_no_square, "the difference of the means is not squared"),
         Wrong(_bits, "it is in bits: nats have natural logarithms"),
         Wrong(_log2, "its logarithm has the base 2: nats have natural logarithms"),
