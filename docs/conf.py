@@ -43,6 +43,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 add_module_names = False
+autodoc_mock_imports = ["starlette", "uvicorn"]             # minidiff play's, which the site does not need
 autodoc_use_type_comments = False
 toc_object_entries = False                                  # each page would copy all of them for its sidebar
 linkcode_resolve = api_pages.source_address

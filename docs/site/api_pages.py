@@ -1,7 +1,7 @@
 """The API pages: for each package of minidiff one page, with what its modules offer, from the docstrings."""
 
 import functools
-import importlib
+import importlib.util
 import posixpath
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def source_address(domain: str, info: dict) -> str | None:
     module, name = info["module"], info["fullname"]
     if domain != "py" or not module.startswith("minidiff"):
         return None
-    file = importlib.import_module(module).__file__
+    file = importlib.util.find_spec(module).origin          # it may need packages that are not here
     page = posixpath.join("..", docname("minidiff/" + file.replace("\\", "/").rpartition("/minidiff/")[2]) + ".html")
     while name and name not in anchors(file):
         name = name.rpartition(".")[0]                      # a field stands in the row of its class
