@@ -27,7 +27,7 @@ def _cases(law: int, first: int):
     rng = stream(7, law)
     for _ in range(8):
         alpha_bar = random_alpha_bar(rng)
-        for t in {first, int(rng.integers(first, len(alpha_bar)))}:
+        for t in sorted({first, int(rng.integers(first, len(alpha_bar))), len(alpha_bar) - 1}):
             yield alpha_bar, t, float(rng.standard_normal()), rng, f"at t = {t} with alpha_bar = {numbers(alpha_bar)}"
 
 
@@ -131,6 +131,10 @@ def _no_noise_before_the_end(alpha_bar, x_t, t, eps_hat, z):
     return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, noise=None if t > 1 else 0.0)
 
 
+def _counts_down(alpha_bar, x_t, t, eps_hat, z):
+    return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, noise=0.0 if t == len(alpha_bar) - 1 else None)
+
+
 def _no_noise(alpha_bar, x_t, t, eps_hat, z):
     return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, noise=0.0)
 
@@ -206,6 +210,8 @@ EXERCISE = Exercise(
         Wrong(_noise_at_the_end, "it adds noise in the last step, from t = 0, which stays in the picture"),
         Wrong(_no_noise_before_the_end, "it adds no noise in the step from t = 1 either: only the step from t = 0 "
                                         "has none"),
+        Wrong(_counts_down, "it adds no noise in the first step, from t = T-1: t counts down, and the last step is "
+                            "the one from t = 0"),
         Wrong(_no_noise, "it adds no noise in any step"),
         Wrong(_variance_for_deviation, "it multiplies z by the variance beta~_t in place of its square root"),
         Wrong(_larger_variance, "it adds noise of variance beta_t: that is DDPM's other choice, right for data that "
