@@ -14,8 +14,11 @@ from minidiff.engine.random import generator
 TOLERANCE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
 
 
-# why a step to the clean image has the root of a negative number: for `if_nan`
-BEFORE_THE_FIRST = "in the step to the clean image alpha_bar[-1] is Python's last entry, and alpha_bar_{-1} means 1"
+def negative_root(arguments: dict) -> str:
+    """Why a step from t to s, else to t-1, often has the root of a negative number: for `if_nan`."""
+    if arguments.get("s", arguments["t"] - 1) == -1:
+        return "in the step to the clean image alpha_bar[-1] is Python's last entry, and alpha_bar_{-1} means 1"
+    return "is a ratio of alpha_bars upside down? alpha_bar falls with t, so that the one of the later time is smaller"
 
 
 def stream(exercise: int, law: int = 0) -> np.random.Generator:

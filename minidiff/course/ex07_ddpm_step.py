@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from minidiff.course.compare import BEFORE_THE_FIRST, differs, numbers, random_alpha_bar, stream
+from minidiff.course.compare import differs, negative_root, numbers, random_alpha_bar, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.samplers import beta_tilde
@@ -204,7 +204,7 @@ EXERCISE = Exercise(
     hint="Write alpha_bar_t, alpha_bar_{t-1} (1 at t = 0), beta_t and beta~_t as Python floats first. At t = 0, "
          "beta~ is 0 by itself, if alpha_bar_{-1} is 1.",
     solution=solution, place="minidiff/diffusion/samplers.py ddpm",
-    if_nan=BEFORE_THE_FIRST, note="minidiff/systems/ddpm.py DDPM.reverse has it with eps_theta, as the paper does",
+    if_nan=negative_root, note="minidiff/systems/ddpm.py DDPM.reverse has it with eps_theta, as the paper does",
     laws=(mean_of_a_point, slope_of_a_point, variance_of_a_point, last_step, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_noise_at_the_end, "it adds noise in the last step, from t = 0, which stays in the picture"),

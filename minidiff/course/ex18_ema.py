@@ -23,8 +23,8 @@ def _shares(got, average, weights, where):
     """None if `got` is an array of its own; else one sentence."""
     for name, array in (("average", average), ("weights", weights)):
         if np.shares_memory(got, array):
-            return f"the result is not a new array, and shares its numbers with the argument {name}, {where}: a change " \
-                   "of one would change the other"
+            return f"the result is not a new array, and shares its numbers with the argument {name}, {where}: a " \
+                   "change of one would change the other"
     return None
 
 
@@ -92,6 +92,11 @@ def _no_warmup(average, weights, n, decay):
     return decay * average + (1 - decay) * weights
 
 
+def _brackets(average, weights, n, decay):
+    d = min(decay, (1 + n) / 10 + n)
+    return d * average + (1 - d) * weights
+
+
 def _larger(average, weights, n, decay):
     d = max(decay, (1 + n) / (10 + n))
     return d * average + (1 - d) * weights
@@ -146,7 +151,8 @@ EXERCISE = Exercise(
     wrong=(
         Wrong(_swapped, "d and 1 - d have changed places: d is the share of the old average"),
         Wrong(_no_warmup, "d is always `decay`, so that the random weights of the beginning stay in the average for "
-                          "long"),
+                          "long (is the minimum missing, or are the brackets of (1 + n) / (10 + n)?)"),
+        Wrong(_brackets, "brackets are missing: (1 + n) / 10 + n is not (1 + n) / (10 + n)"),
         Wrong(_larger, "it takes the larger of decay and (1 + n) / (10 + n): take the smaller, and d is small at "
                        "first"),
         Wrong(_no_limit, "decay is not used: d goes on to 1, and the average stops following the weights"),
