@@ -44,7 +44,10 @@ def check(args: argparse.Namespace) -> int:
         of = exercise(name)
         show(f"hint for {name[:4]}: {of.hint}", f"minidiff's own answer: {of.place}")
         return 0
-    return _check_one(name, _file(name, args.exercise, args.folder), args.seconds)
+    path = _file(name, args.exercise, args.folder)
+    if _is_path(args.exercise) or args.folder is not None:
+        show(f"judged: {ascii(str(path))}")
+    return _check_one(name, path, args.seconds)
 
 
 def _check_one(name: str, path: Path, seconds: int | None) -> int:
@@ -95,10 +98,24 @@ def _folder(given: Path | None) -> Path:
     return Path("exercises") if Path("exercises").is_dir() else Path(".")
 
 
+def _is_path(text: str) -> bool:
+    """Whether the learner means a file of that name, and no exercise by its number or name."""
+    return "/" in text or "\\" in text or "." in text
+
+
 def _file(name: str, text: str, folder: Path | None) -> Path:
     """The learner's file: the one that was named, else NAME.py of the folder."""
-    if text.endswith(".py") and folder is None and user_path(text).exists():
-        return user_path(text)
+    if _is_path(text):
+        named = user_path(text)
+        if named.suffix != ".py":
+            raise UserError(f"{ascii(text[:200])} is not the name of a Python file, which ends with .py")
+        if folder is None and named.is_file():
+            return named
+        if named.name == text and (path := _folder(folder) / text).is_file():
+            return path
+        raise UserError(f"there is no file {ascii(text[:200])}" + (
+            f" in {_in_words(_folder(folder))}" if named.name == text else
+            "" if folder is None else ": name it by its path, or by --folder and its name"))
     path = _folder(folder) / f"{name}.py"
     if not path.exists():
         raise UserError(f"{path.name} is not in {_in_words(path.parent)}: {WHAT_TO_DO}")

@@ -14,8 +14,11 @@ from minidiff.engine.random import generator
 TOLERANCE = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
 
 
-# why a step to the clean image has the root of a negative number: for `if_nan`
-BEFORE_THE_FIRST = "in the step to the clean image alpha_bar[-1] is Python's last entry, and alpha_bar_{-1} means 1"
+def negative_root(arguments: dict) -> str:
+    """Why a step from t to s, else to t-1, often has the root of a negative number: for `if_nan`."""
+    if arguments.get("s", arguments["t"] - 1) == -1:
+        return "in the step to the clean image alpha_bar[-1] is Python's last entry, and alpha_bar_{-1} means 1"
+    return "is a ratio of alpha_bars upside down? alpha_bar falls with t, so that the one of the later time is smaller"
 
 
 def stream(exercise: int, law: int = 0) -> np.random.Generator:
@@ -74,30 +77,34 @@ def differs(what: str, got, expected, where: str, *, dtype=None, like: str = "",
 
     expected: an array or a number; `got` must have its shape.  dtype: the one that `got` must have, too; None for any
     number.  like: the argument that has this dtype.  tolerance: relative to the largest number in `expected`; None for
-    that of the dtype.  given: name -> what the number was computed from, arrays of the shape of `expected` or numbers;
-    the sentence has their values at the same place, so that the learner can do that number again.
+    that of `dtype`, or of float64.  given: name -> what the number was computed from, arrays of the shape of `expected`
+    or numbers; the sentence has their values at the same place, so that the learner can do that number again.
     """
     expected = np.asarray(expected)
     if (said := misshapen(what, got, expected.shape, where, dtype=dtype, like=like)):
         return said
     got = np.asarray(got)
     if tolerance is None:
-        tolerance = TOLERANCE.get(np.dtype(dtype) if dtype else got.dtype, TOLERANCE[np.dtype(np.float64)])
+        tolerance = TOLERANCE.get(np.dtype(dtype or np.float64), TOLERANCE[np.dtype(np.float64)])
     largest = np.abs(expected[np.isfinite(expected)]).max(initial=0) if expected.size else 0
     with np.errstate(invalid="ignore"):
         wrong = ~((got == expected) | (np.abs(got - expected) <= tolerance * max(largest, 1e-30)))
     if not wrong.any():
         return None
     worst = np.where(wrong, np.nan_to_num(np.abs(got - expected), nan=np.inf), -1)
+    rounded = tolerance < ROUNDED and worst.max() <= ROUNDED * largest
     index = tuple(int(i) for i in np.unravel_index(np.argmax(worst), worst.shape))
     inputs = [f"{name} = {np.broadcast_to(value, expected.shape)[index] + 0.0:.7g}"      # + 0.0: -0 is 0
               for name, value in (given or {}).items()]
     return f"{what}{list(index) if index else ''} is {_number(got[index], expected[index])} and should be " \
            f"{_number(expected[index], got[index])}{NAN if np.isnan(got[index]) else ''}" \
+           + (SINGLE if rounded else "") \
            + (f", from {', '.join(inputs)}" if inputs else "") + f", {where}"
 
 
 NAN = " (nan comes from the square root or the logarithm of a negative number, or from 0/0)"
+ROUNDED = 1e-6                                              # relative, and more than a few float32 roundings
+SINGLE = " (it agrees to about 7 digits: is something float32?)"
 
 
 def misshapen(what: str, got, shape: tuple[int, ...], where: str, *, dtype=None, like: str = "") -> str | None:

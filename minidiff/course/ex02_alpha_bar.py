@@ -24,7 +24,8 @@ def signal_and_noise(alpha_bar):
         for beta in betas:
             variance = (1 - beta) * variance + beta
             expected.append(1 - variance)
-        if (said := differs("alpha_bar", alpha_bar(betas), np.array(expected), f"for betas = {numbers(betas)}")):
+        if (said := differs("alpha_bar", alpha_bar(betas), np.array(expected), f"for betas = {numbers(betas)}",
+                            dtype=np.float64, tolerance=1e-12)):
             return said
 
 
@@ -34,7 +35,8 @@ def equal_steps(alpha_bar):
     for T in (1, 7, 1000):
         beta = float(rng.uniform(0.001, 0.01))
         expected = (1 - beta) ** np.arange(1.0, T + 1)
-        if (said := differs("alpha_bar", alpha_bar(np.full(T, beta)), expected, f"for {T} betas of {beta:.4g}")):
+        if (said := differs("alpha_bar", alpha_bar(np.full(T, beta)), expected, f"for {T} betas of {beta:.4g}",
+                            dtype=np.float64, tolerance=1e-11)):
             return said
 
 
@@ -44,7 +46,7 @@ def end_of_ddpm(alpha_bar):
     left = math.exp(math.fsum(math.log1p(-beta) for beta in betas))
     got = alpha_bar(betas)
     return differs("alpha_bar[-1]", got[-1] if isinstance(got, np.ndarray) and got.shape == (1000,) else got, left,
-                   "for betas = linspace(1e-4, 0.02, 1000)", tolerance=1e-6)
+                   "for betas = linspace(1e-4, 0.02, 1000)", dtype=np.float64, tolerance=1e-9)
 
 
 # ---- known wrong answers -----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidiff.course.compare import BEFORE_THE_FIRST, differs, not_tuple, numbers, random_alpha_bar, stream
+from minidiff.course.compare import differs, negative_root, not_tuple, numbers, random_alpha_bar, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.schedules import Schedule
@@ -178,7 +178,7 @@ EXERCISE = Exercise(
          "since alpha_bar[-1] is the last entry in Python. alpha_bar is float64, so cast the mean back: "
          ".astype(x_0.dtype).",
     solution=solution, place="minidiff/diffusion/gaussian.py q_posterior_mean_variance",
-    if_nan=BEFORE_THE_FIRST,
+    if_nan=negative_root,
     laws=(integrals, bayes, first_step, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_variance_of_the_forward_step, "the variance is beta_t, that of the forward step: x_0 is known here, "

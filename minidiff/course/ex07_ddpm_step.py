@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from minidiff.course.compare import BEFORE_THE_FIRST, differs, numbers, random_alpha_bar, stream
+from minidiff.course.compare import differs, negative_root, numbers, random_alpha_bar, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.diffusion import gaussian
 from minidiff.diffusion.samplers import beta_tilde
@@ -27,7 +27,7 @@ def _cases(law: int, first: int):
     rng = stream(7, law)
     for _ in range(8):
         alpha_bar = random_alpha_bar(rng)
-        for t in {first, int(rng.integers(first, len(alpha_bar)))}:
+        for t in sorted({first, int(rng.integers(first, len(alpha_bar))), len(alpha_bar) - 1}):
             yield alpha_bar, t, float(rng.standard_normal()), rng, f"at t = {t} with alpha_bar = {numbers(alpha_bar)}"
 
 
@@ -131,6 +131,10 @@ def _no_noise_before_the_end(alpha_bar, x_t, t, eps_hat, z):
     return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, noise=None if t > 1 else 0.0)
 
 
+def _counts_down(alpha_bar, x_t, t, eps_hat, z):
+    return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, noise=0.0 if t == len(alpha_bar) - 1 else None)
+
+
 def _no_noise(alpha_bar, x_t, t, eps_hat, z):
     return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, noise=0.0)
 
@@ -200,12 +204,14 @@ EXERCISE = Exercise(
     hint="Write alpha_bar_t, alpha_bar_{t-1} (1 at t = 0), beta_t and beta~_t as Python floats first. At t = 0, "
          "beta~ is 0 by itself, if alpha_bar_{-1} is 1.",
     solution=solution, place="minidiff/diffusion/samplers.py ddpm",
-    if_nan=BEFORE_THE_FIRST, note="minidiff/systems/ddpm.py DDPM.reverse has it with eps_theta, as the paper does",
+    if_nan=negative_root, note="minidiff/systems/ddpm.py DDPM.reverse has it with eps_theta, as the paper does",
     laws=(mean_of_a_point, slope_of_a_point, variance_of_a_point, last_step, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_noise_at_the_end, "it adds noise in the last step, from t = 0, which stays in the picture"),
         Wrong(_no_noise_before_the_end, "it adds no noise in the step from t = 1 either: only the step from t = 0 "
                                         "has none"),
+        Wrong(_counts_down, "it adds no noise in the first step, from t = T-1: t counts down, and the last step is "
+                            "the one from t = 0"),
         Wrong(_no_noise, "it adds no noise in any step"),
         Wrong(_variance_for_deviation, "it multiplies z by the variance beta~_t in place of its square root"),
         Wrong(_larger_variance, "it adds noise of variance beta_t: that is DDPM's other choice, right for data that "

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from minidiff.course.compare import BEFORE_THE_FIRST, differs, numbers, random_alpha_bar, stream
+from minidiff.course.compare import differs, negative_root, numbers, random_alpha_bar, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.diffusion import samplers
 from minidiff.diffusion.gaussian import x0_from_eps
@@ -189,6 +189,15 @@ def _last_entry(alpha_bar, x_t, t, s, eps_hat, eta, z):
     return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, before=float(alpha_bar[s]))
 
 
+def _clean_at_zero(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z, before=float(alpha_bar[s]) if s else 1.0)
+
+
+def _clean_at_zero_literal(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _last_entry_literal(alpha_bar, x_t, t, s, eps_hat, eta, z) if s else \
+        _clean_at_zero(alpha_bar, x_t, t, s, eps_hat, eta, z)
+
+
 def _eta_not_used(alpha_bar, x_t, t, s, eps_hat, eta, z):
     return _ddim_step(alpha_bar, x_t, t, s, eps_hat, 0.0, z)
 
@@ -215,7 +224,7 @@ def probe(ddim_step):
     alpha_bar = random_alpha_bar(rng, 8)
     return [ddim_step(alpha_bar, rng.standard_normal((2, 2)), t, s, rng.standard_normal((2, 2)), eta,
                       rng.standard_normal((2, 2)))
-            for t, s, eta in ((7, 3, 0.0), (6, 2, 0.5), (3, 1, 1.0), (4, -1, 0.0), (5, -1, 1.0))]
+            for t, s, eta in ((7, 3, 0.0), (6, 2, 0.5), (3, 1, 1.0), (4, -1, 0.0), (5, -1, 1.0), (4, 0, 0.5))]
 
 
 EXERCISE = Exercise(
@@ -223,7 +232,7 @@ EXERCISE = Exercise(
     hint="Read alpha_bar_s into a variable first: 1 if s is -1. Rounding can make 1 - alpha_bar_s - sigma^2 a little "
          "less than 0 when it should be 0: take the larger of it and 0 before the root.",
     solution=solution, place="minidiff/diffusion/samplers.py ddim",
-    if_nan=BEFORE_THE_FIRST,
+    if_nan=negative_root,
     laws=(one_step_to_a_point, keeps_the_marginals, ancestral, gaussian_data, ends_clean, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_direction_reversed, "the noise is put back with the wrong sign: x_s has + sqrt(1 - alpha_bar_s - "
@@ -238,6 +247,9 @@ EXERCISE = Exercise(
                                    "last entry there, and alpha_bar_{-1} means 1"),
         Wrong(_last_entry, "at s = -1 it reads alpha_bar[-1], the last entry in Python: alpha_bar_{-1} is 1, the "
                            "clean image"),
+        Wrong(_clean_at_zero, "your case for the clean image is taken at s = 0, and not at s = -1"),
+        Wrong(_clean_at_zero_literal, "your case for the clean image is taken at s = 0, and not at s = -1, where "
+                                      "alpha_bar[-1] is Python's last entry"),
         Wrong(_eta_not_used, "eta is not used: no fresh noise is added"),
         Wrong(_noise_of_one_step, "sigma has beta_t of the full chain: over the leap from t to s it is 1 - "
                                   "alpha_bar_t / alpha_bar_s"),

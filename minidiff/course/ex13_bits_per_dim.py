@@ -226,8 +226,8 @@ EXERCISE = Exercise(
         Wrong(_nats, "it is in nats: bits have logarithms to the base 2"),
         Wrong(_sum, "it sums over the pixels: bits/dim is the mean"),
         Wrong(_likelihood, "the sign is wrong: a probability P costs -log2 P bits"),
-        Wrong(_plain_difference, "it subtracts two values of Phi that are equal to rounding, far from x0_hat, and "
-                                 "takes the logarithm of 0: work with log Phi there"),
+        Wrong(_plain_difference, "it takes the logarithm of a difference of two values of Phi, which loses digits some "
+                                 "sigma above x0_hat, and is the logarithm of 0 further out: work with log Phi"),
         Wrong(_upper_tail, "far above x0_hat both Phi round to 1, and the logarithm of their difference is lost: use "
                            "Phi(b) - Phi(a) = Phi(-a) - Phi(-b) there, in the lower tail"),
         Wrong(_logarithms_where_p_is_0, "it works with log Phi only where the difference of the two Phi rounds to 0: "

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minidiff.course.compare import differs, stream
+from minidiff.course.compare import differs, misshapen, stream
 from minidiff.course.exercise import Exercise, Wrong
 from minidiff.engine.tensor import Tensor
 from minidiff.nn import optim
@@ -19,6 +19,15 @@ def solution(average, weights, n, decay):
 
 # ---- laws --------------------------------------------------------------------------------------------------
 
+def _shares(got, average, weights, where):
+    """None if `got` is an array of its own; else one sentence."""
+    for name, array in (("average", average), ("weights", weights)):
+        if np.shares_memory(got, array):
+            return f"the result is not a new array, and shares its numbers with the argument {name}, {where}: a " \
+                   "change of one would change the other"
+    return None
+
+
 def closed_sum(ema_step):
     """after N steps it is the sum of all weights w_n, each times (1 - d_n) and all later d, and of the start times all
     d"""
@@ -29,7 +38,11 @@ def closed_sum(ema_step):
         d = [min(decay, (1 + n) / (10 + n)) for n in range(N)]
         expected = math.prod(d) * start + sum((1 - d[n]) * math.prod(d[n + 1:]) * weights[n] for n in range(N))
         for n in range(N):
-            average = ema_step(average, weights[n], n, decay)
+            before, where = average, f"after {n + 1} steps with decay = {decay}"
+            average = ema_step(before, weights[n], n, decay)
+            if (said := misshapen("the average", average, start.shape, where)
+                    or _shares(average, before, weights[n], where)):
+                return said
         if (said := differs("the average", average, expected, f"after {N} steps with decay = {decay}")):
             return said
 
@@ -41,7 +54,8 @@ def first_steps(ema_step):
         if (said := differs("the average", ema_step(zero, one, n, decay), expected * one,
                             f"from 0 with weights 1, n = {n}, decay = {decay}")):
             return said
-    second = ema_step(ema_step(zero, one, 0, 0.999), one, 1, 0.999)
+    first = np.asarray(ema_step(zero, one, 0, 0.999))
+    second = ema_step(first, one, 1, 0.999)
     return differs("the average", second, (1 - 0.1 * 2 / 11) * one, "after two steps from 0 with weights 1")
 
 
@@ -49,7 +63,9 @@ def constant_weights(ema_step):
     """weights that do not change are their own average"""
     w = stream(18, 3).standard_normal(5)
     for n in (0, 3, 1000):
-        if (said := differs("the average", ema_step(w, w.copy(), n, 0.99), w, f"of constant weights at n = {n}")):
+        same, where = w.copy(), f"of constant weights at n = {n}"
+        got = ema_step(w, same, n, 0.99)
+        if (said := differs("the average", got, w, where) or _shares(got, w, same, where)):
             return said
 
 
@@ -74,6 +90,11 @@ def _swapped(average, weights, n, decay):
 
 def _no_warmup(average, weights, n, decay):
     return decay * average + (1 - decay) * weights
+
+
+def _brackets(average, weights, n, decay):
+    d = min(decay, (1 + n) / 10 + n)
+    return d * average + (1 - d) * weights
 
 
 def _larger(average, weights, n, decay):
@@ -130,7 +151,8 @@ EXERCISE = Exercise(
     wrong=(
         Wrong(_swapped, "d and 1 - d have changed places: d is the share of the old average"),
         Wrong(_no_warmup, "d is always `decay`, so that the random weights of the beginning stay in the average for "
-                          "long"),
+                          "long (is the minimum missing, or are the brackets of (1 + n) / (10 + n)?)"),
+        Wrong(_brackets, "brackets are missing: (1 + n) / 10 + n is not (1 + n) / (10 + n)"),
         Wrong(_larger, "it takes the larger of decay and (1 + n) / (10 + n): take the smaller, and d is small at "
                        "first"),
         Wrong(_no_limit, "decay is not used: d goes on to 1, and the average stops following the weights"),

@@ -39,7 +39,7 @@ class Exercise:
     probe: answer -> its results (arrays, numbers, texts, in lists and tuples) for fixed arguments.  An answer whose
     results are those of a wrong answer has its bug.
     seconds: the time that an answer may take for all laws together.
-    if_nan: why an answer often has the square root of a negative number, in a sentence; or "".
+    if_nan: the arguments of a call by name -> why it often has the square root of a negative number, in a sentence.
     note: what else the learner reads beside `place`, after a right answer.
     same: whether two results of the probe are those of one answer.
     ideal: the exact answer, where the solution takes long and comes near it only; else None.
@@ -56,7 +56,7 @@ class Exercise:
     wrong: tuple[Wrong, ...]
     probe: Callable[[Any], Any]
     seconds: float = 10
-    if_nan: str = ""
+    if_nan: Callable[[dict], str] | None = None
     note: str = ""
     same: Callable[[Any, Any], bool] = alike
     ideal: Callable | None = None

@@ -45,7 +45,8 @@ class Fault(Exception):
         self.kind = kind
 
 
-Explain = Callable[[BaseException, str], Fault]  # an exception that an answer raised, and the words for its call
+# an exception that an answer raised, the words for its call, and the call's arguments by name
+Explain = Callable[[BaseException, str, dict], Fault]
 
 
 def judge(exercise: Exercise, answer: Callable, explain: Explain | None = None) -> Verdict:
@@ -65,18 +66,21 @@ def judge(exercise: Exercise, answer: Callable, explain: Explain | None = None) 
             if explain is None:
                 raise
             return Verdict(BROKEN, said) if (said := _nothing(exercise, answer)) \
-                else Verdict(FAULT, f"{exercise.answer} returned {described(answer.returned)}: {explain(error, '')}")
+                else Verdict(FAULT, f"{exercise.answer} returned {described(answer.returned)}: "
+                                    f"{explain(error, '', {})}")
     laws = "the one law holds" if len(exercise.laws) == 1 else f"all {len(exercise.laws)} laws hold"
     return Verdict(RIGHT, f"right: {laws}")
 
 
 def _nothing(exercise: Exercise, answer: Callable) -> str:
     """The sentence for an answer whose last result was None; "" for another."""
-    return "" if answer.returned is not None else f"{exercise.answer} returned None: is a `return` missing?"
+    return "" if answer.returned is not None else \
+        f"{_call(exercise.answer, answer.arguments)} returned None: is a `return` missing, or inside an `if`?"
 
 
 def _broken(exercise: Exercise, answer: Callable, said: str) -> Verdict:
     """The verdict of an answer that breaks a law: the name of its bug, if it is known."""
+    hint = exercise.if_nan(_named(exercise, answer.arguments)) if exercise.if_nan and NAN in said else ""
     try:
         results = exercise.probe(answer)
         if not exercise.same(results, exercise.probe(answer)):
@@ -87,7 +91,12 @@ def _broken(exercise: Exercise, answer: Callable, said: str) -> Verdict:
     for wrong, wrong_results in zip(exercise.wrong, _of_the_wrong(exercise), strict=True):
         if exercise.same(results, wrong_results):
             return Verdict(BUG, f"{wrong.bug} ({said})")
-    return Verdict(BROKEN, f"{said}; {exercise.if_nan}" if exercise.if_nan and NAN in said else said)
+    return Verdict(BROKEN, f"{said}; {hint}" if hint else said)
+
+
+def _named(exercise: Exercise, arguments: tuple) -> dict:
+    """The arguments of a call by name."""
+    return dict(zip(inspect.signature(exercise.solution).parameters, arguments[0], strict=False)) | arguments[1]
 
 
 @functools.cache
@@ -102,7 +111,7 @@ def guarded(answer: Callable, name: str, explain: Explain | None, parameters: tu
     """The answer, whose exceptions become Faults, and which must leave its arguments as they are.  Functions that it
     returns, alone or in a tuple, are guarded, too.  parameters: the names of its arguments.
 
-    The last result is its attribute `returned`."""
+    The last result is its attribute `returned`, from a copy of the `arguments`, (args, named)."""
     @functools.wraps(answer, updated=())
     def call(*args, **named):
         if explain is not None and parameters and not _takes(answer, args, named):
@@ -116,8 +125,11 @@ def guarded(answer: Callable, name: str, explain: Explain | None, parameters: tu
         except BaseException as error:                      # SystemExit, too
             if explain is None:
                 raise
-            raise explain(error, _call(name, before)) from error
-        call.returned = result
+            raise explain(error, _call(name, before), dict(zip(parameters, before[0], strict=False)) | before[1]) \
+                from error
+        call.returned, call.arguments = result, before
+        if inspect.isgenerator(result):
+            raise Fault(f"{_call(name, before)} returned a generator: use `return` in place of `yield`")
         where = _changed((args, named), before, parameters)
         if where:
             raise Fault(f"{_call(name, before)} changed {where}: compute with a copy, since the caller goes on to use "
@@ -126,7 +138,7 @@ def guarded(answer: Callable, name: str, explain: Explain | None, parameters: tu
             return tuple(guarded(item, f"what {name} returned", explain) if _is_function(item) else item
                          for item in result)
         return guarded(result, f"what {name} returned", explain) if _is_function(result) else result
-    call.returned = ...                                     # nothing yet
+    call.returned, call.arguments = ..., ((), {})           # nothing yet
     return call
 
 

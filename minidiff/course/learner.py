@@ -30,7 +30,7 @@ def verdict_on(path: Path, of: Exercise) -> Verdict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return judge(of, _answer(path, of), lambda error, call: _explained(error, path, of, call))
+            return judge(of, _answer(path, of), lambda *what: _explained(path, of, *what))
         except Fault as fault:
             return Verdict(fault.kind, str(fault))
 
@@ -50,7 +50,7 @@ def _answer(path: Path, of: Exercise):
     module.__file__ = str(path)
     sys.modules[path.stem] = module                         # dataclasses and pickle look it up
     run = guarded(lambda: exec(code, module.__dict__), path.name,
-                  lambda error, call: _explained(error, path, of, ""))
+                  lambda error, *_: _explained(path, of, error, "", {}))
     run()
     answer = module.__dict__.get(of.answer)
     if answer is None:
@@ -60,7 +60,7 @@ def _answer(path: Path, of: Exercise):
     return answer
 
 
-def _explained(error: BaseException, path: Path, of: Exercise, call: str) -> Fault:
+def _explained(path: Path, of: Exercise, error: BaseException, call: str, arguments: dict) -> Fault:
     """An exception in one sentence, with its line of the learner's file."""
     frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
     if isinstance(error, NotImplementedError) and frames:
@@ -76,7 +76,8 @@ def _explained(error: BaseException, path: Path, of: Exercise, call: str) -> Fau
         return Fault(f"{where}{text} asks for more memory than there is{during}: {brief(error)}")
     root = ""
     if type(error) is ValueError and str(error).startswith(("math domain", "expected a nonneg", "expected a positive")):
-        root = ": it is the square root or the logarithm of a negative number" + (of.if_nan and f"; {of.if_nan}")
+        root = ": it is the square root or the logarithm of a negative number" + (
+            f"; {of.if_nan(arguments)}" if of.if_nan and arguments else "")
     return Fault(f"{where}{text} raises {brief(error)}{during}{root}")
 
 

@@ -44,7 +44,7 @@ CASES = {
     "a recursion without end": (START + "return q_sample(alpha_bar, x_0, t, eps)", FAULT, "raises RecursionError"),
     "sys.exit": (START + "sys.exit()", FAULT, "line 3 (`sys.exit()`) ends the program, in q_sample("),
     "sys.exit when it is loaded": ("import sys\nsys.exit(0)\n", FAULT, "line 2 (`sys.exit(0)`) ends the program"),
-    "nothing returned": (START + "pass", BROKEN, "q_sample returned None: is a `return` missing?"),
+    "nothing returned": (START + "pass", BROKEN, ") returned None: is a `return` missing, or inside an `if`?"),
     "a list": (START + "return [1.5, 2]", BROKEN,
                "x_t should be an array of shape (3, 4, 4, 3) and is [1.5, 2]: wrap it in np.array(...), for x_0"),
     "a function": (START + "return q_sample", BROKEN, "and is a function"),
@@ -99,10 +99,16 @@ def test_what_is_no_exercise(text):
         name_of(text)
 
 
-# a file of another exercise; what its verdict says
 DDPM = "import math\nimport numpy as np\ndef ddpm_step(alpha_bar, x_t, t, eps_hat, z):\n" \
        "    a, b = alpha_bar[t], alpha_bar[t - 1]\n    beta = 1 - a / b\n" \
        "    mean = (x_t - beta / np.sqrt(1 - a) * eps_hat) / np.sqrt(1 - beta)\n"
+BETAS = "import numpy as np\ndef alpha_bar(betas):\n    return "
+SOFTMAX = "import numpy as np\ndef softmax(x):\n    e = np.exp(x - x.max(-1, keepdims=True))\n" \
+          "    y = e / e.sum(-1, keepdims=True)\n"
+PULLBACK = "    return y, lambda dy: y * (dy - (y * dy).sum(-1, keepdims=True))"
+EMA = "def ema_step(average, weights, n, decay):\n    d = min(decay, (1 + n) / (10 + n))\n" \
+      "    return d * average + (1 - d) * weights\n"
+# a file of another exercise; what its verdict says
 OTHERS = {
     "the last entry, by NumPy": ("ex07_ddpm_step", DDPM + "    return mean + np.sqrt((1 - b) / (1 - a) * beta) * z",
                                  BUG, "nan at t = 0, the square root of a negative number: alpha_bar[t - 1] is "),
@@ -114,10 +120,46 @@ OTHERS = {
                                         "; in the step to the clean image alpha_bar[-1] is Python's last entry"),
     "one result in place of two": ("ex04_posterior", "def posterior(alpha_bar, x_0, x_t, t):\n    return x_0", BROKEN,
                                    "the result should be 2 values, (mean, variance), and is float64 (2, 3), at t = "),
-    "nothing, where a law computes with it": ("ex13_bits_per_dim", "def bits_per_dim(x_0, x0_hat, sigma):\n    pass",
-                                              BROKEN, "bits_per_dim returned None: is a `return` missing?"),
+    "nothing, where a law computes with it": (
+        "ex13_bits_per_dim", "def bits_per_dim(x_0, x0_hat, sigma):\n    pass", BROKEN,
+        "bits_per_dim(float64 (1,), float64 (1,), 0.02) returned None: is a `return` missing, or inside an `if`?"),
     "a text, where a law computes with it": ("ex16_clip_loss", "def clip_loss(image, text, log_scale):\n    return 'a'",
                                              FAULT, "clip_loss returned 'a': a law cannot compute with it: TypeError"),
+    "yield": ("ex02_alpha_bar", BETAS.replace("return", "yield") + "betas", FAULT,
+              ") returned a generator: use `return` in place of `yield`"),
+    "an upside-down ratio": (
+        "ex07_ddpm_step", DDPM.replace("1 - a / b", "1 - b / a") + "    return mean + np.sqrt((1 - b) / (1 - a) * "
+        "beta) * z", BROKEN, "; is a ratio of alpha_bars upside down?"),
+    "an upside-down ratio, by math": (
+        "ex07_ddpm_step", DDPM.replace("1 - a / b", "1 - b / a") + "    return mean + math.sqrt((1 - b) / (1 - a) * "
+        "beta) * z", FAULT, "; is a ratio of alpha_bars upside down?"),
+    "float32 work": ("ex02_alpha_bar", BETAS + "np.cumprod(1 - betas).astype(np.float32)", BROKEN,
+                     "alpha_bar has dtype float32 and should have float64"),
+    "float32 inside": ("ex02_alpha_bar", BETAS + "np.cumprod(1 - betas.astype(np.float32)).astype(float)", BROKEN,
+                       "7 digits: is something float32?"),
+    "a float32 y in the pullback": (
+        "ex19_softmax", SOFTMAX + "    z = y.astype(np.float32)\n" + PULLBACK.replace("y", "z").replace("dz", "dy")
+        .replace("return z", "return y"), BROKEN, "7 digits: is something float32?"),
+    "a pullback that changes y": (
+        "ex19_softmax", SOFTMAX + "    def pullback(dy):\n        dx = y * (dy - (y * dy).sum(-1, keepdims=True))\n"
+        "        y[...] = 0\n        return dx\n    return y, pullback", BROKEN,
+        "the pullback changed the y that was returned"),
+    "a pullback that works once": (
+        "ex19_softmax", SOFTMAX + "    kept = y.copy()\n    def pullback(dy):\n        dx = kept * (dy - (kept * dy)"
+        ".sum(-1, keepdims=True))\n        kept[...] = 0\n        return dx\n    return y, pullback", BROKEN,
+        "another result when it is called twice"),
+    "one y for all calls": (
+        "ex19_softmax", SOFTMAX + "    global Y\n    Y = y\n    return y, lambda dy: Y * (dy - (Y * dy).sum(-1, "
+        "keepdims=True))", BROKEN, "another result after another call with other numbers"),
+    "the weights themselves": (
+        "ex18_ema", EMA.replace("    return", "    if d == 0:\n        return weights\n    return"), BROKEN,
+        "is not a new array, and shares its numbers with the argument weights"),
+    "the average itself": (
+        "ex18_ema", EMA.replace("    return", "    if (average == weights).all():\n        return average\n    return"),
+        BROKEN, "shares its numbers with the argument average"),
+    "a return only sometimes": (
+        "ex18_ema", EMA.replace("    return", "    if n < 2:\n        return"), BROKEN,
+        "ema_step(float64 (2, 3), float64 (2, 3), 2, 0) returned None: is a `return` missing, or inside an `if`?"),
     "a further parameter": ("ex11_guidance", "def guided(a, b, scale, w):\n    return a + scale * (b - a)", FAULT,
                             "guided is called with (eps_uncond, eps_cond, scale): keep these parameters"),
     "a further parameter with a default": ("ex11_guidance", "def guided(a, b, scale, w=1):\n    return a + scale * "

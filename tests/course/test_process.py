@@ -124,6 +124,23 @@ def test_a_mistake_is_one_sentence(words, tmp_path, monkeypatch, capsys):
     assert printed.err.startswith("minidiff: ") and printed.err.count("\n") == 1 and not printed.out
 
 
+def test_a_path_means_that_file_and_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exercises").mkdir()
+    (tmp_path / "exercises" / f"{NAME}.py").write_text(ANSWER, encoding="utf-8")
+    (tmp_path / "01_noise.md").write_text("# 1", encoding="utf-8")
+    for text, said in {"nowhere/ex01_mine.py": "there is no file 'nowhere/ex01_mine.py'\n",
+                       "ex01_mine.py": "there is no file 'ex01_mine.py' in ",
+                       "./01_noise.md": "'./01_noise.md' is not the name of a Python file",
+                       "01_noise.md": "'01_noise.md"}.items():
+        assert call("check", text) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err and not printed.out
+    for text in (f"exercises/{NAME}.py", f"{NAME}.py"):
+        assert call("check", text) == 0
+        assert capsys.readouterr().out.startswith(f"judged: 'exercises/{NAME}.py'\nex01: right")
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_answer(tmp_path):
     """The command is interrupted while the answer loops: both end at once."""
