@@ -31,6 +31,7 @@ MAKERS = {
     "minidiff/engine/cuda/random.py": "Philox with the seed and place of a sample as its key, see below",
     "minidiff/files.py": "the names of temporary files",
     "minidiff/data/dataset.py": "data/ imports nothing of the engine; a seed of 160 bits",
+    "minidiff/play/drawing.py": "the names of drawings, which nobody may guess",
     "examples/00_diffusion_in_2d.py": "default_rng(seed), and nothing else is drawn: the first lesson",
     "examples/03_clip.py": "default_rng(0), and nothing else is drawn: its table was measured with it",
     "examples/04_classifier_guidance.py": "default_rng(0); its pictures have the seeds 1 and 2: the same",

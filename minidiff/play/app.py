@@ -30,6 +30,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from minidiff.errors import UserError
+from minidiff.input_files import read_file
 from minidiff.play import attention, drawing, judging, noise
 from minidiff.play.guard import Guard
 from minidiff.play.jobs import FairQueue, Job, TooMany, failure, work_off
@@ -38,6 +39,7 @@ from minidiff.play.offer import MOST_SEED, Offer, fields, within
 STATIC = Path(__file__).parent / "static"
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
          ".js": "text/javascript; charset=utf-8"}
+LARGEST_STATIC = 1 << 20                                    # bytes of a file of the page
 SEND_SECONDS = 30.0                                         # a reader that takes nothing for so long is gone
 STOP_SECONDS = 5.0                                          # for the step that is being computed when the server stops
 
@@ -64,7 +66,7 @@ class Page:
     def __init__(self, offer: Offer):
         self.offer, self.queue, self.results = offer, FairQueue(), drawing.Results()
         # read once: a path in a request is only ever a key of this dict
-        self.files = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in KINDS}
+        self.files = {path.name: read_file(path, LARGEST_STATIC) for path in STATIC.iterdir() if path.suffix in KINDS}
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app):

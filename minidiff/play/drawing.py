@@ -26,9 +26,11 @@ from minidiff.cli.sampling_options import SHORT, captions_of
 from minidiff.engine.backend import to_numpy
 from minidiff.engine.random import sample_streams
 from minidiff.errors import UserError
+from minidiff.input_files import read_file
 from minidiff.play.offer import Offer, Run
 
 MOST_SHOWN = 60                                             # states of a run that the page gets as pictures
+LARGEST_GIF = 256 << 20                                     # bytes
 MOST_KEPT = 256 << 20                                       # bytes of finished runs
 
 
@@ -177,7 +179,7 @@ def as_gif(drawn: Drawn) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "way.gif"
         pictures.gif(np.stack(states), path, title=captions_of([drawn.run.prompt])[0])
-        return path.read_bytes()
+        return read_file(path, LARGEST_GIF)
 
 
 def command(run: Run) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from minidiff.data.dataset import DATASETS, Dataset, load_dataset
 from minidiff.data.download import offline
 from minidiff.diffusion.schedules import Schedule
+from minidiff.engine.random import generator
 from minidiff.errors import UserError
 from minidiff.play.drawing import png
 from minidiff.verify import watch
@@ -56,7 +57,7 @@ def image_of(name: str, index: int) -> tuple[np.ndarray, str]:
     """An image (H, W, C) of a registered data set, and its caption; an index beyond the end starts again."""
     data = _data(name)
     i = index % len(data)
-    return data.images([i])[0], data.caption(i, np.random.default_rng(i))
+    return data.images([i])[0], data.caption(i, generator(i, "the caption of an image on the page"))
 
 
 @lru_cache(maxsize=4)

@@ -230,12 +230,16 @@ def test_upsampled_conv2d_refuses_what_conv2d_refuses():
 @pytest.mark.parametrize("shape, C, D", [((1, 50, 41), 16, 17), ((2, 50, 41), 363, 362), ((1, 8, 9), 370, 360),
                                            ((1, 20, 30), 4, 320)])
 def test_wide_layers_and_large_images(shape, C, D):
-    """In float32, whichever form is chosen: large images by blocks, few pixels of wide layers by patches."""
+    """In float32, whichever form is chosen: large images by blocks, few pixels of wide layers by patches.
+
+    The error of a sum of 9 * 363 products is about 60 roundings of 6e-8, and Winograd's transforms make it ten times
+    as large; it differs with the order in which BLAS adds (2.0e-5 of the largest value seen).
+    """
     x, w = normal(*shape, C, dtype=np.float32), normal(3, 3, C, D, seed=1, dtype=np.float32)
     chosen = conv._fastest(x.shape, w.shape, 1, 1)
     assert chosen is (conv_blocks if shape[1] == 50 else conv_winograd if C == 4 else None)
     y = conv.conv2d(Tensor(x), Tensor(w), padding=1).data
-    close(y, conv.plain_correlate(x.astype(float), w.astype(float), 1, 1).astype(np.float32), 2e-5)
+    close(y, conv.plain_correlate(x.astype(float), w.astype(float), 1, 1).astype(np.float32), 5e-5)
 
 
 @settings(few, max_examples=40)

@@ -14,7 +14,7 @@ from minidiff.systems import SYSTEMS
 CHECKPOINT = Path(__file__).parents[1] / "pretrained" / "checkpoints" / "eps"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")                             # other tests list the systems that are registered
 def offer(tmp_path_factory):
     SYSTEMS.register("paced", Paced)
     folder = tmp_path_factory.mktemp("models")
