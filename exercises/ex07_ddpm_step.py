@@ -7,6 +7,9 @@ estimate suggests, and adds fresh noise z:
     beta_t  = 1 - alpha_bar_t / alpha_bar_{t-1},     alpha_bar_{-1} = 1
     beta~_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t                                       DDPM eq. 7
 
+Chapter docs/course/03_denoiser.md derives the mean ("DDPM's mean, in eps"), and docs/course/02_reverse.md derives beta~
+("Completing the square").
+
 The last step, from t = 0, adds no noise.  (DDPM's sigma_t^2 may be beta_t or beta~_t: here it is beta~_t.)
 
     minidiff check ex07

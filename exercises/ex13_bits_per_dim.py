@@ -9,7 +9,7 @@ below it to half a level above it.  The outer bins are open, so that the 256 pro
 
 Phi is the distribution function of N(0, 1).  A probability P costs -log2 P bits, and bits/dim is the mean over all
 pixels.  Far from x0_hat, P rounds to 0 although its logarithm is an ordinary number: work with logarithms there.
-`scipy.special` has the logarithm of Phi.
+`from scipy import special` gives you a module that has the logarithm of Phi.
 
     minidiff check ex13
 """

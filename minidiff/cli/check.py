@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from minidiff.cli.arguments import add_command, print_table, whole
@@ -17,7 +18,7 @@ def add(commands) -> None:
                     help="Judge your answer to an exercise of the course: which law does it break, and where?",
                     epilog="The exit status is 0 only if the answer is right. It runs your file. "
                            "Example: minidiff check ex01")
-    p.add_argument("exercise", nargs="?", metavar="EXERCISE",
+    p.add_argument("exercise", nargs="*", metavar="EXERCISE",
                    help="a number, such as 7 or ex07, or your file, such as exercises/ex07_ddpm_step.py")
     p.add_argument("--all", action="store_true", help="judge every exercise whose file is in the folder")
     p.add_argument("--list", action="store_true", help="list the exercises, their minutes and chapters")
@@ -30,6 +31,9 @@ def add(commands) -> None:
 def check(args: argparse.Namespace) -> int:
     """0 if the answer is right (--all: every one that was found), else 1."""
     from minidiff.course.exercise import NAMES, exercise, name_of
+    if len(args.exercise) > 1:
+        raise UserError(f"check takes one exercise at a time, such as minidiff check {ascii(args.exercise[0])[1:-1]}, "
+                        "or --all")
     if sum(map(bool, (args.exercise, args.all, args.list))) != 1:
         raise UserError("check takes one exercise, such as ex01, or --all, or --list")
     if args.hint and not args.exercise:
@@ -39,19 +43,21 @@ def check(args: argparse.Namespace) -> int:
         return 0
     if args.all:
         return _check_all(_folder(args.folder), args.seconds)
-    name = name_of(args.exercise)
+    text = args.exercise[0]
+    name = name_of(text)
     if args.hint:
         of = exercise(name)
         show(f"hint for {name[:4]}: {of.hint}", f"minidiff's own answer: {of.place}")
         return 0
-    path = _file(name, args.exercise, args.folder)
-    if _is_path(args.exercise) or args.folder is not None:
+    path = _file(name, text, args.folder)
+    if _is_path(text) or args.folder is not None or path.stem != name:
         show(f"judged: {ascii(str(path))}")
     return _check_one(name, path, args.seconds)
 
 
 def _check_one(name: str, path: Path, seconds: int | None) -> int:
     from minidiff.course.exercise import exercise
+    from minidiff.course.judge import FAULT
     from minidiff.course.process import check as check_file
     verdict, printed = check_file(name, path, seconds)
     if printed:
@@ -60,7 +66,7 @@ def _check_one(name: str, path: Path, seconds: int | None) -> int:
     if verdict.right:
         of = exercise(name)
         show(f"minidiff's own answer: {of.place}" + (of.note and f"; {of.note}"))
-    else:
+    elif verdict.kind != FAULT:                             # a hint is no help where Python cannot run it
         show(f"for a hint: minidiff check {name[:4]} --hint")
     return 0 if verdict.right else 1
 
@@ -68,14 +74,14 @@ def _check_one(name: str, path: Path, seconds: int | None) -> int:
 def _check_all(folder: Path, seconds: int | None) -> int:
     from minidiff.course.exercise import NAMES
     from minidiff.course.process import check as check_file
-    files = [(name, folder / f"{name}.py") for name in NAMES if (folder / f"{name}.py").exists()]
+    files = _files(folder)
     if not files:
         raise UserError(f"no exercise, such as {NAMES[0]}.py, is in {_in_words(folder)}: {WHAT_TO_DO}")
     right = 0
     for name, path in files:
         verdict, _ = check_file(name, path, seconds)
         right += verdict.right
-        show(f"{name[:4]}: {verdict.sentence}")
+        show(f"{name[:4]}{'' if path.stem == name else f' ({ascii(path.name)[1:-1]})'}: {verdict.sentence}")
     show(f"{right} of {len(files)} exercise{'s' * (len(files) > 1)} right")
     return 0 if right == len(files) else 1
 
@@ -98,6 +104,16 @@ def _folder(given: Path | None) -> Path:
     return Path("exercises") if Path("exercises").is_dir() else Path(".")
 
 
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """The exercises whose files are in the folder, in order: those that begin with ex and a number, as ex07_mine.py."""
+    from minidiff.course.exercise import name_of
+    found = []
+    for path in folder.glob("ex*.py"):
+        with suppress(UserError):                           # example.py
+            found.append((name_of(path.name), path))
+    return sorted(found)
+
+
 def _is_path(text: str) -> bool:
     """Whether the learner means a file of that name, and no exercise by its number or name."""
     return "/" in text or "\\" in text or "." in text
@@ -118,5 +134,11 @@ def _file(name: str, text: str, folder: Path | None) -> Path:
             "" if folder is None else ": name it by its path, or by --folder and its name"))
     path = _folder(folder) / f"{name}.py"
     if not path.exists():
+        others = [other for of, other in _files(path.parent) if of == name]
+        if len(others) == 1:
+            return others[0]
+        if others:
+            names = ", ".join(ascii(str(other)) for other in others)
+            raise UserError(f"{name[:4]} may be any of {names}: name the file")
         raise UserError(f"{path.name} is not in {_in_words(path.parent)}: {WHAT_TO_DO}")
     return path

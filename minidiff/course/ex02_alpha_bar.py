@@ -91,6 +91,10 @@ def _only_the_end(betas):
     return np.prod(1 - betas)
 
 
+def _first_alone(betas):
+    return 1 - betas[:1]
+
+
 def probe(alpha_bar):
     return [alpha_bar(random_betas(stream(2), T)) for T in (3, 8)]
 
@@ -114,5 +118,6 @@ EXERCISE = Exercise(
         Wrong(_shifted, "it is one step late: entry t must have the step t, too, so that alpha_bar[0] = 1 - betas[0]"),
         Wrong(_with_the_clean_image, "it has one entry too many: the 1 of the clean image stands at t = -1, and is "
                                      "not in the table"),
+        Wrong(_first_alone, "it returns the first entry alone: is the `return` inside the loop?"),
         Wrong(_only_the_end, "it returns the last entry alone: alpha_bar has one for every time"),
     ))

@@ -192,6 +192,14 @@ def _only_eps_divided(alpha_bar, x_t, t, eps_hat, z):
     return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, keep=1.0, share=beta / math.sqrt((1 - now) * (1 - beta)))
 
 
+def _shrunk(alpha_bar, x_t, t, eps_hat, z):
+    return _ddpm_step(alpha_bar, x_t, t, eps_hat, z, keep=1 / math.sqrt(1 - _parts(alpha_bar, t)[2]))
+
+
+def _z_for_eps(alpha_bar, x_t, t, eps_hat, z):
+    return _ddpm_step(alpha_bar, x_t, t, z, eps_hat)
+
+
 def probe(ddpm_step):
     rng = stream(7)
     alpha_bar = random_alpha_bar(rng, 6)
@@ -221,6 +229,8 @@ EXERCISE = Exercise(
                            "beta_t / (1 - alpha_bar_t) belongs to step t"),
         Wrong(_eps_added, "it adds eps_hat where it should be subtracted"),
         Wrong(_not_stretched, "the division by sqrt(1 - beta_t) is missing"),
+        Wrong(_shrunk, "it multiplies by sqrt(1 - beta_t), and should divide by it"),
+        Wrong(_z_for_eps, "z and eps_hat have changed places"),
         Wrong(_stretched_by_alpha_bar, "it divides by sqrt(alpha_bar_t) in place of sqrt(1 - beta_t), which the "
                                        "paper writes as sqrt(alpha_t)"),
         Wrong(_noise_divided_too, "brackets: the noise sqrt(beta~_t) z is divided by sqrt(1 - beta_t), too, and only "

@@ -219,6 +219,31 @@ def _last_entry_literal(alpha_bar, x_t, t, s, eps_hat, eta, z):
     return np.sqrt(b) * (x_t - np.sqrt(1 - a) * eps_hat) / np.sqrt(a) + np.sqrt(1 - b - sigma**2) * eps_hat + sigma * z
 
 
+def _of_x0_hat(alpha_bar, x_t, t, s, eps_hat, eta, z, x0_hat):
+    """The answer with another x0_hat(a, sigma_t), and the right rest."""
+    a, b = float(alpha_bar[t]), float(alpha_bar[s]) if s >= 0 else 1.0
+    right = (x_t - math.sqrt(1 - a) * eps_hat) / math.sqrt(a)
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z) + math.sqrt(b) * (x0_hat(a, math.sqrt(1 - a)) - right)
+
+
+def _brackets_of_x0_hat(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _of_x0_hat(alpha_bar, x_t, t, s, eps_hat, eta, z, lambda a, c: x_t - c * eps_hat / math.sqrt(a))
+
+
+def _no_root_below_x0_hat(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _of_x0_hat(alpha_bar, x_t, t, s, eps_hat, eta, z, lambda a, c: (x_t - c * eps_hat) / a)
+
+
+def _z_for_eps(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    return _ddim_step(alpha_bar, x_t, t, s, z, eta, eps_hat)
+
+
+def _variance_for_deviation(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    a, b = float(alpha_bar[t]), float(alpha_bar[s]) if s >= 0 else 1.0
+    sigma = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
+    return _ddim_step(alpha_bar, x_t, t, s, eps_hat, eta, z) + (sigma**2 - sigma) * z
+
+
 def probe(ddim_step):
     rng = stream(8)
     alpha_bar = random_alpha_bar(rng, 8)
@@ -250,6 +275,11 @@ EXERCISE = Exercise(
         Wrong(_clean_at_zero, "your case for the clean image is taken at s = 0, and not at s = -1"),
         Wrong(_clean_at_zero_literal, "your case for the clean image is taken at s = 0, and not at s = -1, where "
                                       "alpha_bar[-1] is Python's last entry"),
+        Wrong(_brackets_of_x0_hat, "brackets: in x0_hat only eps_hat is divided by sqrt(alpha_bar_t), and x_t should "
+                                   "be, too"),
+        Wrong(_no_root_below_x0_hat, "x0_hat is divided by alpha_bar_t in place of its square root"),
+        Wrong(_z_for_eps, "z and eps_hat have changed places"),
+        Wrong(_variance_for_deviation, "z is multiplied by sigma^2 in place of sigma"),
         Wrong(_eta_not_used, "eta is not used: no fresh noise is added"),
         Wrong(_noise_of_one_step, "sigma has beta_t of the full chain: over the leap from t to s it is 1 - "
                                   "alpha_bar_t / alpha_bar_s"),

@@ -194,6 +194,10 @@ def _density_that_rounds_to_0(x_0, x0_hat, sigma):
     return float(-np.log2(density / 127.5).mean())
 
 
+def _bits_of_base_10(x_0, x0_hat, sigma):
+    return float(_bits(x_0, x0_hat, sigma).mean() * math.log10(2))
+
+
 def probe(bits_per_dim):
     x_0 = LEVELS[[0, 2, 128, 250, 255]]
     near = x_0 + np.array([0.1, 0.02, -0.01, 0.0, -0.03])
@@ -224,6 +228,7 @@ EXERCISE = Exercise(
         Wrong(_twice_as_wide, "the bins are twice as wide as they should be: levels are 2/255 apart, so a bin goes "
                               "1/255 to each side"),
         Wrong(_nats, "it is in nats: bits have logarithms to the base 2"),
+        Wrong(_bits_of_base_10, "its logarithms have the base 10: bits have logarithms to the base 2"),
         Wrong(_sum, "it sums over the pixels: bits/dim is the mean"),
         Wrong(_likelihood, "the sign is wrong: a probability P costs -log2 P bits"),
         Wrong(_plain_difference, "it takes the logarithm of a difference of two values of Phi, which loses digits some "

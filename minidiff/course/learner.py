@@ -38,7 +38,10 @@ def verdict_on(path: Path, of: Exercise) -> Verdict:
 def _answer(path: Path, of: Exercise):
     """What the file defines under the exercise's name."""
     try:
-        code = compile(read_file(path, MOST_BYTES), str(path), "exec")
+        text = read_file(path, MOST_BYTES)
+        if not text.strip():
+            raise Fault(f"{path.name} is empty: was it saved?")
+        code = compile(text, str(path), "exec")
     except UserError as error:
         raise Fault(str(error)) from error
     except SyntaxError as error:

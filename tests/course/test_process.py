@@ -107,6 +107,31 @@ def test_the_command_judges_all(tmp_path, capsys):
     assert f"{NAMES[1][:4]}: not written yet: " in out
 
 
+def test_files_of_other_names_are_found(tmp_path, capsys):
+    (tmp_path / "example.py").write_text("", encoding="utf-8")
+    for path in (tmp_path / "ex01.py", tmp_path / "ex1_again.py"):
+        path.write_text(ANSWER, encoding="utf-8")
+        assert call("check", "--all", "--folder", tmp_path) == 0
+    assert "ex01 (ex01.py): right" in (out := capsys.readouterr().out) and "2 of 2 exercises right" in out
+    assert call("check", "1", "--folder", tmp_path) == 2
+    assert "ex01 may be any of " in capsys.readouterr().err
+    (tmp_path / "ex1_again.py").unlink()
+    assert call("check", "1", "--folder", tmp_path) == 0
+    assert "ex01.py'\nex01: right" in capsys.readouterr().out
+
+
+def test_a_hint_is_offered_where_it_may_help(tmp_path, capsys):
+    for text, offered in (("def q_sample(:", False), (START + "return x_0", True), (START + "return 1 / 0", False)):
+        (tmp_path / f"{NAME}.py").write_text(text, encoding="utf-8")
+        assert call("check", "1", "--folder", tmp_path) == 1
+        assert ("for a hint: minidiff check ex01 --hint" in capsys.readouterr().out) == offered
+
+
+def test_two_exercises_at_once(capsys):
+    assert call("check", "ex07", "ex08") == 2
+    assert "check takes one exercise at a time, such as minidiff check ex07, or --all" in capsys.readouterr().err
+
+
 def test_the_command_lists_them_and_gives_hints(capsys):
     assert call("check", "--list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
