@@ -234,6 +234,13 @@ def _no_root_below_x0_hat(alpha_bar, x_t, t, s, eps_hat, eta, z):
     return _of_x0_hat(alpha_bar, x_t, t, s, eps_hat, eta, z, lambda a, c: (x_t - c * eps_hat) / a)
 
 
+def _times_swapped(alpha_bar, x_t, t, s, eps_hat, eta, z):
+    a, b = float(alpha_bar[s]) if s >= 0 else 1.0, float(alpha_bar[t])
+    sigma = eta * np.sqrt(np.divide(1 - b, 1 - a)) * np.sqrt(np.float64(1 - a / b))
+    x0_hat = (x_t - math.sqrt(1 - a) * eps_hat) / math.sqrt(a)
+    return math.sqrt(b) * x0_hat + np.sqrt(1 - b - sigma**2) * eps_hat + sigma * z
+
+
 def _z_for_eps(alpha_bar, x_t, t, s, eps_hat, eta, z):
     return _ddim_step(alpha_bar, x_t, t, s, z, eta, eps_hat)
 
@@ -278,6 +285,7 @@ EXERCISE = Exercise(
         Wrong(_brackets_of_x0_hat, "brackets: in x0_hat only eps_hat is divided by sqrt(alpha_bar_t), and x_t should "
                                    "be, too"),
         Wrong(_no_root_below_x0_hat, "x0_hat is divided by alpha_bar_t in place of its square root"),
+        Wrong(_times_swapped, "t and s have changed places: x0_hat is computed from x_t with alpha_bar_t"),
         Wrong(_z_for_eps, "z and eps_hat have changed places"),
         Wrong(_variance_for_deviation, "z is multiplied by sigma^2 in place of sigma"),
         Wrong(_eta_not_used, "eta is not used: no fresh noise is added"),

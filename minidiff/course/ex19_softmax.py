@@ -147,6 +147,21 @@ def _sign(x):
     return y, lambda dy: y * (dy + (y * dy).sum(-1, keepdims=True))
 
 
+def _negated(x):
+    y = _shifted(x)
+    return y, lambda dy: y * ((y * dy).sum(-1, keepdims=True) - dy)
+
+
+def _without_the_factor_y(x):
+    y = _shifted(x)
+    return y, lambda dy: dy - (y * dy).sum(-1, keepdims=True)
+
+
+def _divided_by_the_sum_of_all(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return _with(e / e.sum())
+
+
 def _of_log_softmax(x):
     y = _shifted(x)
     return y, lambda dy: dy - y * dy.sum(-1, keepdims=True)
@@ -182,5 +197,9 @@ EXERCISE = Exercise(
         Wrong(_sum_of_all_rows, "the pullback sums y dy over all rows: each row is a softmax of its own"),
         Wrong(_second_term_without_y, "the second term of the pullback lacks its factor y: it is y_j sum(y dy)"),
         Wrong(_sign, "the sum has the wrong sign: more weight for one number is less for the others"),
+        Wrong(_negated, "the pullback has the wrong sign: it is y (dy - sum(y dy))"),
+        Wrong(_without_the_factor_y, "the pullback lacks the factor y in front: it is y (dy - sum(y dy))"),
+        Wrong(_divided_by_the_sum_of_all, "it divides by the sum of the whole array: each row has a sum of its own, "
+                                          "sum(-1, keepdims=True)"),
         Wrong(_of_log_softmax, "this is the pullback of log(softmax)"),
     ))
