@@ -18,8 +18,11 @@ from tempfile import TemporaryDirectory
 from minidiff.course.exercise import exercise
 from minidiff.course.judge import FAULT, Verdict
 from minidiff.course.learner import late_at
+from minidiff.errors import UserError
+from minidiff.input_files import read_file
 
 START = 60                                                  # seconds in which Python and NumPy must have started
+LARGEST = 1 << 20                                           # bytes of a verdict
 MOST_PRINTED = 10_000                                       # bytes of what it printed that are kept
 
 
@@ -85,8 +88,8 @@ class _Printed:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_file(path, LARGEST).decode("utf-8", "replace")
+    except UserError:
         return ""
 
 
