@@ -54,10 +54,11 @@ class Site:
         self.pictures = {f"docs/{name}": slug(part.split("\n")[0])         # -> its anchor on the page of pictures
                          for part in re.split(r"(?m)^## ", self.read("docs/pictures.md"))[1:]
                          for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", part)}
-        self.linked: list[str] = []                         # other files that a page links
+        self.linked: list[str] = []                         # other files that a page links or quotes
         self.folders: dict[str, list[str]] = {}             # folders without a page of their own that a page links
         for page in self.pages:
-            for _, target in self.links(page):
+            for target in [*(target for _, target in self.links(page)),
+                           *(match[1] for match in QUOTATION.finditer(self.read(page)))]:
                 self.note(target)
         self.source = SourcePages(root, modules + kernels + self.linked, self.pages)
 
