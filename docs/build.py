@@ -34,7 +34,8 @@ def prepare_kernels_settings(folder: Path) -> None:
     profile = folder / "profile_default"
     profile.mkdir(parents=True, exist_ok=True)
     (profile / "ipython_kernel_config.py").write_text(
-        'c.InlineBackend.figure_formats = {"retina"}\nc.HistoryManager.enabled = False\n', encoding="utf-8")
+        'c.InlineBackend.figure_formats = {"retina"}\nc.HistoryManager.enabled = False\nc.IPKernelApp.log_level = 40\n',
+        encoding="utf-8")
     os.environ["IPYTHONDIR"] = str(folder)
 
 

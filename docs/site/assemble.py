@@ -29,7 +29,7 @@ BESIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "
 CONTENTS = {
     "Begin": ["README.md", "docs/architecture.md", "docs/notation.md", "docs/glossary.md", "docs/references.md"],
     "The course": ["docs/course/README.md", "docs/course/*.md", "exercises/README.md"],
-    "Notebooks": ["notebooks/README.md", "notebooks/*.md"],
+    "Try it": ["docs/play.md", "notebooks/README.md", "notebooks/*.md"],
     "The systems": ["docs/systems.md", "docs/pictures.md", "docs/guidance.md", "docs/glide.md", "docs/imagen.md",
                     "docs/latent.md", "docs/stable_diffusion.md", "docs/own_pictures.md"],
     "The source": ["docs/reading_order.md", "api/index.rst", "kernels/README.md", "docs/cuda_on_cpu.md", "docs/gpu.md"],
@@ -54,10 +54,11 @@ class Site:
         self.pictures = {f"docs/{name}": slug(part.split("\n")[0])         # -> its anchor on the page of pictures
                          for part in re.split(r"(?m)^## ", self.read("docs/pictures.md"))[1:]
                          for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", part)}
-        self.linked: list[str] = []                         # other files that a page links
+        self.linked: list[str] = []                         # other files that a page links or quotes
         self.folders: dict[str, list[str]] = {}             # folders without a page of their own that a page links
         for page in self.pages:
-            for _, target in self.links(page):
+            for target in [*(target for _, target in self.links(page)),
+                           *(match[1] for match in QUOTATION.finditer(self.read(page)))]:
                 self.note(target)
         self.source = SourcePages(root, modules + kernels + self.linked, self.pages)
 
@@ -69,7 +70,7 @@ class Site:
 
     def links(self, page: str) -> list[tuple[str, str]]:
         """(the link as it is written, the file that it means) of a page's relative links, outside of code."""
-        found = [match[2] for match in LINK.finditer(FENCE.sub("", self.read(page)))]
+        found = [match[2] for text in outside_code(self.read(page)) for match in LINK.finditer(text)]
         return [(link, self.target(page, link)) for link in found if self.target(page, link)]
 
     def target(self, page: str, link: str) -> str | None:
@@ -163,6 +164,8 @@ class Site:
         folder = posixpath.dirname(page) or "."
         if target in self.pictures:
             return f'<a href="{posixpath.relpath("docs/pictures.html", folder)}#{self.pictures[target]}">{label}</a>'
+        if Path(target).suffix in PICTURES:
+            return match[0]
         if target in self.pages:
             part = "#" + match[2].split("#", 1)[1] if "#" in match[2] else ""
             return f"[{label}]({posixpath.relpath(target, folder)}{part})"
@@ -234,6 +237,12 @@ class Site:
         notebooks = next((page for page in ["notebooks/README.md", *self.glob("notebooks/*.md")] if page in self.pages),
                          first)
         return text.replace("FIRST_CHAPTER", docname(first)).replace("FIRST_NOTEBOOK", docname(notebooks))
+
+
+def outside_code(text: str) -> list[str]:
+    """The parts of a page between its blocks of code."""
+    ends = [0, *(end for fence in FENCE.finditer(text) for end in fence.span()), len(text)]
+    return [text[a:b] for a, b in zip(ends[::2], ends[1::2], strict=True)]
 
 
 def short(file: str) -> str:
