@@ -3,11 +3,11 @@
 This solver is of second order at one call of the denoiser, because it remembers the estimate of the step before.  Its
 clock is lambda = log(alpha / sigma).  If x0_hat were always D, the exact step of the ODE would be
 
-    x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D,      h = lambda_s - lambda_t      DPM-Solver++ eq. 8
+    x_s = sigma_s / sigma_t x_t - alpha_s (e^{-h} - 1) D,      h = lambda_s - lambda_t      from DPM-Solver++ eq. 8
 
 x0_hat changes, so D is the value, in the middle of the step, of the line over lambda through the last two estimates:
 
-    D = (1 + 1/(2r)) x0_hat - 1/(2r) x0_before,      r = (lambda_t - lambda_u) / h,         Lu et al. 2022, algorithm 2
+    D = (1 + 1/(2r)) x0_hat - 1/(2r) x0_before,      r = (lambda_t - lambda_u) / h,         DPM-Solver++ algorithm 2
 
 where u > t is the time of the estimate x0_before.  The step to s = -1, where sigma is 0 and lambda infinite, takes
 D = x0_hat, and ends there.

@@ -54,6 +54,10 @@ def test_a_paper_on_the_page_is_cited_in_its_file(row):
     assert not number or NUMBER.fullmatch(f"arXiv {number}")
 
 
+def test_a_name_means_one_paper():
+    assert len(NAMES) == len(set(NAMES)) > 50
+
+
 def test_places_are_written_in_one_form():
     odd = {name: [match[0] for match in ODD.finditer(text)] for name, text in TEXTS.items() if ODD.search(text)}
     assert not odd

@@ -11,7 +11,7 @@ place of eps_hat at t.  The last two change dpm_solver_pp_2m.
     lms                     extrapolates eps_hat by a polynomial in rho     in the program k-diffusion
     plms                    extrapolates eps_hat in equal strides of t      PNDM                 arXiv 2202.09778
     unipc                   corrects x_s after it has been denoised         UniPC                arXiv 2302.04867
-    dpm_solver_pp_2m_sde    draws fresh noise in each step                  Lu et al. 2022       arXiv 2211.01095
+    dpm_solver_pp_2m_sde    draws fresh noise in each step                  DPM-Solver++         arXiv 2211.01095
 
 Euler's method in rho is ddim, and with noise ("Euler ancestral") it is ddpm with the variance beta_tilde.  edm_heun is
 the method of `heun` in another variable, of the same order and the same calls.  So it has no name of its own in
@@ -144,7 +144,7 @@ def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[
 
 def dpm_solver_pp_2m_sde(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *,
                          streams: SampleStreams) -> Iterator[State]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022): dpm_solver_pp_2m for the reverse SDE, which draws fresh noise.
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095): dpm_solver_pp_2m for the reverse SDE, which draws fresh noise.
 
     The SDE's exact step, where x0_hat is always D, is a draw from q(x_s | x_t, x_0 = D). So the first step is ddpm's
     with beta_tilde, and the others are ddpm's with x0_hat extrapolated to the middle of the stride.

@@ -8,9 +8,9 @@ A step goes from x_t to x_s, where s is the time after t in the list:
     eps_hat = (x_t - alpha_t x0_hat) / sigma_t     the estimate of the noise
 
     ddpm                draws x_s from q(x_s | x_t, x0_hat)             Ho et al. 2020       arXiv 2006.11239
-    ddim                x_s = alpha_s x0_hat + sigma_s eps_hat          Song et al. 2021     arXiv 2010.02502
+    ddim                x_s = alpha_s x0_hat + sigma_s eps_hat          DDIM                 arXiv 2010.02502
     heun                averages the slopes at t and at s               Karras et al. 2022   arXiv 2206.00364
-    dpm_solver_pp_2m    extrapolates x0_hat along log(alpha / sigma)    Lu et al. 2022       arXiv 2211.01095
+    dpm_solver_pp_2m    extrapolates x0_hat along log(alpha / sigma)    DPM-Solver++         arXiv 2211.01095
 
 Each is a generator that yields a `State` after each step:
 
@@ -143,7 +143,7 @@ def heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[S
 
 
 def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one denoiser call a step.
+    """DPM-Solver++(2M) (DPM-Solver++ algorithm 2): second order at one denoiser call a step.
 
     The first step has no earlier x0_hat to extrapolate from, and the last ends at lambda = infinity: both are of first
     order, equal to DDIM. The whole is still of second order if all strides of lambda shrink as 1/N, as with log_snr

@@ -15,7 +15,7 @@ Tables are float64, in host memory, and read-only.
     LDM            Rombach et al. 2022, arXiv 2112.10752           scaled_linear (its program's, Stable Diffusion's)
     Improved DDPM  Nichol & Dhariwal 2021, arXiv 2102.09672        cosine, respaced
     VDM            Kingma et al. 2021, arXiv 2107.00630            from_log_snr, log_snr_linear
-    Score SDE      Song et al. 2021, arXiv 2011.13456              vp_sde
+    Score SDE      arXiv 2011.13456                               vp_sde
     Flow matching  Lipman et al. 2023, arXiv 2210.02747            flow_matching
     Zero SNR       Lin et al. 2024, arXiv 2305.08891               zero_terminal_snr
 """
@@ -99,7 +99,7 @@ class Schedule:
             return np.log(abar) - np.log1p(-abar)
 
     def half_log_snr(self, t: int | np.ndarray) -> np.ndarray:
-        """lambda = log(alpha / sigma), the clock of DPM-Solver (Lu et al. 2022, arXiv 2206.00927)."""
+        """lambda = log(alpha / sigma), the clock of DPM-Solver (arXiv 2206.00927)."""
         return 0.5 * self.log_snr(t)
 
 
