@@ -11,7 +11,7 @@ NOT_PROSE = re.compile(r"""(?msx) \A---.*?^---$ | ^```.*?^```$ | <!--.*?--> | \$
                            | \$[^$]*\$ | \[\d+\.[ ][^\]]*\]\([^)]*\) | \]\([^)]*\)
                            | \bScore[ ]SDE\b""")
 PLAIN = {"condition", "law", "mask", "patch", "rank", "stage", "system"}                # plain English as well
-OTHER_SENSE = {("03_denoiser", "weights"), ("06_text", "score"), ("09_likelihood", "tile")}
+OTHER_SENSE = {("06_text", "score"), ("09_likelihood", "tile")}
 
 
 def unlinked(stem: str, text: str) -> list[str]:

@@ -15,7 +15,7 @@ Tables are float64, in host memory, and read-only.
     LDM            Rombach et al. 2022, arXiv 2112.10752           scaled_linear (its program's, Stable Diffusion's)
     Improved DDPM  Nichol & Dhariwal 2021, arXiv 2102.09672        cosine, respaced
     VDM            Kingma et al. 2021, arXiv 2107.00630            from_log_snr, log_snr_linear
-    Score SDE      arXiv 2011.13456                               vp_sde
+    Score SDE      arXiv 2011.13456                                vp_sde
     Flow matching  Lipman et al. 2023, arXiv 2210.02747            flow_matching
     Zero SNR       Lin et al. 2024, arXiv 2305.08891               zero_terminal_snr
 """
