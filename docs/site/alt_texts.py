@@ -79,9 +79,11 @@ def heading_of(cell: nodes.Node) -> str:
 
 
 def sentence_before(cell: nodes.Node) -> str:
-    """The last sentence of the nearest paragraph before the cell in its section."""
+    """The last sentence of the nearest paragraph before the cell in its section, without what it asks to change."""
     for node in reversed(cell.parent.children[:cell.parent.index(cell)]):
         if isinstance(node, nodes.paragraph):
-            text = " ".join(node.astext().split())
+            text = re.split(r"(?:^|(?<=[.!?)]) )Change ", " ".join(node.astext().split()))[0]
+            if not text:
+                continue
             return re.split(r"(?<=[.!?:])\s+(?=[A-Z])", text)[-1].rstrip(":.")
     return ""

@@ -95,6 +95,17 @@ axes[1].plot(a, b, label="exact")"""
     assert alt_text("Noise", code, "Here it is") == "Noise: two moons; t = ... (axes: x_1, x_2; curves: exact)"
 
 
+@pytest.mark.parametrize("paragraphs, said", [
+    (["It drowns.", "Here are\nsix digits:"], "Here are six digits"), (["Six. All of them fit."], "All of them fit"),
+    (["All fit. Change t. What is seen?"], "All fit"), (["All fit.", "Change t."], "All fit"), ([], "")])
+def test_the_sentence_before_a_cell(paragraphs, said, alt_text):
+    from alt_texts import sentence_before
+    from docutils import nodes
+    section, cell = nodes.section(), nodes.container()
+    section += [*(nodes.paragraph("", text) for text in paragraphs), cell, nodes.paragraph("", "After it.")]
+    assert sentence_before(cell) == said
+
+
 @pytest.mark.parametrize("code", ["axes.imshow(x_0)", "%matplotlib inline", "axes.set(title=name)", ""])
 def test_without_titles_the_alternative_text_is_the_sentence_before(code, alt_text):
     assert alt_text("Noise", code, "Here it is") == "Noise: Here it is"
