@@ -9,6 +9,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "site"), str(DOCS.parent)]
 
+import alt_texts  # noqa: E402
 import api_pages  # noqa: E402
 
 import minidiff  # noqa: E402
@@ -96,5 +97,6 @@ def section_of(app, page: str, template: str, context: dict, doctree) -> None:
 
 def setup(app):
     app.connect("build-finished", copy_mathjax)
+    app.connect("doctree-read", alt_texts.add_alt_texts)
     app.connect("html-page-context", section_of)
     app.connect("autodoc-process-docstring", api_pages.docstring)

@@ -220,7 +220,7 @@ EXERCISE = Exercise(
     laws=(constant_estimate, middle_of_the_line, second_order, last_step, keeps_the_dtype), probe=probe,
     wrong=(
         Wrong(_first_order, "x0_before is not used, so that the step is DDIM's, of first order"),
-        Wrong(_r_upside_down, "r is upside down: it is the stride before, divided by this one"),
+        Wrong(_r_upside_down, "r is upside down: it should be the stride before, divided by this one"),
         Wrong(_to_the_end, "it extrapolates to the end of the step: the 2 in 1/(2r) makes it the middle"),
         Wrong(_towards_the_past, "it moves from x0_hat toward x0_before: the line goes on in the other direction"),
         Wrong(_mean_of_both, "it takes the mean of both estimates, which lies before the step: D lies ahead"),

@@ -19,6 +19,7 @@ import numpy as np
 from minidiff.course.compare import NAN, Form, described
 from minidiff.course.exercise import Exercise, claim
 
+NUMBERS = (int, float, complex, np.number, np.ndarray)
 RIGHT, OPEN, BROKEN, BUG, FAULT = "right", "open", "broken", "bug", "fault"
 
 
@@ -65,7 +66,7 @@ def judge(exercise: Exercise, answer: Callable, explain: Explain | None = None) 
         except Exception as error:                          # of what the answer returned, in the law or in a method
             if explain is None:
                 raise
-            return Verdict(BROKEN, said) if (said := _nothing(exercise, answer)) \
+            return Verdict(BROKEN, said) if (said := _nothing(exercise, answer) or _no_number(exercise, answer)) \
                 else Verdict(FAULT, f"{exercise.answer} returned {described(answer.returned)}: "
                                     f"{explain(error, '', {})}")
     laws = "the one law holds" if len(exercise.laws) == 1 else f"all {len(exercise.laws)} laws hold"
@@ -76,6 +77,21 @@ def _nothing(exercise: Exercise, answer: Callable) -> str:
     """The sentence for an answer whose last result was None; "" for another."""
     return "" if answer.returned is not None else \
         f"{_call(exercise.answer, answer.arguments)} returned None: is a `return` missing, or inside an `if`?"
+
+
+def _no_number(exercise: Exercise, answer: Callable) -> str:
+    """The sentence for a last result, such as a text, where the solution has a number or an array; "" for another."""
+    args, named = answer.arguments
+    if answer.returned is ... or isinstance(answer.returned, NUMBERS):
+        return ""
+    try:
+        right = exercise.solution(*copy.deepcopy(args), **copy.deepcopy(named))
+    except Exception:                                       # the last call was of another function
+        return ""
+    if not isinstance(right, NUMBERS):
+        return ""
+    return f"{_call(exercise.answer, answer.arguments)} returned {described(answer.returned)} where " \
+           f"{'an array' if np.ndim(right) else 'a number'} is expected"
 
 
 def _broken(exercise: Exercise, answer: Callable, said: str) -> Verdict:

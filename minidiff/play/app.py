@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -183,8 +184,13 @@ class Events(Response):
 async def _json(request: Request) -> object:
     def no_constant(text: str):
         raise UserError(f"the request holds {text}, which is no number in JSON")
+
+    def finite(text: str) -> float:
+        if math.isinf(number := float(text)):
+            raise UserError(f"the request holds the number {text[:40]}, which is too large")
+        return number
     try:
-        return json.loads(await request.body(), parse_constant=no_constant)
+        return json.loads(await request.body(), parse_constant=no_constant, parse_float=finite)
     except UserError:
         raise
     except (ValueError, RecursionError):

@@ -119,6 +119,8 @@ class Offer:
         for name, value in asked["options"].items():
             value = checked_text(name, value) if isinstance(value, str) else value
             value = checked_option(kind, name, value)
+            if name == "steps" or name.endswith("_steps"):
+                within(name, value, 1, MOST_STEPS)
             if value != own[name]:
                 options[name] = value
         count = within("the number of pictures", asked["count"], 1, offered.most)
@@ -196,7 +198,8 @@ def fields(value: object, what: str, **kinds: type) -> dict:
     for name, kind in kinds.items():
         good = isinstance(value[name], kind) and not (isinstance(value[name], bool) and kind is not bool)
         if not good:
-            raise UserError(f"{what}: {name} is {str(value[name])[:40]!r}, which is no {_KINDS[kind]}")
+            shown = repr(value[name][:40]) if isinstance(value[name], str) else str(value[name])[:40]
+            raise UserError(f"{what}: {name} is {shown}, which is no {_KINDS[kind]}")
     return dict(value)
 
 

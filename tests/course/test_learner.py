@@ -125,8 +125,12 @@ OTHERS = {
     "nothing, where a law computes with it": (
         "ex13_bits_per_dim", "def bits_per_dim(x_0, x0_hat, sigma):\n    pass", BROKEN,
         "bits_per_dim(float64 (1,), float64 (1,), 0.02) returned None: is a `return` missing, or inside an `if`?"),
-    "a text, where a law computes with it": ("ex16_clip_loss", "def clip_loss(image, text, log_scale):\n    return 'a'",
-                                             FAULT, "clip_loss returned 'a': a law cannot compute with it: TypeError"),
+    "a text, where a law computes with it": (
+        "ex16_clip_loss", "def clip_loss(image, text, log_scale):\n    return 'seven'", BROKEN,
+        "clip_loss(float64 (1, 1), float64 (1, 1), 0) returned 'seven' where a number is expected"),
+    "an array of texts, where a law computes with it": (
+        "ex16_clip_loss", "import numpy as np\ndef clip_loss(image, text, log_scale):\n    return np.array('a')", FAULT,
+        "clip_loss returned <U1 (): a law cannot compute with it: "),
     "yield": ("ex02_alpha_bar", BETAS.replace("return", "yield") + "betas", FAULT,
               ") returned a generator: use `return` in place of `yield`"),
     "an upside-down ratio": (

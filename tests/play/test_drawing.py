@@ -136,6 +136,10 @@ def test_results_that_are_not_there(client, path):
     ({"options": {"steps": 0.5}}, "takes a value like 3"), ({"options": {"scale": "much"}}, "takes a value like 1.0"),
     ({"options": {"scale": None}}, "takes a value like 1.0"), ({"options": {"scale": [1]}}, "takes a value like"),
     ({"options": {"scale": 10 ** 400}}, "from -1000 to 1000"), ({"options": {"steps": True}}, "takes a value like 3"),
+    ({"options": {"steps": -1}}, "steps must be a whole number from 1"),
+    ({"system": "text-to-image", "options": {"steps": 0}}, "steps must be a whole number from 1"),
+    ({"system": "dalle2", "options": {"prior_steps": -1}}, "prior_steps must be a whole number from 1"),
+    ({"prompt": [7]}, "prompt is [7], which is no text"), ({"count": "7"}, "count is '7', which is no whole number"),
     ({"count": 16, "options": {"steps": 251}}, "pictures times steps may be 4,000"),
     ({"count": 2, "options": {"best": 501}}, "may be 1,000"), ({"options": []}, "no object"),
     ({"options": {"a": 1, "b": 2, "c": 3, "d": 4}}, "4 were given"),
@@ -153,7 +157,6 @@ def test_what_is_wrong_or_too_large_is_refused_in_one_sentence(client, changes, 
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"system": "text-to-image", "options": {"steps": 0}}, "steps must be a whole number"),
     ({"system": "ddpm", "prompt": "", "options": {"variance": "wild"}}, "variance"),
     ({"system": SD, "options": {"size": "47x40"}}, "multiples of"),
 ])

@@ -135,6 +135,11 @@ def test_a_malformed_body_is_one_sentence(client, body):
         assert answer[0] == 400 and sentence(answer)
 
 
+def test_a_number_beyond_float64_is_named_as_it_was_sent(client):
+    answer = client.ask("POST", "/api/draw", b'{"visitor": 1e400, "runs": []}')
+    assert answer[0] == 400 and sentence(answer) == "the request holds the number 1e400, which is too large"
+
+
 def test_a_huge_body_is_refused_before_it_is_read(client):
     answer = raw(client, POST + b"Content-Length: 1000000000000\r\n\r\n" + b"[" * 100)
     assert answer.startswith(b"HTTP/1.1 413") and b"65,536 bytes" in answer

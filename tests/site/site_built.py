@@ -19,7 +19,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.ids, self.links, self.assets, self.words = [], [], [], 0
+        self.ids, self.links, self.assets, self.alts, self.words = [], [], [], [], 0
         self.inside, self.hidden = 0, 0
         self.feed(text)
 
@@ -28,6 +28,8 @@ class Page(HTMLParser):
         self.ids += [given[key] for key in ("id", "name") if given.get(key) and (key == "id" or tag == "a")]
         if tag == "a" and given.get("href"):
             self.links.append(given["href"])
+        if tag == "img":
+            self.alts.append(given.get("alt"))
         if tag in ("script", "img", "iframe", "source", "video", "audio", "embed") and given.get("src"):
             self.assets.append(given["src"])
         if tag in ("img", "source") and given.get("srcset"):

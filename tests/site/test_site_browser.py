@@ -96,6 +96,12 @@ def requested(browser) -> list[str]:
 @pytest.mark.parametrize("page", LOOKED_AT)
 def test_a_page_looks_right(browser, address, page, width, theme):
     visit(browser, f"{address}/{LOOKED_AT[page]()}", width, theme)
+    if page in ("module", "kernel"):                        # the picture is of code beside its comment
+        top = browser.execute_script("""
+            const row = document.querySelector('.row:not(.bare):has(.code pre)');
+            window.scrollTo({top: row.getBoundingClientRect().top + scrollY - 80, behavior: 'instant'});
+            return row.getBoundingClientRect().top;""")
+        assert 0 <= top <= WIDTHS[width][1] / 2
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     assert browser.save_screenshot(str(SCREENSHOTS / f"{page}-{width}-{theme}.png"))
     assert not browser.get_log("browser"), "messages in the console"

@@ -9,6 +9,14 @@ from site_built import HTML, NO_LINES, ROOT, Page, broken, html_of, outside, pag
 pytestmark = pytest.mark.site
 
 
+@pytest.fixture
+def alt_text(monkeypatch):
+    pytest.importorskip("docutils")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    from alt_texts import alt_text
+    return alt_text
+
+
 def test_no_page_is_empty():
     few = {name: page.words for name, page in pages().items() if page.words < 10 and name not in NO_LINES}
     assert not few
@@ -60,6 +68,48 @@ def test_a_page_of_source_has_all_its_code_and_all_its_comments():
 def test_every_picture_of_the_docs_stands_on_a_page():
     shown = {asset.rsplit("/", 1)[-1] for page in pages().values() for asset in page.assets}
     assert {path.name for path in (ROOT / "docs").glob("*.png")} <= shown
+
+
+def no_texts(alts: list) -> list:
+    """The alternative texts that say nothing: none, or the address of the picture."""
+    return [alt for alt in alts if not (alt or "").strip() or re.search(r"_images/|\.(png|gif|svg|jpe?g|webp)$", alt)]
+
+
+def test_every_picture_has_an_alternative_text_and_no_address_in_its_place():
+    assert sum(len(page.alts) for page in pages().values()) > 20
+    found = {name: no_texts(page.alts) for name, page in pages().items()}
+    assert not {name: alts for name, alts in found.items() if alts}
+
+
+@pytest.mark.parametrize("img, said", [('<img src="a.png">', False), ('<img alt="" src="a.png">', False),
+                                       ('<img alt="../_images/a.png" src="a.png">', False),
+                                       ('<img alt="a seven" src="a.png">', True)])
+def test_a_picture_without_an_alternative_text_is_found(img, said):
+    assert bool(no_texts(Page(img).alts)) is not said
+
+
+def test_the_alternative_text_is_of_the_titles_and_labels_in_the_code(alt_text):
+    code = """axes[0].set(title="two moons", xlabel="$x_1$", ylabel="x_2")
+axes[1].set_title(f"t = {t}")
+axes[1].plot(a, b, label="exact")"""
+    assert alt_text("Noise", code, "Here it is") == "Noise: two moons; t = ... (axes: x_1, x_2; curves: exact)"
+
+
+@pytest.mark.parametrize("paragraphs, said", [
+    (["It drowns.", "Here are\nsix digits:"], "Here are six digits"), (["Six. All of them fit."], "All of them fit"),
+    (["All fit. Change t. What is seen?"], "All fit"), (["All fit.", "Change t."], "All fit"), ([], "")])
+def test_the_sentence_before_a_cell(paragraphs, said, alt_text):
+    from alt_texts import sentence_before
+    from docutils import nodes
+    section, cell = nodes.section(), nodes.container()
+    section += [*(nodes.paragraph("", text) for text in paragraphs), cell, nodes.paragraph("", "After it.")]
+    assert sentence_before(cell) == said
+
+
+@pytest.mark.parametrize("code", ["axes.imshow(x_0)", "%matplotlib inline", "axes.set(title=name)", ""])
+def test_without_titles_the_alternative_text_is_the_sentence_before(code, alt_text):
+    assert alt_text("Noise", code, "Here it is") == "Noise: Here it is"
+    assert alt_text("", code, "") and len(alt_text("Noise", code, "very " * 100)) <= 300
 
 
 def test_every_public_module_has_its_place_in_the_api():
