@@ -148,7 +148,8 @@ def test_without_a_home_every_command_works(nobody, model, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("variable, value", [("XDG_CACHE_HOME", "~nobody-of-this-name"), ("XDG_CACHE_HOME", "/proc/no"),
                                              ("XDG_CACHE_HOME", __file__), ("XDG_CACHE_HOME", "a\udc80b")])
-def test_a_cache_folder_that_cannot_be_used(variable, value, monkeypatch, capsys):
+def test_a_cache_folder_that_cannot_be_used(variable, value, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)                             # where a relative one is made
     monkeypatch.setenv(variable, value)
     assert call("info") == 0
     assert len(mnist.load()) == 10_000
