@@ -37,7 +37,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ml_dtypes>=0.5",      # the last: bfloat16
-                 *mpi, *play],
+                 "jupytext>=1.16", *mpi, *play],            # notebooks/make.py writes the notebooks from their texts
         "play": play,
         "browser": ["selenium>=4.20"],                      # tests of the page in Chromium: pytest -m browser
         "lint": ["ruff>=0.6"],

@@ -68,7 +68,6 @@ def test_the_code_of_a_notebook_runs(page, tmp_path, monkeypatch):
 
 @every_page
 def test_the_command_makes_the_same_notebook(page):
-    pytest.importorskip("jupytext")
     spec = importlib.util.spec_from_file_location("make_notebooks", FOLDER / "make.py")
     make = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make)
