@@ -25,7 +25,7 @@ from minidiff.training.ranks import rank_and_size, ranks
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done, 1 interrupted and saved, or a law broken, or an exercise not kept, 2 a mistake that the user can put right,
+    0 done, 1 interrupted and saved, or a law broken, or an exercise not right, 2 a mistake that the user can put right,
     or output that could not be printed (train's is in its files, too), 128 + n stopped by the signal n with nothing
     saved since the last state (130 by Ctrl-C).
     """

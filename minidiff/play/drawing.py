@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from minidiff.engine.random import sample_streams
 from minidiff.errors import UserError
 from minidiff.input_files import read_file
 from minidiff.play.offer import Offer, Run
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MOST_SHOWN = 60                                             # states of a run that the page gets as pictures
 LARGEST_GIF = 256 << 20                                     # bytes
@@ -150,9 +154,14 @@ def png(image: np.ndarray) -> str:
     """One image (H, W, 1 or 3) in [-1, 1], or (H, W, 4) uint8, as PNG in base64."""
     from PIL import Image
     picture = Image.fromarray(image) if image.shape[-1] == 4 else pictures.plain(image)
+    return base64.b64encode(_as_file(picture)).decode("ascii")
+
+
+def _as_file(picture: Image.Image) -> bytes:
+    """A PNG file of the picture."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
 
 
 # ---- files of a finished run ----------------------------------------------------------------------------------
@@ -164,9 +173,7 @@ def as_png(drawn: Drawn) -> bytes:
         picture = pictures.plain(images[0])
     else:
         picture = pictures.sheet(images, title=captions_of([drawn.run.prompt])[0])
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return _as_file(picture)
 
 
 def as_gif(drawn: Drawn) -> bytes:

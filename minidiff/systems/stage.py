@@ -44,7 +44,7 @@ class Step:
         """stage: 1 for the first.  number: 0 .. steps - 1.  shard: without it, all samples."""
         self.size, self.progress, self.device, self.shard = size, number / steps, device, shard or slice(0, size)
         self.rng = generator(seed, "batch", stage, number)
-        self._place, self._stage, self._number, self._draws = (seed, FIRST_PLACE + stage), stage, number, 0
+        self._seed, self._stage, self._number, self._draws = seed, stage, number, 0
 
     def choose(self, data: Dataset, each: int | None = None) -> np.ndarray:
         """Indices of this step's images, (B,), or (B, each): the next ones in the order of the epochs.
@@ -54,10 +54,10 @@ class Step:
         """
         if not len(data):
             raise ValueError(f"the data set {data.name!r} has no images")
-        count, (seed, _) = self.size * (each or 1), self._place
+        count = self.size * (each or 1)
         place = np.arange(self._number * count, (self._number + 1) * count)
         epoch, place = np.divmod(place, len(data))
-        chosen = np.concatenate([epoch_order(seed, self._stage, int(e), len(data))[place[epoch == e]]
+        chosen = np.concatenate([epoch_order(self._seed, self._stage, int(e), len(data))[place[epoch == e]]
                                  for e in np.unique(epoch)])
         return chosen if each is None else chosen.reshape(self.size, each)
 
@@ -77,8 +77,8 @@ class Step:
             return self.rng.standard_normal(shape, dtype=np.float32)
         if self._draws == DRAWS:
             raise RuntimeError(f"a step on {self.device} may ask for noise {DRAWS} times")
-        seed, place = self._place
-        streams = DeviceSampleStreams(seed, 1, first=place).at(self._number * DRAWS + self._draws)
+        streams = DeviceSampleStreams(self._seed, 1, first=FIRST_PLACE + self._stage)
+        streams = streams.at(self._number * DRAWS + self._draws)
         self._draws += 1
         return streams.normal(shape)[0]
 

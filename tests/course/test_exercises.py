@@ -135,8 +135,6 @@ def test_the_file_and_its_judge_agree(name):
 
 @every
 def test_the_chapter_is_there(name):
-    if not CHAPTERS:
-        pytest.skip("no chapter is in the tree")
     assert exercise(name).chapter in {path.stem for path in CHAPTERS}
 
 

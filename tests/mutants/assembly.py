@@ -67,7 +67,7 @@ BUGS = [
         "(number + 1) / steps"),
     Bug("a step's noise begins where its choices began", STAGE,
         "return self.rng.standard_normal(shape, dtype=np.float32)",
-        'return generator(self._place[0], "batch", self._place[1] - FIRST_PLACE, self._number).standard_normal('
+        'return generator(self._seed, "batch", self._stage, self._number).standard_normal('
         "shape, dtype=np.float32)"),
 
     # --- text to image ------------------------------------------------------------------------------------

@@ -324,7 +324,7 @@ BUGS = [
         "self._number * DRAWS + self._draws",
         "self._number + self._draws"),
     Bug("the noise of training is that of samples", STAGE,
-        "FIRST_PLACE + stage",
+        "FIRST_PLACE + self._stage",
         "0"),
     Bug("an epoch's order is the same in every epoch", STAGE,
         '"order of an epoch", stage, epoch)',
