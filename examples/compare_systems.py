@@ -70,7 +70,7 @@ def measure(name: str, options: dict, count: int) -> dict:
     if name == "ddpm":                                      # takes no caption
         judge = load_judge()
         features, _ = judge.read(draw(model, [""] * count, options, 0, progress))
-        rng = generator(0, "pixels of an evaluation's ceiling")
+        rng = generator(0, "what an evaluation compares with")
         return row | compare_with_real(judge, features, mnist.packed(), rng)
     return row | evaluate(model, count=count, options=options, progress=progress).as_dict()
 

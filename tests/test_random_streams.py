@@ -38,7 +38,7 @@ MAKERS = {
     "examples/06_guidance_tradeoff.py": "default_rng(0); its pictures have the seed 1: the same",
 }
 # a use that is in two places because both must have the same numbers
-SHARED = {"pixels of an evaluation's ceiling"}
+SHARED = {"what an evaluation compares with"}
 
 
 # --- what the source says -----------------------------------------------------------------------------------

@@ -6,8 +6,8 @@
     precision, recall   how many pictures look real; how many real images could have been generated
 
 FID depends on the number of images and on the classifier.  So two more FIDs are given for comparison: the floor, of as
-many real training images, and the ceiling, of as many draws from one Gaussian fitted to the pixels.  metrics.py has
-the formulas.
+many real training images, and the ceiling, of as many draws from one Gaussian fitted to the pixels.  Which real images
+are drawn matters, so the floor is a mean over several random draws, with its spread.  metrics.py has the formulas.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from minidiff.evaluation.metrics import attribute_matches, digits_right, mean_co
 from minidiff.systems.digit_classifier import DigitClassifier
 
 BATCH = 256                                                 # pictures sampled at a time
+DRAWS = 10                                                  # of real images, for FID's floor
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ class Report:
     held_out_agreement: float
     held_out_all_right: float               # the digit and every attribute asked for
     fid: float
-    fid_floor: float                        # of as many real training images
+    fid_floor: float                        # of as many real training images: the mean over DRAWS random draws
+    fid_floor_spread: float                 # the standard deviation over these draws
     fid_ceiling: float                      # of as many draws from a Gaussian fitted to the pixels
     judge_accuracy: float                   # on MNIST's test images; NaN where it is unknown
-    precision: float                        # improved precision and recall, against as many real training images
+    precision: float                        # improved precision and recall, against the first of these draws
     recall: float
     seconds_per_image: float
     options: dict                           # of sampling: scale, steps, ...
@@ -66,7 +68,8 @@ class Report:
             ("held-out: digit", rate(self.held_out_digit_accuracy, self.held_out_images)),
             ("held-out: attributes", f"{100 * self.held_out_agreement:.1f} %"),
             ("held-out: all right", rate(self.held_out_all_right, self.held_out_images)),
-            ("FID", f"{self.fid:.2f}  (floor {self.fid_floor:.2f}, ceiling {self.fid_ceiling:.1f})"),
+            ("FID", f"{self.fid:.2f}  (floor {self.fid_floor:.2f} +- {self.fid_floor_spread:.2f}, "
+                    f"ceiling {self.fid_ceiling:.1f})"),
             ("precision, recall", f"{self.precision:.3f}, {self.recall:.3f}"),
             ("images", f"{self.images} + {self.held_out_images} held-out, {options_text(self.options)}"
                        f"seed {self.seed}"),
@@ -119,7 +122,7 @@ def evaluate_digits(model, *, count: int = 1000, options: Mapping | None = None,
         held_out_images=len(prompts) - count, held_out_digit_accuracy=share(right[held_out]),
         held_out_agreement=share(matches[held_out][wanted[held_out]]),
         held_out_all_right=share((right & (matches == wanted).all(axis=1))[held_out]),
-        **compare_with_real(judge, features[usual], real, generator(seed, "pixels of an evaluation's ceiling")),
+        **compare_with_real(judge, features[usual], real, generator(seed, "what an evaluation compares with")),
         judge_accuracy=judge.notes.get("accuracy", float("nan")), seconds_per_image=seconds, options=options, seed=seed)
 
 
@@ -154,13 +157,24 @@ def compare_with_real(judge: DigitClassifier, features: np.ndarray, real: mnist.
                       rng: np.random.Generator) -> dict[str, float]:
     """FID, its floor and ceiling, precision and recall of pictures' features (N, D), as fields of a Report.
 
-    The floor, precision and recall use the first N of the real images, which are not a random part of them.
+    The floor is the mean over DRAWS sets of N real images, each drawn at random without replacement; precision and
+    recall compare with the first of the sets.  Where N is the number of real images, all sets are the same.
     """
-    compared, _ = judge.read(to_float(real.images[:len(features)])[..., None])
+    drawn = real_features(judge, real, len(features), rng)                          # (DRAWS, N, D)
+    floors = [fid(judge, compared) for compared in drawn]
     ceiling, _ = judge.read(gaussian_pixels(real.images, len(features), rng))
-    precision, recall = precision_recall(compared, features)
-    return {"fid": fid(judge, features), "fid_floor": fid(judge, compared), "fid_ceiling": fid(judge, ceiling),
+    precision, recall = precision_recall(drawn[0], features)
+    return {"fid": fid(judge, features), "fid_floor": float(np.mean(floors)),
+            "fid_floor_spread": float(np.std(floors, ddof=1)), "fid_ceiling": fid(judge, ceiling),
             "precision": precision, "recall": recall}
+
+
+def real_features(judge: DigitClassifier, real: mnist.Images, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The judge's features of DRAWS random sets of `count` real images each, (DRAWS, count, D)."""
+    chosen = np.stack([rng.permutation(len(real))[:count] for _ in range(DRAWS)])   # (DRAWS, count)
+    used, place = np.unique(chosen, return_inverse=True)    # an image in several sets is read once
+    features, _ = judge.read(to_float(real.images[used])[..., None])
+    return features[place.reshape(chosen.shape)]
 
 
 def gaussian_pixels(images: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -74,11 +74,14 @@ def made():
         patch.setattr(mnist, "packed", lambda: real)
         patch.setattr(report, "BATCH", 10)
         drawn, gaussian = [], report.gaussian_pixels
+        sets, read = [], report.real_features
+        patch.setattr(report, "real_features", lambda *a: sets.append(read(*a)) or sets[-1])
         patch.setattr(report, "gaussian_pixels", lambda *a: drawn.append((*a, gaussian(*a))) or drawn[-1][-1])
         clock = iter([100.0, 100.0 + 0.25 * len(prompts)])  # before the first picture, and after the last
         patch.setattr(report.time, "perf_counter", lambda: next(clock))
         found = evaluate_digits(Model(images, order), count=COUNT, seed=SEED, judge=judge)
-    return real, images, words, order, asked, judge, found, drawn
+    (compared,) = sets
+    return real, images, words, order, asked, judge, found, drawn, compared
 
 
 def by_hand_fid(judge, features) -> float:
@@ -97,7 +100,7 @@ def by_hand_share(points, centres, k: int = 3) -> float:
 
 
 def test_every_number_of_the_report(made):
-    real, images, words, order, asked, judge, found, _ = made
+    real, images, words, order, asked, judge, found, _, sets = made
     read = [judge.reads[images[i].tobytes()] for i in order]
     right = [digit == seen for (digit, _), seen in zip(asked, read, strict=True)]
     # (wanted, has) of each attribute that each prompt names
@@ -110,7 +113,9 @@ def test_every_number_of_the_report(made):
     all_right = [ok and all(pair is None or pair[0] == pair[1] for pair in row)
                  for ok, row in zip(right, named, strict=True)]
     features, _ = judge.read(images[order[:COUNT]])
-    compared, _ = judge.read(images[:COUNT])
+    compared, floors = sets[0], [by_hand_fid(judge, chosen) for chosen in sets]
+    mean = sum(floors) / len(floors)
+    spread = math.sqrt(sum((floor - mean)**2 for floor in floors) / (len(floors) - 1))
     expected = {
         "seconds_per_image": 0.25, "images": COUNT, "held_out_images": len(asked) - COUNT, "seed": SEED,
         "options": {"scale": 2.0},
@@ -118,7 +123,7 @@ def test_every_number_of_the_report(made):
         "agreement": agreement(named[:COUNT]), "held_out_agreement": agreement(named[COUNT:]),
         "agreement_thickness": agreement(named[:COUNT], [0]), "agreement_slant": agreement(named[:COUNT], [1]),
         "agreement_width": agreement(named[:COUNT], [2]), "held_out_all_right": np.mean(all_right[COUNT:]),
-        "fid": by_hand_fid(judge, features), "fid_floor": by_hand_fid(judge, compared), "judge_accuracy": 0.875,
+        "fid": by_hand_fid(judge, features), "fid_floor": mean, "fid_floor_spread": spread, "judge_accuracy": 0.875,
         "precision": by_hand_share(features, compared), "recall": by_hand_share(compared, features),
     }
     values = dataclasses.asdict(found)
@@ -134,18 +139,45 @@ def test_every_number_of_the_report(made):
 
 
 def test_the_ceiling_is_of_as_many_draws_from_the_pixels_gaussian(made):
-    real, *_, judge, found, drawn = made
+    real, *_, judge, found, drawn, _ = made
     (images, count, _, draws), = drawn
     assert images is real.images and (count, len(draws)) == (COUNT, COUNT)
     assert found.fid_ceiling == pytest.approx(by_hand_fid(judge, judge.read(draws)[0]), rel=1e-6)
 
 
+def test_the_floor_draws_real_images_at_random(made):
+    """Each set has as many different real images as there are pictures, and no set is the first of them, or another.
+
+    Two random sets of 60 of 200 images are equal with probability 1e-51.
+    """
+    real, images, *_, judge, _, _, sets = made
+    features, _ = judge.read(images)
+    rows = {row.tobytes(): i for i, row in enumerate(features)}
+    chosen = [[rows[row.tobytes()] for row in one] for one in sets]     # KeyError for what is no real image
+    assert sets.shape == (report.DRAWS, COUNT, 4) and all(len(set(one)) == COUNT for one in chosen)
+    assert len({frozenset(one) for one in [*chosen, range(COUNT)]}) == report.DRAWS + 1
+
+
+def test_every_real_image_is_drawn_equally_often():
+    """2,000 sets of 3 of 10: each image is in 600 of them, sigma sqrt(2,000 0.3 0.7); 5 sigmas, false alarm 6e-6."""
+    real = mnist.Images(np.arange(10, dtype=np.uint8).reshape(10, 1, 1), np.arange(10), "ten grey levels")
+
+    class Reader:
+        def read(self, images):
+            return images.reshape(len(images), -1), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "DRAWS", 2000)
+        drawn = report.real_features(Reader(), real, 3, np.random.default_rng(0))
+    levels, often = np.unique(drawn, return_counts=True)
+    np.testing.assert_allclose(levels, to_float(real.images).ravel())
+    assert (abs(often - 600) < 5 * math.sqrt(2000 * 0.3 * 0.7)).all()
+
+
 def test_fidelity_is_the_same_numbers(made):
     """`measure` of pictures, captions and real features: the report's, over all of its pictures."""
-    real, images, words, order, asked, judge, found, _ = made
+    real, images, words, order, asked, judge, found, _, sets = made
     prompts = prompts_like(real, COUNT, generator(SEED, "captions of an evaluation"))[:COUNT]
-    compared, _ = judge.read(images[:COUNT])
-    small = fidelity.measure(images[order[:COUNT]], prompts, compared, judge)
+    small = fidelity.measure(images[order[:COUNT]], prompts, sets[0], judge)
     assert dataclasses.astuple(small) == pytest.approx((found.digit_accuracy, found.agreement, found.fid,
                                                         found.precision, found.recall), rel=1e-9)
 
@@ -195,8 +227,8 @@ def test_the_gaussian_of_the_pixels_has_their_covariance():
 
 REPORT = Report(images=400, digit_accuracy=0.9, agreement=0.81, agreement_thickness=0.72, agreement_slant=0.63,
                 agreement_width=0.54, held_out_images=100, held_out_digit_accuracy=0.8, held_out_agreement=0.45,
-                held_out_all_right=0.36, fid=12.345, fid_floor=1.234, fid_ceiling=98.76, judge_accuracy=0.9912,
-                precision=0.777, recall=0.666, seconds_per_image=0.0123,
+                held_out_all_right=0.36, fid=12.345, fid_floor=1.234, fid_floor_spread=0.321, fid_ceiling=98.76,
+                judge_accuracy=0.9912, precision=0.777, recall=0.666, seconds_per_image=0.0123,
                 options={"scale": 2.0, "sampler": "ddim"}, seed=7)
 
 
@@ -208,7 +240,7 @@ def test_the_rows_of_a_report():
         ("held-out: digit", "80.0 % +- 4.0"),               # sqrt(.8 .2 / 100)
         ("held-out: attributes", "45.0 %"),
         ("held-out: all right", "36.0 % +- 4.8"),           # sqrt(.36 .64 / 100)
-        ("FID", "12.35  (floor 1.23, ceiling 98.8)"),
+        ("FID", "12.35  (floor 1.23 +- 0.32, ceiling 98.8)"),
         ("precision, recall", "0.777, 0.666"),
         ("images", "400 + 100 held-out, scale 2, sampler ddim, seed 7"),
         ("seconds per image", "0.012"),
