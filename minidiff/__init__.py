@@ -7,8 +7,8 @@ Five floors; each needs only those before it:
     text        from a caption to token states
     systems     whole systems, each a page
 
-Your own parts are entered by `register_sampler`, `register_schedule`, `register_dataset`, `register_system` and
-`register_judge`, or by an entry point of your package (registry.py).
+Your own parts are entered by `register_sampler`, `register_schedule`, `register_density`, `register_dataset`,
+`register_system` and `register_judge`, or by an entry point of your package (registry.py).
 """
 
 import importlib
@@ -22,6 +22,7 @@ _PLACES = {
     "load_dataset": "minidiff.data.dataset",
     "register_sampler": "minidiff.registration",
     "register_schedule": "minidiff.registration",
+    "register_density": "minidiff.registration",
     "register_dataset": "minidiff.registration",
     "register_system": "minidiff.registration",
     "register_judge": "minidiff.registration",

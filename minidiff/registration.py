@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from minidiff.data.dataset import DATASETS, Dataset, DatasetEntry, Questions
+from minidiff.diffusion.densities import DENSITIES
 from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
 from minidiff.diffusion.schedules import SCHEDULES, Schedule
 from minidiff.evaluation import JUDGES
@@ -40,6 +43,17 @@ def register_schedule(name: str, function: Callable[..., Schedule]) -> Callable[
     if not callable(function):
         raise TypeError(f"function must be a function (T, ...) -> Schedule, not {type(function).__name__}")
     return SCHEDULES.register(name, function)
+
+
+def register_density(name: str, function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Adds a density of training times: `function(schedule, ...)` gives P (T,), up to a factor.
+
+    Its other parameters are numbers with defaults.  `minidiff train --set times=NAME:key=value,...` then draws times by
+    it, in systems whose configuration has `times`.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a function (schedule, ...) -> P (T,), not {type(function).__name__}")
+    return DENSITIES.register(name, function)
 
 
 def register_dataset(name: str, load: Callable[[Path | None, str], Dataset], *,

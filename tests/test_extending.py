@@ -13,6 +13,7 @@ from support.command_line import call
 
 import minidiff
 from minidiff.data.dataset import DATASETS, check_dataset
+from minidiff.diffusion.densities import DENSITIES
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.errors import UserError
@@ -141,11 +142,30 @@ def test_an_installed_package_enters_them_by_entry_points(folder):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be loaded" in done.stderr
 
 
+def test_a_density_of_times_is_drawn_by_training(folder, monkeypatch):
+    """A stranger's density of the last two times, half and half with one of minidiff's, and no others."""
+    minidiff.register_density("late", lambda schedule: np.arange(schedule.T) >= schedule.T - 2)
+    seen, loss = [], TextToImage.loss
+    monkeypatch.setattr(TextToImage, "loss", lambda self, x_0, ids, mask, t, eps: seen.extend(t.tolist()) or loss(
+        self, x_0, ids, mask, t, eps))
+    try:
+        assert call("train", "--data", "digits", "--set", "times=0.5*late + 0.5*power", "--steps", 2, "--batch", 8,
+                    "--images", 0) == 0
+    finally:
+        DENSITIES.unregister("late")
+    assert len(seen) == 16 and sum(t >= 998 for t in seen) >= 8
+    assert TextToImage.load(folder / "runs/text-to-image/model.safetensors").config.times == "0.5*late + 0.5*power"
+
+
 def test_names_that_are_taken_or_are_no_names_are_refused(entered):
     with pytest.raises(ValueError, match="there is already a sampler 'ddim'"):
         minidiff.register_sampler("ddim", outside.euler_ancestral, order=1)
     with pytest.raises(ValueError, match="takes letters, digits"):
         minidiff.register_schedule("a schedule:", outside.sigmoid)
+    with pytest.raises(ValueError, match="there is already a density of times 'normal'"):
+        minidiff.register_density("normal", lambda schedule: np.ones(schedule.T))
+    with pytest.raises(TypeError, match="function must be a function .schedule"):
+        minidiff.register_density("x", None)
     with pytest.raises(TypeError, match="whose name is 'other'"):
         minidiff.register_system("other", outside.Independent)
     with pytest.raises(TypeError, match="load must be a function"):

@@ -35,7 +35,7 @@ def test_a_broken_link_is_found(tmp_path):
 
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.DOTALL)
-TITLES = ("from a prompt to a pixel", "a sampler", "a schedule", "a data set", "a system")
+TITLES = ("from a prompt to a pixel", "a sampler", "a schedule", "a density of times", "a data set", "a system")
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=TITLES)

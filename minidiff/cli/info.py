@@ -27,6 +27,7 @@ def info(args: argparse.Namespace) -> int:
     import scipy
 
     from minidiff.data.dataset import DATASETS
+    from minidiff.diffusion.densities import DENSITIES
     from minidiff.diffusion.samplers import SAMPLERS
     from minidiff.diffusion.schedules import SCHEDULES
     from minidiff.engine.backend import check_device
@@ -45,6 +46,7 @@ def info(args: argparse.Namespace) -> int:
         ("data cache", _cache()),
         ("data sets", ", ".join(DATASETS)),
         ("schedules", ", ".join(SCHEDULES)),
+        ("densities of times", ", ".join(DENSITIES)),
         ("samplers", ", ".join(SAMPLERS)),
         ("systems", ", ".join(_weights(name) for name in systems.SYSTEMS)),
     ]

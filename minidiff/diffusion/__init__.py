@@ -7,7 +7,8 @@ Each file imports only from those before it. In reading order:
     denoiser.py     the contract x0_hat = denoiser(x_t, t, cond)
     exact.py        data for which the best denoiser is known in closed form
     losses.py       how much an error at time t counts
-    times.py        how often each time t is drawn in training
+    times.py        the times of a training batch
+    densities.py    how often each noise level is drawn, over log-SNR
     samplers.py     from noise to an image: DDPM, DDIM, Heun, DPM-Solver++
     multistep.py    more samplers, by which Stable Diffusion is usually drawn
     consistency.py  from noise to an image in a few calls of a network that was trained for that

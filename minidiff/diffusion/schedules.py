@@ -21,12 +21,12 @@ Tables are float64, in host memory, and read-only.
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from minidiff import named
 from minidiff.checks import whole
 from minidiff.engine.backend import to_numpy
 from minidiff.errors import UserError
@@ -284,18 +284,7 @@ def schedule_from(text: str, T: int | None = None, *, allow_signal: bool = False
 
 def parse_schedule(text: str) -> tuple[str, dict[str, float]]:
     """The name and the parameters in NAME[:key=value,...]; UserError, in one sentence, if they are wrong."""
-    if not isinstance(text, str) or len(text) > 200:
-        raise UserError(f"schedule must be a short text, such as 'cosine:offset=0.01', got {_brief_text(text)}")
-    name, colon, rest = text.partition(":")
-    defaults, parameters = schedule_parameters(name), {}
-    for pair in rest.split(",") if colon else []:
-        key, _, value = pair.partition("=")
-        if key not in defaults or key in parameters:
-            takes = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
-            what = "is given twice" if key in parameters else "is not a parameter"
-            raise UserError(f"schedule {text!r}: {key!r} {what}; the parameters of {name} are: {takes}")
-        parameters[key] = _number(text, key, value, defaults[key])
-    return name, parameters
+    return named.parse(SCHEDULES, text)
 
 
 def check_schedule(text: str) -> None:
@@ -305,10 +294,7 @@ def check_schedule(text: str) -> None:
 
 def schedule_parameters(name: str) -> dict[str, float]:
     """The parameters of a registered schedule and their defaults, from its function's signature."""
-    _, *parameters = inspect.signature(SCHEDULES[name]).parameters.values()  # the first is T
-    defaults = {p.name: p.default for p in parameters if p.name != "allow_signal"}
-    _check_defaults(name, defaults)
-    return defaults
+    return named.parameters(SCHEDULES, name)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------
@@ -373,33 +359,10 @@ def _checked_times(t: int | np.ndarray, first: int, last: int) -> int | np.ndarr
     return t
 
 
-def _number(text: str, key: str, value: str, default: float) -> float:
-    """The value as a finite number: an integer if the default is one."""
-    try:
-        number = int(value) if type(default) is int else float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        kind = "an integer" if type(default) is int else "a finite number"
-        raise UserError(f"schedule {text!r}: {key} must be {kind}, such as {default!r}, got {value!r}")
-    return number
-
-
-def _check_defaults(name: str, defaults: dict[str, float]) -> None:
-    for key, default in defaults.items():
-        if type(default) not in (int, float):
-            raise UserError(f"the schedule {name!r} must be a function (T=1000, parameter=number, ...) -> Schedule, "
-                            f"and its parameter {key} has no number as default")
-
-
 def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
             raise ValueError(f"{name} must be at least 0, got {value}")
-
-
-def _brief_text(value: object) -> str:
-    return f"{len(value)} characters" if isinstance(value, str) else repr(value)[:40]
 
 
 def _brief(a: np.ndarray) -> str:

@@ -8,8 +8,8 @@
 It has a byte-level BPE tokenizer, a small transformer encoder and a UNet.  The caption enters the UNet twice: pooled,
 through the norms, and token by token, through cross-attention (as in GLIDE, Imagen and Stable Diffusion).
 
-Training times have a density that grows with t (t = T u^(1/3)): which digit it will be is decided at noisy times, and
-the clean times are easy.
+Training times have a density (config.times).  By default it grows with t (t = T u^(1/3)): which digit it will be is
+decided at noisy times, and the clean times are easy.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
+from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.gaussian import check_predicts
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import check_schedule, schedule_from
-from minidiff.diffusion.times import training_times
 from minidiff.engine.backend import to_numpy
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
@@ -54,6 +54,7 @@ class TextToImageConfig:
     schedule: str = "cosine"                # NAME[:key=value,...] of schedules.SCHEDULES
     T: int = 1000                           # training times
     predicts: str = "v"                     # eps, x0 or v
+    times: str = "power"                    # how often each is drawn: NAME[:key=value,...] of densities.DENSITIES
     drop_caption: float = 0.1               # share of captions replaced by '' in training, for classifier-free guidance
     steps: int = 2200                       # of training
     batch: int = 32                         # pictures in a training step
@@ -63,6 +64,7 @@ class TextToImageConfig:
     def __post_init__(self):
         check_predicts(self.predicts)
         check_schedule(self.schedule)
+        parse_density(self.times)
         check_shape(self.shape, self.unet.multiple)
         self.unet.check_image(*self.shape[:2])
         if self.unet.text != self.text.width or not self.unet.channels == (self.unet.out or self.unet.channels) \
@@ -86,6 +88,7 @@ class TextToImage(System):
                              f"{tokenizer.vocab_size}")
         super().__init__(config, tokenizer, rng)
         self.schedule = schedule_from(config.schedule, config.T)
+        self.times = density_from(config.times, self.schedule)
         self.text = TextEncoder(config.text, rng)
         self.unet = UNet(config.unet, rng)
 
@@ -114,7 +117,7 @@ class TextToImage(System):
             captions = random_captions(data, chosen, step.rng, self.config.drop_caption)
             ids, mask = self.tokens(captions)
             longest = int(mask.sum(axis=1).max())           # columns with nothing but padding are left out
-            t, eps = training_times(step.rng, step.size, self.schedule.T), step.normal((step.size, *data.shape))
+            t, eps = self.times.draw(step.rng, step.size), step.normal((step.size, *data.shape))
             return step.images(data, chosen), ids[:, :longest], mask[:, :longest], t, eps
 
         def picture():

@@ -6,7 +6,7 @@ SCHEDULES, GAUSSIAN, DENOISER = "diffusion/schedules.py", "diffusion/gaussian.py
 EXACT = "diffusion/exact.py"
 LOSSES, SAMPLERS, GUIDANCE = "diffusion/losses.py", "diffusion/samplers.py", "diffusion/guidance.py"
 MULTISTEP, CONSISTENCY = "diffusion/multistep.py", "diffusion/consistency.py"
-TIMES, CASCADE = "diffusion/times.py", "diffusion/cascade.py"
+TIMES, DENSITIES, CASCADE = "diffusion/times.py", "diffusion/densities.py", "diffusion/cascade.py"
 
 BUGS = [
     # --- schedules ----------------------------------------------------------------------------------------
@@ -254,6 +254,51 @@ BUGS = [
         "along = dy @ data.T"),
 
     # --- training times, sizes of images ------------------------------------------------------------------
+    Bug("a density's first time is never drawn", DENSITIES,
+        'side="right")',
+        'side="right").clip(1)'),
+    Bug("a time of probability 0 is drawn where u is at its bound", DENSITIES,
+        'side="right")',
+        'side="left")'),
+    Bug("a density's times are not stratified", DENSITIES,
+        "stratified_uniform(rng, B)",
+        "rng.random(B)"),
+    Bug("a density's cumulative sum is not divided by its last", DENSITIES,
+        "below / below[-1]",
+        "below"),
+    Bug("the weight of a density is upside down", DENSITIES,
+        "np.divide(Q.P, self.P",
+        "np.divide(self.P, Q.P"),
+    Bug("a density over alpha_bar for log-SNR", DENSITIES,
+        "lambda_t = schedule.log_snr(np.arange(schedule.T))",
+        "lambda_t = schedule.abar(np.arange(schedule.T))"),
+    Bug("a density over half the log-SNR", DENSITIES,
+        "lambda_t = schedule.log_snr(np.arange(schedule.T))",
+        "lambda_t = schedule.half_log_snr(np.arange(schedule.T))"),
+    Bug("the outer bounds of log-SNR are the ends", DENSITIES,
+        "[[2 * lambda_t[0] - middle[0]], middle, [2 * lambda_t[-1] - middle[-1]]]",
+        "[[lambda_t[0]], middle, [lambda_t[-1]]]"),
+    Bug("the normal density divides by the variance", DENSITIES,
+        "- mean) / std)",
+        "- mean) / std**2)"),
+    Bug("the normal density's mean has the other sign", DENSITIES,
+        "(log_snr_edges(schedule) - mean)",
+        "(log_snr_edges(schedule) + mean)"),
+    Bug("the hyperbolic secant without the half", DENSITIES,
+        "np.exp(x / 2)",
+        "np.exp(x)"),
+    Bug("the hyperbolic secant is shifted the other way", DENSITIES,
+        "log_snr_edges(schedule) - shift",
+        "log_snr_edges(schedule) + shift"),
+    Bug("a density's tail by a difference near 1", DENSITIES,
+        "np.where(lower > 0, F(-lower) - F(-upper), F(upper) - F(lower))",
+        "F(upper) - F(lower)"),
+    Bug("a mixture's parts all count the same", DENSITIES,
+        "sum(share * TimeDensity(",
+        "sum(TimeDensity("),
+    Bug("a mixture's parts are not normalised", DENSITIES,
+        "share * TimeDensity(DENSITIES[name](schedule, **parameters)).P",
+        "share * DENSITIES[name](schedule, **parameters)"),
     Bug("training times are uniform whatever the power", TIMES,
         "(T * _root(u, power))",
         "(T * u)"),

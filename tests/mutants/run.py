@@ -93,6 +93,8 @@ OWN = {
     "data/digits.py": ("systems/test_adm.py",),
     "data/pixels.py": ("data/test_mnist.py",),
     "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),
+    "diffusion/times.py": ("diffusion/test_times.py",),
+    "diffusion/densities.py": ("diffusion/test_densities.py",),
     "diffusion/gaussian.py": ("laws/test_posterior.py", "laws/test_parametrisations.py",
                               "laws/test_forward_process.py", "diffusion/test_gaussian.py"),
     "diffusion/denoiser.py": ("laws/test_parametrisations.py", "diffusion/test_denoiser.py"),

@@ -31,6 +31,7 @@ CHAPTERS = {                                                # in reading order; 
     "test_parametrisations.py": "Parametrisations",
     "test_exact_denoisers.py": "Exact denoisers",
     "test_loss_weights.py": "Loss weights",
+    "test_densities.py": "The density of training times",
     "test_bound.py": "The variational bound",
     "test_decoder.py": "The decoder, and bits",
     "test_flow_likelihood.py": "The density of the flow",

@@ -24,7 +24,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Diffusion", "The mathematics, on plain arrays. A schedule gives alpha_t and sigma_t, a denoiser estimates x_0, a "
      "sampler calls nothing but a denoiser, and guidance wraps one.",
      ["diffusion/schedules", "diffusion/gaussian", "diffusion/denoiser", "diffusion/exact", "diffusion/losses",
-      "diffusion/times", "diffusion/samplers", "diffusion/multistep", "diffusion/consistency",
+      "diffusion/times", "diffusion/densities", "diffusion/samplers", "diffusion/multistep", "diffusion/consistency",
       "diffusion/guidance", "diffusion/likelihood", "diffusion/entropy",
       "diffusion/posterior", "diffusion/editing", "diffusion/cascade"]),
     ("Text", "From a caption to token states.",
