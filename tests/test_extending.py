@@ -151,10 +151,11 @@ def test_a_density_of_times_is_drawn_by_training(folder, monkeypatch):
     try:
         assert call("train", "--data", "digits", "--set", "times=0.5*late + 0.5*power", "--steps", 2, "--batch", 8,
                     "--images", 0) == 0
+        model = TextToImage.load(folder / "runs/text-to-image/model.safetensors")
     finally:
         DENSITIES.unregister("late")
     assert len(seen) == 16 and sum(t >= 998 for t in seen) >= 8
-    assert TextToImage.load(folder / "runs/text-to-image/model.safetensors").config.times == "0.5*late + 0.5*power"
+    assert model.config.times == "0.5*late + 0.5*power"
 
 
 def test_names_that_are_taken_or_are_no_names_are_refused(entered):

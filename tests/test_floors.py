@@ -16,7 +16,7 @@ PACKAGE = ROOT / "minidiff"
 # Floor 0, beside the others: the terminal, errors, files and signals.  They may import each other and nothing above.
 # Data and pictures stand beside the engine, whose map decodes files on all cores.
 FLOOR = {"terminal": 0, "errors": 0, "checks": 0, "locks": 0, "files": 0, "input_files": 0, "signals": 0, "registry": 0,
-         "checkpoint": 0,
+         "named": 0, "checkpoint": 0,
          "engine": 1, "data": 1, "pictures": 1, "nn": 2, "diffusion": 3, "text": 4, "pretrained": 4, "systems": 5,
          "training": 6, "evaluation": 6, "verify": 6, "course": 6, "registration": 6, "cli": 7, "play": 7,
          "__main__": 8}

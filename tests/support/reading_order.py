@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "reading_order.md"
 
 SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Small things that all use", "Skim these, and come back when you meet their names.",
-     ["terminal", "errors", "checks", "signals", "locks", "files", "input_files", "registry", "checkpoint"]),
+     ["terminal", "errors", "checks", "signals", "locks", "files", "input_files", "registry", "named", "checkpoint"]),
     ("Engine", "Arrays with gradients. Start with tensor.py: reverse-mode differentiation, all of it.",
      ["engine/backend", "engine/tensor", "engine/parallel", "engine/ops", "engine/random", "engine/blas",
       "engine/conv_shift", "engine/conv_winograd", "engine/conv_blocks", "engine/conv", "engine/norm",
