@@ -146,7 +146,7 @@ class LevelDecoder:
         slopes = []
         for x, noise in zip(x_t, eps, strict=True):
             e, p = self.noise_of_levels(x), np.exp(self.log_probabilities(x))
-            # e_j = eps + (x_0 - x_j) alpha / sigma,  alpha / sigma = exp(-gamma / 2):  d e_j / d gamma = (eps - e_j)/2
+            # e_j = eps + (x_0 - x_j) exp(-gamma / 2)  gives  d e_j / d gamma = (eps - e_j) / 2
             # d log p_u / d gamma = sum_j p_j e_j d e_j / d gamma,  since that of e_u = eps itself is 0
             slopes.append((p * e * (noise[..., None] - e) / 2).sum(-1))
         return np.array(slopes).reshape(x_0.shape)
@@ -175,7 +175,7 @@ def diffusion_draws(predict: Predict, path: Path, x_0, *, streams: SampleStreams
 
 
 def continuous_bound(predict: Predict, path: Path, x_0, *, streams: SampleStreams, terms: int = 32) -> Bound:
-    """An unbiased estimate of the bound of each sample x_0 (B, ...), 8-bit values, by `terms` times and one decoding."""
+    """An unbiased estimate of the bound of each sample x_0 (B, ...), 8-bit values, by `terms` times and a decoding."""
     diffusion = sum(nats for _, nats in diffusion_draws(predict, path, x_0, streams=streams, terms=terms)) / terms
     eps = xp_of(x_0).asarray(streams.normal(x_0.shape[1:], x_0.dtype))
     gamma_0, gamma_1 = float(path(0.0)), float(path(1.0))

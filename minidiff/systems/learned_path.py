@@ -5,9 +5,9 @@ The path is that of diffusion/variational.py: K straight pieces, and shares[k] o
     gamma_0 = first + UNIT a,   gamma_1 = last + UNIT b                       learned a, b
     shares  = (1 - FLOOR) softmax(w) + FLOOR / K                              learned w (K,): positive, of sum 1
 
-Pieces. E[(gamma' m)^2] = int m^2 / p d gamma, where gamma has the density p = shares[k] K / (gamma_1 - gamma_0) in piece
-k. At each gamma, d (m^2 / p) = -(m^2 / p) d log p. So for draws of this density, with the loss L = gamma' m = m / p held
-fixed, the gradient of
+Pieces. In piece k, gamma has the density p = shares[k] K / (gamma_1 - gamma_0), and E[(gamma' m)^2] is the integral of
+m^2 / p. At each gamma, d (m^2 / p) = -(m^2 / p) d log p. So for draws of this density, with the loss L = gamma' m = m/p
+held fixed, the gradient of
 
     -E[ L^2 log shares[k] ]
 
@@ -83,11 +83,11 @@ class LearnedPath(Module):
         drawn = np.flatnonzero(t < 0)
         if not len(drawn):                                  # its mean over batches is right
             return 0 * gamma_0
-        decode, x_0, eps = LevelDecoder(float(gamma_0.data)), x_0[drawn], eps[drawn]
-        scale, xp = AT_END * len(drawn) / len(t), xp_of(gamma_0.data)
-        nats = -decode(x_0, noised(x_0, np.full(len(drawn), decode.gamma), eps)).mean()
-        slope = -decode.slope(x_0, eps).mean()
-        return record(xp.asarray(scale * nats, gamma_0.dtype), (gamma_0,), lambda dy: (dy * dy.dtype.type(scale * slope),))
+        decode, x_0, eps = LevelDecoder(float(gamma_0.data)), *(a[xp_of(a).asarray(drawn)] for a in (x_0, eps))
+        share, xp = AT_END * len(drawn) / len(t), xp_of(gamma_0.data)
+        nats = -share * decode(x_0, noised(x_0, np.full(len(drawn), decode.gamma), eps)).mean()
+        slope = gamma_0.dtype.type(-share * decode.slope(x_0, eps).mean())
+        return record(xp.asarray(nats, gamma_0.dtype), (gamma_0,), lambda dy: (dy * slope,))
 
     def at_the_ends(self, t: np.ndarray, m: np.ndarray) -> Tensor:
         """Of value 0, with the second term's derivatives by gamma_0 and gamma_1.  m (B,): 1/2 (eps - eps_hat)^2."""

@@ -9,10 +9,9 @@
     input      x_t with sin(2^n pi x_t) and cos(2^n pi x_t)                                        VDM section 3.4
     times      u_i = u_0 + i/B mod 1 for a batch of B                                              VDM appendix I.1
 
-The loss is this sum, in bits/dim, and nothing else: no weight is chosen, and nothing is tuned for looks.
-diffusion/variational.py says why it does not depend on gamma between its ends, systems/learned_path.py how gamma learns:
-its ends by the bound, its pieces by the variance.  The bound of the untrained model is 8 bits/dim: its levels are
-equally likely.
+The loss is this sum, in bits/dim, and nothing else: no weight is chosen.  diffusion/variational.py says why it does not
+depend on gamma between its ends, and systems/learned_path.py how gamma learns: its ends by the bound, its pieces by the
+variance of the loss.  The bound of the untrained model is 8 bits/dim: all levels are equally likely.
 
 DDPM ends at sigma = .0064, nearly one level of grey (.0078), and its decoder alone costs about a bit.  Here
 gamma_0 = -13.3, sigma = .0013, a sixth of a level: the decoder costs .002 bits/dim or less, and the rest of the bits
