@@ -43,6 +43,7 @@ from . import (
     own_pictures,
     pretrained,
     systems,
+    vdm,
     verifier,
 )
 from .bug import Bug
@@ -60,7 +61,7 @@ GROUPS: dict[str, list[Bug]] = {
     "Bugs that others shipped": known.BUGS,
     "The mathematics of diffusion": diffusion.BUGS + likelihood.BUGS,
     "Networks, text, training, evaluation": networks.BUGS,
-    "The systems of the literature": systems.BUGS,
+    "The systems of the literature": systems.BUGS + vdm.BUGS,
     "Other people's checkpoints": pretrained.BUGS,
     "How the pieces are put together": assembly.BUGS,
     "A person's own pictures": own_pictures.BUGS,
