@@ -34,6 +34,7 @@ from minidiff.nn.precision import as_float32
 
 MARGIN = 1 / 32                                             # of the range of times, beyond each end
 UNIT = 0.1                                                  # a step of the optimiser moves an end by this much less
+SMALL = 0.01                                                # AdamW's steps do not depend on it, clipping by norm does
 FLOOR = 0.1                                                 # of all times are shared equally: no piece is forgotten
 INSIDE, AT_END = 1 + 2 * MARGIN, (1 + 2 * MARGIN) / MARGIN  # 1 / probability: of t within [0, 1], and of one end
 
@@ -97,9 +98,9 @@ class LearnedPath(Module):
         return m_1 * (gamma_1 - gamma_1.detach()) - m_0 * (gamma_0 - gamma_0.detach())
 
     def pieces(self, t: np.ndarray, L: np.ndarray) -> Tensor:
-        """Of value 0, with the gradient of E[L^2] by the shares.  L (B,): gamma' m of each sample."""
+        """Of value 0, with SMALL times the gradient of E[L^2] by the shares.  L (B,): gamma' m of each sample."""
         log_shares, inside = self.log_shares(), (t >= 0) & (t < 1)
         weight = np.bincount(self.path().piece(t)[inside], (INSIDE * L**2)[inside], minlength=len(log_shares)) / len(t)
         weight = Tensor(xp_of(log_shares.data).asarray(weight, dtype=log_shares.dtype))
         # -E[L^2 log shares[k]]
-        return ops.sum(weight * (log_shares.detach() - log_shares))
+        return SMALL * ops.sum(weight * (log_shares.detach() - log_shares))

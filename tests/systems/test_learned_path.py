@@ -9,7 +9,7 @@ from support.law_tools import LEVELS
 from minidiff.diffusion.times import stratified_uniform
 from minidiff.diffusion.variational import PiecewiseLinear
 from minidiff.engine.tensor import gradients
-from minidiff.systems.learned_path import AT_END, FLOOR, INSIDE, MARGIN, UNIT, LearnedPath, with_ends
+from minidiff.systems.learned_path import AT_END, FLOOR, INSIDE, MARGIN, SMALL, UNIT, LearnedPath, with_ends
 
 B = 34 * 100                                                # the probability of each end is 1/34
 
@@ -78,7 +78,7 @@ def test_the_pieces_follow_the_derivative_of_the_variance():
     L = path.slope(t.clip(0, 1)) * m(path(t.clip(0, 1)))
     loss = learned.pieces(t, L)
     assert loss.data == 0
-    dw = gradients(loss, [learned.w])[0]
+    dw = gradients(loss, [learned.w])[0] / SMALL
     knots = path.gamma_0 + (path.gamma_1 - path.gamma_0) * np.arange(5) / 4
     squares = [integrate.quad(lambda gamma: m(gamma) ** 2, *pair)[0] for pair in zip(knots, knots[1:], strict=False)]
 

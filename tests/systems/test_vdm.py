@@ -11,7 +11,7 @@ from support.law_tools import LEVELS
 from minidiff.diffusion.variational import LevelDecoder, noised
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.errors import UserError
-from minidiff.nn.unet import UNetConfig
+from minidiff.nn.unet import UNet, UNetConfig
 from minidiff.systems.learned_path import with_ends
 from minidiff.systems.vdm import VDM, VDMConfig
 
@@ -72,6 +72,13 @@ def test_the_bound_by_noise_levels(model):
     assert len(rows) == 4 and rows[0].start == path.gamma_0 and rows[-1].stop == pytest.approx(path.gamma_1)
     assert rows[0].stop - rows[0].start == pytest.approx((path.gamma_1 - path.gamma_0) / 4)
     assert all(math.isfinite(row.bits) and row.error >= 0 for row in rows)
+
+
+def test_the_unet_is_given_gamma_as_a_time_of_0_to_1000(model, monkeypatch):
+    seen, straight = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t: seen.append(t) or straight(self, x, t))
+    model.eps_hat(np.zeros((3, 4, 4, 1), np.float32), np.array([-14.0, 1.0, 6.0]))
+    np.testing.assert_allclose(seen[0], [0, 750, 1000])
 
 
 def test_gamma_reaches_the_network_and_its_prediction_is_that_of_each_sample(model):
