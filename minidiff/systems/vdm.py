@@ -1,4 +1,4 @@
-"""Variational diffusion models (VDM; Kingma, Salimans, Poole & Ho 2021, arXiv 2107.00630): trained on the likelihood.
+"""Variational diffusion models (VDM; Kingma et al. 2021, arXiv 2107.00630): trained on the likelihood.
 
     sigma_t^2 = sigmoid(gamma(t)),  alpha_t^2 = sigmoid(-gamma(t)),  t in [0, 1],  gamma learned   VDM section 3.2
     x_t       = alpha_t x_0 + sigma_t eps                                              the paper's z_t and x
