@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, special, stats
 from support.gradcheck import check_gradients
 from support.law_tools import LEVELS
 
@@ -103,6 +103,15 @@ def test_the_gradients_of_prior_and_decoder():
     check_gradients(lambda ends: learned.prior(x_0), learned.ends)
     check_gradients(lambda ends: learned.decoder(x_0, t, eps), learned.ends)
     assert learned.decoder(x_0, np.full(5, 0.5), eps).data == 0
+    # of 34 times spread evenly, one is at the start: its cost stands for all
+    many, noise = (np.repeat(a[:1], 34, axis=0) for a in (x_0, eps))
+    times = with_ends((np.arange(34) + 0.5) / 34)
+    gamma = learned.path().gamma_0
+    alpha, sigma = 1 / np.sqrt(1 + np.exp(gamma)), 1 / np.sqrt(1 + np.exp(-gamma))
+    density = stats.norm.logpdf((alpha * x_0[0] + sigma * eps[0]).reshape(-1, 1), alpha * LEVELS, sigma)
+    own = stats.norm.logpdf(sigma * eps[0], 0, sigma).reshape(-1)
+    expected = -(own - special.logsumexp(density, axis=1)).mean()
+    assert float(learned.decoder(many, times, noise).data) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_prior_is_the_divergence_from_noise():
