@@ -32,6 +32,7 @@ from minidiff.training import run as stages
 # row -> (system, its sampling options); CLIP chooses the best of 8
 ROWS = {
     "DDPM": ("ddpm", {}),
+    "VDM": ("vdm", {}),
     "classifier guidance": ("adm", {}),
     "classifier-free guidance": ("text-to-image", {"scale": 2.0, "steps": 15}),
     "CLIP guidance (GLIDE)": ("glide", {}),
@@ -67,7 +68,7 @@ def measure(name: str, options: dict, count: int) -> dict:
 
     def progress(batches):
         return tqdm(batches, desc=name, unit="batch")
-    if name == "ddpm":                                      # takes no caption
+    if not model.reads_captions:                            # no caption to judge by
         judge = load_judge()
         features, _ = judge.read(draw(model, [""] * count, options, 0, progress))
         rng = generator(0, "what an evaluation compares with")
@@ -78,7 +79,7 @@ def measure(name: str, options: dict, count: int) -> dict:
 def pace(name: str, options: dict, count: int) -> float:
     """Milliseconds for each of `count` images, after a short warm-up."""
     model = systems.load_system(name)
-    captions = [""] * count if name == "ddpm" else [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    captions = [PROMPTS[i % len(PROMPTS)] if model.reads_captions else "" for i in range(count)]
     model.sample(captions[:2], **options)
     started = time.perf_counter()
     model.sample(captions, **options)
@@ -117,7 +118,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
         if not kept.exists():
             write_json(kept, measure(name, options, count))
         table.append(cells(label, json.loads(kept.read_text(encoding="utf-8")), pace(name, options, min(count, 64))))
-        if name != "ddpm":
+        if systems.system_class(name).reads_captions:
             shown[label] = systems.load_system(name).sample(list(PROMPTS), seed=1, **options)
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     print(text)

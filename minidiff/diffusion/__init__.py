@@ -14,6 +14,7 @@ Each file imports only from those before it. In reading order:
     consistency.py  from noise to an image in a few calls of a network that was trained for that
     guidance.py     a denoiser that follows its condition more closely
     likelihood.py   how many bits an image costs: the variational bound, and the density of the flow
+    variational.py  the bound in continuous time, the same along every path of noise levels
     entropy.py      the bound of the first diffusion paper, in entropies
     posterior.py    sampling from p(x_0) r(x_0) with a model of p: in-painting, de-noising
     editing.py      image to image, and in-painting by replacement

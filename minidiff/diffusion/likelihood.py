@@ -96,7 +96,7 @@ class DiscretisedGaussian:
                    for sign, z in ((1, a), (-1, b)))
 
     def _edges(self, x_0, x0_hat) -> tuple[np.ndarray, np.ndarray]:
-        u, mean = _levels(x_0), to_numpy(x0_hat).astype(np.float64)
+        u, mean = levels_of(x_0), to_numpy(x0_hat).astype(np.float64)
         # a, b = ((u -+ 1/2) / 127.5 - 1 - x0_hat) / sigma,  infinite at u = 0 and u = 255
         return (np.where(u == 0, -np.inf, ((u - 0.5) / 127.5 - 1 - mean) / self.sigma),
                 np.where(u == 255, np.inf, ((u + 0.5) / 127.5 - 1 - mean) / self.sigma))
@@ -304,7 +304,7 @@ def _per_sample_sum(a) -> np.ndarray:
     return to_numpy(a.reshape(len(a), math.prod(a.shape[1:])).sum(1, dtype=np.float64))
 
 
-def _levels(x_0) -> np.ndarray:
+def levels_of(x_0) -> np.ndarray:
     """u = 0..255 of x_0 = u / 127.5 - 1, float64."""
     x_0 = to_numpy(x_0)
     u = np.rint(127.5 * (x_0.astype(np.float64) + 1))

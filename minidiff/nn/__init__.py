@@ -4,6 +4,7 @@ Read module.py, layers.py, transformer.py, unet.py, optim.py and precision.py fi
 or two systems each:
 
     image_tower                             CLIP, GLIDE
+    fourier, grey_levels                    VDM
     classifier                              classifier guidance
     image_classifier                        evaluation, and the perceptual loss of autoencoders
     autoencoder, adversary, kl, quantise    autoencoders

@@ -12,6 +12,7 @@ from minidiff.registry import Registry
 SYSTEMS: Registry = Registry("system", "minidiff.systems", {
     "dpm": "minidiff.systems.dpm:DPM",
     "ddpm": "minidiff.systems.ddpm:DDPM",
+    "vdm": "minidiff.systems.vdm:VDM",
     "clip": "minidiff.systems.clip:CLIP",
     "adm": "minidiff.systems.adm:ADM",
     "text-to-image": "minidiff.systems.text_to_image:TextToImage",

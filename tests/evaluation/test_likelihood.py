@@ -85,7 +85,7 @@ def test_the_standard_error_is_that_of_the_mean_over_images():
     assert likelihood(model, test, count=10).bound_error > r.bound_error / 2
 
 
-@pytest.mark.parametrize("name", ["text-to-image", "ddpm"])
+@pytest.mark.parametrize("name", ["text-to-image", "ddpm", "vdm"])
 def test_images_are_drawn_by_the_seed_and_do_not_depend_on_the_batch(name, monkeypatch):
     model, test = small_systems.small(name), tiny.digits(30)
 

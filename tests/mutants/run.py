@@ -43,6 +43,7 @@ from . import (
     own_pictures,
     pretrained,
     systems,
+    vdm,
     verifier,
 )
 from .bug import Bug
@@ -60,7 +61,7 @@ GROUPS: dict[str, list[Bug]] = {
     "Bugs that others shipped": known.BUGS,
     "The mathematics of diffusion": diffusion.BUGS + likelihood.BUGS,
     "Networks, text, training, evaluation": networks.BUGS,
-    "The systems of the literature": systems.BUGS,
+    "The systems of the literature": systems.BUGS + vdm.BUGS,
     "Other people's checkpoints": pretrained.BUGS,
     "How the pieces are put together": assembly.BUGS,
     "A person's own pictures": own_pictures.BUGS,
@@ -106,6 +107,7 @@ OWN = {
     "diffusion/guidance.py": ("laws/test_guidance_laws.py", "diffusion/test_guidance.py", "systems/test_adm.py",
                               "systems/test_glide.py"),
     "diffusion/likelihood.py": ("laws/test_bound.py", "laws/test_decoder.py", "laws/test_flow_likelihood.py"),
+    "diffusion/variational.py": ("laws/test_continuous_bound.py", "systems/test_vdm.py"),
     "diffusion/posterior.py": ("diffusion/test_posterior_sampling.py",),
     "diffusion/cascade.py": ("diffusion/test_cascade.py", "systems/test_fresh_streams.py"),
     "engine/conv_blocks.py": ("engine/test_conv.py",),
@@ -140,7 +142,7 @@ OWN = {
     **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_fresh_streams.py",
                                 "systems/test_previews.py", "test_few_systems.py")
        for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dpm", "glide",
-                    "imagen", "latent", "text_to_image")},
+                    "imagen", "latent", "text_to_image", "vdm")},
     "systems/stable_diffusion.py": ("systems/test_stable_diffusion.py", "laws/test_stable_diffusion_law.py",
                                     "pretrained/test_memory.py"),
     "systems/__init__.py": ("cli/test_arguments.py", "training/test_run.py"),

@@ -34,6 +34,7 @@ CHAPTERS = {                                                # in reading order; 
     "test_densities.py": "The density of training times",
     "test_bound.py": "The variational bound",
     "test_decoder.py": "The decoder, and bits",
+    "test_continuous_bound.py": "The bound in continuous time",
     "test_flow_likelihood.py": "The density of the flow",
     "test_sampler_laws.py": "Samplers",
     "test_convergence.py": "The order at which samplers converge",

@@ -25,6 +25,7 @@ from minidiff.systems.glide import GLIDEConfig
 from minidiff.systems.imagen import ImagenConfig
 from minidiff.systems.latent import LatentConfig
 from minidiff.systems.system import System
+from minidiff.systems.vdm import VDMConfig
 from minidiff.text.encoder import TextEncoderConfig
 from minidiff.training import run
 
@@ -42,6 +43,7 @@ CONFIGS = {
     "text-to-image": tiny.CONFIG,
     "dpm": DPMConfig(T=6, hidden=5, steps=2, schedule_steps=2),
     "ddpm": SMALL_DDPM,
+    "vdm": VDMConfig(pieces=3, waves=(4, 8), T=50, steps=3, unet=replace(UNET, channels=5, out=4)),
     "clip": SMALL_CLIP,
     "adm": ADMConfig("digits", SMALL_DDPM, UNET, steps=3),
     "glide": GLIDEConfig(T=50, pairs=4, embedding=8, image=TOWER, text=TEXT),

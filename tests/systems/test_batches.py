@@ -20,6 +20,7 @@ from support import small_systems
 from minidiff.data import swiss_roll
 from minidiff.diffusion.cascade import resized
 from minidiff.engine.tensor import Tensor
+from minidiff.systems.learned_path import MARGIN
 from minidiff.systems.stage import Step
 
 ALARM = 1e-8                                                # of one statistic
@@ -93,6 +94,14 @@ def text_to_image(system, patch):
 
 def ddpm(system, patch):
     return {"diffusion": lambda x_0, t, eps: Rows(numbers(x_0), None, t, {"eps": flat(eps)})}
+
+
+def vdm(system, patch):
+    def rows(x_0, t, eps):
+        # t is uniform from MARGIN before 0 to MARGIN after 1; as whole numbers of 0..T-1
+        places = np.floor(system.config.T * (t + MARGIN) / (1 + 2 * MARGIN)).astype(int)
+        return Rows(numbers(x_0), None, places, {"eps": flat(eps)})
+    return {"diffusion": rows}
 
 
 def dpm(system, patch):
@@ -221,7 +230,7 @@ def digit_classifier(system, patch):
     return {"classifier": rows}
 
 
-READ = {"text-to-image": text_to_image, "ddpm": ddpm, "dpm": dpm, "clip": clip, "glide": glide, "adm": adm,
+READ = {"text-to-image": text_to_image, "ddpm": ddpm, "dpm": dpm, "vdm": vdm, "clip": clip, "glide": glide, "adm": adm,
         "dalle": dalle, "dalle2": dalle2, "imagen": imagen, "autoencoder-kl": autoencoder_kl,
         "autoencoder-vq": autoencoder_vq, "latent": latent, "digit-classifier": digit_classifier}
 
@@ -250,7 +259,8 @@ def of(name: str, stage: str, part: str) -> np.ndarray:
 
 # stage -> (share of dropped captions or None without captions, power of the times or None without times)
 STAGES = {
-    ("text-to-image", "diffusion"): (0.1, 1 / 3), ("ddpm", "diffusion"): (None, 1), ("dpm", "reverse"): (None, 1),
+    ("text-to-image", "diffusion"): (0.1, 1 / 3), ("ddpm", "diffusion"): (None, 1), ("vdm", "diffusion"): (None, 1),
+    ("dpm", "reverse"): (None, 1),
     ("dpm", "schedule"): (None, 1), ("clip", "contrast"): (0.0, None), ("glide", "contrast"): (0.0, 1 / 2),
     ("adm", "classifier"): (None, 1), ("dalle", "dvae"): (None, None), ("dalle", "prior"): (0.1, None),
     ("dalle2", "decoder"): (0.5, 1 / 3), ("dalle2", "prior"): (0.1, 1), ("dalle2", "codes"): (0.1, None),

@@ -27,6 +27,8 @@ TAKES_IMAGES = {
              "zero_shot": lambda m, x: m.zero_shot(x, [["7"], ["0"]])},
     "ddpm": {"interpolate": lambda m, x: m.interpolate(x[0], x[1], [0.5], t=20, steps=2),
              "bits_per_dim": lambda m, x: m.bits_per_dim(x, terms=1)},
+    "vdm": {"bits_per_dim": lambda m, x: m.bits_per_dim(x, terms=1),
+            "bits_by_noise": lambda m, x: np.array([row.bits for row in m.bits_by_noise(x, rows=3, terms=1)])},
     "dalle2": {"invert": lambda m, x: m.invert(x, steps=2)[0], "variations": lambda m, x: m.variations(x, steps=2),
                "interpolations": lambda m, x: m.interpolations(x[0], x[1], [0.5], steps=2),
                "text_diff": lambda m, x: m.text_diff(x[0], "7", "0", [0.5], steps=2)},
@@ -112,7 +114,7 @@ def uses(name: str) -> dict:
         acts["sample"] = lambda m: m.sample(3)
     elif kind.options() is not None:
         few = {option: value for option, value in FEW.items() if option in kind.options()}
-        acts["sample"] = lambda m: m.sample(CAPTIONS if name != "ddpm" else ["", ""], **few)
+        acts["sample"] = lambda m: m.sample(CAPTIONS if kind.reads_captions else ["", ""], **few)
     if name == "text-to-image":
         acts["encode"] = lambda m: m.encode(CAPTIONS)[0]
     if name == "clip":
@@ -182,7 +184,7 @@ def test_copies_of_streams_tokenizers_and_data(monkeypatch):
 @pytest.mark.parametrize("name", [name for name in systems.SYSTEMS if systems.system_class(name).options() is not None])
 def test_options_take_numpys_numbers_and_refuse_what_is_not_whole(name):
     model = small_systems.small(name)
-    captions = [""] if name == "ddpm" else ["7"]
+    captions = ["7"] if model.reads_captions else [""]
     plain = {option: value for option, value in (model.options() | FEW).items()
              if option in model.options() and isinstance(value, int | float) and not isinstance(value, bool)}
     as_numpy = {option: np.int64(value) if isinstance(value, int) else np.float32(value)

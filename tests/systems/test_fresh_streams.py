@@ -38,6 +38,8 @@ WAYS = {
        for name in ("text-to-image", "glide", "latent")},
     **{f"ddpm, {variance}": ("ddpm", samples("ddpm", ("", ""), variance=variance, steps=STEPS), STEPS)
        for variance in ("learned", "beta", "beta_tilde")},
+    **{f"vdm, {sampler}": ("vdm", samples("vdm", ("", ""), sampler=sampler, steps=STEPS), STEPS) for sampler in NOISY},
+    "vdm, without noise in its steps": ("vdm", samples("vdm", ("", ""), sampler="ddim", steps=STEPS), 1),
     "adm, algorithm 1": ("adm", samples("adm", algorithm=1, steps=STEPS), STEPS),
     "adm, algorithm 2": ("adm", samples("adm", algorithm=2, steps=STEPS), 1),
     "dalle, reranked": ("dalle", samples("dalle", rerank=3), 0),
@@ -123,6 +125,17 @@ def test_the_bound_of_ddpm_has_new_noise_at_each_time(draws, made):
     assert len(draws["normal"]) == 4
     assert_all_different(draws["normal"])
     assert len({u.tobytes() for u in draws["uniform"]}) == 4
+
+
+def test_the_bound_of_vdm_has_new_noise_at_each_time(draws, made):
+    """One noise for each time, and one for the decoder; the table by noise levels draws from streams of its own."""
+    model, x_0 = small_systems.small("vdm"), images()
+    model.bits_per_dim(x_0, terms=4, seed=3)
+    assert len(made) == 1 and len(draws["normal"]) == 5
+    model.bits_by_noise(x_0, terms=4, seed=3)
+    assert len(made) == 2 and len(draws["normal"]) == 9
+    assert_all_different(draws["normal"])
+    assert len({u.tobytes() for u in draws["uniform"]}) == 8
 
 
 def test_an_interpolation_has_a_noise_for_each_end_and_the_same_steps_for_all(draws):

@@ -1,0 +1,139 @@
+"""VDM: what its loss is, the 8 bits of an untrained model, the derivative of its denoiser, and where the bits go."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support import small_systems, tiny
+from support.law_tools import LEVELS
+
+from minidiff.diffusion.variational import LevelDecoder, noised
+from minidiff.engine.tensor import Tensor, gradients
+from minidiff.errors import UserError
+from minidiff.nn.unet import UNet, UNetConfig
+from minidiff.systems.learned_path import with_ends
+from minidiff.systems.vdm import VDM, VDMConfig
+
+CONFIG = replace(small_systems.CONFIGS["vdm"], shape=(4, 4, 1))
+
+
+def made(moved: bool = True) -> VDM:
+    model = VDM(CONFIG, None, np.random.default_rng(0))
+    return small_systems.moved(model) if moved else model
+
+
+@pytest.fixture(scope="module")
+def model() -> VDM:
+    return made()
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return LEVELS[np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 1))].astype(np.float32)
+
+
+def test_the_loss_is_the_bound_in_bits_a_number():
+    """With an eps_hat that is wrong by .3 everywhere: prior + (gamma_1 - gamma_0) .09 / 2 + decoder, in bits."""
+    model, B = made(False), 34 * 4
+    model.eps_hat = lambda x_t, gamma: Tensor(eps + np.float32(0.3))
+    x_0, t = images(B), with_ends((np.arange(B) + 0.5) / B)
+    eps = np.random.default_rng(1).standard_normal(x_0.shape, dtype=np.float32)
+    path, start = model.path.path(), t < 0
+    decoder = -LevelDecoder(path.gamma_0)(x_0[start], noised(x_0[start], np.full(4, path.gamma_0), eps[start])).mean()
+    expected = float(model.path.prior(x_0).data) + (path.gamma_1 - path.gamma_0) * 0.045 + decoder
+    assert start.sum() == 4 and float(model.loss(x_0, t, eps).data) == pytest.approx(expected / math.log(2), rel=1e-4)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts_and_so_are_its_gradients(model):
+    x_0, t = images(4), np.array([-0.01, 0.3, 0.8, 1.02])
+    eps = np.random.default_rng(1).standard_normal(x_0.shape, dtype=np.float32)
+    leaves = list(model.parameters().values())
+    whole = model.loss(x_0, t, eps)
+    parts = [model.loss(x_0[i:i + 2], t[i:i + 2], eps[i:i + 2]) for i in (0, 2)]
+    assert float(whole.data) == pytest.approx(sum(float(p.data) for p in parts) / 2, rel=1e-5)
+    of = [gradients(y, leaves) for y in (whole, *parts)]
+    for name, dw, a, b in zip(model.parameters(), *of, strict=True):
+        np.testing.assert_allclose(dw, (a + b) / 2, rtol=1e-3, atol=1e-5, err_msg=name)
+    moved = {name for name, dw in zip(model.parameters(), of[0], strict=True) if np.abs(dw).max() > 0}
+    assert {"path.ends", "path.w", "logits.w", "unet.conv_in.w"} <= moved
+
+
+def test_an_untrained_model_needs_8_bits():
+    """Its levels are equally likely, and the bound of independent pixels is tight: within six standard errors, false
+    alarm 2e-9, and .01 bits for the prior's term at gamma_1 = 6."""
+    bits = made(False).bits_per_dim(images(40), terms=24)
+    assert abs(bits.mean() - 8) < 6 * bits.std() / math.sqrt(40) + 0.01 and bits.std() < 1
+
+
+def test_the_bound_by_noise_levels(model):
+    x_0 = images(6)
+    rows = model.bits_by_noise(x_0, rows=4, terms=4)
+    path = model.path.path()
+    assert len(rows) == 4 and rows[0].start == path.gamma_0 and rows[-1].stop == pytest.approx(path.gamma_1)
+    assert rows[0].stop - rows[0].start == pytest.approx((path.gamma_1 - path.gamma_0) / 4)
+    assert all(math.isfinite(row.bits) and row.error >= 0 for row in rows)
+
+
+def test_the_unet_is_given_gamma_as_a_time_of_0_to_1000(model, monkeypatch):
+    seen, straight = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t: seen.append(t) or straight(self, x, t))
+    model.eps_hat(np.zeros((3, 4, 4, 1), np.float32), np.array([-14.0, 1.0, 6.0]))
+    np.testing.assert_allclose(seen[0], [0, 750, 1000])
+
+
+def test_gamma_reaches_the_network_and_its_prediction_is_that_of_each_sample(model):
+    x_t = np.random.default_rng(0).standard_normal((3, 4, 4, 1), dtype=np.float32)
+    gamma = np.array([-8.0, 0.0, 3.0])
+    together = model.predict_at(x_t, gamma)
+    alone = np.concatenate([model.predict_at(x_t[i:i + 1], gamma[i:i + 1]) for i in range(3)])
+    np.testing.assert_allclose(together, alone, atol=1e-3)
+    assert np.abs(together - model.predict_at(x_t, gamma[::-1].copy())).max() > 0.01
+    other = model.denoiser()
+    t = np.array([0, other.schedule.T - 1, 3])
+    expected = model.predict_at(x_t, model.path.path()(t / (other.schedule.T - 1)))
+    np.testing.assert_allclose(other.network(x_t, t, None), expected, atol=1e-3)
+
+
+def test_the_derivative_of_the_denoiser():
+    rng, t = np.random.default_rng(0), np.array([9, 15])
+    other = made().astype(np.float64)
+    x, dy, u = rng.standard_normal((3, 2, 4, 4, 1))
+    denoiser, h = other.denoiser(), 1e-6
+    x0_hat, dx = denoiser.vjp(x, t, dy)
+    np.testing.assert_allclose(x0_hat, denoiser(x, t))
+    numeric = ((denoiser(x + h * u, t) - denoiser(x - h * u, t)) * dy).sum() / (2 * h)
+    assert (dx * u).sum() == pytest.approx(numeric, rel=1e-4)
+    assert np.abs(x0_hat).max() < 1 + 1e-6                  # a mean of levels, without clipping
+
+
+def test_the_table_of_its_samplers_is_the_path(model):
+    schedule, path = model.schedule, model.path.path()
+    assert schedule.T == CONFIG.T
+    np.testing.assert_allclose(-schedule.log_snr(np.arange(CONFIG.T)), path(np.linspace(0, 1, CONFIG.T)), atol=1e-6)
+    *_, last = model.trajectory([""] * 2, steps=4)
+    np.testing.assert_array_equal(last.x_t, model.sample([""] * 2, steps=4))
+
+
+def test_captions_and_other_configurations_are_refused(model):
+    with pytest.raises(UserError, match="vdm draws without captions"):
+        model.sample(["a seven"])
+    for wrong, message in (({"gamma_0": 6.0}, "must rise"), ({"gamma_1": 40.0}, "must rise"), ({"T": 1}, "T at least"),
+                           ({"pieces": 0}, "pieces, steps and batch"), ({"waves": (9,)}, "waves must be numbers"),
+                           ({"unet": UNetConfig(channels=3)}, "unet must have channels = "),
+                           ({"shape": (6, 6, 1)}, "multiples of 4")):
+        with pytest.raises(ValueError, match=message):
+            replace(CONFIG, **wrong)
+
+
+def test_its_configuration_for_colour():
+    config = VDM.config_for((32, 32, 3))
+    assert config.unet.channels == 3 * (1 + 2 * len(config.waves)) and config.shape == (32, 32, 3)
+    assert VDM.config_for((28, 28, 1)) == VDMConfig()
+
+
+def test_its_batch(data):
+    from minidiff.systems.stage import Step
+    stage, = small_systems.new("vdm").stages(data)
+    x_0, t, eps = stage.batch(Step(0, 1, 0, 3, 68))
+    assert x_0.shape == eps.shape == (68, 28, 28, 1) and (t < 0).sum() == (t >= 1).sum() == 2
+    assert tiny.digits().shape == x_0.shape[1:]
