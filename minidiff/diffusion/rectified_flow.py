@@ -143,8 +143,8 @@ def shifted(u: np.ndarray | float, shift: float) -> np.ndarray:
     """The time u of a picture, moved to where a picture with shift^2 times as many pixels is as uncertain."""
     _check_shift(shift)
     u = _checked_time(u)
-    # u' = shift u / (1 + (shift - 1) u)                                                      SD3 section 5.3.2
-    return shift * u / (1 + (shift - 1) * u)
+    # u' = shift u / (1 + (shift - 1) u),  whose denominator is shift u + (1 - u)             SD3 section 5.3.2
+    return shift * u / (shift * u + (1 - u))                # exactly 1 at u = 1
 
 
 def resolution_shift(m: int, n: int) -> float:
