@@ -77,24 +77,25 @@ def x0_from_flow(x_u: Array, u: np.ndarray | float, flow: Array) -> Array:
 class FlowDenoiser:
     """A network that predicts the flow, as a denoiser of the house: (x_t, t, cond) -> x0_hat.
 
-    network: `(x_u, u, cond) -> flow`, with u (B,) float64.  network_vjp: `(x_u, u, dy, cond) -> (flow, dx_u)`; only
-    `vjp` needs it.
+    network: `(x_u, u, cond) -> flow`, with u (B,) float64.  clip: applied to x0_hat, as in NetworkDenoiser.
+    network_vjp: `(x_u, u, dy, cond) -> (flow, dx_u)`; only `vjp` needs it.
     """
 
     schedule: Schedule
     network: Callable[[Any, Any, Any], Any]
+    clip: Callable[[Any], Any] | None = None
     network_vjp: Callable[[Any, Any, Any, Any], tuple[Any, Any]] | None = None
     predicts = "v"                                          # flow and v differ by a multiple of x_t and a factor
 
     def __call__(self, x_t, t, cond=None):
         x_u, u, _ = self._on_path(x_t, t)
         # x0_hat = x_u - u flow
-        return x0_from_flow(x_u, u, self.network(x_u, u, cond))
+        x0_hat = x0_from_flow(x_u, u, self.network(x_u, u, cond))
+        return x0_hat if self.clip is None else self.clip(x0_hat)
 
     def vjp(self, x_t, t, dy, cond=None):
-        """(x0_hat, dy^T J), as `Differentiable` says.  Raises TypeError without network_vjp."""
-        if self.network_vjp is None:
-            raise TypeError("denoiser must have a network_vjp to be differentiated")
+        """(x0_hat, dy^T J), as `Differentiable` says.  Raises TypeError without network_vjp, or with clip."""
+        _check_differentiable(self)
         x_u, u, total = self._on_path(x_t, t)
         # dy^T J = (dy - (u dy)^T d flow / d x_u) / (alpha_t + sigma_t)
         flow, dx_u = self.network_vjp(x_u, u, per_sample(u, dy) * dy, cond)
@@ -161,6 +162,11 @@ def _checked_time(u: np.ndarray | float) -> np.ndarray:
     if not ((0 <= u) & (u <= 1)).all():                     # NaN is outside, too
         raise ValueError(f"u must lie within 0 (the image) and 1 (noise), got {u}")
     return u
+
+
+def _check_differentiable(denoiser: FlowDenoiser) -> None:
+    if denoiser.network_vjp is None or denoiser.clip is not None:
+        raise TypeError("denoiser must have a network_vjp, and no clip, to be differentiated")
 
 
 def _check_std(std: float) -> None:

@@ -85,7 +85,7 @@ class DiTConfig:
         if not 0 <= self.drop_caption <= 1 or min(self.T, self.steps, self.batch) < 1:
             raise ValueError(f"drop_caption must be within 0 and 1, and T, steps and batch at least 1, not "
                              f"{self.drop_caption}, {self.T}, {self.steps} and {self.batch}")
-        if not 0 < self.shift <= 100 or not 0 < self.std <= 100 or abs(self.mean) > 100:
+        if not 0 < self.shift <= 100 or not 0 < self.std <= 100 or not abs(self.mean) <= 100:
             raise ValueError(f"shift and std must be positive and at most 100, and mean within -100 and 100, not "
                              f"{self.shift}, {self.std} and {self.mean}")
 
@@ -180,7 +180,7 @@ class DiffusionTransformer(System):
 
     def unguided(self) -> FlowDenoiser:
         """(x_t, t, cond) -> x0_hat as the network predicts it, unclipped, with its derivative."""
-        return FlowDenoiser(self.schedule, self.predict, self.predict_vjp)
+        return FlowDenoiser(self.schedule, self.predict, network_vjp=self.predict_vjp)
 
     def denoiser(self, scale: float = 2.0) -> ClassifierFree:
         """(x_t, t, cond) -> x0_hat with classifier-free guidance: scale 0 ignores the caption, 1 follows it."""

@@ -12,7 +12,7 @@ from support.diffusion_strategies import any_schedule, seeds, shapes
 from support.law_tools import column, few, gradient, quickly
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.rectified_flow import (
     FlowDenoiser,
@@ -109,7 +109,7 @@ def test_the_derivative_of_the_denoiser(schedule, seed):
     def network_vjp(x_u, u, dy, cond):
         J = gradient(lambda x: flow(x, u), x_u)                                     # (B, 2, 2)
         return flow(x_u, u), np.einsum("bi,bij->bj", dy, J)
-    x0_hat, dx = FlowDenoiser(schedule, flow, network_vjp).vjp(x_t, t, dy)
+    x0_hat, dx = FlowDenoiser(schedule, flow, network_vjp=network_vjp).vjp(x_t, t, dy)
     expected = MixtureDenoiser(schedule, *data).vjp(x_t, t, dy)
     np.testing.assert_allclose(x0_hat, expected[0], atol=1e-6)
     np.testing.assert_allclose(dx, expected[1], atol=1e-6)
@@ -178,6 +178,11 @@ def test_the_flow_denoiser_agrees_with_one_that_predicts_v():
     alpha, sigma = (f(t)[:, None] for f in (schedule.alpha, schedule.sigma))
     flow = FlowDenoiser(schedule, lambda x_u, u, cond: (sigma - alpha) * x_t + (alpha + sigma) * v)
     np.testing.assert_allclose(flow(x_t, t), NetworkDenoiser(schedule, "v", lambda *_: v)(x_t, t), atol=1e-12)
+
+
+def test_its_answers_are_clipped_on_request():
+    denoiser = FlowDenoiser(schedules.flow_matching(5), lambda x_u, u, cond: -4 * x_u, clip=static_threshold)
+    assert denoiser(np.ones((1, 3)), np.array([4])).tolist() == [[1.0] * 3]
 
 
 # ---- the times of training -------------------------------------------------------------------------------------
@@ -307,5 +312,7 @@ def test_a_denoiser_without_a_derivative_has_none():
     denoiser = FlowDenoiser(schedules.flow_matching(5), lambda x_u, u, cond: x_u)
     with pytest.raises(TypeError, match="denoiser must have a network_vjp"):
         denoiser.vjp(X, np.array([1, 2]), X)
+    with pytest.raises(TypeError, match="denoiser must have a network_vjp, and no clip"):
+        replace(denoiser, clip=static_threshold, network_vjp=lambda *_: None).vjp(X, np.array([1, 2]), X)
     with_one = replace(denoiser, network_vjp=lambda x_u, u, dy, cond: (x_u, dy))
     assert with_one.vjp(X, np.array([1, 2]), X)[1].shape == (2, 3)

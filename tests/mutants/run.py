@@ -101,6 +101,7 @@ OWN = {
     "diffusion/samplers.py": ("laws/test_sampler_laws.py", "laws/test_convergence.py", "diffusion/test_samplers.py"),
     "diffusion/multistep.py": ("diffusion/test_multistep.py", "laws/test_sampler_laws.py",
                                "laws/test_convergence.py"),
+    "diffusion/rectified_flow.py": ("diffusion/test_rectified_flow.py",),
     "diffusion/guidance.py": ("laws/test_guidance_laws.py", "diffusion/test_guidance.py", "systems/test_adm.py",
                               "systems/test_glide.py"),
     "diffusion/likelihood.py": ("laws/test_bound.py", "laws/test_decoder.py", "laws/test_flow_likelihood.py"),
@@ -137,7 +138,7 @@ OWN = {
     "cli/preview.py": ("cli/test_stable_diffusion_command.py",),
     **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_fresh_streams.py",
                                 "systems/test_previews.py", "test_few_systems.py")
-       for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dpm", "glide",
+       for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dit", "dpm", "glide",
                     "imagen", "latent", "text_to_image")},
     "systems/stable_diffusion.py": ("systems/test_stable_diffusion.py", "laws/test_stable_diffusion_law.py",
                                     "pretrained/test_memory.py"),

@@ -13,6 +13,7 @@ from minidiff.engine.tensor import Tensor
 from minidiff.nn.adversary import PatchDiscriminator, discriminator_loss, generator_loss
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
 from minidiff.nn.classifier import NOT_ASKED, NoisyClassifier
+from minidiff.nn.dit import MMDiT, MMDiTConfig
 from minidiff.nn.gumbel import gumbel, gumbel_softmax, kl_to_uniform
 from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig, perceptual_distance
 from minidiff.nn.image_tower import ImageTower, ImageTowerConfig
@@ -82,6 +83,11 @@ def unet_loss(m: Several) -> Tensor:
     return squared(unet(as_input(unet, X), T, text(IDS, MASK)))
 
 
+def transformer_loss(m: Several) -> Tensor:
+    network, text = m.parts
+    return squared(network(as_input(network, X), np.array([0.3, 0.9]), text(IDS, MASK)))
+
+
 def discrete_loss(m: Several) -> Tensor:
     """As in DALL-E's first stage: logits, the relaxed sample, its image."""
     encoder, codebook, decoder = m.parts
@@ -140,6 +146,8 @@ def contrast_loss(m: Contrast) -> Tensor:
 NETWORKS: dict[str, Network] = {
     "UNet with captions": Network(
         lambda rng: Several(UNet(UNetConfig(**{**vars(UNET), "text": 8}), rng), TextEncoder(TEXT, rng)), unet_loss),
+    "MM-DiT with captions": Network(
+        lambda rng: Several(MMDiT(MMDiTConfig(2, 2, 8, 2, 2, 8), rng), TextEncoder(TEXT, rng)), transformer_loss),
     "noisy classifier": Network(
         lambda rng: NoisyClassifier(UNET, (3, 2), rng),
         lambda m: -ops.mean(m.log_prob(as_input(m, X), T, np.array([[2, 1], [0, NOT_ASKED]])))),
