@@ -8,11 +8,11 @@
     sampling    x_1 = eps, then Euler's method  x_s = x_u + (s - u) flow  down to u = 0, with classifier-free guidance
                 flow = flow_uncond + scale (flow_cond - flow_uncond)                  Ho & Salimans 2022
 
-Two ideas meet here.  The network is a transformer (nn/dit.py): an image is a sequence of patches, the UNet's levels and
-convolutions are gone, and a caption is not read from aside but is a second sequence in the same attention.  The path
-from noise to image is straight (diffusion/rectified_flow.py): its velocity does not depend on the time, so that few
-steps of the simplest method go far.  In the terms of the other pages, this is the schedule `flow_matching` with another
-prediction, and Euler's method is DDIM; the other samplers work, too.
+Two ideas meet here.  The network is a transformer (nn/mmdit.py): an image is a sequence of patches, without a UNet's
+levels and convolutions, and a caption is a second sequence in the same attention.  The path from noise to image is
+straight (diffusion/rectified_flow.py): its velocity does not depend on the time, so that a few steps of the simplest
+method go far.  In the terms of the other pages this is the schedule `flow_matching`, and Euler's method is DDIM; the
+other samplers work, too.
 
 Scaled down and left out: 28 x 28 pixels and 49 tokens for 1024 x 1024 pixels, which are 64 x 64 tokens of an
 autoencoder's latents; 5 blocks of width 128 for 38 of 2432; one small text encoder, trained with the rest, for three
@@ -46,7 +46,7 @@ from minidiff.engine.backend import to_numpy
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, recording
-from minidiff.nn.dit import MMDiT, MMDiTConfig
+from minidiff.nn.mmdit import MMDiT, MMDiTConfig
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.unet import TextStates
 from minidiff.systems.config import check_shape

@@ -43,6 +43,7 @@ from . import (
     own_pictures,
     pretrained,
     systems,
+    transformers,
     verifier,
 )
 from .bug import Bug
@@ -61,6 +62,7 @@ GROUPS: dict[str, list[Bug]] = {
     "The mathematics of diffusion": diffusion.BUGS + likelihood.BUGS,
     "Networks, text, training, evaluation": networks.BUGS,
     "The systems of the literature": systems.BUGS,
+    "Rectified flow and the diffusion transformer": transformers.BUGS,
     "Other people's checkpoints": pretrained.BUGS,
     "How the pieces are put together": assembly.BUGS,
     "A person's own pictures": own_pictures.BUGS,
@@ -92,7 +94,8 @@ OWN = {
     "data/picture_cache.py": ("data/test_own_pictures.py",),
     "data/digits.py": ("systems/test_adm.py",),
     "data/pixels.py": ("data/test_mnist.py",),
-    "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py"),
+    "diffusion/schedules.py": ("laws/test_forward_process.py", "diffusion/test_schedules.py",
+                               "diffusion/test_rectified_flow.py"),
     "diffusion/gaussian.py": ("laws/test_posterior.py", "laws/test_parametrisations.py",
                               "laws/test_forward_process.py", "diffusion/test_gaussian.py"),
     "diffusion/denoiser.py": ("laws/test_parametrisations.py", "diffusion/test_denoiser.py"),

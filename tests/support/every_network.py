@@ -13,12 +13,12 @@ from minidiff.engine.tensor import Tensor
 from minidiff.nn.adversary import PatchDiscriminator, discriminator_loss, generator_loss
 from minidiff.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
 from minidiff.nn.classifier import NOT_ASKED, NoisyClassifier
-from minidiff.nn.dit import MMDiT, MMDiTConfig
 from minidiff.nn.gumbel import gumbel, gumbel_softmax, kl_to_uniform
 from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig, perceptual_distance
 from minidiff.nn.image_tower import ImageTower, ImageTowerConfig
 from minidiff.nn.kl import kl
 from minidiff.nn.layers import Linear
+from minidiff.nn.mmdit import MMDiT, MMDiTConfig
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.prior import AutoregressivePrior, DiffusionPrior, PriorConfig

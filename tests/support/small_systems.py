@@ -9,9 +9,9 @@ from support import tiny
 from minidiff import systems
 from minidiff.data.digits import Digits
 from minidiff.nn.autoencoder import AutoencoderConfig
-from minidiff.nn.dit import MMDiTConfig
 from minidiff.nn.image_classifier import ImageClassifierConfig
 from minidiff.nn.image_tower import ImageTowerConfig
+from minidiff.nn.mmdit import MMDiTConfig
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.adm import ADMConfig

@@ -159,6 +159,7 @@ def test_every_sampler_ends_in_an_image(model, sampler):
     assert len(states) == 6 and states[0].t == CONFIG.T - 1 and states[-1].t == -1
     x_0 = states[-1].x_t
     assert x_0.shape == (2, 28, 28, 1) and x_0.dtype == np.float32 and np.abs(x_0).max() <= 1
+    np.testing.assert_array_equal(model.sample(["3", "4"], steps=5, sampler=sampler), x_0)
 
 
 def test_the_default_sampler_is_eulers_method(model):

@@ -8,7 +8,7 @@ from scipy import special
 from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor, gradients
-from minidiff.nn.dit import (
+from minidiff.nn.mmdit import (
     JointBlock,
     LastBlock,
     MMDiT,
