@@ -133,7 +133,7 @@ class DiffusionTransformer(System):
 
         def picture():
             return pictures.sheet(self.sample(data.prompts), [p or "(no caption)" for p in data.prompts], columns=6)
-        yield Stage("diffusion", self, batch, DiffusionTransformer.loss, c.steps, c.batch, lr=1e-3, picture=picture)
+        yield Stage("diffusion", self, batch, DiffusionTransformer.loss, c.steps, c.batch, picture=picture)
 
     def loss(self, x_0, ids, mask, t, eps) -> Tensor:
         """The mean squared error of the flow at given times and noise, a Tensor of shape ().
