@@ -7,7 +7,7 @@
 The network learns E[flow | x_u], the minimiser of E ||flow - network(x_u, u)||^2.  The ODE dx/du = E[flow | x_u]
 carries noise to images, and one step of Euler's method is  x_s = x_u + (s - u) flow,  s < u.
 
-**In the house's terms** it is a variance-preserving diffusion, the schedule `flow_matching`, with x_t scaled:
+**As a schedule.**  Scaled, x_u is the x_t of a variance-preserving diffusion, `schedules.flow_matching`:
 
     u   = sigma_t / (alpha_t + sigma_t)         1 - u = alpha_t / (alpha_t + sigma_t)
     x_u = x_t / (alpha_t + sigma_t)             SNR = (1 - u)^2 / u^2,   log-SNR = -2 logit u
@@ -16,13 +16,13 @@ Euler's step is DDIM's, since both keep x0_hat and eps_hat and mix them with oth
 and v for flow; here t counts 0..T-1 and v is alpha eps - sigma x_0.)  `FlowDenoiser` makes a denoiser of the network,
 so that all samplers, guidance and likelihood work with it.
 
-**Times.**  At u = 0 and u = 1 the best guess is a mean and easy to learn; most is to be learned in between.  So SD3
-draws the times of training from a logit-normal density (section 3.1):
+**Times.**  At u = 0 the best answer is minus the image, at u = 1 the noise less the mean image.  Both are easy, and
+most is to be learned in between.  So SD3 draws the times of training from a logit-normal density (section 3.1):
 
     u  = sigmoid(mean + std z),  z ~ N(0, 1)
     pi(u) = exp(-(logit u - mean)^2 / 2 std^2) / (std sqrt(2 pi) u (1 - u))
 
-log-SNR is then normal, with mean -2 mean and standard deviation 2 std.
+log-SNR is then normal, with mean -2 mean and standard deviation 2 std.  Fine noise is rare among these times.
 
 **Resolution.**  The mean of n pixels of the same value, each with noise, is known to u/(1 - u) / sqrt(n).  A picture
 with more pixels needs more noise for the same uncertainty (SD3 section 5.3.2):
@@ -75,7 +75,7 @@ def x0_from_flow(x_u: Array, u: np.ndarray | float, flow: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class FlowDenoiser:
-    """A network that predicts the flow, as a denoiser of the house: (x_t, t, cond) -> x0_hat.
+    """A network that predicts the flow, as a denoiser: (x_t, t, cond) -> x0_hat.
 
     network: `(x_u, u, cond) -> flow`, with u (B,) float64.  clip: applied to x0_hat, as in NetworkDenoiser.
     network_vjp: `(x_u, u, dy, cond) -> (flow, dx_u)`; only `vjp` needs it.

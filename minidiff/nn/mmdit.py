@@ -16,8 +16,9 @@ shift, scale and gate come from the time u and the pooled caption by a linear la
 section 3.2).  So each block starts as the identity, and the output starts at 0.  Only the gate makes the branch 0:
 if the branch's last layer were 0 too, neither would ever have a gradient.
 
-A token's place is a sum of sines and cosines, half of the channels for its row and half for its column (DiT section
-3.2).  Left out: the norm of queries and keys, which SD3 needs in half precision at high resolution (section 5.3.2).
+A patch's place is added to it as sines and cosines, half of the channels for its row and half for its column (DiT
+section 3.2).  Left out: the norm of queries and keys, which SD3 needs in half precision at high resolution (section
+5.3.2).
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def test_one_step_is_exact_on_a_point(T, shift, seed):
 
 
 def test_the_flow_denoiser_agrees_with_one_that_predicts_v():
-    """flow = (sigma - alpha) x_t + (alpha + sigma) v: the same network in the house's other form."""
+    """flow = (sigma - alpha) x_t + (alpha + sigma) v: the same network in the other form."""
     schedule, rng = schedules.flow_matching(20), np.random.default_rng(0)
     x_t, v, t = *rng.normal(size=(2, 6, 3)), np.array([0, 3, 7, 12, 18, 19])
     alpha, sigma = (f(t)[:, None] for f in (schedule.alpha, schedule.sigma))

@@ -229,6 +229,14 @@ def test_the_place_of_a_patch_counts():
     assert (places[:, :, :4] == places[:, :1, :4]).all() and (places[:, :, 4:] == places[:1, :, 4:]).all()
 
 
+def test_every_patch_reads_all_patches_of_its_own_image():
+    net, x, text = network(), normal(2, 4, 6, 2), states()
+    other = x.copy()
+    other[0, 2:, 4:] += 1                                   # the last of six patches
+    moved_by = np.abs(net(Tensor(other), U, text).data - net(Tensor(x), U, text).data)
+    assert (moved_by[0].reshape(2, 2, 3, 2, 2).max(axis=(1, 3, 4)) > 1e-4).all() and not moved_by[1].any()
+
+
 def test_patches_come_back_to_their_places():
     """With blocks that are the identity, a patch of the output depends on the same patch of the image only."""
     net = MMDiT(TINY, np.random.default_rng(0)).astype(np.float64)
