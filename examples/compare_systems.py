@@ -41,6 +41,7 @@ ROWS = {
     "DALL-E 2": ("dalle2", {}),
     "Imagen": ("imagen", {}),
     "Stable Diffusion": ("latent", {}),
+    "diffusion transformer": ("dit", {}),
 }
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four",
            "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")

@@ -13,6 +13,7 @@ Each file imports only from those before it. In reading order:
     multistep.py    more samplers, by which Stable Diffusion is usually drawn
     consistency.py  from noise to an image in a few calls of a network that was trained for that
     guidance.py     a denoiser that follows its condition more closely
+    rectified_flow.py  the straight path from image to noise, its velocity, and the times at which it is learned
     likelihood.py   how many bits an image costs: the variational bound, and the density of the flow
     variational.py  the bound in continuous time, the same along every path of noise levels
     entropy.py      the bound of the first diffusion paper, in entropies

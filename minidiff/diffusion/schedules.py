@@ -210,17 +210,20 @@ def vp_sde(
     return from_log_snr(log_snr, T, "vp_sde", allow_signal=allow_signal)
 
 
-def flow_matching(T: int = 1000) -> Schedule:
+def flow_matching(T: int = 1000, shift: float = 1.0) -> Schedule:
     """The straight path (1-u) x_0 + u eps, divided by sqrt((1-u)^2 + u^2) (Flow matching eq. 20, reversed).
 
     Scaling x_t does not change its SNR, so the path is this schedule: 1 - u = alpha/(alpha + sigma). It ends at
-    SNR 0, where only x0- and v-prediction are possible.
+    SNR 0, where only x0- and v-prediction are possible. shift > 0: divides alpha/sigma at every time, for pictures with
+    shift^2 times as many pixels (rectified_flow.py).
     """
+    if not 0.0 < shift < math.inf:
+        raise ValueError(f"shift must be a positive number, got {shift}")
 
     def log_snr(u: np.ndarray) -> np.ndarray:
-        # SNR = (1 - u)^2 / u^2
+        # SNR = (1 - u)^2 / (shift u)^2
         with np.errstate(divide="ignore"):
-            return 2.0 * (np.log(1.0 - u) - np.log(u))
+            return 2.0 * (np.log(1.0 - u) - np.log(u) - math.log(shift))
 
     return from_log_snr(log_snr, T, "flow_matching")
 

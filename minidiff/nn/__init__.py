@@ -10,6 +10,7 @@ or two systems each:
     autoencoder, adversary, kl, quantise    autoencoders
     decoding, gumbel                        DALL-E
     prior, embedding_codes                  DALL-E 2
+    mmdit                                   the diffusion transformer
 
 docs/glossary.md explains the terms.
 """

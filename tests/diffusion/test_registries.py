@@ -103,7 +103,7 @@ def test_a_schedule_is_named_with_its_parameters():
     assert parse_schedule("cosine:offset=1e-2") == ("cosine", {"offset": 0.01})
     assert parse_schedule("linear") == ("linear", {})
     assert schedule_parameters("cosine") == {"offset": 0.008, "beta_max": 0.999}
-    assert schedule_parameters("flow_matching") == {}
+    assert schedule_parameters("even_loss") == {} and schedule_parameters("flow_matching") == {"shift": 1.0}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -146,7 +146,7 @@ def test_a_function_that_is_no_schedule_is_refused():
     ("cosine:s=0.01", "'s' is not a parameter; the parameters of cosine are: offset=0.008, beta_max=0.999"),
     ("cosine:T=5", "'T' is not a parameter"),
     ("linear:allow_signal=1", "'allow_signal' is not a parameter"),
-    ("flow_matching:k=1", "'k' is not a parameter; the parameters of flow_matching are: none"),
+    ("even_loss:k=1", "'k' is not a parameter; the parameters of even_loss are: none"),
     ("cosine:offset=1,offset=2", "'offset' is given twice"),
     ("cosine:offset", "offset must be a finite number, such as 0.008, got ''"),
     *((f"cosine:offset={v}", "offset must be a finite number") for v in ("inf", "nan", "1e999", "a", "0x1", "1=1")),

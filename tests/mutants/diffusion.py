@@ -56,7 +56,7 @@ BUGS = [
         "log_abar = -(u**2) * (beta_max - beta_min) / 2 - u * beta_min",
         "log_abar = -(u**2) * (beta_max - beta_min) - u * beta_min"),
     Bug("flow matching: alpha/sigma for its square", SCHEDULES,
-        "return 2.0 * (np.log(1.0 - u) - np.log(u))",
+        "return 2.0 * (np.log(1.0 - u) - np.log(u) - math.log(shift))",
         "return np.log(1.0 - u) - np.log(u)"),
     Bug("zero terminal SNR: alpha_bar shifted in place of alpha", SCHEDULES,
         "    alpha = np.sqrt(schedule.alpha_bar)  # (T,)\n",

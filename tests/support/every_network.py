@@ -18,6 +18,7 @@ from minidiff.nn.image_classifier import ImageClassifier, ImageClassifierConfig,
 from minidiff.nn.image_tower import ImageTower, ImageTowerConfig
 from minidiff.nn.kl import kl
 from minidiff.nn.layers import Linear
+from minidiff.nn.mmdit import MMDiT, MMDiTConfig
 from minidiff.nn.module import Module
 from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.prior import AutoregressivePrior, DiffusionPrior, PriorConfig
@@ -82,6 +83,11 @@ def unet_loss(m: Several) -> Tensor:
     return squared(unet(as_input(unet, X), T, text(IDS, MASK)))
 
 
+def transformer_loss(m: Several) -> Tensor:
+    network, text = m.parts
+    return squared(network(as_input(network, X), np.array([0.3, 0.9]), text(IDS, MASK)))
+
+
 def discrete_loss(m: Several) -> Tensor:
     """As in DALL-E's first stage: logits, the relaxed sample, its image."""
     encoder, codebook, decoder = m.parts
@@ -140,6 +146,8 @@ def contrast_loss(m: Contrast) -> Tensor:
 NETWORKS: dict[str, Network] = {
     "UNet with captions": Network(
         lambda rng: Several(UNet(UNetConfig(**{**vars(UNET), "text": 8}), rng), TextEncoder(TEXT, rng)), unet_loss),
+    "MM-DiT with captions": Network(
+        lambda rng: Several(MMDiT(MMDiTConfig(2, 2, 8, 2, 2, 8), rng), TextEncoder(TEXT, rng)), transformer_loss),
     "noisy classifier": Network(
         lambda rng: NoisyClassifier(UNET, (3, 2), rng),
         lambda m: -ops.mean(m.log_prob(as_input(m, X), T, np.array([[2, 1], [0, NOT_ASKED]])))),

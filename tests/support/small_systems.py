@@ -11,6 +11,7 @@ from minidiff.data.digits import Digits
 from minidiff.nn.autoencoder import AutoencoderConfig
 from minidiff.nn.image_classifier import ImageClassifierConfig
 from minidiff.nn.image_tower import ImageTowerConfig
+from minidiff.nn.mmdit import MMDiTConfig
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
 from minidiff.systems.adm import ADMConfig
@@ -20,6 +21,7 @@ from minidiff.systems.dalle import DALLEConfig
 from minidiff.systems.dalle2 import UnCLIPConfig
 from minidiff.systems.ddpm import DDPMConfig
 from minidiff.systems.digit_classifier import DigitClassifierConfig
+from minidiff.systems.dit import DiTConfig
 from minidiff.systems.dpm import DPMConfig
 from minidiff.systems.glide import GLIDEConfig
 from minidiff.systems.imagen import ImagenConfig
@@ -57,6 +59,7 @@ CONFIGS = {
     "autoencoder-vq": VQAutoencoderConfig(network=NETWORK, latent=3, codes=8, steps=3, perceptual=0.0),
     "latent": LatentConfig(T=50, steps=3, clip=SMALL_CLIP, autoencoder=SMALL_KL,
                            unet=replace(GRID, channels=2, widths=(8,), attention=(True,))),
+    "dit": DiTConfig(T=50, steps=3, text=TEXT, network=MMDiTConfig(patch=7, width=8, blocks=2, heads=2, text=8)),
     "digit-classifier": DigitClassifierConfig(ImageClassifierConfig(widths=(8, 8), groups=4, features=6), steps=3),
 }
 

@@ -224,6 +224,10 @@ def latent(system, patch):
     return {"diffusion": rows}
 
 
+def dit(system, patch):
+    return text_to_image(system, patch)
+
+
 def digit_classifier(system, patch):
     def rows(x, labels):
         return Rows(labels, None, None, {}, {"seen": x})
@@ -232,7 +236,7 @@ def digit_classifier(system, patch):
 
 READ = {"text-to-image": text_to_image, "ddpm": ddpm, "dpm": dpm, "vdm": vdm, "clip": clip, "glide": glide, "adm": adm,
         "dalle": dalle, "dalle2": dalle2, "imagen": imagen, "autoencoder-kl": autoencoder_kl,
-        "autoencoder-vq": autoencoder_vq, "latent": latent, "digit-classifier": digit_classifier}
+        "autoencoder-vq": autoencoder_vq, "latent": latent, "dit": dit, "digit-classifier": digit_classifier}
 
 
 @functools.cache
@@ -257,7 +261,7 @@ def of(name: str, stage: str, part: str) -> np.ndarray:
     return np.stack([getattr(rows, part) for rows in batches_of(name)[stage]])
 
 
-# stage -> (share of dropped captions or None without captions, power of the times or None without times)
+# stage -> (share of dropped captions or None without captions, power or density of the times or None without times)
 STAGES = {
     ("text-to-image", "diffusion"): (0.1, 1 / 3), ("ddpm", "diffusion"): (None, 1), ("vdm", "diffusion"): (None, 1),
     ("dpm", "reverse"): (None, 1),
@@ -266,7 +270,8 @@ STAGES = {
     ("dalle2", "decoder"): (0.5, 1 / 3), ("dalle2", "prior"): (0.1, 1), ("dalle2", "codes"): (0.1, None),
     ("imagen", "pixels-7"): (0.1, 1 / 3), ("imagen", "pixels-14"): (0.1, 1), ("imagen", "pixels-28"): (0.1, 1),
     ("autoencoder-kl", "autoencoder"): (None, None), ("autoencoder-vq", "autoencoder"): (None, None),
-    ("latent", "diffusion"): (0.1, 1 / 3), ("digit-classifier", "classifier"): (None, None),
+    ("latent", "diffusion"): (0.1, 1 / 3), ("dit", "diffusion"): (0.1, "logit-normal"),
+    ("digit-classifier", "classifier"): (None, None),
 }
 IMAGES = [place for place in STAGES if place[0] != "dpm"]
 CAPTIONED = [place for place, (drop, _) in STAGES.items() if drop is not None]
@@ -326,13 +331,16 @@ def test_a_picture_is_captioned_anew_each_time_it_is_seen(data):
 
 @pytest.mark.parametrize("place", TIMED, ids="-".join)
 def test_times_have_their_density_and_cover_it_in_each_batch(place):
-    """P(t < k) = (k/T)^(1/power); of a stratified batch the count below k is within 1 of its share, and where the
-    batch is not stratified (GLIDE) the times are independent, so that a batch's sum varies as such sums do."""
+    """P(t < k) = (k/T)^(1/power), or Phi(logit(k/T)) if u is logit-normal; of a stratified batch the count below k is
+    within 1 of its share; where the batch is not stratified (GLIDE) the times are independent, so that a batch's sum
+    varies as such sums do."""
     name, _ = place
     t, power = of(*place, "t"), STAGES[place][1]
     config = small_systems.CONFIGS[name]
     T = {"dpm": 5, "adm": 50}.get(name) or config.T
-    share = (np.arange(T + 1) / T) ** (1 / power)
+    k = np.arange(T + 1)
+    with np.errstate(divide="ignore"):
+        share = stats.norm.cdf(np.log(k) - np.log(T - k)) if power == "logit-normal" else (k / T) ** (1 / power)
     below = (t[:, :, None] < np.arange(T + 1)).sum(axis=1)                          # (STEPS, T + 1)
     B = t.shape[1]
     if name != "glide":

@@ -33,9 +33,9 @@ def in_half(x) -> np.ndarray:
 # name -> (system, how it draws two pictures, how often each stream is asked for normal numbers)
 WAYS = {
     **{f"{name}, {sampler}": (name, samples(name, sampler=sampler, steps=STEPS), STEPS)
-       for name in ("text-to-image", "glide", "latent") for sampler in NOISY},
+       for name in ("text-to-image", "glide", "latent", "dit") for sampler in NOISY},
     **{f"{name}, without noise in its steps": (name, samples(name, sampler="ddim", steps=STEPS), 1)
-       for name in ("text-to-image", "glide", "latent")},
+       for name in ("text-to-image", "glide", "latent", "dit")},
     **{f"ddpm, {variance}": ("ddpm", samples("ddpm", ("", ""), variance=variance, steps=STEPS), STEPS)
        for variance in ("learned", "beta", "beta_tilde")},
     **{f"vdm, {sampler}": ("vdm", samples("vdm", ("", ""), sampler=sampler, steps=STEPS), STEPS) for sampler in NOISY},

@@ -1,0 +1,179 @@
+"""Rectified flow: a straight path from image to noise, whose velocity a network learns (Liu et al. 2022, SD3).
+
+    x_u  = (1 - u) x_0 + u eps                  0 <= u <= 1: the image at u = 0, the noise at u = 1
+    flow = dx_u/du = eps - x_0                  the velocity of this path, the same at every u
+    x_0  = x_u - u flow                         the image that a velocity points to
+
+The network learns E[flow | x_u], the minimiser of E ||flow - network(x_u, u)||^2.  The ODE dx/du = E[flow | x_u]
+carries noise to images, and one step of Euler's method is  x_s = x_u + (s - u) flow,  s < u.
+
+**As a schedule.**  Scaled, x_u is the x_t of a variance-preserving diffusion, `schedules.flow_matching`:
+
+    u   = sigma_t / (alpha_t + sigma_t)         1 - u = alpha_t / (alpha_t + sigma_t)
+    x_u = x_t / (alpha_t + sigma_t)             SNR = (1 - u)^2 / u^2,   log-SNR = -2 logit u
+
+Euler's step is DDIM's, since both keep x0_hat and eps_hat and mix them with other weights.  (The papers write t for u,
+and v for flow; here t counts 0..T-1 and v is alpha eps - sigma x_0.)  `FlowDenoiser` makes a denoiser of the network,
+so that all samplers, guidance and likelihood work with it.
+
+**Times.**  At u = 0 the best answer is minus the image, at u = 1 the noise less the mean image.  Both are easy, and
+most is to be learned in between.  So SD3 draws the times of training from a logit-normal density (section 3.1):
+
+    u  = sigmoid(mean + std z),  z ~ N(0, 1)
+    pi(u) = exp(-(logit u - mean)^2 / 2 std^2) / (std sqrt(2 pi) u (1 - u))
+
+log-SNR is then normal, with mean -2 mean and standard deviation 2 std.  Fine noise is rare among these times.
+
+**Resolution.**  The mean of n pixels of the same value, each with noise, is known to u/(1 - u) / sqrt(n).  A picture
+with more pixels needs more noise for the same uncertainty (SD3 section 5.3.2):
+
+    u_m / (1 - u_m) / sqrt(m) = u_n / (1 - u_n) / sqrt(n)
+    u_m = shift u_n / (1 + (shift - 1) u_n),   shift = sqrt(m / n)
+
+This lowers log-SNR by 2 log shift, adds log shift to logit u, and makes one logit-normal density of another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from minidiff.checks import whole
+from minidiff.diffusion.gaussian import Times, per_sample
+from minidiff.diffusion.schedules import Schedule
+from minidiff.diffusion.times import stratified_uniform
+
+Array = np.ndarray  # or cupy.ndarray
+
+
+# ---- the path --------------------------------------------------------------------------------------------
+
+
+def path_time(schedule: Schedule, t: Times) -> np.ndarray:
+    """u, where time t of any schedule stands on the straight path: float64 of t's shape, 0 at t = -1, 1 at SNR 0."""
+    # u = sigma_t / (alpha_t + sigma_t)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return sigma / (alpha + sigma)
+
+
+def interpolate(x_0: Array, u: np.ndarray | float, eps: Array) -> Array:
+    """x_u on the path from x_0 to eps, both (B, ...) of one dtype; u a number or (B,)."""
+    u = _checked_time(u)
+    # x_u = (1 - u) x_0 + u eps                                                                  SD3 section 3
+    return per_sample(1 - u, x_0) * x_0 + per_sample(u, eps) * eps
+
+
+def x0_from_flow(x_u: Array, u: np.ndarray | float, flow: Array) -> Array:
+    # x_0 = x_u - u flow
+    return x_u - per_sample(_checked_time(u), x_u) * flow
+
+
+@dataclass(frozen=True, eq=False)
+class FlowDenoiser:
+    """A network that predicts the flow, as a denoiser: (x_t, t, cond) -> x0_hat.
+
+    network: `(x_u, u, cond) -> flow`, with u (B,) float64.  clip: applied to x0_hat, as in NetworkDenoiser.
+    network_vjp: `(x_u, u, dy, cond) -> (flow, dx_u)`; only `vjp` needs it.
+    """
+
+    schedule: Schedule
+    network: Callable[[Any, Any, Any], Any]
+    clip: Callable[[Any], Any] | None = None
+    network_vjp: Callable[[Any, Any, Any, Any], tuple[Any, Any]] | None = None
+    predicts = "v"                                          # flow and v differ by a multiple of x_t and a factor
+
+    def __call__(self, x_t, t, cond=None):
+        x_u, u, _ = self._on_path(x_t, t)
+        # x0_hat = x_u - u flow
+        x0_hat = x0_from_flow(x_u, u, self.network(x_u, u, cond))
+        return x0_hat if self.clip is None else self.clip(x0_hat)
+
+    def vjp(self, x_t, t, dy, cond=None):
+        """(x0_hat, dy^T J), as `Differentiable` says.  Raises TypeError without network_vjp, or with clip."""
+        _check_differentiable(self)
+        x_u, u, total = self._on_path(x_t, t)
+        # dy^T J = (dy - (u dy)^T d flow / d x_u) / (alpha_t + sigma_t)
+        flow, dx_u = self.network_vjp(x_u, u, per_sample(u, dy) * dy, cond)
+        return x0_from_flow(x_u, u, flow), (dy - dx_u) / total
+
+    def _on_path(self, x_t, t) -> tuple:
+        """x_u, u, and alpha_t + sigma_t."""
+        total = per_sample(self.schedule.alpha(t) + self.schedule.sigma(t), x_t)
+        # x_u = x_t / (alpha_t + sigma_t)
+        return x_t / total, path_time(self.schedule, t), total
+
+
+# ---- the times of training -------------------------------------------------------------------------------
+
+
+def logit_normal_density(u: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
+    """pi(u), float64 of u's shape; 0 at u = 0 and u = 1."""
+    _check_std(std)
+    u = _checked_time(u)
+    inside = (0 < u) & (u < 1)
+    u = np.where(inside, u, 0.5)
+    # pi(u) = exp(-(logit u - mean)^2 / 2 std^2) / (std sqrt(2 pi) u (1 - u))                  SD3 section 3.1
+    z = (special.logit(u) - mean) / std
+    return np.where(inside, np.exp(-z * z / 2) / (std * math.sqrt(2 * math.pi) * u * (1 - u)), 0.0)
+
+
+def logit_normal_times(rng: np.random.Generator, B: int, T: int, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
+    """Stratified times t (B,), int64 in 0..T-1, of logit-normal u.
+
+        P(t < k) = P(u <= k/T) = Phi((logit(k/T) - mean) / std)             Phi: the normal distribution function
+
+    The schedule `flow_matching` has time t at u = (t + 1)/T, so u is rounded up to the next of these.  Its shift, if it
+    has one, moves them all.
+    """
+    _check_std(std)
+    T = whole("T", T, 1)
+    # u = sigmoid(mean + std z),   z = Phi^-1(a uniform number)
+    u = special.expit(mean + std * special.ndtri(stratified_uniform(rng, whole("B", B, 0))))
+    return np.clip(np.ceil(T * u).astype(np.int64) - 1, 0, T - 1)
+
+
+# ---- resolution ------------------------------------------------------------------------------------------
+
+
+def shifted(u: np.ndarray | float, shift: float) -> np.ndarray:
+    """The time u of a picture, moved to where a picture with shift^2 times as many pixels is as uncertain."""
+    _check_shift(shift)
+    u = _checked_time(u)
+    # u' = shift u / (1 + (shift - 1) u),  whose denominator is shift u + (1 - u)             SD3 section 5.3.2
+    return shift * u / (shift * u + (1 - u))                # exactly 1 at u = 1
+
+
+def resolution_shift(m: int, n: int) -> float:
+    """The shift for pictures of m pixels, of times that suit n pixels."""
+    # shift = sqrt(m / n)
+    return math.sqrt(whole("m", m, 1) / whole("n", n, 1))
+
+
+# ---- checks ----------------------------------------------------------------------------------------------
+
+
+def _checked_time(u: np.ndarray | float) -> np.ndarray:
+    u = np.asarray(u, np.float64)
+    if not ((0 <= u) & (u <= 1)).all():                     # NaN is outside, too
+        raise ValueError(f"u must lie within 0 (the image) and 1 (noise), got {u}")
+    return u
+
+
+def _check_differentiable(denoiser: FlowDenoiser) -> None:
+    if denoiser.network_vjp is None or denoiser.clip is not None:
+        raise TypeError("denoiser must have a network_vjp, and no clip, to be differentiated")
+
+
+def _check_std(std: float) -> None:
+    if not 0 < std < math.inf:
+        raise ValueError(f"std must be a positive number, such as 1.0, got {std!r}")
+
+
+def _check_shift(shift: float) -> None:
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift must be a positive number, such as 3.0, got {shift!r}")
