@@ -21,6 +21,7 @@ Tables are float64, in host memory, and read-only.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
