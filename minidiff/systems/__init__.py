@@ -22,6 +22,7 @@ SYSTEMS: Registry = Registry("system", "minidiff.systems", {
     "autoencoder-kl": "minidiff.systems.autoencoder:KLAutoencoder",
     "autoencoder-vq": "minidiff.systems.autoencoder:VQAutoencoder",
     "latent": "minidiff.systems.latent:LatentDiffusion",
+    "consistency": "minidiff.systems.consistency:Consistency",
     "digit-classifier": "minidiff.systems.digit_classifier:DigitClassifier",
 })
 DEFAULT = "text-to-image"                                   # the default of --system, and nothing more

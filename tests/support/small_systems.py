@@ -16,6 +16,7 @@ from minidiff.nn.unet import UNetConfig
 from minidiff.systems.adm import ADMConfig
 from minidiff.systems.autoencoder import KLAutoencoderConfig, VQAutoencoderConfig
 from minidiff.systems.clip import CLIPConfig
+from minidiff.systems.consistency import ConsistencyConfig
 from minidiff.systems.dalle import DALLEConfig
 from minidiff.systems.dalle2 import UnCLIPConfig
 from minidiff.systems.ddpm import DDPMConfig
@@ -55,6 +56,7 @@ CONFIGS = {
     "autoencoder-vq": VQAutoencoderConfig(network=NETWORK, latent=3, codes=8, steps=3, perceptual=0.0),
     "latent": LatentConfig(T=50, steps=3, clip=SMALL_CLIP, autoencoder=SMALL_KL,
                            unet=replace(GRID, channels=2, widths=(8,), attention=(True,))),
+    "consistency": ConsistencyConfig(tiny.CONFIG, steps=3),
     "digit-classifier": DigitClassifierConfig(ImageClassifierConfig(widths=(8, 8), groups=4, features=6), steps=3),
 }
 
