@@ -1,4 +1,4 @@
-"""Consistency models (Song et al. 2023, arXiv 2303.01469): a trained text-to-image system, distilled to one step or a few.
+"""Consistency models (arXiv 2303.01469): a trained text-to-image system, distilled to one step or a few.
 
     teacher      x0_hat(x_t, t, y), guided: eps = eps_uncond + scale (eps_cond - eps_uncond)      text_to_image.py
     student      f(x_t, t, y) = alpha_t x_t - sigma_t v_theta(x_t, t, y),   f(x_0, 0, y) = x_0          section 3

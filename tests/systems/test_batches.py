@@ -215,6 +215,19 @@ def latent(system, patch):
     return {"diffusion": rows}
 
 
+def consistency(system, patch):
+    def encode(captions):
+        codes = np.array([code(c) for c in captions], np.float32)
+        return np.tile(codes[:, None, None], (1, 2, 8)), np.tile(codes[:, None], (1, 8)), np.ones((len(codes), 2), bool)
+    patch.setattr(system.student, "encode", encode)
+
+    def rows(x_0, tokens, pooled, mask, t, s, eps):
+        assert (tokens[:, 0] == pooled).all() and (s < t).all()
+        # the fifths of time, from noise to the clean image: each has as many intervals, for N is 5, 10, 20 or 40
+        return Rows(numbers(x_0), pooled[:, 0].astype(int), (49 - t) * 5 // 50, {"eps": flat(eps)})
+    return {"distillation": rows}
+
+
 def digit_classifier(system, patch):
     def rows(x, labels):
         return Rows(labels, None, None, {}, {"seen": x})
@@ -223,7 +236,8 @@ def digit_classifier(system, patch):
 
 READ = {"text-to-image": text_to_image, "ddpm": ddpm, "dpm": dpm, "clip": clip, "glide": glide, "adm": adm,
         "dalle": dalle, "dalle2": dalle2, "imagen": imagen, "autoencoder-kl": autoencoder_kl,
-        "autoencoder-vq": autoencoder_vq, "latent": latent, "digit-classifier": digit_classifier}
+        "autoencoder-vq": autoencoder_vq, "latent": latent, "consistency": consistency,
+        "digit-classifier": digit_classifier}
 
 
 @functools.cache
@@ -256,7 +270,8 @@ STAGES = {
     ("dalle2", "decoder"): (0.5, 1 / 3), ("dalle2", "prior"): (0.1, 1), ("dalle2", "codes"): (0.1, None),
     ("imagen", "pixels-7"): (0.1, 1 / 3), ("imagen", "pixels-14"): (0.1, 1), ("imagen", "pixels-28"): (0.1, 1),
     ("autoencoder-kl", "autoencoder"): (None, None), ("autoencoder-vq", "autoencoder"): (None, None),
-    ("latent", "diffusion"): (0.1, 1 / 3), ("digit-classifier", "classifier"): (None, None),
+    ("latent", "diffusion"): (0.1, 1 / 3), ("consistency", "distillation"): (0.1, 1),
+    ("digit-classifier", "classifier"): (None, None),
 }
 IMAGES = [place for place in STAGES if place[0] != "dpm"]
 CAPTIONED = [place for place, (drop, _) in STAGES.items() if drop is not None]
@@ -321,7 +336,7 @@ def test_times_have_their_density_and_cover_it_in_each_batch(place):
     name, _ = place
     t, power = of(*place, "t"), STAGES[place][1]
     config = small_systems.CONFIGS[name]
-    T = {"dpm": 5, "adm": 50}.get(name) or config.T
+    T = {"dpm": 5, "adm": 50, "consistency": 5}.get(name) or config.T
     share = (np.arange(T + 1) / T) ** (1 / power)
     below = (t[:, :, None] < np.arange(T + 1)).sum(axis=1)                          # (STEPS, T + 1)
     B = t.shape[1]

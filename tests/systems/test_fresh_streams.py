@@ -38,6 +38,8 @@ WAYS = {
        for name in ("text-to-image", "glide", "latent")},
     **{f"ddpm, {variance}": ("ddpm", samples("ddpm", ("", ""), variance=variance, steps=STEPS), STEPS)
        for variance in ("learned", "beta", "beta_tilde")},
+    "consistency": ("consistency", samples("consistency", steps=STEPS), STEPS),
+    "consistency, one step": ("consistency", samples("consistency", steps=1), 1),
     "adm, algorithm 1": ("adm", samples("adm", algorithm=1, steps=STEPS), STEPS),
     "adm, algorithm 2": ("adm", samples("adm", algorithm=2, steps=STEPS), 1),
     "dalle, reranked": ("dalle", samples("dalle", rerank=3), 0),
