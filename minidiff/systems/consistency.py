@@ -200,7 +200,7 @@ def pseudo_huber(error: Tensor) -> Tensor:
 
     error: (B, ...), D numbers a sample.  Its gradient has at most the length 1, so that no sample outweighs the rest.
     """
-    # c = .00054 sqrt(D)                                                                Song & Dhariwal 2023, section 3.3
+    # c = .00054 sqrt(D)                                                      Song & Dhariwal 2023, section 3.3
     c = 0.00054 * math.sqrt(error.size // len(error.data))
     squares = ops.sum(error * error, axis=tuple(range(1, error.ndim)))                # (B,)
     return ops.mean(ops.sqrt(squares + c * c) - c)

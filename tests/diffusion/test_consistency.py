@@ -148,8 +148,8 @@ def flow(schedule, x_t, t, s, S):
     return alpha_s * MU + np.hypot(alpha_s * S, sigma_s) / np.hypot(alpha * S, sigma) * (x_t - alpha * MU)
 
 
-@pytest.mark.law(41, "a step of the teacher, each sample between times of its own: x_s - alpha_s mu = "
-                     "(alpha_s alpha_t S^2 + sigma_s sigma_t) / V_t (x_t - alpha_t mu); on a point, S = 0, it is the flow",
+@pytest.mark.law(41, "a step of the teacher, each sample between times of its own: x_s - alpha_s mu = (alpha_s "
+                     "alpha_t S^2 + sigma_s sigma_t) / V_t (x_t - alpha_t mu); on a point, S = 0, it is the flow",
                  source="law 24, with the alphas and sigmas of the table", tolerance="1e-9: rounding / sigma")
 @quickly
 @given(any_schedule(), seeds, st.sampled_from([0.0, 0.4, 2.0]))
@@ -170,7 +170,7 @@ def test_a_pair_is_one_ddim_step(schedule, seed, S):
 
 @pytest.mark.law(41, "both points of a pair lie on one path of the flow, but for the local error of a method of first "
                      "order: h^2 for a stride h",
-                 source="the exact flow of a Gaussian, law 25", tolerance=".1 of the order 2: the next term of the error")
+                 source="the exact flow of a Gaussian, law 25", tolerance=".1 of the order: the error's next term")
 @pytest.mark.parametrize("S", [0.3, 2.0])
 def test_a_pair_lies_on_one_path_to_second_order_in_its_stride(S):
     schedule = cosine(4096)                                 # equal strides of t are nearly equal angles

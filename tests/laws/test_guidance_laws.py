@@ -256,8 +256,8 @@ def test_guided_sampling_reaches_the_class_from_its_own_prompt_only(seed):
 
 
 @pytest.mark.law(
-    "30b", "guidance in an interval: guided where low < sigma_t / alpha_t <= high, the conditional model elsewhere, each "
-           "sample at its own time",
+    "30b", "guidance in an interval: guided where low < sigma_t / alpha_t <= high, the conditional model elsewhere, "
+           "each sample at its own time",
     source="Kynkaanniemi et al. 2024, section 3; the levels from the table, each sample alone",
     tolerance="1e-12: sums may be taken in another order")
 @quickly

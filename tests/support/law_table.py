@@ -37,6 +37,7 @@ CHAPTERS = {                                                # in reading order; 
     "test_sampler_laws.py": "Samplers",
     "test_convergence.py": "The order at which samplers converge",
     "test_consistency.py": "Consistency models",
+    "test_distillation.py": "The distillation of consistency models",
     "test_guidance_laws.py": "Guidance",
     "test_text_and_latents.py": "Text and latents",
     "test_stable_diffusion_law.py": "Stable Diffusion, from prompt to pixel",
