@@ -25,23 +25,19 @@ Distillation needs pairs of points of one path of the flow, for f is constant al
 them: from x_t it takes one step of a solver to s, the next lower of N times.
 
     ddim_step           x_s  = alpha_s x0_hat + sigma_s eps_hat     Consistency models, algorithm 2, with DDIM eq. 12
-    intervals           N    = s0 2^floor(k/K'), at most s1         Song & Dhariwal 2023, table 1    arXiv 2310.14189
-        K'              = K / (floor(log2(s1/s0)) + 1)              k = 0 .. K-1, the steps of training
 
-The student then learns f(x_t, t) = f(x_s, s) (systems/consistency.py).  On a fixed list of times the exact solution is
-known: f(x_t, t) is where DDIM ends that starts from x_t and follows the list.
+The student then learns f(x_t, t) = f(x_s, s) (systems/consistency.py).  The exact solution is known: f(x_t, t) is where
+DDIM ends that starts from x_t and follows the list of N times.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from minidiff.checks import whole
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import eps_from_x0, per_sample, q_sample
 from minidiff.diffusion.samplers import Sampler, State, alpha_sigma, denoise, standard_normal, steps_along, times
@@ -106,18 +102,6 @@ def ddim_step(denoiser: Denoiser, x_t, t: np.ndarray, s: np.ndarray, cond=None):
     eps_hat = eps_from_x0(denoiser.schedule, x_t, t, x0_hat)
     # x_s = alpha_s x0_hat + sigma_s eps_hat                                            DDIM eq. 12, with its sigma 0
     return q_sample(denoiser.schedule, x0_hat, s, eps_hat)
-
-
-def intervals(progress: float, first: int, last: int) -> int:
-    """N, the number of intervals of time when a share `progress`, within [0, 1), of the training is done.
-
-    It starts at `first` and doubles after equal shares of the training, as often as it stays at most `last`.
-    Few intervals are learned fast, and with many the solver's error is small.
-    """
-    whole("last", last, whole("first", first, 1))
-    # N(k) = s0 2^floor(k/K'),  K' = K / (floor(log2(s1/s0)) + 1)                       Song & Dhariwal 2023, table 1
-    phases = math.floor(math.log2(last / first)) + 1
-    return first * 2 ** math.floor(progress * phases)
 
 
 def neighbours(schedule: Schedule, N: int, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from scipy.integrate import solve_ivp
 from support.diffusion_strategies import any_schedule, seeds
 from support.law_tools import Noise, alpha_sigma, alphas_sigmas, quickly, schedule_and_list
 
-from minidiff.diffusion.consistency import BoundaryCondition, ddim_step, intervals, lcm, neighbours
+from minidiff.diffusion.consistency import BoundaryCondition, ddim_step, lcm, neighbours
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.samplers import sample, times
@@ -192,26 +192,10 @@ def test_the_intervals_lie_end_to_end_from_noise_to_the_clean_image(schedule, da
         assert part.tolist() == whole[some].tolist()
 
 
-@given(st.integers(1, 64), st.integers(0, 500), st.integers(1, 5000))
-def test_intervals_double_after_equal_shares_of_the_training(first, more, steps):
-    """N is first 2^k for k = 0, 1, ..., each for as many steps but for one, and never more than last."""
-    last = first + more
-    found = [intervals(k / steps, first, last) for k in range(steps)]
-    expected = [first]
-    while 2 * expected[-1] <= last:
-        expected.append(2 * expected[-1])
-    assert found == sorted(found) and set(found) <= set(expected) and found[0] == first
-    if steps >= len(expected):
-        counts = [found.count(N) for N in expected]
-        assert max(counts) - min(counts) <= 1
-
-
 @pytest.mark.parametrize("make, sentence", [
     (lambda exact: ddim_step(exact, np.zeros((2, 1)), np.array([3, 5]), np.array([2, 5])), "s must be earlier than t"),
     (lambda exact: ddim_step(exact, np.zeros((2, 1)), np.array([3, 5]), np.array([2])), "s must be earlier than t"),
     (lambda exact: neighbours(exact.schedule, 11, np.array([0])), "steps must be a whole number from 1 to 10"),
-    (lambda exact: intervals(0.5, 0, 8), "first must be a whole number of at least 1"),
-    (lambda exact: intervals(0.5, 8, 4), "last must be a whole number of at least 8"),
 ])
 def test_refusals_name_the_argument(make, sentence):
     with pytest.raises(ValueError, match=sentence):

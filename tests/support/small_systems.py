@@ -56,7 +56,7 @@ CONFIGS = {
     "autoencoder-vq": VQAutoencoderConfig(network=NETWORK, latent=3, codes=8, steps=3, perceptual=0.0),
     "latent": LatentConfig(T=50, steps=3, clip=SMALL_CLIP, autoencoder=SMALL_KL,
                            unet=replace(GRID, channels=2, widths=(8,), attention=(True,))),
-    "consistency": ConsistencyConfig(tiny.CONFIG, first=5, last=40, steps=3),
+    "consistency": ConsistencyConfig(tiny.CONFIG, intervals=5, steps=3),
     "digit-classifier": DigitClassifierConfig(ImageClassifierConfig(widths=(8, 8), groups=4, features=6), steps=3),
 }
 

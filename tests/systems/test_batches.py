@@ -223,7 +223,7 @@ def consistency(system, patch):
 
     def rows(x_0, tokens, pooled, mask, t, s, eps):
         assert (tokens[:, 0] == pooled).all() and (s < t).all()
-        # the fifths of time, from noise to the clean image: each has as many intervals, for N is 5, 10, 20 or 40
+        # the number of its interval, of 5, from noise to the clean image
         return Rows(numbers(x_0), pooled[:, 0].astype(int), (49 - t) * 5 // 50, {"eps": flat(eps)})
     return {"distillation": rows}
 

@@ -10,7 +10,7 @@ from minidiff.systems.stage import Step
 PREVIEWS = {"text-to-image": ["diffusion"], "ddpm": ["diffusion"], "adm": ["classifier"], "dalle": ["dvae", "prior"],
             "dalle2": ["decoder", "prior", "codes"], "imagen": ["pixels-7", "pixels-14", "pixels-28"],
             "autoencoder-kl": ["autoencoder"], "autoencoder-vq": ["autoencoder"],
-            "latent": ["autoencoder", "diffusion"], "dpm": ["reverse", "schedule"]}
+            "latent": ["autoencoder", "diffusion"], "consistency": ["distillation"], "dpm": ["reverse", "schedule"]}
 LONG = ("adm", "imagen", "text-to-image", "ddpm")          # many steps, or networks
 DRAWN = [pytest.param(name, stage, marks=[pytest.mark.slow] if name in LONG else [])
          for name, stages in PREVIEWS.items() for stage in stages if name != "dpm"]
