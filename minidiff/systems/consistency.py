@@ -110,19 +110,19 @@ class Consistency(System):
         return needed["text-to-image"].tokenizer
 
     def take(self, needed) -> None:
-        """Borrows the teacher and copies its weights to the student; UserError where it has another configuration."""
-        teacher = needed["text-to-image"]
+        """Borrows the teacher, and copies its weights to the student."""
+        self._borrowed["text-to-image"] = needed["text-to-image"]
+        self.student.load_state_dict(self.teacher().state_dict())
+
+    def teacher(self) -> TextToImage:
+        """The system of `take`, or else as `load_system` finds it; UserError where it has another configuration."""
+        if "text-to-image" not in self._borrowed:
+            self._borrowed["text-to-image"] = systems.load_system("text-to-image")
+        teacher = self._borrowed["text-to-image"]
         if teacher.config != self.config.teacher:
             raise UserError("the trained text-to-image system has another configuration than this consistency model "
                             f"was made for: give its configuration ({teacher.config}), or train another one")
-        self.student.load_state_dict(teacher.state_dict())
-        self._borrowed["text-to-image"] = teacher
-
-    def teacher(self) -> TextToImage:
-        """The system of `take`, or else as `load_system` finds it."""
-        if "text-to-image" not in self._borrowed:
-            self._borrowed["text-to-image"] = systems.load_system("text-to-image")
-        return self._borrowed["text-to-image"].to(self.device)
+        return teacher.to(self.device)
 
     # --- training -----------------------------------------------------------------------------------------
 

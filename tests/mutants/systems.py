@@ -245,7 +245,7 @@ BUGS = [
         "axis=tuple(range(1, error.ndim)))  ",
         "axis=None)  "),
     Bug("consistency: the student starts from nothing", DISTILLED,
-        "        self.student.load_state_dict(teacher.state_dict())\n",
+        "        self.student.load_state_dict(self.teacher().state_dict())\n",
         ""),
     Bug("consistency: the last interval is never learned", DISTILLED,
         "training_times(step.rng, step.size, c.intervals, power=1)",

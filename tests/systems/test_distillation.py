@@ -278,6 +278,9 @@ def test_a_system_of_a_file_finds_its_teacher_when_it_is_trained_again(monkeypat
     small_systems.ship(monkeypatch)
     system = Consistency(CONFIGS["consistency"], small("text-to-image").tokenizer, np.random.default_rng(0))
     assert system.teacher() is small("text-to-image")
+    other = replace(CONFIGS["consistency"], teacher=replace(CONFIGS["text-to-image"], drop_caption=0.3))
+    with pytest.raises(UserError, match="another configuration than this consistency model"):
+        Consistency(other, small("text-to-image").tokenizer, np.random.default_rng(0)).teacher()
 
 
 @pytest.mark.slow
@@ -287,10 +290,14 @@ def test_the_example(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(systems, "load_system", lambda name, *path: shipped(systems.SYSTEMS[name])
                         if name == "digit-classifier" else small(name))             # the judge is the shipped one
     example = load("13_consistency")
+    rows = [(label, options["steps"], calls) for label, _, options, calls in example.settings(small("consistency"))]
+    assert rows[:2] == [("teacher, 32", 32, 64), ("teacher, 4", 4, 8)] and rows[-1] == ("student, 4", 4, 4)
+    monkeypatch.setattr(example, "FEW", (2,))
+    monkeypatch.setattr(example, "MANY", 3)
     lines = example.main(count=4, out=str(tmp_path / "c.png"))
-    assert len(lines) == 2 + 7
-    assert lines[2].startswith("| teacher, 32 | 64 |") and lines[-1].startswith("| student, 4 | 4 |")
-    assert (tmp_path / "c.png").stat().st_size > 1000 and "student, 4 steps" in capsys.readouterr().out
+    assert [line.split("|")[1:3] for line in lines[2:]] == [[" teacher, 3 ", " 6 "], [" teacher, 2 ", " 4 "],
+                                                           [" student, 2 ", " 2 "]]
+    assert (tmp_path / "c.png").stat().st_size > 1000 and "student, 2 steps" in capsys.readouterr().out
     monkeypatch.setattr(example, "load_dataset", lambda *a: small_systems.data())
     assert example.main(train=str(tmp_path / "run"), effort=0.5, out=str(tmp_path / "d.png"),
                         config=CONFIGS["consistency"]) == []
