@@ -42,6 +42,8 @@ ROWS = {
     "Imagen": ("imagen", {}),
     "Stable Diffusion": ("latent", {}),
     "diffusion transformer": ("dit", {}),
+    "consistency model, 1 step": ("consistency", {"steps": 1}),
+    "consistency model, 4 steps": ("consistency", {"steps": 4}),
 }
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four",
            "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")

@@ -3,6 +3,7 @@
     classifier-free   eps = eps_uncond + scale (eps_cond - eps_uncond)            Ho & Salimans 2022, eq. 6
     classifier        score = score + scale grad log p(y | x_t)                   Dhariwal & Nichol 2021, section 4
     CLIP              the same, with grad (f(x_t) . g(y)) for its gradient        GLIDE section 2.4
+    interval          classifier-free, with scale 1 outside some noise levels     Kynkaanniemi et al. 2024, section 3
 
 scale: 0 is unconditional, 1 is conditional, more than 1 is guided. Ho & Salimans 2022 write
 (1 + w) eps_cond - w eps_uncond: their w is scale - 1. Imagen and GLIDE count as we do. A guided denoiser is a denoiser,
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,42 @@ class ClassifierFree:
 
 
 @dataclass(frozen=True, eq=False)
+class GuidanceInterval:
+    """Classifier-free guidance within an interval of noise levels; at all others the conditional model, scale 1.
+
+    guided: a `ClassifierFree`. low, high: noise levels sigma_t / alpha_t, 0 <= low <= high; guidance acts where
+    low < sigma_t / alpha_t <= high. At high noise it takes variety away and at low noise it changes little (arXiv
+    2404.07724); outside the interval only one branch is computed, which halves the cost of these steps.
+    """
+
+    guided: ClassifierFree
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self):
+        _check_interval(self.low, self.high)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.guided.schedule
+
+    @property
+    def predicts(self) -> str:
+        return self.guided.predicts
+
+    def __call__(self, x_t, t, cond=None):
+        # w(sigma) = scale where low < sigma <= high, and 1 elsewhere;  sigma = sigma_t / alpha_t
+        level = np.exp(-self.schedule.half_log_snr(t))                                # (B,)
+        inside = (self.low < level) & (level <= self.high)
+        if inside.all():
+            return self.guided(x_t, t, cond)
+        conditional = replace(self.guided, scale=1.0)(x_t, t, cond)
+        if not inside.any():
+            return conditional
+        return xp_of(x_t).where(per_sample(inside, x_t) == 1, self.guided(x_t, t, cond), conditional)
+
+
+@dataclass(frozen=True, eq=False)
 class ClassifierGuidance:
     """Classifier guidance of an unconditional denoiser.
 
@@ -125,6 +162,12 @@ def _check(denoiser: Denoiser, scale: float) -> None:
         raise ValueError(f"scale must be a finite number, such as 3.0, got {scale!r}")
     if getattr(denoiser, "clip", None) is not None:
         raise ValueError("denoiser must not clip before guidance: build it with clip=None and pass clip here")
+
+
+def _check_interval(low: float, high: float) -> None:
+    if not 0 <= low <= high:
+        raise ValueError(f"low and high must be noise levels sigma / alpha with 0 <= low <= high, got {low!r} and "
+                         f"{high!r}")
 
 
 def _check_condition(cond: tuple | None) -> None:

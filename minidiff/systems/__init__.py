@@ -24,6 +24,7 @@ SYSTEMS: Registry = Registry("system", "minidiff.systems", {
     "autoencoder-vq": "minidiff.systems.autoencoder:VQAutoencoder",
     "latent": "minidiff.systems.latent:LatentDiffusion",
     "dit": "minidiff.systems.dit:DiffusionTransformer",
+    "consistency": "minidiff.systems.consistency:Consistency",
     "digit-classifier": "minidiff.systems.digit_classifier:DigitClassifier",
 })
 DEFAULT = "text-to-image"                                   # the default of --system, and nothing more

@@ -1,4 +1,5 @@
-"""Consistency sampling on Gaussian data, whose consistency function is known, and the two scalings of its networks.
+"""Consistency sampling on Gaussian data, whose consistency function is known, the two scalings of its networks, and the
+pairs of points that they are distilled from.
 
 The flow of x_0 ~ N(mu, S^2) from t to the clean image is f(x_t, t) = mu + S / sqrt(V_t) (x_t - alpha_t mu),
 V = alpha^2 S^2 + sigma^2 (law 25 with V_s = S^2).  If x_t ~ N(alpha_t mu, V_t), then f ~ N(mu, S^2).
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
-from support.law_tools import Noise, alpha_sigma, quickly, schedule_and_list
+from support.diffusion_strategies import any_schedule, seeds
+from support.law_tools import Noise, alpha_sigma, alphas_sigmas, quickly, schedule_and_list
 
-from minidiff.diffusion.consistency import BoundaryCondition, lcm
+from minidiff.diffusion.consistency import BoundaryCondition, ddim_step, lcm, neighbours
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.samplers import sample, times
@@ -136,3 +138,65 @@ def test_the_samples_of_a_mixture_of_points_are_its_points():
     f = NetworkDenoiser(schedule, "x0", lambda x_t, t, cond: np.sign(x_t))
     x = sample(lcm(f, rng.standard_normal((4000, 1)), times(schedule, 4), streams=Noise(4000, rng)))
     assert set(np.unique(x)) == {-1.0, 1.0} and abs((x > 0).mean() - 0.5) < 5.5 * 0.5 / math.sqrt(4000)    # 4e-8
+
+
+# ---- pairs of points -----------------------------------------------------------------------------------------
+
+def flow(schedule, x_t, t, s, S):
+    """Where the exact flow of N(MU, S^2) carries x_t: law 25."""
+    (alpha, sigma), (alpha_s, sigma_s) = alphas_sigmas(schedule, t, x_t), alphas_sigmas(schedule, s, x_t)
+    return alpha_s * MU + np.hypot(alpha_s * S, sigma_s) / np.hypot(alpha * S, sigma) * (x_t - alpha * MU)
+
+
+@pytest.mark.law(41, "a step of the teacher, each sample between times of its own: x_s - alpha_s mu = (alpha_s "
+                     "alpha_t S^2 + sigma_s sigma_t) / V_t (x_t - alpha_t mu); on a point, S = 0, it is the flow",
+                 source="law 24, with the alphas and sigmas of the table", tolerance="1e-9: rounding / sigma")
+@quickly
+@given(any_schedule(), seeds, st.sampled_from([0.0, 0.4, 2.0]))
+def test_a_pair_is_one_ddim_step(schedule, seed, S):
+    rng = np.random.default_rng(seed)
+    t = rng.integers(0, schedule.T, 5)
+    s, x_t = rng.integers(-1, t), rng.normal(size=(5, 2))
+    (alpha, sigma), (alpha_s, sigma_s) = alphas_sigmas(schedule, t, x_t), alphas_sigmas(schedule, s, x_t)
+    exact = GaussianDenoiser(schedule, np.full(2, MU), np.full(2, S**2))
+    factor = (alpha_s * alpha * S**2 + sigma_s * sigma) / (alpha**2 * S**2 + sigma**2)
+    x_s = ddim_step(exact, x_t, t, s)
+    np.testing.assert_allclose(x_s, alpha_s * MU + factor * (x_t - alpha * MU), rtol=1e-9, atol=1e-9)
+    if S == 0:
+        np.testing.assert_allclose(x_s, flow(schedule, x_t, t, s, S), rtol=1e-9, atol=1e-9)
+    clean = ddim_step(exact, x_t, t, np.full(5, -1))
+    np.testing.assert_array_equal(clean, exact(x_t, t))
+
+
+@pytest.mark.law(41, "both points of a pair lie on one path of the flow, but for the local error of a method of first "
+                     "order: h^2 for a stride h",
+                 source="the exact flow of a Gaussian, law 25", tolerance=".1 of the order: the error's next term")
+@pytest.mark.parametrize("S", [0.3, 2.0])
+def test_a_pair_lies_on_one_path_to_second_order_in_its_stride(S):
+    schedule = cosine(4096)                                 # equal strides of t are nearly equal angles
+    exact = GaussianDenoiser(schedule, np.array([MU]), np.array([S**2]))
+    strides, t = np.array([256, 128, 64, 32]), np.full(4, 2500)
+    x_t = np.full((4, 1), 1.3)
+    error = np.abs(ddim_step(exact, x_t, t, t - strides) - flow(schedule, x_t, t, t - strides, S))[:, 0]
+    assert np.polyfit(np.log(strides), np.log(error), 1)[0] == pytest.approx(2, abs=0.1)
+
+
+@quickly
+@given(any_schedule(), st.data())
+def test_the_intervals_lie_end_to_end_from_noise_to_the_clean_image(schedule, data):
+    N = data.draw(st.integers(1, schedule.T))
+    t, s = neighbours(schedule, N, np.arange(N))
+    assert t[0] == schedule.T - 1 and s[-1] == -1 and (t[1:] == s[:-1]).all() and (s < t).all()
+    some = data.draw(st.lists(st.integers(0, N - 1), min_size=1))
+    for whole, part in zip((t, s), neighbours(schedule, N, np.array(some)), strict=True):
+        assert part.tolist() == whole[some].tolist()
+
+
+@pytest.mark.parametrize("make, sentence", [
+    (lambda exact: ddim_step(exact, np.zeros((2, 1)), np.array([3, 5]), np.array([2, 5])), "s must be earlier than t"),
+    (lambda exact: ddim_step(exact, np.zeros((2, 1)), np.array([3, 5]), np.array([2])), "s must be earlier than t"),
+    (lambda exact: neighbours(exact.schedule, 11, np.array([0])), "steps must be a whole number from 1 to 10"),
+])
+def test_refusals_name_the_argument(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(GaussianDenoiser(cosine(10, allow_signal=True), np.zeros(1), np.ones(1)))

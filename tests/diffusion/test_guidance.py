@@ -8,7 +8,7 @@ import pytest
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import MixtureDenoiser
-from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, stack_conditions
+from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, GuidanceInterval, stack_conditions
 
 K = 3
 
@@ -29,7 +29,8 @@ ANY_CLASS = (np.ones((1, K), bool),)
 def test_a_wrapper_is_a_denoiser():
     schedule = schedules.linear()
     inner = NetworkDenoiser(schedule, "v", lambda x_t, t, cond: x_t)
-    for guided in (ClassifierFree(inner, 2.0, ANY_CLASS), ClassifierGuidance(inner, lambda x_t, t, y: x_t)):
+    free = ClassifierFree(inner, 2.0, ANY_CLASS)
+    for guided in (free, GuidanceInterval(free, 0.1, 2.0), ClassifierGuidance(inner, lambda x_t, t, y: x_t)):
         assert guided.schedule is schedule and guided.predicts == "v"
     x = np.ones((2, 3), np.float32)
     t = np.zeros(2, int)
@@ -61,6 +62,8 @@ def classifier_free(scale=2.0, uncond=ANY_CLASS, cond=CLASS_0):
     (lambda: classifier_free(cond=None), "cond must be a tuple of arrays"),
     (lambda: classifier_free(uncond=(np.ones((3, K), bool),)), "uncond must have 1 row or 2"),
     (lambda: classifier_free(uncond=(np.ones((1, K), bool),) * 2), "conditions must be tuples"),
+    *((lambda low=low, high=high: GuidanceInterval(None, low, high), "low and high must be noise levels")
+      for low, high in ((-1, 2), (2, 1), (math.nan, 1), (0, math.nan))),
     (lambda: stack_conditions((np.ones((1, 3)),), (np.ones((1, 4)),)), "conditions must be tuples"),
     (lambda: ClassifierGuidance(mixture(schedules.flow_matching(), np.random.default_rng(0)), lambda x_t, t, y: x_t),
      "zero terminal SNR"),

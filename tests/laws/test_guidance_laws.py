@@ -13,7 +13,7 @@ from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
 from minidiff.diffusion.exact import MixtureDenoiser
 from minidiff.diffusion.gaussian import to_x0
-from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
+from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance, GuidanceInterval
 from minidiff.diffusion.samplers import ddim, ddpm, heun, sample, times
 from minidiff.engine.random import SampleStreams
 
@@ -253,6 +253,45 @@ def test_guided_sampling_reaches_the_class_from_its_own_prompt_only(seed):
         for sampler in (ddim, heun):
             x_0 = sample(sampler(guided, x_T, times(schedule, 100), is_class(y)))
             assert (np.linalg.norm(x_0[:, None] - means, axis=-1).argmin(1) == y).all()
+
+
+@pytest.mark.law(
+    "30b", "guidance in an interval: guided where low < sigma_t / alpha_t <= high, the conditional model elsewhere, "
+           "each sample at its own time",
+    source="Kynkaanniemi et al. 2024, section 3; the levels from the table, each sample alone",
+    tolerance="1e-12: sums may be taken in another order")
+@quickly
+@given(any_schedule(ends_at_zero=None), seeds, scales, st.data())
+def test_guidance_acts_within_its_interval_only(schedule, seed, scale, data):
+    """The ends are levels of the schedule, so that both of them are met: the lower is outside, the upper inside."""
+    exact, x, t, y = draw(schedule, seed)
+    levels = [math.inf if abar == 0 else math.sqrt((1 - abar) / abar) for abar in schedule.alpha_bar]
+    a, b = sorted(data.draw(st.tuples(*[st.integers(0, schedule.T - 1)] * 2)))
+    # the level of a time is computed in two ways: the ends are moved by more than they differ
+    low, high = levels[a] * (1 + 1e-9), levels[b] * (1 + 1e-9)
+    guided = ClassifierFree(exact, scale, ANY_CLASS)
+    found = GuidanceInterval(guided, low, high)(x, t, is_class(y))
+    for i in range(len(x)):
+        row = slice(i, i + 1)
+        one = guided if a < t[i] <= b else exact
+        np.testing.assert_allclose(found[row], one(x[row], t[row], is_class(y[row])), rtol=1e-12, atol=1e-12)
+    whole = GuidanceInterval(guided)
+    np.testing.assert_array_equal(whole(x, t, is_class(y)), guided(x, t, is_class(y)))
+
+
+@pytest.mark.law(
+    "30b", "outside the interval a step costs one branch, within it two; thresholds hold in both",
+    source="the sizes of the batches that a denoiser gets", tolerance="exact")
+def test_outside_its_interval_guidance_costs_one_branch():
+    schedule = schedules.cosine(100)
+    exact = mixture(schedule, np.random.default_rng(0))
+    x, y, counted = np.random.default_rng(1).normal(size=(4, 2)), np.zeros(4, int), Counting(exact)
+    guided = GuidanceInterval(ClassifierFree(counted, 3.0, ANY_CLASS, clip=lambda x0_hat: x0_hat.clip(-0.1, 0.1)),
+                              low=0.5, high=2.0)
+    drawn = sample(ddim(guided, x, times(schedule, 10), is_class(y)))
+    assert set(counted.calls) == {4, 8} and len(counted.calls) == 10 and np.abs(drawn).max() <= 0.1
+    inside = [0.5 < float(schedule.sigma(t) / schedule.alpha(t)) <= 2 for t in times(schedule, 10).tolist()]
+    assert [n == 8 for n in counted.calls] == inside
 
 
 # ---- law 32: thresholds --------------------------------------------------------------------------------------

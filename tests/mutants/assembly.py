@@ -13,6 +13,7 @@ TEXT, DDPM, DPM, ADM, CLIP, GLIDE = ("systems/text_to_image.py", "systems/ddpm.p
 DALLE, UNCLIP, IMAGEN, AUTOENCODER, LATENT, JUDGE = (
     "systems/dalle.py", "systems/dalle2.py", "systems/imagen.py", "systems/autoencoder.py", "systems/latent.py",
     "systems/digit_classifier.py")
+DISTILLED = "systems/consistency.py"
 CASCADE, PARALLEL = "diffusion/cascade.py", "engine/parallel.py"
 TRAINER, LOOP, RUN = "training/trainer.py", "training/loop.py", "training/run.py"
 METRICS, REPORT, FIDELITY, LIKELIHOOD = ("evaluation/metrics.py", "evaluation/report.py", "evaluation/fidelity.py",
@@ -227,6 +228,27 @@ BUGS = [
     Bug("GLIDE: sample forgets its scale", GLIDE,
         "self.trajectory(captions, scale=scale, steps=steps",
         "self.trajectory(captions, steps=steps"),
+
+    # --- consistency models -------------------------------------------------------------------------------
+    Bug("consistency: captions are never dropped", DISTILLED,
+        "random_captions(data, chosen, step.rng, c.teacher.drop_caption)",
+        "random_captions(data, chosen, step.rng)"),
+    Bug("consistency: the captions of other pictures", DISTILLED,
+        "*self.student.encode(captions), t, s, eps",
+        "*self.student.encode(captions[::-1]), t, s, eps"),
+    Bug("consistency: one noise for a whole batch", DISTILLED,
+        "eps = step.normal((step.size, *data.shape))",
+        "eps = np.repeat(step.normal((1, *data.shape)), step.size, axis=0)"),
+    Bug("consistency: the first z equals x_T", DISTILLED,
+        "self.student.encode(captions),\n                                     streams=streams))",
+        "self.student.encode(captions),\n                                     "
+        "streams=self.streams_for(captions, seed, None)))"),
+    Bug("consistency: sample forgets its steps", DISTILLED,
+        "self.trajectory(captions, steps=steps, seed=seed",
+        "self.trajectory(captions, seed=seed"),
+    Bug("consistency: sample forgets its seed", DISTILLED,
+        "steps=steps, seed=seed, streams=streams)))",
+        "steps=steps, streams=streams)))"),
 
     # --- DALL-E -------------------------------------------------------------------------------------------
     Bug("DALL-E: one Gumbel draw for all places", DALLE,

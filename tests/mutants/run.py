@@ -105,6 +105,7 @@ OWN = {
     "diffusion/exact.py": ("laws/test_exact_denoisers.py",),
     "diffusion/losses.py": ("laws/test_loss_weights.py", "diffusion/test_losses.py"),
     "diffusion/samplers.py": ("laws/test_sampler_laws.py", "laws/test_convergence.py", "diffusion/test_samplers.py"),
+    "diffusion/consistency.py": ("diffusion/test_consistency.py", "systems/test_distillation.py"),
     "diffusion/multistep.py": ("diffusion/test_multistep.py", "laws/test_sampler_laws.py",
                                "laws/test_convergence.py"),
     "diffusion/rectified_flow.py": ("diffusion/test_rectified_flow.py",),
@@ -147,6 +148,8 @@ OWN = {
                                 "systems/test_previews.py", "test_few_systems.py")
        for name in ("adm", "autoencoder", "clip", "dalle", "dalle2", "ddpm", "digit_classifier", "dit", "dpm", "glide",
                     "imagen", "latent", "text_to_image", "vdm")},
+    "systems/consistency.py": ("systems/test_distillation.py", "systems/test_batches.py",
+                               "systems/test_fresh_streams.py"),
     "systems/stable_diffusion.py": ("systems/test_stable_diffusion.py", "laws/test_stable_diffusion_law.py",
                                     "pretrained/test_memory.py"),
     "systems/__init__.py": ("cli/test_arguments.py", "training/test_run.py"),

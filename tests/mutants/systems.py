@@ -14,7 +14,7 @@ ADVERSARY, CLASSIFIER, DECODING, KL, GUMBEL, PRIOR, QUANTISE, TRANSFORMER = (
     "nn/quantise.py", "nn/transformer.py")
 TOWERS, EMBEDDINGS, SPANS, T5 = "text/clip.py", "nn/embedding_codes.py", "text/span_corruption.py", "text/t5.py"
 RUN, SYSTEM, FIDELITY = "training/run.py", "systems/system.py", "evaluation/metrics.py"
-STABLE = "systems/stable_diffusion.py"
+STABLE, DISTILLED = "systems/stable_diffusion.py", "systems/consistency.py"
 
 BUGS = [
     # --- inside no_grad() nobody is guided ----------------------------------------------------------------
@@ -211,6 +211,54 @@ BUGS = [
     Bug("GLIDE: the unguided model is given a seven", GLIDE,
         'model.encode([""])',
         'model.encode(["7"])'),
+
+    # --- consistency models: distillation -----------------------------------------------------------------
+    Bug("consistency: a gradient passes into the target", DISTILLED,
+        "        with no_grad():                                     # sg[.]: what learns is f at x_t\n"
+        "            target = static_threshold(self.f(unet, x_s, s, text).data)",
+        "        target = ops.clip(self.f(unet, x_s, s, text), -1, 1)"),
+    Bug("consistency: the target's network is told the time of the upper end", DISTILLED,
+        "self.f(unet, x_s, s, text).data",
+        "self.f(unet, x_s, t, text).data"),
+    Bug("consistency: the target is not clipped", DISTILLED,
+        "static_threshold(self.f(unet, x_s, s, text).data)",
+        "self.f(unet, x_s, s, text).data"),
+    Bug("consistency: what learns is clipped", DISTILLED,
+        "pseudo_huber(self.f(unet, x_t, t, text) - target)",
+        "pseudo_huber(ops.clip(self.f(unet, x_t, t, text), -1, 1) - target)"),
+    Bug("consistency: the lower point has the noise of the upper, and no teacher", DISTILLED,
+        "x_s = ddim_step(teacher, x_t, t, s, (tokens, pooled, mask))",
+        "x_s = q_sample(self.schedule, x_0, s, eps)"),
+    Bug("consistency: the teacher is not guided", DISTILLED,
+        "teacher = self.teacher().denoiser(c.scale) ",
+        "teacher = self.teacher().denoiser(1.0) "),
+    Bug("consistency: v with the wrong sign", DISTILLED,
+        "return Tensor(alpha * x_t) - Tensor(sigma) * v",
+        "return Tensor(alpha * x_t) + Tensor(sigma) * v"),
+    Bug("consistency: x_t is not scaled", DISTILLED,
+        "return Tensor(alpha * x_t) - Tensor(sigma) * v",
+        "return Tensor(x_t) - Tensor(sigma) * v"),
+    Bug("consistency: c grows with D, not with its root", DISTILLED,
+        "0.00054 * math.sqrt(error.size // len(error.data))",
+        "0.00054 * (error.size // len(error.data))"),
+    Bug("consistency: one length for the whole batch", DISTILLED,
+        "axis=tuple(range(1, error.ndim)))  ",
+        "axis=None)  "),
+    Bug("consistency: the student starts from nothing", DISTILLED,
+        "        self.student.load_state_dict(self.teacher().state_dict())\n",
+        ""),
+    Bug("consistency: the last interval is never learned", DISTILLED,
+        "training_times(step.rng, step.size, c.intervals, power=1)",
+        "training_times(step.rng, step.size, c.intervals - 1, power=1)"),
+    Bug("consistency: what samplers see is not clipped", DISTILLED,
+        "replace(self.student.unguided(), clip=static_threshold)",
+        "self.student.unguided()"),
+    Bug("consistency: noisy intervals more often", DISTILLED,
+        "training_times(step.rng, step.size, c.intervals, power=1)",
+        "training_times(step.rng, step.size, c.intervals)"),
+    Bug("consistency: any teacher is taken", DISTILLED,
+        "if teacher.config != self.config.teacher:",
+        "if False:"),
 
     # --- DALL-E: tokens -----------------------------------------------------------------------------------
     Bug("Gumbel noise of the wrong sign", GUMBEL,

@@ -39,6 +39,7 @@ CHAPTERS = {                                                # in reading order; 
     "test_sampler_laws.py": "Samplers",
     "test_convergence.py": "The order at which samplers converge",
     "test_consistency.py": "Consistency models",
+    "test_distillation.py": "The distillation of consistency models",
     "test_guidance_laws.py": "Guidance",
     "test_rectified_flow.py": "Rectified flow",
     "test_text_and_latents.py": "Text and latents",

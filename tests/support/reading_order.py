@@ -50,7 +50,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "nn/prior", "nn/embedding_codes", "systems/dalle2",
       "text/span_corruption", "text/t5", "systems/imagen",
       "nn/image_classifier", "systems/digit_classifier", "nn/adversary", "nn/quantise", "systems/autoencoder",
-      "systems/latent", "nn/mmdit", "systems/dit"]),
+      "systems/latent", "nn/mmdit", "systems/dit", "systems/consistency"]),
     ("Stable Diffusion", "Other people's checkpoints: their files, networks and settings, and the system.",
      ["pretrained/config", "pretrained/half", "pretrained/weights", "pretrained/layers", "pretrained/clip_tokenizer",
       "pretrained/agreement", "pretrained/clip_text", "pretrained/unet", "pretrained/autoencoder",

@@ -17,6 +17,7 @@ from minidiff.nn.unet import UNetConfig
 from minidiff.systems.adm import ADMConfig
 from minidiff.systems.autoencoder import KLAutoencoderConfig, VQAutoencoderConfig
 from minidiff.systems.clip import CLIPConfig
+from minidiff.systems.consistency import ConsistencyConfig
 from minidiff.systems.dalle import DALLEConfig
 from minidiff.systems.dalle2 import UnCLIPConfig
 from minidiff.systems.ddpm import DDPMConfig
@@ -60,6 +61,7 @@ CONFIGS = {
     "latent": LatentConfig(T=50, steps=3, clip=SMALL_CLIP, autoencoder=SMALL_KL,
                            unet=replace(GRID, channels=2, widths=(8,), attention=(True,))),
     "dit": DiTConfig(T=50, steps=3, text=TEXT, network=MMDiTConfig(patch=7, width=8, blocks=2, heads=2, text=8)),
+    "consistency": ConsistencyConfig(tiny.CONFIG, intervals=5, steps=3),
     "digit-classifier": DigitClassifierConfig(ImageClassifierConfig(widths=(8, 8), groups=4, features=6), steps=3),
 }
 

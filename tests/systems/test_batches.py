@@ -228,6 +228,19 @@ def dit(system, patch):
     return text_to_image(system, patch)
 
 
+def consistency(system, patch):
+    def encode(captions):
+        codes = np.array([code(c) for c in captions], np.float32)
+        return np.tile(codes[:, None, None], (1, 2, 8)), np.tile(codes[:, None], (1, 8)), np.ones((len(codes), 2), bool)
+    patch.setattr(system.student, "encode", encode)
+
+    def rows(x_0, tokens, pooled, mask, t, s, eps):
+        assert (tokens[:, 0] == pooled).all() and (s < t).all()
+        # the number of its interval, of 5, from noise to the clean image
+        return Rows(numbers(x_0), pooled[:, 0].astype(int), (49 - t) * 5 // 50, {"eps": flat(eps)})
+    return {"distillation": rows}
+
+
 def digit_classifier(system, patch):
     def rows(x, labels):
         return Rows(labels, None, None, {}, {"seen": x})
@@ -236,7 +249,8 @@ def digit_classifier(system, patch):
 
 READ = {"text-to-image": text_to_image, "ddpm": ddpm, "dpm": dpm, "vdm": vdm, "clip": clip, "glide": glide, "adm": adm,
         "dalle": dalle, "dalle2": dalle2, "imagen": imagen, "autoencoder-kl": autoencoder_kl,
-        "autoencoder-vq": autoencoder_vq, "latent": latent, "dit": dit, "digit-classifier": digit_classifier}
+        "autoencoder-vq": autoencoder_vq, "latent": latent, "dit": dit, "consistency": consistency,
+        "digit-classifier": digit_classifier}
 
 
 @functools.cache
@@ -271,6 +285,7 @@ STAGES = {
     ("imagen", "pixels-7"): (0.1, 1 / 3), ("imagen", "pixels-14"): (0.1, 1), ("imagen", "pixels-28"): (0.1, 1),
     ("autoencoder-kl", "autoencoder"): (None, None), ("autoencoder-vq", "autoencoder"): (None, None),
     ("latent", "diffusion"): (0.1, 1 / 3), ("dit", "diffusion"): (0.1, "logit-normal"),
+    ("consistency", "distillation"): (0.1, 1),
     ("digit-classifier", "classifier"): (None, None),
 }
 IMAGES = [place for place in STAGES if place[0] != "dpm"]
@@ -337,7 +352,7 @@ def test_times_have_their_density_and_cover_it_in_each_batch(place):
     name, _ = place
     t, power = of(*place, "t"), STAGES[place][1]
     config = small_systems.CONFIGS[name]
-    T = {"dpm": 5, "adm": 50}.get(name) or config.T
+    T = {"dpm": 5, "adm": 50, "consistency": 5}.get(name) or config.T
     k = np.arange(T + 1)
     with np.errstate(divide="ignore"):
         share = stats.norm.cdf(np.log(k) - np.log(T - k)) if power == "logit-normal" else (k / T) ** (1 / power)

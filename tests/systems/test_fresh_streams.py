@@ -40,6 +40,8 @@ WAYS = {
        for variance in ("learned", "beta", "beta_tilde")},
     **{f"vdm, {sampler}": ("vdm", samples("vdm", ("", ""), sampler=sampler, steps=STEPS), STEPS) for sampler in NOISY},
     "vdm, without noise in its steps": ("vdm", samples("vdm", ("", ""), sampler="ddim", steps=STEPS), 1),
+    "consistency": ("consistency", samples("consistency", steps=STEPS), STEPS),
+    "consistency, one step": ("consistency", samples("consistency", steps=1), 1),
     "adm, algorithm 1": ("adm", samples("adm", algorithm=1, steps=STEPS), STEPS),
     "adm, algorithm 2": ("adm", samples("adm", algorithm=2, steps=STEPS), 1),
     "dalle, reranked": ("dalle", samples("dalle", rerank=3), 0),

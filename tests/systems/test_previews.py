@@ -11,7 +11,8 @@ PREVIEWS = {"text-to-image": ["diffusion"], "ddpm": ["diffusion"], "vdm": ["diff
             "adm": ["classifier"], "dalle": ["dvae", "prior"],
             "dalle2": ["decoder", "prior", "codes"], "imagen": ["pixels-7", "pixels-14", "pixels-28"],
             "autoencoder-kl": ["autoencoder"], "autoencoder-vq": ["autoencoder"],
-            "latent": ["autoencoder", "diffusion"], "dit": ["diffusion"], "dpm": ["reverse", "schedule"]}
+            "latent": ["autoencoder", "diffusion"], "dit": ["diffusion"], "consistency": ["distillation"],
+            "dpm": ["reverse", "schedule"]}
 LONG = ("adm", "imagen", "text-to-image", "ddpm", "vdm")          # many steps, or networks
 DRAWN = [pytest.param(name, stage, marks=[pytest.mark.slow] if name in LONG else [])
          for name, stages in PREVIEWS.items() for stage in stages if name != "dpm"]
