@@ -1,5 +1,8 @@
 """The stand-in for CuPy, tests/support/fake_cupy.py, is as strict as CuPy and computes the same."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.fake_cupy import install, of_the_stand_in
@@ -39,3 +42,13 @@ def test_the_fake_computes(cupy):
     assert x.get().tolist() == [[0, 1, 2], [2, 3, 4]] and float(x[1, 2]) == 4 and bool((x >= 0).all())
     assert (1 - x).dtype == np.float64 and len(x) == 2 and [row.shape for row in x] == [(3,), (3,)]
     assert x[np.array([1, 0])].get().tolist() == [[2, 3, 4], [0, 1, 2]]
+
+
+KERNELS = [path.name for path in (Path(__file__).parents[1] / "kernels").glob("test_*_kernels.py")]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_are_tested_on_a_card_without_a_compiler(name):
+    """With MINIDIFF_TEST_DEVICE=cuda these files run on the card, and need no g++."""
+    text = (Path(__file__).parents[1] / "kernels" / name).read_text(encoding="utf-8")
+    assert re.search(r"^pytestmark = fake_cupy.needs_device$", text, re.MULTILINE)
