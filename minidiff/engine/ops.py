@@ -65,12 +65,14 @@ def in_float32_on_cpu(op: Callable) -> Callable:
 
 def add(x, y) -> Tensor:
     x, y = _pair(x, y)
-    return record(x.data + y.data, (x, y), lambda dz: (_unbroadcast(dz, x), _unbroadcast(dz, y)))
+    return record(x.data + y.data, (x, y), lambda dz: (_unbroadcast(dz, x) if x.requires_grad else None,
+                                                       _unbroadcast(dz, y) if y.requires_grad else None))
 
 
 def sub(x, y) -> Tensor:
     x, y = _pair(x, y)
-    return record(x.data - y.data, (x, y), lambda dz: (_unbroadcast(dz, x), _unbroadcast(-dz, y)))
+    return record(x.data - y.data, (x, y), lambda dz: (_unbroadcast(dz, x) if x.requires_grad else None,
+                                                       _unbroadcast(-dz, y) if y.requires_grad else None))
 
 
 def mul(x, y) -> Tensor:
@@ -254,7 +256,8 @@ def where(condition, x, y) -> Tensor:
     xp = xp_of(condition, x.data)
 
     def pullback(dz):
-        return _unbroadcast(xp.where(condition, dz, 0), x), _unbroadcast(xp.where(condition, 0, dz), y)
+        return (_unbroadcast(xp.where(condition, dz, 0), x) if x.requires_grad else None,
+                _unbroadcast(xp.where(condition, 0, dz), y) if y.requires_grad else None)
     return record(xp.where(condition, x.data, y.data), (x, y), pullback)
 
 
