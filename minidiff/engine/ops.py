@@ -22,6 +22,10 @@ from functools import wraps
 import numpy as np
 
 from minidiff.engine.backend import erf, is_floating, is_half, narrow, plain, wide, xp_of
+from minidiff.engine.cuda import activation as activation_cuda
+from minidiff.engine.cuda import conv as conv_cuda
+from minidiff.engine.cuda import embedding as embedding_cuda
+from minidiff.engine.cuda import reduce as reduce_cuda
 from minidiff.engine.parallel import map_rows
 from minidiff.engine.tensor import Tensor, needs_gradient, record
 
@@ -132,8 +136,11 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
     check_same_dtype(x, w, b)
     rows = as_rows(x.data)                                  # (M, C)
-    y = rows @ w.data
-    y += b.data
+    if xp_of(rows, w.data, b.data) is not np and rows.size * w.shape[1] <= SMALL:
+        y = conv_cuda.correlate(rows[None, None], w.data[None, None], 1, 0, b.data)     # a convolution of 1 x 1
+    else:
+        y = rows @ w.data
+        y += b.data
 
     def pullback(dy):
         dy = as_rows(dy)                                    # (M, D)
@@ -141,6 +148,9 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
                 rows.T @ dy if w.requires_grad else None,
                 sum_rows(dy) if b.requires_grad else None)
     return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
+
+
+SMALL = 2 ** 28                                             # multiplications, which take a GPU less than two launches
 
 
 # --- elementwise functions --------------------------------------------------------------------------------
@@ -193,15 +203,19 @@ def relu(x: Tensor) -> Tensor:
     return record(xp_of(x.data).maximum(x.data, 0), (x,), lambda dy: (dy * (x.data > 0),))
 
 
-@in_float32
+@in_float32_on_cpu
 def silu(x: Tensor) -> Tensor:
     """y = x sigmoid(x)  (Elfwing et al. 2018)."""
+    if xp_of(x.data) is not np:
+        return _by_kernel("silu", x)
     return record(silu_of_half(x.data * 0.5), (x,), lambda dy: (silu_slope(x.data * 0.5) * dy,))
 
 
-@in_float32
+@in_float32_on_cpu
 def gelu(x: Tensor) -> Tensor:
     """y = x Phi(x), in the tanh form (Hendrycks & Gimpel 2016, section 2)."""
+    if xp_of(x.data) is not np:
+        return _by_kernel("gelu", x)
     # u = sqrt(2/pi) (x + 0.044715 x^3),     y = x (1 + tanh u)/2
     c, k = math.sqrt(2 / math.pi), 0.044715
     xp = xp_of(x.data)
@@ -212,6 +226,11 @@ def gelu(x: Tensor) -> Tensor:
         du = c * (1 + 3 * k * z * z)
         return (dy * 0.5 * (1 + tanh_u + x.data * (1 - tanh_u * tanh_u) * du),)
     return record(0.5 * x.data * (1 + tanh_u), (x,), pullback)
+
+
+def _by_kernel(name: str, x: Tensor) -> Tensor:
+    y = activation_cuda.forward(name, x.data)
+    return record(y, (x,), lambda dy: (activation_cuda.backward(name, x.data, dy),))
 
 
 @in_float32
@@ -345,8 +364,7 @@ def embedding(table: Tensor, ids) -> Tensor:
 
     def pullback(dy):
         if xp is not np:                                    # CuPy's add.at adds in a different order each time
-            chosen = xp.arange(table.shape[0])[:, None] == ids.reshape(-1)          # (V, N)
-            return (chosen.astype(dy.dtype) @ dy.reshape(-1, table.shape[1]),)
+            return (embedding_cuda.embedding_backward(ids, dy, table.shape[0]),)
         dtable = xp.zeros(table.shape, sum_dtype(dy.dtype))                         # (V, C)
         xp.add.at(dtable, ids.reshape(-1), dy.reshape(-1, table.shape[1]))
         return (narrow(dtable, dy.dtype),)
@@ -487,9 +505,9 @@ def mean_of(x, axis: Axes = None, keepdims: bool = False, dtype=None):
 
 
 def sum_rows(x):
-    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order."""
+    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order; on a GPU by a kernel."""
     rows = as_rows(x)
-    return (xp_of(x).ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
+    return reduce_cuda.sum_rows(rows) if xp_of(x) is not np else (np.ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
 def sum_dtype(dtype):

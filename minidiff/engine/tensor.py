@@ -168,23 +168,30 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
         raise ValueError("gradients: leaves must be Tensors that were not computed by ops")
     found = {id(leaf): dx for leaf, dx in _walk(y, dy, keep_graph=False)}
 
-    def memory(a):
+    taken: dict[int, list[range]] = {}                      # of each allocation, the bytes that have an owner
+
+    def take(a) -> bool:
+        """Takes a's memory, unless a part of it has an owner."""
         if xp_of(a) is not np:
-            return a.data.mem.ptr                           # the beginning of the allocation that a lies in
-        while isinstance(a.base, np.ndarray):               # a view
-            a = a.base
-        return id(a)
-    taken = {memory(dy)} if hasattr(dy, "dtype") else set()
+            base, part = a.data.mem.ptr, range(a.data.ptr, a.data.ptr + a.nbytes)
+        else:
+            while isinstance(a.base, np.ndarray):           # a view
+                a = a.base
+            base, part = id(a), range(1)                    # the whole
+        others = taken.setdefault(base, [])
+        if any(part.start < other.stop and other.start < part.stop for other in others):
+            return False
+        others.append(part)
+        return True
+    if hasattr(dy, "dtype"):
+        take(dy)
 
     def own(dx):
         # two leaves may have got the same array, or one the caller's dy itself: only these are copied
         if isinstance(dx, np.number):                       # the leaf has shape ()
             return np.array(dx)
         read_only = xp_of(dx) is np and not dx.flags.writeable                      # CuPy arrays never are
-        if read_only or not dx.flags.c_contiguous or memory(dx) in taken:
-            dx = dx.copy()
-        taken.add(memory(dx))
-        return dx
+        return dx.copy() if read_only or not dx.flags.c_contiguous or not take(dx) else dx
     return [own(found[id(leaf)]) if id(leaf) in found else xp_of(leaf.data).zeros_like(leaf.data) for leaf in leaves]
 
 

@@ -388,7 +388,7 @@ def fake_cupy(gpus: int) -> ModuleType:
         setattr(cupy, name, getattr(np, name))
     cupy.ndarray, cupy.array = ndarray, _array
     cupy.asarray = cupy.asanyarray = lambda a, dtype=None: _array(a, dtype, copy=False)
-    cupy.ascontiguousarray = lambda a: ndarray(np.ascontiguousarray(_on_host(a)))
+    cupy.ascontiguousarray = lambda a, dtype=None: ndarray(np.ascontiguousarray(_on_host(a), dtype))
     cupy.asnumpy = lambda a: a.get() if isinstance(a, ndarray) else np.asarray(a)
     cupy.result_type = lambda *args: np.result_type(*map(_on_host, args))
     cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(

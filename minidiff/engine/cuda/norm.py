@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 
 from minidiff.engine.cuda import launch as cuda
-from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
+from minidiff.engine.cuda.reduce import accumulator_dtype, counters
 
 SECTOR = 32                                                 # bytes: the smallest transfer from memory
 LINE = 128                                                  # bytes: the smallest request of a warp's load
@@ -141,9 +141,8 @@ def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None)
     splits = math.ceil(M / part)
     found = cupy.empty((splits, 2, C), dtype=mean.dtype)
     sums = cuda.kernel(source, "layer_norm_backward_sums", str(x.dtype))
-    sums((columns, splits), threads, x, dy, mean, rstd, found, M, C, part)
     summed = cupy.empty((2, C), dtype=x.dtype)
-    sum_partials(found, summed)
+    sums((columns, splits), threads, x, dy, mean, rstd, found, counters(columns), summed, M, C, part)
     return dx, summed[0], summed[1]
 
 
