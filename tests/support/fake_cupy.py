@@ -85,7 +85,8 @@ class ndarray:
         whole = self._a
         while isinstance(whole.base, np.ndarray):           # a view
             whole = whole.base
-        return SimpleNamespace(ptr=self._a.ctypes.data, mem=SimpleNamespace(ptr=whole.ctypes.data))
+        return SimpleNamespace(ptr=self._a.ctypes.data, device_id=self.device.id,
+                               mem=SimpleNamespace(ptr=whole.ctypes.data))
 
     @property
     def device(self):
