@@ -26,6 +26,7 @@ from minidiff.engine.cuda import activation as activation_cuda
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import embedding as embedding_cuda
 from minidiff.engine.cuda import reduce as reduce_cuda
+from minidiff.engine.cuda.cast import cast_all
 from minidiff.engine.parallel import map_rows
 from minidiff.engine.tensor import Tensor, needs_gradient, record
 
@@ -40,6 +41,16 @@ def cast(x: Tensor, dtype) -> Tensor:
     if not (is_floating(x.dtype) and is_floating(dtype)):
         raise TypeError(f"cast takes one floating dtype to another, not {x.dtype} to {dtype}")
     return x if x.dtype == dtype else record(narrow(x.data, dtype), (x,), lambda dy: (narrow(dy, x.dtype),))
+
+
+def casts_on_gpu(xs: Sequence[Tensor], dtype) -> dict[int, Tensor]:
+    """id(x) -> cast(x, dtype) of the float32 Tensors on a GPU, for a dtype of half precision, in one launch.
+
+    Their gradients keep that dtype, and `gradients` casts them in one launch, too.
+    """
+    xs = [x for x in xs if x.dtype == np.float32 and xp_of(x.data) is not np] if is_half(np.dtype(dtype)) else []
+    return {id(x): record(y, (x,), lambda dy: (dy,))
+            for x, y in zip(xs, cast_all([x.data for x in xs], dtype), strict=True)}
 
 
 def in_float32(op: Callable) -> Callable:

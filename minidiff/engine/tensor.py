@@ -29,6 +29,7 @@ from operator import attrgetter
 import numpy as np
 
 from minidiff.engine.backend import plain, to_device, xp_of
+from minidiff.engine.cuda.cast import cast_all
 
 # each thread and each asynchronous task has its own; parallel_map hands the caller's on
 _recording = ContextVar("recording", default=True)
@@ -105,7 +106,7 @@ class Tensor:
         """
         for leaf, dx in _walk(self, dy, keep_graph):
             xp = xp_of(dx)
-            leaf.grad = xp.array(dx) if leaf.grad is None else xp.asarray(leaf.grad + dx)
+            leaf.grad = xp.array(dx, leaf.dtype) if leaf.grad is None else xp.asarray(leaf.grad + dx, leaf.dtype)
 
     def move(self, device: str) -> None:
         """Puts the array on "cpu" or "cuda", and forgets the gradient."""
@@ -167,6 +168,10 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
     if any(leaf._pullback is not None for leaf in leaves):
         raise ValueError("gradients: leaves must be Tensors that were not computed by ops")
     found = {id(leaf): dx for leaf, dx in _walk(y, dy, keep_graph=False)}
+    halves = [id(leaf) for leaf in leaves if xp_of(leaf.data) is not np and id(leaf) in found
+              and found[id(leaf)].dtype != leaf.dtype]
+    if halves:                                              # of leaves that were cast together (ops.casts_on_gpu)
+        found |= zip(halves, cast_all([found[i] for i in halves], np.float32), strict=True)
 
     taken: dict[int, list[range]] = {}                      # of each allocation, the bytes that have an owner
 
