@@ -12,7 +12,7 @@ BUGS = [
     Bug("sm_90a taken for sm_90 and later", CUDA,
         'return needed == capability + "a" if needed.endswith("a") else int(capability) >= int(needed)',
         'return int(capability) >= int(needed.removesuffix("a"))'),
-    Bug("an array of another dtype is launched", CUDA, "array.dtype == expected and ", ""),
+    Bug("an array of another dtype is launched", CUDA, "array.dtype == exact and ", ""),
     Bug("strides are not looked at", CUDA, "and array.flags.c_contiguous and", "and"),
     Bug("2^31 elements, counted in int", CUDA, "and array.size < 2**31", "and array.size <= 2**31"),
     Bug("whole numbers wrap around", CUDA, "type(number) is quick and low <= number <= high", "type(number) is quick"),
