@@ -147,7 +147,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
     check_same_dtype(x, w, b)
     rows = as_rows(x.data)                                  # (M, C)
-    if xp_of(rows, w.data, b.data) is not np and rows.size * w.shape[1] <= SMALL:
+    if xp_of(rows, w.data, b.data) is not np and 0 < rows.size * w.shape[1] <= SMALL:
         y = conv_cuda.correlate(rows[None, None], w.data[None, None], 1, 0, b.data)     # a convolution of 1 x 1
     else:
         y = rows @ w.data

@@ -133,6 +133,18 @@ def test_ids_and_labels_of_the_device(cupy):
         ops.embedding(Tensor(cupy.asarray(table)), ids + 1)
 
 
+@pytest.mark.parametrize("M, C, D", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (2**14, 64, 512)])
+def test_a_linear_layer_of_nothing_and_one_too_large_for_the_kernel(cupy, monkeypatch, M, C, D):
+    """These are matrix products, and the bias is added after them."""
+    x, w, b = np.ones((M, C), np.float32), np.ones((C, D), np.float32), np.ones(D, np.float32)
+    launched = watch_launches(monkeypatch)
+    leaves = [Tensor(cupy.asarray(a), requires_grad=True) for a in (x, w, b)]
+    y = ops.linear(*leaves)
+    assert "conv_forward" not in launched and (y.data.get() == C + 1).all() and y.shape == (M, D)
+    if y.size < 100:
+        assert [dx.shape for dx in gradients(y, leaves, cupy.ones_like(y.data))] == [(M, C), (C, D), (D,)]
+
+
 def test_operators_numbers_and_leaves_without_a_part_in_the_result(cupy):
     x = Tensor(cupy.asarray(np.array([1.0, 2.0], np.float32)), requires_grad=True)
     unused = Tensor(cupy.ones(3), requires_grad=True)

@@ -261,8 +261,8 @@ BUGS = [
         "return x / ops.sqrt((x * x).sum(axis=1, keepdims=True))",
         "return x / (x * x).sum(axis=1, keepdims=True)"),
     Bug("CLIP: every picture's caption is the next one's", CLIP,
-        "rows = xp_of(logits.data).arange(len(logits.data))",
-        "rows = (xp_of(logits.data).arange(len(logits.data)) + 1) % len(logits.data)"),
+        "rows = np.arange(len(logits.data))",
+        "rows = (np.arange(len(logits.data)) + 1) % len(logits.data)"),
 
     # --- the system ---------------------------------------------------------------------------------------
     Bug("the network sees x_0, not x_t", BATCHES,
