@@ -20,4 +20,10 @@ BUGS = [
     Bug("a header pasted in twice", CUDA, "if header and header[1] not in seen:", "if header:"),
     Bug("the kernel of one type of element for all", CUDA,
         'f"-DELEMENT={C_TYPES[dtype]}"', 'f"-DELEMENT={C_TYPES[source.takes[0]]}"'),
+    Bug("a sum of rows does not put its counters back", "kernels/sum_rows_1.cu",
+        "        if (last) done[blockIdx.x] = 0;\n",
+        ""),
+    Bug("the way back of an embedding forgets an id's second use", "kernels/embedding_backward_1.cu",
+        "used &= used - 1",
+        "used = 0"),
 ]
