@@ -161,7 +161,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
 
 
-SMALL = 2 ** 28                                             # multiplications, which take a GPU less than two launches
+SMALL = 2 ** 28                                             # multiplications: about what two launches cost (estimated)
 
 
 # --- elementwise functions --------------------------------------------------------------------------------

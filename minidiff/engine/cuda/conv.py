@@ -149,7 +149,7 @@ def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessor
 
     The unit is one step along k of a block that has a multiprocessor to itself: about 0.4 us on an H100 (from the
     operations of a tile; not measured).  The busiest multiprocessor has n blocks, which take turns; a single one uses
-    half of it.  Start and end of a block cost ENDS steps, and another launch LAUNCH: about 5 us of the host's time, for
+    half of it.  Start and end of a block cost ENDS steps, and another launch LAUNCH: the host's time (estimated), for
     which the card waits in a small network.  Adding ADDED partial sums costs one step.  Each part costs PART besides,
     however few its sums, since a thread waits for all its parts.
     """
