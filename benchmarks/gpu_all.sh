@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under 8 minutes: the tests on the GPU, the benchmarks, the tables.
+# Everything that needs a GPU, in one call of at most 590 s: the tests on the GPU, the benchmarks, the tables.
 #
 #     benchmarks/gpu_all.sh [FOLDER]        FOLDER (runs/gpu) receives the logs, the numbers and the written pages
+#
+# FOLDER.tar holds all of it in one file, and is written again after each stage.  A borrowed machine may be taken away
+# early, or give only a few files back.
 #
 # PYTHON names the interpreter (.venv's, else python3). It needs CuPy, pytest, hypothesis and, for the rivals, PyTorch.
 # Each stage has a time limit.  If one fails, the others still run; the end names it, and the exit status is 1.
@@ -16,6 +19,10 @@ mkdir -p "$folder" && rm -f "$folder"/{convolution,attention,norms,train_step}.j
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=()
+
+pack() {
+    tar -C "$folder" -cf "$folder.tar.part" . && mv "$folder.tar.part" "$folder.tar"
+}
 
 # stage NAME SECONDS COMMAND...
 stage() {
@@ -32,6 +39,7 @@ stage() {
     [ $status = 0 ] || failed+=("$name ($result)")
     tail -n "$([ $status = 0 ] && echo 4 || echo 12)" "$folder/${name// /_}.log"
     printf '%s\t%s\t%d\n' "$name" "$result" $((SECONDS - began)) >>"$folder/checks.txt"
+    pack
 }
 
 workers() {                                                 # most of a test's time is compilation
@@ -72,10 +80,10 @@ kernels() {
     shift 2
     stage "$name" "$limit" "$python" benchmarks/kernels.py --only "$@" --seconds $((limit - 12)) --json "$folder/$name.json"
 }
-kernels convolution 100 conv
+kernels convolution 130 conv
 kernels attention 110 attention
 kernels norms 40 group_norm layer_norm
-stage "training step" 60 "$python" benchmarks/train_step.py --device cuda --rounds 4 --json "$folder/train_step.json"
+stage "training step" 110 "$python" benchmarks/train_step.py --device cuda --rounds 4 --json "$folder/train_step.json"
 
 tables() {
     shopt -s nullglob
@@ -89,8 +97,9 @@ tables() {
 }
 echo "== tables"
 tables || failed+=(tables)
+pack
 
-echo "== done after $SECONDS s; logs and numbers are in $folder"
+echo "== done after $SECONDS s; logs and numbers are in $folder, and in $folder.tar"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}"
     exit 1

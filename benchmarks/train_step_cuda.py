@@ -200,10 +200,10 @@ def compare(start: tuple[dict, tuple], modes: tuple[str, ...], rounds: int, json
         for row in rows.values():
             print(f"{row['who']:26}{mode:10}" + (f"{row['ms']:8.2f} ms  ({row['min']:.2f} to {row['max']:.2f}), "
                   f"{row['launches'] or 'uncounted'} launches" if row["ms"] else row["note"]), flush=True)
-    report = {"machine": machine(torch), "date": date.today().isoformat(), "batch": batch, "steps": found}
-    if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        report = {"machine": machine(torch), "date": date.today().isoformat(), "batch": batch, "steps": found}
+        if json_path:                                       # after each mode, since a time limit may end the run
+            json_path.parent.mkdir(parents=True, exist_ok=True)
+            json_path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return int(failed)
 
 

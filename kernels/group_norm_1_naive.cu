@@ -40,7 +40,7 @@ constexpr int THREADS = 32;
 
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
         const T* x, const T* gamma, const T* beta, T* y, Acc* mean, Acc* rstd,
-        int B, int N, int C, int groups, int per_sample, int with_silu, Acc eps) {
+        int B, int N, int C, int groups, int row, int with_silu, Acc eps) {
     // Every thread of the grid runs this.  Its number in the grid is THREADS for each earlier block, plus its number in
     // its own block.  The last block may have spare threads.
     const int thread = blockIdx.x * THREADS + threadIdx.x;
@@ -49,8 +49,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
     const Acc n = Acc(N) * size;                            // elements of the group
     x += b * N * C + g * size;                              // (N, size), rows C apart
     y += b * N * C + g * size;
-    gamma += (per_sample ? b * C : 0) + g * size;           // (size)
-    beta  += (per_sample ? b * C : 0) + g * size;
+    gamma += b * row + g * size;                           // (size)
+    beta  += b * row + g * size;
 
     const Acc first = wide(x[0]);
     Acc sum = 0;
@@ -81,10 +81,10 @@ __device__ __forceinline__ Acc before_silu(Acc dy, Acc z) {
     return dy * s * (1 + z * (1 - s));
 }
 
-// dgamma and dbeta are (B, C): one row for each image.
+// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
-        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int per_sample, int with_silu) {
+        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu) {
     const int thread = blockIdx.x * THREADS + threadIdx.x;
     if (thread >= B * groups) return;
     const int b = thread / groups, g = thread % groups, size = C / groups;
@@ -92,10 +92,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
     x  += b * N * C + g * size;                             // (N, size), rows C apart
     dy += b * N * C + g * size;
     dx += b * N * C + g * size;
-    gamma  += (per_sample ? b * C : 0) + g * size;          // (size)
-    beta   += (per_sample ? b * C : 0) + g * size;
-    dgamma += b * C + g * size;
-    dbeta  += b * C + g * size;
+    gamma  += b * row + g * size;                           // (size)
+    beta   += b * row + g * size;
+    dgamma += b * 2 * C + g * size;
+    dbeta  += b * 2 * C + g * size;
     const Acc m = mean[thread], r = rstd[thread];
 
     Acc m0 = 0, m1 = 0;                                     // mean(gamma dz), mean(gamma dz x_hat)

@@ -59,13 +59,13 @@ __device__ __forceinline__ Acc block_sum(Acc x, Acc* of_warps) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
         const T* x, const T* gamma, const T* beta, T* y, Acc* mean, Acc* rstd,
-        int B, int N, int C, int groups, int per_sample, int with_silu, Acc eps) {
+        int B, int N, int C, int groups, int row, int with_silu, Acc eps) {
     __shared__ Acc of_warps[WARPS];
     const int b = blockIdx.x / groups, g = blockIdx.x % groups, size = C / groups, n = N * size;
     x += b * N * C + g * size;                              // (N, size), rows C apart
     y += b * N * C + g * size;
-    gamma += (per_sample ? b * C : 0) + g * size;           // (size)
-    beta  += (per_sample ? b * C : 0) + g * size;
+    gamma += b * row + g * size;                           // (size)
+    beta  += b * row + g * size;
 
     const Acc first = wide(x[0]);
     Acc sum = 0;
@@ -96,19 +96,19 @@ __device__ __forceinline__ Acc before_silu(Acc dy, Acc z) {
     return dy * s * (1 + z * (1 - s));
 }
 
-// dgamma and dbeta are (B, C): one row for each image.
+// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
-        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int per_sample, int with_silu) {
+        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu) {
     __shared__ Acc of_warps[WARPS];
     const int b = blockIdx.x / groups, g = blockIdx.x % groups, size = C / groups, n = N * size;
     x  += b * N * C + g * size;                             // (N, size), rows C apart
     dy += b * N * C + g * size;
     dx += b * N * C + g * size;
-    gamma  += (per_sample ? b * C : 0) + g * size;          // (size)
-    beta   += (per_sample ? b * C : 0) + g * size;
-    dgamma += b * C + g * size;
-    dbeta  += b * C + g * size;
+    gamma  += b * row + g * size;                           // (size)
+    beta   += b * row + g * size;
+    dgamma += b * 2 * C + g * size;
+    dbeta  += b * 2 * C + g * size;
     const Acc m = mean[blockIdx.x], r = rstd[blockIdx.x];
 
     Acc m0 = 0, m1 = 0;                                     // mean(gamma dz), mean(gamma dz x_hat)

@@ -215,14 +215,14 @@ __device__ __forceinline__ bool in_fours(const T* x, const T* y, int C, int W) {
 // kept    pixels of a slab that stay in shared memory, 0 .. N
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_forward(
         const T* x, const T* gamma, const T* beta, T* y, Acc* mean, Acc* rstd,
-        int B, int N, int C, int groups, int per_sample, int with_silu, Acc eps, int slab, int kept) {
+        int B, int N, int C, int groups, int row, int with_silu, Acc eps, int slab, int kept) {
     extern __shared__ float4 dynamic_shared[];
     Acc* partial = reinterpret_cast<Acc*>(dynamic_shared);
     const int slabs = groups / slab, b = blockIdx.x / slabs, g = blockIdx.x % slabs * slab, size = C / groups;
     x += b * N * C + g * size;                              // (N, W), rows C apart
     y += b * N * C + g * size;
-    gamma += (per_sample ? b * C : 0) + g * size;           // (W)
-    beta  += (per_sample ? b * C : 0) + g * size;
+    gamma += b * row + g * size;                           // (W)
+    beta  += b * row + g * size;
     mean += b * groups + g;                                 // (slab)
     rstd += b * groups + g;
     if (in_fours(x, y, C, slab * size))
@@ -315,10 +315,10 @@ template <int V> __device__ __forceinline__ void backward(
     }
 }
 
-// dgamma and dbeta are (B, C): one row for each image.
+// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
-        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int per_sample, int with_silu,
+        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu,
         int slab, int kept) {
     extern __shared__ float4 dynamic_shared[];
     Acc* partial = reinterpret_cast<Acc*>(dynamic_shared);
@@ -326,12 +326,12 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
     x  += b * N * C + g * size;                             // (N, W), rows C apart
     dy += b * N * C + g * size;
     dx += b * N * C + g * size;
-    gamma += (per_sample ? b * C : 0) + g * size;           // (W)
-    beta  += (per_sample ? b * C : 0) + g * size;
+    gamma += b * row + g * size;                           // (W)
+    beta  += b * row + g * size;
     mean += b * groups + g;                                 // (slab)
     rstd += b * groups + g;
-    dgamma += b * C + g * size;
-    dbeta  += b * C + g * size;
+    dgamma += b * 2 * C + g * size;
+    dbeta  += b * 2 * C + g * size;
     if (in_fours(x, dy, C, slab * size) && in_fours(x, dx, C, slab * size))
         backward<4>(x, dy, gamma, beta, mean, rstd, dx, dgamma, dbeta, N, C, size, slab, kept, with_silu, partial);
     else

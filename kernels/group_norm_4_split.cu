@@ -224,7 +224,7 @@ template <int V> __device__ __forceinline__ void apply(
 // Shared memory: Acc [2][slab].
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_forward(
         const T* x, const T* gamma, const T* beta, const Acc* found, T* y, Acc* mean, Acc* rstd,
-        int B, int N, int C, int groups, int per_sample, int with_silu, Acc eps, int slab, int part) {
+        int B, int N, int C, int groups, int row, int with_silu, Acc eps, int slab, int part) {
     extern __shared__ float4 dynamic_shared[];
     Acc *mean_of = reinterpret_cast<Acc*>(dynamic_shared), *rstd_of = mean_of + slab;
     const int block = gridDim.x - 1 - blockIdx.x, split = gridDim.y - 1 - blockIdx.y, splits = gridDim.y;
@@ -254,8 +254,8 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_forward
 
     x += (b * N + from) * C + g * size;                     // (pixels, W), rows C apart
     y += (b * N + from) * C + g * size;
-    gamma += (per_sample ? b * C : 0) + g * size;           // (W)
-    beta  += (per_sample ? b * C : 0) + g * size;
+    gamma += b * row + g * size;                           // (W)
+    beta  += b * row + g * size;
     if (in_fours(x, y, C, slab * size))
         apply<4>(x, gamma, beta, y, mean_of, rstd_of, pixels, C, size, slab * size, with_silu);
     else
@@ -316,15 +316,15 @@ template <int V> __device__ __forceinline__ void backward_sums(
 // Shared memory: Acc [8][threads].
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backward_sums(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd, Acc* found,
-        int B, int N, int C, int groups, int per_sample, int with_silu, int slab, int part) {
+        int B, int N, int C, int groups, int row, int with_silu, int slab, int part) {
     extern __shared__ float4 dynamic_shared[];
     Acc* partial = reinterpret_cast<Acc*>(dynamic_shared);
     const int slabs = groups / slab, b = blockIdx.x / slabs, g = blockIdx.x % slabs * slab, size = C / groups;
     const int from = blockIdx.y * part, pixels = min(part, N - from);
     x  += (b * N + from) * C + g * size;                    // (pixels, W), rows C apart
     dy += (b * N + from) * C + g * size;
-    gamma += (per_sample ? b * C : 0) + g * size;           // (W)
-    beta  += (per_sample ? b * C : 0) + g * size;
+    gamma += b * row + g * size;                           // (W)
+    beta  += b * row + g * size;
     mean += b * groups + g;                                 // (slab)
     rstd += b * groups + g;
     Acc* dgamma = found + (blockIdx.y * 2 * B + b) * C + g * size;
@@ -356,11 +356,11 @@ template <int V> __device__ __forceinline__ void backward_apply(
     }
 }
 
-// dgamma and dbeta are (B, C): one row for each image.
+// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.
 // Shared memory: Acc channel[2][W], group[2][slab].
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd, const Acc* found,
-        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int per_sample, int with_silu,
+        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu,
         int slab, int part) {
     extern __shared__ float4 dynamic_shared[];
     const int block = gridDim.x - 1 - blockIdx.x, split = gridDim.y - 1 - blockIdx.y, splits = gridDim.y;
@@ -371,10 +371,10 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
     x  += (b * N + from) * C + g * size;                    // (pixels, W), rows C apart
     dy += (b * N + from) * C + g * size;
     dx += (b * N + from) * C + g * size;
-    gamma  += (per_sample ? b * C : 0) + g * size;          // (W)
-    beta   += (per_sample ? b * C : 0) + g * size;
-    dgamma += b * C + g * size;
-    dbeta  += b * C + g * size;
+    gamma  += b * row + g * size;                           // (W)
+    beta   += b * row + g * size;
+    dgamma += b * 2 * C + g * size;
+    dbeta  += b * 2 * C + g * size;
     mean += b * groups + g;                                 // (slab)
     rstd += b * groups + g;
 

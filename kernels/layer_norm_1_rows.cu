@@ -20,7 +20,8 @@
 //
 //     channels   0 .. 31 | 32 .. 63 |             blocks (x, y); in a block, warp w takes every 8th row, lane l one
 //     rows       0, 0    |  1, 0    |             channel; then the warps' sums are added in shared memory, and the
-//     part ..    0, 1    |  1, 1    |             sums of the parts by sum_partials_1.cu, in order.
+//     part ..    0, 1    |  1, 1    |             sums of the parts, in order, by the block that finishes last, as in
+//                                                 sum_rows_1.cu.
 //
 // Bytes    forward: x once and y once, 2 M C elements; backward: x and dy twice, dx once, 5.
 //          128 captions of 77 tokens of 256 channels in float32 (10 MB): 20 and 50 MB, a part of which is in L2.
@@ -137,10 +138,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward(
     else                                                      backward<1>(x, dy, gamma, mean[row], rstd[row], dx, C);
 }
 
-// found   (splits, 2, C), dgamma and dbeta of `part` rows each               grid (C / CHANNELS rounded up, splits)
+// summed  (2, C), dgamma and dbeta                                           grid (C / CHANNELS rounded up, splits)
+// found   (splits, 2, C), those of `part` rows each;   done: a zero for each group of channels, see sum_rows_1.cu
 extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_sums(
-        const T* x, const T* dy, const Acc* mean, const Acc* rstd, Acc* found, int M, int C, int part) {
+        const T* x, const T* dy, const Acc* mean, const Acc* rstd, Acc* found, unsigned int* done, T* summed,
+        int M, int C, int part) {
     __shared__ Acc of_warps[2][WARPS][CHANNELS];
+    __shared__ bool last;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = blockIdx.x * CHANNELS + lane;
     const int from = blockIdx.y * part, to = min(M, from + part);
     Acc dgamma = 0, dbeta = 0;
@@ -156,5 +160,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_sums(
         Acc sum = 0;
         for (int w = 0; w < WARPS; w++) sum += of_warps[warp][w][lane];
         found[(blockIdx.y * 2 + warp) * C + c] = sum;
+        __threadfence();
     }
+    __syncthreads();                                        // all sums are written
+    if (threadIdx.x == 0) {
+        last = atomicAdd(&done[blockIdx.x], 1u) == gridDim.y - 1;
+        if (last) done[blockIdx.x] = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    if (!last || warp >= 2 || c >= C) return;
+    Acc sum = 0;
+    for (int split = 0; split < int(gridDim.y); split++)
+        sum += *(volatile Acc*)(found + (split * 2 + warp) * C + c);
+    summed[warp * C + c] = narrow(sum);
 }

@@ -68,6 +68,23 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, *, 
     return record(_masked_product(P, v.data, mask), (q, k, v), pullback)
 
 
+def attention_of_pairs(q: Tensor, kv: Tensor, mask=None, *, causal: bool = False) -> Tensor:
+    """The same of keys kv[0] and values kv[1]: q (B, h, N, d), kv (2, B, h, M, d) -> (B, h, N, d)."""
+    if kv.ndim != 5 or kv.shape[0] != 2:
+        raise ValueError(f"attention_of_pairs takes kv (2, B, h, M, d), not {kv.shape}")
+    if xp_of(q.data, kv.data) is np:
+        return scaled_dot_product_attention(q, kv[0], kv[1], mask, causal=causal)
+    # the same without slices, whose way back writes zeros: dk and dv are written into one array
+    mask = plain(mask) if hasattr(mask, "dtype") else mask
+    check_same_dtype(q, kv)
+    (k, v), scale = kv.data, 1 / math.sqrt(q.shape[3])
+    y, lse = attention_cuda.forward(q.data, k, v, mask, causal, scale)
+
+    def pullback(dy):
+        return attention_cuda.backward_of_pairs(q.data, k, v, mask, causal, scale, y, lse, dy)
+    return record(y, (q, kv), pullback)
+
+
 def attention_weights(q, k, mask=None) -> np.ndarray:
     """P itself, which the op above does not return: arrays q (B, h, N, d), k (B, h, M, d) -> (B, h, N, M), on the CPU.
 

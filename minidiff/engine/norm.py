@@ -17,6 +17,7 @@ two ops, for 128 images of 14 x 14 x 64).  On a GPU the kernels launched by cuda
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -112,6 +113,33 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
             dx = narrow(dx.reshape(x.shape), x.dtype)
         return dx, narrow(dgamma, x.dtype), narrow(dbeta, x.dtype)
     return record(narrow(y.reshape(x.shape), x.dtype), (x, gamma, beta), pullback)
+
+
+def modulated_group_norm(x: Tensor, groups: int, scale_shift: Tensor, eps: float = 1e-5, *,
+                         silu: bool = False) -> Tensor:
+    """y = (1 + scale) x_hat + shift, or its silu: x (B, ..., C), scale_shift (B, 2 C) -> (B, ..., C)."""
+    C = x.shape[-1]
+    if scale_shift.shape != (x.shape[0], 2 * C):
+        raise ValueError(f"modulated_group_norm: scale_shift must be {(x.shape[0], 2 * C)}, not {scale_shift.shape}")
+    if xp_of(x.data, scale_shift.data) is np:
+        return group_norm(x, groups, 1 + scale_shift[:, :C], scale_shift[:, C:], eps, silu=silu)
+    check_same_dtype(x, scale_shift)
+    # the same without slices, whose way back writes zeros: gamma and beta stay, and come back, as halves of one array
+    both = scale_shift.data + _one_and_zero(C, x.dtype)                             # (B, 2 C)
+    gamma, beta = both[:, :C], both[:, C:]
+    y, mean, rstd = norm_cuda.group_norm(x.data, groups, gamma, beta, eps, silu)
+
+    def pullback(dy):
+        dx, dboth = norm_cuda.group_norm_backward_of_pairs(x.data, dy, groups, gamma, beta, mean, rstd, silu)
+        return dx, dboth.reshape(both.shape)
+    return record(y, (x, scale_shift), pullback)
+
+
+@functools.cache
+def _one_and_zero(C: int, dtype):
+    """C ones and C zeros, on the GPU."""
+    import cupy
+    return cupy.asarray(np.repeat(np.array([1, 0], dtype), C))
 
 
 LARGE = 2 ** 22                                             # numbers of an image: 16 MB; smaller ones gain nothing

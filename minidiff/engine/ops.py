@@ -22,6 +22,11 @@ from functools import wraps
 import numpy as np
 
 from minidiff.engine.backend import erf, is_floating, is_half, narrow, plain, wide, xp_of
+from minidiff.engine.cuda import activation as activation_cuda
+from minidiff.engine.cuda import conv as conv_cuda
+from minidiff.engine.cuda import embedding as embedding_cuda
+from minidiff.engine.cuda import reduce as reduce_cuda
+from minidiff.engine.cuda.cast import cast_all
 from minidiff.engine.parallel import map_rows
 from minidiff.engine.tensor import Tensor, needs_gradient, record
 
@@ -36,6 +41,16 @@ def cast(x: Tensor, dtype) -> Tensor:
     if not (is_floating(x.dtype) and is_floating(dtype)):
         raise TypeError(f"cast takes one floating dtype to another, not {x.dtype} to {dtype}")
     return x if x.dtype == dtype else record(narrow(x.data, dtype), (x,), lambda dy: (narrow(dy, x.dtype),))
+
+
+def casts_on_gpu(xs: Sequence[Tensor], dtype) -> dict[int, Tensor]:
+    """id(x) -> cast(x, dtype) of the float32 Tensors on a GPU, for a dtype of half precision, in one launch.
+
+    Their gradients keep that dtype, and `gradients` casts them in one launch, too.
+    """
+    xs = [x for x in xs if x.dtype == np.float32 and xp_of(x.data) is not np] if is_half(np.dtype(dtype)) else []
+    return {id(x): record(y, (x,), lambda dy: (dy,))
+            for x, y in zip(xs, cast_all([x.data for x in xs], dtype), strict=True)}
 
 
 def in_float32(op: Callable) -> Callable:
@@ -65,12 +80,14 @@ def in_float32_on_cpu(op: Callable) -> Callable:
 
 def add(x, y) -> Tensor:
     x, y = _pair(x, y)
-    return record(x.data + y.data, (x, y), lambda dz: (_unbroadcast(dz, x), _unbroadcast(dz, y)))
+    return record(x.data + y.data, (x, y), lambda dz: (_unbroadcast(dz, x) if x.requires_grad else None,
+                                                       _unbroadcast(dz, y) if y.requires_grad else None))
 
 
 def sub(x, y) -> Tensor:
     x, y = _pair(x, y)
-    return record(x.data - y.data, (x, y), lambda dz: (_unbroadcast(dz, x), _unbroadcast(-dz, y)))
+    return record(x.data - y.data, (x, y), lambda dz: (_unbroadcast(dz, x) if x.requires_grad else None,
+                                                       _unbroadcast(-dz, y) if y.requires_grad else None))
 
 
 def mul(x, y) -> Tensor:
@@ -130,8 +147,11 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
     check_same_dtype(x, w, b)
     rows = as_rows(x.data)                                  # (M, C)
-    y = rows @ w.data
-    y += b.data
+    if xp_of(rows, w.data, b.data) is not np and 0 < rows.size * w.shape[1] <= SMALL:
+        y = conv_cuda.correlate(rows[None, None], w.data[None, None], 1, 0, b.data)     # a convolution of 1 x 1
+    else:
+        y = rows @ w.data
+        y += b.data
 
     def pullback(dy):
         dy = as_rows(dy)                                    # (M, D)
@@ -139,6 +159,9 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
                 rows.T @ dy if w.requires_grad else None,
                 sum_rows(dy) if b.requires_grad else None)
     return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
+
+
+SMALL = 2 ** 28                                             # multiplications: about what two launches cost (estimated)
 
 
 # --- elementwise functions --------------------------------------------------------------------------------
@@ -191,15 +214,19 @@ def relu(x: Tensor) -> Tensor:
     return record(xp_of(x.data).maximum(x.data, 0), (x,), lambda dy: (dy * (x.data > 0),))
 
 
-@in_float32
+@in_float32_on_cpu
 def silu(x: Tensor) -> Tensor:
     """y = x sigmoid(x)  (Elfwing et al. 2018)."""
+    if xp_of(x.data) is not np:
+        return _by_kernel("silu", x)
     return record(silu_of_half(x.data * 0.5), (x,), lambda dy: (silu_slope(x.data * 0.5) * dy,))
 
 
-@in_float32
+@in_float32_on_cpu
 def gelu(x: Tensor) -> Tensor:
     """y = x Phi(x), in the tanh form (Hendrycks & Gimpel 2016, section 2)."""
+    if xp_of(x.data) is not np:
+        return _by_kernel("gelu", x)
     # u = sqrt(2/pi) (x + 0.044715 x^3),     y = x (1 + tanh u)/2
     c, k = math.sqrt(2 / math.pi), 0.044715
     xp = xp_of(x.data)
@@ -210,6 +237,11 @@ def gelu(x: Tensor) -> Tensor:
         du = c * (1 + 3 * k * z * z)
         return (dy * 0.5 * (1 + tanh_u + x.data * (1 - tanh_u * tanh_u) * du),)
     return record(0.5 * x.data * (1 + tanh_u), (x,), pullback)
+
+
+def _by_kernel(name: str, x: Tensor) -> Tensor:
+    y = activation_cuda.forward(name, x.data)
+    return record(y, (x,), lambda dy: (activation_cuda.backward(name, x.data, dy),))
 
 
 @in_float32
@@ -254,7 +286,8 @@ def where(condition, x, y) -> Tensor:
     xp = xp_of(condition, x.data)
 
     def pullback(dz):
-        return _unbroadcast(xp.where(condition, dz, 0), x), _unbroadcast(xp.where(condition, 0, dz), y)
+        return (_unbroadcast(xp.where(condition, dz, 0), x) if x.requires_grad else None,
+                _unbroadcast(xp.where(condition, 0, dz), y) if y.requires_grad else None)
     return record(xp.where(condition, x.data, y.data), (x, y), pullback)
 
 
@@ -342,8 +375,7 @@ def embedding(table: Tensor, ids) -> Tensor:
 
     def pullback(dy):
         if xp is not np:                                    # CuPy's add.at adds in a different order each time
-            chosen = xp.arange(table.shape[0])[:, None] == ids.reshape(-1)          # (V, N)
-            return (chosen.astype(dy.dtype) @ dy.reshape(-1, table.shape[1]),)
+            return (embedding_cuda.embedding_backward(ids, dy, table.shape[0]),)
         dtable = xp.zeros(table.shape, sum_dtype(dy.dtype))                         # (V, C)
         xp.add.at(dtable, ids.reshape(-1), dy.reshape(-1, table.shape[1]))
         return (narrow(dtable, dy.dtype),)
@@ -484,9 +516,9 @@ def mean_of(x, axis: Axes = None, keepdims: bool = False, dtype=None):
 
 
 def sum_rows(x):
-    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order."""
+    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order; on a GPU by a kernel."""
     rows = as_rows(x)
-    return (xp_of(x).ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
+    return reduce_cuda.sum_rows(rows) if xp_of(x) is not np else (np.ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
 def sum_dtype(dtype):

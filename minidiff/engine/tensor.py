@@ -29,6 +29,7 @@ from operator import attrgetter
 import numpy as np
 
 from minidiff.engine.backend import plain, to_device, xp_of
+from minidiff.engine.cuda.cast import cast_all
 
 # each thread and each asynchronous task has its own; parallel_map hands the caller's on
 _recording = ContextVar("recording", default=True)
@@ -105,7 +106,7 @@ class Tensor:
         """
         for leaf, dx in _walk(self, dy, keep_graph):
             xp = xp_of(dx)
-            leaf.grad = xp.array(dx) if leaf.grad is None else xp.asarray(leaf.grad + dx)
+            leaf.grad = xp.array(dx, leaf.dtype) if leaf.grad is None else xp.asarray(leaf.grad + dx, leaf.dtype)
 
     def move(self, device: str) -> None:
         """Puts the array on "cpu" or "cuda", and forgets the gradient."""
@@ -167,24 +168,35 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
     if any(leaf._pullback is not None for leaf in leaves):
         raise ValueError("gradients: leaves must be Tensors that were not computed by ops")
     found = {id(leaf): dx for leaf, dx in _walk(y, dy, keep_graph=False)}
+    halves = [id(leaf) for leaf in leaves if xp_of(leaf.data) is not np and id(leaf) in found
+              and found[id(leaf)].dtype != leaf.dtype]
+    if halves:                                              # of leaves that were cast together (ops.casts_on_gpu)
+        found |= zip(halves, cast_all([found[i] for i in halves], np.float32), strict=True)
 
-    def memory(a):
+    taken: dict[int, list[range]] = {}                      # of each allocation, the bytes that have an owner
+
+    def take(a) -> bool:
+        """Takes a's memory, unless a part of it has an owner."""
         if xp_of(a) is not np:
-            return a.data.mem.ptr                           # the beginning of the allocation that a lies in
-        while isinstance(a.base, np.ndarray):               # a view
-            a = a.base
-        return id(a)
-    taken = {memory(dy)} if hasattr(dy, "dtype") else set()
+            base, part = a.data.mem.ptr, range(a.data.ptr, a.data.ptr + a.nbytes)
+        else:
+            while isinstance(a.base, np.ndarray):           # a view
+                a = a.base
+            base, part = id(a), range(1)                    # the whole
+        others = taken.setdefault(base, [])
+        if any(part.start < other.stop and other.start < part.stop for other in others):
+            return False
+        others.append(part)
+        return True
+    if hasattr(dy, "dtype"):
+        take(dy)
 
     def own(dx):
         # two leaves may have got the same array, or one the caller's dy itself: only these are copied
         if isinstance(dx, np.number):                       # the leaf has shape ()
             return np.array(dx)
         read_only = xp_of(dx) is np and not dx.flags.writeable                      # CuPy arrays never are
-        if read_only or not dx.flags.c_contiguous or memory(dx) in taken:
-            dx = dx.copy()
-        taken.add(memory(dx))
-        return dx
+        return dx.copy() if read_only or not dx.flags.c_contiguous or not take(dx) else dx
     return [own(found[id(leaf)]) if id(leaf) in found else xp_of(leaf.data).zeros_like(leaf.data) for leaf in leaves]
 
 

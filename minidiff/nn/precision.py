@@ -45,14 +45,17 @@ def dtype_of(precision: str) -> np.dtype:
 def in_precision(module: Module, dtype) -> Module:
     """A copy of the module that computes in dtype: its parameters are casts of the module's own.
 
-    A gradient passes through the casts, so that it reaches the module's own parameters, in their dtype.
+    A gradient passes through the casts, so that it reaches the module's own parameters, in their dtype.  On a GPU one
+    launch casts them all.
     """
-    if all(p.dtype == dtype for p in module.parameters().values()):
+    parameters = list(module.parameters().values())
+    if all(p.dtype == dtype for p in parameters):
         return module
+    casts = ops.casts_on_gpu(parameters, dtype)
 
     def twin_of(part):
         if isinstance(part, Tensor):
-            return ops.cast(part, dtype)
+            return casts[id(part)] if id(part) in casts else ops.cast(part, dtype)
         if isinstance(part, (list, tuple)):
             return type(part)(map(twin_of, part))
         if not isinstance(part, Module):

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 import numpy as np
 
 from minidiff.engine import ops
-from minidiff.engine.attention import causal_mask, scaled_dot_product_attention
+from minidiff.engine.attention import attention_of_pairs, causal_mask, scaled_dot_product_attention
 from minidiff.engine.backend import xp_of
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import LayerNorm, Linear
@@ -65,7 +65,7 @@ class Attention(Module):
         q, kv = self._project(x, x if context is None else context)
         if (watcher := _watcher.get()) is not None:
             watcher(self, q.data, kv.data[0], mask, causal)
-        return self._merge(scaled_dot_product_attention(q, kv[0], kv[1], mask, causal=causal))
+        return self._merge(attention_of_pairs(q, kv, mask, causal=causal))
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Causal self-attention of the tokens x (B, N, C) that follow those in the cache, and adds them to the cache.

@@ -177,8 +177,7 @@ class ResidualBlock(Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(self.norm1.then_silu(x))
         scale_shift = self.modulation(emb)                                          # (B, 2 D)
-        D = h.shape[3]
-        h = norm.group_norm(h, self.groups, 1 + scale_shift[:, :D], scale_shift[:, D:], silu=True)
+        h = norm.modulated_group_norm(h, self.groups, scale_shift, silu=True)
         h = self.conv2(h)
         return (x if self.skip is None else self.skip(x)) + h
 

@@ -52,12 +52,18 @@ def test_op(cupy, masks, monkeypatch, name, dtype):
 
 @of_the_stand_in
 @pytest.mark.parametrize("name, forward, backward", [
-    ("conv2d", ["conv_forward"], ["conv_dx", "conv_dw"]),
+    ("conv2d", ["conv_forward"], ["conv_dx", "conv_dw", "sum_rows"]),
     ("conv2d, strided", ["conv_forward"], ["conv_dx", "conv_dw"]),
-    ("conv_transpose2d", ["conv_dx"], ["conv_forward", "conv_dw"]),
+    ("conv_transpose2d", ["conv_dx"], ["conv_forward", "conv_dw", "sum_rows"]),
+    ("linear", ["conv_forward"], ["sum_rows"]),
+    ("silu", ["silu_forward"], ["silu_backward"]),
+    ("gelu", ["gelu"], ["gelu_backward"]),
+    ("embedding", [], ["embedding_backward"]),
+    ("modulated_group_norm", ["group_norm_forward"], ["group_norm_backward"]),
+    ("attention_of_pairs, causal", ["attention_forward"], ["attention_delta", "attention_dq", "attention_dkv"]),
     ("scaled_dot_product_attention", ["attention_forward"], ["attention_delta", "attention_dq", "attention_dkv"]),
     ("group_norm", ["group_norm_forward"], ["group_norm_backward"]),
-    ("layer_norm", ["layer_norm_forward"], ["layer_norm_backward", "layer_norm_backward_sums", "sum_partials"]),
+    ("layer_norm", ["layer_norm_forward"], ["layer_norm_backward", "layer_norm_backward_sums"]),
 ])
 def test_ops_take_their_kernels(cupy, monkeypatch, name, forward, backward):
     """Forward and backward; the stand-in would also compute the op with CuPy's own functions."""
@@ -125,6 +131,18 @@ def test_ids_and_labels_of_the_device(cupy):
     assert_same(loss.data, ops.cross_entropy(Tensor(logits), every_op.LABELS).data)
     with pytest.raises(IndexError):
         ops.embedding(Tensor(cupy.asarray(table)), ids + 1)
+
+
+@pytest.mark.parametrize("M, C, D", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (2**14, 64, 512)])
+def test_a_linear_layer_of_nothing_and_one_too_large_for_the_kernel(cupy, monkeypatch, M, C, D):
+    """These are matrix products, and the bias is added after them."""
+    x, w, b = np.ones((M, C), np.float32), np.ones((C, D), np.float32), np.ones(D, np.float32)
+    launched = watch_launches(monkeypatch)
+    leaves = [Tensor(cupy.asarray(a), requires_grad=True) for a in (x, w, b)]
+    y = ops.linear(*leaves)
+    assert "conv_forward" not in launched and (y.data.get() == C + 1).all() and y.shape == (M, D)
+    if y.size < 100:
+        assert [dx.shape for dx in gradients(y, leaves, cupy.ones_like(y.data))] == [(M, C), (C, D), (D,)]
 
 
 def test_operators_numbers_and_leaves_without_a_part_in_the_result(cupy):

@@ -117,18 +117,23 @@ def nvrtc() -> ctypes.CDLL:
         files = metadata.files("nvidia-cuda-nvrtc") or []
     except metadata.PackageNotFoundError:
         raise NoCompiler("NVRTC is not installed: pip install '.[kernels]'") from None
-    library = next((f.locate() for f in files if re.match(r"(lib)?nvrtc(\.so|64_\d+_\d+\.dll)", f.name)), None)
+    def find(name: str) -> Path | None:
+        return next((Path(f.locate()) for f in files if re.match(name, f.name)), None)
+    library = find(r"(lib)?nvrtc(\.so|64_\d+_\d+\.dll)")
     if library is None:
         raise NoCompiler("the package nvidia-cuda-nvrtc holds no NVRTC: install it again")
+    # NVRTC opens its builtins by name.  CUDA 13.0's does not search its own folder, so they are loaded first.
+    if (builtins := find(r"(lib)?nvrtc-builtins(\.so|64_\d+\.dll)")) is not None:
+        ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(library))
 
 
 def compile_one(job: Job) -> Result:
-    """Compiles a file to a cubin, with the same text and macros as the engine."""
+    """Compiles a file to a cubin, with the same text, options and macros as the engine."""
     lib, program, source = nvrtc(), ctypes.c_void_p(), source_of(job.path)
     # an `a` asks for what only this one card has: wgmma on a Hopper
     arch = source.needs if source.needs.endswith("a") else job.arch
-    options = [f"--gpu-architecture={arch}", "--std=c++17", f"-DELEMENT={ELEMENT[job.element]}",
+    options = [f"--gpu-architecture={arch}", *cuda.OPTIONS, *cuda.CUPYS, f"-DELEMENT={ELEMENT[job.element]}",
                "--ptxas-options=-v"]
     if job.head_dim:
         options.append(f"-DHEAD_DIM={job.head_dim}")

@@ -14,7 +14,7 @@ from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.tensor import record
 
-pytestmark = fake_cupy.needs_compiler
+pytestmark = fake_cupy.needs_device
 
 # The rounding error of each element type, half a unit in the last place; sums are in float32 or float64.
 UNIT = {"float32": 2**-24, "float64": 2**-53, "float16": 2**-11, "bfloat16": 2**-8}
@@ -319,6 +319,7 @@ def test_causal_is_its_mask_and_sees_no_later_token(cupy, version):
     assert not with_word[1][:, :, 67:].any() and not with_word[2][:, :, 67:].any()
 
 
+@fake_cupy.of_the_stand_in
 @pytest.mark.parametrize("version", SOURCES)
 def test_the_order_of_threads_changes_no_bit(cupy, monkeypatch, version):
     dtype, launch, results = first_dtype(version), cuda_on_cpu.Program.launch, []
@@ -403,6 +404,7 @@ PLANTED = [
 ]
 
 
+@fake_cupy.of_the_stand_in
 @pytest.mark.slow
 @pytest.mark.parametrize("version, right, wrong, sanitize", PLANTED)
 def test_a_planted_error_is_found(cupy, monkeypatch, version, right, wrong, sanitize):

@@ -78,6 +78,28 @@ def test_one_of_ours_compiles(nvrtc):
         assert r.costs, r.log
 
 
+def test_it_compiles_with_cupys_own_options(nvrtc, tmp_path):
+    """-ftz=true changes the machine code, and with it the registers."""
+    asks = COPY.replace('extern "C"', "#ifndef __CUDA_FTZ\n#error CuPy flushes denormal numbers\n#endif\nextern \"C\"")
+    result = compiled(written(tmp_path, "copy_1_naive.cu", asks))
+    assert result.costs, result.log
+
+
+def test_nvrtcs_builtins_are_loaded_before_it(tmp_path, monkeypatch):
+    """CUDA 13.0's NVRTC opens them by name, and does not look into its own folder."""
+    class File:
+        def __init__(self, name):
+            self.name = name
+
+        def locate(self):
+            return tmp_path / self.name
+    loaded, names = [], ["libnvrtc.so.13", "libnvrtc-builtins.alt.so.13.0", "libnvrtc-builtins.so.13.0"]
+    monkeypatch.setattr(compile_all.metadata, "files", lambda name: list(map(File, names)))
+    monkeypatch.setattr(compile_all.ctypes, "CDLL", lambda path: loaded.append(path.removeprefix(f"{tmp_path}/")))
+    compile_all.nvrtc.__wrapped__()
+    assert loaded == ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"]
+
+
 def test_an_error_is_shown_with_its_file_and_line(nvrtc, tmp_path, monkeypatch, capsys):
     written(tmp_path, "copy_1_naive.cu", COPY.replace("const int i =", "const int j ="))
     monkeypatch.setattr(compile_all, "KERNELS", tmp_path)

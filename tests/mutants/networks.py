@@ -6,6 +6,7 @@ LAYERS, MODULE, OPTIM, UNET, TRANSFORMER = ("nn/layers.py", "nn/module.py", "nn/
                                             "nn/transformer.py")
 TOKENIZER, ENCODER, CLIP, SYSTEM = ("text/tokenizer.py", "text/encoder.py", "text/clip.py",
                                     "systems/text_to_image.py")
+PAIRS, NORM = "engine/attention.py", "engine/norm.py"
 STAGE, BATCHES = "systems/stage.py", "systems/training_batches.py"
 PRECISION, IMAGE_TOWER, QUANTISE = "nn/precision.py", "nn/image_tower.py", "nn/quantise.py"
 TRAINER, LOOP, RUN = "training/trainer.py", "training/loop.py", "training/run.py"
@@ -148,10 +149,10 @@ BUGS = [
         "        for name, a in self.average"),
 
     # --- transformer and UNet -----------------------------------------------------------------------------
-    Bug("keys and values swapped", TRANSFORMER,
+    Bug("keys and values swapped", PAIRS,
         "scaled_dot_product_attention(q, kv[0], kv[1], mask, causal=causal)",
         "scaled_dot_product_attention(q, kv[1], kv[0], mask, causal=causal)"),
-    Bug("the caption's mask forgotten in attention", TRANSFORMER,
+    Bug("the caption's mask forgotten in attention", PAIRS,
         "scaled_dot_product_attention(q, kv[0], kv[1], mask, causal=causal)",
         "scaled_dot_product_attention(q, kv[0], kv[1], None, causal=causal)"),
     Bug("heads mixed up on their way out", TRANSFORMER,
@@ -175,12 +176,12 @@ BUGS = [
     Bug("a residual branch does not start at 0", UNET,
         "self.conv2 = Conv2d(D, D, rng, zero=True)",
         "self.conv2 = Conv2d(D, D, rng)"),
-    Bug("the adaptive norm's scale without its 1", UNET,
-        "1 + scale_shift[:, :D], scale_shift[:, D:]",
-        "scale_shift[:, :D], scale_shift[:, D:]"),
-    Bug("the adaptive norm's scale and shift swapped", UNET,
-        "1 + scale_shift[:, :D], scale_shift[:, D:]",
-        "1 + scale_shift[:, D:], scale_shift[:, :D]"),
+    Bug("the adaptive norm's scale without its 1", NORM,
+        "1 + scale_shift[:, :C], scale_shift[:, C:]",
+        "scale_shift[:, :C], scale_shift[:, C:]"),
+    Bug("the adaptive norm's scale and shift swapped", NORM,
+        "1 + scale_shift[:, :C], scale_shift[:, C:]",
+        "1 + scale_shift[:, C:], scale_shift[:, :C]"),
     Bug("skips joined first in, first out", UNET,
         "h = block(ops.concat([h, skips.pop()]), emb, text)",
         "h = block(ops.concat([h, skips.pop(0)]), emb, text)"),
@@ -260,8 +261,8 @@ BUGS = [
         "return x / ops.sqrt((x * x).sum(axis=1, keepdims=True))",
         "return x / (x * x).sum(axis=1, keepdims=True)"),
     Bug("CLIP: every picture's caption is the next one's", CLIP,
-        "rows = xp_of(logits.data).arange(len(logits.data))",
-        "rows = (xp_of(logits.data).arange(len(logits.data)) + 1) % len(logits.data)"),
+        "rows = np.arange(len(logits.data))",
+        "rows = (np.arange(len(logits.data)) + 1) % len(logits.data)"),
 
     # --- the system ---------------------------------------------------------------------------------------
     Bug("the network sees x_0, not x_t", BATCHES,

@@ -77,6 +77,8 @@ EVERY_OP = {
     "group_norm": Op(lambda x, g, b: norm.group_norm(x, 2, g, b), ((2, 3, 3, 4), (4,), (4,))),
     "group_norm, adaptive": Op(lambda x, g, b: norm.group_norm(x, 2, g, b), ((2, 3, 4), (2, 4), (2, 4))),
     "group_norm, a large eps": Op(lambda x, g, b: norm.group_norm(x, 2, g, b, 0.1), ((2, 3, 3, 4), (4,), (4,))),
+    "modulated_group_norm": Op(lambda x, m: norm.modulated_group_norm(x, 2, m), ((2, 3, 3, 4), (2, 8))),
+    "modulated_group_norm, silu": Op(lambda x, m: norm.modulated_group_norm(x, 2, m, silu=True), ((2, 3, 4), (2, 8))),
     "layer_norm": Op(norm.layer_norm, ((2, 3, 4), (4,), (4,))),
     "scaled_dot_product_attention": Op(attention.scaled_dot_product_attention,
                                        ((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3))),
@@ -89,4 +91,7 @@ EVERY_OP = {
     "scaled_dot_product_attention, causal and masked": Op(
         lambda q, k, v: attention.scaled_dot_product_attention(q, k, v, LOOK, causal=True),
         ((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 3))),
+    "attention_of_pairs": Op(lambda q, kv: attention.attention_of_pairs(q, kv, LOOK), ((2, 2, 3, 4), (2, 2, 2, 5, 4))),
+    "attention_of_pairs, causal": Op(lambda q, kv: attention.attention_of_pairs(q, kv, causal=True),
+                                     ((2, 2, 4, 4), (2, 2, 2, 3, 4))),
 }

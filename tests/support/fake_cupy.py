@@ -7,6 +7,8 @@ It has CuPy's rules for the two memories, and is as strict or stricter:
     cupy's functions take no host arrays, and NumPy's no device arrays (CuPy accepts some such calls, and waits for the
         device in others; here the code must have asked xp_of)
     a reduction gives an array of shape (), not a number
+    a list is no array, for an op or to be assigned; cupy.asarray takes one of numbers, or of device arrays, not of both
+    an index out of range in an array of indices is a mistake (`OutOfRange`), where CuPy silently takes another element
     what CuPy 14.2 lacks is missing here, too: geomspace, sum(where=...), x.item(3), x @= y
 
 With MINIDIFF_TEST_DEVICE=cuda in the environment, `install` gives the real CuPy instead.
@@ -51,10 +53,14 @@ floating integer inexact dtype finfo iinfo inf nan pi e newaxis
 ATTRIBUTES = "T dtype imag itemsize nbytes ndim real shape size strides".split()
 METHODS = """
 all any argmax argmin argsort astype clip compress conj copy cumprod cumsum diagonal dot fill flatten max mean min
-nonzero prod ravel repeat reshape round searchsorted sort squeeze std sum swapaxes take tobytes tolist trace var
+nonzero prod ravel repeat reshape round searchsorted sort squeeze std sum swapaxes tobytes tolist trace var
 """.split()
 FLAGS = "c_contiguous f_contiguous fnc forc owndata".split()
 UNKNOWN_TO_CUPY = {"where", "initial", "subok", "like", "device", "correction"}     # keywords
+
+
+class OutOfRange(AssertionError):
+    """An index that CuPy would wrap around, where NumPy raises IndexError; no code may count on either."""
 
 
 class ndarray:
@@ -79,7 +85,8 @@ class ndarray:
         whole = self._a
         while isinstance(whole.base, np.ndarray):           # a view
             whole = whole.base
-        return SimpleNamespace(ptr=self._a.ctypes.data, mem=SimpleNamespace(ptr=whole.ctypes.data))
+        return SimpleNamespace(ptr=self._a.ctypes.data, device_id=self.device.id,
+                               mem=SimpleNamespace(ptr=whole.ctypes.data))
 
     @property
     def device(self):
@@ -106,10 +113,31 @@ class ndarray:
         raise AttributeError(f"cupy.ndarray has no attribute {name!r}")
 
     def __getitem__(self, index):
-        return _on_device(self._a[_index(index)])
+        return _on_device(self._a[self._checked(index)])
+
+    def take(self, indices, axis=None):
+        try:
+            return _on_device(self._a.take(_index(indices), axis))
+        except IndexError as error:
+            raise OutOfRange(f"CuPy would silently take another element: {error}") from None
 
     def __setitem__(self, index, value):
-        self._a[_index(index)] = _on_host(value)
+        if isinstance(value, (np.ndarray, list, tuple)) and np.ndim(value):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        self._a[self._checked(index)] = _on_host(value) if isinstance(value, ndarray) else value
+
+    def _checked(self, index):
+        """The index as NumPy takes it; OutOfRange where CuPy would not say that it is."""
+        parts = index = _index(index)
+        if not isinstance(parts, tuple):
+            parts = (parts,)
+        try:
+            self._a[index]
+        except IndexError as error:
+            if any(isinstance(part, (np.ndarray, list)) for part in parts) and "out of bounds" in str(error):
+                raise OutOfRange(f"CuPy would silently take another element: {error}") from None
+            raise
+        return index
 
     def __len__(self):
         return len(self._a)
@@ -138,12 +166,12 @@ def _install_operators() -> None:
         def op(x, y):
             if not isinstance(y, ndarray) and getattr(y, "__array_ufunc__", 0) is None:
                 return NotImplemented                       # then Python calls Tensor's operator
-            return _on_device(f(x._a, _on_host(y)))
+            return _on_device(f(x._a, _operand(y)))
         return op
 
     def in_place(f):
         def op(x, y):
-            x._a = f(x._a, _on_host(y))
+            x._a = f(x._a, _operand(y))
             return x
         return op
 
@@ -177,6 +205,13 @@ def _on_host(x):
     return x
 
 
+def _operand(x):
+    """An operand as NumPy takes it; TypeError for a host array or a list."""
+    if isinstance(x, (list, tuple)):
+        raise TypeError(f"Unsupported type {type(x)}")
+    return _on_host(x)
+
+
 def _on_device(result):
     """A result of NumPy as CuPy returns it: a computed number becomes an array of shape ()."""
     if isinstance(result, (np.ndarray, np.generic)):
@@ -198,15 +233,21 @@ def _function(f):
         unknown = UNKNOWN_TO_CUPY & set(kwargs)
         if unknown:
             raise TypeError(f"cupy's {f.__name__} got an unexpected keyword argument {min(unknown)!r}")
+        if f.__name__ == "where" or hasattr(f, "at"):       # a ufunc
+            for arg in args[:3]:
+                _operand(arg)
         out = kwargs.get("out")
         result = f(*map(_on_host, args), **{name: _on_host(value) for name, value in kwargs.items()})
         return _on_device(result) if out is None else out
     if hasattr(f, "at"):                                    # a ufunc
-        called.at = lambda x, index, *values: f.at(_on_host(x), _index(index), *map(_on_host, values))
+        called.at = lambda x, index, *values: f.at(_on_host(x), x._checked(index), *map(_on_host, values))
     return called
 
 
 def _array(a, dtype=None, *, copy: bool = True):
+    if isinstance(a, (list, tuple)) and len({isinstance(x, ndarray) for x in a}) == 2:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. "
+                        "Please use `.get()` to construct a NumPy array explicitly.")
     if isinstance(a, ndarray):
         same = dtype is None or np.dtype(dtype) is a.dtype  # not ==: float64 equals None
         return a if same and not copy else ndarray(np.array(a._a, dtype))
@@ -343,11 +384,12 @@ def fake_cupy(gpus: int) -> ModuleType:
     cupy = ModuleType("cupy")
     for name in FUNCTIONS:
         setattr(cupy, name, _function(getattr(np, name)))
+    cupy.take = ndarray.take
     for name in SAME_AS_NUMPY:
         setattr(cupy, name, getattr(np, name))
     cupy.ndarray, cupy.array = ndarray, _array
     cupy.asarray = cupy.asanyarray = lambda a, dtype=None: _array(a, dtype, copy=False)
-    cupy.ascontiguousarray = lambda a: ndarray(np.ascontiguousarray(_on_host(a)))
+    cupy.ascontiguousarray = lambda a, dtype=None: ndarray(np.ascontiguousarray(_on_host(a), dtype))
     cupy.asnumpy = lambda a: a.get() if isinstance(a, ndarray) else np.asarray(a)
     cupy.result_type = lambda *args: np.result_type(*map(_on_host, args))
     cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(

@@ -64,6 +64,20 @@ def backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, version: int
     fixed.
     """
     check(q, k, v, mask)
+    (B, h, M, d), e, xp = k.shape, v.shape[3], xp_of(q, k, v)
+    dk, dv = (xp.empty((B, M, h, columns), dtype=q.dtype).transpose(0, 2, 1, 3) for columns in (d, e))
+    return _backward(q, k, v, mask, causal, scale, y, lse, dy, dk, dv, version), dk, dv
+
+
+def backward_of_pairs(q, k, v, mask, causal: bool, scale: float, y, lse, dy):
+    """dq, and dk and dv in one array (2, B, h, M, d), which is stored as (B, M, 2, h, d)."""
+    B, h, M, d = k.shape
+    dkv = xp_of(q, k, v).empty((B, M, 2, h, d), dtype=q.dtype).transpose(2, 0, 3, 1, 4)
+    return _backward(q, k, v, mask, causal, scale, y, lse, dy, dkv[0], dkv[1], None), dkv
+
+
+def _backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, dk, dv, version: int | None):
+    """Writes into dk and dv, and returns dq."""
     (B, h, N, d), (M, e), dtype = q.shape, v.shape[2:], str(q.dtype)
     xp = xp_of(dy, q, k, v, y, lse) if mask is None else xp_of(dy, q, k, v, y, lse, mask)
     if not dy.shape == y.shape == (B, h, N, e) or lse.shape != (B, h, N):
@@ -81,15 +95,14 @@ def backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, version: int
     delta_kernel((B * h, -(-N // source.constants["DELTA_ROWS"])), source.constants["DELTA_THREADS"],
                  cuda.strided(dy), cuda.strided(y), delta, B, h, N, e, *_strides(dy), *_strides(y))
 
-    dq, dk, dv = (xp.empty((B, length, h, columns), dtype=q.dtype).transpose(0, 2, 1, 3)
-                  for length, columns in ((N, d), (M, d), (M, e)))
+    dq = xp.empty((B, N, h, d), dtype=q.dtype).transpose(0, 2, 1, 3)
     read = (*map(cuda.strided, (q, k, v, dy)), _strided(mask), lse, delta)
     sizes = (B, h, N, M, d, e, *_strides(q), *_strides(k), *_strides(v), *_strides(dy))
     last = (*_mask_strides(mask, (B, h, N, M)), causal, scale)
     dq_kernel((B * h, -(-N // rows)), threads, *read, cuda.strided(dq), *sizes, *_strides(dq), *last, shared=shared)
     dkv_kernel((B * h, -(-M // rows)), threads, *read, cuda.strided(dk), cuda.strided(dv), *sizes, *_strides(dk),
                *_strides(dv), *last, shared=shared)
-    return dq, dk, dv
+    return dq
 
 
 def _backward_tiles(source: cuda.Source, head_dim: int, dtype: str) -> tuple[int, int, int]:

@@ -149,10 +149,11 @@ def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessor
 
     The unit is one step along k of a block that has a multiprocessor to itself: about 0.4 us on an H100 (from the
     operations of a tile; not measured).  The busiest multiprocessor has n blocks, which take turns; a single one uses
-    half of it.  Start and end of a block cost ENDS steps, another launch costs LAUNCH, and adding ADDED partial sums
-    costs one step.  Each part costs PART besides, however few its sums, since a thread waits for all its parts.
+    half of it.  Start and end of a block cost ENDS steps, and another launch LAUNCH: the host's time (estimated), for
+    which the card waits in a small network.  Adding ADDED partial sums costs one step.  Each part costs PART besides,
+    however few its sums, since a thread waits for all its parts.
     """
-    ENDS, LAUNCH, ADDED, PART = 6, 6, 250_000, 0.05
+    ENDS, LAUNCH, ADDED, PART = 6, 12, 250_000, 0.05
 
     def cost(splits: int) -> float:
         n = _up(tiles * splits, multiprocessors)

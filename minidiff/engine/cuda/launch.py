@@ -39,6 +39,8 @@ SCALARS = {"int": np.int32, "unsigned int": np.uint32, "long long": np.int64, "u
 POINTERS = {"float": "float32", "double": "float64", "bool": "bool", "unsigned char": "uint8", "int": "int32",
             "unsigned int": "uint32", "long long": "int64", "unsigned long long": "uint64"}
 WITHOUT_ASKING = 48 << 10                                   # bytes of shared memory that a launch gets by default
+OPTIONS = ("-std=c++17",)                                   # of the compiler, for every kernel
+CUPYS = ("-ftz=true",)                                      # those that CuPy adds: numbers below 1.2e-38 become 0
 
 
 class KernelError(UserError):
@@ -235,9 +237,9 @@ def _compiled(device: int, source: Source, name: str, dtype: str, defines: tuple
 @functools.cache
 def _module(device: int, source: Source, dtype: str, defines: tuple[tuple[str, int], ...]):
     import cupy
-    options = ("-std=c++17", f"-DELEMENT={C_TYPES[dtype]}", *(f"-D{key}={value}" for key, value in defines))
+    options = (*OPTIONS, f"-DELEMENT={C_TYPES[dtype]}", *(f"-D{key}={value}" for key, value in defines))
     try:
-        module = cupy.RawModule(path=str(_binary(source, options))) if source.needs.endswith("a") \
+        module = cupy.RawModule(path=str(_binary(source, (*options, *CUPYS)))) if source.needs.endswith("a") \
             else cupy.RawModule(code=source.text, options=options, backend="nvrtc")
         module.compile()
     except cupy.cuda.compiler.CompileException as error:
@@ -334,11 +336,11 @@ def _converter(parameter: Parameter, names: dict[str, str], dtype: str, where: s
 
 def _pointer(what: str, expected: str) -> Callable:
     import cupy
-    ndarray = cupy.ndarray
+    ndarray, exact = cupy.ndarray, _dtype_of(expected)      # a dtype is compared faster than its name
 
     def convert(device: int, array):
-        if type(array) is ndarray and array.dtype == expected and array.flags.c_contiguous and array.size < 2**31 \
-                and array.device.id == device:
+        if type(array) is ndarray and array.dtype == exact and array.flags.c_contiguous and array.size < 2**31 \
+                and array.data.device_id == device:
             return array
         if array is None:
             return np.uint64(0)
@@ -358,6 +360,13 @@ def _pointer(what: str, expected: str) -> Callable:
             raise ValueError(f"{what} is on GPU {array.device.id}, and the kernel was compiled for GPU {device}")
         return array
     return convert
+
+
+def _dtype_of(name: str):
+    try:
+        return np.dtype(name)
+    except TypeError:                                       # bfloat16, where no package adds it to NumPy
+        return name
 
 
 def _scalar(what: str, exact) -> Callable:

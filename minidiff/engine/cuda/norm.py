@@ -6,9 +6,10 @@
     y, mean, rstd     = layer_norm(x, gamma, beta, eps)
     dx, dgamma, dbeta = layer_norm_backward(x, dy, gamma, mean, rstd)
 
-x is (B, ..., C); gamma and beta are (C,), or (B, C) in a group norm; all have one dtype.  mean and rstd are
-(B, groups), or one for each token, in float64 for float64 and in float32 otherwise.  The backward pass uses x, mean and
-rstd, and computes a group norm's z = gamma x_hat + beta again.
+x is (B, ..., C); gamma and beta are (C,), or (B, C) in a group norm; all have one dtype.  Those of (B, C) may be the
+halves of one array (B, 2 C), as a network makes them; dgamma and dbeta are, too, and nothing is copied.  mean and rstd
+are (B, groups), or one for each token, in float64 for float64 and in float32 otherwise.  The backward pass uses x, mean
+and rstd, and computes a group norm's z = gamma x_hat + beta again.
 
 `plan` decides which part of the work each block of threads gets.
 """
@@ -20,7 +21,7 @@ import math
 from dataclasses import dataclass
 
 from minidiff.engine.cuda import launch as cuda
-from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
+from minidiff.engine.cuda.reduce import accumulator_dtype, counters
 
 SECTOR = 32                                                 # bytes: the smallest transfer from memory
 LINE = 128                                                  # bytes: the smallest request of a warp's load
@@ -31,8 +32,9 @@ BUSY = 4                                                    # blocks that keep a
 def group_norm(x, groups: int, gamma, beta, eps: float, silu: bool = False, *, version: int | None = None):
     """-> y of x's shape and dtype, mean and rstd (B, groups)."""
     import cupy
-    x, gamma, beta = _contiguous(x, gamma, beta)
+    x, = _contiguous(x)
     B, N, C = _sizes(x, groups, gamma, beta)
+    gamma, beta, row = _rows(gamma, beta)
     y = cupy.empty_like(x)
     if not x.size:
         return y, *cupy.zeros((2, B, groups), dtype=accumulator_dtype(x.dtype))
@@ -40,7 +42,8 @@ def group_norm(x, groups: int, gamma, beta, eps: float, silu: bool = False, *, v
     dtype = str(x.dtype)
     source, plan = _choose(dtype, version, B, N, C, groups, x.itemsize, 1)
     kernel = cuda.kernel(source, "group_norm_forward", dtype)
-    sizes = (B, N, C, groups, gamma.ndim == 2, silu, eps)
+    sizes = (B, N, C, groups, row, silu, eps)
+    gamma, beta = cuda.strided(gamma), cuda.strided(beta)
     if source.number <= 2:
         kernel(plan.grid, plan.threads, x, gamma, beta, y, mean, rstd, *sizes)
     elif source.number == 3:
@@ -57,21 +60,30 @@ def group_norm(x, groups: int, gamma, beta, eps: float, silu: bool = False, *, v
 def group_norm_backward(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool = False, *,
                         version: int | None = None):
     """-> dx of x's shape, dgamma and dbeta of gamma's; all of x's dtype."""
+    dx, both = group_norm_backward_of_pairs(x, dy, groups, gamma, beta, mean, rstd, silu, version=version)
+    return dx, both[..., 0, :], both[..., 1, :]
+
+
+def group_norm_backward_of_pairs(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool = False, *,
+                                 version: int | None = None):
+    """The same with dgamma and dbeta in one array, (2, C) or (B, 2, C)."""
     import cupy
-    x, dy, gamma, beta = _contiguous(x, dy, gamma, beta)
+    x, dy = _contiguous(x, dy)
     B, N, C = _sizes(x, groups, gamma, beta)
     if dy.shape != x.shape:
         raise ValueError(f"group_norm: dy must have x's shape {x.shape}, not {dy.shape}")
     if not mean.shape == rstd.shape == (B, groups):
         raise ValueError(f"group_norm: mean and rstd must be {(B, groups)}, not {mean.shape} and {rstd.shape}")
-    dx = cupy.empty_like(x)
-    dgamma, dbeta = of_samples = (cupy.empty if x.size else cupy.zeros)((2, B, C), dtype=accumulator_dtype(x.dtype))
+    gamma, beta, row = _rows(gamma, beta)
+    dx, shared = cupy.empty_like(x), gamma.ndim == 1
+    of_samples = (cupy.empty if x.size else cupy.zeros)((B, 2, C), dtype=accumulator_dtype(x.dtype))
     if x.size:
         dtype = str(x.dtype)
         source, plan = _choose(dtype, version, B, N, C, groups, x.itemsize, 2)
         kernel = cuda.kernel(source, "group_norm_backward", dtype)
-        sizes = (B, N, C, groups, gamma.ndim == 2, silu)
-        given, wanted = (x, dy, gamma, beta, mean, rstd), (dx, dgamma, dbeta)
+        sizes = (B, N, C, groups, row, silu)
+        given = x, dy, cuda.strided(gamma), cuda.strided(beta), mean, rstd
+        wanted = dx, cuda.strided(of_samples[:, 0]), cuda.strided(of_samples[:, 1])
         if source.number <= 2:
             kernel(plan.grid, plan.threads, *given, *wanted, *sizes)
         elif source.number == 3:
@@ -83,10 +95,9 @@ def group_norm_backward(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool 
                  shared=8 * plan.threads * mean.itemsize)
             kernel(plan.grid, plan.threads, *given, found, *wanted, *sizes, plan.slab, plan.part,
                    shared=2 * (plan.slab * C // groups + plan.slab) * mean.itemsize)
-    if gamma.ndim == 1:
-        of_samples = of_samples.sum(axis=1)                                         # (2, C)
-    of_samples = of_samples.astype(x.dtype, copy=False)
-    return dx, of_samples[0], of_samples[1]
+    if shared:
+        of_samples = of_samples.sum(axis=0)                                         # (2, C)
+    return dx, of_samples.astype(x.dtype, copy=False)
 
 
 def layer_norm(x, gamma, beta, eps: float, *, version: int | None = None):
@@ -130,9 +141,8 @@ def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None)
     splits = math.ceil(M / part)
     found = cupy.empty((splits, 2, C), dtype=mean.dtype)
     sums = cuda.kernel(source, "layer_norm_backward_sums", str(x.dtype))
-    sums((columns, splits), threads, x, dy, mean, rstd, found, M, C, part)
     summed = cupy.empty((2, C), dtype=x.dtype)
-    sum_partials(found, summed)
+    sums((columns, splits), threads, x, dy, mean, rstd, found, counters(columns), summed, M, C, part)
     return dx, summed[0], summed[1]
 
 
@@ -216,6 +226,15 @@ def _sizes(x, groups: int, gamma, beta) -> tuple[int, int, int]:
     if gamma.shape not in ((C,), (B, C)) or beta.shape != gamma.shape:
         raise ValueError(f"group_norm: gamma and beta must both be {(C,)} or {(B, C)}, not {gamma.shape}, {beta.shape}")
     return B, math.prod(x.shape[1:-1]), C
+
+
+def _rows(gamma, beta):
+    """gamma, beta, and the distance from one sample's numbers to the next: 0 where all samples share them."""
+    if gamma.ndim == 1:
+        return *_contiguous(gamma, beta), 0
+    if gamma.strides != beta.strides or gamma.strides[1] != gamma.itemsize or gamma.strides[0] < 0:
+        gamma, beta = _contiguous(gamma, beta)
+    return gamma, beta, gamma.strides[0] // gamma.itemsize
 
 
 def _contiguous(*arrays):

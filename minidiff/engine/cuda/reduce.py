@@ -1,11 +1,13 @@
-"""Sums that several blocks of threads share, by kernels/sum_partials_*.cu.
+"""Sums that several blocks of threads share, by kernels/sum_partials_*.cu and sum_rows_*.cu.
 
-Each block writes its partial sum to memory, and a second kernel adds the partial sums in a fixed order.  So the result
-is the same, bit for bit, on every run; atomic additions would add in another order each time.
+Each block writes its partial sum to memory.  Then a second kernel (`sum_partials`), or the block that finishes last
+(`sum_rows`), adds the partial sums in a fixed order.  So the result is the same, bit for bit, on every run; atomic
+additions would add in another order each time.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -31,3 +33,39 @@ def sum_partials(partial, result, bias=None, silu: bool = False) -> None:
     else:
         cuda.kernel(source, "sum_partials_bias", dtype)(
             blocks, threads, partial, bias, result, n, splits, result.shape[-1], silu)
+
+
+BUSY = 2                                                    # blocks that keep a multiprocessor busy
+
+
+def sum_rows(x):
+    """x (M, C) -> the sum of its rows, (C,), of x's dtype."""
+    import cupy
+    x = cupy.ascontiguousarray(x)
+    (M, C), dtype = x.shape, str(x.dtype)
+    if not x.size:
+        return cupy.zeros(C, x.dtype)
+    source = cuda.pick("sum_rows", dtype)
+    columns = math.ceil(C / source.constants["COLUMNS"])
+    # enough blocks to fill the card, but at least a few rows for each warp
+    rows = max(4 * source.constants["WARPS"], math.ceil(M * columns / (BUSY * cuda.multiprocessors())))
+    parts = math.ceil(M / rows)
+    y, found = cupy.empty(C, x.dtype), cupy.empty((parts, C), accumulator_dtype(x.dtype))
+    cuda.kernel(source, "sum_rows", dtype)((columns, parts), source.constants["THREADS"], x, found,
+                                           counters(columns), y, M, C, rows)
+    return y
+
+
+def counters(count: int):
+    """At least `count` zeros, in which a launch counts the blocks that are done, and which it leaves as zeros.
+
+    All launches share them: they follow each other on one stream.
+    """
+    import cupy
+    return _counters(cupy.cuda.Device().id, max(1024, count))
+
+
+@functools.cache
+def _counters(device: int, count: int):
+    import cupy
+    return cupy.zeros(count, "uint32")
