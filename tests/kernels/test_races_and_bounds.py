@@ -1,4 +1,4 @@
-"""Every kernel but adamw, on small examples: no race and no access out of bounds, whatever the order of threads.
+"""Every kernel but those of BY_ADDRESS, on small examples: no race and no access out of bounds, whatever the order of threads.
 
 In the default run, threads go forward and in reverse, and must give the same bits.  The slow tests use GCC's sanitizers
 for addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import fake_cupy
 from support.cuda_on_cpu import LaunchError
-from support.kernel_examples import EXAMPLES, every_version
+from support.kernel_examples import BY_ADDRESS, EXAMPLES, every_version
 
 from minidiff.engine.cuda import launch as cuda
 
@@ -51,7 +51,7 @@ def in_both_orders(program, kernel, grid, block, args, shared):
 
 
 def test_the_examples_are_of_every_family():
-    assert set(EXAMPLES) == set(cuda.families()) - {"adamw"}        # kernel_examples.py says why
+    assert set(EXAMPLES) == set(cuda.families()) - BY_ADDRESS
 
 
 @pytest.mark.slow

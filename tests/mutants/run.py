@@ -175,6 +175,9 @@ OWN = {
     "kernels/group_norm": ("kernels/test_norm_kernels.py",),
     "kernels/layer_norm": ("kernels/test_norm_kernels.py",),
     "kernels/normal": ("kernels/test_random_kernels.py",),
+    "kernels/sum_rows": ("kernels/test_sums_kernels.py",),
+    "kernels/embedding_backward": ("kernels/test_sums_kernels.py",),
+    "kernels/cast_all": ("kernels/test_cast_kernels.py",),
     "kernels/sum_partials": ("kernels/test_norm_kernels.py", "kernels/test_attention_backward_kernels.py"),
 }
 # a folder's tests, for bugs that the file's own tests do not catch

@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from minidiff.engine.cuda import activation as activation_cuda
 from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.cuda import conv as conv_cuda
+from minidiff.engine.cuda import embedding as embedding_cuda
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda import norm as norm_cuda
+from minidiff.engine.cuda import reduce as reduce_cuda
 from minidiff.engine.cuda.random import DeviceSampleStreams
 
 
@@ -67,9 +70,30 @@ def sum_partials(xp, dtype: str, version: int) -> None:
         conv_cuda.correlate(x, w, 1, 1, version=3 if dtype != "float64" else 1, splits=2, **more)
 
 
-# adamw is missing: it gets its arrays by a table of addresses, which are invalid in another process.
+def sum_rows(xp, dtype: str, version: int) -> None:
+    """Several blocks share each group of columns, of which the last is not full."""
+    x, = _normal(xp, dtype, (200, 37))
+    reduce_cuda.sum_rows(x)
+
+
+def activation(xp, dtype: str, version: int) -> None:
+    x, dy = _normal(xp, dtype, (5, 61), (5, 61))
+    for name in activation_cuda.NAMES:
+        activation_cuda.forward(name, x)
+        activation_cuda.backward(name, x, dy)
+
+
+def embedding_backward(xp, dtype: str, version: int) -> None:
+    """70 ids of 11 rows, most of them several times, and 37 columns."""
+    dy, = _normal(xp, dtype, (70, 37))
+    embedding_cuda.embedding_backward(xp.asarray(np.random.default_rng(1).integers(0, 11, 70)), dy, 11)
+
+
+# These get their arrays by a table of addresses, which are invalid in another process.
+BY_ADDRESS = {"adamw", "cast_all"}
 EXAMPLES: dict[str, Callable] = {f.__name__: f for f in (
-    conv, attention_forward, attention_backward, group_norm, layer_norm, normal, sum_partials)}
+    conv, attention_forward, attention_backward, group_norm, layer_norm, normal, sum_partials, sum_rows, activation,
+    embedding_backward)}
 
 
 def every_version() -> Iterator[tuple[str, int, str]]:
