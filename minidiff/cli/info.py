@@ -9,7 +9,6 @@ from minidiff import __version__, systems
 from minidiff.cli.arguments import add_command, print_table
 from minidiff.cli.sampling_options import described
 from minidiff.errors import UserError
-from minidiff.pretrained import hub
 
 
 def add(commands) -> None:
@@ -50,7 +49,7 @@ def info(args: argparse.Namespace) -> int:
         ("samplers", ", ".join(SAMPLERS)),
         ("systems", ", ".join(_weights(name) for name in systems.SYSTEMS)),
     ]
-    print_table(rows + (_model(hub.local(args.model)) if args.model else []))
+    print_table(rows + (_model(systems.model_path(args.model)) if args.model else []))
     return 0
 
 

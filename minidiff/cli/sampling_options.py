@@ -14,7 +14,6 @@ from pathlib import Path
 from minidiff import systems
 from minidiff.cli.arguments import number, setting, steps
 from minidiff.errors import UserError
-from minidiff.pretrained import hub
 from minidiff.systems.system import System
 from minidiff.terminal import show
 
@@ -57,7 +56,7 @@ def model_file(args: argparse.Namespace) -> tuple[type[System], Path | None]:
     if args.model is None:
         name = args.system or systems.DEFAULT
         return systems.system_class(name), systems.weights_of(name)
-    path = hub.local(args.model)
+    path = systems.model_path(args.model)
     kind = systems.class_of_model(path)
     if args.system not in (None, kind.name):
         raise UserError(f"{args.model} holds {kind.name!r}, and --system asks for {args.system!r}: leave out --system, "

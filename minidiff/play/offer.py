@@ -19,7 +19,6 @@ from minidiff.data.dataset import DATASETS
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.errors import UserError
-from minidiff.pretrained import hub
 from minidiff.pretrained.scheduler_config import CHOICES
 from minidiff.systems.system import System
 from minidiff.systems.text_to_image import TextToImage
@@ -130,7 +129,7 @@ class Offer:
 
 
 def _of_file(model: str) -> Offered:
-    path = hub.local(model)
+    path = systems.model_path(model)
     kind = systems.class_of_model(path)
     if kind.options() is None:
         raise UserError(f"--model {model}: {kind.name} draws no pictures of captions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def class_of_model(path: str | Path) -> type:
     return SYSTEMS[name]
 
 
+def model_path(model: str | Path) -> Path:
+    """The path of a model: of a file or folder, else of what comes with minidiff under this name ("emoji"), else of
+    the checkpoint "org/name" at Hugging Face, which is fetched."""
+    from minidiff.pretrained import hub
+    from minidiff.systems.system import WEIGHTS
+    path, shipped = hub.user_path(model), WEIGHTS / f"{model}.safetensors"
+    if not path.exists() and re.fullmatch(r"[a-z0-9-]+", str(model)) and shipped.is_file():
+        return shipped
+    return hub.local(model)
+
+
 def weights_of(name: str) -> Path | None:
     """The file of a system's weights: of the user's own run, in runs/NAME, or else the one that comes with minidiff."""
     places = (RUNS / name / "model.safetensors", SYSTEMS[name].shipped())
@@ -69,7 +81,7 @@ def load_model(kind: type, path: str | Path | None = None, **options):
 
     options: of its `load`.
     """
-    found = path or weights_of(kind.name)
+    found = model_path(path) if path else weights_of(kind.name)
     if found is None:
         raise UserError(f"there are no weights of {kind.name} yet: train it with minidiff train --system {kind.name}")
     system = kind.load(found, **options)

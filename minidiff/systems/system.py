@@ -27,6 +27,7 @@ from minidiff.diffusion.samplers import SAMPLERS, State
 from minidiff.engine.backend import to_device, xp_of
 from minidiff.engine.random import MovedStreams, SampleStreams, generator, sample_streams
 from minidiff.errors import UserError
+from minidiff.nn.int8 import from_int8, scale_shapes, to_int8
 from minidiff.nn.layers import TooManyWeights, Unfilled
 from minidiff.nn.module import Module
 from minidiff.systems.config import config_from
@@ -190,13 +191,18 @@ class System(Module):
     # --- files --------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, dtype=np.float32, notes: dict | None = None) -> None:
-        """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size.
+        """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size, and int8 makes
+        it a quarter (nn/int8.py).
 
         Numbers that are not float32, such as measured statistics, keep their dtype.
         """
-        if np.dtype(dtype).kind != "f":
-            raise TypeError(f"dtype must be a floating dtype, such as float16, not {np.dtype(dtype)}")
-        weights = {name: w.astype(dtype) if w.dtype == np.float32 else w for name, w in self.state_dict().items()}
+        weights = self.state_dict()
+        if np.dtype(dtype) == np.int8:
+            weights = to_int8(weights)
+        elif np.dtype(dtype).kind != "f":
+            raise TypeError(f"dtype must be int8 or a floating dtype, such as float16, not {np.dtype(dtype)}")
+        else:
+            weights = {name: w.astype(dtype) if w.dtype == np.float32 else w for name, w in weights.items()}
         checkpoint.save(path, weights, self.describe() | {"notes": notes or {}})
 
     def describe(self) -> dict:
@@ -221,7 +227,7 @@ class System(Module):
         shapes = {name: p.shape for name, p in system.parameters().items()}
         _weights_in(header, header.arrays, shapes)          # is it this model? asked before memory is taken
         weights = _weights_in(header, checkpoint.load(header.path).tensors, shapes)
-        system.load_state_dict(weights)
+        system.load_state_dict(from_int8(weights))
         notes = header.meta.get("notes")
         system.notes = notes if isinstance(notes, dict) else {}
         return system
@@ -255,7 +261,7 @@ def _weights_in(header: checkpoint.Header, arrays: Mapping[str, Any], shapes: Ma
         if weights.keys() != shapes.keys():
             raise UserError(f"{path} is the state of one stage: name the run's model.safetensors, which is written "
                             "after the last stage (continue with --resume).")
-    checkpoint.check_shapes(shapes, weights, path)
+    checkpoint.check_shapes({**shapes, **scale_shapes(weights, shapes)}, weights, path)
     return weights
 
 

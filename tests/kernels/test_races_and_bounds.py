@@ -1,4 +1,4 @@
-"""Every kernel but those of BY_ADDRESS, on small examples: no race and no access out of bounds, whatever the order of threads.
+"""Every kernel but those of BY_ADDRESS, on small examples: no race, no access out of bounds, in any order of threads.
 
 In the default run, threads go forward and in reverse, and must give the same bits.  The slow tests use GCC's sanitizers
 for addresses, undefined behaviour and races.  Bugs planted here show that these tests can fail.

@@ -20,7 +20,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "engine/conv_shift", "engine/conv_winograd", "engine/conv_blocks", "engine/conv", "engine/norm",
       "engine/attention"]),
     ("Networks", "Modules, layers, the UNet, and how they learn.",
-     ["nn/module", "nn/layers", "nn/transformer", "nn/activations", "nn/unet", "nn/precision", "nn/optim"]),
+     ["nn/module", "nn/layers", "nn/transformer", "nn/activations", "nn/unet", "nn/precision", "nn/int8", "nn/optim"]),
     ("Diffusion", "The mathematics, on plain arrays. A schedule gives alpha_t and sigma_t, a denoiser estimates x_0, a "
      "sampler calls nothing but a denoiser, and guidance wraps one.",
      ["diffusion/schedules", "diffusion/gaussian", "diffusion/denoiser", "diffusion/exact", "diffusion/losses",
