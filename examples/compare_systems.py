@@ -53,8 +53,9 @@ NOTE = """\
 *Stands on* names another system whose weights this one uses. *Parameters* are those in the system's file, which
 includes copies of the weights that it stands on; GLIDE does not copy those of text-to-image, nor "best of 8" those of
 CLIP. *Minutes* are for the system's own stages, on one core. The judge is frozen and the same for all; "all right"
-means that the digit and every attribute of the caption are right. FID's floor is that of as many real images, its
-ceiling that of draws from a Gaussian fitted to the pixels."""
+means that the digit and every attribute of the caption are right. FID's floor is that of as many real images, drawn at
+random, its ceiling that of draws from a Gaussian fitted to the pixels. The judge also gave the perceptual loss of the
+latent autoencoder ("Stable Diffusion")."""
 
 
 def needs_of(name: str, options: dict) -> list[str]:
