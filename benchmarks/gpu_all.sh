@@ -15,7 +15,7 @@ if [ $# -gt 1 ] || [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
 fi
 folder=$(realpath -m "${1:-runs/gpu}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-mkdir -p "$folder" && rm -f "$folder"/{convolution,attention,norms,train_step}.json "$folder"/checks.txt || exit 2
+mkdir -p "$folder" && rm -f "$folder.tar" "$folder.tar.part" "$folder"/{convolution,attention,norms,train_step}.json "$folder"/checks.txt || exit 2
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=()
@@ -80,7 +80,7 @@ kernels() {
     shift 2
     stage "$name" "$limit" "$python" benchmarks/kernels.py --only "$@" --seconds $((limit - 12)) --json "$folder/$name.json"
 }
-kernels convolution 130 conv
+kernels convolution 110 conv
 kernels attention 110 attention
 kernels norms 40 group_norm layer_norm
 stage "training step" 110 "$python" benchmarks/train_step.py --device cuda --rounds 4 --json "$folder/train_step.json"
@@ -92,7 +92,7 @@ tables() {
         echo "no stage left numbers: no table is written"
         return 1
     fi
-    "$python" benchmarks/kernels.py --tables "${reports[@]}" "$folder/checks.txt" &&
+    timeout 10 "$python" benchmarks/kernels.py --tables "${reports[@]}" "$folder/checks.txt" &&
         cp kernels/README.md "$folder/kernels_README.md" && cp docs/gpu.md "$folder/docs_gpu.md"
 }
 echo "== tables"

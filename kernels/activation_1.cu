@@ -9,11 +9,11 @@
 // intermediate result: about ten for GELU's way back.  Here a thread computes one element, and stores only the result.
 // Half precision is widened when it is read.
 //
-//     (1 + tanh u) / 2 = sigmoid(2 u),  which is exact to the last digits where 1 + tanh u would cancel to 0
+//     (1 + tanh u) / 2 = sigmoid(2 u),  which keeps most of its digits where 1 + tanh u would cancel to 0
 //
 // Bytes    forward: x and y, 2 elements each; back: x, dy, dx, 3.  Limited by memory or, for a small array, the launch.
 // Work     about 10 operations forward and 20 back, one exponential each.
-// Speed    measured  not yet (benchmarks/kernels.py)
+// Speed    measured  not yet
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75

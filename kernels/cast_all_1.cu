@@ -12,7 +12,7 @@
 //     chunks    (0, 0) (1, 0) (1, 4096) (2, 0) ...       array, first number
 //
 // Bytes    6 for each number.  2.2 million parameters: 13 MB.  Limited by memory.
-// Speed    measured  not yet (benchmarks/kernels.py)
+// Speed    measured  not yet
 //
 // takes   float16, bfloat16
 // needs   sm_75
@@ -24,7 +24,7 @@ constexpr int CHUNK = 4096;
 extern "C" __global__ void __launch_bounds__(THREADS) narrow_all(
         const unsigned long long* from, const int* lengths, const int* offsets, const int* chunks, T* to) {
     const int p = chunks[2 * blockIdx.x], first = chunks[2 * blockIdx.x + 1];
-    const int last = min(first + CHUNK, lengths[p]);
+    const int last = first + min(CHUNK, lengths[p] - first);
     const float* x = reinterpret_cast<const float*>(from[p]);
     for (int i = first + threadIdx.x; i < last; i += THREADS) to[offsets[p] + i] = narrow(x[i]);
 }
@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) narrow_all(
 extern "C" __global__ void __launch_bounds__(THREADS) widen_all(
         const unsigned long long* from, const int* lengths, const int* offsets, const int* chunks, float* to) {
     const int p = chunks[2 * blockIdx.x], first = chunks[2 * blockIdx.x + 1];
-    const int last = min(first + CHUNK, lengths[p]);
+    const int last = first + min(CHUNK, lengths[p] - first);
     const T* x = reinterpret_cast<const T*>(from[p]);
     for (int i = first + threadIdx.x; i < last; i += THREADS) to[offsets[p] + i] = wide(x[i]);
 }

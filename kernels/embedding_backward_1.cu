@@ -9,10 +9,10 @@
 //     ids   7 0 3 7 | 7 1 ..         lane l compares ids[n + l] with v; the vote of the warp is one bit for each lane
 //     v = 7 1 0 0 1 | 1 0 ..         the bits are taken from the lowest: rows 0, 3, 4 of dy, lane l adding column l
 //
-// Bytes    ids once for each warp, V N in all, from the L1 and L2 caches; dy and dtable once.
-// Work     V N comparisons: 512 rows and 600 ids are 300,000.  For 49,408 rows and 2,464 ids they are 120 million, in
-//          instructions that compare 32 at a time.
-// Speed    measured  not yet (benchmarks/kernels.py)
+// Bytes    ids ceil(C / 32) times for each warp, from the L1 and L2 caches; dy and dtable once.
+// Work     V N ceil(C / 32) comparisons, 32 in one instruction.  512 rows, 600 ids and 64 columns: 600,000.
+//          49,408 rows, 2,464 ids and 768 columns: 2.9 billion.
+// Speed    measured  not yet
 //
 // What limits it: the comparisons.  Sorted ids would need no search.
 //

@@ -32,6 +32,7 @@
 // waits for each.  Neighbouring threads read addresses C/G elements apart, so one load of a warp touches up to 32 lines
 // and uses 4 bytes of each.
 //
+// row      numbers from one image's gamma (and beta) to the next: C or more, or 0 if all images share them
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
@@ -49,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
     const Acc n = Acc(N) * size;                            // elements of the group
     x += b * N * C + g * size;                              // (N, size), rows C apart
     y += b * N * C + g * size;
-    gamma += b * row + g * size;                           // (size)
+    gamma += b * row + g * size;                            // (size)
     beta  += b * row + g * size;
 
     const Acc first = wide(x[0]);

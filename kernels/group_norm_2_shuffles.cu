@@ -32,6 +32,7 @@
 // warp reads one channel, C elements apart: each sector is fetched once for every channel in it, and only the cache
 // saves the memory from that.
 //
+// row      numbers from one image's gamma (and beta) to the next: C or more, or 0 if all images share them
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"
@@ -64,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_forward(
     const int b = blockIdx.x / groups, g = blockIdx.x % groups, size = C / groups, n = N * size;
     x += b * N * C + g * size;                              // (N, size), rows C apart
     y += b * N * C + g * size;
-    gamma += b * row + g * size;                           // (size)
+    gamma += b * row + g * size;                            // (size)
     beta  += b * row + g * size;
 
     const Acc first = wide(x[0]);

@@ -38,6 +38,7 @@
 // slab take 2 log2(rows) barriers, about as long as reading it.  4 numbers of half precision are 8 bytes, half of what
 // a thread can read at once.
 //
+// row      numbers from one image's gamma (and beta) to the next: C or more, or 0 if all images share them
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"

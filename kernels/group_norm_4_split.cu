@@ -35,6 +35,7 @@
 // blocks or too large ones.  On Hopper, a cluster of blocks could keep one slab in their shared memories together and
 // read it once; that is not done here.
 //
+// row      numbers from one image's gamma (and beta) to the next: C or more, or 0 if all images share them
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
 #include "element.cuh"

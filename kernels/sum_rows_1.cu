@@ -18,7 +18,7 @@
 //
 // Bytes    x once, M C elements.  392 rows of 128 columns in float32: 200 KB, from the L2 cache.
 // Work     one addition an element.  Limited by the launch, or by memory.
-// Speed    measured  not yet (benchmarks/kernels.py)
+// Speed    measured  not yet
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75

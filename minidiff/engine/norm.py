@@ -125,7 +125,8 @@ def modulated_group_norm(x: Tensor, groups: int, scale_shift: Tensor, eps: float
         return group_norm(x, groups, 1 + scale_shift[:, :C], scale_shift[:, C:], eps, silu=silu)
     check_same_dtype(x, scale_shift)
     # the same without slices, whose way back writes zeros: gamma and beta stay, and come back, as halves of one array
-    both = scale_shift.data + _one_and_zero(C, x.dtype)                             # (B, 2 C)
+    import cupy
+    both = scale_shift.data + _one_and_zero(cupy.cuda.Device().id, C, x.dtype)      # (B, 2 C)
     gamma, beta = both[:, :C], both[:, C:]
     y, mean, rstd = norm_cuda.group_norm(x.data, groups, gamma, beta, eps, silu)
 
@@ -136,8 +137,8 @@ def modulated_group_norm(x: Tensor, groups: int, scale_shift: Tensor, eps: float
 
 
 @functools.cache
-def _one_and_zero(C: int, dtype):
-    """C ones and C zeros, on the GPU."""
+def _one_and_zero(device: int, C: int, dtype):
+    """C ones and C zeros, on the current GPU, whose number is `device`."""
     import cupy
     return cupy.asarray(np.repeat(np.array([1, 0], dtype), C))
 

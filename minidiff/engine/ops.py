@@ -44,11 +44,14 @@ def cast(x: Tensor, dtype) -> Tensor:
 
 
 def casts_on_gpu(xs: Sequence[Tensor], dtype) -> dict[int, Tensor]:
-    """id(x) -> cast(x, dtype) of the float32 Tensors on a GPU, for a dtype of half precision, in one launch.
+    """id(x) -> cast(x, dtype) of the float32 leaves on a GPU, for a dtype of half precision, in one launch.
 
-    Their gradients keep that dtype, and `gradients` casts them in one launch, too.
+    Their gradients keep half precision, in which a weight that is used twice sums them, and `gradients` casts them in
+    one launch, too.
     """
-    xs = [x for x in xs if x.dtype == np.float32 and xp_of(x.data) is not np] if is_half(np.dtype(dtype)) else []
+    if not is_half(np.dtype(dtype)):
+        return {}
+    xs = [x for x in xs if x.dtype == np.float32 and x._pullback is None and xp_of(x.data) is not np]
     return {id(x): record(y, (x,), lambda dy: (dy,))
             for x, y in zip(xs, cast_all([x.data for x in xs], dtype), strict=True)}
 

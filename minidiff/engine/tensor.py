@@ -20,6 +20,7 @@ result.
 
 from __future__ import annotations
 
+from bisect import bisect, insort
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -173,23 +174,26 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
     if halves:                                              # of leaves that were cast together (ops.casts_on_gpu)
         found |= zip(halves, cast_all([found[i] for i in halves], np.float32), strict=True)
 
-    taken: dict[int, list[range]] = {}                      # of each allocation, the bytes that have an owner
+    taken: dict[int, list[tuple[int, int]]] = {}            # of each allocation, the bytes that have an owner, in order
 
-    def take(a) -> bool:
-        """Takes a's memory, unless a part of it has an owner."""
+    def take(a, whole: bool = False) -> bool:
+        """Takes a's memory, or the whole allocation that it lies in, unless a part of it has an owner."""
         if xp_of(a) is not np:
-            base, part = a.data.mem.ptr, range(a.data.ptr, a.data.ptr + a.nbytes)
+            base, begin, end = a.data.mem.ptr, a.data.ptr, a.data.ptr + a.nbytes
         else:
             while isinstance(a.base, np.ndarray):           # a view
                 a = a.base
-            base, part = id(a), range(1)                    # the whole
+            base, whole = id(a), True
+        if whole:
+            begin, end = 0, 2**64
         others = taken.setdefault(base, [])
-        if any(part.start < other.stop and other.start < part.stop for other in others):
+        i = bisect(others, (begin, end))
+        if (i and others[i - 1][1] > begin) or (i < len(others) and others[i][0] < end):
             return False
-        others.append(part)
+        insort(others, (begin, end))
         return True
     if hasattr(dy, "dtype"):
-        take(dy)
+        take(dy, whole=True)                                # the caller's: it need not be contiguous
 
     def own(dx):
         # two leaves may have got the same array, or one the caller's dy itself: only these are copied

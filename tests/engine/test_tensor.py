@@ -262,6 +262,19 @@ def test_gradients_on_a_gpu_share_no_memory(monkeypatch):
         assert (dx.get() == value).all()
 
 
+@of_the_stand_in
+@pytest.mark.parametrize("part", [(slice(None), slice(0, 3)), (slice(None, None, -1), slice(0, 3))])
+def test_gradients_on_a_gpu_share_no_memory_with_a_part_of_the_caller_s_array(monkeypatch, part):
+    """dy need not be contiguous, and may begin at the end of its memory."""
+    cupy = install(monkeypatch)
+    whole = cupy.ones((4, 8), "float32")
+    dy = whole[part]
+    a, b = (Tensor(cupy.ones(shape, "float32"), requires_grad=True) for shape in ((3, 3), (1, 3)))
+    for dx in gradients(ops.concat([a, b], axis=0), [a, b], dy):
+        dx[...] = 99
+    assert (whole.get() == 1).all()
+
+
 def test_gradients_touches_no_grad():
     x, w, unused = leaf(2.0), leaf(3.0), leaf(1.0, 1.0)
     w.grad = np.array([7.0])

@@ -65,7 +65,7 @@ def test_any_block_may_be_the_last(cupy):
 # --- the way back of an embedding -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("V, shape, C", [(1, (3,), 1), (9, (2, 17), 33), (20, (40,), 64), (5, (0,), 4)])
+@pytest.mark.parametrize("V, shape, C", [(1, (3,), 1), (9, (2, 17), 33), (20, (40,), 64), (5, (0,), 4), (4, (), 3)])
 def test_the_way_back_of_an_embedding(cupy, dtype, V, shape, C):
     """Ids that occur often, once and never."""
     rng = np.random.default_rng(0)

@@ -398,7 +398,8 @@ def fake_cupy(gpus: int) -> ModuleType:
         getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError),
         driver=SimpleNamespace(CUDADriverError=CUDADriverError),
         compiler=SimpleNamespace(CompileException=CompileException), nvrtc=Nvrtc,
-        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=Device)
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=Device,
+        get_current_stream=lambda: SimpleNamespace(ptr=0))
     cupy.RawModule = RawModule
     return cupy
 

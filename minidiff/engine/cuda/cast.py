@@ -23,14 +23,17 @@ def cast_all(arrays: Sequence, dtype) -> list:
     if any(a.dtype != given for a in arrays) or (given == np.float32) == (dtype == np.float32):
         raise TypeError(f"cast_all takes arrays of one dtype, float32 to half precision or back, not "
                         f"{', '.join(sorted({str(a.dtype) for a in arrays}))} to {dtype}")
+    device = cupy.cuda.Device().id
+    if others := {a.data.device_id for a in arrays} - {device}:
+        raise ValueError(f"cast_all: an array is on GPU {min(others)}, and the current one is GPU {device}")
     arrays = [a if a.flags.c_contiguous else cupy.ascontiguousarray(a) for a in arrays]
     half = str(given if dtype == np.float32 else dtype)
     source = cuda.pick("cast_all", half)
     sizes = tuple(a.size for a in arrays)
-    offsets, tables = _tables(cupy.cuda.Device().id, sizes, source.constants["CHUNK"])
+    offsets, tables = _tables(device, sizes, source.constants["CHUNK"])
     to = cupy.empty(offsets[-1], dtype)
     cuda.kernel(source, "widen_all" if dtype == np.float32 else "narrow_all", half)(
-        len(tables[2]), source.constants["THREADS"], _pointers(tuple(a.data.ptr for a in arrays)), *tables, to)
+        len(tables[2]), source.constants["THREADS"], _pointers(device, tuple(a.data.ptr for a in arrays)), *tables, to)
     return [to[begin:begin + a.size].reshape(a.shape) for begin, a in zip(offsets, arrays, strict=False)]
 
 
@@ -48,7 +51,7 @@ def _tables(device: int, sizes: tuple[int, ...], chunk: int):
 
 
 @functools.lru_cache(maxsize=16)
-def _pointers(pointers: tuple[int, ...]):
+def _pointers(device: int, pointers: tuple[int, ...]):
     """On the device.  Weights stay where they are from step to step, so that their table is there already."""
     import cupy
     return cupy.asarray(np.array(pointers, np.uint64))

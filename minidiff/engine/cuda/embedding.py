@@ -13,9 +13,9 @@ from minidiff.engine.cuda import launch as cuda
 def embedding_backward(ids, dy, V: int):
     """ids (...) whole numbers of 0..V-1, dy (..., C) -> dtable (V, C), of dy's dtype."""
     import cupy
-    ids, dy = cupy.ascontiguousarray(ids, "int32"), cupy.ascontiguousarray(dy)
     if dy.shape[:-1] != ids.shape:
         raise ValueError(f"embedding: dy must be (*ids.shape, C), ids are {ids.shape} and dy is {dy.shape}")
+    ids, dy = cupy.ascontiguousarray(ids, "int32"), cupy.ascontiguousarray(dy)
     C, dtype = dy.shape[-1], str(dy.dtype)
     dtable = cupy.empty((V, C), dy.dtype)
     source = cuda.pick("embedding_backward", dtype)

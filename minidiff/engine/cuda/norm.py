@@ -7,9 +7,9 @@
     dx, dgamma, dbeta = layer_norm_backward(x, dy, gamma, mean, rstd)
 
 x is (B, ..., C); gamma and beta are (C,), or (B, C) in a group norm; all have one dtype.  Those of (B, C) may be the
-halves of one array (B, 2 C), as a network makes them; dgamma and dbeta are, too, and nothing is copied.  mean and rstd
-are (B, groups), or one for each token, in float64 for float64 and in float32 otherwise.  The backward pass uses x, mean
-and rstd, and computes a group norm's z = gamma x_hat + beta again.
+two halves of one array (B, 2 C), which is how a network makes them.  They are not copied, and dgamma and dbeta are
+halves of one array, too.  mean and rstd are (B, groups), or one for each token, in float64 for float64 and in float32
+otherwise.  The backward pass uses x, mean and rstd, and computes a group norm's z = gamma x_hat + beta again.
 
 `plan` decides which part of the work each block of threads gets.
 """

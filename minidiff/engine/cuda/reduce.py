@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 
 import numpy as np
 
@@ -59,13 +60,14 @@ def sum_rows(x):
 def counters(count: int):
     """At least `count` zeros, in which a launch counts the blocks that are done, and which it leaves as zeros.
 
-    All launches share them: they follow each other on one stream.
+    Launches on one stream follow each other and share them; each stream, and each thread, has its own.
     """
     import cupy
-    return _counters(cupy.cuda.Device().id, max(1024, count))
+    stream = cupy.cuda.get_current_stream().ptr
+    return _counters(cupy.cuda.Device().id, stream, threading.get_ident(), max(1024, 1 << (count - 1).bit_length()))
 
 
 @functools.cache
-def _counters(device: int, count: int):
+def _counters(device: int, stream: int, thread: int, count: int):
     import cupy
     return cupy.zeros(count, "uint32")
