@@ -17,8 +17,8 @@ def add(commands) -> None:
                     help="List what is installed and registered, and what a model file holds.",
                     epilog="It changes nothing.")
     p.add_argument("--model", metavar="FILE",
-                   help="a model.safetensors of any system, or a checkpoint of Stable Diffusion: a folder, a file, or "
-                        "a name at Hugging Face (org/name)")
+                   help="a model.safetensors of any system, a name of weights that come with minidiff, or a "
+                        "checkpoint of Stable Diffusion: a folder, a file, or a name at Hugging Face (org/name)")
 
 
 def info(args: argparse.Namespace) -> int:

@@ -28,9 +28,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     from minidiff.diffusion.samplers import SAMPLERS
     from minidiff.pretrained.scheduler_config import CHOICES
     parser.add_argument("--model", metavar="FILE",
-                        help="a model.safetensors of any system; or a checkpoint of Stable Diffusion, as a folder, a "
-                             "file, or its name at Hugging Face (org/name), from where it is fetched "
-                             "(else the system's own run in runs/, else the weights that come with minidiff)")
+                        help="a model.safetensors of any system; a name of weights that come with minidiff, such as "
+                             "emoji; or a checkpoint of Stable Diffusion, as a folder, a file, or its name at "
+                             "Hugging Face (org/name), from where it is fetched (else the system's own run in runs/, "
+                             "else the weights that come with minidiff)")
     parser.add_argument("--scale", type=number,
                         help="guidance: 0 ignores the caption, 1 follows it, more follows it more closely "
                              "(else the system's default)")

@@ -14,7 +14,8 @@ without changing that distribution; with a network that is not exact, each time 
     lcm                 x_s  = alpha_s f(x_t, t) + sigma_s z        Consistency models, algorithm 1  arXiv 2303.01469
 
 A network F is made to keep f(x_0, 0) = x_0 by two scalings, f = c_skip x_t + c_out F(x_t, t), which are 1 and 0 at the
-clean image.  A network that predicts the velocity keeps it as it is; latent consistency models add scalings in t:
+clean image.  A network that predicts the velocity already has this form; latent consistency models choose scalings
+in t:
 
     x0_from_v           f    = alpha_t x_t - sigma_t v(x_t, t)      Lu & Song 2025, section 3        arXiv 2410.11081
     BoundaryCondition   f    = c_skip(t) x_t + c_out(t) F(x_t, t)   Luo et al. 2023, section 4.2     arXiv 2310.04378
@@ -109,6 +110,8 @@ def neighbours(schedule: Schedule, N: int, n: np.ndarray) -> tuple[np.ndarray, n
 
     n: (B,) of 0..N-1; 0 is the noisiest, from t = T-1, and N-1 the last, which ends at s = -1, the clean image.
     """
+    if not ((np.asarray(n) >= 0) & (np.asarray(n) < N)).all():
+        raise ValueError(f"n must be of 0..{N - 1}, got {n}")
     ends = np.append(times(schedule, N), -1)                                          # (N + 1,), falling
     return ends[:-1][n], ends[1:][n]
 

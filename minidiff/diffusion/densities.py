@@ -63,8 +63,10 @@ class TimeDensity:
     def weight_for(self, Q: TimeDensity) -> np.ndarray:
         """Q(t)/P(t), (T,): a loss with this weight, over times of this density, is the loss over times of Q.
 
-        ValueError where this density never draws a time that Q draws.
+        ValueError where this density never draws a time that Q draws, or where Q has another number of times.
         """
+        if Q.P.shape != self.P.shape:
+            raise ValueError(f"Q must have {len(self.P)} times, as this density, got {len(Q.P)}")
         if ((self.P == 0) & (Q.P > 0)).any():
             raise ValueError("Q must be 0 where this density is 0: no weight makes up for times that are never drawn")
         return np.divide(Q.P, self.P, out=np.zeros_like(self.P), where=self.P > 0)
@@ -85,7 +87,7 @@ def normal(schedule: Schedule, mean: float = 0.0, std: float = 2.0) -> np.ndarra
     if not std > 0:
         raise ValueError(f"std must be positive, got {std:g}")
     # F(lambda) = Phi((lambda - mean) / std)
-    return _mass(ndtr, (log_snr_edges(schedule) - mean) / std)
+    return _reached(_mass(ndtr, (log_snr_edges(schedule) - mean) / std), f"mean {mean:g} and std {std:g}")
 
 
 def sech(schedule: Schedule, shift: float = 0.0) -> np.ndarray:
@@ -94,7 +96,8 @@ def sech(schedule: Schedule, shift: float = 0.0) -> np.ndarray:
     For images d times as wide as those that a cosine schedule suits, shift = -2 log d (Hoogeboom et al. 2023).
     """
     # alpha^2 = cos^2(pi u/2), so u = 2/pi atan(e^(-lambda/2)), and F(lambda) = 1 - u = 2/pi atan(e^(lambda/2))
-    return _mass(lambda x: 2 / np.pi * np.arctan(np.exp(x / 2)), log_snr_edges(schedule) - shift)
+    return _reached(_mass(lambda x: 2 / np.pi * np.arctan(np.exp(x / 2)), log_snr_edges(schedule) - shift),
+                    f"shift {shift:g}")
 
 
 def power(schedule: Schedule, power: float = 1 / 3) -> np.ndarray:
@@ -113,7 +116,8 @@ for _entry in (power, uniform, normal, sech):
 def density_from(text: str, schedule: Schedule) -> TimeDensity:
     """The density that a text names: NAME[:key=value,...], or a mixture SHARE*NAME[:...] + SHARE*NAME[:...] + ...
 
-    Shares are of 1.  UserError, in one sentence, if the text is wrong or the density cannot be made.
+    The shares sum to 1, and the parts stand between ' + ' with its spaces.  UserError, in one sentence, if the
+    text is wrong or the density cannot be made.
     """
     try:
         with np.errstate(all="ignore"):                     # overflow leaves a table that is refused
@@ -161,3 +165,10 @@ def _mass(F: Callable[[np.ndarray], np.ndarray], edges: np.ndarray) -> np.ndarra
     difference is exact."""
     upper, lower = edges[:-1], edges[1:]
     return np.where(lower > 0, F(-lower) - F(-upper), F(upper) - F(lower))
+
+
+def _reached(P: np.ndarray, parameters: str) -> np.ndarray:
+    """P; ValueError where all of it rounds to 0."""
+    if not P.sum() > 0:
+        raise ValueError(f"{parameters} leave no chance to the schedule's log-SNRs")
+    return P

@@ -77,7 +77,8 @@ class GuidanceInterval:
 
     guided: a `ClassifierFree`. low, high: noise levels sigma_t / alpha_t, 0 <= low <= high; guidance acts where
     low < sigma_t / alpha_t <= high. At high noise it takes variety away and at low noise it changes little (arXiv
-    2404.07724); outside the interval only one branch is computed, which halves the cost of these steps.
+    2404.07724); outside the interval only one branch is computed, which halves the cost of a step where no
+    sample is inside.
     """
 
     guided: ClassifierFree
@@ -85,7 +86,7 @@ class GuidanceInterval:
     high: float = math.inf
 
     def __post_init__(self):
-        _check_interval(self.low, self.high)
+        _check_interval(self.guided, self.low, self.high)
 
     @property
     def schedule(self) -> Schedule:
@@ -164,10 +165,12 @@ def _check(denoiser: Denoiser, scale: float) -> None:
         raise ValueError("denoiser must not clip before guidance: build it with clip=None and pass clip here")
 
 
-def _check_interval(low: float, high: float) -> None:
+def _check_interval(guided: ClassifierFree, low: float, high: float) -> None:
     if not 0 <= low <= high:
         raise ValueError(f"low and high must be noise levels sigma / alpha with 0 <= low <= high, got {low!r} and "
                          f"{high!r}")
+    if not isinstance(guided, ClassifierFree):
+        raise TypeError(f"guided must be a ClassifierFree, got {type(guided).__name__}")
 
 
 def _check_condition(cond: tuple | None) -> None:

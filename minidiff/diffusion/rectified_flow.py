@@ -64,13 +64,17 @@ def path_time(schedule: Schedule, t: Times) -> np.ndarray:
 def interpolate(x_0: Array, u: np.ndarray | float, eps: Array) -> Array:
     """x_u on the path from x_0 to eps, both (B, ...) of one dtype; u a number or (B,)."""
     u = _checked_time(u)
+    _check_alike("x_0", x_0, u, "eps", eps)
     # x_u = (1 - u) x_0 + u eps                                                                  SD3 section 3
     return per_sample(1 - u, x_0) * x_0 + per_sample(u, eps) * eps
 
 
 def x0_from_flow(x_u: Array, u: np.ndarray | float, flow: Array) -> Array:
+    """x_0 (B, ...), from x_u and the flow there, of one shape and dtype; u a number or (B,)."""
+    u = _checked_time(u)
+    _check_alike("x_u", x_u, u, "flow", flow)
     # x_0 = x_u - u flow
-    return x_u - per_sample(_checked_time(u), x_u) * flow
+    return x_u - per_sample(u, x_u) * flow
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +117,7 @@ class FlowDenoiser:
 
 def logit_normal_density(u: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
     """pi(u), float64 of u's shape; 0 at u = 0 and u = 1."""
-    _check_std(std)
+    _check_normal(mean, std)
     u = _checked_time(u)
     inside = (0 < u) & (u < 1)
     u = np.where(inside, u, 0.5)
@@ -130,7 +134,7 @@ def logit_normal_times(rng: np.random.Generator, B: int, T: int, mean: float = 0
     The schedule `flow_matching` has time t at u = (t + 1)/T, so u is rounded up to the next of these.  Its shift, if it
     has one, moves them all.
     """
-    _check_std(std)
+    _check_normal(mean, std)
     T = whole("T", T, 1)
     # u = sigmoid(mean + std z),   z = Phi^-1(a uniform number)
     u = special.expit(mean + std * special.ndtri(stratified_uniform(rng, whole("B", B, 0))))
@@ -169,7 +173,17 @@ def _check_differentiable(denoiser: FlowDenoiser) -> None:
         raise TypeError("denoiser must have a network_vjp, and no clip, to be differentiated")
 
 
-def _check_std(std: float) -> None:
+def _check_alike(name: str, x: Array, u: np.ndarray, other_name: str, other: Array) -> None:
+    if other.shape != x.shape or other.dtype != x.dtype:
+        raise ValueError(f"{other_name} must have {name}'s shape and dtype, {x.shape} {x.dtype}, got {other.shape} "
+                         f"{other.dtype}")
+    if np.ndim(u) and np.shape(u) != x.shape[:1]:
+        raise ValueError(f"u must be a number, or one for each sample of {name} {x.shape}, got an array {np.shape(u)}")
+
+
+def _check_normal(mean: float, std: float) -> None:
+    if not -math.inf < mean < math.inf:
+        raise ValueError(f"mean must be a finite number, such as 0.0, got {mean!r}")
     if not 0 < std < math.inf:
         raise ValueError(f"std must be a positive number, such as 1.0, got {std!r}")
 

@@ -3,9 +3,9 @@
     q  = round(w / scale),   scale_c = max |w[..., c]| / 127            weights (..., C), scale (C,)
     w' = scale q,            |w' - w| <= scale / 2                      what is computed with
 
-A file is a quarter of one in float32, and half of one in float16.  The rounding is like noise of at most 1/254 of a
-channel's largest weight; a network that has learned under such noise, from its batches, hardly changes.  Vectors, such
-as biases and the scales of norms, are few and stay as they are.  Nothing is computed in 8 bits.
+A file is a quarter of one in float32, and half of one in float16.  The rounding is an error of at most 1/254 of a
+channel's largest weight.  It hardly changed the model of emoji (docs/own_pictures.md has both measurements).  Vectors,
+such as biases and the scales of norms, are few and have 16 bits.  Nothing is computed in 8 bits.
 """
 
 from __future__ import annotations

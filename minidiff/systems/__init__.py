@@ -57,9 +57,12 @@ def model_path(model: str | Path) -> Path:
     from minidiff.pretrained import hub
     from minidiff.systems.system import WEIGHTS
     path, shipped = hub.user_path(model), WEIGHTS / f"{model}.safetensors"
-    if not path.exists() and re.fullmatch(r"[a-z0-9-]+", str(model)) and shipped.is_file():
-        return shipped
-    return hub.local(model)
+    if path.exists() or not re.fullmatch(r"[A-Za-z0-9-]+", str(model)):
+        return hub.local(model)
+    if not shipped.is_file():
+        names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
+        raise UserError(f"{model} does not exist here, and no weights of this name come with minidiff: it has {names}")
+    return shipped
 
 
 def weights_of(name: str) -> Path | None:
@@ -81,12 +84,17 @@ def load_model(kind: type, path: str | Path | None = None, **options):
 
     options: of its `load`.
     """
-    found = model_path(path) if path else weights_of(kind.name)
+    found = _file(kind, path) if path else weights_of(kind.name)
     if found is None:
         raise UserError(f"there are no weights of {kind.name} yet: train it with minidiff train --system {kind.name}")
     system = kind.load(found, **options)
     system.file = Path(found)                               # for messages
     return system
+
+
+def _file(kind: type, path: str | Path) -> Path:
+    """Where a system's weights are: only those of other people's checkpoints are looked for at Hugging Face."""
+    return Path(path) if re.search(r"[/.\\]", str(path)) and kind.name != "stable-diffusion" else model_path(path)
 
 
 def load_needed(kind: type, paths: Mapping[str, str | Path] | None = None) -> dict[str, object]:

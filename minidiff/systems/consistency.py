@@ -6,7 +6,7 @@
     training     L = E d(f(x_t, t, y), sg[f(x_s, s, y)])                                              section 4
                  d(a, b) = sqrt(||a - b||^2 + c^2) - c,  c = .00054 sqrt(D)    Song & Dhariwal 2023, section 3.3
     times        T-1 = t_1 > ... > t_N, and then the clean image;  t = t_n, s = t_{n+1}, n uniform      algorithm 2
-    sampling     x_0 = f(x_T, T, y);  then, as often as one likes, noise to a lower time s and         algorithm 1
+    sampling     x_0 = f(x_{T-1}, T-1, y);  then, as often as one likes, noise to a lower time s and         algorithm 1
                  x_0 = f(alpha_s x_0 + sigma_s z, s, y)
 
 The teacher's denoiser gives the mean of all images that x_t may come from, which is blurred at high noise, and takes

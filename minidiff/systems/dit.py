@@ -9,10 +9,11 @@
                 flow = flow_uncond + scale (flow_cond - flow_uncond)                  Ho & Salimans 2022
 
 Two ideas meet here.  The network is a transformer (nn/mmdit.py): an image is a sequence of patches, without a UNet's
-levels and convolutions, and a caption is a second sequence in the same attention.  The path from noise to image is
-straight (diffusion/rectified_flow.py): its velocity does not depend on the time, so that a few steps of the simplest
-method go far.  In the terms of the other pages this is the schedule `flow_matching`, and Euler's method is DDIM; the
-other samplers work, too.
+levels and convolutions, and a caption is a second sequence in the same attention.  The path from one image to one noise
+is straight (diffusion/rectified_flow.py): its velocity eps - x_0 does not depend on the time.  The network learns the
+mean of these velocities at x_u, and the flow along this mean is curved.  So one step is not enough, and a few steps of
+the simplest method give a good picture.  In the terms of the other pages this is the schedule
+`flow_matching`, and Euler's method is DDIM; the other samplers work, too.
 
 Scaled down and left out: 28 x 28 pixels and 49 tokens for 1024 x 1024 pixels, which are 64 x 64 tokens of an
 autoencoder's latents; 5 blocks of width 128 for 38 of 2432; one small text encoder, trained with the rest, for three

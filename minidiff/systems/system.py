@@ -27,7 +27,7 @@ from minidiff.diffusion.samplers import SAMPLERS, State
 from minidiff.engine.backend import to_device, xp_of
 from minidiff.engine.random import MovedStreams, SampleStreams, generator, sample_streams
 from minidiff.errors import UserError
-from minidiff.nn.int8 import from_int8, scale_shapes, to_int8
+from minidiff.nn.int8 import SCALE, from_int8, scale_shapes, to_int8
 from minidiff.nn.layers import TooManyWeights, Unfilled
 from minidiff.nn.module import Module
 from minidiff.systems.config import config_from
@@ -227,6 +227,7 @@ class System(Module):
         shapes = {name: p.shape for name, p in system.parameters().items()}
         _weights_in(header, header.arrays, shapes)          # is it this model? asked before memory is taken
         weights = _weights_in(header, checkpoint.load(header.path).tensors, shapes)
+        _check_scales(weights, header.path)
         system.load_state_dict(from_int8(weights))
         notes = header.meta.get("notes")
         system.notes = notes if isinstance(notes, dict) else {}
@@ -263,6 +264,15 @@ def _weights_in(header: checkpoint.Header, arrays: Mapping[str, Any], shapes: Ma
                             "after the last stage (continue with --resume).")
     checkpoint.check_shapes({**shapes, **scale_shapes(weights, shapes)}, weights, path)
     return weights
+
+
+def _check_scales(weights: Mapping[str, np.ndarray], path: Path) -> None:
+    """UserError unless all scales of weights in 8 bits are float32 numbers whose weights are finite."""
+    for name, scale in weights.items():
+        if name.endswith(SCALE) and (scale.dtype != np.float32 or not
+                                     ((scale >= 0) & (scale <= np.finfo(np.float32).max / 128)).all()):
+            raise UserError(f"{path} holds the scale {name!r}, which must be float32 numbers of at least 0 whose "
+                            f"weights are finite.")
 
 
 # --- what samplers of systems check -----------------------------------------------------------------------

@@ -13,9 +13,10 @@ The loss is this sum, in bits/dim, and nothing else: no weight is chosen.  diffu
 depend on gamma between its ends, and systems/learned_path.py how gamma learns: its ends by the bound, its pieces by the
 variance of the loss.  The bound of the untrained model is 8 bits/dim: all levels are equally likely.
 
-Where DDPM's chain ends, at gamma = -10.1, sigma = .0064, noise is nearly one level of grey (.0078), and the decoder
-alone costs .95 bits for a black pixel and 1.76 for a grey one; at the paper's -13.3 .005 and .010; at -14, where ours
-begins, less than .0001 (`test_what_the_decoder_costs`).  The bits are then spent where a network can save them.
+Where the chain of our ddpm.py ends (the cosine schedule), at gamma = -10.1, sigma = .0064, noise is nearly one level of
+grey (.0078).  There this decoder alone costs .95 bits for a black pixel and 1.76 for a grey one; at the paper's -13.3
+.005 and .010; at -14, where ours begins, less than .0001 (`test_what_the_decoder_costs`).  The bits are then
+spent where a network can save them.
 
 Four fifths of MNIST's pixels are exactly black, and cost little only if eps_hat is right at fine noise, where
 eps = (x_t - alpha x_0) / sigma is x_t magnified 1097 times.  Our network does not learn that division:

@@ -195,6 +195,7 @@ def test_the_intervals_lie_end_to_end_from_noise_to_the_clean_image(schedule, da
 @pytest.mark.parametrize("make, sentence", [
     (lambda exact: ddim_step(exact, np.zeros((2, 1)), np.array([3, 5]), np.array([2, 5])), "s must be earlier than t"),
     (lambda exact: ddim_step(exact, np.zeros((2, 1)), np.array([3, 5]), np.array([2])), "s must be earlier than t"),
+    *((lambda exact, n=n: neighbours(exact.schedule, 4, np.array([0, n])), "n must be of 0..3") for n in (-1, 4)),
     (lambda exact: neighbours(exact.schedule, 11, np.array([0])), "steps must be a whole number from 1 to 10"),
 ])
 def test_refusals_name_the_argument(make, sentence):

@@ -100,6 +100,8 @@ def test_no_weight_makes_up_for_times_that_are_never_drawn():
     with pytest.raises(ValueError, match="Q must be 0 where this density is 0"):
         TimeDensity([1, 0, 1]).weight_for(TimeDensity([1, 1, 1]))
     assert TimeDensity([1, 0, 1]).weight_for(TimeDensity([1, 0, 0])).tolist() == [2, 0, 0]
+    with pytest.raises(ValueError, match="Q must have 2 times, as this density, got 3"):
+        TimeDensity([1, 1]).weight_for(TimeDensity([1, 1, 1]))
 
 
 # ---- over log-SNR --------------------------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ def test_no_probabilities(P):
     ("even", "there is no density of times 'even': it is one of power, uniform, normal, sech"),
     ("normal:s=1", "'s' is not a parameter; the parameters of normal are: mean=0.0, std=2.0"),
     ("normal:std=0", "density of times 'normal:std=0': std must be positive, got 0"),
-    ("normal:std=-1", "std must be positive"), ("normal:mean=1e9", "P must be probabilities"),
+    ("normal:std=-1", "std must be positive"), ("normal:mean=1e9", "mean 1e.09 and std 2 leave no chance"),
     ("power:power=2", r"power must be in \(0, 1\], .* got 2"), ("sech:shift=nan", "shift must be a finite number"),
     ("0.5*power", "the shares of a mixture must be numbers that sum to 1"), ("x*power", "the shares"),
     ("1.5*power + -0.5*uniform", "the shares"), ("nan*power + 1*uniform", "the shares"),

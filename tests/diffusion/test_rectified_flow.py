@@ -293,6 +293,13 @@ RNG, X = np.random.default_rng(0), np.zeros((2, 3))
     ("u must lie within 0 .* and 1 .*, got nan", lambda: x0_from_flow(X, np.nan, X)),
     ("u must lie within 0 .* got -0.1", lambda: shifted(-0.1, 2.0)),
     ("u must lie within 0 .* got 2", lambda: logit_normal_density(2)),
+    *(("mean must be a finite number, .* got", lambda mean=mean: logit_normal_times(RNG, 4, 10, mean))
+      for mean in (math.nan, math.inf, -math.inf)),
+    ("mean must be a finite number", lambda: logit_normal_density(0.5, math.nan)),
+    ("eps must have x_0's shape and dtype", lambda: interpolate(X, 0.5, X.astype(np.float16))),
+    ("eps must have x_0's shape and dtype", lambda: interpolate(X, 0.5, X[:1])),
+    ("flow must have x_u's shape and dtype", lambda: x0_from_flow(X, 0.5, X[:1])),
+    ("u must be a number, or one for each sample of x_0", lambda: interpolate(X, np.full(len(X) + 1, 0.5), X)),
     ("std must be a positive number, .* got 0", lambda: logit_normal_density(0.5, 0, 0)),
     ("std must be a positive number, .* got nan", lambda: logit_normal_times(RNG, 4, 10, 0, math.nan)),
     ("T must be a whole number of at least 1, not 0", lambda: logit_normal_times(RNG, 4, 0)),

@@ -234,6 +234,11 @@ def test_the_rows_by_noise_sum_to_the_second_term():
     assert fine.bits < 1e-6 < rows[0].bits and all(row.error > 0 for row in rows)
     middle = [rows[i].bits for i in range(3)]
     assert middle[1] > middle[2]
+    # other noise levels are in no row
+    alone, = bits_by_noise(one_by_one, path, x_0, [-8.0, 0.0], streams=SampleStreams(1, 6), terms=30)
+    assert alone == rows[1]
+    with pytest.raises(ValueError, match="the number of samples must be a whole number of at least 2, not 1"):
+        bits_by_noise(one_by_one, path, x_0[:1], [-8.0, 0.0], streams=SampleStreams(1, 1))
     with pytest.raises(ValueError, match="edges must be two or more gammas that rise"):
         bits_by_noise(one_by_one, path, x_0, [0.0, 0.0], streams=SampleStreams(1, 6))
 

@@ -68,6 +68,8 @@ def test_a_system_is_saved_in_a_quarter_of_its_size_and_draws_nearly_the_same(tm
     (lambda a, n: a.update({n + SCALE: np.ones(a[n].shape[-1] + 1, np.float32)}), "in shape"),
     (lambda a, n: a.update({"b" + SCALE: np.ones(3, np.float32)}), "does not have"),
     (lambda a, n: a.update({n + SCALE: np.full(a[n].shape[-1], np.nan, np.float32)}), "finite|NaN"),
+    *((lambda a, n, scale=scale: a.update({n + SCALE: np.full(a[n].shape[-1], scale)}), "must be float32 numbers")
+      for scale in (np.float32(3e38), np.float16(6e4), np.float32(-1), np.float64(1), np.int8(2), np.True_)),
 ])
 def test_a_file_whose_scales_are_wrong_is_refused(change, sentence, tmp_path):
     model = small_systems.small("text-to-image")
@@ -92,7 +94,15 @@ def test_a_shipped_model_is_found_by_its_name(tmp_path, monkeypatch):
     assert systems.model_path("emoji").name == "emoji.safetensors" and systems.model_path("emoji").is_file()
     (tmp_path / "emoji").mkdir()
     assert systems.model_path("emoji").is_dir()
-    assert not systems.model_path("../weights/emoji").exists() and not systems.model_path("none").exists()
+    assert not systems.model_path("../weights/emoji").exists()
+    with pytest.raises(UserError, match="none does not exist here, and no weights of this name .* clip, .*emoji"):
+        systems.model_path("none")
+
+
+def test_a_mistyped_folder_is_no_name_at_hugging_face(monkeypatch):
+    monkeypatch.setattr("minidiff.pretrained.hub.fetched", lambda name: pytest.fail(f"{name} is fetched"))
+    with pytest.raises(UserError, match="runs/mine does not exist"):
+        systems.load_system("text-to-image", "runs/mine")
 
 
 @pytest.mark.slow
