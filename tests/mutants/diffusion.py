@@ -574,7 +574,7 @@ BUGS = [
         "        if not inside.any():\n            return conditional\n",
         ""),
     Bug("an interval of guidance may end below its beginning", GUIDANCE,
-        "        _check_interval(self.low, self.high)\n",
+        "        _check_interval(self.guided, self.low, self.high)\n",
         "        pass\n"),
     Bug("classifier guidance with sigma for sigma^2", GUIDANCE,
         "self.scale * self.schedule.sigma(t) ** 2 / self.schedule.alpha(t)",

@@ -44,8 +44,11 @@ BUGS = [
         "p * e * (noise[..., None] - e) / 2",
         "p * e * (e - noise[..., None]) / 2"),
     Bug("VDM: the bits by noise a row too high", BOUND,
-        'np.searchsorted(edges, gamma, side="right") - 1, 0',
-        'np.searchsorted(edges, gamma, side="right"), 0'),
+        'row = np.searchsorted(edges, gamma, side="right") - 1',
+        'row = np.searchsorted(edges, gamma, side="right")'),
+    Bug("VDM: noise levels beyond the edges are in the end rows", BOUND,
+        "        row[gamma == edges[-1]] = shape[0] - 1 ",
+        "        row = row.clip(0, shape[0] - 1) "),
 
     # --- Bayes' rule over levels, and Fourier features ----------------------------------------------------------
     Bug("levels: the likelihood without its half", LEVELS,
