@@ -92,7 +92,10 @@ def _correlate(x, w, padding: int, bias, copies: int):
         parallel_map(down, range(S))
         parallel_map(at_point, rows.points())
         parallel_map(up, range(S))
-    parallel_map(compute, groups)
+    # now and then OpenBLAS reports an invalid value where there is none, of unused lanes of a register; a real one is
+    # in the result
+    with np.errstate(invalid="ignore"):
+        parallel_map(compute, groups)
     return y
 
 
