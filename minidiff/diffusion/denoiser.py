@@ -100,7 +100,7 @@ class NetworkDenoiser:
 
     def vjp(self, x_t, t, dy, cond=None):
         """(x0_hat, dy^T J), as `Differentiable` says. Raises TypeError without network_vjp, or with clip."""
-        _check_differentiable(self)
+        check_differentiable(self)
         zero = xp_of(x_t).zeros_like(x_t)
         # x0_hat = a x_t + b out(x_t) is linear in both, so `to_x0` is also its own derivative:
         # dy^T J = a dy + (b dy)^T d out / d x_t
@@ -123,6 +123,7 @@ def _check_prediction(schedule: Schedule, predicts: str) -> None:
                          "use 'v' or 'x0', or a schedule with alpha_bar[-1] > 0")
 
 
-def _check_differentiable(denoiser: NetworkDenoiser) -> None:
+def check_differentiable(denoiser) -> None:
+    """TypeError unless the denoiser has a network_vjp, and no clip."""
     if denoiser.network_vjp is None or denoiser.clip is not None:
         raise TypeError("denoiser must have a network_vjp, and no clip, to be differentiated")

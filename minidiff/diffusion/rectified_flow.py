@@ -44,6 +44,7 @@ import numpy as np
 from scipy import special
 
 from minidiff.checks import whole
+from minidiff.diffusion.denoiser import check_differentiable
 from minidiff.diffusion.gaussian import Times, per_sample
 from minidiff.diffusion.schedules import Schedule
 from minidiff.diffusion.times import stratified_uniform
@@ -99,7 +100,7 @@ class FlowDenoiser:
 
     def vjp(self, x_t, t, dy, cond=None):
         """(x0_hat, dy^T J), as `Differentiable` says.  Raises TypeError without network_vjp, or with clip."""
-        _check_differentiable(self)
+        check_differentiable(self)
         x_u, u, total = self._on_path(x_t, t)
         # dy^T J = (dy - (u dy)^T d flow / d x_u) / (alpha_t + sigma_t)
         flow, dx_u = self.network_vjp(x_u, u, per_sample(u, dy) * dy, cond)
@@ -166,11 +167,6 @@ def _checked_time(u: np.ndarray | float) -> np.ndarray:
     if not ((0 <= u) & (u <= 1)).all():                     # NaN is outside, too
         raise ValueError(f"u must lie within 0 (the image) and 1 (noise), got {u}")
     return u
-
-
-def _check_differentiable(denoiser: FlowDenoiser) -> None:
-    if denoiser.network_vjp is None or denoiser.clip is not None:
-        raise TypeError("denoiser must have a network_vjp, and no clip, to be differentiated")
 
 
 def _check_alike(name: str, x: Array, u: np.ndarray, other_name: str, other: Array) -> None:

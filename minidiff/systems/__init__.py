@@ -55,10 +55,18 @@ def model_path(model: str | Path) -> Path:
     """The path of a model: of a file or folder, else of what comes with minidiff under this name ("emoji"), else of
     the checkpoint "org/name" at Hugging Face, which is fetched."""
     from minidiff.pretrained import hub
+    return hub.local(named_weights(model))
+
+
+def named_weights(model: str | Path) -> str | Path:
+    """The weights that come with minidiff under a plain name that is no file or folder here; any other model as it is.
+
+    UserError where there are no weights of a plain name.
+    """
     from minidiff.systems.system import WEIGHTS
-    path, shipped = hub.user_path(model), WEIGHTS / f"{model}.safetensors"
-    if path.exists() or not re.fullmatch(r"[A-Za-z0-9-]+", str(model)):
-        return hub.local(model)
+    if Path(model).exists() or not re.fullmatch(r"[A-Za-z0-9-]+", str(model)):
+        return model
+    shipped = WEIGHTS / f"{model}.safetensors"
     if not shipped.is_file():
         names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
         raise UserError(f"{model} does not exist here, and no weights of this name come with minidiff: it has {names}")
@@ -84,17 +92,12 @@ def load_model(kind: type, path: str | Path | None = None, **options):
 
     options: of its `load`.
     """
-    found = _file(kind, path) if path else weights_of(kind.name)
+    found = named_weights(path) if path else weights_of(kind.name)
     if found is None:
         raise UserError(f"there are no weights of {kind.name} yet: train it with minidiff train --system {kind.name}")
     system = kind.load(found, **options)
     system.file = Path(found)                               # for messages
     return system
-
-
-def _file(kind: type, path: str | Path) -> Path:
-    """Where a system's weights are: only those of other people's checkpoints are looked for at Hugging Face."""
-    return Path(path) if re.search(r"[/.\\]", str(path)) and kind.name != "stable-diffusion" else model_path(path)
 
 
 def load_needed(kind: type, paths: Mapping[str, str | Path] | None = None) -> dict[str, object]:

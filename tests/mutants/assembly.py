@@ -1002,6 +1002,6 @@ BUGS = [
         'places = (RUNS / name / "model.safetensors", SYSTEMS[name].shipped())',
         'places = (SYSTEMS[name].shipped(), RUNS / name / "model.safetensors")'),
     Bug("a file that is named is not the one that is loaded", SYSTEMS,
-        "found = _file(kind, path) if path else weights_of(kind.name)",
-        "found = weights_of(kind.name) or _file(kind, path)"),
+        "found = named_weights(path) if path else weights_of(kind.name)",
+        "found = weights_of(kind.name) or named_weights(path)"),
 ]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import special
-from support.gradcheck import check_gradients
+from support.gradcheck import check_gradients, moved
 
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn.mmdit import (
@@ -29,14 +29,6 @@ MASK = np.array([[True, True, False, False], [True] * 4])
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-def moved(module, by=0.3):
-    """In float64, with every parameter changed, so that no branch is zero."""
-    rng = np.random.default_rng(9)
-    for p in module.astype(np.float64).parameters().values():
-        p.data += by * rng.standard_normal(p.shape)
-    return module
 
 
 def network(**changes) -> MMDiT:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.special
-from support.gradcheck import check_gradients
+from support.gradcheck import check_gradients, moved
 
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.transformer import Attention, TransformerBlock
@@ -13,14 +13,6 @@ from minidiff.nn.transformer import Attention, TransformerBlock
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-def moved(module):
-    """In float64, with every parameter changed, so that no branch is zero."""
-    rng = np.random.default_rng(9)
-    for p in module.astype(np.float64).parameters().values():
-        p.data += 0.3 * rng.standard_normal(p.shape)
-    return module
 
 
 def attention_by_einsum(a, x, context):

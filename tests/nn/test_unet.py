@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from support.gradcheck import check_gradients
+from support.gradcheck import check_gradients, moved
 
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 from minidiff.nn.unet import ResidualBlock, SpatialAttention, TextStates, UNet, UNetBlock, UNetConfig
@@ -18,16 +18,8 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def moved(module, by=0.2):
-    """In float64, with every parameter changed, so that no branch is zero."""
-    rng = np.random.default_rng(9)
-    for p in module.astype(np.float64).parameters().values():
-        p.data += by * rng.standard_normal(p.shape)
-    return module
-
-
 def unet(**changes) -> UNet:
-    return moved(UNet(replace(TINY, **changes), np.random.default_rng(0)))
+    return moved(UNet(replace(TINY, **changes), np.random.default_rng(0)), by=0.2)
 
 
 def text_states(B, M=5, D=3, seed=3) -> TextStates:
@@ -65,7 +57,8 @@ def test_every_parameter_is_used():
 
 def test_a_residual_block_is_its_equation():
     """y = x + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)), on one pixel: a kernel is its middle there."""
-    block, x, emb = moved(ResidualBlock(4, 4, 6, 2, np.random.default_rng(0))), normal(3, 4), normal(3, 6, seed=1)
+    block = moved(ResidualBlock(4, 4, 6, 2, np.random.default_rng(0)), by=0.2)
+    x, emb = normal(3, 4), normal(3, 6, seed=1)
     p = {name: parameter.data for name, parameter in block.parameters().items()}
 
     def silu(x):
@@ -151,7 +144,7 @@ def test_blocks_start_as_the_identity():
     assert np.array_equal(ResidualBlock(8, 8, 6, 2, rng)(Tensor(x), emb).data, x)
     assert np.array_equal(SpatialAttention(8, config, rng)(Tensor(x), text).data, x)
     assert np.array_equal(UNetBlock(config, 8, 8, True, rng)(Tensor(x), emb, text).data, x)
-    assert not np.array_equal(moved(ResidualBlock(8, 8, 6, 2, rng))(Tensor(x.astype(float)),
+    assert not np.array_equal(moved(ResidualBlock(8, 8, 6, 2, rng), by=0.2)(Tensor(x.astype(float)),
                                                                     Tensor(emb.data.astype(float))).data, x)
 
 

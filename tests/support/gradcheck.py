@@ -8,6 +8,7 @@ It takes the derivative along every element of every input or, if there are many
 """
 
 import numpy as np
+import pytest
 
 from minidiff.engine.tensor import Tensor, gradients, no_grad
 
@@ -52,6 +53,30 @@ def check_gradients(f, *inputs, directions: int = 0, rtol: float = 1e-6, seed: i
         error = np.abs(found - expected).max(initial=0)
         allowed = rtol * max(np.abs(expected).max(initial=0), 1e-2)
         assert error <= allowed, f"gradient of input {i}, {leaf.shape}: off by {error:.2e}, allowed {allowed:.2e}"
+
+
+def moved(module, by: float = 0.3):
+    """The module in float64, with every parameter changed, so that no branch is zero."""
+    rng = np.random.default_rng(9)
+    for p in module.astype(np.float64).parameters().values():
+        p.data += by * rng.standard_normal(p.shape)
+    return module
+
+
+def check_loss_gradient(loss, parameters, directions: int) -> None:
+    """The gradient of loss() -> (), by its float64 parameters, against central differences in random directions."""
+    grads, rng, h = gradients(loss(), parameters), np.random.default_rng(0), 1e-6
+    start = [p.data for p in parameters]
+    for _ in range(directions):
+        along = [rng.standard_normal(p.shape) for p in parameters]
+        values = []
+        for sign in (1, -1):
+            for p, x, d in zip(parameters, start, along, strict=True):
+                p.data = x + sign * h * d
+            with no_grad():
+                values.append(loss().item())
+        expected = sum((g * d).sum() for g, d in zip(grads, along, strict=True))
+        assert (values[0] - values[1]) / (2 * h) == pytest.approx(expected, rel=1e-5)
 
 
 def _elementwise(loss, x: np.ndarray) -> np.ndarray:

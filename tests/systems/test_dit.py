@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support import small_systems, tiny
+from support.gradcheck import check_loss_gradient
 
 from minidiff import checkpoint
 from minidiff.diffusion.rectified_flow import path_time
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.engine.random import SampleStreams
-from minidiff.engine.tensor import gradients, no_grad
+from minidiff.engine.tensor import no_grad
 from minidiff.evaluation.likelihood import likelihood
 from minidiff.systems.dit import DiffusionTransformer, DiTConfig
 from minidiff.systems.stage import Step
@@ -66,20 +67,7 @@ def test_the_gradient_of_the_loss_in_random_directions():
     system = small_systems.moved(untrained()).astype(np.float64)
     x_0, ids, mask, t, eps = batch_of(system, 3)
     x_0, eps = x_0.astype(np.float64), eps.astype(np.float64)
-    parameters = list(system.parameters().values())
-    grads = gradients(system.loss(x_0, ids, mask, t, eps), parameters)
-    rng, h = np.random.default_rng(0), 1e-6
-    start = [p.data for p in parameters]
-    for _ in range(3):
-        directions = [rng.standard_normal(p.shape) for p in parameters]
-        values = []
-        for sign in (1, -1):
-            for p, x, d in zip(parameters, start, directions, strict=True):
-                p.data = x + sign * h * d
-            with no_grad():
-                values.append(system.loss(x_0, ids, mask, t, eps).item())
-        expected = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
-        assert (values[0] - values[1]) / (2 * h) == pytest.approx(expected, rel=1e-5)
+    check_loss_gradient(lambda: system.loss(x_0, ids, mask, t, eps), list(system.parameters().values()), 3)
 
 
 def test_the_density_of_the_times_is_that_of_the_configuration():

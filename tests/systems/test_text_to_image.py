@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.gradcheck import check_loss_gradient
 
 from minidiff import checkpoint
 from minidiff.cli.main import main
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.engine.random import SampleStreams
-from minidiff.engine.tensor import Tensor, gradients, no_grad
+from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
 from minidiff.systems.text_to_image import TextToImage
 
@@ -70,20 +71,7 @@ def test_the_gradient_of_the_loss_in_random_directions():
     model = tiny.trained_a_little().astype(np.float64)
     x_0, ids, mask, times, eps = t.batch()
     x_0, eps = x_0.astype(np.float64), eps.astype(np.float64)
-    parameters = list(model.parameters().values())
-    grads = gradients(model.loss(x_0, ids, mask, times, eps), parameters)
-    rng, h = np.random.default_rng(0), 1e-6
-    start = [p.data for p in parameters]
-    for _ in range(5):
-        directions = [rng.standard_normal(p.shape) for p in parameters]
-        values = []
-        for sign in (1, -1):
-            for p, x, d in zip(parameters, start, directions, strict=True):
-                p.data = x + sign * h * d
-            with no_grad():
-                values.append(model.loss(x_0, ids, mask, times, eps).item())
-        expected = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
-        assert (values[0] - values[1]) / (2 * h) == pytest.approx(expected, rel=1e-5)
+    check_loss_gradient(lambda: model.loss(x_0, ids, mask, times, eps), list(model.parameters().values()), 5)
 
 
 @pytest.mark.law(

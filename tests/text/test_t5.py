@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from support.gradcheck import check_gradients
+from support.gradcheck import check_gradients, moved
 
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
@@ -13,14 +13,6 @@ from minidiff.text.t5 import AttentionPooling, DecoderBlock, EncoderDecoder
 from minidiff.text.tokenizer import BOS, EOS
 
 CONFIG = TextEncoderConfig(vocab=30, length=16, width=8, layers=1, heads=2)
-
-
-def moved(module):
-    """In float64, with every parameter changed, so that no branch is zero."""
-    rng = np.random.default_rng(9)
-    for p in module.astype(np.float64).parameters().values():
-        p.data += 0.3 * rng.standard_normal(p.shape)
-    return module
 
 
 @pytest.fixture
