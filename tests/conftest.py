@@ -24,8 +24,12 @@ def _heed_signals() -> None:
 
 _heed_signals()
 
-settings.register_profile("minidiff", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
-settings.load_profile("minidiff")
+# "fixed" draws the same examples at every run, so that a change alone can turn a test red; CONTRIBUTING.md says when
+# to search with others: pytest --hypothesis-profile=random
+everywhere = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("random", derandomize=False, **everywhere)
+settings.register_profile("fixed", derandomize=True, database=None, **everywhere)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +70,8 @@ def pytest_runtest_makereport(item, call):
 
 
 def _seed_of(item) -> str:
-    """The option that gives a hypothesis test its examples again; other tests carry their seed in their parameters."""
+    """The options that give a hypothesis test its random examples again; fixed ones, and seeds among a test's
+    parameters, need none."""
     seed = getattr(item.obj, "_hypothesis_internal_use_generated_seed", None)
     seed = item.config.getoption("--hypothesis-seed", None) if seed is None else seed
-    return "" if seed is None else f" --hypothesis-seed={seed}"
+    return "" if seed is None else f" --hypothesis-profile=random --hypothesis-seed={seed}"

@@ -64,7 +64,8 @@ def add(commands) -> None:
     p.add_argument("--schedule", metavar="NAME[:KEY=VALUE,...]",
                    help="the noise schedule, for systems that have a choice; minidiff info lists them")
     p.add_argument("--set", type=setting, action="append", metavar="KEY=VALUE",
-                   help="a field of the system's configuration, such as T=500; repeat it for each field")
+                   help="a field of the system's configuration, or of a part of it, such as T=500 or "
+                        "unet.widths=[96,192]; repeat it for each field")
     p.add_argument("--needs", type=named_file, action="append", metavar="NAME=FILE",
                    help="the file of a trained system that this one is built on (else its own run in runs/NAME, else "
                         "the weights that come with minidiff)")

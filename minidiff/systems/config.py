@@ -42,18 +42,35 @@ def config_from(kind: type, values):
 def with_changes(config, changes: Mapping[str, object]):
     """The configuration with some of its fields changed; ValueError where one is unknown, of another type or refused.
 
-    Fields that are configurations themselves, and the images' shape, cannot be changed.  What is returned can be read
-    again from a file: each value is within the limits of `config_from`.
+    A field of a part has a dot in its name, such as `unet.widths`.  The images' shape cannot be changed.  What is
+    returned can be read again from a file: each value is within the limits of `config_from`.
     """
-    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
-           if not dataclasses.is_dataclass(getattr(config, f.name)) and f.name != "shape"}
-    changed = {}
+    fields = changeable(config)
+    changed, of_parts = {}, {}
     for name, value in changes.items():
-        if name not in own:
-            fields = ", ".join(f"{field} ({default})" for field, default in own.items()) or "none"
-            raise ValueError(f"its configuration has no {name}: it has {fields}")
-        changed[name] = _checked(name, value, own[name])
+        if name not in fields:
+            known = ", ".join(f"{field} ({default})" for field, default in fields.items()) or "none"
+            raise ValueError(f"its configuration has no {name}: it has {known}")
+        part, dot, rest = name.partition(".")
+        if dot:
+            of_parts.setdefault(part, {})[rest] = value
+        else:
+            changed[name] = _checked(name, value, fields[name])
+    for part, inner in of_parts.items():
+        changed[part] = with_changes(getattr(config, part), inner)
     return dataclasses.replace(config, **changed)
+
+
+def changeable(config) -> dict[str, object]:
+    """The fields that `with_changes` takes, with their values; those of parts, "part.field", come after its own."""
+    own, of_parts = {}, {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            of_parts |= {f"{f.name}.{name}": v for name, v in changeable(value).items()}
+        elif f.name != "shape":
+            own[f.name] = value
+    return own | of_parts
 
 
 def _checked(name: str, value, like):

@@ -14,11 +14,13 @@ from support.small_systems import CONFIGS
 from minidiff.nn.layers import TooManyWeights, Unfilled, parameter
 from minidiff.systems.config import LARGEST, LONGEST, LONGEST_TEXT, check_shape, config_from, with_changes
 from minidiff.systems.dpm import DPM, DPMConfig
+from minidiff.systems.latent import LatentConfig
 
 
 @dataclass(frozen=True)
 class Inner:
     heads: int = 2
+    shape: tuple[int, ...] = (8, 8, 1)
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,26 @@ def test_anything_else_is_refused(values, error, message):
     ({"widths": [8] * 17}, "widths takes 1 to 16 values, not 17"),
     ({"widths": 8}, r"widths takes a value like \(8, 16\), not '8'"),
     ({"inner": {"heads": 1}}, "its configuration has no inner: it has T"),
-    ({"depth": 1}, "its configuration has no depth: it has T"),
+    ({"depth": 1}, r"its configuration has no depth: it has T \(10\), .*, inner.heads \(2\)$"),
+    ({"inner.depth": 1}, "its configuration has no inner.depth: it has T"),
+    ({"T.heads": 1}, "its configuration has no T.heads: it has T"),
+    ({"inner.": 1}, "its configuration has no inner.: it has T"),
+    ({"inner.heads": 2.5}, "heads takes a value like 2, not '2.5'"),
+    ({"inner.heads": 5000}, "heads must be a whole number from 0 to 4096"),
+    ({"inner.shape": [4, 4, 1]}, "its configuration has no inner.shape"),
 ])
 def test_a_change_that_a_file_could_not_hold_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         with_changes(Outer(), changes)
+
+
+def test_fields_of_parts_change_together():
+    changed = with_changes(LatentConfig(), {"clip.text.width": 96, "unet.text": 96, "unet.widths": [16],
+                                            "clip.image.last": 8, "steps": 7})
+    assert (changed.clip.text.width, changed.unet.text, changed.unet.widths, changed.steps) == (96, 96, (16,), 7)
+    assert changed.clip.text.layers == LatentConfig().clip.text.layers and changed.shape == LatentConfig().shape
+    with pytest.raises(ValueError, match="unet.text .* must be .* clip.width"):
+        with_changes(LatentConfig(), {"unet.text": 96})
 
 
 @given(T=st.integers(0, LARGEST), drop=st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 9),
