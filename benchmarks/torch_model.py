@@ -32,21 +32,40 @@ class TextToImage(nn.Module):
 
     def __init__(self, config: TextToImageConfig):
         super().__init__()
-        if config.predicts != "v":
-            raise ValueError(f"config: this rival predicts v only, not {config.predicts!r}")
+        if config.predicted != "v":
+            raise ValueError(f"config: this rival predicts v, or a mixture that gives v, not {config.predicts!r}")
         schedule, times = schedule_from(config.schedule, config.T), np.arange(config.T)
         self.config = config
         self.register_buffer("alpha", torch.from_numpy(schedule.alpha(times)))      # float64, as minidiff's
         self.register_buffer("sigma", torch.from_numpy(schedule.sigma(times)))
         self.text = TextEncoder(config.text)
-        self.unet = UNet(config.unet)
+        self.unet = UNet(config.network)
+
+    def predict(self, x_t, t, text):
+        """v_hat (B, C, H, W), from the UNet or by Bayes' rule from its mixture (minidiff/nn/pixel_mixture.py)."""
+        out = self.unet(x_t, t, text)
+        if self.config.predicts == "v":
+            return out
+        alpha, sigma = self._noise(t, x_t.dtype)
+        black, white, m, s2 = out.float().to(x_t.dtype).unflatten(1, (-1, 4)).unbind(2)     # (B, C, H, W) each
+        m, s2 = m.tanh(), s2.sigmoid()
+        V = (alpha**2 * s2 + sigma**2)
+        log_w = torch.stack([black - sigma.log() - ((x_t + alpha) / sigma) ** 2 / 2,
+                             white - sigma.log() - ((x_t - alpha) / sigma) ** 2 / 2,
+                             -V.log() / 2 - (x_t - alpha * m) ** 2 / (2 * V)])
+        w = log_w.softmax(0)
+        between = m + alpha * s2 / V * (x_t - alpha * m)
+        return (alpha * x_t - (w[1] - w[0] + w[2] * between)) / sigma
+
+    def _noise(self, t, dtype):
+        return (a[t, None, None, None].to(dtype) for a in (self.alpha, self.sigma))
 
     def forward(self, x_0, ids, mask, t, eps):
-        alpha, sigma = (a[t, None, None, None].to(x_0.dtype) for a in (self.alpha, self.sigma))
+        alpha, sigma = self._noise(t, x_0.dtype)
         # x_t = alpha_t x_0 + sigma_t eps,   v = alpha_t eps - sigma_t x_0
         x_t = alpha * x_0 + sigma * eps
         v = alpha * eps - sigma * x_0
-        return F.mse_loss(self.unet(x_t, t, self.text(ids, mask)), v)
+        return F.mse_loss(self.predict(x_t, t, self.text(ids, mask)), v)
 
 
 # --- the networks -----------------------------------------------------------------------------------------
@@ -221,7 +240,7 @@ def sample(model: TextToImage, x_T, ids, mask, no_ids, no_mask, *, scale: float,
     x0_before = h_before = None
     for t, s in pairwise(path):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = ((float(schedule.alpha(r)), float(schedule.sigma(r))) for r in (t, s))
-        v = model.unet(torch.cat([x_t, x_t]), torch.full((2 * B,), t), both)
+        v = model.predict(torch.cat([x_t, x_t]), torch.full((2 * B,), t), both)
         # x0_hat = alpha x_t - sigma v, guided like eps: x_t is the same in both branches
         v_uncond, v_cond = v.chunk(2)
         x0_hat = (alpha_t * x_t - sigma_t * (v_uncond + scale * (v_cond - v_uncond))).clamp(-1, 1)

@@ -9,7 +9,7 @@ from support.examples import EXAMPLES, load
 from minidiff.diffusion.exact import DatasetDenoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import SAMPLERS, sample, times
-from minidiff.errors import run_main
+from minidiff.errors import UserError, run_main
 
 
 def test_diffusion_in_2d(tmp_path):
@@ -83,6 +83,16 @@ def test_compare_systems(tmp_path, monkeypatch, capsys):
     assert rows[0].split(" | ")[5:] == rows[2].split(" | ")[5:]                     # but for the pace
     assert rows[0].split(" | ")[9] in (tmp_path / "systems.md").read_text()
     assert (tmp_path / "systems.png").stat().st_size > 1000
+
+
+def test_compare_on_emoji(tmp_path, capsys):
+    compare = load("compare_on_emoji")
+    compare.main(["emoji"], count=2, out=str(tmp_path))
+    row, = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| text-to-image | 8,0"))
+    assert row in (tmp_path / "emoji_systems.md").read_text()
+    assert (tmp_path / "emoji_systems.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="draws no pictures"):
+        compare.main(["clip"], count=2, out=str(tmp_path))
 
 
 def test_a_users_mistake_is_one_sentence():

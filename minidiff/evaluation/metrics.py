@@ -29,8 +29,10 @@ import numpy as np
 
 from minidiff.checks import whole
 from minidiff.data import attributes, digit_captions
+from minidiff.data.pixels import to_uint8
 from minidiff.nn.images import clean_images
 
+DARK = {"0": (0, 0), "1-4": (1, 4), "5-20": (5, 20)}         # levels of 255, both ends included
 ROWS = 512                                                  # of distances at a time: 40 MB for 10,000 features
 
 
@@ -108,6 +110,15 @@ def attribute_matches(captions: Sequence[str], images: np.ndarray) -> tuple[np.n
     wanted = asked != ""
     matches = wanted & (asked == found)
     return matches, wanted
+
+
+def dark_shares(images: np.ndarray) -> dict[str, float]:
+    """The shares of pixels at the levels 0, 1 to 4 and 5 to 20 of 255: black, a faint veil on black, and grain.
+
+    images: (B, H, W, C), in [-1, 1] or uint8.
+    """
+    levels = images if images.dtype == np.uint8 else to_uint8(clean_images(images))
+    return {name: share((low <= levels) & (levels <= high)) for name, (low, high) in DARK.items()}
 
 
 def share(right: np.ndarray) -> float:

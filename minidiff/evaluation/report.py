@@ -3,6 +3,7 @@
     prompt accuracy     the share of pictures in which the judge reads the digit that was asked for
     agreement           the share of the asked-for attributes (thin, leaning left, ...) that measure as asked
     FID                 the distance of the judge's features from those of MNIST's 10,000 test images
+    dark pixels         the shares of black pixels, and of nearly black ones: real digits have few of these, grain many
     precision, recall   how many pictures look real; how many real images could have been generated
 
 FID depends on the number of images and on the classifier.  So two more FIDs are given for comparison: the floor, of as
@@ -27,7 +28,7 @@ from minidiff.engine.random import SampleStreams, generator
 from minidiff.errors import UserError
 from minidiff.evaluation import check_count
 from minidiff.evaluation.judge import fid, load_judge
-from minidiff.evaluation.metrics import attribute_matches, digits_right, mean_cov, precision_recall, share
+from minidiff.evaluation.metrics import attribute_matches, dark_shares, digits_right, mean_cov, precision_recall, share
 from minidiff.systems.digit_classifier import DigitClassifier
 
 BATCH = 256                                                 # pictures sampled at a time
@@ -53,6 +54,8 @@ class Report:
     fid_floor_spread: float                 # the standard deviation over these draws
     fid_ceiling: float                      # of as many draws from a Gaussian fitted to the pixels
     judge_accuracy: float                   # on MNIST's test images; NaN where it is unknown
+    dark_pixels: dict                       # the shares of pixels at 0, 1-4 and 5-20 of 255, and of real images
+    dark_pixels_real: dict
     precision: float                        # improved precision and recall, against the first of these draws
     recall: float
     seconds_per_image: float
@@ -71,6 +74,8 @@ class Report:
             ("FID", f"{self.fid:.2f}  (floor {self.fid_floor:.2f} +- {self.fid_floor_spread:.2f}, "
                     f"ceiling {self.fid_ceiling:.1f})"),
             ("precision, recall", f"{self.precision:.3f}, {self.recall:.3f}"),
+            (f"pixels at {', '.join(self.dark_pixels)}", f"{percent(self.dark_pixels)} %  "
+                                                         f"(real images {percent(self.dark_pixels_real)})"),
             ("images", f"{self.images} + {self.held_out_images} held-out, {options_text(self.options)}"
                        f"seed {self.seed}"),
             ("seconds per image", f"{self.seconds_per_image:.3f}"),
@@ -84,6 +89,11 @@ class Report:
 def rate(p: float, n: int) -> str:
     """A share of n pictures with its standard error, in percent."""
     return f"{100 * p:.1f} % +- {100 * (max(p * (1 - p), 0) / max(n, 1)) ** 0.5:.1f}"
+
+
+def percent(shares: Mapping[str, float]) -> str:
+    """{"0": 0.818, "1-4": 0.003} as "81.8, 0.3"."""
+    return ", ".join(f"{100 * p:.1f}" for p in shares.values())
 
 
 def options_text(options: Mapping) -> str:
@@ -122,6 +132,7 @@ def evaluate_digits(model, *, count: int = 1000, options: Mapping | None = None,
         held_out_images=len(prompts) - count, held_out_digit_accuracy=share(right[held_out]),
         held_out_agreement=share(matches[held_out][wanted[held_out]]),
         held_out_all_right=share((right & (matches == wanted).all(axis=1))[held_out]),
+        dark_pixels=dark_shares(images[usual]), dark_pixels_real=dark_shares(real.images),
         **compare_with_real(judge, features[usual], real, generator(seed, "what an evaluation compares with")),
         judge_accuracy=judge.notes.get("accuracy", float("nan")), seconds_per_image=seconds, options=options, seed=seed)
 

@@ -79,7 +79,7 @@ class ConsistencyConfig:
     batch: int = 32                         # pictures in a training step
 
     def __post_init__(self):
-        if self.teacher.predicts != "v":
+        if self.teacher.predicted != "v":
             raise ValueError(f"teacher must predict v, so that f is x_0 at the clean image whatever the network says, "
                              f"not {self.teacher.predicts}")
         whole("intervals", self.intervals, 1, self.teacher.T)
@@ -164,7 +164,7 @@ class Consistency(System):
 
     def f(self, unet: UNet, x_t, t, text: TextStates) -> Tensor:
         """Where the flow through x_t ends, (B, H, W, C); at t = -1 it is x_t itself, for any finite v."""
-        v = as_float32(unet(as_input(unet, x_t), t, text))
+        v = as_float32(self.student.prediction(unet, x_t, t, text))
         alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
         # f(x_t, t) = alpha_t x_t - sigma_t v_theta(x_t, t)
         return Tensor(alpha * x_t) - Tensor(sigma) * v

@@ -5,6 +5,9 @@
     sampling    x_T ~ N(0, I), then DPM-Solver++(2M) down to x_0 with classifier-free guidance
                 eps = eps_uncond + scale (eps_cond - eps_uncond)                          (Ho & Salimans 2022)
 
+The network does not give v itself.  It says of each pixel whether it is black, white or between, and Bayes' rule makes
+v_theta of it (nn/pixel_mixture.py): a black background is then black, without grain.
+
 It has a byte-level BPE tokenizer, a small transformer encoder and a UNet.  The caption enters the UNet twice: pooled,
 through the norms, and token by token, through cross-attention (as in GLIDE, Imagen and Stable Diffusion).
 
@@ -28,11 +31,13 @@ from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import check_schedule, schedule_from
-from minidiff.engine.backend import to_numpy
+from minidiff.engine import ops
+from minidiff.engine.backend import to_device, to_numpy
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, recording
-from minidiff.nn.precision import as_input
+from minidiff.nn.pixel_mixture import NUMBERS, v_of_mixture
+from minidiff.nn.precision import as_float32, as_input
 from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
@@ -40,6 +45,8 @@ from minidiff.systems.system import System, as_read, caption_tokenizer, finite_s
 from minidiff.systems.training_batches import denoising_loss, random_captions
 from minidiff.text.encoder import TextEncoder, TextEncoderConfig
 from minidiff.text.tokenizer import Tokenizer
+
+MIXTURE = "mixture"                                         # of config.predicts
 
 # Colour pictures of many things need more weights and more steps than digits.  Patches of 4 x 4 pixels make the steps
 # cheap: a network that sees each picture more often learns more than one that looks at it more closely.
@@ -53,7 +60,7 @@ class TextToImageConfig:
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the images
     schedule: str = "cosine"                # NAME[:key=value,...] of schedules.SCHEDULES
     T: int = 1000                           # training times
-    predicts: str = "v"                     # eps, x0 or v
+    predicts: str = "mixture"               # of the UNet: eps, x0, v, or each pixel's distribution, which gives v
     times: str = "power"                    # how often each is drawn: NAME[:key=value,...] of densities.DENSITIES
     drop_caption: float = 0.1               # share of captions replaced by '' in training, for classifier-free guidance
     steps: int = 2200                       # of training
@@ -61,8 +68,19 @@ class TextToImageConfig:
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(text=64))
 
+    @property
+    def predicted(self) -> str:
+        """What the loss compares and the samplers see: eps, x0 or v."""
+        return "v" if self.predicts == MIXTURE else self.predicts
+
+    @property
+    def network(self) -> UNetConfig:
+        """The UNet that is made: of a mixture it gives four numbers a pixel."""
+        return replace(self.unet, out=NUMBERS * self.shape[2]) if self.predicts == MIXTURE else self.unet
+
     def __post_init__(self):
-        check_predicts(self.predicts)
+        if self.predicts != MIXTURE:
+            check_predicts(self.predicts)
         check_schedule(self.schedule)
         parse_density(self.times)
         check_shape(self.shape, self.unet.multiple)
@@ -90,7 +108,7 @@ class TextToImage(System):
         self.schedule = schedule_from(config.schedule, config.T)
         self.times = density_from(config.times, self.schedule)
         self.text = TextEncoder(config.text, rng)
-        self.unet = UNet(config.unet, rng)
+        self.unet = UNet(config.network, rng)
 
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]) -> TextToImageConfig:
@@ -132,8 +150,16 @@ class TextToImage(System):
         x_0, eps (B, H, W, C) float; ids, mask (B, N) from `tokens`; t (B,) int of 0..T-1.
         """
         # L = || v - v_theta(x_t, t, y) ||^2
-        return denoising_loss(self.schedule, self.config.predicts,
-                              lambda x_t: self.unet(as_input(self.unet, x_t), t, self.text(ids, mask)), x_0, t, eps)
+        return denoising_loss(self.schedule, self.config.predicted,
+                              lambda x_t: self.prediction(self.unet, x_t, t, self.text(ids, mask)), x_0, t, eps)
+
+    def prediction(self, unet: UNet, x_t, t, text: TextStates) -> Tensor:
+        """What the samplers see, at x_t (B, H, W, C), an array or a Tensor; the UNet may be one in half precision."""
+        out = unet(as_input(unet, x_t), t, text)                                    # (B, H, W, C), or 4 C
+        if self.config.predicts != MIXTURE:
+            return out
+        out, x_t = as_float32(out), x_t if isinstance(x_t, Tensor) else Tensor(to_device(x_t, unet.device))
+        return v_of_mixture(out, ops.cast(x_t, out.dtype), self.schedule.alpha(t), self.schedule.sigma(t))
 
     # --- the network as a denoiser ------------------------------------------------------------------------
 
@@ -145,9 +171,9 @@ class TextToImage(System):
         return map_batch(states, *self.tokens(captions), device=self.device)
 
     def predict(self, x_t, t, cond: tuple):
-        """The UNet's output for arrays x_t (B, H, W, C), t (B,) and an encoded condition, on all cores, or the GPU."""
+        """The prediction for arrays x_t (B, H, W, C), t (B,) and an encoded condition, on all cores, or the GPU."""
         def network(x_t, t, tokens, pooled, mask):
-            return self.unet(as_input(self.unet, Tensor(x_t)), t, self._states(tokens, pooled, mask))
+            return self.prediction(self.unet, Tensor(x_t), t, self._states(tokens, pooled, mask))
         return map_batch(network, x_t, t, *cond, device=self.device)
 
     def _states(self, tokens, pooled, mask) -> TextStates:
@@ -158,13 +184,13 @@ class TextToImage(System):
         def network(x_t, t, dy, tokens, pooled, mask):
             x = Tensor(x_t, requires_grad=True)
             with recording():
-                y = self.unet(as_input(self.unet, x), t, self._states(tokens, pooled, mask))
+                y = self.prediction(self.unet, x, t, self._states(tokens, pooled, mask))
             return y.data, gradients(y, [x], dy)[0]
         return map_batch(network, x_t, t, dy, *cond, device=self.device)
 
     def unguided(self) -> NetworkDenoiser:
         """(x_t, t, cond) -> x0_hat as the network predicts it, unclipped, with its derivative."""
-        return NetworkDenoiser(self.schedule, self.config.predicts, self.predict, network_vjp=self.predict_vjp)
+        return NetworkDenoiser(self.schedule, self.config.predicted, self.predict, network_vjp=self.predict_vjp)
 
     def denoiser(self, scale: float = 2.0) -> ClassifierFree:
         """(x_t, t, cond) -> x0_hat with classifier-free guidance: scale 0 ignores the caption, 1 follows it."""

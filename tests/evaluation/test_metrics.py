@@ -10,6 +10,7 @@ from minidiff.data import attributes, digit_captions, mnist
 from minidiff.evaluation import metrics
 from minidiff.evaluation.metrics import (
     attribute_matches,
+    dark_shares,
     digits_right,
     frechet_distance,
     mean_cov,
@@ -206,3 +207,17 @@ def test_precision_and_recall_do_not_depend_on_the_features_scale(scale):
     real, fake = rng.standard_normal((40, 3)), 0.5 * rng.standard_normal((30, 3)) + 1
     expected = metrics.precision_recall(real, fake)
     assert metrics.precision_recall(scale * real, scale * fake) == expected and 0 < min(expected) < 1
+
+
+# --- dark pixels ------------------------------------------------------------------------------------------
+
+def test_dark_pixels_are_counted_by_their_level():
+    levels = np.array([0, 0, 0, 0, 1, 4, 5, 20, 21, 255], np.uint8).reshape(1, 2, 5, 1)
+    assert dark_shares(levels) == pytest.approx({"0": 0.4, "1-4": 0.2, "5-20": 0.2})
+    floats = levels / np.float32(127.5) - 1 + np.float32(0.49 / 127.5)              # not half a level too bright
+    assert dark_shares(floats.clip(-1, 1)) == dark_shares(levels)
+
+
+def test_real_digits_have_little_between_black_and_grey():
+    shares = dark_shares(mnist.packed().images)
+    assert 0.79 < shares["0"] < 0.83 and shares["1-4"] < 0.005 and shares["5-20"] < 0.015

@@ -228,7 +228,9 @@ def test_the_gaussian_of_the_pixels_has_their_covariance():
 REPORT = Report(images=400, digit_accuracy=0.9, agreement=0.81, agreement_thickness=0.72, agreement_slant=0.63,
                 agreement_width=0.54, held_out_images=100, held_out_digit_accuracy=0.8, held_out_agreement=0.45,
                 held_out_all_right=0.36, fid=12.345, fid_floor=1.234, fid_floor_spread=0.321, fid_ceiling=98.76,
-                judge_accuracy=0.9912, precision=0.777, recall=0.666, seconds_per_image=0.0123,
+                dark_pixels={"0": 0.321, "1-4": 0.25, "5-20": 0.1234},
+                dark_pixels_real={"0": 0.8, "1-4": 0.001, "5-20": 0.01}, judge_accuracy=0.9912, precision=0.777,
+                recall=0.666, seconds_per_image=0.0123,
                 options={"scale": 2.0, "sampler": "ddim"}, seed=7)
 
 
@@ -242,6 +244,7 @@ def test_the_rows_of_a_report():
         ("held-out: all right", "36.0 % +- 4.8"),           # sqrt(.36 .64 / 100)
         ("FID", "12.35  (floor 1.23 +- 0.32, ceiling 98.8)"),
         ("precision, recall", "0.777, 0.666"),
+        ("pixels at 0, 1-4, 5-20", "32.1, 25.0, 12.3 %  (real images 80.0, 0.1, 1.0)"),
         ("images", "400 + 100 held-out, scale 2, sampler ddim, seed 7"),
         ("seconds per image", "0.012"),
         ("judge's own accuracy", "99.12 % of MNIST's test set"),

@@ -240,7 +240,7 @@ MODELS = {
         unet=UNetConfig(channels=3, patch=2, widths=(8, 12, 16), blocks=2, attention=(False, True, True),
                         heads=2, groups=4, embedding=20, text=8),
         text=TextEncoderConfig(vocab=270, length=9, width=8, layers=2, heads=2)), 24, 32),
-    "one level, no patch": (TextToImageConfig(shape=(28, 28, 3),
+    "one level, no patch, v": (TextToImageConfig(shape=(28, 28, 3), predicts="v",
         unet=UNetConfig(channels=3, patch=1, widths=(8,), blocks=1, attention=(True,), heads=4, groups=2,
                         embedding=16, text=6),
         text=TextEncoderConfig(vocab=270, length=9, width=6, layers=1, heads=3)), 5, 11),

@@ -24,12 +24,27 @@ def model() -> TextToImage:
     return tiny.trained_a_little()
 
 
-def test_an_untrained_model_predicts_zero_and_its_loss_is_the_mean_square_of_the_target():
-    t = tiny.trainer()
-    model, (x_0, ids, mask, times, eps) = t.stage.module, t.batch()
+@pytest.mark.parametrize("predicts", ["v", "eps", "x0"])
+def test_an_untrained_model_predicts_zero_and_its_loss_is_the_mean_square_of_the_target(predicts):
+    model = TextToImage(replace(tiny.CONFIG, predicts=predicts), tiny.tokenizer(), np.random.default_rng(0))
+    x_0, ids, mask, times, eps = tiny.trainer().batch()
     alpha, sigma = (f(times).reshape(-1, 1, 1, 1) for f in (model.schedule.alpha, model.schedule.sigma))
-    v = alpha * eps - sigma * x_0
-    assert t.stage.loss(model, x_0, ids, mask, times, eps).item() == pytest.approx((v**2).mean(), rel=1e-5)
+    target = {"v": alpha * eps - sigma * x_0, "eps": eps, "x0": x_0}[predicts]
+    assert model.loss(x_0, ids, mask, times, eps).item() == pytest.approx((target**2).mean(), rel=1e-5)
+
+
+def test_an_untrained_mixture_takes_black_white_and_between_for_equally_likely():
+    """x0_hat is the mean of x_0 under x_t's density, on a fine grid: masses 1/3 at -1 and 1, and N(0, 1/2)."""
+    model, grid = tiny.trainer().stage.module, np.linspace(-6, 6, 4801)
+    rng, t = np.random.default_rng(0), np.array([20, 35, 49])
+    x_t = rng.standard_normal((3, 28, 28, 1), dtype=np.float32)
+    got = model.unguided()(x_t, t, model.encode(["3", "a seven", ""]))
+    for i, time in enumerate(t):
+        alpha, sigma = model.schedule.alpha(time), model.schedule.sigma(time)
+        x_0, mass = np.append(grid, [-1, 1]), np.append(np.exp(-grid**2) / np.sqrt(np.pi) * (grid[1] - grid[0]), [1, 1])
+        seen = x_t[i].reshape(-1, 1)[:40]
+        w = mass * np.exp(-((seen - alpha * x_0) / sigma) ** 2 / 2)
+        np.testing.assert_allclose(got[i].reshape(-1)[:40], (w * x_0).sum(1) / w.sum(1), rtol=1e-4, atol=1e-5)
 
 
 def test_noisy_times_are_trained_more_often():
