@@ -7,7 +7,8 @@
     3  train it           minimise || v - v_theta ||^2
     4  sample             start from pure noise; compute x_0 and eps from v_theta; mix them with less noise; repeat
 
-`minidiff train` trains in the same way.  It also saves and resumes, draws while it trains, and evaluates.
+`minidiff train` trains in the same way.  It also saves and resumes, draws while it trains, and evaluates; and its
+network says of each pixel whether it is black, white or between, which removes the grain (nn/pixel_mixture.py).
 """
 
 import argparse

@@ -4,6 +4,7 @@ from .bug import Bug
 
 BOUND, LEVELS, FOURIER, PATH, VDM = ("diffusion/variational.py", "nn/grey_levels.py", "nn/fourier.py",
                                      "systems/learned_path.py", "systems/vdm.py")
+MIXTURE = "nn/pixel_mixture.py"
 
 BUGS = [
     # --- the bound ------------------------------------------------------------------------------------------
@@ -127,4 +128,36 @@ BUGS = [
     Bug("VDM: independent times in a batch", VDM,
         "with_ends(stratified_uniform(step.rng, step.size))",
         "with_ends(step.rng.random(step.size))"),
+
+    # --- the mixture of black, white and between ------------------------------------------------------------
+    Bug("mixture: black and white are swapped", MIXTURE,
+        "x0_hat = w[1] - w[0] + w[2] * x0[2]",
+        "x0_hat = w[0] - w[1] + w[2] * x0[2]"),
+    Bug("mixture: the variance of 'between' without the noise", MIXTURE,
+        "V, e = a * a * s2 + s * s, x - a * m",
+        "V, e = a * a * s2 + 0 * s, x - a * m"),
+    Bug("mixture: the density of 'between' is not normalised", MIXTURE,
+        "-0.5 * xp.log(V) - 0.5 * e * e / V])",
+        "-0.5 * e * e / V])"),
+    Bug("mixture: black is not normalised", MIXTURE,
+        "xp.stack([numbers[..., 0] - xp.log(s) - 0.5",
+        "xp.stack([numbers[..., 0] - 0.5"),
+    Bug("mixture: 'between' ignores its pixel", MIXTURE,
+        "x0 = [-1.0, 1.0, m + a * s2 / V * e]",
+        "x0 = [-1.0, 1.0, m]"),
+    Bug("mixture: the gradient of m forgets the weights", MIXTURE,
+        "d_m = w[2] * ((x0[2] - x0_hat) * a * e / V + s * s / V)",
+        "d_m = w[2] * (s * s / V)"),
+    Bug("mixture: the gradient of s^2 with a wrong sign", MIXTURE,
+        "(e * e / V - 1) * a * a / (2 * V) + a",
+        "(1 - e * e / V) * a * a / (2 * V) + a"),
+    Bug("mixture: the variance given 'between' is forgotten", MIXTURE,
+        "for k in range(3)) + w[2] * s2 * s * s / V",
+        "for k in range(3))"),
+    Bug("mixture: the pixel is magnified after its rounding to half precision", "systems/text_to_image.py",
+        "ops.cast(x_t, out.dtype), self.schedule",
+        "ops.cast(ops.cast(x_t, np.float16), out.dtype), self.schedule"),
+    Bug("mixture: the network predicts, and no rule of Bayes", "systems/text_to_image.py",
+        "return v_of_mixture(out, ops.cast(x_t, out.dtype), self.schedule.alpha(t), self.schedule.sigma(t))",
+        "return out[..., :x_t.shape[-1]]"),
 ]
