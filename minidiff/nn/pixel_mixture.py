@@ -29,6 +29,7 @@ from __future__ import annotations
 import numpy as np
 
 from minidiff.engine.backend import xp_of
+from minidiff.engine.cuda import pixel_mixture as pixel_mixture_cuda
 from minidiff.engine.tensor import Tensor, record
 
 NUMBERS = 4                                                 # of the network, for each number of x_t
@@ -43,7 +44,10 @@ def v_of_mixture(out: Tensor, x_t: Tensor, alpha: np.ndarray, sigma: np.ndarray)
     """
     _check(out, x_t)
     xp, dtype = xp_of(out.data), out.dtype
-    a, s = (xp.asarray(c.reshape(-1, *[1] * (x_t.ndim - 1)), dtype=dtype) for c in (alpha, sigma))      # (B, 1, 1, 1)
+    a, s = (xp.asarray(c, dtype=dtype) for c in (alpha, sigma))                                         # (B,)
+    if xp is not np:
+        return _by_kernel(out, x_t, a, s)
+    a, s = (c.reshape(-1, *[1] * (x_t.ndim - 1)) for c in (a, s))                   # (B, 1, 1, 1)
     x, numbers = x_t.data, out.data.reshape(*x_t.shape, NUMBERS)                    # (B, H, W, C, 4)
     m, s2 = xp.tanh(numbers[..., 2]), 1 / (1 + xp.exp(-numbers[..., 3]))            # (B, H, W, C)
     V, e = a * a * s2 + s * s, x - a * m
@@ -73,6 +77,13 @@ def v_of_mixture(out: Tensor, x_t: Tensor, alpha: np.ndarray, sigma: np.ndarray)
             dx = (a / s) * dy + dx0 * a * variance / (s * s)
         return dout, dx
     return record(y, (out, x_t), pullback)
+
+
+def _by_kernel(out: Tensor, x_t: Tensor, alpha, sigma) -> Tensor:
+    arrays = out.data, x_t.data, alpha, sigma
+    return record(pixel_mixture_cuda.forward(*arrays), (out, x_t), lambda dy: tuple(
+        dx if of.requires_grad else None
+        for dx, of in zip(pixel_mixture_cuda.backward(*arrays, dy), (out, x_t), strict=True)))
 
 
 def _check(out: Tensor, x_t: Tensor) -> None:

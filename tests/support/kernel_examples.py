@@ -10,6 +10,7 @@ from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import embedding as embedding_cuda
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda import norm as norm_cuda
+from minidiff.engine.cuda import pixel_mixture as pixel_mixture_cuda
 from minidiff.engine.cuda import reduce as reduce_cuda
 from minidiff.engine.cuda.random import DeviceSampleStreams
 
@@ -89,11 +90,19 @@ def embedding_backward(xp, dtype: str, version: int) -> None:
     embedding_cuda.embedding_backward(xp.asarray(np.random.default_rng(1).integers(0, 11, 70)), dy, 11)
 
 
+def pixel_mixture(xp, dtype: str, version: int) -> None:
+    """Two samples of 3 x 25 pixels of 2 channels."""
+    out, x, dy = _normal(xp, dtype, (2, 3, 25, 8), (2, 3, 25, 2), (2, 3, 25, 2))
+    alpha, sigma = (xp.asarray(np.array(c).astype(dtype)) for c in ([0.8, 0.6], [0.6, 0.8]))
+    pixel_mixture_cuda.forward(out, x, alpha, sigma)
+    pixel_mixture_cuda.backward(out, x, alpha, sigma, dy)
+
+
 # These get their arrays by a table of addresses, which are invalid in another process.
 BY_ADDRESS = {"adamw", "cast_all"}
 EXAMPLES: dict[str, Callable] = {f.__name__: f for f in (
     conv, attention_forward, attention_backward, group_norm, layer_norm, normal, sum_partials, sum_rows, activation,
-    embedding_backward)}
+    embedding_backward, pixel_mixture)}
 
 
 def every_version() -> Iterator[tuple[str, int, str]]:

@@ -78,7 +78,8 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
       "play/app", "play/server"]),
     ("The engine on a GPU", "CuPy's side of the ops, and then the course in [kernels/](../kernels/README.md).",
      ["engine/cuda/launch", "engine/cuda/reduce", "engine/cuda/conv", "engine/cuda/norm", "engine/cuda/attention",
-      "engine/cuda/activation", "engine/cuda/embedding", "engine/cuda/cast", "engine/cuda/random",
+      "engine/cuda/activation", "engine/cuda/pixel_mixture",
+      "engine/cuda/embedding", "engine/cuda/cast", "engine/cuda/random",
       "engine/cuda/adamw"]),
 ]
 
