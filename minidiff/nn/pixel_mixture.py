@@ -27,6 +27,7 @@ The derivatives, of which the loss needs the first three:
 from __future__ import annotations
 
 import numpy as np
+from scipy import special
 
 from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import pixel_mixture as pixel_mixture_cuda
@@ -49,14 +50,14 @@ def v_of_mixture(out: Tensor, x_t: Tensor, alpha: np.ndarray, sigma: np.ndarray)
         return _by_kernel(out, x_t, a, s)
     a, s = (c.reshape(-1, *[1] * (x_t.ndim - 1)) for c in (a, s))                   # (B, 1, 1, 1)
     x, numbers = x_t.data, out.data.reshape(*x_t.shape, NUMBERS)                    # (B, H, W, C, 4)
-    m, s2 = xp.tanh(numbers[..., 2]), 1 / (1 + xp.exp(-numbers[..., 3]))            # (B, H, W, C)
+    m, s2 = np.tanh(numbers[..., 2]), special.expit(numbers[..., 3])                # (B, H, W, C)
     V, e = a * a * s2 + s * s, x - a * m
 
     # w_k = softmax_k(log pi_k - log(V_k) / 2 - (x_t - alpha m_k)^2 / 2 V_k)
-    w = xp.stack([numbers[..., 0] - xp.log(s) - 0.5 * ((x + a) / s) ** 2,
-                  numbers[..., 1] - xp.log(s) - 0.5 * ((x - a) / s) ** 2,
-                  -0.5 * xp.log(V) - 0.5 * e * e / V])                              # (3, B, H, W, C)
-    w = xp.exp(w - w.max(0))
+    w = np.stack([numbers[..., 0] - np.log(s) - 0.5 * ((x + a) / s) ** 2,
+                  numbers[..., 1] - np.log(s) - 0.5 * ((x - a) / s) ** 2,
+                  -0.5 * np.log(V) - 0.5 * e * e / V])                              # (3, B, H, W, C)
+    w = np.exp(w - w.max(0))
     w /= w.sum(0)
     # x0_hat = sum_k w_k (m_k + g_k (x_t - alpha m_k))
     x0 = [-1.0, 1.0, m + a * s2 / V * e]
@@ -69,7 +70,7 @@ def v_of_mixture(out: Tensor, x_t: Tensor, alpha: np.ndarray, sigma: np.ndarray)
         if out.requires_grad:
             d_m = w[2] * ((x0[2] - x0_hat) * a * e / V + s * s / V)
             d_s2 = w[2] * ((x0[2] - x0_hat) * (e * e / V - 1) * a * a / (2 * V) + a * s * s * e / (V * V))
-            dout = xp.stack([w[0] * (x0[0] - x0_hat) * dx0, w[1] * (x0[1] - x0_hat) * dx0,
+            dout = np.stack([w[0] * (x0[0] - x0_hat) * dx0, w[1] * (x0[1] - x0_hat) * dx0,
                              d_m * (1 - m * m) * dx0, d_s2 * s2 * (1 - s2) * dx0], axis=-1).reshape(out.shape)
         if x_t.requires_grad:
             # Var[x_0 | x_t] = sum_k w_k ((x0_k - x0_hat)^2 + Var[x_0 | x_t, k]),   Var[x_0 | x_t, 3] = s^2 sigma^2 / V

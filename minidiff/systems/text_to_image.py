@@ -159,6 +159,7 @@ class TextToImage(System):
         if self.config.predicts != MIXTURE:
             return out
         out, x_t = as_float32(out), x_t if isinstance(x_t, Tensor) else Tensor(to_device(x_t, unet.device))
+        t = np.maximum(t, 0)                                # the clean image, t = -1, has no v: this one is finite
         return v_of_mixture(out, ops.cast(x_t, out.dtype), self.schedule.alpha(t), self.schedule.sigma(t))
 
     # --- the network as a denoiser ------------------------------------------------------------------------

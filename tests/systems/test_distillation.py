@@ -3,6 +3,7 @@ Gaussian data."""
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from minidiff.engine.tensor import Tensor, gradients, is_recording
 from minidiff.errors import UserError
 from minidiff.nn.module import Module
 from minidiff.nn.optim import AdamW
+from minidiff.nn.precision import as_input
 from minidiff.nn.unet import TextStates
 from minidiff.systems.consistency import Consistency, ConsistencyConfig, pseudo_huber
 from minidiff.systems.stage import Step
@@ -49,10 +51,14 @@ class Velocity(Module):
         return Tensor(np.where(sigma > 0, v, 1e3).astype(x_t.dtype)) + 0 * self.w
 
 
+# in place of the student: the network gives v itself
+OF_V = SimpleNamespace(prediction=lambda network, x_t, t, text: network(as_input(network, x_t), t, text))
+
+
 def gaussian_loss(f, N: int, schedule, variance=S**2, n=None) -> tuple[float, Velocity]:
     """The loss of f when the teacher is exact for N(MU, variance): in all of N intervals, or one row in interval n."""
     system = object.__new__(Consistency)
-    system.schedule, rng = schedule, np.random.default_rng(0)
+    system.schedule, system.student, rng = schedule, OF_V, np.random.default_rng(0)
     exact = GaussianDenoiser(schedule, np.full((2, 2, 1), MU), np.full((2, 2, 1), variance))
     path = [*times(schedule, N).tolist(), -1]
     n = rng.integers(0, N, B) if n is None else np.array([n])
@@ -184,6 +190,7 @@ def test_guidance_is_in_the_pairs():
     system = new()
     stage = next(system.stages(small_systems.data()))
     arrays = stage.batch(Step(0, 1, 0, 10, B))
+    system.student = OF_V
     x_0, tokens, pooled, mask, t, s, eps = arrays
     network = Velocity(system.schedule, lambda x_t, t: x_t)
     network.w.data = np.zeros(1, np.float32)
@@ -237,7 +244,7 @@ def test_training_ends_at_the_f_of_the_teachers_steps():
     schedule, N, rng = cosine(50), 4, np.random.default_rng(0)
     exact = GaussianDenoiser(schedule, np.full((1, 1, 1), MU), np.full((1, 1, 1), S**2))
     system, network, path = object.__new__(Consistency), Table(50), [*times(schedule, N).tolist(), -1]
-    system.schedule, count = schedule, 64
+    system.schedule, system.student, count = schedule, OF_V, 64
     optimiser, states = AdamW(network.parameters()), [np.repeat(a[:1], count, axis=0) for a in STATES]
     for k in range(250):
         n = np.arange(count) % N
