@@ -8,9 +8,9 @@
     interval    the same where low < sigma_t / alpha_t <= high, and scale 1 elsewhere   Kynkaanniemi et al. 2024
 
 All three are drawn over the same axis: how often the network is evaluated for one picture, whatever the sampler and the
-guidance need for a step.  For each number on this axis a run makes as many steps as it allows.  Every sampler of
-samplers.SAMPLERS takes part, your own too, but for those of consistency models.  All pictures have the same captions,
-those of real images, and the same noise.
+guidance need for a step.  For each number of evaluations a run makes as many steps as it allows, at least two.  Every
+sampler of samplers.SAMPLERS takes part, your own too, but for those of consistency models.  All pictures have the same
+captions, those of real images, and the same noise.
 
 Each row is kept in a file when it is measured, so a run that was stopped goes on where it was.  FID depends on the
 number of pictures: compare it with its floor, that of as many real images (evaluation/report.py).
@@ -31,7 +31,7 @@ from minidiff.diffusion.samplers import SAMPLERS, Sampler, sample, times
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.random import SampleStreams, generator
 from minidiff.errors import UserError, refusals, run_main
-from minidiff.evaluation import check_count, data_of
+from minidiff.evaluation import LEAST, MOST, data_of
 from minidiff.evaluation.fidelity import measure
 from minidiff.evaluation.judge import fid, load_judge
 from minidiff.evaluation.report import draw, prompts_like, real_features
@@ -71,7 +71,7 @@ def runs(schedule: Schedule, ways: dict[str, dict], budgets) -> list[tuple[str, 
     for name, entry in SAMPLERS.items():
         for way, options in ways.items():
             counts = {} if entry.consistency else {n: evaluations(schedule, entry, n, options)
-                                                   for n in range(1, min(max(budgets), schedule.T) + 1)}
+                                                   for n in range(2, min(max(budgets), schedule.T) + 1)}
             for budget in budgets:
                 if allowed := [n for n, count in counts.items() if count <= budget]:
                     found.add((counts[allowed[-1]], name, way, allowed[-1]))
@@ -80,26 +80,29 @@ def runs(schedule: Schedule, ways: dict[str, dict], budgets) -> list[tuple[str, 
 
 def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16, 25, 36, 50), scale: float = 2.0,
          low: float = 0.2, high: float = 3.0, rows: str = "runs/few-steps", out: str = "few_steps.png") -> list[dict]:
-    check_count(count)
-    if min(budgets) < 1 or max(budgets) > 1000:
-        raise UserError(f"--evaluations must be from 1 to 1000, not {', '.join(map(str, budgets))}")
+    if not LEAST <= count <= MOST:
+        raise UserError(f"--count must be from {LEAST}, for recall, to {MOST}, the real images, not {count}")
+    if min(budgets) < 4 or max(budgets) > 1000:             # two guided steps, and as many as the times of a schedule
+        raise UserError(f"--evaluations must be from 4 to 1000, not {', '.join(map(str, budgets))}")
     pictures.check_writable(out)                            # fails now, not after the work
     Path(rows).mkdir(parents=True, exist_ok=True)
-    system, judge, real = systems.load_model(TextToImage, model), load_judge(), mnist.packed()
+    system = systems.load_model(TextToImage, model)
     if (data := data_of(system)) != "digits":
         raise UserError(f"{system.file} was trained on {ascii(data)[:40]}, and the judge reads digits only")
     ways = dict(zip(GUIDANCE, ({"scale": 1.0}, {"scale": scale},
                                {"scale": scale, "interval_low": low, "interval_high": high}), strict=True))
 
+    with refusals("few_steps"):
+        planned = runs(system.schedule, ways, budgets)
+
     # --- captions of `count` real images, and what the pictures are compared with ---
+    judge, real = load_judge(), mnist.packed()
     prompts = prompts_like(real, count, generator(0, "captions of few steps"))[:count]
     compared = real_features(judge, real, count, generator(0, "real images beside few steps"))  # (draws, count, D)
     floor = float(np.mean([fid(judge, features) for features in compared]))
 
     # --- every run that is not in its file yet ---
     weights, asked, table = system.file.read_bytes() + judge.file.read_bytes(), [], []
-    with refusals("few_steps"):
-        planned = runs(system.schedule, ways, budgets)
     for name, way, options, cost in planned:
         key = hashlib.sha256(weights + f"{count} {sorted(options.items())}".encode()).hexdigest()[:12]
         asked.append((Path(rows) / f"{name}-{way}-{options['steps']}-{key}.json", name, way, options, cost))
