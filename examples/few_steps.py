@@ -78,7 +78,7 @@ def runs(schedule: Schedule, ways: dict[str, dict], budgets) -> list[tuple[str, 
     return [(name, way, ways[way] | {"sampler": name, "steps": n}, count) for count, name, way, n in sorted(found)]
 
 
-def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16, 25, 36, 50), scale: float = 2.0,
+def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16, 25, 50), scale: float = 2.0,
          low: float = 0.2, high: float = 3.0, rows: str = "runs/few-steps", out: str = "few_steps.png") -> list[dict]:
     if not LEAST <= count <= MOST:
         raise UserError(f"--count must be from {LEAST}, for recall, to {MOST}, the real images, not {count}")
@@ -91,7 +91,6 @@ def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16
         raise UserError(f"{system.file} was trained on {ascii(data)[:40]}, and the judge reads digits only")
     ways = dict(zip(GUIDANCE, ({"scale": 1.0}, {"scale": scale},
                                {"scale": scale, "interval_low": low, "interval_high": high}), strict=True))
-
     with refusals("few_steps"):
         planned = runs(system.schedule, ways, budgets)
 
@@ -153,8 +152,8 @@ if __name__ == "__main__":
     parser.add_argument("--model", metavar="FILE", help="a text-to-image model of digits (else the run in runs/, else "
                                                         "the shipped weights)")
     parser.add_argument("--count", type=int, default=200, help="pictures of each row (200); FID needs many")
-    parser.add_argument("--evaluations", type=int, nargs="+", dest="budgets", default=(4, 6, 8, 12, 16, 25, 36, 50),
-                        metavar="N", help="of the network for a picture, at most, of each row (4 6 8 12 16 25 36 50)")
+    parser.add_argument("--evaluations", type=int, nargs="+", dest="budgets", default=(4, 6, 8, 12, 16, 25, 50),
+                        metavar="N", help="of the network for a picture, at most, of each row (4 6 8 12 16 25 50)")
     parser.add_argument("--scale", type=float, default=2.0, help="of guidance (2)")
     parser.add_argument("--low", type=float, default=0.2, help="noise level below which nothing is guided (0.2)")
     parser.add_argument("--high", type=float, default=3.0, help="noise level above which nothing is guided (3)")
