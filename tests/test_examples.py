@@ -9,6 +9,7 @@ from support.examples import EXAMPLES, load
 from minidiff.diffusion.exact import DatasetDenoiser
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import SAMPLERS, sample, times
+from minidiff.diffusion.schedules import cosine
 from minidiff.errors import UserError, run_main
 
 
@@ -93,6 +94,69 @@ def test_compare_on_emoji(tmp_path, capsys):
     assert (tmp_path / "emoji_systems.png").stat().st_size > 1000
     with pytest.raises(UserError, match="draws no pictures"):
         compare.main(["clip"], count=2, out=str(tmp_path))
+
+
+@pytest.fixture
+def few_steps(tmp_path, monkeypatch):
+    """The example with a small model of digits and three samplers, and its options."""
+    from support import tiny
+    example, model = load("few_steps"), tmp_path / "m.safetensors"
+    tiny.trained_a_little().save(model, notes={"dataset": "digits"})
+    names = ("ddpm", "heun", "dpm++2m", "lcm")
+    monkeypatch.setattr(example, "SAMPLERS", {name: SAMPLERS[name] for name in names})
+    return example, {"model": str(model), "count": 4, "budgets": (4, 9), "rows": str(tmp_path / "rows"),
+                     "out": str(tmp_path / "f.png")}
+
+
+def test_few_steps_counts_evaluations_of_the_network(few_steps):
+    """A step of DDPM is one, guided two; N steps of Heun are 2 N - 1 times that.  T = 50: of the times 49, 32, 16 of
+    three steps only 32 is within 1 < sigma/alpha <= 3."""
+    ways = {"none": {"scale": 1.0}, "all": {"scale": 2.0},
+            "interval": {"scale": 2.0, "interval_low": 1.0, "interval_high": 3.0}}
+    planned = few_steps[0].runs(cosine(50), ways, (4, 9))
+    assert all(options == ways[way] | {"sampler": name, "steps": options["steps"]} for name, way, options, _ in planned)
+    assert [cost for *_, cost in planned] == sorted(cost for *_, cost in planned)
+    found = {(way, name, options["steps"]): cost for name, way, options, cost in planned}
+    assert found == {
+        ("none", "ddpm", 4): 4, ("none", "ddpm", 9): 9, ("none", "dpm++2m", 4): 4, ("none", "dpm++2m", 9): 9,
+        ("none", "heun", 2): 3, ("none", "heun", 5): 9,
+        ("all", "ddpm", 2): 4, ("all", "ddpm", 4): 8, ("all", "dpm++2m", 2): 4, ("all", "dpm++2m", 4): 8,
+        ("all", "heun", 2): 6,
+        **{key: cost for key, cost in found.items() if key[0] == "interval"}}
+    assert all(3 <= cost <= 9 for cost in found.values()) and found["interval", "ddpm", 3] == 4
+
+
+@pytest.mark.slow
+def test_few_steps(few_steps, tmp_path, capsys, monkeypatch):
+    """A second run measures nothing, and one that lost a row measures that row."""
+    example, options = few_steps
+    table = example.main(**options, low=1.0, high=3.0)
+    printed, size = capsys.readouterr().out, (tmp_path / "f.png").stat().st_size
+    assert printed.count("\n| none") == 6 and size > 1000
+    drawn, draw = [], example.draw
+    monkeypatch.setattr(example, "draw", lambda *a: drawn.append(a[2]) or draw(*a))
+    assert example.main(**options, low=1.0, high=3.0) == table and not drawn
+    next((tmp_path / "rows").glob("heun-all-2-*.json")).unlink()
+    assert example.main(**options, low=1.0, high=3.0) == table
+    assert drawn == [{"scale": 2.0, "sampler": "heun", "steps": 2}]
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"low": 3.0, "high": 1.0}, "the guidance interval's low and high must be noise levels"),
+    ({"scale": float("nan")}, "scale must be a finite number"), ({"budgets": (2, 8)}, "--evaluations must be from 4"),
+    ({"count": 3}, "--count must be from 4"),
+])
+def test_what_few_steps_cannot_measure_is_one_sentence(few_steps, changes, sentence):
+    example, options = few_steps
+    with pytest.raises(ValueError, match=sentence):
+        example.main(**options | changes)
+
+
+def test_few_steps_of_other_pictures_than_digits_are_refused(few_steps, tmp_path):
+    example, options = few_steps
+    example.TextToImage.load(options["model"]).save(tmp_path / "e.safetensors", notes={"dataset": "emoji"})
+    with pytest.raises(ValueError, match="e.safetensors was trained on 'emoji', and the judge reads digits only"):
+        example.main(**options | {"model": str(tmp_path / "e.safetensors")})
 
 
 def test_a_users_mistake_is_one_sentence():

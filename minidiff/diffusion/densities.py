@@ -12,6 +12,7 @@ These are the densities of the literature:
     normal      lambda ~ N(mean, std^2)                 EDM: log sigma ~ N(m, s^2), and lambda = -2 log sigma has mean
                                                         -2m and std 2s.  Stable Diffusion 3: logit u ~ N(m, s^2) for
                                                         x = (1-u) x_0 + u eps, and lambda = -2 logit u, too
+                                                        (rectified_flow.py)
     sech        p(lambda) = sech((lambda - shift)/2) / 2 pi     the cosine schedule with uniform times; shifted, the
                                                         cosine schedule of larger images (Hoogeboom et al. 2023)
     power       t = T u^power                           of t, not of lambda; times.py
@@ -38,6 +39,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from minidiff import named
+from minidiff.checks import whole
 from minidiff.diffusion.schedules import Schedule
 from minidiff.diffusion.times import stratified_uniform
 from minidiff.errors import UserError
@@ -55,10 +57,18 @@ class TimeDensity:
         below = np.cumsum(self.P)                                                   # P(t' <= t)
         self._below = below / below[-1]                     # the last is 1 exactly, so that no u finds no time
 
-    def draw(self, rng: np.random.Generator, B: int) -> np.ndarray:
-        """Times t (B,) int64: each has the probability P(t), and together they are spread evenly."""
-        # t = the first with P(t' <= t) > u,   u stratified: one in each interval of length 1/B
-        return np.searchsorted(self._below, stratified_uniform(rng, B), side="right")
+    def draw(self, rng: np.random.Generator, shape: int | tuple[int, ...], stratified: bool = True) -> np.ndarray:
+        """Times t of `shape`, int64: each has the probability P(t).
+
+        shape: B for (B,).  stratified: together they are spread evenly; only for a batch (B,).  Otherwise all are
+        independent.  ValueError for stratified times of another shape.
+        """
+        if stratified:
+            u = stratified_uniform(rng, whole("shape, for stratified times,", shape, 0))
+        else:
+            u = rng.random(shape)
+        # t = the first with P(t' <= t) > u
+        return np.searchsorted(self._below, u, side="right")
 
     def weight_for(self, Q: TimeDensity) -> np.ndarray:
         """Q(t)/P(t), (T,): a loss with this weight, over times of this density, is the loss over times of Q.

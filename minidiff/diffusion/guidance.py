@@ -167,8 +167,8 @@ def _check(denoiser: Denoiser, scale: float) -> None:
 
 def _check_interval(guided: ClassifierFree, low: float, high: float) -> None:
     if not 0 <= low <= high:
-        raise ValueError(f"low and high must be noise levels sigma / alpha with 0 <= low <= high, got {low!r} and "
-                         f"{high!r}")
+        raise ValueError(f"the guidance interval's low and high must be noise levels sigma / alpha with "
+                         f"0 <= low <= high, got {low!r} and {high!r}")
     if not isinstance(guided, ClassifierFree):
         raise TypeError(f"guided must be a ClassifierFree, got {type(guided).__name__}")
 

@@ -22,7 +22,9 @@ most is to be learned in between.  So SD3 draws the times of training from a log
     u  = sigmoid(mean + std z),  z ~ N(0, 1)
     pi(u) = exp(-(logit u - mean)^2 / 2 std^2) / (std sqrt(2 pi) u (1 - u))
 
-log-SNR is then normal, with mean -2 mean and standard deviation 2 std.  Fine noise is rare among these times.
+log-SNR is -2 logit u, so it is normal, with mean -2 mean and standard deviation 2 std.  This is the density `normal` of
+densities.py: there each of the T times stands for the u that are nearest to it in log-SNR.  Fine noise is rare among
+these times.
 
 **Resolution.**  The mean of n pixels of the same value, each with noise, is known to u/(1 - u) / sqrt(n).  A picture
 with more pixels needs more noise for the same uncertainty (SD3 section 5.3.2):
@@ -41,13 +43,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from minidiff.checks import whole
 from minidiff.diffusion.denoiser import check_differentiable
 from minidiff.diffusion.gaussian import Times, per_sample
 from minidiff.diffusion.schedules import Schedule
-from minidiff.diffusion.times import stratified_uniform
 
 Array = np.ndarray  # or cupy.ndarray
 
@@ -113,35 +113,6 @@ class FlowDenoiser:
         return x_t / total, path_time(self.schedule, t), total
 
 
-# ---- the times of training -------------------------------------------------------------------------------
-
-
-def logit_normal_density(u: np.ndarray, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
-    """pi(u), float64 of u's shape; 0 at u = 0 and u = 1."""
-    _check_normal(mean, std)
-    u = _checked_time(u)
-    inside = (0 < u) & (u < 1)
-    u = np.where(inside, u, 0.5)
-    # pi(u) = exp(-(logit u - mean)^2 / 2 std^2) / (std sqrt(2 pi) u (1 - u))                  SD3 section 3.1
-    z = (special.logit(u) - mean) / std
-    return np.where(inside, np.exp(-z * z / 2) / (std * math.sqrt(2 * math.pi) * u * (1 - u)), 0.0)
-
-
-def logit_normal_times(rng: np.random.Generator, B: int, T: int, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
-    """Stratified times t (B,), int64 in 0..T-1, of logit-normal u.
-
-        P(t < k) = P(u <= k/T) = Phi((logit(k/T) - mean) / std)             Phi: the normal distribution function
-
-    The schedule `flow_matching` has time t at u = (t + 1)/T, so u is rounded up to the next of these.  Its shift, if it
-    has one, moves them all.
-    """
-    _check_normal(mean, std)
-    T = whole("T", T, 1)
-    # u = sigmoid(mean + std z),   z = Phi^-1(a uniform number)
-    u = special.expit(mean + std * special.ndtri(stratified_uniform(rng, whole("B", B, 0))))
-    return np.clip(np.ceil(T * u).astype(np.int64) - 1, 0, T - 1)
-
-
 # ---- resolution ------------------------------------------------------------------------------------------
 
 
@@ -175,13 +146,6 @@ def _check_alike(name: str, x: Array, u: np.ndarray, other_name: str, other: Arr
                          f"{other.dtype}")
     if np.ndim(u) and np.shape(u) != x.shape[:1]:
         raise ValueError(f"u must be a number, or one for each sample of {name} {x.shape}, got an array {np.shape(u)}")
-
-
-def _check_normal(mean: float, std: float) -> None:
-    if not -math.inf < mean < math.inf:
-        raise ValueError(f"mean must be a finite number, such as 0.0, got {mean!r}")
-    if not 0 < std < math.inf:
-        raise ValueError(f"std must be a positive number, such as 1.0, got {std!r}")
 
 
 def _check_shift(shift: float) -> None:

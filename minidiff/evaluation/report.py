@@ -97,9 +97,9 @@ def percent(shares: Mapping[str, float]) -> str:
 
 
 def options_text(options: Mapping) -> str:
-    """{"scale": 2.0, "steps": 15} as "scale 2, steps 15, "."""
+    """{"scale": 2.0, "steps": 15, "size": None} as "scale 2, steps 15, "."""
     return "".join(f"{name} {value:g}, " if isinstance(value, (int, float)) else f"{name} {value}, "
-                   for name, value in options.items())
+                   for name, value in options.items() if value is not None)
 
 
 def evaluate_digits(model, *, count: int = 1000, options: Mapping | None = None, seed: int = 0,

@@ -21,10 +21,10 @@ about 1.
 Scaled down or left out: 28 x 28 pixels in one model, without the upsamplers to 256 and 1024; D = 64 for 1024, 32
 components in 64 buckets for 319 in 1024; transformers of 3 layers and width 80 for 24 and 2048.  The paper trains text
 encoders with the decoder and the priors; here they are CLIP's frozen one.  The decoder predicts v instead of eps, at
-times with a density that grows with t (t = T u^(1/3)).  The diffusion prior uses DDIM like the decoder, where the paper
-has 64 steps of analytic DPM.  The decoder is trained with z_i of length 1, and the priors' z_i are not normalised:
-for 80 captions their lengths were .90 to 1.17 (code prior) and .96 to 1.01 (diffusion prior).  Without a caption all
-networks read ''; the code prior then also reads the token "any dot product".
+times with a density (config.times) that grows with t by default (t = T u^(1/3)).  The diffusion prior uses DDIM like
+the decoder, where the paper has 64 steps of analytic DPM.  The decoder is trained with z_i of length 1, and the priors'
+z_i are not normalised: for 80 captions their lengths were .90 to 1.17 (code prior) and .96 to 1.01 (diffusion prior).
+Without a caption all networks read ''; the code prior then also reads the token "any dot product".
 
 Why a prior: with z_t in place of z_i the decoder draws 65 % of the digits right, and few pictures well, because z_t
 is not the embedding of any picture (z_i . z_t is .74 on average).  With the diffusion prior 99.9 % are right; the
@@ -43,6 +43,7 @@ from minidiff import pictures
 from minidiff.checks import whole
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
+from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import State, ddim, ddim_inverse, times
 from minidiff.diffusion.samplers import sample as last
@@ -81,6 +82,7 @@ class UnCLIPConfig:
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the images
     schedule: str = "cosine"                # NAME[:key=value,...] of schedules.SCHEDULES
     T: int = 1000                           # training times, of decoder and prior
+    times: str = "power"                    # how often the decoder draws each: NAME[:key=value,...] of DENSITIES
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)             # of each of the two
     components: int = 32                    # K, principal components of z_i that the code prior predicts
@@ -91,6 +93,7 @@ class UnCLIPConfig:
 
     def __post_init__(self):
         check_schedule(self.schedule)
+        parse_density(self.times)
         check_shape(self.shape, self.unet.multiple)
         self.unet.check_image(*self.shape[:2])
         if self.unet.text != self.clip.width or not self.unet.channels == (self.unet.out or self.unet.channels) \
@@ -131,6 +134,7 @@ class UnCLIP(System):
         super().__init__(config, tokenizer, rng)
         D, N = config.clip.width, config.clip.text.length
         self.D, self.schedule = D, schedule_from(config.schedule, config.T)
+        self.times = density_from(config.times, self.schedule)
         self.clip = CLIP(config.clip, tokenizer, rng)
         self.decoder = ImageDecoder(config.unet, D, config.tokens, rng)
         self.prior = DiffusionPrior(config.prior, D, D, N, rng)
@@ -172,7 +176,7 @@ class UnCLIP(System):
             i = step.choose(data)
             captions = random_captions(data, i, step.rng, DROP_CAPTION)
             kept = step.rng.random((step.size, 1), dtype=np.float32) >= DROP_EMBEDDING
-            t = training_times(step.rng, step.size, T)
+            t = self.times.draw(step.rng, step.size)
             states = self.encode_text(captions)[1:]
             return step.images(data, i), z_i[i] * kept, *states, t, step.normal((step.size, *data.shape))
 

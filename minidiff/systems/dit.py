@@ -2,7 +2,7 @@
 
     path        x_u = (1 - u) x_0 + u eps                                             SD3 section 3, rectified flow
     training    L = E || (eps - x_0) - flow_theta(x_u, u, y) ||^2,   y a caption of x_0, '' now and then
-                u ~ logit-normal: u = sigmoid(mean + std z),  z ~ N(0, 1)             SD3 section 3.1
+                u ~ logit-normal: log-SNR = -2 logit u ~ N(0, 2^2)                    SD3 section 3.1
     resolution  u <- shift u / (1 + (shift - 1) u),   shift = sqrt(pixels / 784)      SD3 section 5.3.2
     network     patches and words as tokens; adaLN-Zero; joint attention              Peebles & Xie 2023; SD3 section 4
     sampling    x_1 = eps, then Euler's method  x_s = x_u + (s - u) flow  down to u = 0, with classifier-free guidance
@@ -31,14 +31,9 @@ import numpy as np
 from minidiff import pictures
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import static_threshold
+from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.guidance import ClassifierFree
-from minidiff.diffusion.rectified_flow import (
-    FlowDenoiser,
-    interpolate,
-    logit_normal_times,
-    path_time,
-    resolution_shift,
-)
+from minidiff.diffusion.rectified_flow import FlowDenoiser, interpolate, path_time, resolution_shift
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import flow_matching
@@ -68,9 +63,8 @@ class DiTConfig:
 
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the images
     T: int = 1000                                           # times between image and noise
+    times: str = "normal"                   # how often each is drawn, before the shift: a text of density_from
     shift: float = 1.0                                      # of the times: more than 1 for more noise
-    mean: float = 0.0                                       # of logit u in training, before the shift
-    std: float = 1.0                                        # of logit u in training
     drop_caption: float = 0.1               # share of captions replaced by '' in training, for classifier-free guidance
     steps: int = 2200                                       # of training
     batch: int = 32                                         # pictures in a training step
@@ -78,6 +72,7 @@ class DiTConfig:
     network: MMDiTConfig = field(default_factory=MMDiTConfig)
 
     def __post_init__(self):
+        parse_density(self.times)
         check_shape(self.shape, self.network.patch)
         self.network.check_image(*self.shape[:2], self.text.length)
         if self.network.text != self.text.width or self.network.channels != self.shape[2]:
@@ -86,9 +81,8 @@ class DiTConfig:
         if not 0 <= self.drop_caption <= 1 or min(self.T, self.steps, self.batch) < 1:
             raise ValueError(f"drop_caption must be within 0 and 1, and T, steps and batch at least 1, not "
                              f"{self.drop_caption}, {self.T}, {self.steps} and {self.batch}")
-        if not 0 < self.shift <= 100 or not 0 < self.std <= 100 or not abs(self.mean) <= 100:
-            raise ValueError(f"shift and std must be positive and at most 100, and mean within -100 and 100, not "
-                             f"{self.shift}, {self.std} and {self.mean}")
+        if not 0 < self.shift <= 100:
+            raise ValueError(f"shift must be positive and at most 100, not {self.shift}")
 
 
 class DiffusionTransformer(System):
@@ -101,6 +95,8 @@ class DiffusionTransformer(System):
             raise ValueError(f"config: text.vocab ({config.text.vocab}) must be at least the tokenizer's "
                              f"{tokenizer.vocab_size}")
         super().__init__(config, tokenizer, rng)
+        # u is drawn, and then shifted: the density is that of the path without the shift
+        self.times = density_from(config.times, flow_matching(config.T))
         self.schedule = flow_matching(config.T, config.shift)
         self.text = TextEncoder(config.text, rng)
         self.network = MMDiT(config.network, rng)
@@ -128,7 +124,7 @@ class DiffusionTransformer(System):
             captions = random_captions(data, chosen, step.rng, c.drop_caption)
             ids, mask = self.tokens(captions)
             longest = int(mask.sum(axis=1).max())           # columns with nothing but padding are left out
-            t = logit_normal_times(step.rng, step.size, c.T, c.mean, c.std)
+            t = self.times.draw(step.rng, step.size)
             eps = step.normal((step.size, *data.shape))
             return step.images(data, chosen), ids[:, :longest], mask[:, :longest], t, eps
 

@@ -28,9 +28,9 @@ follow whatever raises f . g.  A larger scale makes up for the length and not fo
 numbers.  (The noised CLIP trained for 12 minutes on a shared core of an AMD EPYC, 2026-11-23.)
 
 Scaled down or left out: everything by four orders of magnitude; the 64 -> 256 upsampler; inpainting; fine-tuning the
-denoiser; a ViT for f, which is a convolutional network whose norms depend on t.  Times have a density that grows with
-t.  The steps are DPM-Solver++'s, which see the guided score, where the paper shifts the mean of a DDPM step:
-sampler="ddpm" is that, with beta / sqrt(1 - beta) of the step for Sigma.
+denoiser; a ViT for f, which is a convolutional network whose norms depend on t.  Times have a density (config.times)
+that grows with t by default (t = T u^(1/2)).  The steps are DPM-Solver++'s, which see the guided score, where the paper
+shifts the mean of a DDPM step: sampler="ddpm" is that, with beta / sqrt(1 - beta) of the step for Sigma.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ import numpy as np
 from minidiff import systems
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import static_threshold
+from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import check_schedule, schedule_from
-from minidiff.diffusion.times import training_times
 from minidiff.engine import conv, ops
 from minidiff.engine.backend import to_numpy, xp_of
 from minidiff.engine.parallel import map_batch
@@ -75,6 +75,7 @@ class GLIDEConfig:
 
     schedule: str = "cosine"                # NAME[:key=value,...]: the schedule of the denoiser that it guides
     T: int = 1000                           # training times
+    times: str = "power:power=0.5"          # how often each is drawn: NAME[:key=value,...] of densities.DENSITIES
     pairs: int = 128                        # N, the pairs that a loss classifies among
     embedding: int = 64                     # channels of the time's embedding
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
@@ -82,6 +83,7 @@ class GLIDEConfig:
 
     def __post_init__(self):
         check_schedule(self.schedule)
+        parse_density(self.times)
         if self.pairs < 2:
             raise ValueError(f"pairs must be at least 2, since one pair cannot be told from another, not {self.pairs}")
         if self.embedding < 2 or self.embedding % 2:
@@ -129,6 +131,7 @@ class GLIDE(Contrastive):
     def __init__(self, config: GLIDEConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         super().__init__(config, tokenizer, rng)
         self.schedule = schedule_from(config.schedule, config.T)
+        self.times = density_from(config.times, self.schedule)
         self.image = NoisedImageTower(config, config.width, rng)
         self._borrowed: dict = {}                           # the guided system, which is not saved with this one
 
@@ -137,8 +140,8 @@ class GLIDE(Contrastive):
     def stages(self, data: Dataset) -> Iterator[Stage]:
         def batch(step: Step) -> tuple:
             x_0, ids, mask = self.random_pairs(data, step)
-            # t = T u^(1/2): a density that grows with t, since noisy times decide what is drawn
-            t = training_times(step.rng, x_0.shape[:2], self.schedule.T, power=1 / 2, stratified=False)
+            # noisy times more often, since they decide what is drawn
+            t = self.times.draw(step.rng, x_0.shape[:2], stratified=False)                          # (batches, N)
             return x_0, ids, mask, t, step.normal(x_0.shape)
         yield Stage("contrast", self, batch, GLIDE.loss, steps=1300, batch_size=2, ema=0.995)
 

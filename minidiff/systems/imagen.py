@@ -22,12 +22,12 @@ be filled from another.  From these the encoder may learn that "7" is "seven".  
 one.  It does see words together that captions of images never join, the held-out ones (140 of 5,000 paragraphs).  64
 -> 256 -> 1024 pixels, each four times the last, are 7 -> 14 -> 28, each twice the last.  resolutions=(14, 28, 56)
 draws as far as 56, which only shows that the cascade runs there, because MNIST has no detail beyond 28: its data is
-28 with every pixel four times.  Times have a density that grows with t (t = T u^(1/3)), which acts as another
-weight.  DPM-Solver++ draws, in place of the paper's samplers.  Left out: the Efficient UNet (ours has its conditioning
-and, at its lowest resolution, its attention; not its order of layers), and the paper's finding that a larger encoder
-helps more than a larger UNet, which some sixty words cannot show.  One of its findings does not hold here: most pixels
-of MNIST lie at the end of their range, where a dynamic threshold pulls them inward, so that the static one is the
-default (docs/imagen.md).
+28 with every pixel four times.  Times have a density (config.times), which acts as another weight; by default it grows
+with t for the base model (t = T u^(1/3)), and is uniform for the others.  DPM-Solver++ draws, in place of the paper's
+samplers.  Left out: the Efficient UNet (ours has its conditioning and, at its lowest resolution, its attention; not its
+order of layers), and the paper's finding that a larger encoder helps more than a larger UNet, which some sixty words
+cannot show.  One of its findings does not hold here: most pixels of MNIST lie at the end of their range, where a
+dynamic threshold pulls them inward, so that the static one is the default (docs/imagen.md).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from minidiff import pictures
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.cascade import Conditioned, augmented, cascade, noise_time, resized
 from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.schedules import cosine
-from minidiff.diffusion.times import training_times
 from minidiff.engine import ops
 from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.parallel import map_batch
@@ -77,6 +77,8 @@ class ImagenConfig:
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the data's images
     resolutions: tuple[int, ...] = (7, 14, 28)              # heights of the cascade, each twice the last; H among them
     T: int = 1000                                           # training times, of the cosine schedule
+    times: str = "power"                                    # how often the base draws each: a text of density_from
+    super_times: str = "power:power=1"                      # how often the others do
     length: int = 24                                        # tokens of a caption
     text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(vocab=512, length=64))
     sentinels: int = 16                                     # rows of the text's table that are no tokenizer's
@@ -89,6 +91,8 @@ class ImagenConfig:
     def __post_init__(self):
         r, (H, W, C) = self.resolutions, self.shape
         check_shape(self.shape)
+        parse_density(self.times)
+        parse_density(self.super_times)
         if len(r) != 3 or H not in r or r[1] != 2 * r[0] or r[2] != 2 * r[1] or W * r[0] % H:
             raise ValueError(f"resolutions must be three heights, each twice the last and {H} one of them, at which "
                              f"the width is whole, not {r}")
@@ -151,6 +155,9 @@ class Imagen(System):
                              f"{tokenizer.vocab_size} and the {config.sentinels} sentinels")
         super().__init__(config, tokenizer, rng)
         self.schedule = cosine(config.T)
+        # the base decides at noisy times what to draw; the others paint in detail
+        self.times, self.super_times = (density_from(text, self.schedule)
+                                        for text in (config.times, config.super_times))
         self.text = TextEncoder(config.text, rng)
         self.base = Base(config.base, rng)
         self.super1 = SuperResolution(config.super1, rng)
@@ -202,8 +209,7 @@ class Imagen(System):
         chosen = step.choose(data)
         captions = random_captions(data, chosen, step.rng, DROP_CAPTION)
         x_0 = to_device(resized(step.images(data, chosen), shape[0]), self.device)        # (B, h, w, C)
-        # t = T u^(1/3) for the base, which decides at noisy times what to draw; the others paint in detail: t = T u
-        t = training_times(step.rng, step.size, T, power=1 if k else 1 / 3)
+        t = (self.super_times if k else self.times).draw(step.rng, step.size)
         eps, condition = step.normal(x_0.shape), self.encode(captions)
         if k:
             s = step.rng.integers(-1, T, step.size)         # aug_level ~ uniform(0, 1)

@@ -16,7 +16,7 @@ Scaled down and left out: 28 x 28 pixels for 512 x 512, 7 x 7 x 3 latents for 64
 four; v in place of eps, and a cosine schedule, as everywhere here; the pooled caption enters the norms too, which
 it does not in Stable Diffusion; the paper's own models train their text encoder, Stable Diffusion's is frozen, as here.
 In-painting is by replacement, where the paper trains a model that sees the mask.  `vary` and `inpaint` start from
-the mean of q(z|x).  Training times have a density that grows with t (t = T u^(1/3)).
+the mean of q(z|x).  Training times have a density (config.times), which grows with t by default (t = T u^(1/3)).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from minidiff import pictures
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion import editing
 from minidiff.diffusion.denoiser import NetworkDenoiser
+from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import cosine
-from minidiff.diffusion.times import training_times
 from minidiff.engine.backend import to_device, to_numpy, xp_of
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
@@ -61,7 +61,8 @@ class LatentConfig:
     """Everything that makes one model; it is saved in the model's file."""
 
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the images
-    T: int = 1000
+    T: int = 1000                           # training times, of the cosine schedule
+    times: str = "power"                    # how often each is drawn: NAME[:key=value,...] of densities.DENSITIES
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     autoencoder: KLAutoencoderConfig = field(default_factory=KLAutoencoderConfig)
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(
@@ -69,6 +70,7 @@ class LatentConfig:
     steps: int = 4000
 
     def __post_init__(self):
+        parse_density(self.times)
         if self.unet.text != self.clip.width or not self.unet.channels == (self.unet.out or self.unet.channels) \
                 == self.autoencoder.latent:
             raise ValueError(f"unet.channels ({self.unet.channels}) and unet.out ({self.unet.out}) must be "
@@ -93,6 +95,7 @@ class LatentDiffusion(System):
     def __init__(self, config: LatentConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         super().__init__(config, tokenizer, rng)
         self.schedule = cosine(config.T)
+        self.times = density_from(config.times, self.schedule)
         self.clip = CLIP(config.clip, tokenizer, rng)
         self.autoencoder = KLAutoencoder(config.autoencoder, None, rng)
         self.unet = UNet(config.unet, rng)
@@ -123,7 +126,7 @@ class LatentDiffusion(System):
             captions = random_captions(data, i, step.rng, DROP_CAPTION)
             # z_0 = scale z,  z ~ q(z|x)
             z = to_device(mean[i], self.device) + to_device(std[i], self.device) * step.normal(mean[i].shape)
-            t = training_times(step.rng, step.size, self.config.T)
+            t = self.times.draw(step.rng, step.size)
             return self.scale.data * z, *self.clip.text_states(captions), t, step.normal(z.shape)
 
         def picture():

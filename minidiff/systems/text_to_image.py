@@ -4,6 +4,7 @@
                 L = E || v - v_theta(x_t, t, y) ||^2,   v = alpha_t eps - sigma_t x_0     (Salimans & Ho 2022)
     sampling    x_T ~ N(0, I), then DPM-Solver++(2M) down to x_0 with classifier-free guidance
                 eps = eps_uncond + scale (eps_cond - eps_uncond)                          (Ho & Salimans 2022)
+                and if asked at some noise levels only, low < sigma_t / alpha_t <= high   (Kynkaanniemi et al. 2024)
 
 The network does not give v itself.  It says of each pixel whether it is black, white or between, and Bayes' rule makes
 v_theta of it (nn/pixel_mixture.py): a black background is then black, without grain.
@@ -17,6 +18,7 @@ decided at noisy times, and the clean times are easy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +29,7 @@ from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.gaussian import check_predicts
-from minidiff.diffusion.guidance import ClassifierFree
+from minidiff.diffusion.guidance import ClassifierFree, GuidanceInterval
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import check_schedule, schedule_from
@@ -193,31 +195,42 @@ class TextToImage(System):
         """(x_t, t, cond) -> x0_hat as the network predicts it, unclipped, with its derivative."""
         return NetworkDenoiser(self.schedule, self.config.predicted, self.predict, network_vjp=self.predict_vjp)
 
-    def denoiser(self, scale: float = 2.0) -> ClassifierFree:
-        """(x_t, t, cond) -> x0_hat with classifier-free guidance: scale 0 ignores the caption, 1 follows it."""
-        return ClassifierFree(self.unguided(), scale, self.encode([""]), clip=static_threshold)
+    def denoiser(self, scale: float = 2.0, low: float = 0.0,
+                 high: float | None = None) -> ClassifierFree | GuidanceInterval:
+        """(x_t, t, cond) -> x0_hat with classifier-free guidance: scale 0 ignores the caption, 1 follows it.
+
+        low, high: the noise levels between which it is guided (GuidanceInterval); None is no upper end.
+        """
+        guided = ClassifierFree(self.unguided(), scale, self.encode([""]), clip=static_threshold)
+        everywhere = low == 0 and high is None
+        return guided if everywhere else GuidanceInterval(guided, low, math.inf if high is None else high)
 
     def likelihood_denoiser(self) -> tuple[NetworkDenoiser, tuple]:
         return self.unguided(), self.encode([""])
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def trajectory(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
-                   sampler: str = "dpm++2m", streams: SampleStreams | None = None) -> Iterator[State]:
+    def trajectory(self, captions: Sequence[str], *, scale: float = 2.0, interval_low: float = 0.0,
+                   interval_high: float | None = None, steps: int = 20, seed: int = 0, sampler: str = "dpm++2m",
+                   streams: SampleStreams | None = None) -> Iterator[State]:
         """Every state from x_T to x_0, one sample for each caption, sample i from its own stream (seed, i).
 
         The last state's x_t is (B, H, W, C) in [-1, 1]; the first is the noise, for which x0_hat is not known yet.
         streams: of the noise; without them each device makes its own, so that the same seed gives other noise on
-        another device.  captions: '' is the null caption.  sampler: a name in samplers.SAMPLERS.
+        another device.  captions: '' is the null caption.  sampler: a name in samplers.SAMPLERS.  Guidance acts at the
+        noise levels interval_low < sigma_t / alpha_t <= interval_high; at the others the scale is 1.
         """
         streams, sampler = self.streams_for(captions, seed, streams), SAMPLERS[sampler]
         x_T = self.noise(streams, self.config.shape)                                # (B, H, W, C)
         path = times(self.schedule, steps)                                          # T-1 ... 0
         yield State(0, int(path[0]), x_T, None)
-        yield from finite_states(sampler(self.denoiser(scale), x_T, path, self.encode(captions), streams=streams))
+        denoiser = self.denoiser(scale, interval_low, interval_high)
+        yield from finite_states(sampler(denoiser, x_T, path, self.encode(captions), streams=streams))
 
-    def sample(self, captions: Sequence[str], *, scale: float = 2.0, steps: int = 20, seed: int = 0,
-               sampler: str = "dpm++2m", streams: SampleStreams | None = None) -> np.ndarray:
+    def sample(self, captions: Sequence[str], *, scale: float = 2.0, interval_low: float = 0.0,
+               interval_high: float | None = None, steps: int = 20, seed: int = 0, sampler: str = "dpm++2m",
+               streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption: the end of `trajectory`."""
-        return to_numpy(last(self.trajectory(captions, scale=scale, steps=steps, seed=seed, sampler=sampler,
-                                             streams=streams)))
+        return to_numpy(last(self.trajectory(
+            captions, scale=scale, interval_low=interval_low, interval_high=interval_high, steps=steps, seed=seed,
+            sampler=sampler, streams=streams)))

@@ -1,7 +1,7 @@
 """What the batches and losses of the systems share.
 
     captions    a caption of each image, '' now and then, so that guidance has a model without captions
-    times       t = T u^p: training_times of diffusion/times.py
+    times       of a density over log-SNR (diffusion/densities.py), or uniform (diffusion/times.py)
     loss        || target - network(alpha_t x_0 + sigma_t eps, t) ||^2
 """
 

@@ -18,6 +18,7 @@ from minidiff.diffusion.densities import (
     log_snr_edges,
     parse_density,
 )
+from minidiff.diffusion.times import training_times
 from minidiff.errors import UserError
 
 tables = st.lists(st.floats(0.01, 1), min_size=1, max_size=30).map(np.array)
@@ -65,6 +66,28 @@ def test_a_u_at_a_bound_is_the_next_time():
     """u = 0 is not the first time if that has probability 0; P(t <= 1) > u = 1/2 = P(t <= 0) is t = 1."""
     assert TimeDensity(np.array([0, 1, 1])).draw(Given(0.0), 1).tolist() == [1]
     assert TimeDensity(np.array([1, 1])).draw(Given(0.5), 1).tolist() == [1]
+
+
+@pytest.mark.parametrize("seed", [3])
+def test_independent_times_of_any_shape_have_the_density(seed):
+    """Chi-squared at 1e-8; a row of them is spread as independent times are, and not evenly."""
+    P, n = np.arange(1, 7), 40_000
+    t = TimeDensity(P).draw(np.random.default_rng(seed), (n // 4, 4), stratified=False)
+    assert t.shape == (n // 4, 4) and t.dtype == np.int64
+    assert stats.chisquare(np.bincount(t.ravel(), minlength=6), n * P / P.sum()).pvalue > 1e-8
+    together = (t[:, 0] == t[:, 1]).sum()                   # by chance: sum_k P(t = k)^2
+    assert abs(together - n / 4 * ((P / P.sum()) ** 2).sum()) < 6 * math.sqrt(n / 4)
+
+
+@quickly
+@given(seeds, st.integers(0, 100), st.sampled_from([1, 1 / 2, 1 / 3]), st.booleans())
+def test_power_times_are_those_of_training_times(seed, B, power, stratified):
+    """The table and the formula t = floor(T u^power) give the same times of the same numbers.  They may differ where a
+    u is within 1e-15 of one of 1000 bounds, in one batch of 1e9 or so."""
+    table = density_from(f"power:power={power!r}", schedules.cosine(1000))
+    drawn, formula = (f(np.random.default_rng(seed)) for f in (
+        lambda rng: table.draw(rng, B, stratified), lambda rng: training_times(rng, B, 1000, power, stratified)))
+    np.testing.assert_array_equal(drawn, formula)
 
 
 # ---- a density is a weight -----------------------------------------------------------------------------------------
@@ -240,6 +263,12 @@ def test_a_wrong_text_is_refused_in_one_sentence(text, sentence):
     with pytest.raises(UserError, match=sentence) as refused:
         density_from(text, schedules.cosine(100))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), 2.5, -1, True])
+def test_stratified_times_are_of_one_axis(shape):
+    with pytest.raises(ValueError, match="shape, for stratified times, must be a whole number of at least 0, not"):
+        TimeDensity([1, 1]).draw(np.random.default_rng(0), shape)
 
 
 def test_one_time_has_no_density_over_log_snr():

@@ -13,12 +13,11 @@ from support.law_tools import column, few, gradient, quickly
 
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
+from minidiff.diffusion.densities import density_from
 from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.rectified_flow import (
     FlowDenoiser,
     interpolate,
-    logit_normal_density,
-    logit_normal_times,
     path_time,
     resolution_shift,
     shifted,
@@ -187,46 +186,43 @@ def test_its_answers_are_clipped_on_request():
 
 # ---- the times of training -------------------------------------------------------------------------------------
 
-@pytest.mark.law(
-    "42b", "pi(u) is the density of sigmoid(mean + std z), z ~ N(0, 1); log-SNR is then N(-2 mean, (2 std)^2)",
-    source="scipy: the normal density and distribution function; quadrature", tolerance="1e-7: quadrature")
-@quickly
-@given(st.floats(-2, 2), st.floats(0.3, 2), inner)
-def test_the_logit_normal_density(mean, std, u):
-    """Bugs: no Jacobian u (1 - u); mean with its sign reversed; std for its square."""
-    log_snr = stats.norm(-2 * mean, 2 * std)
-    # d log-SNR / du = -2 / (u (1 - u))
-    at = 2 * math.log((1 - u) / u)
-    assert logit_normal_density(u, mean, std) == pytest.approx(log_snr.pdf(at) * 2 / (u * (1 - u)), rel=1e-10)
-    below, _ = integrate.quad(logit_normal_density, 0, u, (mean, std), points=[u / 100, u / 10], epsabs=1e-10)
-    assert below == pytest.approx(log_snr.sf(at), abs=1e-7)
-    assert (logit_normal_density(np.array([0.0, 1.0]), mean, std) == 0).all()
+def pi(u, mean, std):
+    """SD3's density of u (section 3.1)."""
+    return math.exp(-(math.log(u / (1 - u)) - mean) ** 2 / (2 * std**2)) / (std * math.sqrt(2 * math.pi) * u * (1 - u))
+
+
+def of_logit_u(mean, std, schedule):
+    """The density over log-SNR = -2 logit u that logit u ~ N(mean, std^2) is."""
+    return density_from(f"normal:mean={-2 * mean!r},std={2 * std!r}", schedule).P
 
 
 @pytest.mark.law(
-    "42b", "logit-normal times: P(t < k) = Phi((logit(k/T) - mean)/std), each batch within 1 of its share",
-    source="scipy's normal distribution function; stratified draws as in law 20a",
-    tolerance="less than 1 time of the B; 1e-9 more for rounding: exact counts, no false alarm")
+    "42b", "logit-normal u is normal log-SNR, N(-2 mean, (2 std)^2): P(t) is the integral of pi(u) over the u that are "
+           "nearest to (t + 1)/T in logit u", source="SD3 section 3.1: pi(u), by quadrature",
+    tolerance="1e-7: quadrature")
 @quickly
-@given(seeds, st.integers(1, 100), st.integers(1, 40), st.floats(-2, 2), st.floats(0.3, 2))
-def test_times_cover_the_density_evenly(seed, B, T, mean, std):
-    t = logit_normal_times(np.random.default_rng(seed), B, T, mean, std)
-    assert t.shape == (B,) and t.dtype == np.int64 and t.min() >= 0 and t.max() < T
-    for k in range(1, T):
-        assert abs((t < k).sum() - B * stats.norm.cdf(math.log(k / (T - k)), mean, std)) < 1 + 1e-9
+@given(st.integers(3, 12), st.floats(-2, 2), st.floats(0.3, 2))
+def test_logit_normal_times_are_normal_in_log_snr(T, mean, std):
+    """Bugs: mean with its sign reversed; log-SNR for logit u, or for -logit u; bounds half-way in u."""
+    place = [math.log(k / (T - k)) for k in range(1, T)]                            # logit u of all times but the last,
+    place.append(2 * place[-1] - place[-2])                                         # u = 1, which counts as one step on
+    middle = [(a + b) / 2 for a, b in zip(place, place[1:], strict=False)]
+    bounds = [1 / (1 + math.exp(-x)) for x in (2 * place[0] - middle[0], *middle, 2 * place[-1] - middle[-1])]
+    mass = np.array([integrate.quad(pi, a, b, (mean, std), epsabs=1e-11)[0]
+                     for a, b in zip(bounds, bounds[1:], strict=False)])
+    np.testing.assert_allclose(of_logit_u(mean, std, schedules.flow_matching(T)), mass / mass.sum(), atol=1e-7)
 
 
-def test_times_at_the_ends_of_the_uniform_numbers():
-    """The least number of a generator is 0, of which the normal quantile is minus infinity."""
-    class At:
-        def __init__(self, u):
-            self.u = u
-
-        def random(self):
-            return self.u
-    assert logit_normal_times(At(0.0), 1, 1000).tolist() == [0]
-    assert logit_normal_times(At(np.nextafter(1, 0)), 1, 1000).tolist() == [999]
-    assert logit_normal_times(np.random.default_rng(0), 0, 10).shape == (0,)
+@pytest.mark.law(
+    "42b", "of the times before k there are as many as of logit-normal u below a number between k/T and (k + 1)/T",
+    source="scipy's normal distribution function", tolerance="1e-6: u beyond the first and the last time are cut off")
+@quickly
+@given(st.integers(300, 1000), st.floats(-1, 1), st.floats(0.3, 1))
+def test_a_table_of_times_follows_continuous_u_to_half_a_step(T, mean, std):
+    """So no u is moved by more than a step of 1/T to its time."""
+    below, u = np.cumsum(of_logit_u(mean, std, schedules.flow_matching(T)))[:-1], np.arange(1, T + 1) / T
+    F = stats.norm.cdf(np.log(u[:-1] / (1 - u[:-1])), mean, std)                    # P(u < k/T), k = 1 .. T-1
+    assert (below > F - 1e-6).all() and (below < np.append(F[1:], 1) + 1e-6).all()
 
 
 # ---- resolution ------------------------------------------------------------------------------------------------
@@ -274,36 +270,31 @@ def test_a_shifted_schedule(T, shift):
     assert moved.alpha_bar[-1] == 0
 
 
+@pytest.mark.law(
+    "42c", "logit-normal times, then shifted, are those of mean + log shift on the shifted schedule",
+    source="change of variables: logit u' = logit u + log shift", tolerance="1e-6: log-SNR from alpha_bar near 1")
 @quickly
-@given(st.floats(-2, 2), st.floats(0.3, 2), st.floats(0.2, 5), inner)
-def test_a_shifted_logit_normal_density_is_one(mean, std, shift, u):
-    """Change of variables: pi_shifted(u') du' = pi(u) du, and pi_shifted is logit-normal with mean + log shift."""
-    slope = shift / (1 + (shift - 1) * u) ** 2              # du'/du
-    assert logit_normal_density(shifted(u, shift), mean + math.log(shift), std) * slope == \
-        pytest.approx(float(logit_normal_density(u, mean, std)), rel=1e-8)
+@given(st.integers(3, 60), st.floats(-2, 2), st.floats(0.3, 2), st.floats(0.2, 5))
+def test_a_shifted_logit_normal_density_is_one(T, mean, std, shift):
+    """Bugs: a density that ignores the shift; one that is shifted twice."""
+    before = of_logit_u(mean, std, schedules.flow_matching(T))
+    after = of_logit_u(mean + math.log(shift), std, schedules.flow_matching(T, shift))
+    np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-9)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------
 
-RNG, X = np.random.default_rng(0), np.zeros((2, 3))
+X = np.zeros((2, 3))
 
 
 @pytest.mark.parametrize("sentence, call", [
     ("u must lie within 0 .* and 1 .*, got 1.5", lambda: interpolate(X, 1.5, X)),
     ("u must lie within 0 .* and 1 .*, got nan", lambda: x0_from_flow(X, np.nan, X)),
     ("u must lie within 0 .* got -0.1", lambda: shifted(-0.1, 2.0)),
-    ("u must lie within 0 .* got 2", lambda: logit_normal_density(2)),
-    *(("mean must be a finite number, .* got", lambda mean=mean: logit_normal_times(RNG, 4, 10, mean))
-      for mean in (math.nan, math.inf, -math.inf)),
-    ("mean must be a finite number", lambda: logit_normal_density(0.5, math.nan)),
     ("eps must have x_0's shape and dtype", lambda: interpolate(X, 0.5, X.astype(np.float16))),
     ("eps must have x_0's shape and dtype", lambda: interpolate(X, 0.5, X[:1])),
     ("flow must have x_u's shape and dtype", lambda: x0_from_flow(X, 0.5, X[:1])),
     ("u must be a number, or one for each sample of x_0", lambda: interpolate(X, np.full(len(X) + 1, 0.5), X)),
-    ("std must be a positive number, .* got 0", lambda: logit_normal_density(0.5, 0, 0)),
-    ("std must be a positive number, .* got nan", lambda: logit_normal_times(RNG, 4, 10, 0, math.nan)),
-    ("T must be a whole number of at least 1, not 0", lambda: logit_normal_times(RNG, 4, 0)),
-    ("B must be a whole number of at least 0, not 2.5", lambda: logit_normal_times(RNG, 2.5, 10)),
     ("shift must be a positive number, .* got 0", lambda: shifted(0.5, 0)),
     ("shift must be a positive number, .* got inf", lambda: shifted(0.5, math.inf)),
     ("shift must be a positive number, got -1", lambda: schedules.flow_matching(10, -1.0)),

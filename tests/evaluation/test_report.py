@@ -153,6 +153,11 @@ def test_options_are_those_of_sample_with_its_defaults(monkeypatch):
     assert rows["judge's own accuracy"].startswith("99.")
 
 
+def test_an_option_that_is_not_set_is_not_told():
+    told = report.options_text({"scale": 2.0, "interval_low": 0.5, "interval_high": None, "sampler": "ddim"})
+    assert told == "scale 2, interval_low 0.5, sampler ddim, "
+
+
 def test_the_progress_bar_gets_the_batches(monkeypatch):
     seen = []
 

@@ -19,7 +19,9 @@ from support import small_systems
 
 from minidiff.data import swiss_roll
 from minidiff.diffusion.cascade import resized
+from minidiff.diffusion.densities import DENSITIES
 from minidiff.engine.tensor import Tensor
+from minidiff.errors import UserError
 from minidiff.systems.learned_path import MARGIN
 from minidiff.systems.stage import Step
 
@@ -254,11 +256,11 @@ READ = {"text-to-image": text_to_image, "ddpm": ddpm, "dpm": dpm, "vdm": vdm, "c
 
 
 @functools.cache
-def batches_of(name: str) -> dict[str, list[Rows]]:
-    """The batches of STEPS steps of each stage of a small, untrained system."""
+def batches_of(name: str, steps: int = STEPS, config=None) -> dict[str, list[Rows]]:
+    """The batches of the first steps of each stage of a small, untrained system."""
     found, data = {}, marked(small_systems.data())
     with pytest.MonkeyPatch.context() as patch:
-        system = small_systems.new(name)
+        system = small_systems.new(name, config)
         if name == "digit-classifier":
             data.labels = np.arange(len(data))
         read = READ[name](system, patch)
@@ -266,7 +268,7 @@ def batches_of(name: str) -> dict[str, list[Rows]]:
         for number, stage in enumerate(system.stages(None if name == "dpm" else data), start=1):
             if stage.name in read:
                 found[stage.name] = [read[stage.name](*stage.batch(Step(0, number, n, STEPS, size)))
-                                     for n in range(STEPS)]
+                                     for n in range(steps)]
     return found
 
 
@@ -344,18 +346,26 @@ def test_a_picture_is_captioned_anew_each_time_it_is_seen(data):
 
 # ---- times -------------------------------------------------------------------------------------------------------
 
+def logit_normal_share(T: int) -> np.ndarray:
+    """P(t < k), k = 0 .. T, of logit u ~ N(0, 1), where each time stands for the u that are nearest to (t + 1)/T in
+    logit u; the last, u = 1, counts as one step on."""
+    place = np.log(np.arange(1, T) / np.arange(T - 1, 0, -1))
+    place = np.append(place, 2 * place[-1] - place[-2])
+    middle = (place[1:] + place[:-1]) / 2
+    F = stats.norm.cdf(np.concatenate([[2 * place[0] - middle[0]], middle, [2 * place[-1] - middle[-1]]]))
+    return (F - F[0]) / (F[-1] - F[0])
+
+
 @pytest.mark.parametrize("place", TIMED, ids="-".join)
 def test_times_have_their_density_and_cover_it_in_each_batch(place):
-    """P(t < k) = (k/T)^(1/power), or Phi(logit(k/T)) if u is logit-normal; of a stratified batch the count below k is
-    within 1 of its share; where the batch is not stratified (GLIDE) the times are independent, so that a batch's sum
+    """P(t < k) = (k/T)^(1/power), or that of logit-normal u; of a stratified batch the count below k is within 1 of its
+    share; where the batch is not stratified (GLIDE) the times are independent, so that a batch's sum
     varies as such sums do."""
     name, _ = place
     t, power = of(*place, "t"), STAGES[place][1]
     config = small_systems.CONFIGS[name]
     T = {"dpm": 5, "adm": 50, "consistency": 5}.get(name) or config.T
-    k = np.arange(T + 1)
-    with np.errstate(divide="ignore"):
-        share = stats.norm.cdf(np.log(k) - np.log(T - k)) if power == "logit-normal" else (k / T) ** (1 / power)
+    share = logit_normal_share(T) if power == "logit-normal" else (np.arange(T + 1) / T) ** (1 / power)
     below = (t[:, :, None] < np.arange(T + 1)).sum(axis=1)                          # (STEPS, T + 1)
     B = t.shape[1]
     if name != "glide":
@@ -370,6 +380,32 @@ def test_times_have_their_density_and_cover_it_in_each_batch(place):
         spread = ((below[:, at] - B * share[at]) ** 2).sum() / (B * share[at] * (1 - share[at]))
         assert stats.chi2.isf(1 - ALARM, STEPS) < spread < stats.chi2.isf(ALARM, STEPS)
     assert len({row.tobytes() for row in t}) > STEPS // 2 or T <= B                 # a batch's times are its own
+
+
+# a field of a configuration that names a density -> the stages whose times it decides
+DENSITY_OF = {("text-to-image", "times"): {"diffusion"}, ("glide", "times"): {"contrast"},
+              ("dalle2", "times"): {"decoder"}, ("imagen", "times"): {"pixels-7"},
+              ("imagen", "super_times"): {"pixels-14", "pixels-28"}, ("latent", "times"): {"diffusion"},
+              ("dit", "times"): {"diffusion"}}
+
+
+@pytest.mark.parametrize("name, field", DENSITY_OF, ids=lambda value: value)
+def test_times_are_those_of_the_configured_density(name, field):
+    """A density of the last time alone: it is drawn in these stages, and in the others as before."""
+    config = small_systems.CONFIGS[name]
+    DENSITIES.register("last", lambda schedule: np.arange(schedule.T) == schedule.T - 1)
+    try:
+        found = batches_of(name, 1, replace(config, **{field: "last"}))
+    finally:
+        DENSITIES.unregister("last")
+    timed = {stage for other, stage in TIMED if other == name}
+    assert {stage for stage in timed if (found[stage][0].t == config.T - 1).all()} == DENSITY_OF[name, field]
+
+
+@pytest.mark.parametrize("name, field", DENSITY_OF, ids=lambda value: value)
+def test_a_text_that_names_no_density_makes_no_configuration(name, field):
+    with pytest.raises(UserError, match="there is no density of times 'even'"):
+        replace(small_systems.CONFIGS[name], **{field: "even"})
 
 
 def test_each_of_glides_pairs_has_a_time_of_its_own():

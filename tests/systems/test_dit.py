@@ -1,10 +1,12 @@
 """The diffusion transformer as a system: its loss, its times, its denoiser, guidance, sizes and what is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from support import small_systems, tiny
 from support.gradcheck import check_loss_gradient
 
@@ -71,11 +73,20 @@ def test_the_gradient_of_the_loss_in_random_directions():
 
 
 def test_the_density_of_the_times_is_that_of_the_configuration():
-    """Of 400 stratified times, those below u = 1/2 are Phi(-mean/std) of all, to one: Phi(-1.6/0.8) is 2.3 percent."""
-    for mean, std, share in ((0.0, 1.0, 0.5), (1.6, 0.8, 0.02275), (-1.6, 0.8, 0.97725)):
-        system = untrained(mean=mean, std=std)
-        t = batch_of(system, 400)[3]
-        assert abs((t < CONFIG.T // 2).sum() - 400 * share) < 1.1
+    """Of 400 stratified times, those of u up to 1/2 are P(logit u < 1/2 log 26/24) of all, to one: half-way to the next
+    time.  The default has logit u ~ N(0, 1); logit u ~ N(1.6, 0.8^2) is log-SNR ~ N(-3.2, 1.6^2)."""
+    half_way = math.log(26 / 24) / 2
+    for times, mean, std in (({}, 0.0, 1.0), ({"times": "normal:mean=-3.2,std=1.6"}, 1.6, 0.8),
+                             ({"times": "normal:mean=3.2,std=1.6"}, -1.6, 0.8)):
+        t = batch_of(untrained(**times), 400)[3]
+        assert abs((t < CONFIG.T // 2).sum() - 400 * stats.norm.cdf(half_way, mean, std)) < 1.3
+
+
+def test_times_are_drawn_before_the_shift():
+    """The shift moves them, so that each place in the list is as likely as without it."""
+    plain, shifted = untrained(), untrained(shift=3.0)
+    np.testing.assert_array_equal(batch_of(shifted)[3], batch_of(plain)[3])
+    assert (path_time(shifted.schedule, np.arange(49)) > path_time(plain.schedule, np.arange(49))).all()
 
 
 def test_the_share_of_dropped_captions_is_the_one_configured():
@@ -183,8 +194,8 @@ def test_every_size_has_its_shift(shape, shift, tokens):
 
 @pytest.mark.parametrize("changes, sentence", [
     ({"shape": (30, 28, 1)}, "multiples of 4"), ({"shape": (28, 28, 3)}, "network.channels .1. the channels of shape"),
-    ({"shift": 0.0}, "shift and std must be positive"), ({"shift": 1e9}, "at most 100"),
-    ({"std": -1.0}, "shift and std must be positive"), ({"mean": float("nan")}, "mean within -100 and 100"),
+    ({"shift": 0.0}, "shift must be positive"), ({"shift": 1e9}, "at most 100"),
+    ({"times": "normal:sd=1"}, "the parameters of normal are"), ({"times": "even"}, "no density of times 'even'"),
     ({"drop_caption": 1.5}, "drop_caption must be within 0 and 1"), ({"T": 0}, "T, steps and batch at least 1"),
     ({"batch": 0}, "T, steps and batch at least 1"), ({"shape": (256, 256, 1)}, "would take .* numbers for an image"),
 ])
@@ -200,7 +211,8 @@ HOSTILE = {
     "heads that do not divide": lambda m: m["config"]["network"].update(heads=3),
     "a text of other channels": lambda m: m["config"]["text"].update(width=16),
     "a shift of another type": lambda m: m["config"].update(shift="3"),
-    "no deviation": lambda m: m["config"].update(std=0.0),
+    "no deviation": lambda m: m["config"].update(times="normal:std=0"),
+    "times of no density": lambda m: m["config"].update(times="x"),
     "sides that the patches do not divide": lambda m: m["config"].update(shape=[30, 28, 1]),
 }
 

@@ -123,7 +123,8 @@ def test_what_it_cannot_draw_is_refused(name):
 
 OTHER = {"scale": 0.4, "steps": 4, "sampler": "ddpm", "variance": "beta", "algorithm": 2, "temperature": 0.3,
          "top_k": 1, "rerank": 3, "prior": "text", "prior_scale": 0.2, "prior_steps": 4, "candidates": 5,
-         "super_scale": 0.3, "super_steps": 3, "threshold": "dynamic", "aug_level": 0.6}
+         "interval_low": 2.0, "interval_high": 2.0, "super_scale": 0.3, "super_steps": 3, "threshold": "dynamic",
+         "aug_level": 0.6}
 OTHERS = {("vdm", "sampler"): "ddim"}                      # where that is the default
 WITH = {"temperature": {"prior": "autoregressive"}, "threshold": {"scale": 40.0}}           # where an option has effect
 CHOICES = [(name, option) for name in DRAWING for option in systems.system_class(name).options()]

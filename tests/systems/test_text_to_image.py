@@ -138,6 +138,52 @@ def test_guidance_is_the_line_through_the_two_predictions(model, scale, seed):
     np.testing.assert_allclose(guided, u + scale * (c - u), atol=1e-4 * (1 + abs(scale)))
 
 
+LEVELS = {49: 1015.0, 39: 3.10, 29: 1.39, 19: 0.738, 9: 0.336}                      # sigma_t/alpha_t of five steps
+
+
+@pytest.mark.parametrize("low, high, guided", [
+    (0.0, None, {49, 39, 29, 19, 9}), (0.5, 2.0, {29, 19}), (1.0, None, {49, 39, 29}), (0.0, 1.0, {19, 9}),
+    (2, 2, set())])
+def test_guidance_acts_between_the_two_noise_levels(model, monkeypatch, low, high, guided):
+    """There the network answers with and without the caption, elsewhere with it alone."""
+    called, inner = {}, model.predict
+
+    def counted(x_t, t, cond):
+        called[int(t[0])] = len(x_t)
+        return inner(x_t, t, cond)
+    monkeypatch.setattr(model, "predict", counted)
+    t = np.array(list(LEVELS))
+    np.testing.assert_allclose(np.sqrt(1 / model.schedule.alpha_bar[t] - 1), list(LEVELS.values()), rtol=0.01)
+    model.sample(["3", "a bold seven"], steps=5, scale=3.0, interval_low=low, interval_high=high)
+    assert called == {t: 4 if t in guided else 2 for t in LEVELS}
+
+
+def test_outside_the_interval_the_picture_is_the_one_at_scale_1(model):
+    plain, never, everywhere = (model.sample(["3"], steps=3, scale=scale, **interval) for scale, interval in (
+        (1.0, {}), (3.0, {"interval_low": 0.1, "interval_high": 0.1}), (3.0, {"interval_high": 1e9})))
+    np.testing.assert_array_equal(never, plain)
+    np.testing.assert_array_equal(everywhere, model.sample(["3"], steps=3, scale=3.0))
+    assert not np.array_equal(everywhere, plain)
+
+
+@pytest.mark.parametrize("options, sentence", [
+    (["interval_low=3", "interval_high=0.5"], "the guidance interval's low and high must be noise levels sigma / alpha "
+                                              "with 0 <= low <= high, got 3.0 and 0.5"),
+    (["interval_low=-1"], "got -1.0 and inf"), (["interval_high=-1"], "got 0.0 and -1"),
+    (["interval_high=much"], "interval_high takes a number, not 'much'"),
+    (["interval_high=true"], "interval_high takes a number, not True"),
+    (["interval_low=NaN"], "interval_low takes a number from -1000 to 1000, not nan"),
+    (["interval_low=[1,2]"], "interval_low takes a value like 0.0"),
+])
+def test_an_interval_that_is_none_is_refused_in_a_sentence(model, tmp_path, capsys, options, sentence):
+    model.save(tmp_path / "m.safetensors")
+    arguments = [word for option in options for word in ("--set", option)]
+    out = str(tmp_path / "x.png")
+    assert main(["sample", "3", "--model", str(tmp_path / "m.safetensors"), "--steps", "2", "-o", out, *arguments]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert sentence in said and not (tmp_path / "x.png").exists()
+
+
 def test_the_empty_prompt_is_the_null_caption(model):
     guided = model.denoiser(3.0)
     x_t, t = np.random.default_rng(0).standard_normal((2, 28, 28, 1), dtype=np.float32), np.array([10, 30])

@@ -6,6 +6,7 @@ const LABELS = {
   scale: "Guidance scale", steps: "Steps", sampler: "Sampler", negative: "Negative prompt", size: "Size, WxH",
   super_scale: "Guidance of the finer stages", super_steps: "Steps of the finer stages", prior_scale: "Guidance of the prior",
   prior_steps: "Steps of the prior", top_k: "Top k (0: all)", aug_level: "Noise on the small picture",
+  interval_low: "Guidance above the noise level", interval_high: "Guidance up to the noise level",
 };
 const label = (name) => LABELS[name] ?? name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
