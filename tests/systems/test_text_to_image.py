@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from support import tiny
 from support.gradcheck import check_loss_gradient
 
@@ -48,11 +49,17 @@ def test_an_untrained_mixture_takes_black_white_and_between_for_equally_likely()
 
 
 def test_noisy_times_are_trained_more_often():
-    """t = T u^(1/3): P(t < n) = (n/T)^3; of B stratified draws the count below n is within 1 of B times that."""
+    """log-SNR ~ N(-1, 2^2): P(t < n) is the mass above the edge between n - 1 and n, of that between the ends; of B
+    stratified draws the count below n is within 1 of B times that."""
     trainer = tiny.trainer(batch=60)
-    t, T = trainer.batch()[3], trainer.stage.module.schedule.T
-    for n in range(T + 1):
-        assert abs((t < n).sum() - 60 * (n / T) ** 3) <= 1 + 1e-9
+    t, schedule = trainer.batch()[3], trainer.stage.module.schedule
+    log_snr = 2 * np.log(schedule.alpha(np.arange(50)) / schedule.sigma(np.arange(50)))
+    edges = np.concatenate([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
+    above = stats.norm.sf(edges, -1, 2)
+    for n in range(51):
+        share = (above[n] - above[0]) / (above[-1] - above[0])
+        assert abs((t < n).sum() - 60 * share) <= 1 + 1e-9
+    assert np.median(t) > 25
 
 
 def test_the_loss_is_the_squared_error_of_the_prediction_at_x_t(model):
