@@ -25,10 +25,10 @@ from minidiff.engine.backend import erf, is_floating, is_half, narrow, plain, wi
 from minidiff.engine.cuda import activation as activation_cuda
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import embedding as embedding_cuda
-from minidiff.engine.cuda import reduce as reduce_cuda
+from minidiff.engine.cuda import weight_gradients as weights_cuda
 from minidiff.engine.cuda.cast import cast_all
 from minidiff.engine.parallel import map_rows
-from minidiff.engine.tensor import Tensor, needs_gradient, record
+from minidiff.engine.tensor import Tensor, needs_gradient, record, unchanged
 
 Axes = int | tuple[int, ...] | None
 
@@ -52,7 +52,7 @@ def casts_on_gpu(xs: Sequence[Tensor], dtype) -> dict[int, Tensor]:
     if not is_half(np.dtype(dtype)):
         return {}
     xs = [x for x in xs if x.dtype == np.float32 and x._pullback is None and xp_of(x.data) is not np]
-    return {id(x): record(y, (x,), lambda dy: (dy,))
+    return {id(x): record(y, (x,), unchanged)
             for x, y in zip(xs, cast_all([x.data for x in xs], dtype), strict=True)}
 
 
@@ -149,8 +149,8 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
         raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
     check_same_dtype(x, w, b)
-    rows = as_rows(x.data)                                  # (M, C)
-    if xp_of(rows, w.data, b.data) is not np and 0 < rows.size * w.shape[1] <= SMALL:
+    rows, on_gpu = as_rows(x.data), xp_of(x.data, w.data, b.data) is not np         # (M, C)
+    if on_gpu and 0 < rows.size * w.shape[1] <= SMALL:
         y = conv_cuda.correlate(rows[None, None], w.data[None, None], 1, 0, b.data)     # a convolution of 1 x 1
     else:
         y = rows @ w.data
@@ -158,7 +158,10 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
     def pullback(dy):
         dy = as_rows(dy)                                    # (M, D)
-        return ((dy @ w.data.T).reshape(x.shape) if x.requires_grad else None,
+        dx = (dy @ w.data.T).reshape(x.shape) if x.requires_grad else None
+        if on_gpu:
+            return dx, *weights_cuda.weight_gradients(rows, dy, w.requires_grad, b.requires_grad)
+        return (dx,
                 rows.T @ dy if w.requires_grad else None,
                 sum_rows(dy) if b.requires_grad else None)
     return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
@@ -519,9 +522,12 @@ def mean_of(x, axis: Axes = None, keepdims: bool = False, dtype=None):
 
 
 def sum_rows(x):
-    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order; on a GPU by a kernel."""
+    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order; on a GPU by a kernel.
+
+    It is the gradient of a bias: in a pullback on a GPU, the array may be filled later (cuda/weight_gradients.py).
+    """
     rows = as_rows(x)
-    return reduce_cuda.sum_rows(rows) if xp_of(x) is not np else (np.ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
+    return weights_cuda.sum_of_rows(rows) if xp_of(x) is not np else (np.ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
 def sum_dtype(dtype):

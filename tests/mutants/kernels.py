@@ -26,4 +26,13 @@ BUGS = [
     Bug("the way back of an embedding forgets an id's second use", "kernels/embedding_backward_1.cu",
         "used &= used - 1",
         "used = 0"),
+    Bug("a bias's gradient counts the rows beyond the last", "kernels/weight_gradients_1.cu",
+        "b[i / TILE][i % TILE] = m < M && d < D ?",
+        "b[i / TILE][i % TILE] = d < D ?"),
+    Bug("a gradient is read before it is computed", "engine/tensor.py",
+        "            weight_gradients.ready(dy)\n",
+        "            pass\n"),
+    Bug("gradients of a weight used twice are added before they are computed", "engine/tensor.py",
+        "                    weight_gradients.ready(held, dx)\n",
+        ""),
 ]

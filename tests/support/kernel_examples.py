@@ -90,7 +90,7 @@ def embedding_backward(xp, dtype: str, version: int) -> None:
 
 
 # These get their arrays by a table of addresses, which are invalid in another process.
-BY_ADDRESS = {"adamw", "cast_all"}
+BY_ADDRESS = {"adamw", "cast_all", "weight_gradients"}
 EXAMPLES: dict[str, Callable] = {f.__name__: f for f in (
     conv, attention_forward, attention_backward, group_norm, layer_norm, normal, sum_partials, sum_rows, activation,
     embedding_backward)}

@@ -26,6 +26,7 @@ import numpy as np
 from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
+from minidiff.engine.cuda.weight_gradients import sum_of_partials
 
 MOST = 2**31 - 2**12                                        # elements: kernels count in int, one tile beyond the end
 MOST_PARTIALS = 2**28                                       # numbers in all shares together: 1 GiB
@@ -90,7 +91,7 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
     partial = dw if whole else plan.partials(x)
     plan.launch(x.dtype, x, dy, partial, *plan.sizes, plan.splits)
     if not whole:
-        sum_partials(partial, dw)
+        sum_of_partials(partial, dw)
     return dw
 
 

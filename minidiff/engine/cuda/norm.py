@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.reduce import accumulator_dtype, counters
+from minidiff.engine.cuda.weight_gradients import sum_of_partials
 
 SECTOR = 32                                                 # bytes: the smallest transfer from memory
 LINE = 128                                                  # bytes: the smallest request of a warp's load
@@ -95,9 +96,12 @@ def group_norm_backward_of_pairs(x, dy, groups: int, gamma, beta, mean, rstd, si
                  shared=8 * plan.threads * mean.itemsize)
             kernel(plan.grid, plan.threads, *given, found, *wanted, *sizes, plan.slab, plan.part,
                    shared=2 * (plan.slab * C // groups + plan.slab) * mean.itemsize)
-    if shared:
-        of_samples = of_samples.sum(axis=0)                                         # (2, C)
-    return dx, of_samples.astype(x.dtype, copy=False)
+    if not shared:
+        return dx, of_samples.astype(x.dtype, copy=False)
+    both = (cupy.empty if x.size else cupy.zeros)((2, C), x.dtype)
+    if x.size:
+        sum_of_partials(of_samples.reshape(B, 2 * C), both)
+    return dx, both
 
 
 def layer_norm(x, gamma, beta, eps: float, *, version: int | None = None):
