@@ -241,7 +241,13 @@ def _walk_back(order: list[Tensor], cotangents: dict, keep_graph: bool) -> list[
             continue
         if node._pullback is not unchanged:
             weight_gradients.ready(dy)
-        dxs, x, dx, held = node._pullback(dy), None, None, None
+        x, dx, held = None, None, None
+        if getattr(node._pullback, "adds", False) and id(node._parents[0]) in cotangents:
+            held = cotangents.pop(id(node._parents[0]))     # from the other users of its first argument
+            weight_gradients.ready(held)
+            dxs = node._pullback(dy, held)
+        else:
+            dxs = node._pullback(dy)
         for x, dx in zip(node._parents, dxs, strict=True):
             if dx is not None and x.requires_grad:
                 held = cotangents.get(id(x))
@@ -253,6 +259,12 @@ def _walk_back(order: list[Tensor], cotangents: dict, keep_graph: bool) -> list[
             node._parents, node._pullback = (), _released
         del node, dy, dxs, x, dx, held                      # each would keep an array alive during the next pullback
     return leaves
+
+
+def adds(pullback: Callable) -> Callable:
+    """Marks a pullback(dy, plus) that adds `plus`, None or an array, to the cotangent of its first argument."""
+    pullback.adds = True
+    return pullback
 
 
 def unchanged(dy) -> tuple:
