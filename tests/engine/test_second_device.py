@@ -55,7 +55,7 @@ def test_op(cupy, masks, monkeypatch, name, dtype):
     ("conv2d", ["conv_forward"], ["conv_dx", "conv_dw", "weight_gradients"]),
     ("conv2d, strided", ["conv_forward"], ["conv_dx", "conv_dw"]),
     ("conv_transpose2d", ["conv_dx"], ["conv_forward", "conv_dw", "weight_gradients"]),
-    ("linear", ["conv_forward"], ["weight_gradients"]),
+    ("linear", ["linear"], ["linear_dx", "weight_gradients"]),
     ("silu", ["silu_forward"], ["silu_backward"]),
     ("gelu", ["gelu"], ["gelu_backward"]),
     ("embedding", [], ["embedding_backward"]),

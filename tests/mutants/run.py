@@ -179,6 +179,7 @@ OWN = {
     "kernels/sum_rows": ("kernels/test_sums_kernels.py",),
     "kernels/embedding_backward": ("kernels/test_sums_kernels.py",),
     "kernels/cast_all": ("kernels/test_cast_kernels.py",),
+    "kernels/linear": ("kernels/test_linear_kernels.py",),
     "kernels/weight_gradients": ("kernels/test_weight_gradients_kernels.py",),
     "kernels/sum_partials": ("kernels/test_norm_kernels.py", "kernels/test_attention_backward_kernels.py"),
 }

@@ -9,6 +9,7 @@ from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import embedding as embedding_cuda
 from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda import linear as linear_cuda
 from minidiff.engine.cuda import norm as norm_cuda
 from minidiff.engine.cuda import reduce as reduce_cuda
 from minidiff.engine.cuda.random import DeviceSampleStreams
@@ -83,6 +84,13 @@ def activation(xp, dtype: str, version: int) -> None:
         activation_cuda.backward(name, x, dy)
 
 
+def linear(xp, dtype: str, version: int) -> None:
+    """Tiles that are not full, in all three sizes."""
+    x, w, b, y = _normal(xp, dtype, (35, 41), (41, 37), (37,), (35, 37))
+    linear_cuda.forward(x, w, b, y)
+    linear_cuda.backward(y, w, x)
+
+
 def embedding_backward(xp, dtype: str, version: int) -> None:
     """70 ids of 11 rows, most of them several times, and 37 columns."""
     dy, = _normal(xp, dtype, (70, 37))
@@ -93,7 +101,7 @@ def embedding_backward(xp, dtype: str, version: int) -> None:
 BY_ADDRESS = {"adamw", "cast_all", "weight_gradients"}
 EXAMPLES: dict[str, Callable] = {f.__name__: f for f in (
     conv, attention_forward, attention_backward, group_norm, layer_norm, normal, sum_partials, sum_rows, activation,
-    embedding_backward)}
+    linear, embedding_backward)}
 
 
 def every_version() -> Iterator[tuple[str, int, str]]:
