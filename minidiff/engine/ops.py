@@ -170,7 +170,7 @@ def plus_linear(plus: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     if xp_of(plus.data, x.data, w.data, b.data) is np or plus.shape != (*x.shape[:-1], *b.shape) \
             or w.ndim != 2 or x.shape[-1] != len(w.data) \
             or not linear_cuda.is_small(as_rows(x.data).shape[0], *w.shape):
-        return plus + linear(x, w, b)
+        return linear(x, w, b) + plus
     check_same_dtype(plus, x, w, b)
     return _linear_on_gpu(x, w, b, plus)
 

@@ -179,7 +179,8 @@ class ResidualBlock(Module):
         scale_shift = self.modulation(emb)                                          # (B, 2 D)
         h = norm.modulated_group_norm(h, self.groups, scale_shift, silu=True)
         h = self.conv2(h)
-        return (x if self.skip is None else self.skip(x)) + h
+        # y = x + h
+        return x + h if self.skip is None else self.skip.added_to(h, x)
 
 
 class SpatialAttention(Module):

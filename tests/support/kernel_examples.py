@@ -65,10 +65,9 @@ def normal(xp, dtype: str, version: int) -> None:
 
 
 def sum_partials(xp, dtype: str, version: int) -> None:
-    """The second half of a convolution whose blocks share their sums."""
-    x, w, bias = _normal(xp, dtype, (1, 5, 5, 8), (3, 3, 8, 4), (4,))
-    for more in ({}, {"bias": bias, "silu": True}):
-        conv_cuda.correlate(x, w, 1, 1, version=3 if dtype != "float64" else 1, splits=2, **more)
+    """The second half of a sum that several blocks share."""
+    partial, result = _normal(xp, dtype, (3, 300), (10, 30))
+    reduce_cuda.sum_partials(partial.astype(reduce_cuda.accumulator_dtype(result.dtype)), result)
 
 
 def sum_rows(xp, dtype: str, version: int) -> None:
