@@ -98,8 +98,10 @@ def mul(x, y) -> Tensor:
     x, y = _pair(x, y)
 
     def pullback(dz):
-        return (_unbroadcast_product(dz, y.data, x) if x.requires_grad else None,
-                _unbroadcast_product(dz, x.data, y) if y.requires_grad else None)
+        dx = _unbroadcast_product(dz, y.data, x) if x.requires_grad else None
+        if x is y:                                          # a square: both are the same
+            return dx, dx
+        return dx, _unbroadcast_product(dz, x.data, y) if y.requires_grad else None
     return record(x.data * y.data, (x, y), pullback)
 
 

@@ -1,8 +1,8 @@
 """Sums that several blocks of threads share, by kernels/sum_partials_*.cu and sum_rows_*.cu.
 
 Each block writes its partial sum to memory.  Then a second kernel (`sum_partials`), or the block that finishes last
-(`sum_rows`, and in conv.py), adds the partial sums in a fixed order.  So the result is the same, bit for bit, on every run; atomic
-additions would add in another order each time.
+(`sum_rows`, and the convolutions), adds the partial sums in a fixed order.  So the result is the same, bit for bit, on
+every run; atomic additions would add in another order each time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def accumulator_dtype(dtype) -> np.dtype:
 
 
 def sum_partials(partial, result) -> None:
-    """result[...] = the sum over partial's rows: partial (splits, n) of the accumulator's dtype, result of n elements."""
+    """result[...] = the sum of partial's rows: partial (splits, n) of the accumulator's dtype, result of n numbers."""
     source, dtype = cuda.pick("sum_partials", str(result.dtype)), str(result.dtype)
     threads, n, splits = source.constants["THREADS"], result.size, len(partial)
     blocks = math.ceil(n / threads)
