@@ -227,7 +227,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
     dy += b * dy_b + head * dy_h + i0 * dy_n;
     k  += b * k_b  + head * k_h;
     v  += b * v_b  + head * v_h;
-    dq += b * dq_b + head * dq_h + (i0 + row) * dq_n;
     if (mask) mask += b * mask_b + head * mask_h;
     write_deltas(dy, y + b * y_b + head * y_h + i0 * y_n, delta + blockIdx.x * N + i0, N - i0, e, dy_n, y_n);
     load_tile(q_tile, ROWS, q, N - i0, d, q_n);
@@ -265,6 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
         accumulate(sum, S, k_tile, warp_end - j0);
         __syncthreads();                                    // nobody reads the tiles any more
     }
+    dq += b * dq_b + head * dq_h + (i0 + row) * dq_n;       // here, since the loop has no spare registers
     store_rows(dq, sum, N - i0 - row, d, dq_n, scale);
 }
 
