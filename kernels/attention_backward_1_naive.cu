@@ -34,29 +34,12 @@
 constexpr int ROWS = 128;                                   // of the result, for each block
 constexpr int THREADS = 128;
 
-// delta_i = sum_c dY_ic Y_ic                                                     grid (B h, rows / DELTA_ROWS)
-constexpr int DELTA_ROWS = 128;
-constexpr int DELTA_THREADS = 128;
-extern "C" __global__ void __launch_bounds__(DELTA_THREADS) attention_delta(
-    const T* dy, const T* y, Acc* delta, int B, int h, int N, int e,
-    int dy_b, int dy_h, int dy_n, int y_b, int y_h, int y_n)
-{
-    const int b = blockIdx.x / h, head = blockIdx.x % h;
-    const int i = blockIdx.y * DELTA_ROWS + threadIdx.x;
-    if (i >= N) return;
-    dy += b * dy_b + head * dy_h + i * dy_n;
-    y += b * y_b + head * y_h + i * y_n;
-    Acc sum = 0;
-    for (int c = 0; c < e; c++) sum += wide(dy[c]) * wide(y[c]);
-    delta[blockIdx.x * N + i] = sum;
-}
-
-// dQ = scale dS K                                                                grid (B h, N / ROWS)
+// dQ = scale dS K, and delta, which attention_dkv reads                          grid (B h, N / ROWS)
 extern "C" __global__ void __launch_bounds__(THREADS) attention_dq(
-    const T* q, const T* k, const T* v, const T* dy, const bool* mask, const Acc* lse, const Acc* delta, T* dq,
+    const T* q, const T* k, const T* v, const T* dy, const T* y, const bool* mask, const Acc* lse, Acc* delta, T* dq,
     int B, int h, int N, int M, int d, int e,
     int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h, int dy_n,
-    int dq_b, int dq_h, int dq_n, int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
+    int y_b, int y_h, int y_n, int dq_b, int dq_h, int dq_n, int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
 {
     const int b = blockIdx.x / h, head = blockIdx.x % h;
     const int i = blockIdx.y * ROWS + threadIdx.x;
@@ -67,7 +50,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_dq(
     k  += b * k_b  + head * k_h;                                                    // (M, d)
     v  += b * v_b  + head * v_h;                                                    // (M, e)
     if (mask) mask += b * mask_b + head * mask_h + i * mask_n;                      // (M,)
-    const Acc lse_i = lse[blockIdx.x * N + i], delta_i = delta[blockIdx.x * N + i];
+    y  += b * y_b  + head * y_h  + i * y_n;                                         // (e,)
+    const Acc lse_i = lse[blockIdx.x * N + i];
+    Acc delta_i = 0;
+    for (int c = 0; c < e; c++) delta_i += wide(dy[c]) * wide(y[c]);
+    delta[blockIdx.x * N + i] = delta_i;
 
     Acc sum[HEAD_DIM] = {};
     const int end = causal ? min(M, i + 1) : M;

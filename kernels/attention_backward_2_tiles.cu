@@ -59,29 +59,12 @@ __device__ void accumulate(Acc (&sum)[EACH], const Acc* scores, const Acc* other
         for (int n = 0; n < EACH; n++) sum[n] += scores[j] * other[j * PITCH + first + 16 * n];
 }
 
-// delta_i = sum_c dY_ic Y_ic                                                     grid (B h, rows / DELTA_ROWS)
-constexpr int DELTA_ROWS = 256;
-constexpr int DELTA_THREADS = 256;
-extern "C" __global__ void __launch_bounds__(DELTA_THREADS) attention_delta(
-    const T* dy, const T* y, Acc* delta, int B, int h, int N, int e,
-    int dy_b, int dy_h, int dy_n, int y_b, int y_h, int y_n)
-{
-    const int b = blockIdx.x / h, head = blockIdx.x % h;
-    const int i = blockIdx.y * DELTA_ROWS + threadIdx.x;
-    if (i >= N) return;
-    dy += b * dy_b + head * dy_h + i * dy_n;
-    y += b * y_b + head * y_h + i * y_n;
-    Acc sum = 0;
-    for (int c = 0; c < e; c++) sum += wide(dy[c]) * wide(y[c]);
-    delta[blockIdx.x * N + i] = sum;
-}
-
-// dQ = scale dS K                                                                grid (B h, N / ROWS)
+// dQ = scale dS K, and delta, which attention_dkv reads                          grid (B h, N / ROWS)
 extern "C" __global__ void __launch_bounds__(THREADS) attention_dq(
-    const T* q, const T* k, const T* v, const T* dy, const bool* mask, const Acc* lse, const Acc* delta, T* dq,
+    const T* q, const T* k, const T* v, const T* dy, const T* y, const bool* mask, const Acc* lse, Acc* delta, T* dq,
     int B, int h, int N, int M, int d, int e,
     int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h, int dy_n,
-    int dq_b, int dq_h, int dq_n, int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
+    int y_b, int y_h, int y_n, int dq_b, int dq_h, int dq_n, int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
 {
     extern __shared__ float4 dynamic_shared[];
     Acc* q_tile  = (Acc*)dynamic_shared;                                            // (ROWS, HEAD_DIM)
@@ -94,11 +77,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_dq(
     const int i0 = blockIdx.y * ROWS, row = threadIdx.x / 16, column = threadIdx.x % 16, i = i0 + row;
     q  += b * q_b  + head * q_h  + i0 * q_n;
     dy += b * dy_b + head * dy_h + i0 * dy_n;
+    y  += b * y_b  + head * y_h  + i0 * y_n;
     k  += b * k_b  + head * k_h;
     v  += b * v_b  + head * v_h;
     if (mask) mask += b * mask_b + head * mask_h;
     const Acc lse_i   = i < N ? lse[blockIdx.x * N + i] : Acc(POS_INF);             // row beyond the end: P = 0
-    const Acc delta_i = i < N ? delta[blockIdx.x * N + i] : Acc(0);
+    Acc delta_i = 0;                                        // each of a row's 16 threads computes it
+    for (int c = 0; c < e && i < N; c++) delta_i += wide(dy[row * dy_n + c]) * wide(y[row * y_n + c]);
+    if (i < N && column == 0) delta[blockIdx.x * N + i] = delta_i;
     load_tile(q_tile, q, N - i0, d, q_n);
     load_tile(dy_tile, dy, N - i0, e, dy_n);
 

@@ -187,37 +187,33 @@ __device__ __forceinline__ void store_rows(T* to, const float (&sum)[HEAD_DIM / 
         }
 }
 
-// delta_i = sum_c dY_ic Y_ic                                                     grid (B h, rows / DELTA_ROWS)
-constexpr int DELTA_ROWS = 16;
-constexpr int DELTA_THREADS = 128;
-extern "C" __global__ void __launch_bounds__(DELTA_THREADS) attention_delta(
-    const T* dy, const T* y, Acc* delta, int B, int h, int N, int e,
-    int dy_b, int dy_h, int dy_n, int y_b, int y_h, int y_n)
-{
-    const int b = blockIdx.x / h, head = blockIdx.x % h;
-    const int row = blockIdx.y * DELTA_ROWS + threadIdx.x / 8, lane = threadIdx.x % 8;
-    const int i = min(row, N - 1);                          // every thread of the warp must take part in a shuffle
-    dy += b * dy_b + head * dy_h + i * dy_n;
-    y += b * y_b + head * y_h + i * y_n;
-    Acc sum = 0;
-    if (by_fours(dy, e, dy_n) && by_fours(y, e, y_n)) {
-        for (int c = 4 * lane; c < e; c += 32) {
-            const Four dy_c = *(const Four*)(dy + c), y_c = *(const Four*)(y + c);
-            for (int u = 0; u < 4; u++) sum += wide(dy_c.at[u]) * wide(y_c.at[u]);
+// delta_i = sum_c dY_ic Y_ic of the block's `rows` rows, the first at dy, y and delta: 8 threads for each.
+__device__ void write_deltas(const T* dy, const T* y, Acc* delta, int rows, int e, int dy_n, int y_n) {
+    const bool fours = by_fours(dy, e, dy_n) && by_fours(y, e, y_n);
+    const int lane = threadIdx.x % 8;
+    for (int row = threadIdx.x / 8; row < ROWS; row += THREADS / 8) {
+        const int i = min(row, rows - 1);                   // every thread of the warp must take part in a shuffle
+        const T *dy_i = dy + i * dy_n, *y_i = y + i * y_n;
+        Acc sum = 0;
+        if (fours) {
+            for (int c = 4 * lane; c < e; c += 32) {
+                const Four dy_c = *(const Four*)(dy_i + c), y_c = *(const Four*)(y_i + c);
+                for (int u = 0; u < 4; u++) sum += wide(dy_c.at[u]) * wide(y_c.at[u]);
+            }
+        } else {
+            for (int c = lane; c < e; c += 8) sum += wide(dy_i[c]) * wide(y_i[c]);
         }
-    } else {
-        for (int c = lane; c < e; c += 8) sum += wide(dy[c]) * wide(y[c]);
+        for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+        if (lane == 0 && row < rows) delta[row] = sum;
     }
-    for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    if (lane == 0 && row < N) delta[blockIdx.x * N + row] = sum;
 }
 
-// dQ = scale dS K                                                                grid (B h, N / ROWS)
+// dQ = scale dS K, and delta, which attention_dkv reads                          grid (B h, N / ROWS)
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
-    const T* q, const T* k, const T* v, const T* dy, const bool* mask, const Acc* lse, const Acc* delta, T* dq,
+    const T* q, const T* k, const T* v, const T* dy, const T* y, const bool* mask, const Acc* lse, Acc* delta, T* dq,
     int B, int h, int N, int M, int d, int e,
     int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h, int dy_n,
-    int dq_b, int dq_h, int dq_n, int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
+    int y_b, int y_h, int y_n, int dq_b, int dq_h, int dq_n, int mask_b, int mask_h, int mask_n, int mask_m, int causal, Acc scale)
 {
     extern __shared__ float4 dynamic_shared[];
     T* q_tile  = (T*)dynamic_shared;                                                // (ROWS, HEAD_DIM)
@@ -231,10 +227,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
     dy += b * dy_b + head * dy_h + i0 * dy_n;
     k  += b * k_b  + head * k_h;
     v  += b * v_b  + head * v_h;
-    dq += b * dq_b + head * dq_h + (i0 + row) * dq_n;
     if (mask) mask += b * mask_b + head * mask_h;
+    write_deltas(dy, y + b * y_b + head * y_h + i0 * y_n, delta + blockIdx.x * N + i0, N - i0, e, dy_n, y_n);
     load_tile(q_tile, ROWS, q, N - i0, d, q_n);
     load_tile(dy_tile, ROWS, dy, N - i0, e, dy_n);
+    __syncthreads();                                        // the block's deltas are in memory
     float lse_i[2], delta_i[2];                             // of the thread's two rows
     #pragma unroll
     for (int u = 0; u < 2; u++) {
@@ -267,6 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq(
         accumulate(sum, S, k_tile, warp_end - j0);
         __syncthreads();                                    // nobody reads the tiles any more
     }
+    dq += b * dq_b + head * dq_h + (i0 + row) * dq_n;       // here, since the loop has no spare registers
     store_rows(dq, sum, N - i0 - row, d, dq_n, scale);
 }
 

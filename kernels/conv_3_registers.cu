@@ -26,7 +26,8 @@
 //         Matrix    forward, dw: B   a plain matrix, (k, column)
 //
 // Small images have few tiles and a long k (8 x 8 x 1280 with a batch of 2 has 1 x 20 tiles, and k goes to 11520), and
-// so has dw, always.  Then `splits` blocks share k, each writes partial sums, and sum_partials_1.cu adds them in order.
+// so has dw, always.  Then `splits` blocks share k, and each writes partial sums.  The block that finishes a tile last
+// adds the tile's parts in order (last_block.cuh); those of dw are added with other layers' (weight_gradients_1.cu).
 //
 // Counted, forward, M = B Ho Wo, K = kh kw C:  2 M K D operations; a block reads (128 + 64) K numbers from global
 // memory for 128 * 64 K products, one read for 43 products, and one 16-byte read of shared memory for 16.  B = 128,
@@ -45,7 +46,7 @@
 //
 // takes   float32, float16, bfloat16
 // needs   sm_75
-#include "element.cuh"
+#include "last_block.cuh"
 
 constexpr int THREADS = 128;
 constexpr int TILE_M = 128;
@@ -385,29 +386,34 @@ conv_forward(const T* x, const T* w, const T* bias, T* y, int B, int H, int W, i
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-conv_forward_part(const T* x, const T* w, Acc* partial, int B, int H, int W, int C, int Ho, int Wo, int D,
-                  int kh, int kw, int stride, int padding, int splits) {
+conv_forward_part(const T* x, const T* w, const T* bias, Acc* partial, unsigned int* done, T* y,
+                  int B, int H, int W, int C, int Ho, int Wo, int D, int kh, int kw, int stride, int padding,
+                  int activate, int splits) {
     __shared__ Tiles shared[2];
     const int tiles_n = (D + TILE_N - 1) / TILE_N;
     const int m0 = blockIdx.x / tiles_n * TILE_M, n0 = blockIdx.x % tiles_n * TILE_N;
     Acc sum[8][8] = {};
     forward_sums(x, w, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, m0, n0, Share(kh * kw * C, blockIdx.z, splits),
                  shared, sum);
-    partial += blockIdx.z * (B * Ho * Wo * D);
+    Acc* part = partial + blockIdx.z * (B * Ho * Wo * D);
     #pragma unroll
     for (int r = 0; r < 8; ++r) {
         const int pixel = m0 + tile_row(r);
         if (pixel >= B * Ho * Wo) continue;
-        for (int q = 0; q < 8; q += 4) put_four(&sum[r][q], partial + pixel * D, n0 + tile_column(q), D);
+        for (int q = 0; q < 8; q += 4) put_four(&sum[r][q], part + pixel * D, n0 + tile_column(q), D);
     }
+    if (is_last(done + blockIdx.x, splits))
+        add_parts<TILE_M, TILE_N>(partial, B * Ho * Wo * D, splits, bias, y, m0, n0, B * Ho * Wo, D, activate,
+                                  [](int pixel) { return pixel; });
 }
 
 // --- dx[b,i,j,c] = sum_{m,n,d} dy[b, (i + p - m)/s, (j + p - n)/s, d] w[m,n,c,d], where these are whole ------------
 
-template <typename Out>
-__device__ __forceinline__ void dx_tile(const T* dy, const T* w, Out* dx, int B, int H, int W, int C, int Ho, int Wo,
-                                        int D, int kh, int kw, int stride, int padding, int z, int split, int splits,
-                                        Tiles* shared) {
+// dx, or with PARTS a part of it in `partial`, and dx from the block that finishes the tile last.
+template <bool PARTS>
+__device__ __forceinline__ void dx_tile(const T* dy, const T* w, Acc* partial, unsigned int* done, T* dx, int B,
+                                        int H, int W, int C, int Ho, int Wo, int D, int kh, int kw, int stride,
+                                        int padding, int z, int split, int splits, Tiles* shared) {
     const int tiles_n = (C + TILE_N - 1) / TILE_N;
     const int m0 = blockIdx.x / tiles_n * TILE_M, n0 = blockIdx.x % tiles_n * TILE_N;
     const int ri = z / stride, rj = z % stride;
@@ -427,31 +433,39 @@ __device__ __forceinline__ void dx_tile(const T* dy, const T* w, Out* dx, int B,
         Turned b(w + (ri * kw + rj) * C * D, C, D, rows.taps, columns.taps, kw, stride, share.k0, n0);
         multiply(a, b, share.tiles, shared, sum);
     }
+    const auto at = [&](int pixel) {                    // in dx, of a pixel of this class
+        const int i = pixel / columns.pixels % rows.pixels * stride + rows.first;
+        const int j = pixel % columns.pixels * stride + columns.first;
+        return (pixel / (rows.pixels * columns.pixels) * H + i) * W + j;
+    };
+    Acc* part = partial + split * (B * H * W * C);
     #pragma unroll
     for (int r = 0; r < 8; ++r) {
         const int pixel = m0 + tile_row(r);
         if (pixel >= pixels) continue;
-        const int i = pixel / columns.pixels % rows.pixels * stride + rows.first;
-        const int j = pixel % columns.pixels * stride + columns.first;
-        Out* row = dx + ((pixel / (rows.pixels * columns.pixels) * H + i) * W + j) * C;
-        for (int q = 0; q < 8; q += 4) put_four(&sum[r][q], row, n0 + tile_column(q), C);
+        const int row = at(pixel) * C;
+        for (int q = 0; q < 8; q += 4)
+            if (PARTS) put_four(&sum[r][q], part + row, n0 + tile_column(q), C);
+            else       put_four(&sum[r][q], dx + row, n0 + tile_column(q), C);
     }
+    if (PARTS && is_last(done + z * gridDim.x + blockIdx.x, splits))
+        add_parts<TILE_M, TILE_N>(partial, B * H * W * C, splits, nullptr, dx, m0, n0, pixels, C, 0, at);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 conv_dx(const T* dy, const T* w, T* dx, int B, int H, int W, int C, int Ho, int Wo, int D,
         int kh, int kw, int stride, int padding) {
     __shared__ Tiles shared[2];
-    dx_tile(dy, w, dx, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, blockIdx.z, 0, 1, shared);
+    dx_tile<false>(dy, w, nullptr, nullptr, dx, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, blockIdx.z, 0, 1,
+                   shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-conv_dx_part(const T* dy, const T* w, Acc* partial, int B, int H, int W, int C, int Ho, int Wo, int D,
-             int kh, int kw, int stride, int padding, int splits) {
+conv_dx_part(const T* dy, const T* w, Acc* partial, unsigned int* done, T* dx, int B, int H, int W, int C,
+             int Ho, int Wo, int D, int kh, int kw, int stride, int padding, int splits) {
     __shared__ Tiles shared[2];
-    const int split = blockIdx.z % splits;
-    dx_tile(dy, w, partial + split * (B * H * W * C), B, H, W, C, Ho, Wo, D, kh, kw, stride, padding,
-            blockIdx.z / splits, split, splits, shared);
+    dx_tile<true>(dy, w, partial, done, dx, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, blockIdx.z / splits,
+                  blockIdx.z % splits, splits, shared);
 }
 
 // --- dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d] ------------------------------------

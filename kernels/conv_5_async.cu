@@ -52,7 +52,7 @@
 //
 // takes   tf32, float16, bfloat16
 // needs   sm_80
-#include "element.cuh"
+#include "last_block.cuh"
 
 constexpr int THREADS = 128;
 constexpr int TILE_M = 128;
@@ -448,8 +448,9 @@ conv_forward(const T* x, const T* w, const T* bias, T* y, int B, int H, int W, i
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-conv_forward_part(const T* x, const T* w, Acc* partial, int B, int H, int W, int C, int Ho, int Wo, int D,
-                  int kh, int kw, int stride, int padding, int splits) {
+conv_forward_part(const T* x, const T* w, const T* bias, Acc* partial, unsigned int* done, T* y,
+                  int B, int H, int W, int C, int Ho, int Wo, int D, int kh, int kw, int stride, int padding,
+                  int activate, int splits) {
     extern __shared__ float4 dynamic_shared[];
     Tiles* stages = (Tiles*)dynamic_shared;
     const int tiles_n = (D + TILE_N - 1) / TILE_N;
@@ -457,7 +458,7 @@ conv_forward_part(const T* x, const T* w, Acc* partial, int B, int H, int W, int
     Sums sum = {};
     forward_sums(x, w, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, m0, n0, Share(kh * kw * C, blockIdx.z, splits),
                  stages, sum);
-    partial += blockIdx.z * (B * Ho * Wo * D);
+    Acc* part = partial + blockIdx.z * (B * Ho * Wo * D);
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         #pragma unroll
@@ -465,16 +466,20 @@ conv_forward_part(const T* x, const T* w, Acc* partial, int B, int H, int W, int
             const int pixel = m0 + tile_row(i, h);
             if (pixel >= B * Ho * Wo) continue;
             #pragma unroll
-            for (int j = 0; j < 4; ++j) put_two(&sum[i][j][2 * h], partial + pixel * D, n0 + tile_column(j), D);
+            for (int j = 0; j < 4; ++j) put_two(&sum[i][j][2 * h], part + pixel * D, n0 + tile_column(j), D);
         }
+    if (is_last(done + blockIdx.x, splits))
+        add_parts<TILE_M, TILE_N>(partial, B * Ho * Wo * D, splits, bias, y, m0, n0, B * Ho * Wo, D, activate,
+                                  [](int pixel) { return pixel; });
 }
 
 // --- dx[b,i,j,c] = sum_{m,n,d} dy[b, (i + p - m)/s, (j + p - n)/s, d] w[m,n,c,d], where these are whole ------------
 
-template <typename Out>
-__device__ __forceinline__ void dx_tile(const T* dy, const T* w, Out* dx, int B, int H, int W, int C, int Ho, int Wo,
-                                        int D, int kh, int kw, int stride, int padding, int z, int split, int splits,
-                                        Tiles* stages) {
+// dx, or with PARTS a part of it in `partial`, and dx from the block that finishes the tile last.
+template <bool PARTS>
+__device__ __forceinline__ void dx_tile(const T* dy, const T* w, Acc* partial, unsigned int* done, T* dx, int B,
+                                        int H, int W, int C, int Ho, int Wo, int D, int kh, int kw, int stride,
+                                        int padding, int z, int split, int splits, Tiles* stages) {
     const int tiles_n = (C + TILE_N - 1) / TILE_N;
     const int m0 = blockIdx.x / tiles_n * TILE_M, n0 = blockIdx.x % tiles_n * TILE_N;
     const int ri = z / stride, rj = z % stride;
@@ -493,18 +498,26 @@ __device__ __forceinline__ void dx_tile(const T* dy, const T* w, Out* dx, int B,
         Turned b(w + (ri * kw + rj) * C * D, C, D, rows.taps, columns.taps, kw, stride, share.k0, n0);
         multiply(a, b, share.tiles, stages, sum);
     }
+    const auto at = [&](int pixel) {                    // in dx, of a pixel of this class
+        const int i = pixel / columns.pixels % rows.pixels * stride + rows.first;
+        const int j = pixel % columns.pixels * stride + columns.first;
+        return (pixel / (rows.pixels * columns.pixels) * H + i) * W + j;
+    };
+    Acc* part = partial + split * (B * H * W * C);
     #pragma unroll
     for (int i = 0; i < 4; ++i)
         #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int pixel = m0 + tile_row(i, h);
             if (pixel >= pixels) continue;
-            const int pixel_i = pixel / columns.pixels % rows.pixels * stride + rows.first;
-            const int pixel_j = pixel % columns.pixels * stride + columns.first;
-            Out* row = dx + ((pixel / (rows.pixels * columns.pixels) * H + pixel_i) * W + pixel_j) * C;
+            const int row = at(pixel) * C;
             #pragma unroll
-            for (int j = 0; j < 4; ++j) put_two(&sum[i][j][2 * h], row, n0 + tile_column(j), C);
+            for (int j = 0; j < 4; ++j)
+                if (PARTS) put_two(&sum[i][j][2 * h], part + row, n0 + tile_column(j), C);
+                else       put_two(&sum[i][j][2 * h], dx + row, n0 + tile_column(j), C);
         }
+    if (PARTS && is_last(done + z * gridDim.x + blockIdx.x, splits))
+        add_parts<TILE_M, TILE_N>(partial, B * H * W * C, splits, nullptr, dx, m0, n0, pixels, C, 0, at);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -512,17 +525,17 @@ conv_dx(const T* dy, const T* w, T* dx, int B, int H, int W, int C, int Ho, int 
         int kh, int kw, int stride, int padding) {
     extern __shared__ float4 dynamic_shared[];
     Tiles* stages = (Tiles*)dynamic_shared;
-    dx_tile(dy, w, dx, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, blockIdx.z, 0, 1, stages);
+    dx_tile<false>(dy, w, nullptr, nullptr, dx, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, blockIdx.z, 0, 1,
+                   stages);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-conv_dx_part(const T* dy, const T* w, Acc* partial, int B, int H, int W, int C, int Ho, int Wo, int D,
-             int kh, int kw, int stride, int padding, int splits) {
+conv_dx_part(const T* dy, const T* w, Acc* partial, unsigned int* done, T* dx, int B, int H, int W, int C,
+             int Ho, int Wo, int D, int kh, int kw, int stride, int padding, int splits) {
     extern __shared__ float4 dynamic_shared[];
     Tiles* stages = (Tiles*)dynamic_shared;
-    const int split = blockIdx.z % splits;
-    dx_tile(dy, w, partial + split * (B * H * W * C), B, H, W, C, Ho, Wo, D, kh, kw, stride, padding,
-            blockIdx.z / splits, split, splits, stages);
+    dx_tile<true>(dy, w, partial, done, dx, B, H, W, C, Ho, Wo, D, kh, kw, stride, padding, blockIdx.z / splits,
+                  blockIdx.z % splits, splits, stages);
 }
 
 // --- dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d] ------------------------------------

@@ -82,10 +82,11 @@ __device__ __forceinline__ Acc before_silu(Acc dy, Acc z) {
     return dy * s * (1 + z * (1 - s));
 }
 
-// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.
+// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.  plus: null, or an array of
+// x's shape, which is added to dx.
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
-        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu) {
+        const T* plus, T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu) {
     const int thread = blockIdx.x * THREADS + threadIdx.x;
     if (thread >= B * groups) return;
     const int b = thread / groups, g = thread % groups, size = C / groups;
@@ -93,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
     x  += b * N * C + g * size;                             // (N, size), rows C apart
     dy += b * N * C + g * size;
     dx += b * N * C + g * size;
+    if (plus) plus += b * N * C + g * size;
     gamma  += b * row + g * size;                           // (size)
     beta   += b * row + g * size;
     dgamma += b * 2 * C + g * size;
@@ -123,6 +125,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
             const Acc centred = wide(x[p * C + c]) - m;
             Acc dz = wide(dy[p * C + c]);
             if (with_silu) dz = before_silu(dz, a * centred + wide(beta[c]));
-            dx[p * C + c] = narrow(a * dz - r * m0 - r * r * m1 * centred);
+            dx[p * C + c] = narrow(a * dz - r * m0 - r * r * m1 * centred + (plus ? wide(plus[p * C + c]) : Acc(0)));
         }
 }

@@ -250,21 +250,25 @@ template <int V> __device__ __forceinline__ void add_products(
     }
 }
 
-// dx = a dz - m0 - m1 (x - mean)
+// dx = a dz - m0 - m1 (x - mean), plus what `plus` points to, unless it is null
 template <int V> __device__ __forceinline__ Piece<V> gradient(
-        const Piece<V>& x, Piece<V> dy, const Channels<V>& of, const Acc (&m0)[V], const Acc (&m1)[V], int with_silu) {
+        const Piece<V>& x, Piece<V> dy, const Channels<V>& of, const Acc (&m0)[V], const Acc (&m1)[V], int with_silu,
+        const T* plus) {
+    Piece<V> more = {};
+    if (plus) more = read<V>(plus);
     for (int k = 0; k < V; k++) {
         const Acc centred = wide(x.at[k]) - of.mean[k];
         Acc dz = wide(dy.at[k]);
         if (with_silu) dz = before_silu(dz, of.a[k] * centred + of.shift[k]);
-        dy.at[k] = narrow(of.a[k] * dz - m0[k] - m1[k] * centred);
+        dy.at[k] = narrow(of.a[k] * dz - m0[k] - m1[k] * centred + wide(more.at[k]));
     }
     return dy;
 }
 
 template <int V> __device__ __forceinline__ void backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
-        T* dx, Acc* dgamma, Acc* dbeta, int N, int C, int size, int slab, int kept, int with_silu, Acc* partial) {
+        const T* plus, T* dx, Acc* dgamma, Acc* dbeta, int N, int C, int size, int slab, int kept, int with_silu,
+        Acc* partial) {
     const int W = slab * size;
     const Acc n = Acc(N) * size;
     Acc* channel = partial + 8 * blockDim.x;
@@ -309,17 +313,18 @@ template <int V> __device__ __forceinline__ void backward(
         int p = at.row;
         for (; p < kept; p += at.rows)
             write<V>(dx + p * C + c, gradient<V>(read<V>(tile + p * W + c), read<V>(tile_dy + p * W + c),
-                                                 of, m0, m1, with_silu));
+                                                 of, m0, m1, with_silu, plus ? plus + p * C + c : nullptr));
         for (; p < N; p += at.rows)
             write<V>(dx + p * C + c, gradient<V>(read<V>(x + p * C + c), read<V>(dy + p * C + c),
-                                                 of, m0, m1, with_silu));
+                                                 of, m0, m1, with_silu, plus ? plus + p * C + c : nullptr));
     }
 }
 
-// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.
+// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.  plus: null, or an array of
+// x's shape, which is added to dx.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd,
-        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu,
+        const T* plus, T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu,
         int slab, int kept) {
     extern __shared__ float4 dynamic_shared[];
     Acc* partial = reinterpret_cast<Acc*>(dynamic_shared);
@@ -327,14 +332,17 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
     x  += b * N * C + g * size;                             // (N, W), rows C apart
     dy += b * N * C + g * size;
     dx += b * N * C + g * size;
+    if (plus) plus += b * N * C + g * size;
     gamma += b * row + g * size;                           // (W)
     beta  += b * row + g * size;
     mean += b * groups + g;                                 // (slab)
     rstd += b * groups + g;
     dgamma += b * 2 * C + g * size;
     dbeta  += b * 2 * C + g * size;
-    if (in_fours(x, dy, C, slab * size) && in_fours(x, dx, C, slab * size))
-        backward<4>(x, dy, gamma, beta, mean, rstd, dx, dgamma, dbeta, N, C, size, slab, kept, with_silu, partial);
+    if (in_fours(x, dy, C, slab * size) && in_fours(plus, dx, C, slab * size))              // null is in fours
+        backward<4>(x, dy, gamma, beta, mean, rstd, plus, dx, dgamma, dbeta, N, C, size, slab, kept, with_silu,
+                    partial);
     else
-        backward<1>(x, dy, gamma, beta, mean, rstd, dx, dgamma, dbeta, N, C, size, slab, kept, with_silu, partial);
+        backward<1>(x, dy, gamma, beta, mean, rstd, plus, dx, dgamma, dbeta, N, C, size, slab, kept, with_silu,
+                    partial);
 }

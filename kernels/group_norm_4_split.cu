@@ -281,14 +281,17 @@ template <int V> __device__ __forceinline__ void add_products(
     }
 }
 
-// dx = a dz - m0 - m1 (x - mean)
+// dx = a dz - m0 - m1 (x - mean), plus what `plus` points to, unless it is null
 template <int V> __device__ __forceinline__ Piece<V> gradient(
-        const Piece<V>& x, Piece<V> dy, const Channels<V>& of, const Acc (&m0)[V], const Acc (&m1)[V], int with_silu) {
+        const Piece<V>& x, Piece<V> dy, const Channels<V>& of, const Acc (&m0)[V], const Acc (&m1)[V], int with_silu,
+        const T* plus) {
+    Piece<V> more = {};
+    if (plus) more = read<V>(plus);
     for (int k = 0; k < V; k++) {
         const Acc centred = wide(x.at[k]) - of.mean[k];
         Acc dz = wide(dy.at[k]);
         if (with_silu) dz = before_silu(dz, of.a[k] * centred + of.shift[k]);
-        dy.at[k] = narrow(of.a[k] * dz - m0[k] - m1[k] * centred);
+        dy.at[k] = narrow(of.a[k] * dz - m0[k] - m1[k] * centred + wide(more.at[k]));
     }
     return dy;
 }
@@ -340,8 +343,8 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
 
 // dx = gamma rstd dz - m0 - m1 (x - mean);   m0_of and m1_of hold n m0 and n m1
 template <int V> __device__ __forceinline__ void backward_apply(
-        const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd, T* dx,
-        const Acc* m0_of, const Acc* m1_of, Acc n, int pixels, int C, int size, int W, int with_silu) {
+        const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd, const T* plus,
+        T* dx, const Acc* m0_of, const Acc* m1_of, Acc n, int pixels, int C, int size, int W, int with_silu) {
     const Place at(W / V);
     for (int c = at.lane * V; c < W && at.row < at.rows; c += at.lanes * V) {
         const Channels<V> of(mean, rstd, gamma, beta, c, size);
@@ -353,15 +356,16 @@ template <int V> __device__ __forceinline__ void backward_apply(
         #pragma unroll 2
         for (int p = at.row; p < pixels; p += at.rows)
             write<V>(dx + p * C + c, gradient<V>(read<V>(x + p * C + c), read<V>(dy + p * C + c),
-                                                 of, m0, m1, with_silu));
+                                                 of, m0, m1, with_silu, plus ? plus + p * C + c : nullptr));
     }
 }
 
-// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.
+// dgamma and dbeta are halves of an array (B, 2, C): one row of both for each image.  plus: null, or an array of
+// x's shape, which is added to dx.
 // Shared memory: Acc channel[2][W], group[2][slab].
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backward(
         const T* x, const T* dy, const T* gamma, const T* beta, const Acc* mean, const Acc* rstd, const Acc* found,
-        T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu,
+        const T* plus, T* dx, Acc* dgamma, Acc* dbeta, int B, int N, int C, int groups, int row, int with_silu,
         int slab, int part) {
     extern __shared__ float4 dynamic_shared[];
     const int block = gridDim.x - 1 - blockIdx.x, split = gridDim.y - 1 - blockIdx.y, splits = gridDim.y;
@@ -372,6 +376,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
     x  += (b * N + from) * C + g * size;                    // (pixels, W), rows C apart
     dy += (b * N + from) * C + g * size;
     dx += (b * N + from) * C + g * size;
+    if (plus) plus += (b * N + from) * C + g * size;
     gamma  += b * row + g * size;                           // (W)
     beta   += b * row + g * size;
     dgamma += b * 2 * C + g * size;
@@ -397,8 +402,8 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) group_norm_backwar
     add_channels(channel + W, m1_of, slab, size);
 
     const Acc n = Acc(N) * size;
-    if (in_fours(x, dy, C, W) && in_fours(x, dx, C, W))
-        backward_apply<4>(x, dy, gamma, beta, mean, rstd, dx, m0_of, m1_of, n, pixels, C, size, W, with_silu);
+    if (in_fours(x, dy, C, W) && in_fours(plus, dx, C, W))                                  // null is in fours
+        backward_apply<4>(x, dy, gamma, beta, mean, rstd, plus, dx, m0_of, m1_of, n, pixels, C, size, W, with_silu);
     else
-        backward_apply<1>(x, dy, gamma, beta, mean, rstd, dx, m0_of, m1_of, n, pixels, C, size, W, with_silu);
+        backward_apply<1>(x, dy, gamma, beta, mean, rstd, plus, dx, m0_of, m1_of, n, pixels, C, size, W, with_silu);
 }

@@ -13,13 +13,13 @@
 //     row 0 (warp 0) lane 0  lane 1 ..  lane 31  | lane 0    ..
 //     row 1 (warp 1) lane 0  lane 1 ..
 //
-// The backward pass, with means over the row:
+// The backward pass, with means over the row, is one launch, whose first blocks compute dx and the others the sums:
 //
-//     dx     = rstd (gamma dy - mean(gamma dy) - x_hat mean(gamma dy x_hat))             one warp per row, as above
+//     dx     = rstd (gamma dy - mean(gamma dy) - x_hat mean(gamma dy x_hat)) + plus      one warp per row, as above
 //     dgamma = sum_rows dy x_hat     dbeta = sum_rows dy                                 32 channels per block:
 //
-//     channels   0 .. 31 | 32 .. 63 |             blocks (x, y); in a block, warp w takes every 8th row, lane l one
-//     rows       0, 0    |  1, 0    |             channel; then the warps' sums are added in shared memory, and the
+//     channels   0 .. 31 | 32 .. 63 |             blocks (channels, part); in a block, warp w takes every 8th row, lane l
+//     rows       0, 0    |  1, 0    |             one channel; then the warps' sums are added in shared memory, and the
 //     part ..    0, 1    |  1, 1    |             sums of the parts, in order, by the block that finishes last, as in
 //                                                 sum_rows_1.cu.
 //
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_forward(
 }
 
 template <int V> __device__ __forceinline__ void backward(
-        const T* x, const T* dy, const T* gamma, Acc mean, Acc rstd, T* dx, int C) {
+        const T* x, const T* dy, const T* gamma, Acc mean, Acc rstd, const T* plus, T* dx, int C) {
     const int lane = threadIdx.x % 32;
     Acc m0 = 0, m1 = 0;                                     // mean(gamma dy), mean(gamma dy x_hat)
     for (int c = lane * V; c < C; c += 32 * V) {
@@ -121,32 +121,45 @@ template <int V> __device__ __forceinline__ void backward(
         Piece<V> piece_dy = read<V>(dy + c);
         for (int k = 0; k < V; k++) {
             const Acc dx_hat = wide(gamma[c + k]) * wide(piece_dy.at[k]);
-            piece_dy.at[k] = narrow(rstd * (dx_hat - m0 - (wide(piece.at[k]) - mean) * rstd * m1));
+            const Acc d = rstd * (dx_hat - m0 - (wide(piece.at[k]) - mean) * rstd * m1);
+            piece_dy.at[k] = narrow(plus ? d + wide(plus[c + k]) : d);
         }
         write<V>(dx + c, piece_dy);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward(
-        const T* x, const T* dy, const T* gamma, const Acc* mean, const Acc* rstd, T* dx, int M, int C) {
-    const int row = blockIdx.x * WARPS + threadIdx.x / 32;
-    if (row >= M) return;
+__device__ __forceinline__ void backward_row(
+        const T* x, const T* dy, const T* gamma, const Acc* mean, const Acc* rstd, const T* plus, T* dx,
+        int row, int C) {
     x  += row * C;
     dy += row * C;
     dx += row * C;
-    if (in_fours(x, C) && in_fours(dy, C) && in_fours(dx, C)) backward<4>(x, dy, gamma, mean[row], rstd[row], dx, C);
-    else                                                      backward<1>(x, dy, gamma, mean[row], rstd[row], dx, C);
+    if (plus) plus += row * C;
+    if (in_fours(x, C) && in_fours(dy, C) && in_fours(dx, C))
+        backward<4>(x, dy, gamma, mean[row], rstd[row], plus, dx, C);
+    else
+        backward<1>(x, dy, gamma, mean[row], rstd[row], plus, dx, C);
 }
 
-// summed  (2, C), dgamma and dbeta                                           grid (C / CHANNELS rounded up, splits)
+// grid    M / WARPS blocks of rows, then C / CHANNELS times splits of the sums, rounded up
+// summed  (2, C), dgamma and dbeta
 // found   (splits, 2, C), those of `part` rows each;   done: a zero for each group of channels, see sum_rows_1.cu
-extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_sums(
-        const T* x, const T* dy, const Acc* mean, const Acc* rstd, Acc* found, unsigned int* done, T* summed,
-        int M, int C, int part) {
+// plus    null, or an array of x's shape, which is added to dx
+extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward(
+        const T* x, const T* dy, const T* gamma, const Acc* mean, const Acc* rstd, const T* plus, T* dx,
+        Acc* found, unsigned int* done, T* summed, int M, int C, int part) {
     __shared__ Acc of_warps[2][WARPS][CHANNELS];
     __shared__ bool last;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = blockIdx.x * CHANNELS + lane;
-    const int from = blockIdx.y * part, to = min(M, from + part);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int of_rows = (M + WARPS - 1) / WARPS, block = int(blockIdx.x) - of_rows;
+    if (block < 0) {                                        // the whole block
+        const int row = blockIdx.x * WARPS + warp;
+        if (row < M) backward_row(x, dy, gamma, mean, rstd, plus, dx, row, C);
+        return;
+    }
+    const int columns = (C + CHANNELS - 1) / CHANNELS, splits = (gridDim.x - of_rows) / columns;
+    const int column = block % columns, split = block / columns, c = column * CHANNELS + lane;
+    const int from = split * part, to = min(M, from + part);
     Acc dgamma = 0, dbeta = 0;
     for (int row = from + warp; row < to && c < C; row += WARPS) {
         const Acc d = wide(dy[row * C + c]);
@@ -159,19 +172,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_sums(
     if (warp < 2 && c < C) {                                // one warp for dgamma, one for dbeta
         Acc sum = 0;
         for (int w = 0; w < WARPS; w++) sum += of_warps[warp][w][lane];
-        found[(blockIdx.y * 2 + warp) * C + c] = sum;
+        found[(split * 2 + warp) * C + c] = sum;
         __threadfence();
     }
     __syncthreads();                                        // all sums are written
     if (threadIdx.x == 0) {
-        last = atomicAdd(&done[blockIdx.x], 1u) == gridDim.y - 1;
-        if (last) done[blockIdx.x] = 0;
+        last = atomicAdd(&done[column], 1u) == splits - 1;
+        if (last) done[column] = 0;
         __threadfence();
     }
     __syncthreads();
     if (!last || warp >= 2 || c >= C) return;
     Acc sum = 0;
-    for (int split = 0; split < int(gridDim.y); split++)
-        sum += *(volatile Acc*)(found + (split * 2 + warp) * C + c);
+    for (int s = 0; s < splits; s++) sum += *(volatile Acc*)(found + (s * 2 + warp) * C + c);
     summed[warp * C + c] = narrow(sum);
 }

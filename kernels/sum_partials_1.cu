@@ -1,4 +1,4 @@
-// Adds partial sums: the second half of every sum that several blocks share.
+// Adds partial sums: the second half of a sum that several blocks share, in a launch of its own.
 //
 // If blocks added to the same number, they would need atomic additions, whose order differs each time, and a
 // floating-point sum depends on the order.  So each block writes its own part, and here one thread for each number adds
@@ -37,14 +37,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 sum_partials(const Acc* partial, T* sum, int n, int splits) {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     if (i < n) sum[i] = narrow(column(partial, i, n, splits));
-}
-
-// The same, followed by a bias for each of D columns (unless null) and SiLU, as conv_forward does with a whole sum.
-extern "C" __global__ void __launch_bounds__(THREADS)
-sum_partials_bias(const Acc* partial, const T* bias, T* y, int n, int splits, int D, int activate) {
-    const int i = blockIdx.x * THREADS + threadIdx.x;
-    if (i >= n) return;
-    Acc sum = column(partial, i, n, splits);
-    if (bias) sum += wide(bias[i % D]);
-    y[i] = narrow(activate ? silu(sum) : sum);
 }

@@ -29,7 +29,7 @@ from minidiff.engine.backend import narrow, wide, xp_of
 from minidiff.engine.cuda import norm as norm_cuda
 from minidiff.engine.ops import check_same_dtype
 from minidiff.engine.parallel import map_rows, parallel_map, pieces
-from minidiff.engine.tensor import Tensor, needs_gradient, record
+from minidiff.engine.tensor import Tensor, adds, needs_gradient, record
 
 
 def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float = 1e-5, *,
@@ -130,8 +130,9 @@ def modulated_group_norm(x: Tensor, groups: int, scale_shift: Tensor, eps: float
     gamma, beta = both[:, :C], both[:, C:]
     y, mean, rstd = norm_cuda.group_norm(x.data, groups, gamma, beta, eps, silu)
 
-    def pullback(dy):
-        dx, dboth = norm_cuda.group_norm_backward_of_pairs(x.data, dy, groups, gamma, beta, mean, rstd, silu)
+    @adds
+    def pullback(dy, plus=None):
+        dx, dboth = norm_cuda.group_norm_backward_of_pairs(x.data, dy, groups, gamma, beta, mean, rstd, silu, plus)
         return dx, dboth.reshape(both.shape)
     return record(y, (x, scale_shift), pullback)
 
@@ -191,8 +192,9 @@ def _group_norm_in_pieces(x, groups: int, g, b, eps: float, silu: bool):
 def _group_norm_on_gpu(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float, silu: bool) -> Tensor:
     y, mean, rstd = norm_cuda.group_norm(x.data, groups, gamma.data, beta.data, eps, silu)
 
-    def pullback(dy):
-        return norm_cuda.group_norm_backward(x.data, dy, groups, gamma.data, beta.data, mean, rstd, silu)
+    @adds
+    def pullback(dy, plus=None):
+        return norm_cuda.group_norm_backward(x.data, dy, groups, gamma.data, beta.data, mean, rstd, silu, plus)
     return record(y, (x, gamma, beta), pullback)
 
 
@@ -244,8 +246,11 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
 
 def _layer_norm_on_gpu(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     y, mean, rstd = norm_cuda.layer_norm(x.data, gamma.data, beta.data, eps)
-    return record(y, (x, gamma, beta),
-                  lambda dy: norm_cuda.layer_norm_backward(x.data, dy, gamma.data, mean, rstd))
+
+    @adds
+    def pullback(dy, plus=None):
+        return norm_cuda.layer_norm_backward(x.data, dy, gamma.data, mean, rstd, plus)
+    return record(y, (x, gamma, beta), pullback)
 
 
 # --- means and variances that the plain way would lose ----------------------------------------------------

@@ -25,10 +25,11 @@ from minidiff.engine.backend import erf, is_floating, is_half, narrow, plain, wi
 from minidiff.engine.cuda import activation as activation_cuda
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import embedding as embedding_cuda
-from minidiff.engine.cuda import reduce as reduce_cuda
+from minidiff.engine.cuda import linear as linear_cuda
+from minidiff.engine.cuda import weight_gradients as weights_cuda
 from minidiff.engine.cuda.cast import cast_all
 from minidiff.engine.parallel import map_rows
-from minidiff.engine.tensor import Tensor, needs_gradient, record
+from minidiff.engine.tensor import Tensor, adds, needs_gradient, record, unchanged
 
 Axes = int | tuple[int, ...] | None
 
@@ -52,7 +53,7 @@ def casts_on_gpu(xs: Sequence[Tensor], dtype) -> dict[int, Tensor]:
     if not is_half(np.dtype(dtype)):
         return {}
     xs = [x for x in xs if x.dtype == np.float32 and x._pullback is None and xp_of(x.data) is not np]
-    return {id(x): record(y, (x,), lambda dy: (dy,))
+    return {id(x): record(y, (x,), unchanged)
             for x, y in zip(xs, cast_all([x.data for x in xs], dtype), strict=True)}
 
 
@@ -97,8 +98,10 @@ def mul(x, y) -> Tensor:
     x, y = _pair(x, y)
 
     def pullback(dz):
-        return (_unbroadcast_product(dz, y.data, x) if x.requires_grad else None,
-                _unbroadcast_product(dz, x.data, y) if y.requires_grad else None)
+        dx = _unbroadcast_product(dz, y.data, x) if x.requires_grad else None
+        if x is y:                                          # a square: both are the same
+            return dx, dx
+        return dx, _unbroadcast_product(dz, x.data, y) if y.requires_grad else None
     return record(x.data * y.data, (x, y), pullback)
 
 
@@ -149,22 +152,56 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
         raise ValueError(f"linear takes x (..., C), w (C, D) and b (D,), not {x.shape}, {w.shape} and {b.shape}")
     check_same_dtype(x, w, b)
+    if xp_of(x.data, w.data, b.data) is not np:
+        return _linear_on_gpu(x, w, b)
     rows = as_rows(x.data)                                  # (M, C)
-    if xp_of(rows, w.data, b.data) is not np and 0 < rows.size * w.shape[1] <= SMALL:
-        y = conv_cuda.correlate(rows[None, None], w.data[None, None], 1, 0, b.data)     # a convolution of 1 x 1
-    else:
-        y = rows @ w.data
-        y += b.data
+    y = rows @ w.data
+    y += b.data
 
     def pullback(dy):
         dy = as_rows(dy)                                    # (M, D)
-        return ((dy @ w.data.T).reshape(x.shape) if x.requires_grad else None,
+        dx = (dy @ w.data.T).reshape(x.shape) if x.requires_grad else None
+        return (dx,
                 rows.T @ dy if w.requires_grad else None,
                 sum_rows(dy) if b.requires_grad else None)
     return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b), pullback)
 
 
-SMALL = 2 ** 28                                             # multiplications: about what two launches cost (estimated)
+def plus_linear(plus: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """plus + linear(x, w, b), the end of a residual branch, for `plus` of the result's shape; one kernel on a GPU."""
+    if xp_of(plus.data, x.data, w.data, b.data) is np or plus.shape != (*x.shape[:-1], *b.shape) \
+            or w.ndim != 2 or x.shape[-1] != len(w.data) \
+            or not linear_cuda.is_small(as_rows(x.data).shape[0], *w.shape):
+        return linear(x, w, b) + plus
+    check_same_dtype(plus, x, w, b)
+    return _linear_on_gpu(x, w, b, plus)
+
+
+def _linear_on_gpu(x: Tensor, w: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
+    rows = as_rows(x.data)                                  # (M, C)
+    small = linear_cuda.is_small(len(rows), *w.shape)
+    if small:
+        y = linear_cuda.forward(rows, w.data, b.data, None if plus is None else as_rows(plus.data))
+    elif 0 < rows.size * w.shape[1] <= MIDDLING:
+        y = conv_cuda.correlate(rows[None, None], w.data[None, None], 1, 0, b.data)     # a convolution of 1 x 1
+    else:
+        y = rows @ w.data
+        y += b.data
+
+    @adds
+    def pullback(dy, held=None):
+        dy_rows, dx = as_rows(dy), None                     # (M, D)
+        if x.requires_grad and small:
+            dx = linear_cuda.backward(dy_rows, w.data, None if held is None else as_rows(held)).reshape(x.shape)
+        elif x.requires_grad:
+            dx = (dy_rows @ w.data.T).reshape(x.shape)
+            dx = dx if held is None else held + dx
+        weights = weights_cuda.weight_gradients(rows, dy_rows, w.requires_grad, b.requires_grad)
+        return dx, *weights, *(() if plus is None else (dy,))
+    return record(y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b) if plus is None else (x, w, b, plus), pullback)
+
+
+MIDDLING = 2 ** 28                                          # multiplications: about what two launches cost (estimated)
 
 
 # --- elementwise functions --------------------------------------------------------------------------------
@@ -519,9 +556,12 @@ def mean_of(x, axis: Axes = None, keepdims: bool = False, dtype=None):
 
 
 def sum_rows(x):
-    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order; on a GPU by a kernel."""
+    """(..., C) -> (C,), as a product with ones, for which BLAS reads x once and in order; on a GPU by a kernel.
+
+    It is the gradient of a bias: in a pullback on a GPU, the array may be filled later (cuda/weight_gradients.py).
+    """
     rows = as_rows(x)
-    return reduce_cuda.sum_rows(rows) if xp_of(x) is not np else (np.ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
+    return weights_cuda.sum_of_rows(rows) if xp_of(x) is not np else (np.ones((1, len(rows)), dtype=x.dtype) @ rows)[0]
 
 
 def sum_dtype(dtype):

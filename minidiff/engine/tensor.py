@@ -30,6 +30,7 @@ from operator import attrgetter
 import numpy as np
 
 from minidiff.engine.backend import plain, to_device, xp_of
+from minidiff.engine.cuda import weight_gradients
 from minidiff.engine.cuda.cast import cast_all
 
 # each thread and each asynchronous task has its own; parallel_map hands the caller's on
@@ -204,8 +205,8 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], dy=None) -> list:
     return [own(found[id(leaf)]) if id(leaf) in found else xp_of(leaf.data).zeros_like(leaf.data) for leaf in leaves]
 
 
-def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Yields (leaf, cotangent) for each leaf that requires a gradient."""
+def _walk(y: Tensor, dy, keep_graph: bool) -> list[tuple[Tensor, np.ndarray]]:
+    """(leaf, cotangent) for each leaf that requires a gradient."""
     if not y.requires_grad:
         raise RuntimeError("backward: y depends on nothing that requires a gradient (or it was computed in no_grad)")
     xp = xp_of(y.data)
@@ -223,23 +224,52 @@ def _walk(y: Tensor, dy, keep_graph: bool) -> Iterator[tuple[Tensor, np.ndarray]
     if any(x._moment > node._moment for node in order for x in node._parents):
         raise RuntimeError("backward: a Tensor's data was set after it was used, and its gradient would be of other "
                            "numbers: compute y again")
-    cotangents = {id(y): dy}                                # id(tensor) -> the sum over its users so far
+    with weight_gradients.waiting():                        # on a GPU, those of small layers are computed together
+        return _walk_back(order, {id(y): dy}, keep_graph)
+
+
+def _walk_back(order: list[Tensor], cotangents: dict, keep_graph: bool) -> list[tuple[Tensor, np.ndarray]]:
+    """cotangents: id(tensor) -> the sum over its users so far."""
+    leaves = []
     while order:
         node = order.pop()                                  # every user of node comes before node
         dy = cotangents.pop(id(node), None)
         if dy is None:                                      # all its users returned None
             continue
         if node._pullback is None:
-            yield node, dy
+            leaves.append((node, dy))
             continue
-        dxs, x, dx, held = node._pullback(dy), None, None, None
+        if node._pullback is not unchanged:
+            weight_gradients.ready(dy)
+        x, dx, held = None, None, None
+        if getattr(node._pullback, "adds", False) and id(node._parents[0]) in cotangents:
+            held = cotangents.pop(id(node._parents[0]))     # from the other users of its first argument
+            weight_gradients.ready(held)
+            dxs = node._pullback(dy, held)
+        else:
+            dxs = node._pullback(dy)
         for x, dx in zip(node._parents, dxs, strict=True):
             if dx is not None and x.requires_grad:
                 held = cotangents.get(id(x))
-                cotangents[id(x)] = dx if held is None else held + dx     # += might write into a shared array
+                if held is not None:
+                    weight_gradients.ready(held, dx)
+                    dx = held + dx                          # += might write into a shared array
+                cotangents[id(x)] = dx
         if not keep_graph:
             node._parents, node._pullback = (), _released
         del node, dy, dxs, x, dx, held                      # each would keep an array alive during the next pullback
+    return leaves
+
+
+def adds(pullback: Callable) -> Callable:
+    """Marks a pullback(dy, plus) that adds `plus`, None or an array, to the cotangent of its first argument."""
+    pullback.adds = True
+    return pullback
+
+
+def unchanged(dy) -> tuple:
+    """The pullback of an op whose argument has the cotangent of its result."""
+    return dy,
 
 
 def _topological_order(y: Tensor) -> list[Tensor]:

@@ -62,6 +62,13 @@ class Attention(Module):
         self.out = Linear(C, C, rng, zero=zero)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask=None, causal: bool = False) -> Tensor:
+        return self.out(self._attend(x, context, mask, causal))                     # (B, N, C)
+
+    def added_to(self, h: Tensor, x: Tensor, context: Tensor | None = None, mask=None, causal: bool = False) -> Tensor:
+        """h + self(x, context, mask, causal), for h (B, N, C): the end of a residual branch."""
+        return self.out.added_to(h, self._attend(x, context, mask, causal))
+
+    def _attend(self, x: Tensor, context: Tensor | None, mask, causal: bool) -> Tensor:
         q, kv = self._project(x, x if context is None else context)
         if (watcher := _watcher.get()) is not None:
             watcher(self, q.data, kv.data[0], mask, causal)
@@ -77,7 +84,7 @@ class Attention(Module):
         N, M = x.shape[1], k.shape[2]
         # the new token n is token M - N + n of all; a single new token attends to all, and needs no mask
         mask = None if N == 1 else causal_mask(M, xp_of(k))[M - N:]                 # (N, M)
-        return self._merge(scaled_dot_product_attention(q, Tensor(k), Tensor(v), mask))
+        return self.out(self._merge(scaled_dot_product_attention(q, Tensor(k), Tensor(v), mask)))
 
     def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         B, N, C = x.shape
@@ -87,7 +94,7 @@ class Attention(Module):
 
     def _merge(self, y: Tensor) -> Tensor:
         B, N, C = y.shape[0], y.shape[2], y.shape[1] * y.shape[3]
-        return self.out(y.transpose(0, 2, 1, 3).reshape(B, N, C))                   # (B, N, C)
+        return y.transpose(0, 2, 1, 3).reshape(B, N, C)                             # the heads side by side
 
 
 # each thread and each asynchronous task has its own; parallel_map hands the caller's on
@@ -118,7 +125,8 @@ class TransformerBlock(Module):
         self.mlp_out = Linear(expand * C, C, rng, zero=True)
 
     def forward(self, x: Tensor, mask=None) -> Tensor:
-        x = x + self.attention(self.norm1(x), None, mask, self.causal)
+        # x <- x + attention(norm(x))
+        x = self.attention.added_to(x, self.norm1(x), None, mask, self.causal)
         return self._mlp(x)
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
@@ -128,4 +136,5 @@ class TransformerBlock(Module):
         return self._mlp(x + self.attention.step(self.norm1(x), cache))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return x + self.mlp_out(ops.gelu(self.mlp_in(self.norm2(x))))
+        # x <- x + mlp(norm(x))
+        return self.mlp_out.added_to(x, ops.gelu(self.mlp_in(self.norm2(x))))

@@ -111,7 +111,7 @@ class UNet(Module):
         emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
         emb = self.time2(ops.silu(self.time1(emb)))
         if text is not None:
-            emb = emb + self.pooled(text.pooled)
+            emb = self.pooled.added_to(emb, text.pooled)    # emb + pooled(text)
         if extra is not None:
             emb = emb + extra
         emb = ops.silu(emb)
@@ -179,7 +179,8 @@ class ResidualBlock(Module):
         scale_shift = self.modulation(emb)                                          # (B, 2 D)
         h = norm.modulated_group_norm(h, self.groups, scale_shift, silu=True)
         h = self.conv2(h)
-        return (x if self.skip is None else self.skip(x)) + h
+        # y = x + h
+        return x + h if self.skip is None else self.skip.added_to(h, x)
 
 
 class SpatialAttention(Module):
@@ -194,8 +195,9 @@ class SpatialAttention(Module):
     def forward(self, x: Tensor, text: TextStates | None) -> Tensor:
         B, H, W, C = x.shape
         h = x.reshape(B, H * W, C)                                                  # (B, N, C)
-        h = h + self.self_attention(self.norm1(h))
+        # h <- h + attention(norm(h))
+        h = self.self_attention.added_to(h, self.norm1(h))
         if text is not None:
             mask = text.mask[:, None, None]                                         # (B, 1, 1, M)
-            h = h + self.cross_attention(self.norm2(h), self.norm_text(text.tokens), mask)
+            h = self.cross_attention.added_to(h, self.norm2(h), self.norm_text(text.tokens), mask)
         return h.reshape(B, H, W, C)

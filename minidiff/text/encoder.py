@@ -57,12 +57,13 @@ class TextEncoder(Module):
         xp = xp_of(self.position.data)
         N = ids.shape[1]
         h = self.embedding(ids) + self.position[:N]                                 # (B, N, D)
-        mask = xp.asarray(mask)
+        # share_n = mask_n / sum_n mask_n
+        share = xp.asarray((mask / mask.sum(axis=1, keepdims=True)).astype(h.dtype))            # (B, N)
+        mask = mask if xp is np else share != 0             # one copy to a GPU is enough for both
         for block in self.blocks:
             h = block(h, mask[:, None, None])                                       # mask of keys (B, 1, 1, N)
         tokens = self.norm(h)
-        # pooled = sum_n mask_n tokens_n / sum_n mask_n
-        share = (mask / mask.sum(axis=1, keepdims=True)).astype(tokens.dtype)       # (B, N)
+        # pooled = sum_n share_n tokens_n
         words = ops.where(mask[:, :, None], tokens, 0.0)    # padding has no influence, even if it is NaN
         pooled = self.norm_pooled(ops.sum(words * Tensor(share[:, :, None]), axis=1))       # (B, D)
         return TextStates(tokens, pooled, mask)

@@ -17,7 +17,7 @@ from support.gradcheck import check_gradients
 from support.refusals import check_message, zeros
 
 from minidiff.engine import ops
-from minidiff.engine.tensor import Tensor, gradients, no_grad, record, recording
+from minidiff.engine.tensor import Tensor, adds, gradients, no_grad, record, recording
 
 
 def leaf(*values, dtype=np.float64) -> Tensor:
@@ -103,6 +103,22 @@ def test_gradient_of_any_graph(steps):
             made.append(ops.tanh(table[op](made[i % len(made)], made[j % len(made)])))
         return made[-1]
     check_gradients(f, *np.random.default_rng(0).standard_normal((2, 2, 2)))
+
+
+def test_a_pullback_may_add_what_another_use_gave():
+    """It gets the cotangent that its first argument has so far, and None where it has none."""
+    given = []
+
+    def halve(x: Tensor) -> Tensor:
+        @adds
+        def pullback(dy, plus=None):
+            given.append(plus)
+            return (dy / 2 if plus is None else dy / 2 + plus,)
+        return record(x.data / 2, (x,), pullback)
+    x = Tensor(np.array([3.0, 5.0]), requires_grad=True)
+    dx, = gradients(x + halve(x) + halve(ops.exp(x)), [x], np.array([1.0, 10.0]))
+    np.testing.assert_allclose(dx, np.array([1.0, 10.0]) * (1.5 + np.exp(x.data) / 2), rtol=1e-14)
+    assert [plus is None for plus in given].count(True) == 1
 
 
 def test_a_shared_result_is_walked_once_and_every_use_counted():

@@ -308,6 +308,20 @@ def test_a_slab_fills_whole_sectors():
     assert norm_cuda._slab(8, 32, most=8) == 4              # a line, where there are blocks to spare
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_another_paths_cotangent_is_added_to_dx(version):
+    """Four channels at a time, and one at a time; nothing else changes."""
+    import cupy
+    for C, pixels in ((12, 7), (10, 7), (12, 90)):
+        x, dy, plus = (cupy.asarray(normal(2, pixels, C, seed=s).astype(np.float32)) for s in range(3))
+        gamma, beta = (cupy.asarray(normal(C, seed=s).astype(np.float32)) for s in range(2))
+        _, *kept = norm_cuda.group_norm(x, 2, gamma, beta, 1e-2, True, version=version)
+        plain, more = (norm_cuda.group_norm_backward(x, dy, 2, gamma, beta, *kept, True, added, version=version)
+                       for added in (None, plus))
+        close([more[0].get()], [plain[0].get() + plus.get()], ROUNDING["float32"])
+        assert all(np.array_equal(a.get(), b.get()) for a, b in zip(plain[1:], more[1:], strict=True))
+
+
 # --- layer norm -----------------------------------------------------------------------------------------------
 
 def check_layer_norm(shape, dtype, *, mean=0.0, gentler=1.0):
@@ -355,6 +369,17 @@ def test_layer_norm_of_a_large_mean_and_of_a_constant():
     rows = normal(3, 1003).astype(np.float32) * np.array([[1], [1e25], [1]], np.float32)
     y = norm_cuda.layer_norm(cupy.asarray(rows), gamma, beta, 1e-5)[0].get()
     assert np.isnan(y).all(axis=1).tolist() == [False, True, False]             # its squares overflow: not beta
+
+
+@pytest.mark.parametrize("C", [12, 35])
+def test_another_paths_cotangent_is_added_to_a_layer_norms_dx(C):
+    import cupy
+    x, dy, plus = (cupy.asarray(normal(19, C, seed=s).astype(np.float32)) for s in range(3))
+    gamma = cupy.asarray(normal(C).astype(np.float32))
+    _, *kept = norm_cuda.layer_norm(x, gamma, gamma, 1e-2)
+    plain, more = (norm_cuda.layer_norm_backward(x, dy, gamma, *kept, added) for added in (None, plus))
+    close([more[0].get()], [plain[0].get() + plus.get()], ROUNDING["float32"])
+    assert all(np.array_equal(a.get(), b.get()) for a, b in zip(plain[1:], more[1:], strict=True))
 
 
 def test_layer_norms_gradients_by_central_differences():
@@ -412,7 +437,7 @@ def test_the_layer_norm_op_takes_the_kernels(monkeypatch):
         found = [y.data, *gradients(y, leaves, place(dy))]
         results.append([a if place is not cupy.asarray else a.get() for a in found])
     close(results[1], results[0], 1e-5)
-    assert fake_cupy.REAL or launched == ["layer_norm_forward", "layer_norm_backward", "layer_norm_backward_sums"]
+    assert fake_cupy.REAL or launched == ["layer_norm_forward", "layer_norm_backward"]
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
@@ -442,6 +467,8 @@ def float32(*shape):
     (lambda: norm_cuda.layer_norm_backward(float32(2, 4), float32(2, 4), float32(4), float32(2), float32(3)),
      ValueError, r"mean and rstd \(2,\), not"),
     (lambda: norm_cuda.layer_norm(float32(2, 4), float32(3), float32(4), 1e-5), ValueError, r"must be \(4,\)"),
+    (lambda: norm_cuda.layer_norm_backward(float32(2, 4), float32(2, 4), float32(4), float32(2), float32(2),
+                                           float32(2, 3)), ValueError, "layer_norm: plus must have x's shape"),
     (lambda: norm_cuda.layer_norm_backward(float32(2, 4), float32(2, 3), float32(4), float32(2), float32(2)),
      ValueError, r"dy must have x's shape \(2, 4\)"),
     (lambda: norm_cuda.group_norm(float32(1, 1, 30000), 1, float32(30000), float32(30000), 1e-5, version=3), ValueError,

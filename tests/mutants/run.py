@@ -76,7 +76,8 @@ GROUPS: dict[str, list[Bug]] = {
 # the tests that check most of a file, likeliest first, where test_<file's name>.py is not the whole of them
 OWN = {
     "checks.py": ("engine/test_data_of_a_tensor.py",),
-    "engine/tensor.py": ("engine/test_tensor.py", "engine/test_data_of_a_tensor.py"),
+    "engine/tensor.py": ("engine/test_tensor.py", "engine/test_data_of_a_tensor.py",
+                         "kernels/test_weight_gradients_kernels.py"),
     "nn/images.py": ("systems/test_contracts_of_systems.py",),
     "nn/layers.py": ("nn/test_layers.py", "systems/test_config.py"),
     "checkpoint.py": ("test_checkpoint.py", "hostile/test_hostile_files.py"),
@@ -178,6 +179,8 @@ OWN = {
     "kernels/sum_rows": ("kernels/test_sums_kernels.py",),
     "kernels/embedding_backward": ("kernels/test_sums_kernels.py",),
     "kernels/cast_all": ("kernels/test_cast_kernels.py",),
+    "kernels/linear": ("kernels/test_linear_kernels.py",),
+    "kernels/weight_gradients": ("kernels/test_weight_gradients_kernels.py",),
     "kernels/sum_partials": ("kernels/test_norm_kernels.py", "kernels/test_attention_backward_kernels.py"),
 }
 # a folder's tests, for bugs that the file's own tests do not catch

@@ -373,9 +373,10 @@ class RawKernel:
         if shared_mem > self.max_dynamic_shared_size_bytes or len(block) > 3 or np.prod(block) > 1024 or min(grid) < 1:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         for arg in args:
-            if not isinstance(arg, (ndarray, np.generic)):
+            by_value = isinstance(arg, np.ndarray) and arg.shape == () and arg.dtype.names      # a struct
+            if not (by_value or isinstance(arg, (ndarray, np.generic))):
                 raise TypeError(f"Unsupported type {type(arg)}, or one whose size C would not know")
-        args = [arg._a if isinstance(arg, ndarray) else arg for arg in args]
+        args = [arg._a if isinstance(arg, ndarray) else arg[()] for arg in args]
         launch(self._program, self._name, grid, block, args, shared_mem)
 
 

@@ -9,6 +9,7 @@ from minidiff.engine.cuda import attention as attention_cuda
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import embedding as embedding_cuda
 from minidiff.engine.cuda import launch as cuda
+from minidiff.engine.cuda import linear as linear_cuda
 from minidiff.engine.cuda import norm as norm_cuda
 from minidiff.engine.cuda import pixel_mixture as pixel_mixture_cuda
 from minidiff.engine.cuda import reduce as reduce_cuda
@@ -65,10 +66,9 @@ def normal(xp, dtype: str, version: int) -> None:
 
 
 def sum_partials(xp, dtype: str, version: int) -> None:
-    """The second half of a convolution whose blocks share their sums."""
-    x, w, bias = _normal(xp, dtype, (1, 5, 5, 8), (3, 3, 8, 4), (4,))
-    for more in ({}, {"bias": bias, "silu": True}):
-        conv_cuda.correlate(x, w, 1, 1, version=3 if dtype != "float64" else 1, splits=2, **more)
+    """The second half of a sum that several blocks share."""
+    partial, result = _normal(xp, dtype, (3, 300), (10, 30))
+    reduce_cuda.sum_partials(partial.astype(reduce_cuda.accumulator_dtype(result.dtype)), result)
 
 
 def sum_rows(xp, dtype: str, version: int) -> None:
@@ -82,6 +82,13 @@ def activation(xp, dtype: str, version: int) -> None:
     for name in activation_cuda.NAMES:
         activation_cuda.forward(name, x)
         activation_cuda.backward(name, x, dy)
+
+
+def linear(xp, dtype: str, version: int) -> None:
+    """Tiles that are not full, in all three sizes."""
+    x, w, b, y = _normal(xp, dtype, (35, 41), (41, 37), (37,), (35, 37))
+    linear_cuda.forward(x, w, b, y)
+    linear_cuda.backward(y, w, x)
 
 
 def embedding_backward(xp, dtype: str, version: int) -> None:
@@ -99,10 +106,10 @@ def pixel_mixture(xp, dtype: str, version: int) -> None:
 
 
 # These get their arrays by a table of addresses, which are invalid in another process.
-BY_ADDRESS = {"adamw", "cast_all"}
+BY_ADDRESS = {"adamw", "cast_all", "weight_gradients"}
 EXAMPLES: dict[str, Callable] = {f.__name__: f for f in (
     conv, attention_forward, attention_backward, group_norm, layer_norm, normal, sum_partials, sum_rows, activation,
-    embedding_backward, pixel_mixture)}
+    linear, embedding_backward, pixel_mixture)}
 
 
 def every_version() -> Iterator[tuple[str, int, str]]:

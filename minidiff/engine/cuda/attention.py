@@ -88,20 +88,18 @@ def _backward(q, k, v, mask, causal: bool, scale: float, y, lse, dy, dk, dv, ver
     while version is None and _backward_tiles(source, head_dim, dtype)[2] > cuda.shared_limit():
         source = cuda.pick("attention_backward", dtype, source.number - 1)      # the first uses none
     rows, threads, shared = _backward_tiles(source, head_dim, dtype)
-    delta_kernel, dq_kernel, dkv_kernel = (cuda.kernel(source, f"attention_{name}", dtype, HEAD_DIM=head_dim)
-                                           for name in ("delta", "dq", "dkv"))
+    dq_kernel, dkv_kernel = (cuda.kernel(source, f"attention_{name}", dtype, HEAD_DIM=head_dim)
+                             for name in ("dq", "dkv"))
     dy, q, k, v, y = map(_ready, (dy, q, k, v, y))
     delta = xp.empty((B, h, N), dtype=accumulator_dtype(q.dtype))
-    delta_kernel((B * h, -(-N // source.constants["DELTA_ROWS"])), source.constants["DELTA_THREADS"],
-                 cuda.strided(dy), cuda.strided(y), delta, B, h, N, e, *_strides(dy), *_strides(y))
-
     dq = xp.empty((B, N, h, d), dtype=q.dtype).transpose(0, 2, 1, 3)
-    read = (*map(cuda.strided, (q, k, v, dy)), _strided(mask), lse, delta)
+    read = tuple(map(cuda.strided, (q, k, v, dy)))
     sizes = (B, h, N, M, d, e, *_strides(q), *_strides(k), *_strides(v), *_strides(dy))
     last = (*_mask_strides(mask, (B, h, N, M)), causal, scale)
-    dq_kernel((B * h, -(-N // rows)), threads, *read, cuda.strided(dq), *sizes, *_strides(dq), *last, shared=shared)
-    dkv_kernel((B * h, -(-M // rows)), threads, *read, cuda.strided(dk), cuda.strided(dv), *sizes, *_strides(dk),
-               *_strides(dv), *last, shared=shared)
+    dq_kernel((B * h, -(-N // rows)), threads, *read, cuda.strided(y), _strided(mask), lse, delta, cuda.strided(dq),
+              *sizes, *_strides(y), *_strides(dq), *last, shared=shared)            # it also writes delta
+    dkv_kernel((B * h, -(-M // rows)), threads, *read, _strided(mask), lse, delta, cuda.strided(dk), cuda.strided(dv),
+               *sizes, *_strides(dk), *_strides(dv), *last, shared=shared)
     return dq
 
 

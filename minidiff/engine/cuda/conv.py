@@ -9,10 +9,10 @@ of the kernel):
     correlate_dw    taps, c                pixels of y         d
 
 A block of threads computes one tile of the result, whose size is in the version's .cu file.  If there are fewer tiles
-than the card can run at once, several blocks share the sum over k, and reduce.py adds their partial sums in a fixed
-order, so the result is the same, bit for bit, each time on one card.  The grid is (tiles, 1, layers); the tiles of a
-row are neighbours.  Layers are the shares of k, and for dx with stride s also the s^2 classes of pixels that the same
-taps reach.
+than the card can run at once, several blocks share the sum over k, and the last of them adds the partial sums in a
+fixed order (those of dw wait, see weight_gradients.py), so the result is the same, bit for bit, each time on one card.
+The grid is (tiles, 1, layers); the tiles of a row are neighbours.  Layers are the shares of k, and for dx with stride s
+also the s^2 classes of pixels that the same taps reach.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 
 from minidiff.engine.backend import xp_of
 from minidiff.engine.cuda import launch as cuda
-from minidiff.engine.cuda.reduce import accumulator_dtype, sum_partials
+from minidiff.engine.cuda.reduce import accumulator_dtype, counters
+from minidiff.engine.cuda.weight_gradients import sum_of_partials
 
 MOST = 2**31 - 2**12                                        # elements: kernels count in int, one tile beyond the end
 MOST_PARTIALS = 2**28                                       # numbers in all shares together: 1 GiB
@@ -51,9 +52,7 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
     if plan.splits == 1:
         plan.launch(x.dtype, x, w, bias, y, *plan.sizes, silu)
     else:
-        partial = plan.partials(x)
-        plan.launch(x.dtype, x, w, partial, *plan.sizes, plan.splits)
-        sum_partials(partial, y, bias, silu)
+        plan.launch(x.dtype, x, w, bias, plan.partials(x), plan.counters(), y, *plan.sizes, silu, plan.splits)
     return y
 
 
@@ -70,9 +69,7 @@ def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, 
     if plan.splits == 1:
         plan.launch(dy.dtype, dy, w, dx, *plan.sizes)
     else:
-        partial = plan.partials(dy)
-        plan.launch(dy.dtype, dy, w, partial, *plan.sizes, plan.splits)
-        sum_partials(partial, dx)
+        plan.launch(dy.dtype, dy, w, plan.partials(dy), plan.counters(), dx, *plan.sizes, plan.splits)
     return dx
 
 
@@ -90,7 +87,7 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
     partial = dw if whole else plan.partials(x)
     plan.launch(x.dtype, x, dy, partial, *plan.sizes, plan.splits)
     if not whole:
-        sum_partials(partial, dw)
+        sum_of_partials(partial, dw)
     return dw
 
 
@@ -115,6 +112,10 @@ class ConvPlan:
         constants = self.source.constants
         kernel = cuda.kernel(self.source, self.kernel, str(dtype))
         kernel(self.grid, constants["THREADS"], *args, shared=constants.get("SHARED", 0))
+
+    def counters(self):
+        """Zeros, in which the blocks of each tile count those that are done."""
+        return counters(self.grid[0] * self.grid[2] // self.splits)
 
     def partials(self, like):
         return xp_of(like).empty((self.splits, self.results), dtype=accumulator_dtype(like.dtype))
@@ -149,15 +150,15 @@ def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessor
 
     The unit is one step along k of a block that has a multiprocessor to itself: about 0.4 us on an H100 (from the
     operations of a tile; not measured).  The busiest multiprocessor has n blocks, which take turns; a single one uses
-    half of it.  Start and end of a block cost ENDS steps, and another launch LAUNCH: the host's time (estimated), for
-    which the card waits in a small network.  Adding ADDED partial sums costs one step.  Each part costs PART besides,
-    however few its sums, since a thread waits for all its parts.
+    half of it.  Start and end of a block cost ENDS steps, and the reads of the block that adds a tile's parts LAST:
+    16 reads of each thread, two at a time (estimated).  Adding ADDED partial sums costs one step.  Each part costs PART
+    besides, however few its sums, since a thread waits for all its parts.
     """
-    ENDS, LAUNCH, ADDED, PART = 6, 12, 250_000, 0.05
+    ENDS, LAST, ADDED, PART = 6, 14, 250_000, 0.05
 
     def cost(splits: int) -> float:
         n = _up(tiles * splits, multiprocessors)
-        adding = 0 if splits == 1 else LAUNCH + splits * PART + results * splits / ADDED
+        adding = 0 if splits == 1 else LAST + splits * PART + results * splits / ADDED
         return max(n, 2) * (_up(steps, splits) + ENDS) + adding
 
     best = min(range(1, max(1, min(steps, most, 512)) + 1), key=cost)

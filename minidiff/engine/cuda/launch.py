@@ -291,7 +291,8 @@ class Kernel:
                             for p in source.signatures[name]]
 
     def __call__(self, grid, block, *args, shared: int = 0) -> None:
-        """args in the signature's order: CuPy arrays, contiguous or `strided`; numbers; None for a null pointer.
+        """args in the signature's order: CuPy arrays, contiguous or `strided`; numbers; None for a null pointer; NumPy
+        arrays of shape () for a struct.
 
         TypeError or ValueError if they do not fit the signature, KernelError if the driver refuses the launch.
         """
@@ -331,6 +332,8 @@ def _converter(parameter: Parameter, names: dict[str, str], dtype: str, where: s
     if type_.endswith("*"):
         pointed = type_[:-1].strip()
         return _pointer(what, dtype if pointed == "T" else POINTERS[names.get(pointed, pointed)])
+    if names.get(type_, type_) not in SCALARS:              # a struct of the file
+        return _struct(what)
     return _scalar(what, SCALARS[names.get(type_, type_)])
 
 
@@ -359,6 +362,14 @@ def _pointer(what: str, expected: str) -> Callable:
         if array.device.id != device:
             raise ValueError(f"{what} is on GPU {array.device.id}, and the kernel was compiled for GPU {device}")
         return array
+    return convert
+
+
+def _struct(what: str) -> Callable:
+    def convert(device: int, value):
+        if not (isinstance(value, np.ndarray) and value.shape == () and value.dtype.names):
+            raise TypeError(f"{what} must be a NumPy array of shape () with named fields, not {type(value).__name__}")
+        return value
     return convert
 
 

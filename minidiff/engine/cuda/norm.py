@@ -1,15 +1,16 @@
 """Group norm (with or without SiLU) and layer norm on CuPy arrays, by kernels/group_norm_*.cu and layer_norm_*.cu.
 
     y, mean, rstd     = group_norm(x, groups, gamma, beta, eps, silu)         y = [silu](gamma x_hat + beta)
-    dx, dgamma, dbeta = group_norm_backward(x, dy, groups, gamma, beta, mean, rstd, silu)
+    dx, dgamma, dbeta = group_norm_backward(x, dy, groups, gamma, beta, mean, rstd, silu, plus)
 
     y, mean, rstd     = layer_norm(x, gamma, beta, eps)
-    dx, dgamma, dbeta = layer_norm_backward(x, dy, gamma, mean, rstd)
+    dx, dgamma, dbeta = layer_norm_backward(x, dy, gamma, mean, rstd, plus)
 
 x is (B, ..., C); gamma and beta are (C,), or (B, C) in a group norm; all have one dtype.  Those of (B, C) may be the
 two halves of one array (B, 2 C), which is how a network makes them.  They are not copied, and dgamma and dbeta are
 halves of one array, too.  mean and rstd are (B, groups), or one for each token, in float64 for float64 and in float32
-otherwise.  The backward pass uses x, mean and rstd, and computes a group norm's z = gamma x_hat + beta again.
+otherwise.  The backward pass uses x, mean and rstd, and computes a group norm's z = gamma x_hat + beta again.  plus,
+None or an array of x's shape, is added to dx: another path's cotangent of x, which would take another launch.
 
 `plan` decides which part of the work each block of threads gets.
 """
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 
 from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.reduce import accumulator_dtype, counters
+from minidiff.engine.cuda.weight_gradients import sum_of_partials
 
 SECTOR = 32                                                 # bytes: the smallest transfer from memory
 LINE = 128                                                  # bytes: the smallest request of a warp's load
@@ -57,14 +59,15 @@ def group_norm(x, groups: int, gamma, beta, eps: float, silu: bool = False, *, v
     return y, mean, rstd
 
 
-def group_norm_backward(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool = False, *,
+def group_norm_backward(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool = False, plus=None, *,
                         version: int | None = None):
     """-> dx of x's shape, dgamma and dbeta of gamma's; all of x's dtype."""
-    dx, both = group_norm_backward_of_pairs(x, dy, groups, gamma, beta, mean, rstd, silu, version=version)
+    dx, both = group_norm_backward_of_pairs(x, dy, groups, gamma, beta, mean, rstd, silu, plus,
+                                             version=version)
     return dx, both[..., 0, :], both[..., 1, :]
 
 
-def group_norm_backward_of_pairs(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool = False, *,
+def group_norm_backward_of_pairs(x, dy, groups: int, gamma, beta, mean, rstd, silu: bool = False, plus=None, *,
                                  version: int | None = None):
     """The same with dgamma and dbeta in one array, (2, C) or (B, 2, C)."""
     import cupy
@@ -74,6 +77,7 @@ def group_norm_backward_of_pairs(x, dy, groups: int, gamma, beta, mean, rstd, si
         raise ValueError(f"group_norm: dy must have x's shape {x.shape}, not {dy.shape}")
     if not mean.shape == rstd.shape == (B, groups):
         raise ValueError(f"group_norm: mean and rstd must be {(B, groups)}, not {mean.shape} and {rstd.shape}")
+    plus = _to_add("group_norm", x, plus)
     gamma, beta, row = _rows(gamma, beta)
     dx, shared = cupy.empty_like(x), gamma.ndim == 1
     of_samples = (cupy.empty if x.size else cupy.zeros)((B, 2, C), dtype=accumulator_dtype(x.dtype))
@@ -83,7 +87,7 @@ def group_norm_backward_of_pairs(x, dy, groups: int, gamma, beta, mean, rstd, si
         kernel = cuda.kernel(source, "group_norm_backward", dtype)
         sizes = (B, N, C, groups, row, silu)
         given = x, dy, cuda.strided(gamma), cuda.strided(beta), mean, rstd
-        wanted = dx, cuda.strided(of_samples[:, 0]), cuda.strided(of_samples[:, 1])
+        wanted = plus, dx, cuda.strided(of_samples[:, 0]), cuda.strided(of_samples[:, 1])
         if source.number <= 2:
             kernel(plan.grid, plan.threads, *given, *wanted, *sizes)
         elif source.number == 3:
@@ -95,9 +99,12 @@ def group_norm_backward_of_pairs(x, dy, groups: int, gamma, beta, mean, rstd, si
                  shared=8 * plan.threads * mean.itemsize)
             kernel(plan.grid, plan.threads, *given, found, *wanted, *sizes, plan.slab, plan.part,
                    shared=2 * (plan.slab * C // groups + plan.slab) * mean.itemsize)
-    if shared:
-        of_samples = of_samples.sum(axis=0)                                         # (2, C)
-    return dx, of_samples.astype(x.dtype, copy=False)
+    if not shared:
+        return dx, of_samples.astype(x.dtype, copy=False)
+    both = (cupy.empty if x.size else cupy.zeros)((2, C), x.dtype)
+    if x.size:
+        sum_of_partials(of_samples.reshape(B, 2 * C), both)
+    return dx, both
 
 
 def layer_norm(x, gamma, beta, eps: float, *, version: int | None = None):
@@ -118,7 +125,7 @@ def layer_norm(x, gamma, beta, eps: float, *, version: int | None = None):
     return y, mean, rstd
 
 
-def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None):
+def layer_norm_backward(x, dy, gamma, mean, rstd, plus=None, *, version: int | None = None):
     """-> dx of x's shape, dgamma and dbeta of gamma's; all of x's dtype."""
     import cupy
     x, dy, gamma = _contiguous(x, dy, gamma)
@@ -128,21 +135,21 @@ def layer_norm_backward(x, dy, gamma, mean, rstd, *, version: int | None = None)
     if not (gamma.shape == (C,) and mean.shape == rstd.shape == (M,)):
         raise ValueError(f"layer_norm: gamma must be {(C,)} and mean and rstd {(M,)}, "
                          f"not {gamma.shape}, {mean.shape} and {rstd.shape}")
+    plus = _to_add("layer_norm", x, plus)
     dx = cupy.empty_like(x)
     if not x.size:
         return dx, cupy.zeros(C, dtype=x.dtype), cupy.zeros(C, dtype=x.dtype)
     source = cuda.pick("layer_norm", str(x.dtype), version)
     warps, threads = source.constants["WARPS"], source.constants["THREADS"]
-    kernel = cuda.kernel(source, "layer_norm_backward", str(x.dtype))
-    kernel(math.ceil(M / warps), threads, x, dy, gamma, mean, rstd, dx, M, C)
     # enough blocks to fill the card, but at least a few rows for each warp
     columns = math.ceil(C / source.constants["CHANNELS"])
     part = max(4 * warps, math.ceil(M * columns / (BUSY * cuda.multiprocessors())))
     splits = math.ceil(M / part)
     found = cupy.empty((splits, 2, C), dtype=mean.dtype)
-    sums = cuda.kernel(source, "layer_norm_backward_sums", str(x.dtype))
     summed = cupy.empty((2, C), dtype=x.dtype)
-    sums((columns, splits), threads, x, dy, mean, rstd, found, counters(columns), summed, M, C, part)
+    cuda.kernel(source, "layer_norm_backward", str(x.dtype))(
+        math.ceil(M / warps) + columns * splits, threads, x, dy, gamma, mean, rstd, plus, dx, found, counters(columns),
+        summed, M, C, part)
     return dx, summed[0], summed[1]
 
 
@@ -235,6 +242,14 @@ def _rows(gamma, beta):
     if gamma.strides != beta.strides or gamma.strides[1] != gamma.itemsize or gamma.strides[0] < 0:
         gamma, beta = _contiguous(gamma, beta)
     return gamma, beta, gamma.strides[0] // gamma.itemsize
+
+
+def _to_add(op: str, x, plus):
+    if plus is None:
+        return None
+    if plus.shape != x.shape:
+        raise ValueError(f"{op}: plus must have x's shape {x.shape}, not {plus.shape}")
+    return _contiguous(plus)[0]
 
 
 def _contiguous(*arrays):
