@@ -12,8 +12,8 @@ v_theta of it (nn/pixel_mixture.py): a black background is then black, without g
 It has a byte-level BPE tokenizer, a small transformer encoder and a UNet.  The caption enters the UNet twice: pooled,
 through the norms, and token by token, through cross-attention (as in GLIDE, Imagen and Stable Diffusion).
 
-Training times have a density (config.times).  By default log-SNR is normal, with mean -1 and standard deviation 2: which
-digit it will be is decided at noisy times, and Bayes' rule has little left to learn at the clean ones.
+Training times have a density (config.times).  By default log-SNR is normal, with mean -1 and standard deviation 2:
+which digit it will be is decided at noisy times, and Bayes' rule leaves little to learn at the clean ones.
 """
 
 from __future__ import annotations

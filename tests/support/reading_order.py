@@ -79,7 +79,8 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
     ("The engine on a GPU", "CuPy's side of the ops, and then the course in [kernels/](../kernels/README.md).",
      ["engine/cuda/launch", "engine/cuda/reduce", "engine/cuda/weight_gradients", "engine/cuda/linear",
       "engine/cuda/conv", "engine/cuda/norm", "engine/cuda/attention", "engine/cuda/activation",
-      "engine/cuda/pixel_mixture", "engine/cuda/embedding", "engine/cuda/cast", "engine/cuda/random", "engine/cuda/adamw"]),
+      "engine/cuda/pixel_mixture", "engine/cuda/embedding", "engine/cuda/cast", "engine/cuda/random",
+      "engine/cuda/adamw"]),
 ]
 
 
