@@ -239,26 +239,34 @@ def _walk_back(order: list[Tensor], cotangents: dict, keep_graph: bool) -> list[
         if node._pullback is None:
             leaves.append((node, dy))
             continue
-        if node._pullback is not unchanged:
-            weight_gradients.ready(dy)
-        x, dx, held = None, None, None
-        if getattr(node._pullback, "adds", False) and id(node._parents[0]) in cotangents:
-            held = cotangents.pop(id(node._parents[0]))     # from the other users of its first argument
-            weight_gradients.ready(held)
-            dxs = node._pullback(dy, held)
-        else:
-            dxs = node._pullback(dy)
+        dxs = _pulled_back(node, dy, cotangents)
         for x, dx in zip(node._parents, dxs, strict=True):
             if dx is not None and x.requires_grad:
-                held = cotangents.get(id(x))
-                if held is not None:
-                    weight_gradients.ready(held, dx)
-                    dx = held + dx                          # += might write into a shared array
-                cotangents[id(x)] = dx
+                cotangents[id(x)] = _sum(cotangents.get(id(x)), dx)
         if not keep_graph:
             node._parents, node._pullback = (), _released
-        del node, dy, dxs, x, dx, held                      # each would keep an array alive during the next pullback
+        del node, dy, dxs, x, dx                            # each would keep an array alive during the next pullback
     return leaves
+
+
+def _sum(held, dx):
+    """A cotangent of several users, of those so far (None for none) and one more."""
+    if held is None:
+        return dx
+    weight_gradients.ready(held, dx)
+    return held + dx                                        # += might write into a shared array
+
+
+def _pulled_back(node: Tensor, dy, cotangents: dict) -> Sequence:
+    """The cotangents of a node's parents.  A pullback that adds is given what its first parent has so far."""
+    if node._pullback is unchanged:
+        return node._pullback(dy)
+    weight_gradients.ready(dy)
+    if not getattr(node._pullback, "adds", False) or id(node._parents[0]) not in cotangents:
+        return node._pullback(dy)
+    held = cotangents.pop(id(node._parents[0]))
+    weight_gradients.ready(held)
+    return node._pullback(dy, held)
 
 
 def adds(pullback: Callable) -> Callable:

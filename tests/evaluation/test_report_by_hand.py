@@ -99,6 +99,12 @@ def by_hand_share(points, centres, k: int = 3) -> float:
     return float(np.mean([any(math.dist(p, c) <= r for c, r in zip(centres, reach, strict=True)) for p in points]))
 
 
+def by_hand_dark(images) -> dict:
+    levels = [round(127.5 * (float(x) + 1)) for x in np.ravel(images)]
+    return {"0": levels.count(0) / len(levels), "1-4": sum(1 <= v <= 4 for v in levels) / len(levels),
+            "5-20": sum(5 <= v <= 20 for v in levels) / len(levels)}
+
+
 def test_every_number_of_the_report(made):
     real, images, words, order, asked, judge, found, _, sets = made
     read = [judge.reads[images[i].tobytes()] for i in order]
@@ -125,6 +131,7 @@ def test_every_number_of_the_report(made):
         "agreement_width": agreement(named[:COUNT], [2]), "held_out_all_right": np.mean(all_right[COUNT:]),
         "fid": by_hand_fid(judge, features), "fid_floor": mean, "fid_floor_spread": spread, "judge_accuracy": 0.875,
         "precision": by_hand_share(features, compared), "recall": by_hand_share(compared, features),
+        "dark_pixels": by_hand_dark(images[order[:COUNT]]), "dark_pixels_real": by_hand_dark(to_float(real.images)),
     }
     values = dataclasses.asdict(found)
     for name, value in expected.items():

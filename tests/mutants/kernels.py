@@ -36,9 +36,9 @@ BUGS = [
         "b[i / TILE][i % TILE] = m < M && d < D ?",
         "b[i / TILE][i % TILE] = d < D ?"),
     Bug("a gradient is read before it is computed", "engine/tensor.py",
-        "            weight_gradients.ready(dy)\n",
-        "            pass\n"),
+        "    weight_gradients.ready(dy)\n",
+        "    pass\n"),
     Bug("gradients of a weight used twice are added before they are computed", "engine/tensor.py",
-        "                    weight_gradients.ready(held, dx)\n",
+        "    weight_gradients.ready(held, dx)\n",
         ""),
 ]

@@ -34,6 +34,7 @@ EVERY_OP = {
     "power": Op(lambda x: ops.power(x, 2.5), ((2, 3),), positive=True),
     "matmul": Op(ops.matmul, ((2, 3, 4), (4, 2))),
     "linear": Op(ops.linear, ((2, 3, 4), (4, 2), (2,))),
+    "plus_linear": Op(ops.plus_linear, ((2, 3, 2), (2, 3, 4), (4, 2), (2,))),
     "matmul, batches": Op(ops.matmul, ((2, 1, 3, 4), (3, 4, 2))),
     "exp": Op(ops.exp, ((2, 3),)),
     "log": Op(ops.log, ((2, 3),), positive=True),

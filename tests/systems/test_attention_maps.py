@@ -43,15 +43,15 @@ def oblong() -> TextToImage:
 
 def plain_maps(model, x_t, t, caption):
     """The maps from the inputs of each cross-attention layer and its weights, one head and one token at a time."""
-    seen, plain_forward = [], Attention.forward
+    seen, plain = [], Attention._attend
 
-    def forward(self, x, context=None, mask=None, causal=False):
+    def attend(self, x, context, mask, causal):
         if context is not None:
             seen.append((self, x.data[0].astype(float), context.data[0].astype(float)))
-        return plain_forward(self, x, context, mask, causal)
+        return plain(self, x, context, mask, causal)
     (ids, mask), (H, W, _) = model.tokens([caption]), x_t.shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Attention, "forward", forward)
+        patch.setattr(Attention, "_attend", attend)
         with no_grad():
             model.unet(Tensor(x_t[None]), np.array([t]), model.text(ids, mask))
     n = int(mask.sum())

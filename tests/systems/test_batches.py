@@ -20,6 +20,7 @@ from support import small_systems
 from minidiff.data import swiss_roll
 from minidiff.diffusion.cascade import resized
 from minidiff.diffusion.densities import DENSITIES
+from minidiff.diffusion.schedules import cosine
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.systems.learned_path import MARGIN
@@ -279,7 +280,7 @@ def of(name: str, stage: str, part: str) -> np.ndarray:
 
 # stage -> (share of dropped captions or None without captions, power or density of the times or None without times)
 STAGES = {
-    ("text-to-image", "diffusion"): (0.1, 1 / 3), ("ddpm", "diffusion"): (None, 1), ("vdm", "diffusion"): (None, 1),
+    ("text-to-image", "diffusion"): (0.1, "normal"), ("ddpm", "diffusion"): (None, 1), ("vdm", "diffusion"): (None, 1),
     ("dpm", "reverse"): (None, 1),
     ("dpm", "schedule"): (None, 1), ("clip", "contrast"): (0.0, None), ("glide", "contrast"): (0.0, 1 / 2),
     ("adm", "classifier"): (None, 1), ("dalle", "dvae"): (None, None), ("dalle", "prior"): (0.1, None),
@@ -350,22 +351,33 @@ def logit_normal_share(T: int) -> np.ndarray:
     """P(t < k), k = 0 .. T, of logit u ~ N(0, 1), where each time stands for the u that are nearest to (t + 1)/T in
     logit u; the last, u = 1, counts as one step on."""
     place = np.log(np.arange(1, T) / np.arange(T - 1, 0, -1))
-    place = np.append(place, 2 * place[-1] - place[-2])
+    return nearest_share(np.append(place, 2 * place[-1] - place[-2]), 0, 1)
+
+
+def normal_share(T: int) -> np.ndarray:
+    """The same of log-SNR ~ N(-1, 2^2), which falls in the cosine schedule."""
+    alpha, sigma = cosine(T).alpha(np.arange(T)), cosine(T).sigma(np.arange(T))
+    return nearest_share(-2 * np.log(alpha / sigma), 1, 2)
+
+
+def nearest_share(place: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """P(t < k), k = 0 .. T, of N(mean, std^2), where each time stands for what is nearest to its place, rising (T,)."""
     middle = (place[1:] + place[:-1]) / 2
-    F = stats.norm.cdf(np.concatenate([[2 * place[0] - middle[0]], middle, [2 * place[-1] - middle[-1]]]))
+    F = stats.norm.cdf(np.concatenate([[2 * place[0] - middle[0]], middle, [2 * place[-1] - middle[-1]]]), mean, std)
     return (F - F[0]) / (F[-1] - F[0])
 
 
 @pytest.mark.parametrize("place", TIMED, ids="-".join)
 def test_times_have_their_density_and_cover_it_in_each_batch(place):
-    """P(t < k) = (k/T)^(1/power), or that of logit-normal u; of a stratified batch the count below k is within 1 of its
-    share; where the batch is not stratified (GLIDE) the times are independent, so that a batch's sum
-    varies as such sums do."""
+    """P(t < k) = (k/T)^(1/power), or that of a normal log-SNR; of a stratified batch the count below k is within 1 of
+    its share; where the batch is not stratified (GLIDE) the times are independent, so that a batch's sum varies as such
+    sums do."""
     name, _ = place
     t, power = of(*place, "t"), STAGES[place][1]
     config = small_systems.CONFIGS[name]
     T = {"dpm": 5, "adm": 50, "consistency": 5}.get(name) or config.T
-    share = logit_normal_share(T) if power == "logit-normal" else (np.arange(T + 1) / T) ** (1 / power)
+    shares = {"logit-normal": logit_normal_share, "normal": normal_share}
+    share = shares[power](T) if power in shares else (np.arange(T + 1) / T) ** (1 / power)
     below = (t[:, :, None] < np.arange(T + 1)).sum(axis=1)                          # (STEPS, T + 1)
     B = t.shape[1]
     if name != "glide":
