@@ -47,7 +47,7 @@ class TextToImage(nn.Module):
         if self.config.predicts == "v":
             return out
         alpha, sigma = self._noise(t, x_t.dtype)
-        black, white, m, s2 = out.float().to(x_t.dtype).unflatten(1, (-1, 4)).unbind(2)     # (B, C, H, W) each
+        black, white, m, s2 = out.to(x_t.dtype).unflatten(1, (-1, 4)).unbind(2)     # (B, C, H, W) each
         m, s2 = m.tanh(), s2.sigmoid()
         V = (alpha**2 * s2 + sigma**2)
         log_w = torch.stack([black - sigma.log() - ((x_t + alpha) / sigma) ** 2 / 2,

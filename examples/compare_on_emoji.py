@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from minidiff import evaluation, pictures, systems
 from minidiff.data import emoji
-from minidiff.errors import run_main
+from minidiff.errors import UserError, run_main
 from minidiff.evaluation.emoji import EmojiReport, evaluate_emoji
+from minidiff.evaluation.pictures import clip_of
 from minidiff.files import write_whole
-from minidiff.systems.clip import CLIP
 
 SEEN = ("grinning face", "red apple", "flag: Italy", "robot", "woman astronaut: medium-dark skin tone", "snowman")
 HELD_OUT = ("snowboarder: medium skin tone", "thumbs up: medium skin tone", "woman astronaut: light skin tone",
@@ -56,14 +56,18 @@ def cells(model, r: EmojiReport) -> tuple[str, ...]:
 
 
 def main(models: list[str], judge: str | None = None, count: int = 1000, out: str = "docs") -> None:
+    if count < 1:
+        raise UserError(f"--count must be at least 1, not {count}")
     pictures.check_writable(Path(out) / "emoji_systems.png")
     loaded = []
     for path in map(systems.model_path, models):
         kind = systems.class_of_model(path)
         evaluation.check_draws(kind)
         loaded.append(systems.load_model(kind, path))
+        if evaluation.data_of(loaded[-1]) != "emoji":
+            raise UserError(f"{path} was not trained on emoji")
     data = emoji.load(None)
-    clip = None if judge is None else systems.load_model(CLIP, Path(judge))
+    clip = None if judge is None else clip_of(judge, data)
     names, true = shown_names(data)
     titles = TITLES if clip is None else TITLES + BY_CLIP
     table, drawn = [titles, ("---",) * len(titles)], [true]
@@ -77,7 +81,7 @@ def main(models: list[str], judge: str | None = None, count: int = 1000, out: st
     print(text)
     note = NOTE.format(among=report.among, seen=report.images, held_out=report.held_out_images)
     write_whole(Path(out) / "emoji_systems.md", f"# Systems that draw emoji\n\n{text}\n\n{note}\n".encode())
-    captions = [name if i < len(SEEN) else f"{name} (held out)" for i, name in enumerate(names)]
+    captions = [name if name in SEEN else f"{name} (held out)" for name in names]
     sheet = pictures.strip(np.stack(drawn), captions, labels=["true", *(model.name for model in loaded)])
     pictures.save(sheet, Path(out) / "emoji_systems.png")
 

@@ -8,9 +8,9 @@
     interval    the same where low < sigma_t / alpha_t <= high, and scale 1 elsewhere   Kynkaanniemi et al. 2024
 
 All three are drawn over the same axis: how often the network is evaluated for one picture, whatever the sampler and the
-guidance need for a step.  For each number of evaluations a run makes as many steps as it allows, at least two.  Every
-sampler of samplers.SAMPLERS takes part, your own too, but for those of consistency models.  All pictures have the same
-captions, those of real images, and the same noise.
+guidance need for a step.  For each number of evaluations a run makes as many steps as it allows, at least two.  All
+samplers of samplers.SAMPLERS are measured, your own too, except those of consistency models.  All pictures have the
+same captions, those of real images, and the same noise.
 
 Each row is kept in a file when it is measured, so a run that was stopped goes on where it was.  FID depends on the
 number of pictures: compare it with its floor, that of as many real images (evaluation/report.py).
@@ -85,7 +85,6 @@ def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16
     if min(budgets) < 4 or max(budgets) > 1000:             # two guided steps, and as many as the times of a schedule
         raise UserError(f"--evaluations must be from 4 to 1000, not {', '.join(map(str, budgets))}")
     pictures.check_writable(out)                            # fails now, not after the work
-    Path(rows).mkdir(parents=True, exist_ok=True)
     system = systems.load_model(TextToImage, model)
     if (data := data_of(system)) != "digits":
         raise UserError(f"{system.file} was trained on {ascii(data)[:40]}, and the judge reads digits only")
@@ -105,6 +104,10 @@ def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16
     for name, way, options, cost in planned:
         key = hashlib.sha256(weights + f"{count} {sorted(options.items())}".encode()).hexdigest()[:12]
         asked.append((Path(rows) / f"{name}-{way}-{options['steps']}-{key}.json", name, way, options, cost))
+    try:
+        Path(rows).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--rows: {rows} cannot be made: {error.strerror}") from None
     missing = sum(cost for path, *_, cost in asked if not path.exists())
     with progress(title="few steps", total=missing * count, unit="evaluation", unit_scale=True) as bar:
         for path, name, way, options, cost in asked:

@@ -24,8 +24,8 @@ def _heed_signals() -> None:
 
 _heed_signals()
 
-# "fixed" draws the same examples at every run, so that a change alone can turn a test red; CONTRIBUTING.md says when
-# to search with others: pytest --hypothesis-profile=random
+# "fixed" draws the same examples at every run, so that a test fails only because the code changed; CONTRIBUTING.md says
+# when to draw others: pytest --hypothesis-profile=random
 everywhere = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("random", derandomize=False, **everywhere)
 settings.register_profile("fixed", derandomize=True, database=None, **everywhere)

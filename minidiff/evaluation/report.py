@@ -3,7 +3,7 @@
     prompt accuracy     the share of pictures in which the judge reads the digit that was asked for
     agreement           the share of the asked-for attributes (thin, leaning left, ...) that measure as asked
     FID                 the distance of the judge's features from those of MNIST's 10,000 test images
-    dark pixels         the shares of black pixels, and of nearly black ones: real digits have few of these, grain many
+    dark pixels         the shares of black pixels, and of nearly black ones, which show as a veil or as grain
     precision, recall   how many pictures look real; how many real images could have been generated
 
 FID depends on the number of images and on the classifier.  So two more FIDs are given for comparison: the floor, of as

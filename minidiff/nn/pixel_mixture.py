@@ -1,8 +1,8 @@
-"""A network that knows where pixels pile up: each is black, white, or something between.
+"""A network that says of each pixel whether it is black, white, or something between.
 
-In drawings most pixels are exactly black or exactly white.  A network that gives x0_hat or v as one number must learn
-to hit -1 to the last digit, at every noise level.  Here it gives a distribution of x_0 for each pixel, and Bayes' rule
-does the rest:
+Most pixels of drawings are exactly black or exactly white.  A network that gives v as one number rarely gives the v
+whose x0_hat is exactly -1.  Here the network gives a distribution of x_0 for each pixel: what the other pixels say of
+this one.  Bayes' rule adds what the pixel itself says:
 
     p(x_0) = pi_1 d(x_0 + 1) + pi_2 d(x_0 - 1) + pi_3 N(x_0; m, s^2)        d: all mass at 0; black is -1, white 1
     x_t    = alpha x_0 + sigma eps
@@ -10,11 +10,13 @@ does the rest:
     V_k    = alpha^2 s_k^2 + sigma^2                                        the variance of x_t where k is true
     w_k    = p(k | x_t)  =  softmax_k( log pi_k + log N(x_t; alpha m_k, V_k) )                          Bayes
     x0_k   = E[x_0 | x_t, k]  =  m_k + g_k (x_t - alpha m_k),   g_k = alpha s_k^2 / V_k     a product of two Gaussians
-    x0_hat = sum_k w_k x0_k,   and   v_hat = (alpha x_t - x0_hat) / sigma                   Salimans & Ho 2022
+    x0_hat = sum_k w_k x0_k,   and   v_hat = (alpha x_t - x0_hat) / sigma,   for alpha^2 + sigma^2 = 1
+                                                                                            Salimans & Ho 2022
 
-with m_1 = -1, m_2 = 1 and s_1 = s_2 = 0.  Where the noise is fine, a black background is certain to be black, and a
-grey pixel keeps its value, x0_3 = x_t / alpha: the network has to learn neither.  (The same idea with 256 grey levels:
-nn/grey_levels.py.)
+with m_1 = -1, m_2 = 1 and s_1 = s_2 = 0.  Where the noise is fine (sigma much below s), a pixel close to black is taken
+for black unless pi_1 is tiny, and a grey pixel keeps its value, x0_3 = x_t / alpha: the network has to learn neither.
+The loss compares v_hat alone, so the pi_k are a form of the answer, and need not be true shares.  (The same idea with
+256 grey levels: nn/grey_levels.py.)
 
 The derivatives, of which the loss needs the first three:
 
@@ -43,7 +45,7 @@ def v_of_mixture(out: Tensor, x_t: Tensor, alpha: np.ndarray, sigma: np.ndarray)
     and of white, relative to "between", then what gives m = tanh(.) and s^2 = sigmoid(.): numbers in [-1, 1] have a
     mean in [-1, 1] and a variance of at most 1.
     """
-    _check(out, x_t)
+    _check(out, x_t, sigma)
     xp, dtype = xp_of(out.data), out.dtype
     a, s = (xp.asarray(c, dtype=dtype) for c in (alpha, sigma))                                         # (B,)
     if xp is not np:
@@ -87,7 +89,9 @@ def _by_kernel(out: Tensor, x_t: Tensor, alpha, sigma) -> Tensor:
         for dx, of in zip(pixel_mixture_cuda.backward(*arrays, dy), (out, x_t), strict=True)))
 
 
-def _check(out: Tensor, x_t: Tensor) -> None:
+def _check(out: Tensor, x_t: Tensor, sigma: np.ndarray) -> None:
+    if not (np.asarray(sigma) > 0).all():
+        raise ValueError(f"sigma must be positive, for v_hat is divided by it, not {np.min(sigma):g}")
     if x_t.ndim < 2 or out.shape != (*x_t.shape[:-1], NUMBERS * x_t.shape[-1]) or out.dtype != x_t.dtype \
             or out.dtype not in (np.float32, np.float64):
         raise ValueError(f"out must have {NUMBERS} numbers for each number of x_t, in its dtype, float32 or float64: "

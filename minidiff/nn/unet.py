@@ -72,7 +72,8 @@ class UNetConfig:
 
 
 class UNet(Module):
-    """(x_t, t, text) -> output, of x_t's height and width.  The system decides what it predicts: eps, x0 or v."""
+    """(x_t, t, text) -> output, of x_t's height and width.  The system decides what it is: eps, x0, v, or numbers of a
+    mixture (pixel_mixture.py)."""
 
     def __init__(self, config: UNetConfig, rng: np.random.Generator):
         c = self.config = config

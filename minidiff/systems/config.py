@@ -39,25 +39,26 @@ def config_from(kind: type, values):
     return kind(**fields)
 
 
-def with_changes(config, changes: Mapping[str, object]):
+def with_changes(config, changes: Mapping[str, object], of: str = ""):
     """The configuration with some of its fields changed; ValueError where one is unknown, of another type or refused.
 
     A field of a part has a dot in its name, such as `unet.widths`.  The images' shape cannot be changed.  What is
-    returned can be read again from a file: each value is within the limits of `config_from`.
+    returned can be read again from a file: each value is within the limits of `config_from`.  of: what stands before
+    the names in errors.
     """
     fields = changeable(config)
     changed, of_parts = {}, {}
     for name, value in changes.items():
         if name not in fields:
             known = ", ".join(f"{field} ({default})" for field, default in fields.items()) or "none"
-            raise ValueError(f"its configuration has no {name}: it has {known}")
+            raise ValueError(f"its configuration has no {of}{name}: it has {known}")
         part, dot, rest = name.partition(".")
         if dot:
             of_parts.setdefault(part, {})[rest] = value
         else:
-            changed[name] = _checked(name, value, fields[name])
+            changed[name] = _checked(of + name, value, fields[name])
     for part, inner in of_parts.items():
-        changed[part] = with_changes(getattr(config, part), inner)
+        changed[part] = with_changes(getattr(config, part), inner, f"{of}{part}.")
     return dataclasses.replace(config, **changed)
 
 
@@ -83,7 +84,8 @@ def _checked(name: str, value, like):
     if isinstance(like, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(like):
-        raise ValueError(f"{name} takes a value like {like!r}, not {str(value)[:40]!r}")
+        shown = list(like) if isinstance(like, tuple) else like             # as it is typed
+        raise ValueError(f"{name} takes a value like {shown!r}, not {str(value)[:40]!r}")
     if type(value) is int:
         whole(name, value, 0, MOST_STEPS if name.endswith("steps") else LARGEST)
     if isinstance(value, float) and not math.isfinite(value):

@@ -121,7 +121,7 @@ class Consistency(System):
         teacher = self._borrowed["text-to-image"]
         if teacher.config != self.config.teacher:
             raise UserError("the trained text-to-image system has another configuration than this consistency model "
-                            f"was made for: give its configuration ({teacher.config}), or train another one")
+                            "was made for: train it with that configuration, or leave out what changes `teacher`")
         return teacher.to(self.device)
 
     # --- training -----------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class DiTConfig:
 
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the images
     T: int = 1000                                           # times between image and noise
-    times: str = "normal"                   # how often each is drawn, before the shift: a text of density_from
+    times: str = "normal"                   # how often each is drawn, before the shift: of DENSITIES
     shift: float = 1.0                                      # of the times: more than 1 for more noise
     drop_caption: float = 0.1               # share of captions replaced by '' in training, for classifier-free guidance
     steps: int = 2200                                       # of training

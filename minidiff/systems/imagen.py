@@ -77,7 +77,7 @@ class ImagenConfig:
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the data's images
     resolutions: tuple[int, ...] = (7, 14, 28)              # heights of the cascade, each twice the last; H among them
     T: int = 1000                                           # training times, of the cosine schedule
-    times: str = "power"                                    # how often the base draws each: a text of density_from
+    times: str = "power"                                    # how often the base draws each: of DENSITIES
     super_times: str = "power:power=1"                      # how often the others do
     length: int = 24                                        # tokens of a caption
     text: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(vocab=512, length=64))

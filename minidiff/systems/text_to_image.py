@@ -4,10 +4,11 @@
                 L = E || v - v_theta(x_t, t, y) ||^2,   v = alpha_t eps - sigma_t x_0     (Salimans & Ho 2022)
     sampling    x_T ~ N(0, I), then DPM-Solver++(2M) down to x_0 with classifier-free guidance
                 eps = eps_uncond + scale (eps_cond - eps_uncond)                          (Ho & Salimans 2022)
-                and if asked at some noise levels only, low < sigma_t / alpha_t <= high   (Kynkaanniemi et al. 2024)
+                optionally only where low < sigma_t / alpha_t <= high                     (Kynkaanniemi et al. 2024)
 
-The network does not give v itself.  It says of each pixel whether it is black, white or between, and Bayes' rule makes
-v_theta of it (nn/pixel_mixture.py): a black background is then black, without grain.
+For grey images the network does not give v itself.  It says of each pixel whether it is black, white or between, and
+Bayes' rule makes v_theta of it (nn/pixel_mixture.py): a black background is then black, without grain.  With
+predicts="v", as in colour, the network's output is v_theta.
 
 It has a byte-level BPE tokenizer, a small transformer encoder and a UNet.  The caption enters the UNet twice: pooled,
 through the norms, and token by token, through cross-attention (as in GLIDE, Imagen and Stable Diffusion).
@@ -28,7 +29,7 @@ from minidiff import pictures
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.densities import density_from, parse_density
-from minidiff.diffusion.gaussian import check_predicts
+from minidiff.diffusion.gaussian import PREDICTIONS
 from minidiff.diffusion.guidance import ClassifierFree, GuidanceInterval
 from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
@@ -81,8 +82,8 @@ class TextToImageConfig:
         return replace(self.unet, out=NUMBERS * self.shape[2]) if self.predicts == MIXTURE else self.unet
 
     def __post_init__(self):
-        if self.predicts != MIXTURE:
-            check_predicts(self.predicts)
+        if self.predicts not in (*PREDICTIONS, MIXTURE):
+            raise ValueError(f"predicts must be one of {', '.join((*PREDICTIONS, MIXTURE))}, not {self.predicts!r}")
         check_schedule(self.schedule)
         parse_density(self.times)
         check_shape(self.shape, self.unet.multiple)
@@ -115,12 +116,14 @@ class TextToImage(System):
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]) -> TextToImageConfig:
         default, (H, W, C) = TextToImageConfig(), shape
-        grey = replace(default, shape=shape, unet=replace(default.unet, channels=C))
-        if C == 1 or H % COLOUR.multiple or W % COLOUR.multiple:
-            return grey
-        # predicts and times: as the emoji were trained that come with minidiff; the others are not measured in colour
-        return replace(default, shape=shape, text=replace(default.text, vocab=1024, width=COLOUR.text), unet=COLOUR,
-                       predicts="v", times="power", steps=9000, batch=64)
+        if C == 1:
+            return replace(default, shape=shape)
+        # as the emoji were trained that come with minidiff: a mixture, and other times, are not measured in colour
+        measured = {"shape": shape, "predicts": "v", "times": "power"}
+        if H % COLOUR.multiple or W % COLOUR.multiple:
+            return replace(default, unet=replace(default.unet, channels=C), **measured)
+        return replace(default, text=replace(default.text, vocab=1024, width=COLOUR.text), unet=COLOUR, steps=9000,
+                       batch=64, **measured)
 
     @classmethod
     def tokenizer_for(cls, data: Dataset, config: TextToImageConfig, rng: np.random.Generator, needed) -> Tokenizer:

@@ -272,5 +272,5 @@ def test_stratified_times_are_of_one_axis(shape):
 
 
 def test_one_time_has_no_density_over_log_snr():
-    with pytest.raises(UserError, match="needs at least two times with an SNR, of 1"):
+    with pytest.raises(UserError, match="needs at least two times with an SNR, and the schedule has 1"):
         density_from("uniform", schedules.linear(1, allow_signal=True))

@@ -90,3 +90,8 @@ def test_huge_numbers_of_a_network_stay_finite():
 def test_other_arrays_are_refused(out, x_t):
     with pytest.raises(ValueError, match="out must have 4 numbers for each number of x_t"):
         v_of_mixture(Tensor(out), Tensor(x_t), np.ones(2), np.ones(2))
+
+
+def test_no_noise_is_refused():
+    with pytest.raises(ValueError, match="sigma must be positive, for v_hat is divided by it, not 0"):
+        v_of_mixture(Tensor(np.zeros((2, 4))), Tensor(np.zeros((2, 1))), np.ones(2), np.array([0.1, 0.0]))

@@ -303,3 +303,20 @@ def test_the_batch_of_the_configuration_is_that_of_the_stage(data):
     assert stage.batch_size == 7
     with pytest.raises(ValueError, match="steps and batch at least 1"):
         replace(model.config, batch=0)
+
+
+def test_the_weights_that_come_with_minidiff_say_what_they_were_trained_with():
+    """They are older than the default density and the mixture."""
+    config = TextToImage.load().config
+    assert (config.predicts, config.times) == ("v", "power")
+
+
+@pytest.mark.parametrize("shape, predicts", [((28, 28, 1), "mixture"), ((28, 28, 3), "v"), ((32, 32, 3), "v")])
+def test_only_grey_images_are_mixtures_by_default(shape, predicts):
+    config = TextToImage.config_for(shape)
+    assert (config.shape, config.unet.channels, config.predicts) == (shape, shape[2], predicts)
+
+
+def test_what_a_network_may_predict():
+    with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, mixture, not 'foo'"):
+        replace(tiny.CONFIG, predicts="foo")

@@ -26,23 +26,22 @@ LAYER = np.dtype([("x", "u8"), ("dy", "u8"), ("dw", "u8"), ("db", "u8"),
                   ("M", "i4"), ("C", "i4"), ("D", "i4"), ("sums", "i4")])           # as in the kernel
 
 
-
 @dataclass
 class Waiting:
     """The layers of one walk that wait, and what belongs to them."""
 
     layers: list[tuple] = field(default_factory=list)       # (x or None, dy, dw or None, db or None): kept in memory
     pending: set[int] = field(default_factory=set)          # the addresses of the memory that they will fill
-    held: int = 0                                           # bytes of their dy
+    held: int = 0                                           # bytes of their x and dy
 
 
-_of_thread, NOTHING = threading.local(), Waiting()
+_of_thread = threading.local()
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
     """Within it, in this thread, layers wait; they are computed at its end."""
-    outer, _of_thread.waiting = getattr(_of_thread, "waiting", None), Waiting()
+    outer, _of_thread.waiting = _waiting(), Waiting()
     try:
         yield
         fill()
@@ -83,13 +82,15 @@ def sum_of_partials(partial, result) -> None:
 
 def ready(*arrays) -> None:
     """Computes what waits if one of the arrays is not filled yet, or lies in the memory of one that is not."""
-    pending = getattr(_of_thread, "waiting", NOTHING).pending
-    if pending and any(a.data.mem.ptr in pending for a in arrays):
+    waiting = _waiting()
+    if waiting and waiting.pending and any(a.data.mem.ptr in waiting.pending for a in arrays):
         fill()
 
 
 def fill() -> None:
     """Computes all layers that wait, in one launch for each dtype and each MOST of them."""
+    if _waiting() is None:                                  # outside a walk nothing waits
+        return
     layers, _of_thread.waiting = _of_thread.waiting.layers, Waiting()
     for dtype in dict.fromkeys(_result(layer).dtype for layer in layers):
         source = cuda.pick("weight_gradients", str(dtype))
@@ -102,14 +103,21 @@ def fill() -> None:
 
 
 def _may_wait(M: int) -> bool:
-    return 0 < M <= LONG and getattr(_of_thread, "waiting", None) is not None
+    return 0 < M <= LONG and _waiting() is not None
+
+
+def _waiting() -> Waiting | None:
+    return getattr(_of_thread, "waiting", None)
 
 
 def _wait(x, dy, dw, db) -> None:
     waiting = _of_thread.waiting
+    if x is not None and (x.dtype != dy.dtype or x.device != dy.device):
+        raise TypeError(f"x must be of dy's dtype and on its device, {dy.dtype} and {dy.device}, not {x.dtype} and "
+                        f"{x.device}")
     waiting.layers.append((x, dy, dw, db))
     waiting.pending.update(a.data.mem.ptr for a in (dw, db) if a is not None)
-    waiting.held += dy.nbytes
+    waiting.held += dy.nbytes + (0 if x is None else x.nbytes)
     if waiting.held > HELD:
         fill()
 
