@@ -99,7 +99,7 @@ class UNet(nn.Module):
                 self.upsample.append(nn.Conv2d(width, 4 * c.widths[level - 1], 1))
                 width = c.widths[level - 1]
         self.norm_out = nn.GroupNorm(c.groups, width)
-        self.conv_out = nn.Conv2d(width, folded, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, (c.out or c.channels) * c.patch**2, 3, padding=1)
 
     def forward(self, x, t, text=None):
         c = self.config
