@@ -21,7 +21,7 @@
 //     channels   0 .. 31 | 32 .. 63 |             blocks (channels, part); in a block, warp w takes every 8th row, lane l
 //     rows       0, 0    |  1, 0    |             one channel; then the warps' sums are added in shared memory, and the
 //     part ..    0, 1    |  1, 1    |             sums of the parts, in order, by the block that finishes last, as in
-//                                                 sum_rows_1.cu.
+//                                                 last_block.cuh.
 //
 // Bytes    forward: x once and y once, 2 M C elements; backward: x and dy twice, dx once, 5.
 //          128 captions of 77 tokens of 256 channels in float32 (10 MB): 20 and 50 MB, a part of which is in L2.
@@ -34,7 +34,7 @@
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
-#include "element.cuh"
+#include "last_block.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = 8;
@@ -143,13 +143,12 @@ __device__ __forceinline__ void backward_row(
 
 // grid    M / WARPS blocks of rows, then C / CHANNELS times splits of the sums, rounded up
 // summed  (2, C), dgamma and dbeta
-// found   (splits, 2, C), those of `part` rows each;   done: a zero for each group of channels, see sum_rows_1.cu
+// found   (splits, 2, C), those of `part` rows each;   done: a zero for each group of channels
 // plus    null, or an array of x's shape, which is added to dx
 extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward(
         const T* x, const T* dy, const T* gamma, const Acc* mean, const Acc* rstd, const T* plus, T* dx,
         Acc* found, unsigned int* done, T* summed, int M, int C, int part) {
     __shared__ Acc of_warps[2][WARPS][CHANNELS];
-    __shared__ bool last;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int of_rows = (M + WARPS - 1) / WARPS, block = int(blockIdx.x) - of_rows;
     if (block < 0) {                                        // the whole block
@@ -173,16 +172,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward(
         Acc sum = 0;
         for (int w = 0; w < WARPS; w++) sum += of_warps[warp][w][lane];
         found[(split * 2 + warp) * C + c] = sum;
-        __threadfence();
     }
-    __syncthreads();                                        // all sums are written
-    if (threadIdx.x == 0) {
-        last = atomicAdd(&done[column], 1u) == splits - 1;
-        if (last) done[column] = 0;
-        __threadfence();
-    }
-    __syncthreads();
-    if (!last || warp >= 2 || c >= C) return;
+    if (!is_last(done + column, splits) || warp >= 2 || c >= C) return;
     Acc sum = 0;
     for (int s = 0; s < splits; s++) sum += *(volatile Acc*)(found + (s * 2 + warp) * C + c);
     summed[warp * C + c] = narrow(sum);

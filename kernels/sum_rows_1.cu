@@ -13,8 +13,7 @@
 //     part 1     0, 1    |  1, 1    |
 //     ...
 //
-// `done` counts the finished blocks of each group of columns.  It is 0 before and after every launch.  __threadfence
-// makes a block's part visible to the others before the block is counted.
+// `done` counts the finished blocks of each group of columns (last_block.cuh).  It is 0 before and after every launch.
 //
 // Bytes    x once, M C elements.  392 rows of 128 columns in float32: 200 KB, from the L2 cache.
 // Work     one addition an element.  Limited by the launch, or by memory.
@@ -22,7 +21,7 @@
 //
 // takes   float32, float64, float16, bfloat16
 // needs   sm_75
-#include "element.cuh"
+#include "last_block.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = 8;
@@ -32,7 +31,6 @@ constexpr int COLUMNS = 32;                                 // of a block
 extern "C" __global__ void __launch_bounds__(THREADS)
 sum_rows(const T* x, Acc* found, unsigned int* done, T* y, int M, int C, int rows) {
     __shared__ Acc sums[WARPS][COLUMNS];
-    __shared__ bool last;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * COLUMNS + lane;
     const int from = blockIdx.y * rows, to = min(M, from + rows);
     Acc sum = 0;
@@ -44,17 +42,8 @@ sum_rows(const T* x, Acc* found, unsigned int* done, T* y, int M, int C, int row
         for (int w = 1; w < WARPS; ++w) sum += sums[w][lane];
         if (gridDim.y == 1) y[c] = narrow(sum);
         else found[blockIdx.y * C + c] = sum;
-        __threadfence();
     }
-    if (gridDim.y == 1) return;
-    __syncthreads();                                        // all 32 sums are written
-    if (threadIdx.x == 0) {
-        last = atomicAdd(&done[blockIdx.x], 1u) == gridDim.y - 1;
-        if (last) done[blockIdx.x] = 0;
-        __threadfence();
-    }
-    __syncthreads();
-    if (!last || warp > 0 || c >= C) return;
+    if (gridDim.y == 1 || !is_last(done + blockIdx.x, gridDim.y) || warp > 0 || c >= C) return;
     sum = 0;
     for (int part = 0; part < int(gridDim.y); ++part) sum += *(volatile Acc*)(found + part * C + c);
     y[c] = narrow(sum);
