@@ -16,22 +16,13 @@ ROUNDING = {"float64": 1e-14, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3
 each = pytest.mark.parametrize("name", activation.NAMES)
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 @each
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (255,), (257,), (3, 86)])
 def test_they_are_the_plain_forms(cupy, name, dtype, shape):
     """In float64, from the numbers that the kernel got.  The error of each element is relative to its size, or to 1."""
     rng = np.random.default_rng(0)
-    x, dy = (np.asarray(3 * rng.standard_normal(shape)).astype(dtype_of(dtype)) for _ in range(2))
+    x, dy = (np.asarray(3 * rng.standard_normal(shape)).astype(fake_cupy.dtype_of(dtype)) for _ in range(2))
     leaf = Tensor(x.astype(np.float64), requires_grad=True)
     y = getattr(ops, name)(leaf)
     dx, = gradients(y, [leaf], dy.astype(np.float64))

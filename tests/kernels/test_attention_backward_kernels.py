@@ -26,15 +26,6 @@ VERSIONS = [(number, dtype) for number, source in SOURCES.items() for dtype in U
 EXACT = [number for number, source in SOURCES.items() if "float64" in source.takes]
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 def first_dtype(version: int) -> str:
     return SOURCES[version].takes[0].replace("tf32", "float32")
 
@@ -131,7 +122,7 @@ def inputs(shape, dtype: str, seed: int, kind: str = "none", causal=False, size:
     size: the scale of q, and so of the scores.  alike: every key is equal to the first.
     """
     B, h, N, M, d, e = shape
-    rng, exact = np.random.default_rng(seed), dtype_of(dtype)
+    rng, exact = np.random.default_rng(seed), fake_cupy.dtype_of(dtype)
     q, k, v, dy = (rng.standard_normal((B, h, *last)).astype(exact).astype(np.float64)
                    for last in ((N, d), (M, d), (M, e), (N, e)))
     q, k = (q * size).astype(exact).astype(np.float64), k[:, :, [0] * M] if alike else k
@@ -143,7 +134,7 @@ def inputs(shape, dtype: str, seed: int, kind: str = "none", causal=False, size:
 
 def way_back(cupy, version, dtype, q, k, v, dy, y, lse, mask, causal, scale, layout="plain"):
     """dq, dk, dv, in dtype."""
-    exact, acc = dtype_of(dtype), "float64" if dtype == "float64" else "float32"
+    exact, acc = fake_cupy.dtype_of(dtype), "float64" if dtype == "float64" else "float32"
     q, k, v, dy, y = (placed(cupy, a.astype(exact), layout) for a in (q, k, v, dy, y))
     found = attention_cuda.backward(q, k, v, None if mask is None else cupy.asarray(mask), causal, scale, y,
                                     cupy.asarray(lse.astype(acc)), dy, version=version)

@@ -32,15 +32,6 @@ EACH_ONCE = pytest.mark.parametrize("version, dtype", [(1, "float32"), (2, "floa
 some = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 # --- the same by float64 NumPy, and how far rounding may lead from it -------------------------------------------
 
 def plain(q, k, v, see, scale):
@@ -66,7 +57,7 @@ def check(version, dtype, q, k, v, mask, causal, scale, y, lse) -> None:
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     see = where_seen((*q.shape[:3], k.shape[2]), mask, causal)
     expected, expected_lse = plain(q, k, v, see, scale)
-    assert y.dtype == dtype_of(dtype) and lse.dtype == ("float64" if dtype == "float64" else "float32")
+    assert y.dtype == fake_cupy.dtype_of(dtype) and lse.dtype == ("float64" if dtype == "float64" else "float32")
     y, lse = np.asarray(y, np.float64), np.asarray(lse, np.float64)
     nowhere = ~see.any(axis=3)
     assert (y[nowhere] == 0).all() and (lse[nowhere] == np.inf).all()
@@ -129,7 +120,7 @@ def cases(draw, head_dim: int):
 
 def check_case(cupy, version, dtype, case):
     q, k, v, mask, causal, layouts = case
-    q, k, v = (a.astype(dtype_of(dtype)) for a in (q, k, v))
+    q, k, v = (a.astype(fake_cupy.dtype_of(dtype)) for a in (q, k, v))
     scale = 1 / math.sqrt(q.shape[3])
     y, lse = attention_cuda.forward(*(on_device(cupy, a, layout) for a, layout in zip((q, k, v), layouts, strict=True)),
                                     None if mask is None else cupy.asarray(mask), causal, scale, version=version)
@@ -173,7 +164,7 @@ def test_shapes_of_our_networks(cupy, version, dtype, N, M, d):
 # --- what is true of attention ---------------------------------------------------------------------------------
 
 def normal(*shape, seed=0, dtype="float32"):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype_of(dtype))
+    return np.random.default_rng(seed).standard_normal(shape).astype(fake_cupy.dtype_of(dtype))
 
 
 def forward(cupy, version, q, k, v, mask=None, causal=False, scale=1.0):
@@ -191,7 +182,7 @@ def test_extreme_scores(cupy, version, dtype):
     k[0, 0, [3, 69], 0] = 100
     k[0, 0, 5, 0] = -100
     v = np.arange(70.0).reshape(1, 1, 70, 1)
-    y, lse = forward(cupy, version, *(a.astype(dtype_of(dtype)) for a in (q, k, v)))
+    y, lse = forward(cupy, version, *(a.astype(fake_cupy.dtype_of(dtype)) for a in (q, k, v)))
     assert y.astype(float).ravel().tolist() == [36.0, 5.0]
     np.testing.assert_allclose(lse[0, 0], [10_000 + math.log(2), 10_000], rtol=2**-22)
 

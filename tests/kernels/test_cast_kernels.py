@@ -13,11 +13,6 @@ pytestmark = fake_cupy.needs_device
 SHAPES = ((1,), (), (3, 2), (255,), (257,), (0, 3), (64, 65), (4096 + 1,))          # a chunk is 4096 numbers
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
 def half(name: str) -> np.dtype:
     if name == "bfloat16":
         pytest.importorskip("ml_dtypes")

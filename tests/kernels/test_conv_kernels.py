@@ -34,10 +34,6 @@ def cupy(monkeypatch, request):
     return cupy
 
 
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 # --- the same sums, an independent calculation ------------------------------------------------------------------
 
 def views(x, w_shape, y_shape, stride, padding):
@@ -117,7 +113,7 @@ def y_shape_of(x_shape, w_shape, stride, padding):
 
 def check_all(cupy, version, dtype, x_shape, w_shape, stride, padding, splits=None, seed=0):
     """Every sum of one shape, with and without bias and SiLU, against float64."""
-    rng, exact = np.random.default_rng(seed), dtype_of(dtype)
+    rng, exact = np.random.default_rng(seed), fake_cupy.dtype_of(dtype)
     x, w, bias = (rng.standard_normal(shape).astype(exact) for shape in (x_shape, w_shape, w_shape[3:]))
     y_shape = y_shape_of(x_shape, w_shape, stride, padding)
     dy = rng.standard_normal(y_shape).astype(exact)

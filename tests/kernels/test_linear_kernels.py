@@ -17,21 +17,12 @@ ROUNDING = {"float64": 1e-14, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3
 SHAPES = ((1, 1, 1), (33, 31, 5), (40, 70, 64), (5, 32, 33))                        # M, C, D around a tile of 32
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("M, C, D", SHAPES)
 def test_they_are_the_plain_products(cupy, dtype, M, C, D):
     """Also of arrays that are not contiguous."""
     rng = np.random.default_rng(0)
-    x, w, b, plus, dy, held = (rng.standard_normal(shape).astype(dtype_of(dtype))
+    x, w, b, plus, dy, held = (rng.standard_normal(shape).astype(fake_cupy.dtype_of(dtype))
                                for shape in ((M, C), (C, D), (D,), (M, D), (M, D), (M, C)))
     X, W, BIAS, PLUS, DY, HELD = (a.astype(np.float64) for a in (x, w, b, plus, dy, held))
     x, w, b, plus, dy, held = map(cupy.asarray, (x, w, b, plus, dy, held))

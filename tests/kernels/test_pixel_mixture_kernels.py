@@ -15,11 +15,6 @@ pytestmark = fake_cupy.needs_device
 DTYPES = cuda.versions("pixel_mixture")[1].takes
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
 def arrays(shape=(3, 2, 5, 2), least: float = 0.3, seed: int = 0) -> tuple:
     """out, x, alpha, sigma in float64; the angle of alpha and sigma is at least `least`."""
     rng = np.random.default_rng(seed)

@@ -14,22 +14,13 @@ DTYPES = cuda.versions("sum_rows")[1].takes
 ROUNDING = {"float64": 1e-13, "float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 # --- the sum of the rows ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("M, C", [(1, 1), (7, 33), (31, 32), (33, 64), (300, 5)])
 def test_the_sum_of_rows(cupy, dtype, M, C):
     """Shapes around a tile, one part and several; twice, since a launch must leave its counters as zeros."""
-    x = np.random.default_rng(0).standard_normal((M, C)).astype(dtype_of(dtype))
+    x = np.random.default_rng(0).standard_normal((M, C)).astype(fake_cupy.dtype_of(dtype))
     for _ in range(2):
         y = reduce.sum_rows(cupy.asarray(x))
         assert y.dtype == x.dtype and y.shape == (C,)
@@ -69,7 +60,7 @@ def test_any_block_may_be_the_last(cupy):
 def test_the_way_back_of_an_embedding(cupy, dtype, V, shape, C):
     """Ids that occur often, once and never."""
     rng = np.random.default_rng(0)
-    ids, dy = rng.integers(0, max(1, V - 2), shape), rng.standard_normal((*shape, C)).astype(dtype_of(dtype))
+    ids, dy = rng.integers(0, max(1, V - 2), shape), rng.standard_normal((*shape, C)).astype(fake_cupy.dtype_of(dtype))
     expected = np.zeros((V, C))
     np.add.at(expected, ids.ravel(), dy.reshape(-1, C).astype(np.float64))
     found = embedding.embedding_backward(cupy.asarray(ids), cupy.asarray(dy), V)

@@ -18,17 +18,8 @@ SOURCE = cuda.versions("weight_gradients")[1]
 ROUNDING = {"float64": 1e-14, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
-@pytest.fixture
-def cupy(monkeypatch):
-    return fake_cupy.install(monkeypatch)
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 def assert_near(found, expected, dtype: str) -> None:
-    assert found.dtype == dtype_of(dtype) and found.shape == expected.shape
+    assert found.dtype == fake_cupy.dtype_of(dtype) and found.shape == expected.shape
     np.testing.assert_allclose(found.get().astype(np.float64), expected, rtol=4 * ROUNDING[dtype],
                                atol=20 * ROUNDING[dtype])
 
@@ -42,15 +33,15 @@ def test_they_are_the_plain_products(cupy, monkeypatch, dtype):
     launched, pairs = fake_cupy.watch_launches(monkeypatch), []
     with of_weights.waiting():
         for M, C, D in ((1, 1, 1), (33, 31, 5), (64, 32, 33), (70, 40, 64)):
-            x, dy = (rng.standard_normal(shape).astype(dtype_of(dtype)) for shape in ((M, C), (M, D)))
+            x, dy = (rng.standard_normal(shape).astype(fake_cupy.dtype_of(dtype)) for shape in ((M, C), (M, D)))
             dw, db = of_weights.weight_gradients(cupy.asarray(x), cupy.asarray(dy))
             alone, none = of_weights.weight_gradients(cupy.asarray(x), cupy.asarray(dy), db=False)
             assert none is None
             pairs += [(dw, x.astype(exact).T @ dy.astype(exact)), (alone, x.astype(exact).T @ dy.astype(exact)),
                       (db, dy.astype(exact).sum(axis=0)),
                       (of_weights.sum_of_rows(cupy.asarray(dy)), dy.astype(exact).sum(axis=0))]
-        partial, whole = rng.standard_normal((5, 35)), cupy.empty((5, 7), dtype_of(dtype))
-        of_weights.sum_of_partials(cupy.asarray(partial.astype(accumulator_dtype(dtype_of(dtype)))), whole)
+        partial, whole = rng.standard_normal((5, 35)), cupy.empty((5, 7), fake_cupy.dtype_of(dtype))
+        of_weights.sum_of_partials(cupy.asarray(partial.astype(accumulator_dtype(fake_cupy.dtype_of(dtype)))), whole)
         assert not launched
     assert fake_cupy.REAL or launched == ["weight_gradients"]
     for found, expected in (*pairs, (whole, partial.sum(axis=0).reshape(5, 7))):

@@ -411,6 +411,11 @@ needs_device = pytest.mark.skipif(cuda_on_cpu.WHY_NOT is not None and not REAL, 
 of_the_stand_in = pytest.mark.skipif(REAL, reason="a test of the stand-in for CuPy, and MINIDIFF_TEST_DEVICE=cuda")
 
 
+def dtype_of(name: str) -> np.dtype:
+    """NumPy's dtype of a kernel's type of element; bfloat16 comes from ml_dtypes, without which a test is skipped."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
 def install(monkeypatch, gpus: int = 1) -> ModuleType:
     """Makes `import cupy` give this module during one test, and returns it."""
     if REAL:

@@ -5,10 +5,11 @@ import math
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
+from scipy import stats
 from support.diffusion_strategies import any_schedule
 
 from minidiff.diffusion.exact import MixtureDenoiser
-from minidiff.diffusion.schedules import Schedule
+from minidiff.diffusion.schedules import Schedule, cosine
 
 few = settings(deadline=None, max_examples=40)
 quickly = settings(deadline=None, max_examples=25)
@@ -123,3 +124,18 @@ def fitted_order(errors, Ns):
 def start(sampler, denoiser, x_T, ts, noise=None):
     """Runs an entry of SAMPLERS, with noise if it needs some."""
     return sampler(denoiser, x_T, ts, streams=noise or Noise(len(x_T), np.random.default_rng(0)))
+
+
+# ---- training times ------------------------------------------------------------------------------------------
+
+def normal_share(T: int) -> np.ndarray:
+    """P(t < k), k = 0 .. T, of text-to-image's training times: log-SNR ~ N(-1, 2^2), falling in the cosine schedule."""
+    alpha, sigma = cosine(T).alpha(np.arange(T)), cosine(T).sigma(np.arange(T))
+    return nearest_share(-2 * np.log(alpha / sigma), 1, 2)
+
+
+def nearest_share(place: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """P(t < k), k = 0 .. T, of N(mean, std^2), where each time stands for what is nearest to its place, rising (T,)."""
+    middle = (place[1:] + place[:-1]) / 2
+    F = stats.norm.cdf(np.concatenate([[2 * place[0] - middle[0]], middle, [2 * place[-1] - middle[-1]]]), mean, std)
+    return (F - F[0]) / (F[-1] - F[0])

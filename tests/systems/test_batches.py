@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from scipy import stats
 from support import small_systems
+from support.law_tools import nearest_share, normal_share
 
 from minidiff.data import swiss_roll
 from minidiff.diffusion.cascade import resized
 from minidiff.diffusion.densities import DENSITIES
-from minidiff.diffusion.schedules import cosine
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.systems.learned_path import MARGIN
@@ -352,19 +352,6 @@ def logit_normal_share(T: int) -> np.ndarray:
     logit u; the last, u = 1, counts as one step on."""
     place = np.log(np.arange(1, T) / np.arange(T - 1, 0, -1))
     return nearest_share(np.append(place, 2 * place[-1] - place[-2]), 0, 1)
-
-
-def normal_share(T: int) -> np.ndarray:
-    """The same of log-SNR ~ N(-1, 2^2), which falls in the cosine schedule."""
-    alpha, sigma = cosine(T).alpha(np.arange(T)), cosine(T).sigma(np.arange(T))
-    return nearest_share(-2 * np.log(alpha / sigma), 1, 2)
-
-
-def nearest_share(place: np.ndarray, mean: float, std: float) -> np.ndarray:
-    """P(t < k), k = 0 .. T, of N(mean, std^2), where each time stands for what is nearest to its place, rising (T,)."""
-    middle = (place[1:] + place[:-1]) / 2
-    F = stats.norm.cdf(np.concatenate([[2 * place[0] - middle[0]], middle, [2 * place[-1] - middle[-1]]]), mean, std)
-    return (F - F[0]) / (F[-1] - F[0])
 
 
 @pytest.mark.parametrize("place", TIMED, ids="-".join)
