@@ -43,13 +43,11 @@ def shown_names(data: emoji.Emoji) -> tuple[list[str], np.ndarray]:
 
 
 def cells(model, r: EmojiReport) -> tuple[str, ...]:
-    seconds = model.notes.get("seconds") or {"all": model.notes.get("train_seconds", float("nan"))}
-
     def share(p: float, n: int) -> str:
         return f"{100 * p:.1f} ± {100 * (p * (1 - p) / n) ** 0.5:.1f} %"
     by_clip = () if r.clip is None else (share(r.clip["r1"], r.images),
                                          share(r.clip["held_out_r1"], r.held_out_images))
-    return (model.name, f"{model.parameter_count():,}", f"{sum(seconds.values()) / 60:.0f}",
+    return (model.name, f"{model.parameter_count():,}", f"{model.training_minutes():.0f}",
             f"{1000 * r.seconds_per_image:.0f}", share(r.r1, r.images), share(r.r5, r.images), f"{r.error:.3f}",
             share(r.held_out_r1, r.held_out_images), share(r.held_out_r5, r.held_out_images),
             f"{r.held_out_error:.3f}", *by_clip)

@@ -66,9 +66,8 @@ def needs_of(name: str, options: dict) -> list[str]:
 def measure(name: str, options: dict, count: int) -> dict:
     """One row, as plain numbers."""
     model = systems.load_system(name)
-    seconds = model.notes.get("seconds") or {"all": model.notes.get("train_seconds", float("nan"))}
     needs = needs_of(name, options)
-    row = {"needs": needs, "parameters": model.parameter_count(), "minutes": sum(seconds.values()) / 60}
+    row = {"needs": needs, "parameters": model.parameter_count(), "minutes": model.training_minutes()}
 
     def progress(batches):
         return tqdm(batches, desc=name, unit="batch")

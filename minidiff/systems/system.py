@@ -85,6 +85,11 @@ class System(Module):
         system.take(needed)
         return system
 
+    def training_minutes(self) -> float:
+        """Of the clock, for its own stages, as its file says; NaN where it does not."""
+        seconds = self.notes.get("seconds") or {"all": self.notes.get("train_seconds", float("nan"))}
+        return sum(seconds.values()) / 60
+
     @classmethod
     def check_size(cls, config, tokenizer: Tokenizer | None) -> None:
         """ValueError, before memory is taken, where the configuration makes no system or one with too many weights."""
