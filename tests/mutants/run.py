@@ -177,7 +177,7 @@ OWN = {
     "kernels/layer_norm": ("kernels/test_norm_kernels.py",),
     "kernels/normal": ("kernels/test_random_kernels.py",),
     "kernels/sum_rows": ("kernels/test_sums_kernels.py",),
-    "kernels/last_block": ("kernels/test_sums_kernels.py",),
+    "kernels/last_block.cuh": ("kernels/test_sums_kernels.py",),
     "kernels/embedding_backward": ("kernels/test_sums_kernels.py",),
     "kernels/cast_all": ("kernels/test_cast_kernels.py",),
     "kernels/linear": ("kernels/test_linear_kernels.py",),
