@@ -199,22 +199,23 @@ class TextToImage(System):
         """(x_t, t, cond) -> x0_hat as the network predicts it, unclipped, with its derivative."""
         return NetworkDenoiser(self.schedule, self.config.predicted, self.predict, network_vjp=self.predict_vjp)
 
-    def denoiser(self, scale: float = 2.0, low: float = 0.0,
+    def denoiser(self, scale: float = 2.0, low: float | None = None,
                  high: float | None = None) -> ClassifierFree | GuidanceInterval:
         """(x_t, t, cond) -> x0_hat with classifier-free guidance: scale 0 ignores the caption, 1 follows it.
 
-        low, high: the noise levels between which it is guided (GuidanceInterval); None is no upper end.
+        low, high: the noise levels between which it is guided (GuidanceInterval); None is no end.
         """
         guided = ClassifierFree(self.unguided(), scale, self.encode([""]), clip=static_threshold)
-        everywhere = low == 0 and high is None
-        return guided if everywhere else GuidanceInterval(guided, low, math.inf if high is None else high)
+        if low is None and high is None:
+            return guided
+        return GuidanceInterval(guided, 0.0 if low is None else low, math.inf if high is None else high)
 
     def likelihood_denoiser(self) -> tuple[NetworkDenoiser, tuple]:
         return self.unguided(), self.encode([""])
 
     # --- sampling -----------------------------------------------------------------------------------------
 
-    def trajectory(self, captions: Sequence[str], *, scale: float = 2.0, interval_low: float = 0.0,
+    def trajectory(self, captions: Sequence[str], *, scale: float = 2.0, interval_low: float | None = None,
                    interval_high: float | None = None, steps: int = 20, seed: int = 0, sampler: str = "dpm++2m",
                    streams: SampleStreams | None = None) -> Iterator[State]:
         """Every state from x_T to x_0, one sample for each caption, sample i from its own stream (seed, i).
@@ -231,7 +232,7 @@ class TextToImage(System):
         denoiser = self.denoiser(scale, interval_low, interval_high)
         yield from finite_states(sampler(denoiser, x_T, path, self.encode(captions), streams=streams))
 
-    def sample(self, captions: Sequence[str], *, scale: float = 2.0, interval_low: float = 0.0,
+    def sample(self, captions: Sequence[str], *, scale: float = 2.0, interval_low: float | None = None,
                interval_high: float | None = None, steps: int = 20, seed: int = 0, sampler: str = "dpm++2m",
                streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption: the end of `trajectory`."""

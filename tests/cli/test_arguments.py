@@ -69,7 +69,7 @@ def test_info_names_the_parts_their_sizes_the_fields_and_the_notes(tmp_path, cap
     size = {part: sum(p.data.size for p in getattr(model, part).parameters().values()) for part in ("text", "unet")}
     assert rows["parameters"] == f"{size['text']:,} text, {size['unet']:,} unet"
     assert rows["model"] == f"text-to-image, {tmp_path / 'm.safetensors'}" and rows["T"] == "50"
-    assert rows["sampling"] == "scale 2.0, interval_low 0.0, interval_high, steps 20, sampler dpm++2m"
+    assert rows["sampling"] == "scale 2.0, interval_low, interval_high, steps 20, sampler dpm++2m"
     assert rows["trained"] == "by a test, seed 3"
     assert rows["tokenizer"] == f"{model.tokenizer.vocab_size} tokens" and rows["drop_caption"] == "0.1"
     assert rows["systems"].startswith("dpm (not trained), ") or "text-to-image" in rows["systems"]

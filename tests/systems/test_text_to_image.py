@@ -168,12 +168,12 @@ def test_outside_the_interval_the_picture_is_the_one_at_scale_1(model):
 
 @pytest.mark.parametrize("options, sentence", [
     (["interval_low=3", "interval_high=0.5"], "the guidance interval's low and high must be noise levels sigma / alpha "
-                                              "with 0 <= low <= high, got 3.0 and 0.5"),
-    (["interval_low=-1"], "got -1.0 and inf"), (["interval_high=-1"], "got 0.0 and -1"),
+                                              "with 0 <= low <= high, got 3 and 0.5"),
+    (["interval_low=-1"], "got -1 and inf"), (["interval_high=-1"], "got 0.0 and -1"),
     (["interval_high=much"], "interval_high takes a number, not 'much'"),
     (["interval_high=true"], "interval_high takes a number, not True"),
     (["interval_low=NaN"], "interval_low takes a number from -1000 to 1000, not nan"),
-    (["interval_low=[1,2]"], "interval_low takes a value like 0.0"),
+    (["interval_low=[1,2]"], "interval_low takes a number"),
 ])
 def test_an_interval_that_is_none_is_refused_in_a_sentence(model, tmp_path, capsys, options, sentence):
     model.save(tmp_path / "m.safetensors")
