@@ -84,6 +84,7 @@ OWN = {
     "cli/arguments.py": ("cli/test_arguments.py",),
     "cli/info.py": ("cli/test_arguments.py",),
     "cli/evaluate.py": ("cli/test_options_arrive.py",),
+    "cli/ranks.py": ("cli/test_the_end_of_ranks.py", "training/test_ranks.py"),
     "cli/sample.py": ("cli/test_options_arrive.py",),
     "cli/sampling_options.py": ("cli/test_options_arrive.py",),
     "cli/train.py": ("cli/test_options_arrive.py",),
