@@ -3,8 +3,9 @@
     minidiff train --data emoji --out runs/emoji                        a system, and the same with --system dalle, ...
     python examples/compare_on_emoji.py emoji runs/dalle/model.safetensors      writes docs/emoji_systems.md and .png
 
-Each argument is a trained model of emoji: a file, or the name of weights that come with minidiff.  All draw the same
-names with the same seed.  The true picture of each name is known, of the held-out ones too, so the table says for how
+Each argument is a trained model of emoji: a file, or the name of weights that come with minidiff, and options of its
+sampling where they are not to be the default ones: "runs/dalle/model.safetensors,scale=1".  All draw the same names
+with the same seed.  The true picture of each name is known, of the held-out ones too, so the table says for how
 many drawings it is the nearest of all real emoji (R@1), or among the nearest five (R@5): by the distance of pixels, and
 with --judge by the features of a CLIP that was trained on emoji.
 """
@@ -16,8 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from minidiff import evaluation, pictures, systems
+from minidiff.cli.arguments import setting
+from minidiff.cli.sampling_options import checked_option, described
 from minidiff.data import emoji
-from minidiff.errors import UserError, run_main
+from minidiff.errors import UserError, refusals, run_main
 from minidiff.evaluation.emoji import EmojiReport, evaluate_emoji
 from minidiff.evaluation.pictures import clip_of
 from minidiff.files import write_whole
@@ -42,12 +45,28 @@ def shown_names(data: emoji.Emoji) -> tuple[list[str], np.ndarray]:
     return names, np.stack([every[name] for name in names])
 
 
-def cells(model, r: EmojiReport) -> tuple[str, ...]:
+def loaded_with_options(argument: str) -> tuple:
+    """The trained model that an argument names, and its options of sampling: "FILE,scale=1,steps=10"."""
+    path, *options = argument.split(",")
+    file = systems.model_path(path)
+    kind = systems.class_of_model(file)
+    evaluation.check_draws(kind)
+    model = systems.load_model(kind, file)
+    if evaluation.data_of(model) != "emoji":
+        raise UserError(f"{path} was not trained on emoji")
+    try:
+        given = dict(map(setting, options))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{argument}: {error}") from None
+    return model, {name: checked_option(kind, name, value) for name, value in given.items()}
+
+
+def cells(title: str, model, r: EmojiReport) -> tuple[str, ...]:
     def share(p: float, n: int) -> str:
         return f"{100 * p:.1f} ± {100 * (p * (1 - p) / n) ** 0.5:.1f} %"
     by_clip = () if r.clip is None else (share(r.clip["r1"], r.images),
                                          share(r.clip["held_out_r1"], r.held_out_images))
-    return (model.name, f"{model.parameter_count():,}", f"{model.training_minutes():.0f}",
+    return (title, f"{model.parameter_count():,}", f"{model.training_minutes():.0f}",
             f"{1000 * r.seconds_per_image:.0f}", share(r.r1, r.images), share(r.r5, r.images), f"{r.error:.3f}",
             share(r.held_out_r1, r.held_out_images), share(r.held_out_r5, r.held_out_images),
             f"{r.held_out_error:.3f}", *by_clip)
@@ -57,30 +76,27 @@ def main(models: list[str], judge: str | None = None, count: int = 1000, out: st
     if count < 1:
         raise UserError(f"--count must be at least 1, not {count}")
     pictures.check_writable(Path(out) / "emoji_systems.png")
-    loaded = []
-    for path in map(systems.model_path, models):
-        kind = systems.class_of_model(path)
-        evaluation.check_draws(kind)
-        loaded.append(systems.load_model(kind, path))
-        if evaluation.data_of(loaded[-1]) != "emoji":
-            raise UserError(f"{path} was not trained on emoji")
+    loaded = [loaded_with_options(argument) for argument in models]
+    shown = [f"{model.name}{', ' if options else ''}{described(options)}" for model, options in loaded]
     data = emoji.load(None)
     clip = None if judge is None else clip_of(judge, data)
     names, true = shown_names(data)
     titles = TITLES if clip is None else TITLES + BY_CLIP
     table, drawn = [titles, ("---",) * len(titles)], [true]
-    for model in loaded:
-        def progress(batches, name=model.name):
-            return tqdm(batches, desc=name, unit="batch")
-        report = evaluate_emoji(model, data=data, count=count, judge=clip, progress=progress)
-        table.append(cells(model, report))
-        drawn.append(model.sample(names, seed=1))
+    for title, (model, options) in zip(shown, loaded, strict=True):                 # first, so that a wrong option ends
+        with refusals(title):                                                       # the run at once
+            drawn.append(model.sample(names, seed=1, **options))
+    for title, (model, options) in zip(shown, loaded, strict=True):
+        def progress(batches, title=title):
+            return tqdm(batches, desc=title, unit="batch")
+        report = evaluate_emoji(model, data=data, count=count, options=options, judge=clip, progress=progress)
+        table.append(cells(title, model, report))
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     print(text)
     note = NOTE.format(among=report.among, seen=report.images, held_out=report.held_out_images)
     write_whole(Path(out) / "emoji_systems.md", f"# Systems that draw emoji\n\n{text}\n\n{note}\n".encode())
     captions = [name if name in SEEN else f"{name} (held out)" for name in names]
-    sheet = pictures.strip(np.stack(drawn), captions, labels=["true", *(model.name for model in loaded)])
+    sheet = pictures.strip(np.stack(drawn), captions, labels=["true", *shown])
     pictures.save(sheet, Path(out) / "emoji_systems.png")
 
 

@@ -92,8 +92,12 @@ def test_compare_on_emoji(tmp_path, capsys):
     row, = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| text-to-image | 8,0"))
     assert row in (tmp_path / "emoji_systems.md").read_text()
     assert (tmp_path / "emoji_systems.png").stat().st_size > 1000
-    with pytest.raises(UserError, match="draws no pictures"):
-        compare.main(["clip"], count=2, out=str(tmp_path))
+    compare.main(["emoji,scale=1,steps=2"], count=2, out=str(tmp_path))
+    assert "| text-to-image, scale 1.0, steps 2 | 8,0" in capsys.readouterr().out
+    for argument, sentence in (("clip", "draws no pictures"), ("emoji,scale", "emoji,scale: .*NAME=VALUE|KEY=VALUE"),
+                               ("emoji,size=2", "no option 'size'"), ("emoji,steps=0", "steps must be")):
+        with pytest.raises(UserError, match=sentence):
+            compare.main([argument], count=2, out=str(tmp_path))
 
 
 @pytest.fixture
