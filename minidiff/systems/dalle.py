@@ -27,8 +27,8 @@ tokens to 20; 12 billion parameters in 64 layers to 0.5 million in 4.  Left out:
 attention masks (with 49 tokens every layer attends to all), BPE dropout, and 16-bit training on many machines.
 Different: b of eq. 2 is a constant, because on MNIST's even background a learned b falls to 0 and the likelihood has no
 bound.  Not in the paper: top_k, and `scale`, classifier-free guidance of the logits (Gafni et al. 2022,
-arXiv 2203.13131), for which every tenth caption is dropped in training.  By default sampling draws one guided candidate
-at temperature 0.9, where the paper draws 512 at temperature 1.
+arXiv 2203.13131), for which every tenth caption is dropped in training.  By default sampling draws one candidate at
+temperature 0.9, of digits with guidance, where the paper draws 512 at temperature 1.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class DALLEConfig:
     width: int = 96                         # channels D of the transformer, a multiple of heads
     layers: int = 4
     heads: int = 4
+    scale: float = 3.0                      # of guidance in sampling, where no other is asked for
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -103,6 +104,8 @@ class DALLEConfig:
             raise ValueError("DALLEConfig: codes, vocab and length must be at least 2, width, layers and heads 1")
         if not (self.b > 0 and self.beta >= 0):
             raise ValueError(f"DALLEConfig: b must be above 0 and beta at least 0, not {self.b} and {self.beta}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"DALLEConfig: scale must be a finite number, not {self.scale}")
 
 
 # --- stage one: the visual codebook -----------------------------------------------------------------------
@@ -251,8 +254,11 @@ class DALLE(System):
 
     @classmethod
     def config_for(cls, shape: tuple[int, int, int]) -> DALLEConfig:
-        default = DALLEConfig()
-        return replace(default, shape=shape, autoencoder=replace(default.autoencoder, channels=shape[2]))
+        default, C = DALLEConfig(), shape[2]
+        # A prior that knows its pictures by heart is certain of each token.  The difference of two such logits is noise
+        # where both are far below the largest, and a large scale makes that noise decide.
+        scale = default.scale if C == 1 else 1.0
+        return replace(default, shape=shape, autoencoder=replace(default.autoencoder, channels=C), scale=scale)
 
     @classmethod
     def tokenizer_for(cls, data: Dataset, config: DALLEConfig, rng: np.random.Generator, needed) -> Tokenizer:
@@ -325,11 +331,11 @@ class DALLE(System):
             return z
         return map_batch(one, ids, u, device=self.device)
 
-    def sample(self, captions: Sequence[str], *, scale: float = 3.0, temperature: float = 0.9, top_k: int = 0,
+    def sample(self, captions: Sequence[str], *, scale: float | None = None, temperature: float = 0.9, top_k: int = 0,
                rerank: int = 1, seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption.
 
-        scale: of the guidance, 1 for none.  temperature, top_k (0: all codes): of each token's draw, as
+        scale: of the guidance, 1 for none; by default the configuration's.  temperature, top_k (0: all codes): of each token's draw, as
         nn/decoding.py describes.  rerank: how many candidates are drawn for each caption, the first of them as with
         rerank=1; CLIP keeps the one nearest to the caption.  The paper's way is scale=1, temperature=1, rerank=512.
 
@@ -341,6 +347,7 @@ class DALLE(System):
         tokens = self.config.tokens
         u = streams.uniform((rerank, tokens)).reshape(-1, tokens)                    # (B rerank, tokens)
         repeated = [caption for caption in captions for _ in range(rerank)]
+        scale = self.config.scale if scale is None else scale
         z = self.draw_tokens(repeated, u, scale=scale, temperature=temperature, top_k=top_k)
         images = to_numpy(check_finite(self.vae.images(z, self.device)))
         return images if rerank == 1 else best_by_clip(images, captions, rerank)

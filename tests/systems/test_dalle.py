@@ -1,5 +1,6 @@
 """DALL-E: the density of its pixels, the loss of each stage, what each token sees, and how tokens are drawn."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -278,6 +279,19 @@ def test_guidance_at_scales_0_and_1(exact):
     assert not np.array_equal(exact.draw_tokens(CAPTIONS, u, scale=3), exact.draw_tokens(CAPTIONS, u))
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.0, 2.5])
+def test_the_scale_of_a_sample_is_the_configurations_unless_another_is_asked_for(exact, monkeypatch, scale):
+    with_scale = [exact.sample(CAPTIONS[:2], seed=1, scale=asked) for asked in (scale, 3.0)]
+    np.testing.assert_array_equal(exact.sample(CAPTIONS[:2], seed=1), with_scale[1])
+    monkeypatch.setattr(exact, "config", dataclasses.replace(exact.config, scale=scale))
+    np.testing.assert_array_equal(exact.sample(CAPTIONS[:2], seed=1), with_scale[0])
+    np.testing.assert_array_equal(exact.sample(CAPTIONS[:2], seed=1, scale=3.0), with_scale[1])
+
+
+def test_pictures_in_colour_are_drawn_without_guidance():
+    assert DALLE.config_for((28, 28, 1)).scale == 3 and DALLE.config_for((32, 32, 3)).scale == 1
+
+
 def test_greedy_draws_do_not_depend_on_the_random_numbers(exact):
     a, b = np.random.default_rng(7).random((2, 4, 49))
     greedy = exact.draw_tokens(CAPTIONS, a, temperature=0)
@@ -349,7 +363,8 @@ def test_damaged_weights_draw_no_picture(data):
         damaged.sample(["3"])
 
 
-@pytest.mark.parametrize("fields", [{"codes": 1}, {"b": 0.0}, {"beta": -1.0}, {"b": float("nan")}, {"heads": 0}])
+@pytest.mark.parametrize("fields", [{"codes": 1}, {"b": 0.0}, {"beta": -1.0}, {"b": float("nan")}, {"heads": 0},
+                                    {"scale": float("inf")}])
 def test_invalid_configurations_are_refused(fields):
     with pytest.raises(ValueError, match="DALLEConfig"):
         DALLEConfig(**fields)
