@@ -335,9 +335,10 @@ class DALLE(System):
                rerank: int = 1, seed: int = 0, streams: SampleStreams | None = None) -> np.ndarray:
         """Images (B, H, W, C) in [-1, 1], one for each caption.
 
-        scale: of the guidance, 1 for none; by default the configuration's.  temperature, top_k (0: all codes): of each token's draw, as
-        nn/decoding.py describes.  rerank: how many candidates are drawn for each caption, the first of them as with
-        rerank=1; CLIP keeps the one nearest to the caption.  The paper's way is scale=1, temperature=1, rerank=512.
+        scale: of the guidance, 1 for none; by default the configuration's.  temperature, top_k (0: all codes): of each
+        token's draw, as nn/decoding.py describes.  rerank: how many candidates are drawn for each caption, the first of
+        them as with rerank=1; CLIP keeps the one nearest to the caption.  The paper's way is scale=1, temperature=1,
+        rerank=512.
 
         An image depends on its own stream and caption.  The batch around it changes its logits by rounding, 1e-6 of
         their size, which changes a token only where its u is that close to a step of the CDF.
