@@ -17,6 +17,7 @@ from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
+from minidiff.systems import load_system
 from minidiff.systems.text_to_image import TextToImage
 
 
@@ -299,9 +300,9 @@ def test_the_batch_of_the_configuration_is_that_of_the_stage(data):
 
 
 def test_the_weights_that_come_with_minidiff_say_what_they_were_trained_with():
-    """They are older than the default density and the mixture."""
-    config = TextToImage.load().config
-    assert (config.predicts, config.times) == ("v", "power")
+    digits, emoji = (load_system("text-to-image", model).config for model in (None, "emoji"))
+    assert (digits.predicts, digits.times) == ("mixture", "normal:mean=-1,std=2")
+    assert (emoji.predicts, emoji.times) == ("v", "power")
 
 
 @pytest.mark.parametrize("shape, predicts", [((28, 28, 1), "mixture"), ((28, 28, 3), "v"), ((32, 32, 3), "v")])
