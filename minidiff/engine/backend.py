@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import OrderedDict
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -65,6 +67,59 @@ def to_device(a, device: str):
     check_device(device)
     import cupy
     return cupy.asarray(a)
+
+
+# --- from the host to a GPU in few copies -----------------------------------------------------------------
+# Each copy takes some 10 microseconds, however small it is.  So several arrays go in one copy, and small ones that were
+# moved lately are not moved again: a training step needs the same alpha_t three times.
+
+SMALL, REMEMBERED, ALIGNED = 2**16, 64, 256                 # bytes of an array; arrays; bytes: where each may begin
+_remembered: OrderedDict[tuple, object] = OrderedDict()     # the small arrays moved last, by device, dtype and content
+
+
+def moved(a, like):
+    """The array a on the device of `like`.  Nothing may write into the result, which others may get as well."""
+    return moved_together([a], device_of(like))[0]
+
+
+def moved_together(arrays: Sequence, device: str) -> list:
+    """The arrays on a device.  Those on the host go to a GPU in one copy, but for those that `moved` would find there.
+
+    Nothing may write into the results.
+    """
+    if device == "cpu":
+        return [to_numpy(a) for a in arrays]
+    there = [a for a in arrays]
+    on_host = [i for i, a in enumerate(arrays) if isinstance(a, np.ndarray)]
+    keys = {i: _content(arrays[i]) for i in on_host if arrays[i].nbytes <= SMALL}
+    found = {i: _remembered.get(key) for i, key in keys.items()}
+    missing = [i for i in on_host if found.get(i) is None]
+    found.update(zip(missing, _in_one_copy([arrays[i] for i in missing]), strict=True))
+    for i in on_host:
+        there[i] = found[i].reshape(arrays[i].shape)
+        if i in keys:
+            _remembered[keys[i]] = found[i]
+    while len(_remembered) > REMEMBERED:
+        _remembered.popitem(last=False)
+    return there
+
+
+def _content(a: np.ndarray) -> tuple:
+    import cupy
+    return cupy.cuda.Device().id, a.dtype, a.tobytes()
+
+
+def _in_one_copy(arrays: Sequence[np.ndarray]) -> list:
+    """NumPy arrays on the GPU, as parts of one buffer."""
+    import cupy
+    if len(arrays) < 2:
+        return [cupy.asarray(np.ascontiguousarray(a)) for a in arrays]
+    starts = np.cumsum([0, *(-(-a.nbytes // ALIGNED) * ALIGNED for a in arrays)])
+    buffer = np.zeros(starts[-1], np.uint8)
+    for a, start in zip(arrays, starts, strict=False):
+        buffer[start:start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
+    buffer = cupy.asarray(buffer)
+    return [buffer[start:start + a.nbytes].view(a.dtype) for a, start in zip(arrays, starts, strict=False)]
 
 
 def check_device(device: str) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minidiff.engine import conv, norm, ops
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import moved
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.activations import check_activations
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
@@ -110,7 +110,7 @@ class UNet(Module):
         """
         c = self.config
         self._check(x, t, text)
-        emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
+        emb = Tensor(moved(sinusoidal_embedding(t, c.embedding, dtype=x.dtype), x.data))              # (B, E)
         emb = self.time2(ops.silu(self.time1(emb)))
         if text is not None:
             emb = self.pooled.added_to(emb, text.pooled)    # emb + pooled(text)

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 from support import fake_cupy
 
 from minidiff.engine import backend
-from minidiff.engine.backend import check_device, device_of, to_device, to_numpy, xp_of
+from minidiff.engine.backend import check_device, device_of, moved, moved_together, to_device, to_numpy, xp_of
 from minidiff.errors import UserError
 
 # --- where arrays live --------------------------------------------------------------------------------------
@@ -40,6 +41,66 @@ def test_xp_of_is_the_library_of_all_the_arrays(monkeypatch):
         with pytest.raises(TypeError, match="arrays on two devices in one op") as error:
             xp_of(*arrays)
         fake_cupy.one_sentence(error)
+
+
+# --- copies to a GPU ----------------------------------------------------------------------------------------
+
+@pytest.fixture
+def copies(monkeypatch) -> list:
+    """What is copied to the stand-in from now on, nothing of which is remembered."""
+    cupy, copied = fake_cupy.install(monkeypatch), []
+    plain = cupy.asarray
+    monkeypatch.setattr(cupy, "asarray", lambda a, dtype=None: (
+        copied.append(a) if isinstance(a, np.ndarray) else None, plain(a, dtype))[1])
+    monkeypatch.setattr(backend, "_remembered", OrderedDict())
+    return copied
+
+
+MANY = [np.arange(5.0, dtype=np.float32).reshape(1, 5), np.array([True, False, True]), np.array(7), np.zeros((0, 3)),
+        np.arange(6).reshape(2, 3).T, np.arange(3, dtype=np.float16)]
+
+
+@fake_cupy.of_the_stand_in
+def test_many_arrays_take_one_copy_and_keep_their_values(copies):
+    there = to_device(np.ones(2), "cuda")
+    copies.clear()
+    found = moved_together([MANY[0], there, *MANY[1:]], "cuda")
+    assert len(copies) == 1 and found[1] is there
+    for a, expected in zip([found[0], *found[2:]], MANY, strict=True):
+        fake_cupy.assert_same(a, expected)
+        assert a.flags.c_contiguous
+    assert moved_together([], "cuda") == []
+    assert all(a is b for a, b in zip(moved_together(MANY, "cpu"), MANY, strict=True))
+
+
+@fake_cupy.of_the_stand_in
+def test_what_was_moved_lately_is_not_moved_again(copies):
+    x, alpha = to_device(np.ones(2, np.float32), "cuda"), np.array([0.5, 0.25], np.float32)
+    copies.clear()
+    moved_together([alpha, np.arange(4)], "cuda")
+    fake_cupy.assert_same(moved(alpha.copy(), x), alpha)
+    fake_cupy.assert_same(moved(alpha.reshape(2, 1), x), alpha.reshape(2, 1))
+    assert len(copies) == 1
+    for other in (alpha[::-1], -alpha, alpha.view(np.int32), alpha.astype(np.float64), alpha[:1]):
+        fake_cupy.assert_same(moved(other, x), np.ascontiguousarray(other))         # other numbers, or another dtype
+    assert len(copies) == 6
+    alpha[0] = 9                                            # the host may write into what is its own
+    fake_cupy.assert_same(moved(alpha, x), np.array([9, 0.25], np.float32))
+    assert moved(x, x) is x and moved(alpha, np.ones(1)) is alpha
+
+
+@fake_cupy.of_the_stand_in
+def test_only_so_many_small_arrays_are_remembered(copies):
+    x, large = to_device(np.ones(2), "cuda"), np.zeros(backend.SMALL + 1, np.uint8)
+    copies.clear()
+    moved(large, x), moved(large, x)
+    assert len(copies) == 2 and not backend._remembered
+    for i in range(backend.REMEMBERED + 1):
+        moved(np.array([i]), x)
+    assert len(backend._remembered) == backend.REMEMBERED
+    copies.clear()
+    moved(np.array([1]), x), moved(np.array([0]), x)
+    assert len(copies) == 1                                 # the first one is forgotten
 
 
 def test_an_unknown_device_is_refused():
