@@ -130,20 +130,36 @@ def check_device(device: str) -> None:
         return
     try:
         import cupy
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise UserError(f"device 'cuda' needs CuPy, which cannot be loaded ({error}): use --device cpu") from None
-        raise UserError("device 'cuda' needs CuPy, which is not installed: "
-                        "pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x, or use --device cpu") from None
-    except ImportError as error:                            # one of CUDA's libraries is missing
-        raise UserError(f"device 'cuda' needs CuPy, which is installed and cannot be loaded ({error}): "
-                        "use --device cpu") from None
+        runtime = cupy.cuda.runtime                         # a CuPy that was removed in part has no cuda
+    except Exception as error:                              # a damaged package may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise UserError("device 'cuda' needs CuPy, which is not installed: "
+                            "pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x, or use --device cpu") from None
+        reason = " ".join(str(error).split())[:200]         # CuPy's own explanations have many lines
+        raise UserError(f"device 'cuda' needs CuPy, which is installed and cannot be loaded ({reason}): use --device "
+                        "cpu") from None
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        has, needs = runtime.driverGetVersion(), runtime.runtimeGetVersion()        # 0 without a driver; 12040 is 12.4
+        if 0 < has < needs:
+            raise UserError(f"device 'cuda' needs an NVIDIA driver for CUDA {_release(needs)}, for which CuPy was "
+                            f"built, and this one is for CUDA {_release(has)}: update the driver, or use "
+                            "--device cpu") from None
         raise UserError(f"device 'cuda' needs an NVIDIA GPU and its driver ({error}): use --device cpu") from None
     if count == 0:
         raise UserError("device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu")
+    capability = cupy.cuda.Device().compute_capability
+    if int(capability) < OLDEST:
+        raise UserError(f"device 'cuda' needs a GPU of compute capability sm_{OLDEST} or later, and this one is "
+                        f"sm_{capability}: use --device cpu")
+
+
+OLDEST = 75                                                 # of the cards that kernels/ are compiled for: Turing
+
+
+def _release(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def erf(a):

@@ -136,8 +136,37 @@ def test_a_gpu_that_is_unavailable(monkeypatch):
 
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", no_driver)
     assert sentence() == "device 'cuda' needs an NVIDIA GPU and its driver (no driver): use --device cpu"
+    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12040)
+    assert sentence() == ("device 'cuda' needs an NVIDIA driver for CUDA 13.0, for which CuPy was built, and this one "
+                          "is for CUDA 12.4: update the driver, or use --device cpu")
     fake_cupy.install(monkeypatch, gpus=1)
     check_device("cuda")
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", "61")
+    assert sentence() == ("device 'cuda' needs a GPU of compute capability sm_75 or later, and this one is sm_61: use "
+                          "--device cpu")
+
+
+@fake_cupy.of_the_stand_in
+@pytest.mark.parametrize("init, reason", [
+    ("raise AttributeError('module numpy has no attribute bool8')", "module numpy has no attribute bool8"),
+    ("raise OSError('libcudart.so:\\n  invalid ELF header')", "invalid ELF header"),
+    ("import numpy.no_such_part", "No module named 'numpy.no_such_part'"),
+    ("def f(:", "invalid syntax"),
+    ("", "has no attribute 'cuda'"),
+], ids=["of another NumPy", "a damaged library", "an incomplete package", "a damaged file", "removed in part"])
+def test_a_cupy_that_is_there_but_broken(monkeypatch, tmp_path, init, reason):
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").write_text(init, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(UserError) as raised:
+            check_device("cuda")
+    finally:
+        sys.modules.pop("cupy", None)
+    said = str(raised.value)
+    assert said.startswith("device 'cuda' needs CuPy, which is installed and cannot be loaded (") and reason in said
+    assert said.endswith("): use --device cpu") and "\n" not in said
 
 
 # --- freed memory -------------------------------------------------------------------------------------------

@@ -396,7 +396,8 @@ def fake_cupy(gpus: int) -> ModuleType:
     cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(
         as_strided=_function(np.lib.stride_tricks.as_strided)))
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
-        getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError),
+        getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError,
+        driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 13000),
         driver=SimpleNamespace(CUDADriverError=CUDADriverError),
         compiler=SimpleNamespace(CompileException=CompileException), nvrtc=Nvrtc,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=Device,
