@@ -40,6 +40,7 @@ def per_sample(a: np.ndarray | float, x: Array) -> Array:
 
 
 def _per_sample(x: Array, *coefficients: np.ndarray | float) -> list[Array]:
+    """`per_sample` of several, which go to a GPU in one copy."""
     if plain(x) is not x:
         raise TypeError(f"x must be a plain array in the machine's byte order, got a {type(x).__name__} of {x.dtype}")
     if x.dtype.kind != "f":

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidiff.engine.backend import moved
 from minidiff.engine.cuda import launch as cuda
 
 SCALE, GOOD, SKIPPED, FAILED, NORM = range(5)               # the places of the state's numbers, as in the kernel
@@ -58,8 +57,7 @@ class FusedAdamW:
         g = [a if a.flags.c_contiguous else cupy.ascontiguousarray(a) for a in g]
         for arrays in (w, g, m, v, average):
             self._check(arrays)
-        # the gradients of two steps mostly lie in the same places, of CuPy's pool
-        table = moved(np.array([a.data.ptr for arrays in (w, g, m, v, average) for a in arrays], np.uint64), loss)
+        table = cupy.asarray(np.array([a.data.ptr for arrays in (w, g, m, v, average) for a in arrays], np.uint64))
         parameters, count = (table, self._lengths, self._chunks), self._count
         self._square_sums(self._blocks, self._threads, *parameters, self._partial, count)
         self._decide(1, self._threads, loss, self._partial, self.state, self._step, self._blocks, number,
