@@ -73,7 +73,7 @@ def to_device(a, device: str):
 # Each copy takes some 10 microseconds, however small it is.  So several arrays go in one copy, and small ones that were
 # moved lately are not moved again: a training step needs the same alpha_t three times.
 
-SMALL, REMEMBERED, ALIGNED = 2**16, 64, 256                 # bytes of an array; arrays; bytes: where each may begin
+SMALL, REMEMBERED, ALIGNED = 2**16, 256, 256                # bytes of an array; arrays; bytes: where each may begin
 _remembered: OrderedDict[tuple, object] = OrderedDict()     # the small arrays moved last, by device, dtype and content
 
 
