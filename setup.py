@@ -8,6 +8,8 @@ version = next(line.split('"')[1] for line in init.splitlines() if line.startswi
 
 play = ["starlette>=0.40", "uvicorn>=0.30"]                           # the page of minidiff play
 mpi = ["mpi4py>=4.1", 'mpich>=4.3; platform_system != "Windows"']      # mpiexec comes with the latter
+nvrtc = "nvidia-cuda-nvrtc==13.5.37"                                   # each release hands out registers in its own way
+on_linux = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
 setup(
     name="minidiff",
@@ -46,8 +48,9 @@ setup(
                  "sphinx-mathjax-offline>=0.0.2", "selenium>=4.20"],                    # the last two: formulas, tests
         "hub": ["huggingface_hub>=0.25"],                   # Stable Diffusion checkpoints by their names
         "mpi": mpi,                                         # training on several processes, started by mpiexec
-        "kernels": ["nvidia-cuda-nvrtc==13.5.37"],          # compiles kernels/*.cu where there is no GPU: this one, as
-                                                            # every release hands out registers in its own way
+        "kernels": [nvrtc],                                 # compiles kernels/*.cu where there is no GPU
+        "null-gpu": [nvrtc, *(wheel + on_linux for wheel in ("cupy-cuda13x==14.2.0", "nvidia-cuda-runtime==13.5.37"))],
+                                                            # the real CuPy on a GPU that does not exist, for tests
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5", "numpy>=2.1.2"],
     },

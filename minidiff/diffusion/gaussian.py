@@ -26,7 +26,7 @@ array (B,). Coefficients are computed in float64 and rounded once, to x's dtype,
 import numpy as np
 
 from minidiff.diffusion.schedules import Schedule
-from minidiff.engine.backend import device_of, plain, to_numpy, xp_of
+from minidiff.engine.backend import device_of, moved_together, plain, to_numpy, xp_of
 
 Array = np.ndarray  # or cupy.ndarray
 Times = int | np.ndarray
@@ -36,16 +36,22 @@ PREDICTIONS = ("eps", "x0", "v")
 
 def per_sample(a: np.ndarray | float, x: Array) -> Array:
     """A coefficient that broadcasts with x: (B,) -> (B, 1, ..., 1), a number -> (); x's dtype and device."""
+    return _per_sample(x, a)[0]
+
+
+def _per_sample(x: Array, *coefficients: np.ndarray | float) -> list[Array]:
+    """`per_sample` of several, which go to a GPU in one copy."""
     if plain(x) is not x:
         raise TypeError(f"x must be a plain array in the machine's byte order, got a {type(x).__name__} of {x.dtype}")
     if x.dtype.kind != "f":
         raise TypeError(f"x must be a floating-point array, got dtype {x.dtype}")
-    a = np.asarray(a)
-    if a.ndim and a.shape != x.shape[:1]:
-        raise ValueError(f"t must be one integer, or one per sample of x {x.shape}, got an array {a.shape}")
-    if a.ndim:
-        a = a.reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ..., 1)
-    return xp_of(x).asarray(a, dtype=x.dtype)
+    coefficients = [np.asarray(a, x.dtype) for a in coefficients]
+    for i, a in enumerate(coefficients):
+        if a.ndim and a.shape != x.shape[:1]:
+            raise ValueError(f"t must be one integer, or one per sample of x {x.shape}, got an array {a.shape}")
+        if a.ndim:
+            coefficients[i] = a.reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ..., 1)
+    return moved_together(coefficients, device_of(x))
 
 
 # ---- forward ---------------------------------------------------------------------------------------------
@@ -228,7 +234,8 @@ def check_predicts(predicts: str) -> None:
 
 
 def _alpha_sigma(schedule: Schedule, t: Times, x: Array) -> tuple[Array, Array]:
-    return per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
+    alpha, sigma = _per_sample(x, schedule.alpha(t), schedule.sigma(t))
+    return alpha, sigma
 
 
 def _check_alike(name: str, a: Array, like: str, x: Array) -> None:

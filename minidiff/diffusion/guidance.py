@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.denoiser import Denoiser, Remembering
 from minidiff.diffusion.gaussian import per_sample
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
@@ -39,9 +39,13 @@ class ClassifierFree:
     scale: float
     uncond: tuple
     clip: Callable[[Any], Any] | None = None
+    _both: Remembering = field(init=False, repr=False)      # (cond, B) -> the condition of the doubled batch
 
     def __post_init__(self):
         _check(self.denoiser, self.scale)
+        uncond = self.uncond
+        object.__setattr__(self, "_both", Remembering(
+            lambda cond, B: stack_conditions(tuple(_rows(a, B) for a in uncond), cond)))
 
     @property
     def schedule(self) -> Schedule:
@@ -64,7 +68,7 @@ class ClassifierFree:
         if scale == 1:
             return self.denoiser(x_t, t, cond)
         x_twice, t_twice = xp_of(x_t).concatenate([x_t, x_t]), np.concatenate([t, t])
-        both = self.denoiser(x_twice, t_twice, stack_conditions(uncond, cond))
+        both = self.denoiser(x_twice, t_twice, self._both(cond, B))
         x0_uncond, x0_cond = both[:B], both[B:]                                       # (B, ...) twice
         # eps = eps_uncond + scale (eps_cond - eps_uncond), where eps = (x_t - alpha x0_hat) / sigma. x_t is the same in
         # all three, so the same equation holds for x0_hat (also where alpha = 0)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import OrderedDict
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -67,6 +69,59 @@ def to_device(a, device: str):
     return cupy.asarray(a)
 
 
+# --- from the host to a GPU in few copies -----------------------------------------------------------------
+# Each copy takes some 10 microseconds, however small it is.  So several arrays go in one copy, and small ones that were
+# moved lately are not moved again: a training step needs the same alpha_t three times.
+
+SMALL, REMEMBERED, ALIGNED = 2**16, 256, 256                # bytes of an array; arrays; bytes: where each may begin
+_remembered: OrderedDict[tuple, object] = OrderedDict()     # the small arrays moved last, by device, dtype and content
+
+
+def moved(a, like):
+    """The array a on the device of `like`.  Nothing may write into the result, which others may get as well."""
+    return moved_together([a], device_of(like))[0]
+
+
+def moved_together(arrays: Sequence, device: str) -> list:
+    """The arrays on a device.  Those on the host go to a GPU in one copy, but for those that `moved` would find there.
+
+    Nothing may write into the results.
+    """
+    if device == "cpu":
+        return [to_numpy(a) for a in arrays]
+    there = [a for a in arrays]
+    on_host = [i for i, a in enumerate(arrays) if isinstance(a, np.ndarray)]
+    keys = {i: _content(arrays[i]) for i in on_host if arrays[i].nbytes <= SMALL}
+    found = {i: _remembered.get(key) for i, key in keys.items()}
+    missing = [i for i in on_host if found.get(i) is None]
+    found.update(zip(missing, _in_one_copy([arrays[i] for i in missing]), strict=True))
+    for i in on_host:
+        there[i] = found[i].reshape(arrays[i].shape)
+        if i in keys:
+            _remembered[keys[i]] = found[i]
+    while len(_remembered) > REMEMBERED:
+        _remembered.popitem(last=False)
+    return there
+
+
+def _content(a: np.ndarray) -> tuple:
+    import cupy
+    return cupy.cuda.Device().id, a.dtype, a.tobytes()
+
+
+def _in_one_copy(arrays: Sequence[np.ndarray]) -> list:
+    """NumPy arrays on the GPU, as parts of one buffer."""
+    import cupy
+    if len(arrays) < 2:
+        return [cupy.asarray(np.ascontiguousarray(a)) for a in arrays]
+    starts = np.cumsum([0, *(-(-a.nbytes // ALIGNED) * ALIGNED for a in arrays)])
+    buffer = np.zeros(starts[-1], np.uint8)
+    for a, start in zip(arrays, starts, strict=False):
+        buffer[start:start + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(np.uint8)
+    buffer = cupy.asarray(buffer)
+    return [buffer[start:start + a.nbytes].view(a.dtype) for a, start in zip(arrays, starts, strict=False)]
+
+
 def check_device(device: str) -> None:
     """UserError, which says what is missing, if `device` is unavailable."""
     if device not in DEVICES:
@@ -75,20 +130,36 @@ def check_device(device: str) -> None:
         return
     try:
         import cupy
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise UserError(f"device 'cuda' needs CuPy, which cannot be loaded ({error}): use --device cpu") from None
-        raise UserError("device 'cuda' needs CuPy, which is not installed: "
-                        "pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x, or use --device cpu") from None
-    except ImportError as error:                            # one of CUDA's libraries is missing
-        raise UserError(f"device 'cuda' needs CuPy, which is installed and cannot be loaded ({error}): "
-                        "use --device cpu") from None
+        runtime = cupy.cuda.runtime                         # a CuPy that was removed in part has no cuda
+    except Exception as error:                              # a damaged package may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise UserError("device 'cuda' needs CuPy, which is not installed: "
+                            "pip install 'cupy-cuda13x[ctk]', or cupy-cuda12x, or use --device cpu") from None
+        reason = " ".join(str(error).split())[:200]         # CuPy's own explanations have many lines
+        raise UserError(f"device 'cuda' needs CuPy, which is installed and cannot be loaded ({reason}): use --device "
+                        "cpu") from None
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        has, needs = runtime.driverGetVersion(), runtime.runtimeGetVersion()        # 0 without a driver; 12040 is 12.4
+        if 0 < has < needs:
+            raise UserError(f"device 'cuda' needs an NVIDIA driver for CUDA {_release(needs)}, for which CuPy was "
+                            f"built, and this one is for CUDA {_release(has)}: update the driver, or use "
+                            "--device cpu") from None
         raise UserError(f"device 'cuda' needs an NVIDIA GPU and its driver ({error}): use --device cpu") from None
     if count == 0:
         raise UserError("device 'cuda' needs an NVIDIA GPU, and none was found: use --device cpu")
+    capability = cupy.cuda.Device().compute_capability
+    if int(capability) < OLDEST:
+        raise UserError(f"device 'cuda' needs a GPU of compute capability sm_{OLDEST} or later, and this one is "
+                        f"sm_{capability}: use --device cpu")
+
+
+OLDEST = 75                                                 # of the cards that kernels/ are compiled for: Turing
+
+
+def _release(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def erf(a):

@@ -21,7 +21,7 @@ from functools import wraps
 
 import numpy as np
 
-from minidiff.engine.backend import erf, is_floating, is_half, narrow, plain, wide, xp_of
+from minidiff.engine.backend import erf, is_floating, is_half, moved, narrow, plain, wide, xp_of
 from minidiff.engine.cuda import activation as activation_cuda
 from minidiff.engine.cuda import conv as conv_cuda
 from minidiff.engine.cuda import embedding as embedding_cuda
@@ -190,7 +190,7 @@ def _linear_on_gpu(x: Tensor, w: Tensor, b: Tensor, plus: Tensor | None = None) 
 
     @adds
     def pullback(dy, held=None):
-        dy_rows, dx = as_rows(dy), None                     # (M, D)
+        dy_rows, dx = xp_of(dy).ascontiguousarray(as_rows(dy)), None    # (M, D); for both products below
         if x.requires_grad and small:
             dx = linear_cuda.backward(dy_rows, w.data, None if held is None else as_rows(held)).reshape(x.shape)
         elif x.requires_grad:
@@ -411,7 +411,7 @@ def embedding(table: Tensor, ids) -> Tensor:
     ids = plain(ids)
     _check_ids("embedding takes ids", ids, table.shape[0])
     xp = xp_of(table.data)
-    ids = xp.asarray(ids)
+    ids = moved(ids, table.data)
 
     def pullback(dy):
         if xp is not np:                                    # CuPy's add.at adds in a different order each time

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidiff.engine import conv, ops
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import moved, xp_of
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.tensor import Tensor, gradients, no_grad, recording
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
@@ -56,7 +56,7 @@ class NoisyClassifier(Module):
         if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % m or x.shape[2] % m or t.shape != x.shape[:1]:
             raise ValueError(f"NoisyClassifier: x must be (B, H, W, {c.channels}) with H and W multiples of {m}, and t "
                              f"(B,), not {x.shape} and {t.shape}")
-        emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
+        emb = Tensor(moved(sinusoidal_embedding(t, c.embedding, dtype=x.dtype), x.data))              # (B, E)
         emb = ops.silu(self.time2(ops.silu(self.time1(emb))))
         h = self.conv_in(conv.space_to_depth(x, c.patch))                           # (B, H/p, W/p, C), p the patch
         for i, block in enumerate(self.down_blocks):        # c.blocks of each level

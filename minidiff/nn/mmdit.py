@@ -29,7 +29,7 @@ import numpy as np
 
 from minidiff.engine import conv, norm, ops
 from minidiff.engine.attention import scaled_dot_product_attention
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import moved, xp_of
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.activations import check_activations
 from minidiff.nn.layers import Linear, sinusoidal_embedding
@@ -85,12 +85,12 @@ class MMDiT(Module):
         self._check(x, u, text)
         p, C, xp = self.config.patch, self.config.width, xp_of(x.data)
         (B, H, W, _), M = x.shape, text.tokens.shape[1]
-        emb = Tensor(xp.asarray(sinusoidal_embedding(TIME_RANGE * u, C, dtype=x.dtype)))            # (B, C)
+        emb = Tensor(moved(sinusoidal_embedding(TIME_RANGE * u, C, dtype=x.dtype), x.data))         # (B, C)
         emb = ops.silu(self.time2(ops.silu(self.time1(emb))) + self.pooled(text.pooled))
 
         h = conv.space_to_depth(x, p).reshape(B, H // p * (W // p), -1)             # (B, N, p p channels)
         N = h.shape[1]
-        h = self.patches(h) + Tensor(xp.asarray(grid_embedding(H // p, W // p, C, x.dtype)))        # (B, N, C)
+        h = self.patches(h) + Tensor(moved(grid_embedding(H // p, W // p, C, x.dtype), x.data))     # (B, N, C)
         words = self.words(text.tokens)                                             # (B, M, C)
         # every token attends to all patches, and to the words of its caption, but not to padding
         mask = xp.concatenate([xp.ones((B, N), bool), xp.asarray(text.mask)], axis=1).reshape(B, 1, 1, N + M)

@@ -31,7 +31,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import device_of, moved_together, xp_of
 from minidiff.engine.cuda import pixel_mixture as pixel_mixture_cuda
 from minidiff.engine.tensor import Tensor, record
 
@@ -47,7 +47,7 @@ def v_of_mixture(out: Tensor, x_t: Tensor, alpha: np.ndarray, sigma: np.ndarray)
     """
     _check(out, x_t, sigma)
     xp, dtype = xp_of(out.data), out.dtype
-    a, s = (xp.asarray(c, dtype=dtype) for c in (alpha, sigma))                                         # (B,)
+    a, s = moved_together([np.asarray(c, dtype) for c in (alpha, sigma)], device_of(out.data))         # (B,)
     if xp is not np:
         return _by_kernel(out, x_t, a, s)
     a, s = (c.reshape(-1, *[1] * (x_t.ndim - 1)) for c in (a, s))                   # (B, 1, 1, 1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidiff.engine import ops
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import moved, xp_of
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import Embedding, LayerNorm, Linear, parameter, sinusoidal_embedding
 from minidiff.nn.module import Module
@@ -76,7 +76,7 @@ class DiffusionPrior(Module):
     def forward(self, z_i_t: Tensor, t, z_t: Tensor, tokens: Tensor, mask) -> Tensor:
         """z_i_t, z_t (B, D) with entries of about 1; t (B,) training times; tokens (B, M, W), mask (B, M)."""
         B, C, xp = z_i_t.shape[0], self.query.shape[0], xp_of(z_i_t.data)
-        time = Tensor(xp.asarray(sinusoidal_embedding(t, C, dtype=z_i_t.dtype)))
+        time = Tensor(moved(sinusoidal_embedding(t, C, dtype=z_i_t.dtype), z_i_t.data))
         time = self.time2(ops.silu(self.time1(time)))                               # (B, C)
         query = self.query + Tensor(xp.zeros((B, C), z_i_t.dtype))
         rest = [self.z_t(z_t), time, self.z_i(z_i_t), query]

@@ -68,8 +68,12 @@ class Attention(Module):
         """h + self(x, context, mask, causal), for h (B, N, C): the end of a residual branch."""
         return self.out.added_to(h, self._attend(x, context, mask, causal))
 
-    def _attend(self, x: Tensor, context: Tensor | None, mask, causal: bool) -> Tensor:
-        q, kv = self._project(x, x if context is None else context)
+    def read_into(self, h: Tensor, x: Tensor, kv: Tensor, mask=None) -> Tensor:
+        """`added_to` where the keys and values of the context are known: kv (B, M, 2 C), from `self.kv(context)`."""
+        return self.out.added_to(h, self._attend(x, None, mask, False, kv))
+
+    def _attend(self, x: Tensor, context: Tensor | None, mask, causal: bool, kv: Tensor | None = None) -> Tensor:
+        q, kv = self._project(x, x if context is None else context, kv)
         if (watcher := _watcher.get()) is not None:
             watcher(self, q.data, kv.data[0], mask, causal)
         return self._merge(attention_of_pairs(q, kv, mask, causal=causal))
@@ -86,11 +90,12 @@ class Attention(Module):
         mask = None if N == 1 else causal_mask(M, xp_of(k))[M - N:]                 # (N, M)
         return self.out(self._merge(scaled_dot_product_attention(q, Tensor(k), Tensor(v), mask)))
 
-    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _project(self, x: Tensor, context: Tensor, kv: Tensor | None = None) -> tuple[Tensor, Tensor]:
         B, N, C = x.shape
-        M, h, d = context.shape[1], self.heads, C // self.heads
+        h, d = self.heads, C // self.heads
         q = self.q(x).reshape(B, N, h, d).transpose(0, 2, 1, 3)                     # (B, h, N, d)
-        return q, self.kv(context).reshape(B, M, 2, h, d).transpose(2, 0, 3, 1, 4)  # (2, B, h, M, d)
+        kv = self.kv(context) if kv is None else kv                                 # (B, M, 2 C)
+        return q, kv.reshape(B, kv.shape[1], 2, h, d).transpose(2, 0, 3, 1, 4)      # (2, B, h, M, d)
 
     def _merge(self, y: Tensor) -> Tensor:
         B, N, C = y.shape[0], y.shape[2], y.shape[1] * y.shape[3]

@@ -14,12 +14,13 @@ pixels through cross-attention.  The first step folds squares of pixels into cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from minidiff.engine import conv, norm, ops
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import moved
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.activations import check_activations
 from minidiff.nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
@@ -109,7 +110,7 @@ class UNet(Module):
         """
         c = self.config
         self._check(x, t, text)
-        emb = Tensor(xp_of(x.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x.dtype)))        # (B, E)
+        emb = Tensor(moved(sinusoidal_embedding(t, c.embedding, dtype=x.dtype), x.data))              # (B, E)
         emb = self.time2(ops.silu(self.time1(emb)))
         if text is not None:
             emb = self.pooled.added_to(emb, text.pooled)    # emb + pooled(text)
@@ -133,6 +134,21 @@ class UNet(Module):
         h = self.conv_out(self.norm_out.then_silu(h))                               # (B, H/p, W/p, p p C)
         return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
 
+    def keys_values(self, tokens: Tensor) -> list[Tensor]:
+        """What each cross-attention reads of the captions' tokens (B, M, D): keys and values, (B, M, 2 C), in order.
+
+        They depend on neither x_t nor t, so a sampler computes them once for all its steps.
+        """
+        return [layer.keys_values(tokens) for layer in self._cross_attentions()]
+
+    def with_keys_values(self, text: TextStates, keys_values: Sequence[Tensor]) -> TextStates:
+        """The states with what `keys_values` gave for them, or with nothing."""
+        layers = self._cross_attentions() if keys_values else []
+        return replace(text, keys_values=dict(zip(layers, keys_values, strict=True)))
+
+    def _cross_attentions(self) -> list[SpatialAttention]:
+        return [part for _, part in self.modules() if isinstance(part, SpatialAttention) and part.cross_attention]
+
     def _check(self, x: Tensor, t, text) -> None:
         c, m = self.config, self.config.multiple
         if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % m or x.shape[2] % m:
@@ -152,6 +168,7 @@ class TextStates:
     tokens: Tensor                          # (B, M, D) one state a token
     pooled: Tensor                          # (B, D)    one state a caption
     mask: np.ndarray                        # (B, M)    True where there is a token, False where padding
+    keys_values: Mapping[SpatialAttention, Tensor] = field(default_factory=dict)    # those known (UNet.keys_values)
 
 
 class UNetBlock(Module):
@@ -200,5 +217,10 @@ class SpatialAttention(Module):
         h = self.self_attention.added_to(h, self.norm1(h))
         if text is not None:
             mask = text.mask[:, None, None]                                         # (B, 1, 1, M)
-            h = self.cross_attention.added_to(h, self.norm2(h), self.norm_text(text.tokens), mask)
+            kv = text.keys_values[self] if text.keys_values else self.keys_values(text.tokens)
+            h = self.cross_attention.read_into(h, self.norm2(h), kv, mask)
         return h.reshape(B, H, W, C)
+
+    def keys_values(self, tokens: Tensor) -> Tensor:
+        """The keys and values of the caption's tokens (B, M, D), side by side: (B, M, 2 C)."""
+        return self.cross_attention.kv(self.norm_text(tokens))

@@ -51,7 +51,7 @@ from minidiff.diffusion.samplers import SAMPLERS, State, times
 from minidiff.diffusion.samplers import sample as last
 from minidiff.diffusion.schedules import check_schedule, schedule_from
 from minidiff.engine import conv, ops
-from minidiff.engine.backend import to_numpy, xp_of
+from minidiff.engine.backend import moved, to_numpy
 from minidiff.engine.parallel import map_batch
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, gradients, recording
@@ -112,13 +112,13 @@ class NoisedImageTower(Module):
     def forward(self, x_t: Tensor, t, alpha_t) -> Tensor:
         c = self.config
         check_images(x_t, c.image.shape)
-        emb = Tensor(xp_of(x_t.data).asarray(sinusoidal_embedding(t, c.embedding, dtype=x_t.dtype)))    # (B, E)
+        emb = Tensor(moved(sinusoidal_embedding(t, c.embedding, dtype=x_t.dtype), x_t.data))          # (B, E)
         emb = ops.silu(self.time2(ops.silu(self.time1(emb))))
         h = self.block1(self.conv_in(conv.space_to_depth(x_t)), emb)                # (B, H/2, W/2, half)
         h = self.block2(self.downsample(conv.space_to_depth(h)), emb)                   # (B, H/4, W/4, quarter)
         h = self.narrow(self.norm.then_silu(h)).reshape(len(t), c.image.flat)
         # f = (alpha_t h) W + b
-        alpha = xp_of(h.data).asarray(alpha_t, np.float32)[:, None].astype(h.dtype)                # (B, 1)
+        alpha = moved(np.asarray(alpha_t, np.float32).astype(h.dtype)[:, None], h.data)             # (B, 1)
         return self.project(h * Tensor(alpha))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from minidiff import pictures
 from minidiff.data.dataset import Dataset
-from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
+from minidiff.diffusion.denoiser import NetworkDenoiser, Remembering, static_threshold
 from minidiff.diffusion.densities import density_from, parse_density
 from minidiff.diffusion.gaussian import PREDICTIONS
 from minidiff.diffusion.guidance import ClassifierFree, GuidanceInterval
@@ -177,14 +177,24 @@ class TextToImage(System):
             return text.tokens, text.pooled, text.mask
         return map_batch(states, *self.tokens(captions), device=self.device)
 
+    def read(self, cond: tuple) -> tuple:
+        """An encoded condition with what the UNet reads of it at any x_t and t: keys and values, (B, N, 2 C) each."""
+        def keys_values(tokens):
+            return tuple(self.unet.keys_values(as_input(self.unet, Tensor(tokens))))
+        return *cond, *map_batch(keys_values, cond[0], device=self.device)
+
     def predict(self, x_t, t, cond: tuple):
-        """The prediction for arrays x_t (B, H, W, C), t (B,) and an encoded condition, on all cores, or the GPU."""
-        def network(x_t, t, tokens, pooled, mask):
-            return self.prediction(self.unet, Tensor(x_t), t, self._states(tokens, pooled, mask))
+        """The prediction for arrays x_t (B, H, W, C), t (B,) and a condition, on all cores, or the GPU.
+
+        cond: of `encode`, or of `read`, which saves work where there are several calls.
+        """
+        def network(x_t, t, *cond):
+            return self.prediction(self.unet, Tensor(x_t), t, self._states(*cond))
         return map_batch(network, x_t, t, *cond, device=self.device)
 
-    def _states(self, tokens, pooled, mask) -> TextStates:
-        return TextStates(as_input(self.unet, Tensor(tokens)), as_input(self.unet, Tensor(pooled)), mask)
+    def _states(self, tokens, pooled, mask, *keys_values) -> TextStates:
+        tokens, pooled, *keys_values = (as_input(self.unet, Tensor(a)) for a in (tokens, pooled, *keys_values))
+        return self.unet.with_keys_values(TextStates(tokens, pooled, mask), keys_values)
 
     def predict_vjp(self, x_t, t, dy, cond: tuple) -> tuple:
         """What `predict` gives, and dy^T d predict / d x_t, of x_t's shape."""
@@ -197,7 +207,9 @@ class TextToImage(System):
 
     def unguided(self) -> NetworkDenoiser:
         """(x_t, t, cond) -> x0_hat as the network predicts it, unclipped, with its derivative."""
-        return NetworkDenoiser(self.schedule, self.config.predicted, self.predict, network_vjp=self.predict_vjp)
+        read = Remembering(self.read)                       # once for all steps of a sampler
+        return NetworkDenoiser(self.schedule, self.config.predicted,
+                               lambda x_t, t, cond: self.predict(x_t, t, read(cond)), network_vjp=self.predict_vjp)
 
     def denoiser(self, scale: float = 2.0, low: float | None = None,
                  high: float | None = None) -> ClassifierFree | GuidanceInterval:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidiff.engine import ops
-from minidiff.engine.backend import xp_of
+from minidiff.engine.backend import device_of, moved_together
 from minidiff.engine.tensor import Tensor
 from minidiff.nn.layers import Embedding, LayerNorm, parameter
 from minidiff.nn.module import Module
@@ -54,12 +54,11 @@ class TextEncoder(Module):
                              f"not {ids.shape} and {mask.shape}")
         if not mask.any(axis=1).all():
             raise ValueError("TextEncoder: mask must be True for at least one token of each caption")
-        xp = xp_of(self.position.data)
         N = ids.shape[1]
         h = self.embedding(ids) + self.position[:N]                                 # (B, N, D)
         # share_n = mask_n / sum_n mask_n
-        share = xp.asarray((mask / mask.sum(axis=1, keepdims=True)).astype(h.dtype))            # (B, N)
-        mask = mask if xp is np else share != 0             # one copy to a GPU is enough for both
+        share = (mask / mask.sum(axis=1, keepdims=True)).astype(h.dtype)            # (B, N)
+        share, mask = moved_together([share, mask], device_of(h.data))
         for block in self.blocks:
             h = block(h, mask[:, None, None])                                       # mask of keys (B, 1, 1, N)
         tokens = self.norm(h)

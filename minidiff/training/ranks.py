@@ -223,6 +223,14 @@ def _on_cpus() -> Ranks:
     return Ranks(comm, here)
 
 
+def check_one_kind(capabilities: Sequence[str]) -> None:
+    """UserError unless the ranks' GPUs are of one kind: others round differently, and the ranks' weights would part."""
+    if len(set(capabilities)) > 1:
+        kinds = ", ".join(f"sm_{kind}" for kind in capabilities)
+        raise UserError(f"the ranks must have GPUs of one kind, and theirs are {kinds}: choose equal ones with "
+                        "CUDA_VISIBLE_DEVICES")
+
+
 @cache
 def _on_gpus() -> RanksOnGPUs:
     import cupy
@@ -232,4 +240,5 @@ def _on_gpus() -> RanksOnGPUs:
         raise UserError(f"mpiexec started more ranks on this machine than the {count} GPUs that it has: give it -n "
                         f"{count} for each such machine")
     cupy.cuda.Device(hosts.here).use()
+    check_one_kind(hosts.comm.allgather(cupy.cuda.Device().compute_capability))
     return RanksOnGPUs(hosts.comm, hosts.here, NCCLBackend(hosts.size, hosts.rank, use_mpi=True))

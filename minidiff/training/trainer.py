@@ -27,7 +27,7 @@ import numpy as np
 
 from minidiff import checkpoint
 from minidiff.checks import with_plain_numbers
-from minidiff.engine.backend import is_floating, to_device, to_numpy, xp_of
+from minidiff.engine.backend import is_floating, moved_together, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError, user_code
@@ -102,7 +102,8 @@ class Trainer:
         c = self.config
         with user_code(f"the batch of step {self.n + 1} cannot be made"):           # of a data set of the user's own
             arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device, self.shard))
-        return tuple(to_device(a, self.device) if is_floating(a.dtype) else a for a in arrays)
+        there = moved_together(arrays, self.device)
+        return tuple(b if is_floating(b.dtype) else a for a, b in zip(arrays, there, strict=True))
 
     def loss(self, *arrays) -> Tensor:
         """The mean loss of some samples of the batch, a Tensor of shape ()."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidiff.diffusion import schedules
-from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
+from minidiff.diffusion.denoiser import NetworkDenoiser, Remembering, dynamic_threshold, static_threshold
 from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 
 # ---- the network wrapper -----------------------------------------------------------------------------------
@@ -16,6 +16,17 @@ def test_the_network_sees_x_t_t_and_cond_and_is_clipped_last():
     denoiser = NetworkDenoiser(schedule, "x0", lambda *a: seen.append(a) or 3 * a[0], clip=static_threshold)
     np.testing.assert_array_equal(denoiser(x_t, t, cond), np.ones((2, 3)))
     assert seen[0][0] is x_t and seen[0][1] is t and seen[0][2] is cond
+
+
+def test_what_is_remembered_is_of_the_very_same_arguments():
+    calls = []
+    f = Remembering(lambda cond, B: calls.append(B) or (cond, B))
+    one, equal = (np.arange(2),), (np.arange(2),)
+    assert f(one, 1000) is f(one, 10**3) and calls == [1000]
+    for cond, B in ((one, 2), (equal, 2), (one, 2), (one, True)):
+        found = f(cond, B)
+        assert found[0] is cond and found[1] is B
+    assert len(calls) == 5
 
 
 def test_eps_prediction_at_zero_snr_is_refused_before_it_makes_infinities():

@@ -48,6 +48,21 @@ def test_stacked_conditions_keep_their_order():
     np.testing.assert_array_equal(mask, [0, 0, 1])
 
 
+def test_a_condition_is_doubled_once_for_all_steps_and_never_kept_for_another():
+    seen = []
+
+    def network(x_t, t, cond):
+        seen.append(cond)
+        return x_t + cond[0]
+    guided = ClassifierFree(NetworkDenoiser(schedules.linear(), "x0", network), 3.0, (np.zeros((1, 2)),))
+    x_t, t = np.zeros((2, 2)), np.zeros(2, int)
+    first, second, one = (np.ones((2, 2)),), (np.full((2, 2), 5.0),), (np.full((1, 2), 7.0),)
+    for cond, value in ((first, 3), (first, 3), (second, 15), (first, 3)):
+        np.testing.assert_array_equal(guided(x_t, t, cond), np.full((2, 2), value))
+    np.testing.assert_array_equal(guided(x_t[:1], t[:1], one), [[21, 21]])
+    assert seen[0] is seen[1] and seen[0] is not seen[3]
+
+
 CLASS_0 = is_class(np.zeros(2, int))
 
 

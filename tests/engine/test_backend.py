@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 from support import fake_cupy
 
 from minidiff.engine import backend
-from minidiff.engine.backend import check_device, device_of, to_device, to_numpy, xp_of
+from minidiff.engine.backend import check_device, device_of, moved, moved_together, to_device, to_numpy, xp_of
 from minidiff.errors import UserError
 
 # --- where arrays live --------------------------------------------------------------------------------------
@@ -40,6 +41,66 @@ def test_xp_of_is_the_library_of_all_the_arrays(monkeypatch):
         with pytest.raises(TypeError, match="arrays on two devices in one op") as error:
             xp_of(*arrays)
         fake_cupy.one_sentence(error)
+
+
+# --- copies to a GPU ----------------------------------------------------------------------------------------
+
+@pytest.fixture
+def copies(monkeypatch) -> list:
+    """What is copied to the stand-in from now on, nothing of which is remembered."""
+    cupy, copied = fake_cupy.install(monkeypatch), []
+    plain = cupy.asarray
+    monkeypatch.setattr(cupy, "asarray", lambda a, dtype=None: (
+        copied.append(a) if isinstance(a, np.ndarray) else None, plain(a, dtype))[1])
+    monkeypatch.setattr(backend, "_remembered", OrderedDict())
+    return copied
+
+
+MANY = [np.arange(5.0, dtype=np.float32).reshape(1, 5), np.array([True, False, True]), np.array(7), np.zeros((0, 3)),
+        np.arange(6).reshape(2, 3).T, np.arange(3, dtype=np.float16)]
+
+
+@fake_cupy.of_the_stand_in
+def test_many_arrays_take_one_copy_and_keep_their_values(copies):
+    there = to_device(np.ones(2), "cuda")
+    copies.clear()
+    found = moved_together([MANY[0], there, *MANY[1:]], "cuda")
+    assert len(copies) == 1 and found[1] is there
+    for a, expected in zip([found[0], *found[2:]], MANY, strict=True):
+        fake_cupy.assert_same(a, expected)
+        assert a.flags.c_contiguous
+    assert moved_together([], "cuda") == []
+    assert all(a is b for a, b in zip(moved_together(MANY, "cpu"), MANY, strict=True))
+
+
+@fake_cupy.of_the_stand_in
+def test_what_was_moved_lately_is_not_moved_again(copies):
+    x, alpha = to_device(np.ones(2, np.float32), "cuda"), np.array([0.5, 0.25], np.float32)
+    copies.clear()
+    moved_together([alpha, np.arange(4)], "cuda")
+    fake_cupy.assert_same(moved(alpha.copy(), x), alpha)
+    fake_cupy.assert_same(moved(alpha.reshape(2, 1), x), alpha.reshape(2, 1))
+    assert len(copies) == 1
+    for other in (alpha[::-1], -alpha, alpha.view(np.int32), alpha.astype(np.float64), alpha[:1]):
+        fake_cupy.assert_same(moved(other, x), np.ascontiguousarray(other))         # other numbers, or another dtype
+    assert len(copies) == 6
+    alpha[0] = 9                                            # the host may write into what is its own
+    fake_cupy.assert_same(moved(alpha, x), np.array([9, 0.25], np.float32))
+    assert moved(x, x) is x and moved(alpha, np.ones(1)) is alpha
+
+
+@fake_cupy.of_the_stand_in
+def test_only_so_many_small_arrays_are_remembered(copies):
+    x, large = to_device(np.ones(2), "cuda"), np.zeros(backend.SMALL + 1, np.uint8)
+    copies.clear()
+    moved(large, x), moved(large, x)
+    assert len(copies) == 2 and not backend._remembered
+    for i in range(backend.REMEMBERED + 1):
+        moved(np.array([i]), x)
+    assert len(backend._remembered) == backend.REMEMBERED
+    copies.clear()
+    moved(np.array([1]), x), moved(np.array([0]), x)
+    assert len(copies) == 1                                 # the first one is forgotten
 
 
 def test_an_unknown_device_is_refused():
@@ -75,8 +136,37 @@ def test_a_gpu_that_is_unavailable(monkeypatch):
 
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", no_driver)
     assert sentence() == "device 'cuda' needs an NVIDIA GPU and its driver (no driver): use --device cpu"
+    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12040)
+    assert sentence() == ("device 'cuda' needs an NVIDIA driver for CUDA 13.0, for which CuPy was built, and this one "
+                          "is for CUDA 12.4: update the driver, or use --device cpu")
     fake_cupy.install(monkeypatch, gpus=1)
     check_device("cuda")
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", "61")
+    assert sentence() == ("device 'cuda' needs a GPU of compute capability sm_75 or later, and this one is sm_61: use "
+                          "--device cpu")
+
+
+@fake_cupy.of_the_stand_in
+@pytest.mark.parametrize("init, reason", [
+    ("raise AttributeError('module numpy has no attribute bool8')", "module numpy has no attribute bool8"),
+    ("raise OSError('libcudart.so:\\n  invalid ELF header')", "invalid ELF header"),
+    ("import numpy.no_such_part", "No module named 'numpy.no_such_part'"),
+    ("def f(:", "invalid syntax"),
+    ("", "has no attribute 'cuda'"),
+], ids=["of another NumPy", "a damaged library", "an incomplete package", "a damaged file", "removed in part"])
+def test_a_cupy_that_is_there_but_broken(monkeypatch, tmp_path, init, reason):
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").write_text(init, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(UserError) as raised:
+            check_device("cuda")
+    finally:
+        sys.modules.pop("cupy", None)
+    said = str(raised.value)
+    assert said.startswith("device 'cuda' needs CuPy, which is installed and cannot be loaded (") and reason in said
+    assert said.endswith("): use --device cpu") and "\n" not in said
 
 
 # --- freed memory -------------------------------------------------------------------------------------------

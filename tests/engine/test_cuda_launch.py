@@ -144,6 +144,20 @@ def test_the_version(cupy, monkeypatch, dtype, capability, environment, number):
     assert cuda.pick("scale", dtype).number == number
 
 
+def test_a_version_that_the_cards_shared_memory_does_not_hold_is_left_out(monkeypatch):
+    fake_cupy.install(monkeypatch)
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", "80")
+    fits, too_much = cuda.versions("conv")[4], cuda.versions("conv")[5]
+    monkeypatch.setattr(cuda, "shared_limit", lambda: too_much.shared)
+    assert cuda.pick("conv", "float16").number == 5 and fits.shared == 0
+    monkeypatch.setattr(cuda, "shared_limit", lambda: too_much.shared - 1)
+    assert cuda.pick("conv", "float16").number == 4
+    with pytest.raises(ValueError, match=r"conv_5_async\.cu needs 61440 bytes of shared memory for a block, and this "
+                                         "card has 61439") as error:
+        cuda.pick("conv", "float16", 5)
+    one_sentence(error)
+
+
 def test_a_version_that_is_asked_for_is_the_one_or_an_error(cupy, monkeypatch):
     assert cuda.pick("scale", "float32", 2).number == 2     # a request by number includes TF32
     with pytest.raises(ValueError, match="version must be one of 1, 2, 3, 4, not 5") as error:

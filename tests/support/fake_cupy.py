@@ -53,7 +53,7 @@ floating integer inexact dtype finfo iinfo inf nan pi e newaxis
 ATTRIBUTES = "T dtype imag itemsize nbytes ndim real shape size strides".split()
 METHODS = """
 all any argmax argmin argsort astype clip compress conj copy cumprod cumsum diagonal dot fill flatten max mean min
-nonzero prod ravel repeat reshape round searchsorted sort squeeze std sum swapaxes tobytes tolist trace var
+nonzero prod ravel repeat reshape round searchsorted sort squeeze std sum swapaxes tobytes tolist trace var view
 """.split()
 FLAGS = "c_contiguous f_contiguous fnc forc owndata".split()
 UNKNOWN_TO_CUPY = {"where", "initial", "subok", "like", "device", "correction"}     # keywords
@@ -396,7 +396,8 @@ def fake_cupy(gpus: int) -> ModuleType:
     cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(
         as_strided=_function(np.lib.stride_tricks.as_strided)))
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
-        getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError),
+        getDeviceCount=lambda: gpus, CUDARuntimeError=CUDARuntimeError,
+        driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 13000),
         driver=SimpleNamespace(CUDADriverError=CUDADriverError),
         compiler=SimpleNamespace(CompileException=CompileException), nvrtc=Nvrtc,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=Device,

@@ -13,7 +13,7 @@ from minidiff.engine.attention import attention_weights
 from minidiff.engine.parallel import parallel_map
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.nn.transformer import Attention, watching_attention
-from minidiff.nn.unet import UNetConfig
+from minidiff.nn.unet import SpatialAttention, UNetConfig
 from minidiff.systems.attention_maps import END, START, attention_maps, trajectory_maps
 from minidiff.systems.text_to_image import TextToImage
 from minidiff.text.encoder import TextEncoderConfig
@@ -43,14 +43,19 @@ def oblong() -> TextToImage:
 
 def plain_maps(model, x_t, t, caption):
     """The maps from the inputs of each cross-attention layer and its weights, one head and one token at a time."""
-    seen, plain = [], Attention._attend
+    seen, contexts, plain, plain_keys_values = [], {}, Attention._attend, SpatialAttention.keys_values
 
-    def attend(self, x, context, mask, causal):
-        if context is not None:
-            seen.append((self, x.data[0].astype(float), context.data[0].astype(float)))
-        return plain(self, x, context, mask, causal)
+    def keys_values(self, tokens):
+        contexts[self.cross_attention] = self.norm_text(tokens).data[0].astype(float)
+        return plain_keys_values(self, tokens)
+
+    def attend(self, x, *args):
+        if self in contexts:
+            seen.append((self, x.data[0].astype(float), contexts[self]))
+        return plain(self, x, *args)
     (ids, mask), (H, W, _) = model.tokens([caption]), x_t.shape
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpatialAttention, "keys_values", keys_values)
         patch.setattr(Attention, "_attend", attend)
         with no_grad():
             model.unet(Tensor(x_t[None]), np.array([t]), model.text(ids, mask))

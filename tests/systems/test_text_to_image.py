@@ -17,8 +17,10 @@ from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import UserError
+from minidiff.nn.unet import SpatialAttention
 from minidiff.systems import load_system
 from minidiff.systems.text_to_image import TextToImage
+from minidiff.text.encoder import TextEncoder
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +204,35 @@ def test_the_caption_matters(model):
     x_t, t = np.random.default_rng(0).standard_normal((1, 28, 28, 1), dtype=np.float32), np.array([30])
     a, b = (model.predict(x_t, t, model.encode([c])) for c in ("a bold seven", "a thin three"))
     assert np.abs(a - b).max() > 1e-3
+
+
+def test_keys_and_values_that_are_known_change_nothing(model):
+    """To the last bit, and each cross-attention reads its own; and they follow the caption."""
+    rng, t = np.random.default_rng(0), np.array([5, 10, 49])
+    x_t, cond = rng.standard_normal((3, 28, 28, 1), dtype=np.float32), model.encode(["1", "a bold seven", ""])
+    read = model.read(cond)
+    assert len(read) == 3 + 3                               # attention is on the way down, in the middle and up
+    np.testing.assert_array_equal(model.predict(x_t, t, read), model.predict(x_t, t, cond))
+    denoiser, swapped = model.unguided(), tuple(a[::-1] for a in cond)
+    for c in (cond, swapped, cond):                         # what is remembered is of this condition
+        np.testing.assert_array_equal(denoiser(x_t, t, c), model.unguided()(x_t, t, c))
+    assert np.abs(denoiser(x_t, t, cond) - denoiser(x_t, t, swapped)).max() > 1e-3
+
+
+def test_a_sampler_reads_its_captions_once(model, monkeypatch):
+    """The text encoder runs for the captions and for '', each cross-attention's keys and values for both together."""
+    calls = []
+    for kind, name in ((TextEncoder, "forward"), (SpatialAttention, "keys_values")):
+        plain = getattr(kind, name)
+
+        def counted(*args, plain=plain, name=name):
+            calls.append(name)
+            return plain(*args)
+        monkeypatch.setattr(kind, name, counted)
+    for _ in range(2):
+        model.sample(["a bold seven"], steps=4)
+        assert calls.count("forward") == 2 and calls.count("keys_values") == 3 * 2      # of two shards
+        calls.clear()
 
 
 def test_padding_changes_nothing(model):

@@ -437,6 +437,26 @@ def test_on_gpus_the_sum_is_nccls_and_nothing_leaves_the_device(monkeypatch):
     assert loss.get() == 3                                  # which is fetched when the buffer holds another step's
 
 
+@fake_cupy.of_the_stand_in
+@pytest.mark.parametrize("others, says", [(["90", "90"], None), (["90", "80"], "sm_90, sm_90, sm_80")])
+def test_the_ranks_gpus_are_of_one_kind(monkeypatch, others, says):
+    """Each rank takes the GPU of its place on the machine, and tells the others which kind it is."""
+    fake_cupy.install(monkeypatch, gpus=2)
+    used, nccl = [], SimpleNamespace(NCCLBackend=lambda size, rank, use_mpi: (size, rank))
+    monkeypatch.setattr(fake_cupy.Device, "use", lambda self: used.append(self.id), raising=False)
+    monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(distributed=nccl))
+    monkeypatch.setitem(sys.modules, "cupyx.distributed", nccl)
+    comm = Comm(rank=1, size=3)
+    comm.allgather = lambda own: [own, *others]
+    monkeypatch.setattr(ranks_module, "_on_cpus", lambda: Ranks(comm, 1))
+    if says is None:
+        assert ranks_module._on_gpus.__wrapped__().backend == (3, 1) and used == [1]
+        return
+    with pytest.raises(UserError, match=f"the ranks must have GPUs of one kind, and theirs are {says}:") as error:
+        ranks_module._on_gpus.__wrapped__()
+    fake_cupy.one_sentence(error)
+
+
 def test_on_gpus_the_exchange_comes_before_the_update():
     t, stepped = tiny.trainer(batch=6), []
     t.ranks = RanksOnGPUs(Comm(rank=1, size=2), 0, Doubling())

@@ -72,6 +72,11 @@ class Source:
         """The file with its headers pasted in; #line directives keep each line's own file and number."""
         return _with_headers(self.path, set())
 
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that each of its blocks asks for, where that does not depend on the arrays."""
+        return self.constants.get("SHARED", 0)
+
     def takes_dtype(self, dtype: str, *, tf32: bool) -> bool:
         return dtype in self.takes or (dtype == "float32" and tf32 and "tf32" in self.takes)
 
@@ -141,18 +146,19 @@ def _with_headers(path: Path, seen: set[str]) -> str:
 # --- choosing a version -----------------------------------------------------------------------------------
 
 def pick(family: str, dtype: str, version: int | None = None) -> Source:
-    """The latest version that takes arrays of `dtype` on this card, or the requested one.
+    """The latest version that takes arrays of `dtype` on this card and fits its shared memory, or the requested one.
 
     MINIDIFF_KERNEL_VERSION=N excludes versions later than N, for teaching.  Versions that round float32 to TF32 are
     chosen only if CUPY_TF32=1, which makes CuPy's matrix products do the same.  TypeError if no version takes the
     dtype, ValueError if the requested version does not exist or does not run on this card.
     """
-    return _picked(family, dtype, version, _capability(), os.environ.get("CUPY_TF32") == "1",
+    return _picked(family, dtype, version, _capability(), shared_limit(), os.environ.get("CUPY_TF32") == "1",
                    os.environ.get("MINIDIFF_KERNEL_VERSION", ""))
 
 
 @functools.cache
-def _picked(family: str, dtype: str, version: int | None, capability: str, tf32: bool, latest: str) -> Source:
+def _picked(family: str, dtype: str, version: int | None, capability: str, shared: int, tf32: bool,
+            latest: str) -> Source:
     found = versions(family)
     if version is not None:
         if version not in found:
@@ -162,9 +168,13 @@ def _picked(family: str, dtype: str, version: int | None, capability: str, tf32:
             raise TypeError(f"{source.path.name} takes {', '.join(source.takes)}, not {dtype}")
         if not source.runs_on(capability):
             raise ValueError(f"{source.path.name} needs {source.needs}, and this card is sm_{capability}")
+        if source.shared > shared:
+            raise ValueError(f"{source.path.name} needs {source.shared} bytes of shared memory for a block, and this "
+                             f"card has {shared}")
         return source
     latest = _latest(latest)
-    fit = [s for s in found.values() if s.takes_dtype(dtype, tf32=tf32) and s.runs_on(capability)]
+    fit = [s for s in found.values()
+           if s.takes_dtype(dtype, tf32=tf32) and s.runs_on(capability) and s.shared <= shared]
     if not fit:
         raise TypeError(f"{family} has no kernel for {dtype} on sm_{capability}: convert to float32")
     return max((s for s in fit if s.number <= latest), key=lambda s: s.number, default=fit[0])
