@@ -1,6 +1,8 @@
 """What every system must keep: its training resumes from anywhere, on a CPU in every precision and on a GPU's stand-in;
 its file holds all of it; its pictures depend on their own streams; and it refuses what it cannot do."""
 
+import inspect
+
 import numpy as np
 import pytest
 from support import small_systems, tiny
@@ -172,6 +174,19 @@ BESIDE = {
                               {"scale": 0.4, "steps": 3}),
     ("dpm", "bound"): (lambda s, **o: s.bound(np.ones((2, 2)), **o).total, {"seed": 1}),
 }
+
+
+# these are parts of what is called with the same options, and a report and a picture of points (test_dpm.py)
+PARTS = {("ddpm", "reverse"), ("dalle", "draw_tokens"), ("dalle2", "decode_states"), ("dalle2", "invert"),
+         ("imagen", "cascade"), ("dpm", "picture"), ("dpm", "report")}
+
+
+def test_nothing_that_takes_options_is_left_out():
+    taking = {(name, what) for name in systems.SYSTEMS
+              for what, f in inspect.getmembers(systems.system_class(name), inspect.isfunction)
+              if what.lstrip("_") == what and what not in ("sample", "trajectory", "save")
+              and any(p.kind is p.KEYWORD_ONLY for p in inspect.signature(f).parameters.values())}
+    assert taking == BESIDE.keys() | PARTS
 
 
 @pytest.mark.parametrize("name, what", BESIDE, ids=str)
