@@ -2,11 +2,13 @@
 
 import json
 import shlex
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from support import tiny
 from support.command_line import call
 from support.toy import Toy
@@ -314,12 +316,15 @@ def test_verify_passes_on_the_schedule_its_length_and_the_seed(monkeypatch):
     np.testing.assert_array_equal(schedule.alpha_bar, schedule_from("cosine:offset=0.02", 60).alpha_bar)
 
 
-def test_the_user_s_code_may_change_the_folder_and_json_is_where_it_was_asked(tmp_path, monkeypatch):
+def test_the_user_s_code_may_change_the_folder_and_each_file_is_where_it_was_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     Path("mine.py").write_text("import os\n\ndef betas():\n    os.chdir('elsewhere')\n    return [.1, .5, .9, .999]\n")
-    assert call("verify", "--python", "mine:betas", "--json", "v.json") in (0, 1)
-    assert (tmp_path / "v.json").exists() and not list((tmp_path / "elsewhere").iterdir())
+    Image.new("L", (8, 8)).save("grey.png")
+    files = {"--json": "v.json", "--plot": "p.png", "--out": "w.png"}
+    assert call("verify", "--python", "mine:betas", "--watch", "grey.png", *chain(*files.items())) in (0, 1)
+    assert all((tmp_path / name).exists() for name in files.values())
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_watch_is_drawn_by_the_seed_and_its_rows_are_judged_with_the_others(monkeypatch, capsys):

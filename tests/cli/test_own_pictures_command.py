@@ -106,6 +106,20 @@ def test_the_likelihood_s_test_pictures_have_the_model_s_size(place, monkeypatch
     assert np.array_equal(data.images(range(6)), expected.images(range(6)))
 
 
+@pytest.mark.parametrize("given", [{"fit": "pad"}, {"fit": "pad", "background": (0, 128, 0)}])
+def test_the_likelihood_s_test_pictures_are_read_as_asked(place, monkeypatch, given):
+    """Wide pictures for a square model: between two borders, in the colour that was given, and not cropped."""
+    from minidiff.cli import evaluate
+    seen = []
+    monkeypatch.setattr("minidiff.evaluation.likelihood.likelihood", lambda model, data, **k: seen.append(data))
+    model = SimpleNamespace(config=SimpleNamespace(shape=(8, 8, 3)), notes={}, name="x", likelihood_denoiser=lambda: 0)
+    evaluate._likelihood(model, arguments(data="mine", **given))
+    x = seen[0].images(range(6))
+    border = np.array(given.get("background", (255, 255, 255)), np.float32) / 127.5 - 1
+    assert x.shape == (6, 8, 8, 3) and x[:, 3:5].max(axis=3).min() > 0.5            # the picture, red or blue
+    np.testing.assert_allclose(x[:, [0, -1]], np.broadcast_to(border, (6, 2, 8, 3)), atol=1e-2)
+
+
 def test_a_model_of_own_pictures_asks_for_test_pictures(capsys):
     from minidiff.cli import evaluate
     from minidiff.errors import UserError

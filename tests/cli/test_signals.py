@@ -80,10 +80,12 @@ def test_a_batch_systems_signal_may_come_twice(number, toy_training, monkeypatch
     assert call(*TRAIN, "run") == 1
 
 
-def test_a_second_ctrl_c_stops_at_once_and_keeps_what_was_saved(toy_training, monkeypatch, capsys):
+@pytest.mark.parametrize("first", STOPS, ids=lambda n: n.name)
+def test_ctrl_c_after_a_signal_stops_at_once_and_keeps_what_was_saved(first, toy_training, monkeypatch, capsys):
+    """The second Ctrl-C, and the first one too where another signal has asked before it."""
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     before = handlers()
-    at_step(3, lambda: [signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGINT)], monkeypatch)
+    at_step(3, lambda: [signal.raise_signal(first), signal.raise_signal(signal.SIGINT)], monkeypatch)
     assert call(*TRAIN, "run") == 130
     assert "minidiff: stopped; continue from the last saved state with: minidiff train" in capsys.readouterr().err
     assert checkpoint.CheckpointFolder("run/1-first").latest().meta["step"] == 2 and handlers() == before

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from course.test_learner import ANSWER, START
@@ -105,6 +106,17 @@ def test_the_command_judges_all(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 of 1 exercise right" in out and "1 of 2 exercises right" in out
     assert f"{NAMES[1][:4]}: not written yet: " in out
+
+
+@pytest.mark.parametrize("words", [["--all"], ["1"]])
+@pytest.mark.parametrize("given, seconds", [(["--seconds", 7], 7), ([], None)])
+def test_an_answer_may_take_the_seconds_that_were_given(tmp_path, monkeypatch, words, given, seconds):
+    """One answer, and each of all; None is what the exercise allows."""
+    (tmp_path / f"{NAME}.py").write_text(ANSWER, encoding="utf-8")
+    verdict, asked = SimpleNamespace(right=True, kind=RIGHT, sentence="right"), []
+    monkeypatch.setattr("minidiff.course.process.check", lambda *given: asked.append(given) or (verdict, []))
+    assert call("check", *words, "--folder", tmp_path, *given) == 0
+    assert asked == [(NAME, tmp_path / f"{NAME}.py", seconds)]
 
 
 def test_files_of_other_names_are_found(tmp_path, capsys):

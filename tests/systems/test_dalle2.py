@@ -19,6 +19,7 @@ from minidiff.nn.image_tower import ImageTowerConfig
 from minidiff.nn.module import Module
 from minidiff.nn.prior import PriorConfig
 from minidiff.nn.unet import UNetConfig
+from minidiff.systems import dalle2
 from minidiff.systems.clip import CLIP, CLIPConfig
 from minidiff.systems.dalle2 import PRIORS, UnCLIP, UnCLIPConfig, best_of
 from minidiff.systems.stage import Step
@@ -417,6 +418,20 @@ def test_an_interpolation_begins_and_ends_at_the_images_embeddings(watched, data
     np.testing.assert_allclose(cosines, np.cos(np.arccos(z_i[0] @ z_i[1]) / 4), atol=1e-5)
 
 
+@pytest.mark.parametrize("act", [
+    lambda m, x, **o: m.variations(x, **o), lambda m, x, **o: m.interpolations(*x, [0.5], **o),
+    lambda m, x, **o: m.text_diff(x[0], "a thin 7", "a bold 7", [0.5], **o)],
+    ids=["variations", "interpolations", "text_diff"])
+def test_an_image_is_taken_apart_and_drawn_again_at_one_scale_and_in_as_many_steps(model, data, monkeypatch, act):
+    scales, path = [], []
+    conditioned = model.conditioned
+    monkeypatch.setattr(model, "conditioned",
+                        lambda z, captions, scale: scales.append(scale) or conditioned(z, captions, scale))
+    monkeypatch.setattr(dalle2, "times", lambda schedule, steps: path.append(steps) or times(schedule, steps))
+    act(model, data.images([0, 1]), scale=0.7, steps=3)
+    assert scales == [0.7, 0.7] and path == [3, 3]
+
+
 def test_a_text_diff_begins_at_the_image_and_moves_along_the_difference_of_two_captions(watched, data):
     watched.text_diff(data.images([0])[0], "a thin 7", "a bold 7", [0.0, 0.3, 1.0], steps=5)
     before, after = watched.clip.embed_captions(["a thin 7", "a bold 7"])
@@ -488,6 +503,20 @@ def test_each_stage_learns_from_what_the_paper_drops(batches):
               "text": (text, 0.1), "codes' text": (codes, 0.1)}
     for what, (dropped, p) in shares.items():
         assert abs(dropped.mean() - p) < 6 * np.sqrt(p * (1 - p) / 2000), what
+
+
+def test_the_buckets_reach_from_the_data_s_least_component_to_its_greatest(batches, data):
+    """By the singular vectors of the centred embeddings, whose signs are free: so are the ends, but not their distance.
+    Both end buckets hold an image, and a code's middle is at most half a bucket away from the component."""
+    system, *_ = batches
+    z = system.clip.embed_images(data.images(range(len(data)))).astype(np.float64)
+    _, _, axes = np.linalg.svd(z - z.mean(axis=0), full_matrices=False)
+    ends = np.ptp((z - z.mean(axis=0)) @ axes[:CONFIG.components].T, axis=0)
+    low, width = system.buckets.low.data, system.buckets.width
+    np.testing.assert_allclose(width * CONFIG.buckets, ends, rtol=1e-3)
+    codes, y = system.encode(z.astype(np.float32)), system.pca.reduce(z)
+    assert (codes.min(axis=0) == 0).all() and (codes.max(axis=0) == CONFIG.buckets - 1).all()
+    assert (np.abs(low + (codes + 0.5) * width - y) <= 0.501 * width).all()
 
 
 def test_an_example_is_of_one_image(batches, data):

@@ -256,6 +256,17 @@ def test_interpolation_ends_at_what_each_image_alone_becomes(model, images):
     np.testing.assert_allclose(both[1], middle, atol=1e-5)  # the noise is the same for all
 
 
+@pytest.mark.parametrize("steps, expected", [(1, [20]), (2, [20, 0]), (5, [20, 15, 10, 5, 0]),
+                                             (21, list(range(20, -1, -1)))])
+def test_an_interpolation_is_drawn_from_t_down_to_time_0_evenly(images, monkeypatch, steps, expected):
+    """Also from one time of the middle: the last of its steps removes the noise of time 0, and no more."""
+    model, seen = made(), []
+    predict = model.predict_both
+    monkeypatch.setattr(model, "predict_both", lambda x_t, t: seen.append(t.tolist()) or predict(x_t, t))
+    model.interpolate(*images[:2], [0.25, 0.5], t=20, steps=steps)
+    assert seen == [[t, t] for t in expected]
+
+
 def test_a_sample_depends_on_its_own_seed_only(model):
     together = model.sample([""] * 3, steps=4, seed=5)
     alone = model.sample([""], steps=4, streams=SampleStreams(5, 3)[1:2])

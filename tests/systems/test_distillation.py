@@ -186,8 +186,8 @@ def test_no_gradient_passes_into_the_target():
 
 
 def test_guidance_is_in_the_pairs():
-    """The stage's teacher takes the step of the guided text-to-image system, at the configured scale."""
-    system = new()
+    """The stage's teacher takes the step of the guided text-to-image system, at the configured scale, no default."""
+    system = small_systems.new("consistency", replace(small_systems.CONFIGS["consistency"], scale=3.5))
     stage = next(system.stages(small_systems.data()))
     arrays = stage.batch(Step(0, 1, 0, 10, B))
     system.student = OF_V

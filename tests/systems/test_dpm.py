@@ -106,6 +106,16 @@ def test_times_are_spread_evenly_over_1_to_T_1():
     assert np.bincount(t).tolist() == [0, *[16] * 8] and points.shape == eps.shape == (128, 2)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_report_is_of_its_seed_s_points_and_noise(seed):
+    model = made()
+    x_0 = swiss_roll.points(generator(seed, "points of a report"), 50, CONFIG.noise)
+    K = model.bound(x_0, seed=seed).total / math.log(2)     # in bits
+    report = model.report(50, seed=seed)
+    assert report["K"] == pytest.approx(K.mean(), rel=1e-9)
+    assert report["standard error"] == pytest.approx(K.std() / math.sqrt(50), rel=1e-9)
+
+
 def test_the_values_of_the_report_agree():
     report = made().report(50)
     assert report["K - L_null"] - report["K"] == pytest.approx(-log_likelihood_of_noise(2) / math.log(2))

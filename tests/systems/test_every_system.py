@@ -1,6 +1,8 @@
 """What every system must keep: its training resumes from anywhere, on a CPU in every precision and on a GPU's stand-in;
 its file holds all of it; its pictures depend on their own streams; and it refuses what it cannot do."""
 
+import inspect
+
 import numpy as np
 import pytest
 from support import small_systems, tiny
@@ -142,6 +144,58 @@ def test_each_option_has_its_effect_and_is_that_of_the_trajectory(name, option):
         few = {name: value for name, value in FEW.items() if name in system.options()}
         *_, last = system.trajectory(captions, seed=3, **few | about | {option: value})
         np.testing.assert_allclose(last.x_t.clip(-1, 1), other, atol=1e-5)
+
+
+IMAGES = tiny.digits().images(np.arange(2))
+LEFT = np.tile(np.arange(28) < 16, (2, 28, 1))[..., None]   # what is known of them
+TWO = ["a bold seven leaning left", "3"]
+# what a system does beside `sample`: a call with few steps, and another value of each of its options
+BESIDE = {
+    ("ddpm", "interpolate"): (lambda s, **o: s.interpolate(*IMAGES, [0.0, 0.6], **{"t": 30, "steps": 2} | o),
+                              {"t": 20, "steps": 3, "seed": 1, "variance": "beta"}),
+    ("ddpm", "bits_per_dim"): (lambda s, **o: s.bits_per_dim(IMAGES, **{"terms": 2} | o),
+                               {"seed": 1, "terms": 3, "variance": "beta"}),
+    ("vdm", "bits_per_dim"): (lambda s, **o: s.bits_per_dim(IMAGES, **{"terms": 2} | o), {"seed": 1, "terms": 3}),
+    ("vdm", "bits_by_noise"): (lambda s, **o: [row.bits for row in s.bits_by_noise(
+        IMAGES, **{"rows": 2, "terms": 2} | o)], {"rows": 3, "seed": 1, "terms": 3}),
+    ("latent", "vary"): (lambda s, **o: s.vary(IMAGES, TWO, **{"steps": 3} | o),
+                         {"strength": 0.9, "scale": 0.4, "steps": 4, "seed": 1, "sampler": "ddpm"}),
+    ("latent", "inpaint"): (lambda s, **o: s.inpaint(IMAGES, LEFT, TWO, **{"steps": 2} | o),
+                            {"repeats": 2, "scale": 0.4, "steps": 3, "seed": 1}),
+    ("dalle2", "embed"): (lambda s, **o: s.embed(TWO, **{"steps": 2} | o),
+                          {"prior": "text", "scale": 0.2, "steps": 3, "candidates": 5, "seed": 1}),
+    ("dalle2", "decode"): (lambda s, **o: s.decode(s.clip.embed_images(IMAGES), TWO, **{"steps": 2} | o),
+                           {"scale": 0.4, "steps": 3, "eta": 1.0, "seed": 1}),
+    ("dalle2", "variations"): (lambda s, **o: s.variations(IMAGES, **{"steps": 2} | o),
+                               {"eta": 0.5, "scale": 0.4, "steps": 3, "seed": 1}),
+    ("dalle2", "interpolations"): (lambda s, **o: s.interpolations(*IMAGES, [0.3], **{"steps": 2} | o),
+                                   {"scale": 0.4, "steps": 3}),
+    ("dalle2", "text_diff"): (lambda s, **o: s.text_diff(IMAGES[0], "7", "a bold 3", [0.3], **{"steps": 2} | o),
+                              {"scale": 0.4, "steps": 3}),
+    ("dpm", "bound"): (lambda s, **o: s.bound(np.ones((2, 2)), **o).total, {"seed": 1}),
+}
+
+
+# these are parts of what is called with the same options, and a report and a picture of points (test_dpm.py)
+PARTS = {("ddpm", "reverse"), ("dalle", "draw_tokens"), ("dalle2", "decode_states"), ("dalle2", "invert"),
+         ("imagen", "cascade"), ("dpm", "picture"), ("dpm", "report")}
+
+
+def test_nothing_that_takes_options_is_left_out():
+    taking = {(name, what) for name in systems.SYSTEMS
+              for what, f in inspect.getmembers(systems.system_class(name), inspect.isfunction)
+              if what.lstrip("_") == what and what not in ("sample", "trajectory", "save")
+              and any(p.kind is p.KEYWORD_ONLY for p in inspect.signature(f).parameters.values())}
+    assert taking == BESIDE.keys() | PARTS
+
+
+@pytest.mark.parametrize("name, what", BESIDE, ids=str)
+def test_each_option_of_what_it_does_beside_sample_has_its_effect(name, what):
+    system, (act, others) = small_systems.small(name), BESIDE[name, what]
+    plain = act(system)
+    assert np.array_equal(plain, act(system))
+    for option, value in others.items():
+        assert not np.array_equal(plain, act(system, **{option: value})), option
 
 
 OTHER_WAYS = {"dalle2": [{"prior": "autoregressive"}], "dalle": [{"temperature": 0.0}],

@@ -12,7 +12,7 @@ from minidiff.diffusion.variational import LevelDecoder, noised
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.errors import UserError
 from minidiff.nn.unet import UNet, UNetConfig
-from minidiff.systems.learned_path import with_ends
+from minidiff.systems.learned_path import FLOOR, INSIDE, SMALL, with_ends
 from minidiff.systems.vdm import VDM, VDMConfig
 
 CONFIG = replace(small_systems.CONFIGS["vdm"], shape=(4, 4, 1))
@@ -42,6 +42,25 @@ def test_the_loss_is_the_bound_in_bits_a_number():
     decoder = -LevelDecoder(path.gamma_0)(x_0[start], noised(x_0[start], np.full(4, path.gamma_0), eps[start])).mean()
     expected = float(model.path.prior(x_0).data) + (path.gamma_1 - path.gamma_0) * 0.045 + decoder
     assert start.sum() == 4 and float(model.loss(x_0, t, eps).data) == pytest.approx(expected / math.log(2), rel=1e-4)
+
+
+def test_the_pieces_follow_the_squares_of_the_second_term_at_each_time():
+    """d/dw of -E[(gamma' m)^2 log shares[k]] / log 2 in closed form, with m = .045 at all times and many slopes."""
+    model, B, K = made(False), 34 * 20, CONFIG.pieces
+    model.path.w.data = np.linspace(-1, 1, K, dtype=np.float32)
+    model.eps_hat = lambda x_t, gamma: Tensor(eps + np.float32(0.3))
+    x_0, t = images(B), with_ends((np.arange(B) + 0.5) / B)
+    eps = np.random.default_rng(1).standard_normal(x_0.shape, dtype=np.float32)
+    dw, = gradients(model.loss(x_0, t, eps), [model.path.w])
+    e = np.exp(np.linspace(-1, 1, K))
+    p = e / e.sum()
+    shares = (1 - FLOOR) * p + FLOOR / K
+    slopes = (CONFIG.gamma_1 - CONFIG.gamma_0) / (K * shares)
+    inside = t[(t >= 0) & (t < 1)]
+    k = np.searchsorted(np.cumsum(shares)[:-1], inside, side="right")
+    squares = INSIDE / B * np.bincount(k, (slopes[k] * 0.045) ** 2, minlength=K)
+    d_log_shares = (1 - FLOOR) * p[:, None] * (np.eye(K) - p) / shares[:, None]     # by w_j, in column j
+    np.testing.assert_allclose(dw, -SMALL * squares @ d_log_shares / math.log(2), rtol=1e-3, atol=1e-6)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_parts_and_so_are_its_gradients(model):

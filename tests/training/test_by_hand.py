@@ -213,6 +213,17 @@ def test_the_bar_tells_the_loss_and_the_speed_of_the_last_steps(tmp_path, monkey
     assert shown == [f"loss {loss:.4f}, {speed:.0f} samples/s" for loss, speed in zip(losses, speeds, strict=True)]
 
 
+@pytest.mark.parametrize("steps", [4, 9, 20])
+def test_progress_is_the_share_of_the_run_s_steps_whatever_the_stage_s_own(steps):
+    """So that what falls or rises with it is where it should be at the end of a shorter run, too."""
+    shares, made = [], stage()                              # of 9 steps
+    t = Trainer(replace(made, batch=lambda step: shares.append(step.progress) or made.batch(step)),
+                replace(CONFIG, steps=steps))
+    for _ in range(steps):
+        t.step()
+    assert shares == [n / steps for n in range(steps)]
+
+
 # ---- a stage on disk -----------------------------------------------------------------------------------------------
 
 def test_a_stage_is_saved_when_it_is_time_and_at_its_end_as_it_is_then(tmp_path, monkeypatch):
@@ -225,7 +236,11 @@ def test_a_stage_is_saved_when_it_is_time_and_at_its_end_as_it_is_then(tmp_path,
     monkeypatch.setattr(Trainer, "step", slow)
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(loop, "FETCH_EVERY", 3)             # the bar's speed is of the last steps, the time of all
-    monkeypatch.setattr(loop, "draw_preview", lambda trainer, folder: previews.append((trainer.n, folder)))
+
+    def draw(trainer, folder):
+        previews.append((trainer.n, folder))
+        now[0] += 1.0                                       # is no time of training
+    monkeypatch.setattr(loop, "draw_preview", draw)
     t = Trainer(stage(), replace(CONFIG, steps=8))
     folder = checkpoint.CheckpointFolder(tmp_path, keep=99)
     folder.prepare(0)

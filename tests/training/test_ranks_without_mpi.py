@@ -4,6 +4,7 @@ tests/training/test_ranks.py has real ones.
 """
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from types import SimpleNamespace
@@ -64,6 +65,29 @@ def test_the_exchange_gives_all_ranks_the_means_of_the_batch(size, count, asks):
                 np.testing.assert_allclose(mean, factor * g.mean(axis=0), rtol=1e-12, atol=1e-14)
                 assert np.array_equal(mean, first)
             assert stop == (factor == 10 and asks is not None)
+
+
+def test_the_first_rank_of_each_machine_loads_before_the_others_there():
+    """Four ranks on two machines, each with a disk of its own: what one loads, the others find on its disk.  The first
+    of a machine is slow, and no other may come before it."""
+    there, disks, began = Barrier(4), {"a": set(), "b": set()}, []
+    machines, here = "aabb", (0, 1, 0, 1)
+
+    def start(rank):
+        comm = SimpleNamespace(Get_rank=lambda: rank, Get_size=lambda: 4, Barrier=lambda: there.wait(60))
+        disk = disks[machines[rank]]
+
+        def load():
+            began.append(rank)
+            found = "data" in disk
+            if not found:
+                time.sleep(0.05)
+                disk.add("data")
+            return found
+        return Ranks(comm, here[rank]).in_turn(load)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(start, range(4))) == [False, True, False, True]
+    assert began[0] == 0                                    # before all others, whose disk may be the same
 
 
 class OfTheSame:
