@@ -180,7 +180,7 @@ class SchedulerConfig:
 
     def _spread(self, family: Family, spread: str, rho_of, rho) -> tuple[np.ndarray, np.ndarray]:
         """(rho, t), (steps,) each, falling: spread over the whole table, or over the run's own times."""
-        high, low = (rho_of[-1], rho_of[0]) if family.one_more else (rho[0], rho[-1])
+        high, low = map(float, (rho_of[-1], rho_of[0]) if family.one_more else (rho[0], rho[-1]))
         if family.bounds:
             high, low = self.config.positive("sigma_max", high), self.config.positive("sigma_min", low)
         if not low <= high:
