@@ -3,6 +3,8 @@
 What diffusers makes of the same: tests/parity/test_parity_from_image.py, and tests/pretrained/from_image.npz.
 """
 
+from copy import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,11 @@ def network(x, t):
     return (np.tanh(mixed) * (0.5 + np.reshape(t, (-1, 1, 1, 1)) / 2000)).astype(np.float32)
 
 
+@cache
+def checkpoint():
+    return StableDiffusion.load(HERE / "eps")
+
+
 class OurUnet:
     extra, reads_scale = None, False
 
@@ -63,7 +70,7 @@ class Given:
 
 def ours(channels, name, options, noise, z_0, hidden=None, **arguments):
     """(the last latents, the times that the network is asked at)."""
-    m = StableDiffusion.load(HERE / "eps")
+    m = copy(checkpoint())
     m.unet, answers = OurUnet(channels), iter((z_0, hidden))
     m.encode = lambda image: next(answers)
     m.scheduler = SchedulerConfig(Config({"_class_name": name} | options, Path("scheduler_config.json")))
