@@ -377,6 +377,9 @@ def check(config: Config) -> None:
         value = config.values.get(key)
         if value is not None and value != default and name not in classes:
             raise UserError(f"{config.path}: {key} is {repr(value)[:60]}, and {name} has no such setting.")
+    low, high = config.positive("sigma_min", 1e-30), config.positive("sigma_max", 1e30)
+    if low > high:
+        raise UserError(f"{config.path}: sigma_min is at most sigma_max, not {low:g} and {high:g}")
     if name == "UniPCMultistepScheduler":
         config.require(final_sigmas_type="zero", lower_order_final=True)
     config.require(use_lu_lambdas=False, use_flow_sigmas=False,

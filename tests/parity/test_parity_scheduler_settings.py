@@ -5,7 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.scheduler_settings import CLASSES, EQUAL, OF_LATENTS, OURS, SD, SETTINGS, named, network, numbers, ours
+from support.scheduler_settings import (
+    CLASSES,
+    EQUAL,
+    OF_LATENTS,
+    OURS,
+    SD,
+    SETTINGS,
+    close,
+    named,
+    network,
+    numbers,
+    ours,
+)
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -37,9 +49,7 @@ def theirs(name: str, options: dict, steps: int) -> np.ndarray:
                          ids=lambda v: str(v)[-60:])
 def test_a_setting(name, options, steps):
     expected = theirs(name, options, steps)
-    # with zero SNR Euler's classes go from 4,096 times the noise to the next level in float32, which rounds by 1e-4
-    close = 2e-3 if name.startswith("Euler") and "rescale_betas_zero_snr" in options else 1e-4
-    assert np.abs(ours(name, options, steps) - expected).max() <= close * np.abs(expected).max()
+    assert np.abs(ours(name, options, steps) - expected).max() <= close(name, options) * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.scheduler_settings import EQUAL, EULER, LEADING, OURS, SETTINGS, SOLVER, named, ours
+from support.scheduler_settings import EQUAL, EULER, LEADING, OURS, SETTINGS, SOLVER, close, named, ours
 
 from minidiff.errors import UserError
 from minidiff.pretrained.scheduler_config import beta_spacing, exponential_spacing
@@ -34,7 +34,7 @@ def test_a_setting(name, options, verdict):
             ours(name, options, 6)
         assert "\n" not in str(caught.value)
     elif verdict is EQUAL:
-        assert distance(name, options) <= 1e-4
+        assert distance(name, options) <= close(name, options)
     else:
         assert verdict is OURS and distance(name, options) > 1e-3
 
