@@ -196,6 +196,8 @@ def _images(kind, args: argparse.Namespace) -> dict:
         raise UserError("--mask says what of a picture to draw again: name the picture with --image")
     if not args.image:
         return {}
+    if args.strength == 0:
+        raise UserError("--strength 0 makes no step and gives the image back: take a number above 0, at most 1")
     image = opaque(open_image(args.image))
     # to the size that is asked for, or else down to multiples of 8
     size = size_of(args.size) if args.size else tuple(max(8, n // 8 * 8) for n in image.size)

@@ -94,7 +94,7 @@ class PndmPlan(Plan):
         return self.visits[0] if self.visits else super().start
 
     def shortened(self, N: int, k: int) -> PndmPlan:
-        if k == N or len(self.steps) < 2:
+        if k in (0, N) or len(self.steps) < 2:
             return super().shortened(N, k)
         rows = (self.steps[0][0], *(s for _, s in self.steps if s >= 0))[:N]
         return replace(self, visits=(rows[:2] + rows[1:])[N - k:])

@@ -59,17 +59,16 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
         if image is None:
             raise UserError("strength is of image to image: give an image, too")
         check_number("strength", strength)
-        if not 0 < strength <= 1:
-            raise UserError(f"strength must be a number above 0 and up to 1, not {strength}: at 1 little or nothing "
-                            "remains of the image")
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength must be a number from 0 to 1, not {strength}")
     if sampler is not None:
         check_choice(sampler)
     form.pixels(options.get("size"), image)
     steps = options.get("steps", 20)
     plan = scheduler.changed(options.get("spacing"), options.get("predicts")).plan(steps, sampler)
     made = steps_made(options)
-    if not made or not plan.shortened(steps, made).steps:
-        raise UserError(f"strength {strength} of {steps} steps is less than a step: take a larger strength, or more "
+    if strength != 0 and not plan.shortened(steps, made).steps:
+        raise UserError(f"strength {STRENGTH if strength is None else strength} of {steps} steps is less than a step: take a larger strength, or more "
                         "steps")
 
 

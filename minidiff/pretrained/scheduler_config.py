@@ -171,7 +171,7 @@ class SchedulerConfig:
         plan = _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sde if sde else family.sampler, family.plan)
         boundary = self.config.number("timestep_scaling", 10.0) if family.distilled else None
         return replace(plan, boundary=boundary, unscaled=family.scaled,
-                       last_alone=family.one_more and last > 0 and self._euler_at_end(steps))
+                       last_alone=last > 0 and len(pairs) == steps and self._euler_at_end(steps))
 
     def _rho(self, family: Family) -> np.ndarray:
         """(T,) sigma / alpha of each training time, which is finite also where the schedule ends in pure noise."""
@@ -180,6 +180,8 @@ class SchedulerConfig:
 
     def _spread(self, family: Family, spread: str, rho_of, rho) -> tuple[np.ndarray, np.ndarray]:
         """(rho, t), (steps,) each, falling: spread over the whole table, or over the run's own times."""
+        if family.one_more:                                 # they count whole times, so float32's rounding matters
+            rho_of = rho_of.astype(np.float32)
         high, low = map(float, (rho_of[-1], rho_of[0]) if family.one_more else (rho[0], rho[-1]))
         if family.bounds:
             high, low = self.config.positive("sigma_max", high), self.config.positive("sigma_min", low)
@@ -187,7 +189,7 @@ class SchedulerConfig:
             raise UserError(f"{self.config.path}: sigma_min is at most sigma_max, not {low:g} and {high:g}")
         rho = SPREADS[spread](high, low, len(rho))
         t = np.interp(np.log(rho), np.log(rho_of), np.arange(self.T))
-        if family.one_more:                                 # they count whole times, and truncate but Karras's
+        if family.one_more:                                 # rounded for Karras, else truncated: 998.99998 is 998
             t = np.round(t) if spread == "karras" else np.floor(t)
         return rho, t
 

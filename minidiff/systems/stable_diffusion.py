@@ -220,8 +220,8 @@ class StableDiffusion(System):
         predicts    what the network predicts, eps, v or x0, where a single file does not tell; None for its own
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
         image       (H, W, 3) in [-1, 1]: the pictures start from it
-        strength    with an image: the share of the steps that is made, above 0 and up to 1; None for 0.8, and with a
-                    mask for 1, where the part to draw starts from noise alone
+        strength    with an image: the share of the steps that is made, 0 to 1; None for 0.8, and with a mask for 1,
+                    where the part to draw starts from noise alone
         mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels
         """
         *_, state = self.trajectory(captions, negative=negative, second=second, second_negative=second_negative,
@@ -276,6 +276,8 @@ class StableDiffusion(System):
 
     def _from_noise(self, plan: Plan, denoiser, noise, cond, streams, known: Known | None,
                     noise_alone: bool) -> Iterator[State]:
+        if not plan.steps:                                  # of strength 0
+            return iter([State(0, -1, known.z_0, None)])
         # z_T = std eps, or of an image z_t = alpha_t z_0 + sigma_t eps
         z_t = plan.first_std * noise if noise_alone else q_sample(plan.schedule, known.z_0, plan.start, noise)
         if known is None or known.again is None or self.form.sees_mask:

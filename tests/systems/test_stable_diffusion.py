@@ -136,19 +136,14 @@ def test_strength_is_the_share_of_the_steps_that_is_made():
     for more in ({}, {"mask": mask}):
         assert [len(list(m.trajectory(["a"], image=image, strength=s, steps=4, **more)))
                 for s in (0.25, 0.5, 1.0)] == [1, 2, 4]
-    for s, words in ((0.0, "strength must be a number above 0"), (1.5, "above 0 and up to 1, not 1.5"),
-                     (-0.1, "above 0"), (0.24, "strength 0.24 of 4 steps is less than a step")):
+    kept = m.sample(["a"], image=image, strength=0.0, steps=4)
+    assert np.allclose(kept[0], np.clip(m.decode(m.encode(image[None]))[0], -1, 1), atol=1e-5)
+    for s, words in ((1.5, "from 0 to 1, not 1.5"), (-0.1, "from 0 to 1"),
+                     (0.24, "strength 0.24 of 4 steps is less than a step")):
         with pytest.raises(UserError, match=words):
             m.sample(["a"], image=image, strength=s, steps=4)
     with pytest.raises(TypeError, match="strength must be a finite number"):
         m.sample(["a"], image=image, strength=float("nan"), steps=4)
-
-
-def test_little_strength_keeps_more_of_the_image():
-    m, image = model("eps"), np.tanh(np.random.default_rng(0).normal(size=(40, 48, 3))).astype(np.float32)
-    kept = m.decode(m.encode(image[None]))
-    near, far = (np.abs(m.sample(["a"], image=image, strength=s, steps=20) - kept).mean() for s in (0.05, 1.0))
-    assert near < far / 3
 
 
 def test_in_painting_is_by_the_sampler_that_is_asked_for():
