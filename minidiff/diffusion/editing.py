@@ -117,9 +117,9 @@ class KnownPart:
         known = q_sample(self.schedule, self.known, t, self.eps) if t >= 0 else self.known
         return xp_of(x_t).where(self.mask, known, x_t)
 
-    def states(self, states: Iterable[State]) -> Iterator[State]:
-        """The states of a sampler, with the known part in them."""
-        return (replace(state, x_t=self.replaced(state.x_t, state.t)) for state in states)
+    def states(self, states: Iterable[State], end: int = -1) -> Iterator[State]:
+        """The states of a sampler, with the known part in them; end: its last time, where this part is the image."""
+        return (replace(state, x_t=self.replaced(state.x_t, -1 if state.t == end else state.t)) for state in states)
 
 
 # ---- checks ------------------------------------------------------------------------------------------------

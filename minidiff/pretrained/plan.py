@@ -10,6 +10,9 @@ A run from an image takes the last k + 1 of these N + 1 times, though the list n
 t_{N-k-1}, a time earlier than other samplers, its first step ends at t_{N-k}, and the next begins at t_{N-k+1}: the
 same x then has more noise than the network is told.  With k = N - 1 it starts at t_1, is asked at t_1 again after a
 step to t_2, and makes the step from t_0 to t_1 with x at t_1.  `PndmPlan` follows.
+
+LMS from an image takes the weights of the polynomial through four slopes from its first step on, and the slopes that
+it does not have for 0.  `LmsPlan` follows.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -81,6 +85,15 @@ class Plan:
     def shortened(self, N: int, k: int) -> Plan:
         """The last k of N steps, of which this plan may leave out the last, where it would go nowhere."""
         return replace(self, steps=self.steps[N - k:])
+
+
+class LmsPlan(Plan):
+    """A run of LMS: from an image its polynomial goes through earlier times, too, where no slope is known."""
+
+    def shortened(self, N: int, k: int) -> LmsPlan:
+        left_out = [float(self.schedule.sigma(t) / self.schedule.alpha(t)) for t, _ in self.steps[:N - k]]
+        sampler = replace(self.sampler, function=partial(self.sampler.function, before=left_out[-3:]))
+        return replace(super().shortened(N, k), sampler=sampler)
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
     plan = scheduler.changed(options.get("spacing"), options.get("predicts")).plan(steps, sampler)
     made = steps_made(options)
     if strength != 0 and not plan.shortened(steps, made).steps:
-        raise UserError(f"strength {STRENGTH if strength is None else strength} of {steps} steps is less than a step: take a larger strength, or more "
-                        "steps")
+        raise UserError(f"strength {STRENGTH if strength is None else strength} of {steps} steps is less than a step: "
+                        "take a larger strength, or more steps")
 
 
 def steps_made(options: Mapping[str, Any]) -> int:

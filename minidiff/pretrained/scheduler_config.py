@@ -37,7 +37,7 @@ from minidiff.diffusion.samplers import SAMPLERS, Sampler
 from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.plan import Plan, PndmPlan
+from minidiff.pretrained.plan import LmsPlan, Plan, PndmPlan
 
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -75,7 +75,7 @@ FAMILIES = {
                                               least=NEARLY_ZERO),
     "HeunDiscreteScheduler": Family(Sampler(multistep.edm_heun, order=2, calls=2), "linspace", fractions=True,
                                     scaled=True),
-    "LMSDiscreteScheduler": Family(LMS, "linspace", fractions=True, scaled=True),
+    "LMSDiscreteScheduler": Family(LMS, "linspace", fractions=True, scaled=True, plan=LmsPlan),
     "DPMSolverMultistepScheduler": Family(SAMPLERS["dpm++2m"], "linspace", one_more=True, sde=SAMPLERS["dpm++2m-sde"],
                                           least=NEARLY_ZERO),
     "UniPCMultistepScheduler": Family(SAMPLERS["unipc"], "linspace", one_more=True, bounds=True, least=NEARLY_ZERO),
@@ -171,7 +171,7 @@ class SchedulerConfig:
         plan = _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sde if sde else family.sampler, family.plan)
         boundary = self.config.number("timestep_scaling", 10.0) if family.distilled else None
         return replace(plan, boundary=boundary, unscaled=family.scaled,
-                       last_alone=last > 0 and len(pairs) == steps and self._euler_at_end(steps))
+                       last_alone=family.one_more and last > 0 and len(pairs) == steps and self._euler_at_end(steps))
 
     def _rho(self, family: Family) -> np.ndarray:
         """(T,) sigma / alpha of each training time, which is finite also where the schedule ends in pure noise."""

@@ -283,7 +283,7 @@ class StableDiffusion(System):
         if known is None or known.again is None or self.form.sees_mask:
             return plan.run(denoiser, z_t, cond, streams)
         part = editing.KnownPart(denoiser, known.z_0, ~known.again, noise, plan.start if noise_alone else None)
-        return part.states(plan.run(part, z_t, cond, streams))
+        return part.states(plan.run(part, z_t, cond, streams), end=plan.steps[-1][1])
 
     def _known(self, image: np.ndarray, mask: np.ndarray | None, noise) -> Known:
         """The image as latents, and where they are to be drawn again."""

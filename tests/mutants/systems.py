@@ -427,7 +427,7 @@ BUGS = [
         "q_sample(self.schedule, self.known, t, self.eps) if t >= 0 else self.known",
         "self.known"),
     Bug("the known part is not in the states", EDITING,
-        "x_t=self.replaced(state.x_t, state.t)",
+        "x_t=self.replaced(state.x_t, -1 if state.t == end else state.t)",
         "x_t=state.x_t"),
     Bug("the known part is replaced in noise alone, too", EDITING,
         "x_t if int(t[0]) == self.noise_at else",
