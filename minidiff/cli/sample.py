@@ -184,6 +184,7 @@ def _images(kind, args: argparse.Namespace) -> dict:
     """The pictures of --image and --mask as options; UserError where the system takes none."""
     import numpy as np
 
+    from minidiff.data.fitting import opaque
     from minidiff.data.image_file import open_image
     from minidiff.data.pixels import to_float
     from minidiff.pretrained.request import size_of
@@ -195,13 +196,35 @@ def _images(kind, args: argparse.Namespace) -> dict:
         raise UserError("--mask says what of a picture to draw again: name the picture with --image")
     if not args.image:
         return {}
-    image = open_image(args.image).convert("RGB")
+    if args.strength == 0:
+        raise UserError("--strength 0 makes no step and gives the image back: take a number above 0, at most 1")
+    image = opaque(open_image(args.image))
     # to the size that is asked for, or else down to multiples of 8
     size = size_of(args.size) if args.size else tuple(max(8, n // 8 * 8) for n in image.size)
     options = {"image": to_float(np.asarray(image.resize(size)))}                   # (H, W, 3)
     if args.mask:
-        options["mask"] = np.asarray(open_image(args.mask).convert("L").resize(size)) > 127         # (H, W)
+        options["mask"] = _mask(args.mask, image.size, size)
     return options
+
+
+def _mask(path: Path, image: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) booleans, True where the mask is white; UserError where it is of another size than the image."""
+    import numpy as np
+
+    from minidiff.data.fitting import opaque
+    from minidiff.data.image_file import open_image
+
+    mask, shown = open_image(path), ascii(str(path))
+    if mask.size not in (image, size):
+        raise UserError(f"--mask ({shown}) is {mask.width}x{mask.height}, and the image {image[0]}x{image[1]}: they "
+                        "must be of one size")
+    if mask.has_transparency_data and mask.convert("RGBA").getextrema()[3][0] < 255:
+        raise UserError(f"--mask ({shown}) has transparent pixels: save it in black and white, white where the image "
+                        "is to be drawn again")
+    mask = opaque(mask).convert("L")
+    if np.isin(np.asarray(mask), (0, 255), invert=True).any():
+        say(f"--mask ({shown}) has grey pixels: from the middle grey on they count as white")
+    return np.asarray(mask.resize(size)) > 127                                      # (H, W)
 
 
 # ---- checks of the arguments --------------------------------------------------------------------------------

@@ -61,15 +61,17 @@ def edm_heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterat
         yield State(step, s, x_t, x0_hat)
 
 
-def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0_hat: bool = True) -> Iterator[State]:
+def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0_hat: bool = True,
+        before: Sequence[float] = ()) -> Iterator[State]:
     """Linear multistep of order 4 (Adams-Bashforth) in rho, for any strides: as in Crowson's program k-diffusion.
 
     One denoiser call a step; the first steps are of a lower order, since fewer slopes are known.
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     ends_at_x0_hat: the last step goes along eps_hat to x0_hat, which may have been kept within the range of images;
     else it extrapolates as all steps do, as other programs' last steps.
+    before: rho of earlier times, falling, where the slope is taken for 0, as in other programs' runs from an image.
     """
-    schedule, x_t, slopes = denoiser.schedule, x_T, deque(maxlen=4)
+    schedule, x_t, slopes = denoiser.schedule, x_T, deque(((rho, 0.0) for rho in reversed(before)), maxlen=4)
     for step, t, s in steps_along(schedule, times):
         x0_hat = denoise(denoiser, x_t, t, cond)
         eps = eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)

@@ -14,6 +14,7 @@ from minidiff.nn.images import clean_images
 from minidiff.pretrained.scheduler_config import SchedulerConfig, check_choice
 
 LARGEST = 4096                                              # pixels, each way
+STRENGTH = 0.8                                              # of image to image, where none is given
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,28 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
     if strength is not None:
         if image is None:
             raise UserError("strength is of image to image: give an image, too")
-        if mask is not None:
-            raise UserError("strength is of an image without a mask: leave out the strength, or the mask")
         check_number("strength", strength)
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be a number from 0 to 1, not {strength}")
-    if mask is not None and sampler is not None and not form.sees_mask:
-        raise UserError("a network of 4 channels fills in a mask by ancestral sampling: leave out the sampler")
+            raise UserError(f"strength must be a number from 0 to 1, not {strength}")
     if sampler is not None:
         check_choice(sampler)
     form.pixels(options.get("size"), image)
-    scheduler.changed(options.get("spacing"), options.get("predicts")).plan(options.get("steps", 20), sampler)
+    steps = options.get("steps", 20)
+    plan = scheduler.changed(options.get("spacing"), options.get("predicts")).plan(steps, sampler)
+    made = steps_made(options)
+    if strength != 0 and not plan.shortened(steps, made).steps:
+        raise UserError(f"strength {STRENGTH if strength is None else strength} of {steps} steps is less than a step: "
+                        "take a larger strength, or more steps")
+
+
+def steps_made(options: Mapping[str, Any]) -> int:
+    """How many of the steps a run makes: from an image int(steps * strength), as other programs do."""
+    steps, strength = options.get("steps", 20), options.get("strength")
+    if options.get("image") is None:
+        return steps
+    if strength is None:
+        strength = STRENGTH if options.get("mask") is None else 1
+    return int(steps * strength)
 
 
 def check_prompts(form: Form, options: Mapping[str, Any]) -> None:
@@ -98,6 +110,8 @@ def check_image(image: np.ndarray | None, mask: np.ndarray | None) -> None:
     if mask is not None and (not isinstance(mask, np.ndarray) or mask.shape != image.shape[:2] or mask.dtype != bool):
         got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise ValueError(f"mask must be booleans of shape {image.shape[:2]}, not {got}")
+    if mask is not None and not mask.any():
+        raise UserError("mask is black everywhere: it is white (True) where the image is to be drawn again")
 
 
 def size_of(text: str) -> tuple[int, int]:

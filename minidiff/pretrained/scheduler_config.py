@@ -2,43 +2,47 @@
 
     betas            linear, or linear in sqrt(beta) (Stable Diffusion), or the cosine schedule
     spacing          which of the T training times a run of N steps visits: leading, linspace or trailing
-    Karras           times spaced so that sigma^(1/7) is equally spaced (Karras et al. 2022, eq. 5)
+    spread           times such that rho^(1/7) (Karras et al. 2022, eq. 5), log rho (exponential) or the quantiles of
+                     rho in a beta distribution are equally spaced, rho = sigma / alpha
+    ends             at the clean image, or at the noise of time 0 (final_sigmas_type sigma_min, set_alpha_to_one false)
     zero SNR         the schedule rescaled to end in pure noise (Lin et al. 2024)
     SDE              DPM-Solver++(2M) with fresh noise in each step (algorithm_type sde-dpmsolver++)
     LCM              some of the original_inference_steps times that a latent consistency model was distilled on
 
-A run of N steps becomes a `Plan`: a schedule of its own that has one row for each time of the run.  Our samplers run on
-its rows, and see nothing of the spacing.  The times may be fractions: then the network is asked at a fraction, with the
-noise level in between.
+A run of N steps becomes a `Plan` (plan.py): a schedule of its own that has one row for each time of the run.  Our
+samplers run on its rows, and see nothing of the spacing.  The times may be fractions: then the network is asked at a
+fraction, with the noise level in between.
 
 The configuration decides, also where it is off the mathematics: `leading` starts at 981 of 1000, where x_T has less
-noise than the run starts from; the last step of Stable Diffusion 1 ends at time 0, and not at the clean image; and in
-DDIM's trailing spacing a step ends at t - T // N, which is not quite the next time.
+noise than the run starts from; the last step of Stable Diffusion 1 ends at time 0, and not at the clean image; in
+DDIM's trailing spacing a step ends at t - T // N, which is not quite the next time; and Euler's last latents are
+x / alpha where they keep the noise of time 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from minidiff.checks import whole
 from minidiff.diffusion import multistep
-from minidiff.diffusion.consistency import BoundaryCondition
-from minidiff.diffusion.denoiser import Denoiser
-from minidiff.diffusion.samplers import SAMPLERS, Sampler, State
+from minidiff.diffusion.samplers import SAMPLERS, Sampler
 from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
+from minidiff.pretrained.plan import LmsPlan, Plan, PndmPlan
 
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+TINY = 2.0**-48                                             # keeps rho finite at SNR 0: its root is below float32's eps
+NEARLY_ZERO = 2.0**-24                                      # alpha_bar at SNR 0, in classes that need a finite rho
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Family:
 
     sampler: Sampler
     spacing: str                    # if the configuration names none
+    bounds: bool = False            # sigma_min and sigma_max bound the times that are spread
     one_more: bool = False          # lays out N + 1 times and leaves out the last, except where trailing
     fractions: bool = False         # times of `linspace` are not rounded
     scaled: bool = False            # x_T is sigma times the noise, for every spacing but leading
@@ -54,6 +59,8 @@ class Family:
     own_stride: bool = False        # a step ends at t - T // N, whatever the next time
     sde: Sampler | None = None      # its method where algorithm_type is sde-dpmsolver++
     distilled: bool = False         # visits times of a consistency model's distillation, and scales its answers
+    least: float = TINY             # alpha_bar at the end of a schedule that ends in pure noise
+    plan: type[Plan] = Plan
 
 
 # other programs' LMS and PLMS extrapolate in the last step, too
@@ -61,73 +68,45 @@ LMS, PLMS = (replace(entry, function=partial(entry.function, ends_at_x0_hat=Fals
              for entry in (SAMPLERS["lms"], SAMPLERS["plms"]))
 FAMILIES = {
     "DDIMScheduler": Family(SAMPLERS["ddim"], "leading", stops=True, own_stride=True),
-    "PNDMScheduler": Family(PLMS, "leading", stops=True),
-    "EulerDiscreteScheduler": Family(SAMPLERS["ddim"], "linspace", fractions=True, scaled=True),
-    "EulerAncestralDiscreteScheduler": Family(SAMPLERS["ddpm"], "linspace", fractions=True, scaled=True),
+    "PNDMScheduler": Family(PLMS, "leading", stops=True, plan=PndmPlan),
+    "EulerDiscreteScheduler": Family(SAMPLERS["ddim"], "linspace", fractions=True, scaled=True, bounds=True,
+                                     least=NEARLY_ZERO),
+    "EulerAncestralDiscreteScheduler": Family(SAMPLERS["ddpm"], "linspace", fractions=True, scaled=True,
+                                              least=NEARLY_ZERO),
     "HeunDiscreteScheduler": Family(Sampler(multistep.edm_heun, order=2, calls=2), "linspace", fractions=True,
                                     scaled=True),
-    "LMSDiscreteScheduler": Family(LMS, "linspace", fractions=True, scaled=True),
-    "DPMSolverMultistepScheduler": Family(SAMPLERS["dpm++2m"], "linspace", one_more=True, sde=SAMPLERS["dpm++2m-sde"]),
-    "UniPCMultistepScheduler": Family(SAMPLERS["unipc"], "linspace", one_more=True),
+    "LMSDiscreteScheduler": Family(LMS, "linspace", fractions=True, scaled=True, plan=LmsPlan),
+    "DPMSolverMultistepScheduler": Family(SAMPLERS["dpm++2m"], "linspace", one_more=True, sde=SAMPLERS["dpm++2m-sde"],
+                                          least=NEARLY_ZERO),
+    "UniPCMultistepScheduler": Family(SAMPLERS["unipc"], "linspace", one_more=True, bounds=True, least=NEARLY_ZERO),
     "LCMScheduler": Family(SAMPLERS["lcm"], "leading", distilled=True),
 }
 
 
 class Choice(NamedTuple):
-    """The class whose layout of times a run has, whether they are Karras's, and whether its method is the SDE's."""
+    """The class whose layout of times a run has, how they are spread, and whether its method is the SDE's."""
 
     name: str
-    karras: bool = False
+    spread: str | None = None               # a name in SPREADS; None for the training times of the spacing
     sde: bool = False
 
 
 # the names by which people choose a sampler
 CHOICES = {"ddim": Choice("DDIMScheduler"), "plms": Choice("PNDMScheduler"),
-           "euler": Choice("EulerDiscreteScheduler"), "euler-karras": Choice("EulerDiscreteScheduler", karras=True),
+           "euler": Choice("EulerDiscreteScheduler"), "euler-karras": Choice("EulerDiscreteScheduler", spread="karras"),
            "euler-a": Choice("EulerAncestralDiscreteScheduler"),
            "heun": Choice("HeunDiscreteScheduler"), "lms": Choice("LMSDiscreteScheduler"),
            "dpm++2m": Choice("DPMSolverMultistepScheduler"),
-           "dpm++2m-karras": Choice("DPMSolverMultistepScheduler", karras=True),
+           "dpm++2m-karras": Choice("DPMSolverMultistepScheduler", spread="karras"),
            "dpm++2m-sde": Choice("DPMSolverMultistepScheduler", sde=True),
-           "dpm++2m-sde-karras": Choice("DPMSolverMultistepScheduler", karras=True, sde=True),
+           "dpm++2m-sde-karras": Choice("DPMSolverMultistepScheduler", spread="karras", sde=True),
            "unipc": Choice("UniPCMultistepScheduler"), "lcm": Choice("LCMScheduler")}
 # names of other programs, and of samplers that are not here -> the nearest of CHOICES
 NEAREST = {"pndm": "plms", "ddpm": "euler-a", "euler-ancestral": "euler-a", "dpmpp-2m": "dpm++2m",
            "dpm++-2m": "dpm++2m", "dpm-solver-pp-2m": "dpm++2m", "dpm++-2m-karras": "dpm++2m-karras",
            "dpmpp-2m-karras": "dpm++2m-karras", "dpmpp-2m-sde": "dpm++2m-sde", "dpm++-2m-sde": "dpm++2m-sde"}
 SDE = "sde-dpmsolver++"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One run: row k of `schedule` is its k-th smallest noise, for which the network is asked at time t[k].
-
-    steps       (from row, to row) of each step; -1 is the clean image
-    first_std   of x_T: the run starts at first_std times standard normal noise
-    boundary    the scaling of a consistency model's times (`BoundaryCondition`); None for other models
-    """
-
-    schedule: Schedule
-    t: np.ndarray                           # (rows,) training times, maybe fractions
-    steps: tuple[tuple[int, int], ...]
-    first_std: float
-    sampler: Sampler
-    boundary: float | None = None
-
-    def run(self, denoiser: Denoiser, x_T, cond=None, streams=None) -> Iterator[State]:
-        """The states of the sampler; denoiser.schedule is this plan's."""
-        if self.boundary is not None:
-            denoiser = BoundaryCondition(denoiser, self.t, self.boundary)
-        if all(s == t for (_, s), (t, _) in pairwise(self.steps)):
-            rows = [t for t, _ in self.steps] + [s for _, s in self.steps[-1:] if s >= 0]
-            # a run that ends above the clean image stops before the sampler's own last step
-            yield from islice(self.sampler(denoiser, x_T, rows, cond, streams=streams), len(self.steps))
-            return
-        for step, (t, s) in enumerate(self.steps, start=1):                         # each step a run of its own
-            rows = [t] if s < 0 else [t, s]
-            state = next(self.sampler(denoiser, x_T, rows, cond, streams=streams))
-            x_T = state.x_t
-            yield State(step, s, x_T, state.x0_hat)
+FEW = 15                                                    # below, other programs' DPM-Solver++ takes more care
 
 
 class SchedulerConfig:
@@ -137,12 +116,14 @@ class SchedulerConfig:
         name = config.text("_class_name")
         if name not in FAMILIES:
             raise UserError(f"{config.path}: the scheduler {name[:60]!r} is unknown; known are {', '.join(FAMILIES)}.")
-        given = {key: value for key, value in config.values.items() if value is not None}
+        given = {key: value for key, value in config.values.items()
+                 if value is not None and value not in SAME.get(name, {}).get(key, ())}
         self.config = config = Config(DEFAULTS.get(name, {}) | given, config.path)
         check(config)
         self.name, self.predicts = name, PREDICTS[config.text("prediction_type", "epsilon")]
         self.T = config.whole("num_train_timesteps", 1000)
         self.alpha_bar = self._table()                                              # (T,)
+        self.spread = next((kind for kind in SPREADS if config.flag(f"use_{kind}_sigmas", False)), None)
 
     def changed(self, spacing: str | None = None, predicts: str | None = None) -> SchedulerConfig:
         """The same with another spacing of times, or for a network that predicts something else."""
@@ -159,31 +140,63 @@ class SchedulerConfig:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
         if choice is not None:
             check_choice(choice)
-        name, karras, sde = CHOICES[choice] if choice else Choice(
-            self.name, self.config.flag("use_karras_sigmas", False), self.config.text("algorithm_type", "") == SDE)
+        own = Choice(self.name, self.spread, self.config.text("algorithm_type", "") == SDE)
+        name, spread, sde = CHOICES[choice] if choice else own
         family = FAMILIES[name]
+        if self.predicts == "eps" and self.alpha_bar[-1] == 0 and family.least == TINY:
+            raise UserError(f"{self.config.path}: with rescale_betas_zero_snr {name} takes a network that predicts v, "
+                            "not eps, which says nothing of the picture where there is noise alone")
         steps = whole("steps", steps, 1, self.T - family.one_more)
         spacing = self.config.text("timestep_spacing", family.spacing)
         t = self._times(family, spacing, steps)                                     # (steps,) falling
-        rho_of = np.sqrt((1 - self.alpha_bar) / np.maximum(self.alpha_bar, TINY))   # (T,) sigma / alpha
         if t[0] >= self.T:
             raise UserError(f"{self.config.path}: with its steps_offset, a run of {steps} steps would start at time "
                             f"{t[0]:.0f}, and the last time is {self.T - 1}: take fewer steps")
+        rho_of = self._rho(family)                                                  # (T,)
         rho = np.interp(t, np.arange(self.T), rho_of)
-        if karras:
-            rho = karras_spacing(*((rho_of[-1], rho_of[0]) if family.one_more else (rho[0], rho[-1])), steps)
-            t = np.interp(np.log(rho), np.log(rho_of), np.arange(self.T))
-            t = np.round(t) if family.one_more else t
+        if spread is not None:
+            rho, t = self._spread(family, spread, rho_of, rho)
         first = rho[0] if family.scaled and spacing != "leading" else None
+        last = self._last(family, rho_of)
+        if rho[-1] < last * (1 - 1e-6):
+            raise UserError(f"{self.config.path}: a run of {steps} steps would come to less noise than it ends with by "
+                            "final_sigmas_type: take fewer steps")
         # a step from time 0 to the noise of time 0 would go nowhere
-        pairs = [(a, b) for a, b in pairwise([*rho, self._last(family)]) if a > b]
+        pairs = [(a, b) for a, b in pairwise([*rho, last]) if a > b * (1 + 1e-6)]
         if family.own_stride:
-            pairs = list(self._strides(t.astype(int), rho_of, steps, self._last(family)))
+            pairs = list(self._strides(t.astype(int), rho_of, steps, last))
         if not pairs:
             raise UserError(f"{self.config.path}: a run of {steps} steps would start at time {t[0]:.0f}, where it "
                             "ends: take more steps")
-        plan = _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sde if sde else family.sampler)
-        return replace(plan, boundary=self.config.number("timestep_scaling", 10.0)) if family.distilled else plan
+        plan = _plan(pairs, dict(zip(rho, t, strict=True)), first, family.sde if sde else family.sampler, family.plan)
+        boundary = self.config.number("timestep_scaling", 10.0) if family.distilled else None
+        return replace(plan, boundary=boundary, unscaled=family.scaled,
+                       last_alone=family.one_more and last > 0 and len(pairs) == steps and self._euler_at_end(steps))
+
+    def _rho(self, family: Family) -> np.ndarray:
+        """(T,) sigma / alpha of each training time, which is finite also where the schedule ends in pure noise."""
+        alpha_bar = np.where(self.alpha_bar > 0, self.alpha_bar, family.least)
+        return np.sqrt((1 - alpha_bar) / np.maximum(alpha_bar, TINY))
+
+    def _spread(self, family: Family, spread: str, rho_of, rho) -> tuple[np.ndarray, np.ndarray]:
+        """(rho, t), (steps,) each, falling: spread over the whole table, or over the run's own times."""
+        if family.one_more:                                 # they count whole times, so float32's rounding matters
+            rho_of = rho_of.astype(np.float32)
+        high, low = map(float, (rho_of[-1], rho_of[0]) if family.one_more else (rho[0], rho[-1]))
+        if family.bounds:
+            high, low = self.config.positive("sigma_max", high), self.config.positive("sigma_min", low)
+        if not low <= high:
+            raise UserError(f"{self.config.path}: sigma_min is at most sigma_max, not {low:g} and {high:g}")
+        rho = SPREADS[spread](high, low, len(rho))
+        t = np.interp(np.log(rho), np.log(rho_of), np.arange(self.T))
+        if family.one_more:                                 # rounded for Karras, else truncated: 998.99998 is 998
+            t = np.round(t) if spread == "karras" else np.floor(t)
+        return rho, t
+
+    def _euler_at_end(self, steps: int) -> bool:
+        """Whether DPM-Solver++'s last step to the noise of time 0 is of first order."""
+        c = self.config
+        return c.flag("euler_at_final", False) or c.flag("lower_order_final", True) and steps < FEW
 
     def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
         """The training times of a run, falling; whole numbers unless the family takes fractions."""
@@ -211,11 +224,11 @@ class SchedulerConfig:
         t = np.arange(K, 0, -1) * (self.T // K) - 1                                 # (K,)
         return t[np.floor(np.linspace(0, K, steps, endpoint=False)).astype(int)].astype(float)
 
-    def _last(self, family: Family) -> float:
+    def _last(self, family: Family, rho_of: np.ndarray) -> float:
         """rho at the end of the run: 0, or that of time 0."""
         to_clean = self.config.flag("set_alpha_to_one", True) if family.stops else \
             self.config.text("final_sigmas_type", "zero") == "zero"
-        return 0.0 if to_clean else math.sqrt((1 - self.alpha_bar[0]) / self.alpha_bar[0])
+        return 0.0 if to_clean else float(rho_of[0])
 
     def _strides(self, t: np.ndarray, rho_of: np.ndarray, steps: int, last: float) -> Iterator[tuple[float, float]]:
         """(rho at t, rho at t - T // steps) of each step."""
@@ -257,12 +270,27 @@ class SchedulerConfig:
         return schedule.alpha_bar
 
 
+SOLVER = "DPMSolverMultistepScheduler"
+SPREADING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", SOLVER,
+             "UniPCMultistepScheduler")
+# settings of some classes, which other programs pass over in the others: (what is no change, the classes)
+ONLY_OF = {"use_karras_sigmas": (False, SPREADING), "use_exponential_sigmas": (False, SPREADING),
+           "use_beta_sigmas": (False, SPREADING),
+           "sigma_min": (None, ("EulerDiscreteScheduler", "UniPCMultistepScheduler")),
+           "sigma_max": (None, ("EulerDiscreteScheduler", "UniPCMultistepScheduler")),
+           "final_sigmas_type": ("zero", ("EulerDiscreteScheduler", SOLVER, "UniPCMultistepScheduler")),
+           "euler_at_final": (False, (SOLVER,)),
+           "rescale_betas_zero_snr": (False, ("DDIMScheduler", "EulerDiscreteScheduler", SOLVER,
+                                              "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler",
+                                              "LCMScheduler"))}
+# other programs' names of the same method
+SAME = {SOLVER: {"solver_type": ("logrho", "bh1", "bh2"), "algorithm_type": ("deis",)},
+        "UniPCMultistepScheduler": {"solver_type": ("midpoint", "heun", "logrho")}}
 # what a class has where its configuration says nothing, if this is not what most classes have
 OF_LATENTS = {"beta_start": 0.00085, "beta_end": 0.012}
 DEFAULTS = {"DDIMScheduler": {"clip_sample": True}, "HeunDiscreteScheduler": OF_LATENTS,
             "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": False},
             "LCMScheduler": OF_LATENTS | {"beta_schedule": "scaled_linear"}}
-TINY = 2.0**-48                                             # keeps rho finite at SNR 0: its root is below float32's eps
 
 
 def float32_line(low: float, high: float, count: int) -> np.ndarray:
@@ -282,7 +310,23 @@ def karras_spacing(high: float, low: float, steps: int, power: float = 7.0) -> n
     return (high ** (1 / power) + ramp * (low ** (1 / power) - high ** (1 / power))) ** power
 
 
-def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: float | None, sampler: Sampler) -> Plan:
+def exponential_spacing(high: float, low: float, steps: int) -> np.ndarray:
+    """(steps,) falling from high to low, with equal strides of log rho."""
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def beta_spacing(high: float, low: float, steps: int) -> np.ndarray:
+    """(steps,) falling from high to low: quantiles of the beta distribution with alpha = beta = 0.6."""
+    from scipy.special import betaincinv
+    return low + (high - low) * betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, steps))
+
+
+SPREADS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "karras": karras_spacing, "exponential": exponential_spacing, "beta": beta_spacing}
+
+
+def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: float | None, sampler: Sampler,
+          kind: type[Plan]) -> Plan:
     """The plan whose steps go from rho to rho."""
     rhos = sorted({rho for pair in pairs for rho in pair if rho > 0})               # rising, as rows
     rows = {rho: row for row, rho in enumerate(rhos)} | {0.0: -1}
@@ -291,7 +335,7 @@ def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: flo
     alpha_bar[alpha_bar < 2 * TINY] = 0
     # sigma of the first row; Python's float, which leaves noise in float32
     first_std = 1.0 if first is None else float(first / math.hypot(1, first))
-    return Plan(Schedule(alpha_bar, "a run's own"), np.array([t_of.get(rho, 0.0) for rho in rhos]),
+    return kind(Schedule(alpha_bar, "a run's own"), np.array([t_of.get(rho, 0.0) for rho in rhos]),
                 tuple((rows[a], rows[b]) for a, b in pairs), first_std, sampler)
 
 
@@ -324,11 +368,25 @@ def check(config: Config) -> None:
     kind = config.text("beta_schedule", "linear")
     if kind not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         raise UserError(f"{config.path}: beta_schedule {kind[:40]!r} is unknown.")
-    if config.text("_class_name") != "DPMSolverMultistepScheduler" or config.text("algorithm_type", SDE) != SDE:
+    name = config.text("_class_name")
+    if name != SOLVER or config.text("algorithm_type", SDE) != SDE:
         config.require(algorithm_type="dpmsolver++")
-    config.require(use_exponential_sigmas=False, use_beta_sigmas=False, use_lu_lambdas=False, use_flow_sigmas=False,
+    spreads = [kind for kind in SPREADS if config.flag(f"use_{kind}_sigmas", False)]
+    if len(spreads) > 1:
+        raise UserError(f"{config.path}: use_{spreads[0]}_sigmas and use_{spreads[1]}_sigmas are both true; a run has "
+                        "one of them.")
+    for key, (default, classes) in ONLY_OF.items():
+        value = config.values.get(key)
+        if value is not None and value != default and name not in classes:
+            raise UserError(f"{config.path}: {key} is {repr(value)[:60]}, and {name} has no such setting.")
+    low, high = config.positive("sigma_min", 1e-30), config.positive("sigma_max", 1e30)
+    if low > high:
+        raise UserError(f"{config.path}: sigma_min is at most sigma_max, not {low:g} and {high:g}")
+    if name == "UniPCMultistepScheduler":
+        config.require(final_sigmas_type="zero", lower_order_final=True)
+    config.require(use_lu_lambdas=False, use_flow_sigmas=False,
                    thresholding=False, clip_sample=False, solver_order=2,
-                   solver_type={"UniPCMultistepScheduler": "bh2"}.get(config.text("_class_name"), "midpoint"),
+                   solver_type={"UniPCMultistepScheduler": "bh2"}.get(name, "midpoint"),
                    skip_prk_steps=True, predict_x0=True, interpolation_type="linear", timestep_type="discrete",
-                   euler_at_final=False, use_dynamic_shifting=False, sigma_min=None, sigma_max=None,
-                   lambda_min_clipped=-math.inf, disable_corrector=[])
+                   use_dynamic_shifting=False, lambda_min_clipped=-math.inf, disable_corrector=[], solver_p=None,
+                   variance_type=None)

@@ -13,7 +13,7 @@ SDXL reads two text encoders, each before its last layer, side by side; and its 
 whole prompt, and sizes: here always those of a picture that was not cropped.
 
     image to image      z_t = alpha_t E(x) + sigma_t eps at a later time, then as above               (SDEdit)
-    in-painting         a network of 4 channels: E(x) replaces the known part after each step
+    in-painting         a network of 4 channels: E(x), noised, replaces the known part in all that the network sees
                         a network of 9 channels: it sees z_t, the mask and E(the known part), as it was trained
 
 The weights are read only: this system is sampled, not trained.
@@ -22,7 +22,7 @@ The weights are read only: this system is sampled, not trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,15 @@ from minidiff.pretrained.autoencoder import Autoencoder
 from minidiff.pretrained.checkpoints import open_checkpoint
 from minidiff.pretrained.clip_text import ClipTextEncoder
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
+from minidiff.pretrained.plan import Plan
 from minidiff.pretrained.request import Form
-from minidiff.pretrained.scheduler_config import Plan, SchedulerConfig, check_choice
+from minidiff.pretrained.scheduler_config import SchedulerConfig, check_choice
 from minidiff.pretrained.unet import UNet
 from minidiff.systems.system import System, check_finite
 from minidiff.terminal import say
 
 NETWORKS = ("unet", "vae", "text_encoder")                  # how the names of parts with weights begin
 GENERATIONS = {768: 1, 1024: 2}                             # by the width of a token's state
-STRENGTH = 0.8                                              # of image to image, where none is given
 MOST_SIGNAL = 0.6                                           # alpha of the first time, of which no word is said
 
 
@@ -147,10 +147,7 @@ class StableDiffusion(System):
 
     @classmethod
     def steps_made(cls, options: Mapping[str, Any]) -> int:
-        steps, strength = options.get("steps", 20), options.get("strength")
-        if options.get("image") is None or options.get("mask") is not None:
-            return steps
-        return int(steps * (STRENGTH if strength is None else strength))
+        return request.steps_made(options)
 
     @classmethod
     def check_sampler(cls, name: str) -> None:
@@ -223,9 +220,9 @@ class StableDiffusion(System):
         predicts    what the network predicts, eps, v or x0, where a single file does not tell; None for its own
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
         image       (H, W, 3) in [-1, 1]: the pictures start from it
-        strength    with an image alone: the share of the steps that is made, 0 to 1; None for 0.8
-        mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels.  A network
-                    of 4 channels then draws by ancestral sampling, whatever the sampler of the checkpoint
+        strength    with an image: the share of the steps that is made, 0 to 1; None for 0.8, and with a mask for 1,
+                    where the part to draw starts from noise alone
+        mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels
         """
         *_, state = self.trajectory(captions, negative=negative, second=second, second_negative=second_negative,
                                     scale=scale, steps=steps, sampler=sampler, spacing=spacing, predicts=predicts,
@@ -248,6 +245,8 @@ class StableDiffusion(System):
         plan = scheduler.plan(steps, sampler)
         if image is None:
             tell_of_signal(plan)
+        else:
+            plan = plan.shortened(steps, self.steps_made(options))
         noise = self.noise(streams, (height // self.vae.factor, width // self.vae.factor, LATENT)).astype(self.dtype)
         cond = self.encode_text(captions, (height, width), second=second)
         zeros = negative is None and second_negative is None and self.config.zeros_for_no_negative
@@ -260,8 +259,8 @@ class StableDiffusion(System):
         def picture(z_t):
             x = self.decode(z_t)
             return x if mask is None else xp_of(x).where(xp_of(x).asarray(mask)[..., None], x, xp_of(x).asarray(image))
-        strength = STRENGTH if strength is None else strength
-        for state in self._from_noise(plan, denoiser, noise, cond, streams, known, strength):
+        noise_alone = image is None or mask is not None and strength in (None, 1)
+        for state in self._from_noise(plan, denoiser, noise, cond, streams, known, noise_alone):
             t = round(float(plan.t[state.t])) if state.t >= 0 else -1
             yield Decoded(state.step, t, state.x_t, state.x0_hat, picture, self.decode)
 
@@ -276,18 +275,15 @@ class StableDiffusion(System):
         return network
 
     def _from_noise(self, plan: Plan, denoiser, noise, cond, streams, known: Known | None,
-                    strength: float) -> Iterator[State]:
-        if known is None or self.form.sees_mask:
-            return plan.run(denoiser, plan.first_std * noise, cond, streams)
-        if known.again is not None:
-            rows = [row for row, _ in plan.steps]
-            return editing.inpaint(denoiser, noise, rows, known.z_0, ~known.again, cond, streams=streams)
-        steps = plan.steps[len(plan.steps) - int(strength * len(plan.steps)):]
-        if not steps:
+                    noise_alone: bool) -> Iterator[State]:
+        if not plan.steps:                                  # of strength 0
             return iter([State(0, -1, known.z_0, None)])
-        # z_t = alpha_t z_0 + sigma_t eps
-        z_t = q_sample(plan.schedule, known.z_0, steps[0][0], noise)
-        return replace(plan, steps=tuple(steps)).run(denoiser, z_t, cond, streams)
+        # z_T = std eps, or of an image z_t = alpha_t z_0 + sigma_t eps
+        z_t = plan.first_std * noise if noise_alone else q_sample(plan.schedule, known.z_0, plan.start, noise)
+        if known is None or known.again is None or self.form.sees_mask:
+            return plan.run(denoiser, z_t, cond, streams)
+        part = editing.KnownPart(denoiser, known.z_0, ~known.again, noise, plan.start if noise_alone else None)
+        return part.states(plan.run(part, z_t, cond, streams), end=plan.steps[-1][1])
 
     def _known(self, image: np.ndarray, mask: np.ndarray | None, noise) -> Known:
         """The image as latents, and where they are to be drawn again."""

@@ -99,6 +99,75 @@ def test_image_to_image_and_in_painting(tmp_path):
         assert (pixels(tmp_path / "c.png")[:, :24] == 200).all() and (pixels(tmp_path / "c.png")[:, 24:] != 200).any()
 
 
+def shown(image, name, folder):
+    """The file of a picture, given as an array or as one of Pillow's."""
+    file = folder / f"{name}.png"
+    (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).save(file)
+    return file
+
+
+def taken(monkeypatch, *words) -> dict:
+    """What the command hands on as image and mask; nothing is drawn."""
+    found = {}
+
+    def stop(path, options):
+        found.update(options)
+        raise UserError("enough")
+    monkeypatch.setattr(StableDiffusion, "check_options", stop)
+    assert sample(*words, size=None) == 2
+    return found
+
+
+WHITE = np.full((40, 48), 255, np.uint8)
+
+
+def test_images_of_every_mode_look_as_in_a_viewer(tmp_path, monkeypatch):
+    """16 bits are not cut at 255, what is transparent is white, a palette's numbers are its colours."""
+    rgba = np.zeros((40, 48, 4), np.uint8)
+    rgba[:, :24] = (255, 0, 0, 255)
+    palette = Image.fromarray(rgba[..., :3]).quantize(4)
+    for image, left, right in ((np.repeat(np.uint16([[0x8080], [0xffff]]), 24, 1).ravel()[None].repeat(40, 0),
+                                (1 / 255,) * 3, (1.0,) * 3),
+                               (rgba, (1.0, -1.0, -1.0), (1.0,) * 3), (palette, (1.0, -1.0, -1.0), (-1.0,) * 3)):
+        x = taken(monkeypatch, "--image", shown(image, "in", tmp_path), "-o", tmp_path / "a.png")["image"]
+        assert x.shape == (40, 48, 3) and x.dtype == np.float32
+        assert np.allclose(x[20, 2], left, atol=0.01) and np.allclose(x[20, 45], right, atol=0.01)
+
+
+def test_masks_are_white_where_the_image_is_drawn_again(tmp_path, monkeypatch, capsys):
+    words = "--image", shown(np.zeros((40, 48, 3), np.uint8), "in", tmp_path), "-o", tmp_path / "a.png", "--mask"
+    grey = WHITE.copy()
+    grey[:, :10], grey[:, 10:20], grey[:, 20:30] = 0, 127, 128
+    deep = np.where(WHITE[:, :48] > 0, 0x7f00, 0).astype(np.uint16)
+    deep[:, 24:] = 0xffff
+    for mask, black in ((grey, 20), (deep, 24), (np.where(grey > 0, WHITE, 0), 10), (WHITE, 0)):
+        found = taken(monkeypatch, *words, shown(mask, "mask", tmp_path))["mask"]
+        assert found.dtype == bool and (found == (np.arange(48) >= black)).all()
+        said = "grey pixels: from the middle grey on they count as white" in capsys.readouterr().err
+        assert said == (mask is grey or mask is deep)
+
+
+@pytest.mark.parametrize("mask, sentence", [
+    (WHITE[:, :40], "is 40x40, and the image 48x40: they must be of one size"),
+    (np.zeros_like(WHITE), "mask is black everywhere"),
+    (np.dstack([WHITE] * 3 + [WHITE // 2]), "has transparent pixels")])
+def test_masks_that_are_refused(tmp_path, capsys, mask, sentence):
+    image = shown(np.zeros((40, 48, 3), np.uint8), "in", tmp_path)
+    assert sample("--image", image, "--mask", shown(mask, "mask", tmp_path), "-o", tmp_path / "a.png", size=None) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("strength, sentence", [
+    (0, "--strength 0 makes no step"), (1.5, "strength must be a number from 0 to 1, not 1.5"), ("nan", "nan"),
+    (0.4, "strength 0.4 of 2 steps is less than a step")])
+def test_strengths_that_are_refused(tmp_path, capsys, strength, sentence):
+    image = shown(np.zeros((40, 48, 3), np.uint8), "in", tmp_path)
+    assert sample("--image", image, "--strength", strength, "-o", tmp_path / "a.png", size=None) == 2
+    said = capsys.readouterr().err
+    assert sentence in said.splitlines()[-1]
+
+
 def test_a_lora_and_an_embedding_change_the_picture_as_in_python(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"

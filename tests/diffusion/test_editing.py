@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import quad
 from support.diffusion_strategies import any_schedule, seeds
 from support.law_tools import Noise, covariance, quickly
 
-from minidiff.diffusion.editing import inpaint, shortened
+from minidiff.diffusion.editing import KnownPart, inpaint, shortened
 from minidiff.diffusion.exact import GaussianDenoiser
+from minidiff.diffusion.multistep import edm_heun
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.diffusion.schedules import cosine, linear, log_snr_linear
 from minidiff.engine.random import SampleStreams
@@ -55,6 +57,43 @@ def test_in_painting_by_replacement_has_a_known_bias_with_every_schedule(factory
     expected = (1 - math.sqrt(1 - rho**2)) / rho, (1 - rho**2) * math.atanh(rho) / rho
     np.testing.assert_allclose(limit, expected, atol=0.01)
     assert abs(expected[0]) < 0.8 * abs(rho) and expected[1] > 1 - rho**2           # far from conditioning
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.95, -0.8])
+def test_in_painting_with_one_noise_by_ddim_has_a_known_bias(rho):
+    """The mean in editing.py's limit of N -> infinity, from N and 2N steps; the integral is by another program."""
+    def gain(N):
+        schedule = log_snr_linear(N, 12, -12)
+        denoiser = GaussianDenoiser(schedule, np.zeros(2), np.array([[1, rho], [rho, 1]]))
+        known, silent = np.array([[1.0, 0]]), np.zeros((1, 2))
+        part = KnownPart(denoiser, known, MASK, silent)
+        *_, state = part.states(ddim(part, silent, range(N - 1, -1, -1)))
+        assert state.x_t[0, 0] == 1
+        return state.x_t[0, 1]
+    integral = quad(lambda w: (w**2 - rho**2) ** -1.25, 1, np.inf)[0]
+    expected = rho / 2 * (1 - rho**2) ** 0.25 * integral
+    assert 2 * gain(400) - gain(200) == pytest.approx(expected, abs=0.003)
+    assert abs(rho) / 3 < abs(expected) < abs(rho)
+
+
+def test_any_sampler_sees_the_known_part_with_its_one_noise_at_every_time():
+    schedule, seen = cosine(20, allow_signal=True), []
+    known, eps, x_T = (np.random.default_rng(i).normal(size=(2, 3)) for i in range(3))
+    mask = np.array([True, False, False])
+
+    class Watched(GaussianDenoiser):
+        def __call__(self, x_t, t, cond=None):
+            seen.append((int(t[0]), x_t))
+            return super().__call__(x_t, t, cond)
+    part = KnownPart(Watched(schedule, np.zeros(3), np.eye(3)), known, mask, eps, 19)
+    states = list(part.states(edm_heun(part, x_T, [19, 12, 5])))
+    assert [t for t, _ in seen] == [19, 12, 12, 5, 5] and part.predicts == "x0"
+    assert np.array_equal(seen[0][1], x_T)                  # x_T is noise alone
+    for t, x_t in (*seen[1:], *((state.t, state.x_t) for state in states)):
+        alpha, sigma = (schedule.alpha(t), schedule.sigma(t)) if t >= 0 else (1, 0)
+        assert np.allclose(x_t[:, 0], alpha * known[:, 0] + sigma * eps[:, 0]) and (x_t[:, 1:] != known[:, 1:]).all()
+    with pytest.raises(ValueError, match="known must be of eps's shape"):
+        KnownPart(part.denoiser, known, mask, eps[:1])
 
 
 def test_repeated_steps_bring_the_mean_closer_to_conditioning_and_lower_the_variance():

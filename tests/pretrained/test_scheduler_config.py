@@ -121,8 +121,8 @@ def test_defaults_of_the_classes():
 
 @pytest.mark.parametrize("name, values, words", [
     ("DDIMScheduler", {}, "clip_sample is True"), ("PNDMScheduler", {}, "skip_prk_steps is False"),
-    ("EulerDiscreteScheduler", {"sigma_min": 0.1}, "sigma_min is 0.1"),
-    ("EulerDiscreteScheduler", {"sigma_max": 8.0}, "sigma_max is 8.0"),
+    ("HeunDiscreteScheduler", {"sigma_min": 0.1}, "sigma_min is 0.1, and HeunDiscreteScheduler has no such setting"),
+    ("EulerDiscreteScheduler", {"sigma_min": 9.0, "sigma_max": 8.0}, "sigma_min is at most sigma_max, not 9 and 8"),
     ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -2.0}, "lambda_min_clipped is -2.0"),
     ("UniPCMultistepScheduler", {"disable_corrector": [0, 1]}, r"disable_corrector is \[0, 1\]")])
 def test_settings_that_are_not_here_are_refused(name, values, words):

@@ -54,7 +54,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
     ("Stable Diffusion", "Other people's checkpoints: their files, networks and settings, and the system.",
      ["pretrained/config", "pretrained/half", "pretrained/weights", "pretrained/layers", "pretrained/clip_tokenizer",
       "pretrained/agreement", "pretrained/clip_text", "pretrained/unet", "pretrained/autoencoder",
-      "pretrained/scheduler_config", "pretrained/request", "pretrained/single_file",
+      "pretrained/plan", "pretrained/scheduler_config", "pretrained/request", "pretrained/single_file",
       "pretrained/checkpoints", "pretrained/hub", "pretrained/memory", "pretrained/lora",
       "pretrained/textual_inversion", "systems/stable_diffusion"]),
     ("Evaluation", "How good are the pictures?",

@@ -131,9 +131,28 @@ def test_the_embedding_of_the_scale(reads_scale):
 
 def test_strength_is_the_share_of_the_steps_that_is_made():
     m, image = model("eps"), np.tanh(np.random.default_rng(0).normal(size=(40, 48, 3))).astype(np.float32)
+    mask = np.zeros((40, 48), bool)
+    mask[8:24, 16:40] = True
+    for more in ({}, {"mask": mask}):
+        assert [len(list(m.trajectory(["a"], image=image, strength=s, steps=4, **more)))
+                for s in (0.25, 0.5, 1.0)] == [1, 2, 4]
     kept = m.sample(["a"], image=image, strength=0.0, steps=4)
     assert np.allclose(kept[0], np.clip(m.decode(m.encode(image[None]))[0], -1, 1), atol=1e-5)
-    assert [len(list(m.trajectory(["a"], image=image, strength=s, steps=4))) for s in (0.25, 0.5, 1.0)] == [1, 2, 4]
+    for s, words in ((1.5, "from 0 to 1, not 1.5"), (-0.1, "from 0 to 1"),
+                     (0.24, "strength 0.24 of 4 steps is less than a step")):
+        with pytest.raises(UserError, match=words):
+            m.sample(["a"], image=image, strength=s, steps=4)
+    with pytest.raises(TypeError, match="strength must be a finite number"):
+        m.sample(["a"], image=image, strength=float("nan"), steps=4)
+
+
+def test_in_painting_is_by_the_sampler_that_is_asked_for():
+    image, mask = np.zeros((40, 48, 3), np.float32), np.ones((40, 48), bool)
+    mask[:8] = False
+    x, y = (model("eps").sample(["a"], image=image, mask=mask, steps=3, sampler=s) for s in ("ddim", "dpm++2m"))
+    assert np.abs(x - y)[:, mask].max() > 1e-3
+    with pytest.raises(UserError, match="mask is black everywhere"):
+        model("eps").sample(["a"], image=image, mask=~np.ones((40, 48), bool), steps=3)
 
 
 @pytest.mark.parametrize("kind", ["eps", "inpaint"])
@@ -595,11 +614,7 @@ def test_an_in_painting_network_asks_for_image_and_mask():
             model("inpaint").sample(["a"], steps=2, **options)
 
 
-def test_options_that_would_have_no_effect_are_refused():
-    image, mask = np.zeros((40, 48, 3), np.float32), np.ones((40, 48), bool)
-    for options, words in (({"strength": 0.5}, "strength is of an image without"), ({"sampler": "ddim"}, "ancestral")):
-        with pytest.raises(UserError, match=words):
-            model("eps").sample(["a"], image=image, mask=mask, steps=2, **options)
+def test_a_dtype_is_chosen_when_the_checkpoint_is_loaded():
     with pytest.raises(ValueError, match="name another when loading"):
         model("eps").astype(np.float16)
 
