@@ -83,18 +83,19 @@ def moved(a, like):
 
 
 def moved_together(arrays: Sequence, device: str) -> list:
-    """The arrays on a device.  Those on the host go to a GPU in one copy, but for those that `moved` would find there.
+    """The arrays on a device.
 
-    Nothing may write into the results.
+    The small ones on the host go to a GPU in one copy, but for those that `moved` would find there, and the large ones
+    in another: a small one that is remembered must not keep a batch of images in memory.  Nothing may write into the results.  TypeError for an array of a GPU where the device is the host.
     """
     if device == "cpu":
-        return [to_numpy(a) for a in arrays]
+        return [np.asarray(a) for a in arrays]
     there = [a for a in arrays]
     on_host = [i for i, a in enumerate(arrays) if isinstance(a, np.ndarray)]
     keys = {i: _content(arrays[i]) for i in on_host if arrays[i].nbytes <= SMALL}
     found = {i: _remembered.get(key) for i, key in keys.items()}
-    missing = [i for i in on_host if found.get(i) is None]
-    found.update(zip(missing, _in_one_copy([arrays[i] for i in missing]), strict=True))
+    for copied in ([i for i in keys if found[i] is None], [i for i in on_host if i not in keys]):
+        found.update(zip(copied, _in_one_copy([arrays[i] for i in copied]), strict=True))
     for i in on_host:
         there[i] = found[i].reshape(arrays[i].shape)
         if i in keys:

@@ -103,6 +103,21 @@ def test_only_so_many_small_arrays_are_remembered(copies):
     assert len(copies) == 1                                 # the first one is forgotten
 
 
+@fake_cupy.of_the_stand_in
+def test_a_small_array_does_not_keep_the_large_ones_beside_it(copies):
+    large, small = np.zeros(backend.SMALL + 1, np.uint8), [np.arange(3), np.ones(2)]
+    found = moved_together([small[0], large, small[1]], "cuda")
+    for a, expected in zip(found, (small[0], large, small[1]), strict=True):
+        fake_cupy.assert_same(a, expected)
+    assert sorted(len(copy.reshape(-1).view(np.uint8)) for copy in copies) == [2 * backend.ALIGNED, len(large)]
+
+
+@fake_cupy.of_the_stand_in
+def test_an_array_of_the_gpu_is_no_array_of_the_host(copies):
+    with pytest.raises(TypeError):
+        moved_together([to_device(np.ones(2), "cuda")], "cpu")
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(UserError, match="device must be one of cpu, cuda, not 'tpu'"):
         to_device(np.ones(3), "tpu")
