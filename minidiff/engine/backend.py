@@ -86,7 +86,8 @@ def moved_together(arrays: Sequence, device: str) -> list:
     """The arrays on a device.
 
     The small ones on the host go to a GPU in one copy, but for those that `moved` would find there, and the large ones
-    in another: a small one that is remembered must not keep a batch of images in memory.  Nothing may write into the results.  TypeError for an array of a GPU where the device is the host.
+    in another: a small one that is remembered must not keep a batch of images in memory.  Nothing may write into the
+    results.  TypeError for an array of a GPU where the device is the host.
     """
     if device == "cpu":
         return [np.asarray(a) for a in arrays]
