@@ -1,7 +1,7 @@
 """Systems side by side on emoji: one table, and one picture, of names that training saw and of names that it never saw.
 
     minidiff train --data emoji --out runs/emoji                        a system, and the same with --system dalle, ...
-    python examples/compare_on_emoji.py emoji runs/dalle/model.safetensors      writes docs/emoji_systems.md and .png
+    python examples/compare_on_emoji.py emoji runs/dalle/model.safetensors           writes emoji_systems.md and .png
 
 Each argument is a trained model of emoji: a file, or the name of weights that come with minidiff, and options of its
 sampling where they are not to be the default ones: "runs/dalle/model.safetensors,scale=1".  All draw the same names
@@ -34,8 +34,9 @@ BY_CLIP = ("R@1 by CLIP", "held out")
 NOTE = """\
 *R@1* and *R@5* are the shares of drawings whose nearest real emoji, or one of whose nearest five, is the one that was
 asked for, by the distance of pixels, among all {among} emoji; "by CLIP" is the same by a CLIP's features. *Error* is
-the mean squared error to the true picture, of pixels in [-1, 1]. {seen} names were trained on; {held_out} pairs of a
-thing and a skin tone were held out. *Minutes* are of the clock, for the system's own stages."""
+the mean squared error to the true picture, of pixels in [-1, 1]. {seen} of the names that training saw were asked
+for, and {held_out} pairs of a thing and a skin tone that were held out. *Minutes* are of the clock, for the system's
+own stages."""
 
 
 def shown_names(data: emoji.Emoji) -> tuple[list[str], np.ndarray]:
@@ -72,7 +73,7 @@ def cells(title: str, model, r: EmojiReport) -> tuple[str, ...]:
             f"{r.held_out_error:.3f}", *by_clip)
 
 
-def main(models: list[str], judge: str | None = None, count: int = 1000, out: str = "docs") -> None:
+def main(models: list[str], judge: str | None = None, count: int = 1000, out: str = ".") -> None:
     if count < 1:
         raise UserError(f"--count must be at least 1, not {count}")
     pictures.check_writable(Path(out) / "emoji_systems.png")
@@ -105,5 +106,5 @@ if __name__ == "__main__":
     parser.add_argument("models", nargs="+", help="files of trained models of emoji, or names of weights")
     parser.add_argument("--judge", help="file of a CLIP that was trained on emoji")
     parser.add_argument("--count", type=int, default=1000, help="seen names for each system (1000)")
-    parser.add_argument("--out", default="docs", help="folder of emoji_systems.md and emoji_systems.png (docs)")
+    parser.add_argument("--out", default=".", help="folder of emoji_systems.md and emoji_systems.png (this one)")
     run_main(main, **vars(parser.parse_args()))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ class ClassifierFree:
 
     Conditions are tuples of arrays whose axis 0 is the batch. uncond is the null condition: such a tuple, each array
     with B rows, or with one row for all samples. Both branches are one call on the doubled batch, the unconditional
-    half first; at scale 0 and 1 only one branch is computed.
+    half first; at scale 0 and 1 only one branch is computed.  The doubled condition is kept for the next call: nothing
+    may write into a condition's arrays between two calls.
     clip: thresholds the guided x0_hat. The denoiser itself must not clip, because its two answers are extrapolated.
     """
 
@@ -43,9 +45,7 @@ class ClassifierFree:
 
     def __post_init__(self):
         _check(self.denoiser, self.scale)
-        uncond = self.uncond
-        object.__setattr__(self, "_both", Remembering(
-            lambda cond, B: stack_conditions(tuple(_rows(a, B) for a in uncond), cond)))
+        object.__setattr__(self, "_both", Remembering(partial(_doubled, self.uncond)))
 
     @property
     def schedule(self) -> Schedule:
@@ -152,6 +152,10 @@ def stack_conditions(first: tuple, second: tuple) -> tuple:
     """One condition for two batches: each array has the rows of the first, then those of the second."""
     _check_alike(first, second)
     return tuple(xp_of(a, b).concatenate([a, b]) for a, b in zip(first, second, strict=True))
+
+
+def _doubled(uncond: tuple, cond: tuple, B: int) -> tuple:
+    return stack_conditions(tuple(_rows(a, B) for a in uncond), cond)
 
 
 def _rows(a, B: int):

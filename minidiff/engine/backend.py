@@ -101,6 +101,7 @@ def moved_together(arrays: Sequence, device: str) -> list:
         there[i] = found[i].reshape(arrays[i].shape)
         if i in keys:
             _remembered[keys[i]] = found[i]
+            _remembered.move_to_end(keys[i])
     while len(_remembered) > REMEMBERED:
         _remembered.popitem(last=False)
     return there

@@ -39,6 +39,7 @@ from minidiff.engine import ops
 from minidiff.engine.backend import to_device, to_numpy
 from minidiff.engine.parallel import map_batch, shards
 from minidiff.engine.tensor import Tensor
+from minidiff.errors import UserError
 from minidiff.nn.image_tower import ImageTower, ImageTowerConfig
 from minidiff.nn.images import clean_images
 from minidiff.nn.precision import as_float32, as_input
@@ -122,6 +123,15 @@ class CLIP(Contrastive):
     def __init__(self, config: CLIPConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         super().__init__(config, tokenizer, rng)
         self.image = ImageTower(config.image, config.width, rng)
+
+    def copy_from(self, clip: CLIP) -> None:
+        """The weights of the CLIP that another system is built on; UserError if its pictures have another shape."""
+        theirs, own = clip.config.image.shape, self.config.image.shape
+        if theirs != own:
+            raise UserError(f"the CLIP in {getattr(clip, 'file', 'memory')} reads pictures of the shape {theirs}, and "
+                            f"these are {own}: train one by minidiff train --system clip with the same --data, and "
+                            "name it with --needs clip=FILE")
+        self.load_state_dict(clip.state_dict())
 
     # --- training -----------------------------------------------------------------------------------------
 

@@ -152,7 +152,7 @@ class UnCLIP(System):
         return needed["clip"].tokenizer
 
     def take(self, needed) -> None:
-        self.clip.load_state_dict(needed["clip"].state_dict())
+        self.clip.copy_from(needed["clip"])
 
     def encode_text(self, captions: Sequence[str], longest: int | None = None) -> tuple:
         """z_t (B, D), and CLIP's states of the captions: tokens (B, N, W), pooled (B, W), mask (B, N).

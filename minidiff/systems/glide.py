@@ -174,7 +174,7 @@ class GLIDE(Contrastive):
             file = systems.weights_of("text-to-image")
             raise UserError(f"glide guides pictures of the shape {tuple(self.config.image.shape)}, and the "
                             f"text-to-image system ({getattr(model, 'file', file)}) draws {tuple(model.config.shape)}: "
-                            "move that run away, or train with --needs text-to-image=FILE of another")
+                            "train that system on these pictures, and name it with --needs text-to-image=FILE")
         if not np.array_equal(model.schedule.alpha_bar, self.schedule.alpha_bar):
             raise UserError(f"config: schedule must be that of the model that is guided, {model.schedule.name} with "
                              f"T = {model.schedule.T}, not {self.schedule.name} with T = {self.schedule.T}")

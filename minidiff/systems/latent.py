@@ -111,7 +111,7 @@ class LatentDiffusion(System):
         return needed["clip"].tokenizer
 
     def take(self, needed) -> None:
-        self.clip.load_state_dict(needed["clip"].state_dict())
+        self.clip.copy_from(needed["clip"])
         self.autoencoder.take(needed)
 
     # --- training -----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -206,10 +207,16 @@ class TextToImage(System):
         return map_batch(network, x_t, t, dy, *cond, device=self.device)
 
     def unguided(self) -> NetworkDenoiser:
-        """(x_t, t, cond) -> x0_hat as the network predicts it, unclipped, with its derivative."""
-        read = Remembering(self.read)                       # once for all steps of a sampler
-        return NetworkDenoiser(self.schedule, self.config.predicted,
-                               lambda x_t, t, cond: self.predict(x_t, t, read(cond)), network_vjp=self.predict_vjp)
+        """(x_t, t, cond) -> x0_hat as the network predicts it, unclipped, with its derivative.
+
+        It reads a condition once, for all steps of a sampler: after a change of weights, or of a condition's arrays,
+        ask for a new one.
+        """
+        predict = partial(self._predict, Remembering(self.read))
+        return NetworkDenoiser(self.schedule, self.config.predicted, predict, network_vjp=self.predict_vjp)
+
+    def _predict(self, read: Remembering, x_t, t, cond: tuple):
+        return self.predict(x_t, t, read(cond))
 
     def denoiser(self, scale: float = 2.0, low: float | None = None,
                  high: float | None = None) -> ClassifierFree | GuidanceInterval:

@@ -1,5 +1,6 @@
 """CLIP: its temperature, its towers, and what is read from embeddings. The loss itself is proved in tests/laws."""
 
+import dataclasses
 import math
 from copy import copy
 
@@ -15,6 +16,7 @@ from minidiff.data import digit_captions, mnist
 from minidiff.data.digit_captions import DIGITS
 from minidiff.data.pixels import to_float
 from minidiff.engine.tensor import Tensor, gradients
+from minidiff.errors import UserError
 from minidiff.nn.image_tower import ImageTowerConfig
 from minidiff.systems.clip import CLIP, CLIPConfig
 from minidiff.systems.stage import Step
@@ -208,6 +210,17 @@ def test_a_file_gives_the_same_embeddings_back(model, tmp_path):
     again = CLIP.load(tmp_path / "clip.safetensors")
     np.testing.assert_array_equal(again.embed_captions(CAPTIONS), model.embed_captions(CAPTIONS))
     assert again.log_scale.data.shape == () and again.config == CONFIG
+
+
+def test_a_clip_of_pictures_of_another_shape_is_refused_in_a_sentence_that_says_what_to_train(model):
+    other = CLIP(dataclasses.replace(CONFIG, image=dataclasses.replace(CONFIG.image, shape=(32, 32, 3))),
+                 model.tokenizer, np.random.default_rng(0))
+    with pytest.raises(UserError, match=r"reads pictures of the shape \(28, 28, 1\), and these are \(32, 32, 3\): "
+                                        "train one by minidiff train --system clip .* --needs clip=FILE"):
+        other.copy_from(model)
+    again = CLIP(CONFIG, model.tokenizer, np.random.default_rng(1))
+    again.copy_from(model)
+    np.testing.assert_array_equal(again.embed_captions(CAPTIONS), model.embed_captions(CAPTIONS))
 
 
 # ---- the weights that come with minidiff -------------------------------------------------------------------
