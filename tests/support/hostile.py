@@ -537,7 +537,7 @@ def tried(kind: Callable, seed: int, folder: Path) -> tuple[budget.Measured, str
         return result, f"{type(error).__name__}: {str(error)[:200]}"
     if len(str(error).splitlines()) != 1:
         return result, f"a refusal of several lines: {error}"
-    for _ in range(2):                                      # other work on the machine also costs time: try again
+    for _ in range(5):                                      # other work on the machine also costs time: try again
         if result.seconds > budget.SECONDS:
             result = budget.measured(kind(Rng(seed), folder))
     if result.seconds > budget.SECONDS or result.megabytes > budget.MEGABYTES:
