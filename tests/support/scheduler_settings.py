@@ -9,6 +9,7 @@ SETTINGS has for each class and values one of these:
 What makes no difference to diffusers, either, such as set_alpha_to_one of Euler's class, is in no row.
 """
 
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.scheduler_config import SchedulerConfig
 
-EQUAL, OURS = object(), object()
+EQUAL, OURS = Enum("Verdict", ["EQUAL", "OURS"])
 SHAPE = (1, 3, 3, 4)
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 DDIM, PNDM, EULER, ANCESTRAL, HEUN, LMS, SOLVER, UNIPC, LCM = CLASSES = (
