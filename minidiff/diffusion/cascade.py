@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.denoiser import Denoiser, Wrapper
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import dpm_solver_pp_2m, sample, times
 from minidiff.diffusion.schedules import Schedule
@@ -36,19 +36,11 @@ Finer = Callable[[Any, np.ndarray], Denoiser]               # (y_s (B, H, W, C),
 
 
 @dataclass(frozen=True, eq=False)
-class Conditioned:
+class Conditioned(Wrapper):
     """A denoiser with a fixed condition, `cond`; the condition of a call is ignored."""
 
     denoiser: Denoiser
     cond: tuple
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def predicts(self) -> str:
-        return self.denoiser.predicts
 
     def __call__(self, x_t, t, cond=None):
         return self.denoiser(x_t, t, self.cond)

@@ -35,6 +35,20 @@ class Denoiser(Protocol):
     def __call__(self, x_t, t, cond: Any = None): ...
 
 
+class Wrapper:
+    """The part that all denoisers made of another one share: the schedule and `predicts` are those of `denoiser`."""
+
+    denoiser: Denoiser
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def predicts(self) -> str:
+        return self.denoiser.predicts
+
+
 class Differentiable(Denoiser, Protocol):
     """A denoiser with a derivative, J = d x0_hat / d x_t, which likelihood.py and posterior.py need.
 

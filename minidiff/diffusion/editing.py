@@ -36,10 +36,9 @@ from itertools import pairwise
 from typing import Any
 
 from minidiff.checks import whole
-from minidiff.diffusion.denoiser import Denoiser
+from minidiff.diffusion.denoiser import Denoiser, Wrapper
 from minidiff.diffusion.gaussian import q_sample, q_step
 from minidiff.diffusion.samplers import State, checked_times, ddpm
-from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
 from minidiff.engine.random import SampleStreams
 
@@ -82,7 +81,7 @@ def inpaint(denoiser: Denoiser, x_T, times: Sequence[int], known, mask, cond=Non
 
 
 @dataclass(frozen=True, eq=False)
-class KnownPart:
+class KnownPart(Wrapper):
     """A denoiser that sees the known part of an image instead of x_t there, so that any sampler fills in the rest.
 
     A sampler computes each pixel of x_s from this pixel of x_t and of x0_hat alone. So it suffices to replace what the
@@ -100,14 +99,6 @@ class KnownPart:
 
     def __post_init__(self):
         _check_known(self.known, self.mask, self.eps, "eps")
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def predicts(self) -> str:
-        return self.denoiser.predicts
 
     def __call__(self, x_t, t, cond: Any = None):
         return self.denoiser(x_t if int(t[0]) == self.noise_at else self.replaced(x_t, int(t[0])), t, cond)

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.denoiser import Denoiser, Remembering
+from minidiff.diffusion.denoiser import Denoiser, Remembering, Wrapper
 from minidiff.diffusion.gaussian import per_sample
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import xp_of
 
 
 @dataclass(frozen=True, eq=False)
-class ClassifierFree:
+class ClassifierFree(Wrapper):
     """Classifier-free guidance of a denoiser that was trained with and without its condition.
 
     Conditions are tuples of arrays whose axis 0 is the batch. uncond is the null condition: such a tuple, each array
@@ -47,22 +47,16 @@ class ClassifierFree:
         _check(self.denoiser, self.scale)
         object.__setattr__(self, "_both", Remembering(partial(_doubled, self.uncond)))
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def predicts(self) -> str:
-        return self.denoiser.predicts
-
     def __call__(self, x_t, t, cond=None):
         x0_hat = self._guided(x_t, t, cond)
         return x0_hat if self.clip is None else self.clip(x0_hat)
 
     def _guided(self, x_t, t, cond):
         B, scale = len(x_t), float(self.scale)
-        uncond = tuple(_rows(a, B) for a in self.uncond)
+        for a in self.uncond:
+            _check_rows(a, B)
         if scale == 0:
+            uncond = tuple(_rows(a, B) for a in self.uncond)
             return self.denoiser(x_t, t, uncond)
         _check_condition(cond)
         if scale == 1:
@@ -113,7 +107,7 @@ class GuidanceInterval:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassifierGuidance:
+class ClassifierGuidance(Wrapper):
     """Classifier guidance of an unconditional denoiser.
 
     grad_log_prob: `(x_t, t, y) -> grad log p(y | x_t)`, of x_t's shape, of a classifier of *noised* data; y is cond.
@@ -130,14 +124,6 @@ class ClassifierGuidance:
     def __post_init__(self):
         _check(self.denoiser, self.scale)
         _check_signal(self.schedule)
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def predicts(self) -> str:
-        return self.denoiser.predicts
 
     def __call__(self, x_t, t, cond=None):
         x0_hat = self.denoiser(x_t, t)
@@ -160,7 +146,6 @@ def _doubled(uncond: tuple, cond: tuple, B: int) -> tuple:
 
 def _rows(a, B: int):
     """a with B rows; a single row is repeated."""
-    _check_rows(a, B)
     return a if len(a) == B else xp_of(a).broadcast_to(a, (B, *a.shape[1:]))
 
 

@@ -105,8 +105,7 @@ def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0
             x_s = _along(schedule, t, s, x0_hat, eps_hat, eps_hat)
             eps = (eps_hat + eps_from_x0(schedule, x_s, s, denoise(denoiser, x_s, s, cond))) / 2
         else:
-            # eps = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24              (PNDM eq. 12)
-            eps = sum(share * slope for share, slope in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
+            eps = adams_bashforth(slopes)
         x_t = _along(schedule, t, s, x0_hat, eps_hat, eps)
         yield State(step, s, x_t, x0_hat)
 
@@ -116,6 +115,12 @@ def plms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0
 NEARLY_NOISE = 0.005
 ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12),
                    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+
+
+def adams_bashforth(slopes: Sequence):
+    """The mean slope over the next of equal strides, of the last one to four slopes, the newest first."""
+    # eps = (55 eps_t - 59 eps_{t+1} + 37 eps_{t+2} - 9 eps_{t+3}) / 24                      (PNDM eq. 12)
+    return sum(share * slope for share, slope in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
 
 
 def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[State]:

@@ -91,7 +91,7 @@ def moved_together(arrays: Sequence, device: str) -> list:
     """
     if device == "cpu":
         return [np.asarray(a) for a in arrays]
-    there = [a for a in arrays]
+    there = list(arrays)
     on_host = [i for i, a in enumerate(arrays) if isinstance(a, np.ndarray)]
     keys = {i: _content(arrays[i]) for i in on_host if arrays[i].nbytes <= SMALL}
     found = {i: _remembered.get(key) for i, key in keys.items()}

@@ -8,8 +8,8 @@ PNDM's first step evaluates the network twice, at t_0 and at t_1.  So diffusers 
 
 A run from an image takes the last k + 1 of these N + 1 times, though the list now means something else.  It starts at
 t_{N-k-1}, a time earlier than other samplers, its first step ends at t_{N-k}, and the next begins at t_{N-k+1}: the
-same x then has more noise than the network is told.  With k = N - 1 it starts at t_1, is asked at t_1 again after a
-step to t_2, and makes the step from t_0 to t_1 with x at t_1.  `PndmPlan` follows.
+same x then has more noise than belongs to the time that the network is given.  With k = N - 1 it starts at t_1, asks
+at t_1 again after a step to t_2, and makes the step from t_0 to t_1 with x at t_1.  `PndmPlan` follows.
 
 LMS from an image takes the weights of the polynomial through four slopes from its first step on, and the slopes that
 it does not have for 0.  `LmsPlan` follows.
@@ -28,7 +28,7 @@ import numpy as np
 from minidiff.diffusion.consistency import BoundaryCondition
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import eps_from_x0, q_sample, to_x0
-from minidiff.diffusion.multistep import ADAMS_BASHFORTH
+from minidiff.diffusion.multistep import adams_bashforth
 from minidiff.diffusion.samplers import Sampler, State, denoise
 from minidiff.diffusion.schedules import Schedule
 
@@ -126,7 +126,7 @@ class PndmPlan(Plan):
             elif row in after:
                 t, s = row, after[row]
                 slopes.appendleft(eps)
-                eps = sum(share * slope for share, slope in zip(ADAMS_BASHFORTH[len(slopes)], slopes, strict=True))
+                eps = adams_bashforth(slopes)
             else:                                           # a step from time 0 to the noise of time 0
                 return
             # x_s = alpha_s x_0 + sigma_s eps,   x_0 = (x_t - sigma_t eps) / alpha_t             DDIM eq. 12, sigma 0
