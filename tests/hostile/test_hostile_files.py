@@ -40,10 +40,7 @@ def _try(kind, seeds, folder):
 
 
 def refused(call, match: str) -> budget.Measured:
-    result = budget.measured(call)
-    for _ in range(5):                                      # other work on the machine also costs time: try again
-        if isinstance(result.result, UserError) and result.seconds >= budget.SECONDS:
-            result = budget.measured(call)
+    result = budget.measured_again(lambda: call)
     assert isinstance(result.result, UserError), result
     assert match in str(result.result) and len(str(result.result).splitlines()) == 1
     assert result.seconds < budget.SECONDS and result.megabytes < budget.MEGABYTES, result

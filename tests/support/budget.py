@@ -30,6 +30,18 @@ def measured(call: Callable[[], object]) -> Measured:
     return Measured(result, time.thread_time() - start, max(0.0, _megabytes("VmHWM") - before))
 
 
+def measured_again(new_call: Callable[[], Callable[[], object]]) -> Measured:
+    """A new call, measured; and again, up to five times, where it raised over the budget.
+
+    Other work on the machine costs time, too.
+    """
+    result = measured(new_call())
+    for _ in range(5):
+        if result.raised and result.seconds >= SECONDS:
+            result = measured(new_call())
+    return result
+
+
 def _reset_peak() -> float:
     """Sets the process's largest memory to its memory now, which it returns."""
     if CLEAR.exists():

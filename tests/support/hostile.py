@@ -529,7 +529,7 @@ CLASSES = [models, damaged_models, states, starts, tables, pictures, idx_files, 
 
 def tried(kind: Callable, seed: int, folder: Path) -> tuple[budget.Measured, str]:
     """One try, and what is wrong with it: '' where it is in order."""
-    result = budget.measured(kind(Rng(seed), folder))
+    result = budget.measured_again(lambda: kind(Rng(seed), folder))
     error = result.result
     if not result.raised:
         return result, ""
@@ -537,9 +537,6 @@ def tried(kind: Callable, seed: int, folder: Path) -> tuple[budget.Measured, str
         return result, f"{type(error).__name__}: {str(error)[:200]}"
     if len(str(error).splitlines()) != 1:
         return result, f"a refusal of several lines: {error}"
-    for _ in range(5):                                      # other work on the machine also costs time: try again
-        if result.seconds > budget.SECONDS:
-            result = budget.measured(kind(Rng(seed), folder))
     if result.seconds > budget.SECONDS or result.megabytes > budget.MEGABYTES:
         return result, f"a refusal in {result.seconds:.1f} s and {result.megabytes:.0f} MB: {error}"
     return result, ""

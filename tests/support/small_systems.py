@@ -86,6 +86,14 @@ def small(name: str) -> System:
     return moved(new(name))
 
 
+def on_gpu(name: str) -> System:
+    """A copy of the small system whose weights are on the device; the one that all share stays where it is."""
+    own = small(name)
+    copy = type(own)(own.config, own.tokenizer, np.random.default_rng(0))
+    copy.load_state_dict(own.state_dict())
+    return copy.to("cuda")
+
+
 def new(name: str, config=None, seed: int = 0) -> System:
     """An untrained small system, built on small ones."""
     kind = systems.system_class(name)

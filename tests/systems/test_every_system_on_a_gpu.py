@@ -24,14 +24,6 @@ def cupy(monkeypatch):
     return fake_cupy.install(monkeypatch)
 
 
-def on_gpu(name: str):
-    """A small system whose weights are on the device; the small one itself stays where it is."""
-    own = small_systems.small(name)
-    copy = type(own)(own.config, own.tokenizer, np.random.default_rng(0))
-    copy.load_state_dict(own.state_dict())
-    return copy.to("cuda")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", systems.SYSTEMS)
 def test_each_stage_makes_a_step_on_the_device(cupy, name):
@@ -57,7 +49,7 @@ def test_it_draws_the_pictures_of_a_cpu(cupy, name):
     captions = [""] * 2 if not systems.system_class(name).reads_captions else ["a bold seven", "3"]
     few = {option: value for option, value in FEW.items() if option in systems.system_class(name).options()}
     expected = small_systems.small(name).sample(captions, streams=SampleStreams(3, 2), **few)
-    system = on_gpu(name)
+    system = small_systems.on_gpu(name)
     assert system.device == "cuda"
     drawn = system.sample(captions, streams=SampleStreams(3, 2), **few)
     assert isinstance(drawn, np.ndarray) and drawn.dtype == np.float32

@@ -90,7 +90,7 @@ def _compiled(source: str, library: Path) -> ctypes.CDLL:
 
 
 def _functions_of(cublas: Path) -> str:
-    """A stand-in for each function that CuPy's module takes from cuBLAS: it is told, and computes nothing."""
+    """A stand-in for each function that CuPy's module takes from cuBLAS: it reports the call, and computes nothing."""
     names = [name for name, at, _ in _symbols(cublas, DYNAMIC) if name.startswith("cublas") and not at]
     return 'extern "C" {\nint null_gpu_library(const char*);\n' + "".join(
         f'int {name}() {{ return null_gpu_library("{name}"); }}\n' for name in names) + "}\n"

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support import null_gpu, small_systems, tiny
 
@@ -37,7 +36,7 @@ def work_of(name: str) -> Iterator[tuple[str, Callable[[], object]]]:
     if options is not None:
         captions = ["a bold seven", "3"] if systems.system_class(name).reads_captions else ["", ""]
         few = {option: value for option, value in FEW.items() if option in options}
-        drawing = on_gpu(name)
+        drawing = small_systems.on_gpu(name)
         yield "sample", lambda: drawing.sample(captions, seed=3, **few)
 
 
@@ -50,14 +49,6 @@ def work_of_the_default_model() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"step in {precision}", trainer.step
     yield "sample of 2 steps", lambda: model.sample(["a bold seven"], steps=2)
     yield "sample of 3 steps", lambda: model.sample(["a bold seven"], steps=3)
-
-
-def on_gpu(name: str):
-    """The small system that is trained a little, on the device; the one that all share stays where it is."""
-    own = small_systems.small(name)
-    copy = type(own)(own.config, own.tokenizer, np.random.default_rng(0))
-    copy.load_state_dict(own.state_dict())
-    return copy.to("cuda")
 
 
 def main(names: list[str]) -> None:
