@@ -5,13 +5,16 @@ In diffusers the configuration decides; here minidiff reads the file that diffus
 
 import numpy as np
 import pytest
+from support.given_noise import GivenNoise
+from support.scheduler_settings import network
 
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.scheduler_config import SchedulerConfig
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+from parity.diffusers_runs import end_of_run  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 SHAPE = (2, 4, 4, 4)
@@ -26,37 +29,6 @@ RUNS += [(LCM, SD | options, steps) for steps in (1, 4, 7) for options in (
     {}, {"original_inference_steps": 20}, {"prediction_type": "v_prediction"}, {"timestep_scaling": 0.001})]
 
 
-def network(x, t):
-    return np.tanh(0.7 * x + 0.3) * (0.5 + t / 2000)
-
-
-def theirs(scheduler, steps, x_T, noise):
-    scheduler.set_timesteps(steps)
-    x = torch.from_numpy(x_T) * scheduler.init_noise_sigma
-    drawn = iter(noise)
-
-    def randn_tensor(shape, **_):
-        return torch.from_numpy(next(drawn))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("scheduling_lcm", "scheduling_dpmsolver_multistep"):
-            patch.setattr(f"diffusers.schedulers.{module}.randn_tensor", randn_tensor)
-        for t in scheduler.timesteps:
-            predicted = network(scheduler.scale_model_input(x, t).numpy(), float(t)).astype(np.float32)
-            x = scheduler.step(torch.from_numpy(predicted), t, x).prev_sample
-    return x.numpy()
-
-
-class Given:
-    def __init__(self, noise):
-        self.noise = iter(noise)
-
-    def __len__(self):
-        return SHAPE[0]
-
-    def normal(self, shape, dtype=np.float32):
-        return next(self.noise)
-
-
 @pytest.mark.parametrize("name, options, steps", RUNS, ids=lambda value: str(value)[-40:])
 def test_a_run_with_noise(name, options, steps, tmp_path):
     scheduler = getattr(diffusers, name)(**options)
@@ -67,6 +39,6 @@ def test_a_run_with_noise(name, options, steps, tmp_path):
     plan = config.plan(steps)
     denoiser = NetworkDenoiser(plan.schedule, config.predicts,
                                lambda x_t, rows, cond: network(x_t, plan.t[rows[0]]).astype(np.float32))
-    *_, state = plan.run(denoiser, np.float32(plan.first_std) * x_T, None, Given(noise))
-    expected = theirs(scheduler, steps, x_T, noise)
+    *_, state = plan.run(denoiser, np.float32(plan.first_std) * x_T, None, GivenNoise(noise, SHAPE[0]))
+    expected = end_of_run(scheduler, steps, x_T, noise, network)
     assert np.abs(state.x_t - expected).max() <= 1e-4 * np.abs(expected).max()

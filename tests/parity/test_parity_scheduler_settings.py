@@ -19,8 +19,9 @@ from support.scheduler_settings import (
     ours,
 )
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+from parity.diffusers_runs import end_of_run  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")           # other programs' own
 OUT = Path(__file__).parents[1] / "pretrained" / "scheduler_settings.npz"
@@ -31,17 +32,7 @@ WITH_OTHERS = {"dynamic_thresholding_ratio", "sample_max_value", "clip_sample_ra
 
 def theirs(name: str, options: dict, steps: int) -> np.ndarray:
     scheduler = getattr(diffusers, name)(**(SD | OF_LATENTS.get(name, {}) | options))
-    scheduler.set_timesteps(steps)
-    x_T, noise = numbers(steps)
-    x, drawn = torch.from_numpy(x_T) * scheduler.init_noise_sigma, iter(noise)
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in ("lcm", "dpmsolver_multistep", "euler_ancestral_discrete"):
-            patch.setattr(f"diffusers.schedulers.scheduling_{kind}.randn_tensor",
-                          lambda *a, **k: torch.from_numpy(next(drawn)))
-        for t in scheduler.timesteps:
-            predicted = network(scheduler.scale_model_input(x, t).numpy(), float(t)).astype(np.float32)
-            x = scheduler.step(torch.from_numpy(predicted), t, x).prev_sample
-    return x.numpy()
+    return end_of_run(scheduler, steps, *numbers(steps), network)
 
 
 @pytest.mark.parametrize("steps", [2, 6, 16])

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from support.given_noise import GivenNoise
 
 from minidiff.engine.tensor import Tensor
 from minidiff.pretrained.config import Config
@@ -57,24 +58,13 @@ class OurUnet:
         return Tensor(network(z_t.data, t))
 
 
-class Given:
-    def __init__(self, noise):
-        self.noise = iter(noise)
-
-    def __len__(self):
-        return 1
-
-    def normal(self, shape, dtype=np.float32):
-        return next(self.noise)
-
-
 def ours(channels, name, options, noise, z_0, hidden=None, **arguments):
     """(the last latents, the times that the network is asked at)."""
     m = copy(checkpoint())
     m.unet, answers = OurUnet(channels), iter((z_0, hidden))
     m.encode = lambda image: next(answers)
     m.scheduler = SchedulerConfig(Config({"_class_name": name} | options, Path("scheduler_config.json")))
-    *_, state = m.trajectory(["a"], image=np.zeros((40, 48, 3), np.float32), scale=1.0, streams=Given(noise),
+    *_, state = m.trajectory(["a"], image=np.zeros((40, 48, 3), np.float32), scale=1.0, streams=GivenNoise(noise, 1),
                              **arguments)
     return state.z_t, m.unet.times
 

@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 import numpy as np
+from support.given_noise import GivenNoise
 
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.pretrained.config import Config
@@ -49,7 +50,7 @@ SETTINGS: list[tuple[str, dict, object]] = [
     *((name, ZERO_SNR | TRAILING, EQUAL) for name in (EULER, ANCESTRAL, SOLVER, UNIPC)),
     *((name, ZERO_SNR, "takes a network that predicts v") for name in (DDIM, LCM)),
     *((name, V | ZERO_SNR | KARRAS, EQUAL) for name in (EULER, SOLVER, UNIPC)),
-    *((name, options, EQUAL) for name in (DDIM, PNDM) for options in (
+    *((name, options, EQUAL) for name in (DDIM, PNDM, LCM) for options in (
         {"set_alpha_to_one": False}, {"set_alpha_to_one": True})),
     *((name, TO_TIME_0 | more, EQUAL) for name in (EULER, SOLVER) for more in ({}, LEADING, TRAILING, KARRAS)),
     *((name, TO_TIME_0, "has no such setting") for name in (DDIM, PNDM, ANCESTRAL, HEUN, LMS, LCM)),
@@ -102,17 +103,6 @@ def network(x_t, t):
     return np.tanh(0.7 * x_t + 0.3) * (0.5 + t / 2000)
 
 
-class Given:
-    def __init__(self, noise):
-        self.noise = iter(noise)
-
-    def __len__(self):
-        return SHAPE[0]
-
-    def normal(self, shape, dtype=np.float32):
-        return next(self.noise)
-
-
 def numbers(steps):
     """x_T and the noise of each step."""
     rng = np.random.default_rng(steps)
@@ -126,5 +116,5 @@ def ours(name: str, options: dict, steps: int) -> np.ndarray:
     plan, (x_T, noise) = config.plan(steps), numbers(steps)
     denoiser = NetworkDenoiser(plan.schedule, config.predicts,
                                lambda x_t, rows, cond: network(x_t, plan.t[rows[0]]).astype(np.float32))
-    *_, state = plan.run(denoiser, np.float32(plan.first_std) * x_T, None, Given(noise))
+    *_, state = plan.run(denoiser, np.float32(plan.first_std) * x_T, None, GivenNoise(noise, SHAPE[0]))
     return state.x_t
