@@ -61,7 +61,10 @@ def sample(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     _check_files(args)
     kind, path = sampling_options.model_file(args)
-    options = sampling_options.sampling_options(kind, args) | _images(kind, args)
+    options = sampling_options.sampling_options(kind, args)
+    if args.image and options.get("strength") == 0:         # however it was given: --strength, or --set strength=0
+        raise UserError("--strength 0 makes no step and gives the image back: take a number above 0, at most 1")
+    options |= _images(kind, args)
     args.count = args.count or kind.count
     for file in _files(kind, args):
         pictures.check_writable(file)
@@ -196,8 +199,6 @@ def _images(kind, args: argparse.Namespace) -> dict:
         raise UserError("--mask says what of a picture to draw again: name the picture with --image")
     if not args.image:
         return {}
-    if args.strength == 0:
-        raise UserError("--strength 0 makes no step and gives the image back: take a number above 0, at most 1")
     image = opaque(open_image(args.image))
     # to the size that is asked for, or else down to multiples of 8
     size = size_of(args.size) if args.size else tuple(max(8, n // 8 * 8) for n in image.size)

@@ -166,6 +166,9 @@ def test_strengths_that_are_refused(tmp_path, capsys, strength, sentence):
     assert sample("--image", image, "--strength", strength, "-o", tmp_path / "a.png", size=None) == 2
     said = capsys.readouterr().err
     assert sentence in said.splitlines()[-1]
+    assert sample("--image", image, "--set", f"strength={strength}".replace("nan", "NaN"), "-o", tmp_path / "a.png",
+                  size=None) == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "a.png").exists()
 
 
 def test_a_lora_and_an_embedding_change_the_picture_as_in_python(tmp_path, monkeypatch, capsys):
