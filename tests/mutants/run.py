@@ -5,7 +5,7 @@ such as a SIGTERM that should have been handled.  It is not caught if the code n
 (a syntax error), if the bug makes nonsense of it (a NameError), or if the tests do not end: the report names these
 cases, since the list of bugs has to be mended.  The test that caught the bug in the last report runs first, then the
 tests of the bug's file, those of its folder, the slow tests of the file, and all others.  A bug that passes all of
-them has survived.
+them has survived.  At the end each test that caught a bug runs in a copy without bugs, where it must pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from types import MappingProxyType
 
 from . import (
@@ -51,10 +50,10 @@ from .bug import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "docs" / "mutants.md"
-PARTS = ("minidiff", "tests", "kernels", "examples", "docs", "benchmarks", "pyproject.toml", "setup.py", "README.md",
-         "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")          # what the tests may read
+PARTS = ("minidiff", "tests", "kernels", "examples", "exercises", "notebooks", "docs", "benchmarks", "pyproject.toml",
+         "setup.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")     # what the tests may read
 NEVER = ("tests/parity", "tests/test_mutants.py")           # other libraries; the test of this program
-LIMIT = 900.0                                               # seconds for one round of tests
+LIMIT = 900.0                                               # seconds for one round of tests; four times for all
 NONSENSE = {"NameError", "ImportError", "AttributeError", "SyntaxError",
             "KernelError"}                                  # CUDA C++ that does not compile
 
@@ -208,7 +207,7 @@ class Result:
 
 
 class NotGreen(Exception):
-    """The tests fail without any bug."""
+    """A test that caught a bug fails without any bug, too."""
 
 
 def own_tests(file: str, root: Path) -> list[str]:
@@ -221,7 +220,9 @@ def own_tests(file: str, root: Path) -> list[str]:
     return sorted(str(p.relative_to(root)) for p in (root / "tests").rglob(f"test_{Path(key).stem}{kernels}.py"))
 
 
-QUICK, SLOW, ANY = "not slow", "slow", "slow or not slow"          # pytest's -m
+ALL_TESTS = ("tests",)
+ELSEWHERE = "not browser and not site"                      # these need more than the copy
+QUICK, SLOW, ANY = f"not slow and {ELSEWHERE}", f"slow and {ELSEWHERE}", ELSEWHERE    # pytest's -m
 
 
 def stages(bug: Bug, root: Path) -> list[tuple[tuple[str, ...], str]]:
@@ -230,7 +231,7 @@ def stages(bug: Bug, root: Path) -> list[tuple[tuple[str, ...], str]]:
     floor = [p for p in FLOORS.get(folder, ()) if (root / p).exists()]
     own = own_tests(bug.file, root)
     return [(tuple(paths), marker) for paths, marker in
-            ((own, QUICK), (floor, QUICK), (own, SLOW), (["tests"], QUICK)) if paths]
+            ((own, QUICK), (floor, QUICK), (own, SLOW), (ALL_TESTS, QUICK)) if paths]
 
 
 @dataclass
@@ -277,11 +278,9 @@ class Copy:
         seen = json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else {}
         return status, seen, output[-2000:]
 
-    def judge(self, bug: Bug, limit: float = LIMIT, green=lambda paths, marker: None,
-              likeliest: str | None = None) -> Result:
+    def judge(self, bug: Bug, limit: float = LIMIT, likeliest: str | None = None) -> Result:
         """Plants the bug, runs the stages until a test fails, and takes the bug out again.
 
-        green(paths, marker) is called before each stage; it raises NotGreen if these tests fail without a bug.
         likeliest: the test to run first; a name that no longer exists is ignored.
         """
         started, file = time.monotonic(), bug.path(self.root)
@@ -293,15 +292,14 @@ class Copy:
         file.write_text(wrong, encoding="utf-8")
         try:
             if likeliest:
-                green((likeliest.split("::")[0],), QUICK)
                 _, seen, _ = self.test((likeliest,), (), limit, ANY)
                 if _caught(seen):
                     return result("caught", seen["test"])
             for paths, marker in stages(bug, self.root):
-                green(paths, marker)
-                status, seen, output = self.test(paths, skip if marker == QUICK else (), limit, marker)
+                within = 4 * limit if paths == ALL_TESTS else limit
+                status, seen, output = self.test(paths, skip if marker == QUICK else (), within, marker)
                 if status is None:
-                    return result("timed out", f"{' '.join(paths)} did not end within {limit:.0f} s")
+                    return result("timed out", f"{' '.join(paths)} did not end within {within:.0f} s")
                 if _caught(seen):
                     return result("caught", seen["test"])
                 if status < 0:                              # a signal ended the process, whatever test ran
@@ -321,23 +319,14 @@ def _caught(seen: dict) -> bool:
     return bool(seen) and seen["when"] == "call" and not NONSENSE & set(seen["error"])
 
 
-class Green:
-    """Runs each test path once without any bug, so that a later failure can be blamed on the bug."""
-
-    def __init__(self, copy: Copy):
-        self.copy, self.lock, self.known = copy, Lock(), {QUICK: [], SLOW: []}
-
-    def __call__(self, paths: Sequence[str], marker: str) -> None:
-        with self.lock:
-            known = self.known[marker]
-            new = [p for p in paths if (self.copy.root / p).exists()
-                   and not any(Path(p).is_relative_to(tested) for tested in known)]
-            if not new:
-                return
-            status, seen, output = self.copy.test(new, known, 2 * LIMIT, marker)
-            if status not in (0, 5):
-                raise NotGreen(f"without any bug, {' '.join(new)} fails: {seen.get('test', '')}\n{output}")
-            known += new
+def check_green(copy: Copy, results: Sequence[Result]) -> None:
+    """NotGreen if a test that caught a bug fails without it, in a copy without bugs."""
+    # where a signal ended the process, the test is "file (SIGTERM ended the process)"
+    tests = sorted({re.sub(r" \(SIG\w+ ended the process\)$", "", r.test) for r in results if r.verdict == "caught"})
+    for i in range(0, len(tests), 100):
+        status, seen, output = copy.test(tests[i:i + 100], (), 4 * LIMIT, ANY)
+        if status != 0:
+            raise NotGreen(f"without any bug, {seen.get('test', 'a test that caught one')} fails:\n{output}")
 
 
 @dataclass
@@ -387,12 +376,11 @@ def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: 
         copies: queue.Queue[Copy] = queue.Queue()
         for i in range(jobs):
             copies.put(Copy(Path(folder) / f"copy{i}", original))
-        green = Green(Copy(Path(folder) / "untouched", original))
 
         def judge(bug: Bug) -> Result:
             copy = copies.get()
             try:
-                return copy.judge(bug, green=green, likeliest=last.get(bug.name))
+                return copy.judge(bug, likeliest=last.get(bug.name))
             finally:
                 copies.put(copy)
 
@@ -403,7 +391,9 @@ def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: 
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    return [by_name[bug.name] for bug in bugs]
+        results = [by_name[bug.name] for bug in bugs]
+        check_green(copies.get(), results)
+    return results
 
 
 # --- the report -------------------------------------------------------------------------------------------
