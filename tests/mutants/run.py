@@ -52,6 +52,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "docs" / "mutants.md"
 PARTS = ("minidiff", "tests", "kernels", "examples", "exercises", "notebooks", "docs", "benchmarks", "pyproject.toml",
          "setup.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")     # what the tests may read
+COMPILED = "tests/support/cuda_on_cpu/.build"              # the kernels' programs
 NEVER = ("tests/parity", "tests/test_mutants.py")           # other libraries; the test of this program
 LIMIT = 900.0                                               # seconds for one round of tests; four times for all
 NONSENSE = {"NameError", "ImportError", "AttributeError", "SyntaxError",
@@ -250,6 +251,8 @@ class Copy:
             elif source.exists():
                 shutil.copy(source, self.root / part)
         shutil.copy(Path(__file__).with_name("witness.py"), self.root / "witness.py")
+        if (self.original / COMPILED).exists():             # named by a hash of their source, so all copies share them
+            (self.root / COMPILED).symlink_to(self.original / COMPILED)
         # Python recognises stale bytecode by the source's time in seconds and its length; a bug may change neither
         self.environment = os.environ | {
             "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1",

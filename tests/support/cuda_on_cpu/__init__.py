@@ -84,7 +84,9 @@ class Program:
         text = self._text()
         options = (*FLAGS, *WATCHED[self.sanitize], *self.defines)
         headers = sorted([*HERE.glob("*.h"), *HERE.glob("*.cuh"), *KERNELS.glob("*.cuh")])
-        made_from = [text, *options, compiler(), *(header.read_text() for header in headers)]
+        # copies of the project may share their programs: a header counts by its text, wherever it is
+        made_from = [part.replace(str(HERE), "").replace(str(KERNELS), "") for part in (text, *options)]
+        made_from += [compiler(), *(header.read_text() for header in headers)]
         key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:20]
         path = BUILD / f"{Path(self.name).stem}-{key}{'' if self.sanitize else '.so'}"
         if not path.exists():
