@@ -79,7 +79,7 @@ def _shown(value: float) -> str:
 
 
 def _power(value: float | None) -> str:
-    return "-" if value is None else f"**{value + 0.0:.2f}**"
+    return "-" if value is None else f"**{round(value, 2) + 0.0:.2f}**"  # not -0.00
 
 
 # --- the picture ------------------------------------------------------------------------------------------
