@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP / "benchmarks"))
@@ -235,10 +236,37 @@ def test_the_kinds_have_their_shares_and_an_exponent_for_each_axis():
     assert f"| {PICTURE} | 50.8% | **1.00** | **-1.00** | - |" in table.splitlines()
 
 
+@pytest.fixture
+def panels(monkeypatch) -> list:
+    """The rows of panels that are drawn, without matplotlib."""
+    rows = []
+
+    def drawn(row, **_):
+        rows.append(row)
+        return Image.new("RGB", (5, 3))
+    monkeypatch.setattr(tables.plots, "panels", drawn)
+    return rows
+
+
+def test_the_picture_has_the_counts_as_lines_through_the_last_time(tmp_path, panels):
+    costs = [tables.Cost(dict.fromkeys(tables.WORKS, ms), dict.fromkeys(tables.WORKS, mb),
+                         {work: {CONV: 1e9 * g} for work in tables.WORKS})
+             for ms, mb, g in ((30.0, 1.0, 1.0), (40.0, 2.0, 3.0), (60.0, 4.0, 6.0))]
+    tables.draw([tables.Line("pixels, of an image", ["", "", ""], [16, 64, 256], costs)], tmp_path / "a.png")
+    (above,), (below,) = panels
+    assert [label for label, *_ in above.series] == ["", "evaluation", "", "training step"]
+    assert above.series[0][1:] == ([16, 64, 256], [10.0, 30.0, 60.0], "-")
+    assert above.series[1][1:] == ([16, 64, 256], [30.0, 40.0, 60.0], "o")
+    assert below.series[0] == ("evaluation", [16, 64, 256], [1.0, 2.0, 4.0], "o-")
+    assert above.log_x and above.log_y and below.log_x and below.log_y and above.x_label == "pixels"
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.size == (5, 6)
+
+
 PAGE = "# A page\n<!-- table: cost -->\nnot yet\n<!-- end -->\nafter\n"
 
 
-def test_a_quick_run_fills_the_page_and_draws_beside_it(tmp_path, monkeypatch, capsys):
+def test_a_quick_run_fills_the_page_and_draws_beside_it(tmp_path, monkeypatch, panels, capsys):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     monkeypatch.setattr(cost, "AXES", {"batch": ("batch", (), (1, 2))})
@@ -267,9 +295,11 @@ def test_the_projects_page_has_the_place():
 
 
 @pytest.mark.slow
-def test_the_whole_command_runs():
-    """All axes, and a process for each number of cores."""
-    done = subprocess.run([sys.executable, TOP / "benchmarks" / "cost.py", "--quick"], cwd=TOP, capture_output=True,
-                          text=True)
+def test_the_whole_command_runs(tmp_path):
+    """All axes, a process for each number of cores, and matplotlib."""
+    done = subprocess.run([sys.executable, TOP / "benchmarks" / "cost.py", "--quick", "--picture", tmp_path / "a.png"],
+                          cwd=TOP, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.width > 1000
     assert done.stdout.count("| exponent |") == 5 and "| 1 | " in done.stdout.split("(GFLOP of one core)")[1]
