@@ -259,7 +259,8 @@ def check_page(page: Path) -> None:
 def main(quick: bool = False, rounds: int = 3, write: Path | None = None, picture: Path | None = None) -> None:
     keep_freed_memory()
     base, plan = (QUICK, Plan(1, 1, 0.0)) if quick else (BASE, Plan(rounds, 2, 0.2))
-    command = f"python benchmarks/cost.py{' --quick' * quick}{f' --write {write}' if write else ''}"
+    command = " ".join(["python benchmarks/cost.py", *(["--quick"] if quick else [f"--rounds {rounds}"]),
+                        *([f"--write {write}"] if write else [])])
     if write:
         check_page(write)
         picture = picture or write.with_suffix(".png")
