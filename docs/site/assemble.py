@@ -34,8 +34,8 @@ CONTENTS = {
                     "docs/latent.md", "docs/stable_diffusion.md", "docs/own_pictures.md"],
     "The source": ["docs/reading_order.md", "api/index.rst", "kernels/README.md", "docs/cuda_on_cpu.md", "docs/gpu.md"],
     "Appendix": ["docs/laws.md", "docs/mutants.md", "docs/mutation.md", "docs/convergence.md", "docs/speed.md",
-                 "docs/numbers.md", "docs/scaling.md", "docs/schedulers.md", "docs/reliability.md", "docs/*.md",
-                 "benchmarks/README.md", "minidiff/weights/README.md", "CONTRIBUTING.md", "CHANGELOG.md"],
+                 "docs/cost.md", "docs/numbers.md", "docs/scaling.md", "docs/schedulers.md", "docs/reliability.md",
+                 "docs/*.md", "benchmarks/README.md", "minidiff/weights/README.md", "CONTRIBUTING.md", "CHANGELOG.md"],
 }
 TITLES = {"README.md": "minidiff in one page", "kernels/README.md": "The kernels, annotated",
           "docs/reading_order.md": "Every module, annotated", "benchmarks/README.md": "The benchmarks",
