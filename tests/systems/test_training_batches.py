@@ -18,6 +18,12 @@ def test_all_images_are_equally_likely(data):
     assert random_indices(data, np.random.default_rng(0), 7).shape == (7,)
 
 
+def test_an_image_says_nothing_of_the_next_one(data):
+    """The difference of neighbours is any number, modulo the number of images: Pearson's test, false alarm 1e-6."""
+    first, second = random_indices(data, np.random.default_rng(1), (10000, 2)).T
+    assert stats.chisquare(np.bincount((second - first) % len(data), minlength=len(data))).pvalue > 1e-6
+
+
 def test_each_caption_is_of_its_image(data):
     indices = np.arange(len(data))[::-1]
     said = [digit_captions.parse(c)[0] for c in random_captions(data, indices, np.random.default_rng(0))]
