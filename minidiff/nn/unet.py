@@ -110,7 +110,7 @@ class UNet(Module):
         """
         c = self.config
         self._check(x, t, text)
-        emb = Tensor(moved(sinusoidal_embedding(t, c.embedding, dtype=x.dtype), x.data))              # (B, E)
+        emb = Tensor(moved(self.time_embedding(t, x.dtype), x.data))                # (B, E)
         emb = self.time2(ops.silu(self.time1(emb)))
         if text is not None:
             emb = self.pooled.added_to(emb, text.pooled)    # emb + pooled(text)
@@ -133,6 +133,10 @@ class UNet(Module):
             h = block(ops.concat([h, skips.pop()]), emb, text)
         h = self.conv_out(self.norm_out.then_silu(h))                               # (B, H/p, W/p, p p C)
         return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
+
+    def time_embedding(self, t, dtype) -> np.ndarray:
+        """What `forward` moves to its device for times t (B,): (B, E)."""
+        return sinusoidal_embedding(t, self.config.embedding, dtype=dtype)
 
     def keys_values(self, tokens: Tensor) -> list[Tensor]:
         """What each cross-attention reads of the captions' tokens (B, M, D): keys and values, (B, M, 2 C), in order.

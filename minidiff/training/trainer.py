@@ -102,8 +102,14 @@ class Trainer:
         c = self.config
         with user_code(f"the batch of step {self.n + 1} cannot be made"):           # of a data set of the user's own
             arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device, self.shard))
-        there = moved_together(arrays, self.device)
-        return tuple(b if is_floating(b.dtype) else a for a, b in zip(arrays, there, strict=True))
+        there = moved_together([*arrays, *self._ahead(arrays)], self.device)
+        return tuple(b if is_floating(b.dtype) else a for a, b in zip(arrays, there, strict=False))
+
+    def _ahead(self, arrays: tuple) -> list:
+        """What the loss will move to a GPU, beside the arrays: moved with them, it takes no copy of its own."""
+        if self.device == "cpu" or self.stage.ahead is None:
+            return []
+        return self.stage.ahead(self.stage.module, self.dtype, *(a[self.shard] for a in arrays))
 
     def loss(self, *arrays) -> Tensor:
         """The mean loss of some samples of the batch, a Tensor of shape ()."""
