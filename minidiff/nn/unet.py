@@ -198,8 +198,9 @@ class ResidualBlock(Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(self.norm1.then_silu(x))
-        scale_shift = self.modulation(emb)                                          # (B, 2 D)
-        h = norm.modulated_group_norm(h, self.groups, scale_shift, silu=True)
+        # gamma = 1 + scale,   beta = 0 + shift
+        gamma_beta = self.modulation.added_to(norm.one_and_zero(emb, h.shape[3]), emb)      # (B, 2 D)
+        h = norm.modulated_group_norm(h, self.groups, gamma_beta, silu=True)
         h = self.conv2(h)
         # y = x + h
         return x + h if self.skip is None else self.skip.added_to(h, x)

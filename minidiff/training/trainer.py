@@ -27,7 +27,7 @@ import numpy as np
 
 from minidiff import checkpoint
 from minidiff.checks import with_plain_numbers
-from minidiff.engine.backend import is_floating, moved_together, to_numpy, xp_of
+from minidiff.engine.backend import SMALL, is_floating, moved_together, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError, user_code
@@ -106,10 +106,14 @@ class Trainer:
         return tuple(b if is_floating(b.dtype) else a for a, b in zip(arrays, there, strict=False))
 
     def _ahead(self, arrays: tuple) -> list:
-        """What the loss will move to a GPU, beside the arrays: moved with them, it takes no copy of its own."""
+        """What the loss will move to a GPU, beside the arrays: moved with them, it takes no copy of its own.
+
+        Only small arrays are found there again.
+        """
         if self.device == "cpu" or self.stage.ahead is None:
             return []
-        return self.stage.ahead(self.stage.module, self.dtype, *(a[self.shard] for a in arrays))
+        computed = self.stage.ahead(self.stage.module, self.dtype, *(a[self.shard] for a in arrays))
+        return [a for a in computed if a.nbytes <= SMALL]
 
     def loss(self, *arrays) -> Tensor:
         """The mean loss of some samples of the batch, a Tensor of shape ()."""
