@@ -215,11 +215,11 @@ BUGS = [
 
     # --- text ---------------------------------------------------------------------------------------------
     Bug("padding counted in the pooled caption", ENCODER,
-        "(mask / mask.sum(axis=1, keepdims=True)).astype(h.dtype)",
-        "(mask * 0 + 1 / mask.shape[1]).astype(h.dtype)"),
+        "(mask / mask.sum(axis=1, keepdims=True)).astype(dtype)",
+        "(mask * 0 + 1 / mask.shape[1]).astype(dtype)"),
     Bug("the pooled caption is a sum, not a mean", ENCODER,
-        "(mask / mask.sum(axis=1, keepdims=True)).astype(h.dtype)",
-        "mask.astype(h.dtype)"),
+        "(mask / mask.sum(axis=1, keepdims=True)).astype(dtype)",
+        "mask.astype(dtype)"),
     Bug("words look at the padding", ENCODER,
         "h = block(h, mask[:, None, None])",
         "h = block(h)"),
