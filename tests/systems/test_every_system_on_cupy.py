@@ -147,7 +147,7 @@ def on_another_stream():
 for wrong, by_cupy in ((lambda: cupy.asarray(np.ones(3)), True), (x.get, True), (lambda: x @ x, True),
                        (stream.synchronize, False), (on_another_stream, False), (lambda: cupy.empty(2**22), False)):
     with stream:
-        cupy.empty(3)                                       # memory for the array of the first one
+        cupy.empty(3), cupy.empty_like(x)                   # memory for what the first ones make, free again
         stream.begin_capture()
         try:
             wrong()
