@@ -9,6 +9,9 @@
 // thousands of launches a step, of a few microseconds each.  Here a table of pointers lists the parameters, which are
 // divided into chunks, one for each block; a bias of 64 numbers is one chunk, and a matrix of a million has many.
 //
+// The gradients of each step are new arrays.  Their pointers are an argument of the kernel, passed by value, so no copy
+// to the card precedes the launch.  The other arrays stay where they are, and so does their table, on the card.
+//
 // No number is copied to the host in between: one thread on the device decides whether the gradient is finite, how it
 // is clipped and how S changes.  For a skipped step, the launch changes nothing.
 //
@@ -21,7 +24,8 @@
 //                       step   of this step: whether it is done, and the factors that all numbers share
 //     adamw             block c: chunk c of all five arrays
 //
-//         table     w_0 w_1 ... | g_0 g_1 ... | m | v | average           pointers, `count` of each
+//         g         g_0 g_1 ...                                           pointers
+//         table     w_0 w_1 ... | m_0 m_1 ... | v | average               pointers, `count` of each
 //         chunks    (0, 0) (1, 0) (1, 4096) (1, 8192) (2, 0) ...          parameter, first number
 //
 // Bytes    square_sums: 4 read for each number; adamw: 20 read and 16 written.  2.2 million parameters: 88 MB.
@@ -38,6 +42,9 @@
 
 constexpr int THREADS = 256;
 constexpr int CHUNK = 4096;
+constexpr int MOST = 480;                                   // parameters of a launch: a kernel takes 4 KB of arguments
+
+struct Gradients { const T* at[MOST]; };
 
 // The numbers of the state, and of a step.
 constexpr int SCALE = 0, GOOD = 1, SKIPPED = 2, FAILED = 3, NORM = 4;
@@ -57,11 +64,11 @@ __device__ __forceinline__ Acc block_sum(Acc x, Acc* sums) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) square_sums(
-        const unsigned long long* table, const int* lengths, const int* chunks, Acc* partial, int count) {
+        const Gradients gradients, const int* lengths, const int* chunks, Acc* partial) {
     __shared__ Acc sums[THREADS];
     const int p = chunks[2 * blockIdx.x], first = chunks[2 * blockIdx.x + 1];
     const int last = min(first + CHUNK, lengths[p]);
-    const T* g = reinterpret_cast<const T*>(table[count + p]);
+    const T* g = gradients.at[p];
     Acc sum = 0;
     for (int i = first + threadIdx.x; i < last; i += THREADS) sum += g[i] * g[i];
     sum = block_sum(sum, sums);
@@ -105,16 +112,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide(
 
 // decays: whether a parameter is multiplied by `shrink`, 1 - lr decay, before its update;  c1 = 1 - b1, c2 = 1 - b2.
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(
-        const unsigned long long* table, const int* lengths, const int* chunks, const unsigned char* decays,
-        const Acc* step, int count, Acc b1, Acc c1, Acc b2, Acc c2, Acc eps, Acc shrink) {
+        const Gradients gradients, const unsigned long long* table, const int* lengths, const int* chunks,
+        const unsigned char* decays, const Acc* step, int count, Acc b1, Acc c1, Acc b2, Acc c2, Acc eps, Acc shrink) {
     if (step[GO] == 0) return;
     const int p = chunks[2 * blockIdx.x], first = chunks[2 * blockIdx.x + 1];
     const int last = min(first + CHUNK, lengths[p]);
     T* w = reinterpret_cast<T*>(table[p]);
-    const T* g = reinterpret_cast<const T*>(table[count + p]);
-    T* m = reinterpret_cast<T*>(table[2 * count + p]);
-    T* v = reinterpret_cast<T*>(table[3 * count + p]);
-    T* average = reinterpret_cast<T*>(table[4 * count + p]);
+    const T* g = gradients.at[p];
+    T* m = reinterpret_cast<T*>(table[count + p]);
+    T* v = reinterpret_cast<T*>(table[2 * count + p]);
+    T* average = reinterpret_cast<T*>(table[3 * count + p]);
     const Acc keep = decays[p] ? shrink : Acc(1);
     const Acc factor = step[FACTOR], rate = step[RATE], v_scale = step[V_SCALE], towards = step[TOWARDS];
     for (int i = first + threadIdx.x; i < last; i += THREADS) {

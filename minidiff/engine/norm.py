@@ -115,18 +115,17 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float =
     return record(narrow(y.reshape(x.shape), x.dtype), (x, gamma, beta), pullback)
 
 
-def modulated_group_norm(x: Tensor, groups: int, scale_shift: Tensor, eps: float = 1e-5, *,
+def modulated_group_norm(x: Tensor, groups: int, gamma_beta: Tensor, eps: float = 1e-5, *,
                          silu: bool = False) -> Tensor:
-    """y = (1 + scale) x_hat + shift, or its silu: x (B, ..., C), scale_shift (B, 2 C) -> (B, ..., C)."""
+    """y = gamma x_hat + beta, or its silu: x (B, ..., C), gamma and beta side by side (B, 2 C) -> (B, ..., C)."""
     C = x.shape[-1]
-    if scale_shift.shape != (x.shape[0], 2 * C):
-        raise ValueError(f"modulated_group_norm: scale_shift must be {(x.shape[0], 2 * C)}, not {scale_shift.shape}")
-    if xp_of(x.data, scale_shift.data) is np:
-        return group_norm(x, groups, 1 + scale_shift[:, :C], scale_shift[:, C:], eps, silu=silu)
-    check_same_dtype(x, scale_shift)
+    if gamma_beta.shape != (x.shape[0], 2 * C):
+        raise ValueError(f"modulated_group_norm: gamma_beta must be {(x.shape[0], 2 * C)}, not {gamma_beta.shape}")
+    if xp_of(x.data, gamma_beta.data) is np:
+        return group_norm(x, groups, gamma_beta[:, :C], gamma_beta[:, C:], eps, silu=silu)
+    check_same_dtype(x, gamma_beta)
     # the same without slices, whose way back writes zeros: gamma and beta stay, and come back, as halves of one array
-    import cupy
-    both = scale_shift.data + _one_and_zero(cupy.cuda.Device().id, C, x.dtype)      # (B, 2 C)
+    both = gamma_beta.data                                                          # (B, 2 C)
     gamma, beta = both[:, :C], both[:, C:]
     y, mean, rstd = norm_cuda.group_norm(x.data, groups, gamma, beta, eps, silu)
 
@@ -134,14 +133,26 @@ def modulated_group_norm(x: Tensor, groups: int, scale_shift: Tensor, eps: float
     def pullback(dy, plus=None):
         dx, dboth = norm_cuda.group_norm_backward_of_pairs(x.data, dy, groups, gamma, beta, mean, rstd, silu, plus)
         return dx, dboth.reshape(both.shape)
-    return record(y, (x, scale_shift), pullback)
+    return record(y, (x, gamma_beta), pullback)
 
 
-@functools.cache
-def _one_and_zero(device: int, C: int, dtype):
-    """C ones and C zeros, on the current GPU, whose number is `device`."""
+def one_and_zero(like: Tensor, C: int) -> Tensor:
+    """The gamma_beta that changes nothing, C ones and C zeros for each row of `like` (B, ...): (B, 2 C)."""
+    if xp_of(like.data) is np:
+        return Tensor(_one_and_zero(len(like.data), C, like.dtype))
     import cupy
-    return cupy.asarray(np.repeat(np.array([1, 0], dtype), C))
+    return Tensor(_one_and_zero_on_gpu(cupy.cuda.Device().id, len(like.data), C, like.dtype))
+
+
+def _one_and_zero(B: int, C: int, dtype) -> np.ndarray:
+    return np.tile(np.repeat(np.array([1, 0], dtype), C), (B, 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _one_and_zero_on_gpu(device: int, B: int, C: int, dtype):
+    """On the current GPU, whose number is `device`; it stays there, for every step needs it."""
+    import cupy
+    return cupy.asarray(_one_and_zero(B, C, dtype))
 
 
 LARGE = 2 ** 22                                             # numbers of an image: 16 MB; smaller ones gain nothing

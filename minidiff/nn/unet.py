@@ -110,7 +110,7 @@ class UNet(Module):
         """
         c = self.config
         self._check(x, t, text)
-        emb = Tensor(moved(sinusoidal_embedding(t, c.embedding, dtype=x.dtype), x.data))              # (B, E)
+        emb = Tensor(moved(self.time_embedding(t, x.dtype), x.data))                # (B, E)
         emb = self.time2(ops.silu(self.time1(emb)))
         if text is not None:
             emb = self.pooled.added_to(emb, text.pooled)    # emb + pooled(text)
@@ -133,6 +133,10 @@ class UNet(Module):
             h = block(ops.concat([h, skips.pop()]), emb, text)
         h = self.conv_out(self.norm_out.then_silu(h))                               # (B, H/p, W/p, p p C)
         return conv.depth_to_space(h, c.patch)                                      # (B, H, W, C)
+
+    def time_embedding(self, t, dtype) -> np.ndarray:
+        """What `forward` moves to its device for times t (B,): (B, E)."""
+        return sinusoidal_embedding(t, self.config.embedding, dtype=dtype)
 
     def keys_values(self, tokens: Tensor) -> list[Tensor]:
         """What each cross-attention reads of the captions' tokens (B, M, D): keys and values, (B, M, 2 C), in order.
@@ -194,8 +198,9 @@ class ResidualBlock(Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(self.norm1.then_silu(x))
-        scale_shift = self.modulation(emb)                                          # (B, 2 D)
-        h = norm.modulated_group_norm(h, self.groups, scale_shift, silu=True)
+        # gamma = 1 + scale,   beta = 0 + shift
+        gamma_beta = self.modulation.added_to(norm.one_and_zero(emb, h.shape[3]), emb)      # (B, 2 D)
+        h = norm.modulated_group_norm(h, self.groups, gamma_beta, silu=True)
         h = self.conv2(h)
         # y = x + h
         return x + h if self.skip is None else self.skip.added_to(h, x)

@@ -96,6 +96,9 @@ class Stage:
     """A part of a system, trained in one go while the rest of the system is frozen.
 
     The loss is given the module, since in half precision a twin of it computes (nn/precision.py).
+
+    On a GPU, the trainer moves what `ahead` returns together with the batch, in one copy, and the loss finds it there
+    (`backend.moved`).  Without it the loss computes the same, with more copies.
     """
 
     name: str                                               # one word, also of the stage's folder
@@ -107,3 +110,5 @@ class Stage:
     lr: float = 2e-3                                        # peak of the learning rate
     ema: float = 0.998                                      # decay of the average of the weights
     picture: Callable[[], Image | Any] | None = None        # a preview, drawn with the averaged weights
+    # (module, dtype of its computation, *arrays) -> what the loss computes of a batch on the host and moves to a GPU
+    ahead: Callable[..., list] | None = None

@@ -46,8 +46,8 @@ from minidiff.nn.unet import TextStates, UNet, UNetConfig
 from minidiff.systems.config import check_shape
 from minidiff.systems.stage import Stage, Step
 from minidiff.systems.system import System, as_read, caption_tokenizer, finite_states
-from minidiff.systems.training_batches import denoising_loss, random_captions
-from minidiff.text.encoder import TextEncoder, TextEncoderConfig
+from minidiff.systems.training_batches import coefficients, denoising_loss, random_captions
+from minidiff.text.encoder import TextEncoder, TextEncoderConfig, shares
 from minidiff.text.tokenizer import Tokenizer
 
 MIXTURE = "mixture"                                         # of config.predicts
@@ -149,7 +149,7 @@ class TextToImage(System):
             images = self.sample(data.prompts)
             return pictures.sheet(images, [p or "(no caption)" for p in data.prompts], columns=6)
         yield Stage("diffusion", self, batch, TextToImage.loss, self.config.steps, self.config.batch,
-                    picture=picture)
+                    picture=picture, ahead=TextToImage.ahead)
 
     def loss(self, x_0, ids, mask, t, eps) -> Tensor:
         """The mean squared error of the prediction at given times and noise, a Tensor of shape ().
@@ -159,6 +159,10 @@ class TextToImage(System):
         # L = || v - v_theta(x_t, t, y) ||^2
         return denoising_loss(self.schedule, self.config.predicted,
                               lambda x_t: self.prediction(self.unet, x_t, t, self.text(ids, mask)), x_0, t, eps)
+
+    def ahead(self, dtype, x_0, ids, mask, t, eps) -> list[np.ndarray]:
+        """The small arrays that `loss` computes on the host, of its arguments and for networks of this dtype."""
+        return [*coefficients(self.schedule, t), shares(mask, dtype), self.unet.time_embedding(t, dtype)]
 
     def prediction(self, unet: UNet, x_t, t, text: TextStates) -> Tensor:
         """What the samplers see, at x_t (B, H, W, C), an array or a Tensor; the UNet may be one in half precision."""

@@ -32,6 +32,11 @@ def random_captions(data: Dataset, indices: Sequence[int], rng: np.random.Genera
     return ["" if lost else data.caption(int(i), rng) for i, lost in zip(indices, dropped, strict=True)]
 
 
+def coefficients(schedule: Schedule, t) -> list[np.ndarray]:
+    """alpha_t and sigma_t, (B,) float32: what `denoising_loss` moves to a GPU."""
+    return [schedule.alpha(t).astype(np.float32), schedule.sigma(t).astype(np.float32)]
+
+
 def denoising_loss(schedule: Schedule, predicts: str, network: Callable[[np.ndarray], Tensor], x_0, t, eps) -> Tensor:
     """The mean squared error of a network's prediction at given times and noise, (), float32.
 

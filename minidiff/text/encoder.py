@@ -56,9 +56,7 @@ class TextEncoder(Module):
             raise ValueError("TextEncoder: mask must be True for at least one token of each caption")
         N = ids.shape[1]
         h = self.embedding(ids) + self.position[:N]                                 # (B, N, D)
-        # share_n = mask_n / sum_n mask_n
-        share = (mask / mask.sum(axis=1, keepdims=True)).astype(h.dtype)            # (B, N)
-        share, mask = moved_together([share, mask], device_of(h.data))
+        share, mask = moved_together([shares(mask, h.dtype), mask], device_of(h.data))      # (B, N) each
         for block in self.blocks:
             h = block(h, mask[:, None, None])                                       # mask of keys (B, 1, 1, N)
         tokens = self.norm(h)
@@ -66,3 +64,9 @@ class TextEncoder(Module):
         words = ops.where(mask[:, :, None], tokens, 0.0)    # padding has no influence, even if it is NaN
         pooled = self.norm_pooled(ops.sum(words * Tensor(share[:, :, None]), axis=1))       # (B, D)
         return TextStates(tokens, pooled, mask)
+
+
+def shares(mask: np.ndarray, dtype) -> np.ndarray:
+    """The share of each token in its caption's mean, (B, N) of dtype, of a mask (B, N)."""
+    # share_n = mask_n / sum_n mask_n
+    return (mask / mask.sum(axis=1, keepdims=True)).astype(dtype)

@@ -27,7 +27,7 @@ import numpy as np
 
 from minidiff import checkpoint
 from minidiff.checks import with_plain_numbers
-from minidiff.engine.backend import is_floating, moved_together, to_numpy, xp_of
+from minidiff.engine.backend import SMALL, is_floating, moved_together, to_numpy, xp_of
 from minidiff.engine.parallel import parallel_gradients
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError, user_code
@@ -102,8 +102,18 @@ class Trainer:
         c = self.config
         with user_code(f"the batch of step {self.n + 1} cannot be made"):           # of a data set of the user's own
             arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device, self.shard))
-        there = moved_together(arrays, self.device)
-        return tuple(b if is_floating(b.dtype) else a for a, b in zip(arrays, there, strict=True))
+        there = moved_together([*arrays, *self._ahead(arrays)], self.device)
+        return tuple(b if is_floating(b.dtype) else a for a, b in zip(arrays, there, strict=False))
+
+    def _ahead(self, arrays: tuple) -> list:
+        """What the loss will move to a GPU, beside the arrays: moved with them, it takes no copy of its own.
+
+        Only small arrays are found there again.
+        """
+        if self.device == "cpu" or self.stage.ahead is None:
+            return []
+        computed = self.stage.ahead(self.stage.module, self.dtype, *(a[self.shard] for a in arrays))
+        return [a for a in computed if a.nbytes <= SMALL]
 
     def loss(self, *arrays) -> Tensor:
         """The mean loss of some samples of the batch, a Tensor of shape ()."""

@@ -84,6 +84,40 @@ def test_the_norm_of_many_numbers(cupy):
         np.testing.assert_allclose(device.optimiser.m[name].get(), m, rtol=1e-5, atol=1e-9)
 
 
+def test_more_parameters_than_a_launch_takes(cupy, monkeypatch):
+    """Two parts: the norm and the decision are of all, and each number is NumPy's."""
+    most = cuda.pick("adamw", "float32").constants["MOST"]
+    shapes = ((2, 2),) * most + ((4097,), (3,))
+    (optimiser, ema), device = both(cupy, 1.0, shapes=shapes)
+    launched, grads = fake_cupy.watch_launches(monkeypatch), gradients(1, shapes=shapes)
+    device.step([cupy.asarray(g) for g in grads], cupy.asarray(np.float32(1)), 0.1, 1)
+    assert fake_cupy.REAL or launched == [*["square_sums"] * 2, "decide", *["adamw"] * 2]
+    clip_by_norm(grads, 1.0)
+    optimiser.step(grads, 0.1)
+    ema.step()
+    assert_equal((optimiser, ema), device)
+    for name, m in optimiser.m.items():
+        np.testing.assert_allclose(device.optimiser.m[name].get(), m, rtol=1e-5, atol=1e-9)
+
+
+def test_an_array_that_was_replaced_is_the_one_that_is_updated(cupy):
+    """The table of the weights stays on the device from step to step, as long as the weights stay where they are."""
+    _, device = both(cupy, 1.0)
+    grads, one = [cupy.asarray(g) for g in gradients(0)], cupy.asarray(np.float32(1))
+    device.step(grads, one, 0.1, 1)
+    p = device.optimiser.parameters["2"]
+    old, kept = p.data, p.data.get()
+    p.data = old.copy()
+    device.step(grads, one, 0.1, 2)
+    assert np.array_equal(old.get(), kept) and not np.array_equal(p.data.get(), kept)
+
+
+def test_the_table_fits_in_a_kernels_arguments():
+    """A table takes 3840 bytes at most, which leaves 256 of the 4 KB to the other arguments."""
+    for family, bytes_each in (("adamw", 8), ("cast_all", 8), ("normal", 24)):
+        assert all(source.constants["MOST"] * bytes_each <= 3840 for source in cuda.versions(family).values())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_after_it(cupy, bad, where):
@@ -201,13 +235,14 @@ def test_arrays_that_do_not_fit_the_table_are_refused(cupy):
 @needs_compiler
 def test_it_is_the_same_in_any_order_of_threads(cupy):
     """Forward, in reverse and shuffled: the same bits, so no thread reads what another has not written yet."""
-    program = cuda_on_cpu.Program(cuda.pick("adamw", "float32").text, {"ELEMENT": "float"})
+    source = cuda.pick("adamw", "float32")
+    program = cuda_on_cpu.Program(source.text, {"ELEMENT": "float"})
     g, partials = gradients(0)[5], []
     for order in (0, 1, 2, 3):
         partial = np.zeros(2, np.float32)
-        table = np.array([0, g.ctypes.data], np.uint64)
-        program["square_sums"](2, 256, [table, np.array([g.size], np.int32), np.array([0, 0, 0, 4096], np.int32),
-                                        partial, np.int32(1)], order=order)
+        table = cuda.table([g.ctypes.data], source.constants["MOST"])
+        program["square_sums"](2, 256, [table[()], np.array([g.size], np.int32), np.array([0, 0, 0, 4096], np.int32),
+                                        partial], order=order)
         partials.append(partial.tobytes())
         np.testing.assert_allclose(partial.sum(), (g.astype(np.float64)**2).sum(), rtol=1e-5)
     assert len(set(partials)) == 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support import fake_cupy
 
+from minidiff.engine.cuda import launch as cuda
 from minidiff.engine.cuda.cast import cast_all
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.nn.layers import Linear
@@ -31,6 +32,16 @@ def test_there_and_back(cupy, name):
         assert b.data.ptr % 16 == 0 or not b.size
         assert b.get().tobytes() == a.astype(half(name)).tobytes()
         assert c.get().tobytes() == a.astype(half(name)).astype(np.float32).tobytes()
+
+
+def test_more_arrays_than_a_launch_takes(cupy, monkeypatch):
+    most = cuda.pick("cast_all", "float16").constants["MOST"]
+    arrays = [np.full(1 + i % 3, i, np.float32) for i in range(most + 1)]
+    launched = fake_cupy.watch_launches(monkeypatch)
+    narrow = cast_all([cupy.asarray(a) for a in arrays], np.float16)
+    assert fake_cupy.REAL or launched == ["narrow_all"] * 2
+    for a, b in zip(arrays, narrow, strict=True):
+        assert np.array_equal(b.get(), a.astype(np.float16))
 
 
 def test_what_it_takes(cupy):

@@ -112,6 +112,15 @@ def test_samples_calls_seeds_and_places_differ(cupy):
     assert len({a.tobytes() for a in drawn}) == 12
 
 
+@pytest.mark.parametrize("count", [160, 161])
+def test_more_samples_than_a_table_holds(cupy, monkeypatch, count):
+    launched = fake_cupy.watch_launches(monkeypatch)
+    drawn = DeviceSampleStreams(3, count).normal((2,)).get()
+    assert fake_cupy.REAL or launched == ["normal"] * (count - 159)
+    last = DeviceSampleStreams(3, 1, first=count - 1).normal((2,)).get()
+    assert np.array_equal(drawn[-1:], last) and len(np.unique(drawn)) == 2 * count
+
+
 def test_streams_from_seeds(cupy):
     drawn = DeviceSampleStreams.from_seeds([7, 3, 7]).normal((5,)).get()
     assert np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
@@ -200,7 +209,8 @@ def test_numbers_are_standard_normal(cupy, dtype):
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_nothing_is_written_beyond_the_last_number(n):
     """If n is not a multiple of four, the last thread of a sample discards words."""
-    z, streams = np.full(2 * n + 8, 7, np.float32), np.zeros((2, 3), np.uint64)
-    program = cuda_on_cpu.Program(cuda.versions("normal")[1].text, {"ELEMENT": "float"})
-    program["normal"](1, 256, [streams, z[4:], np.int32(2), np.int32(n)])
+    z, source = np.full(2 * n + 8, 7, np.float32), cuda.versions("normal")[1]
+    streams = cuda.table(np.zeros((2, 3), np.uint64), source.constants["MOST"], (np.uint64, 3))
+    program = cuda_on_cpu.Program(source.text, {"ELEMENT": "float"})
+    program["normal"](1, 256, [streams[()], z[4:], np.int32(2), np.int32(n)])
     assert (z[:4] == 7).all() and (z[2 * n + 4:] == 7).all() and (z[4:2 * n + 4] != 7).all()

@@ -1,5 +1,6 @@
 """Training on a second device: the same steps as on the host, without waiting for the device, and exact resuming."""
 
+from collections import OrderedDict
 from types import MethodType
 
 import numpy as np
@@ -9,6 +10,7 @@ from support.fake_cupy import assert_same, install, of_the_stand_in
 from support.second_device import SMALL
 
 from minidiff import checkpoint
+from minidiff.engine import backend
 from minidiff.engine.cuda.random import DeviceSampleStreams
 from minidiff.errors import UserError
 from minidiff.systems.text_to_image import TextToImage
@@ -96,6 +98,19 @@ def test_no_step_waits_for_the_device(cupy, monkeypatch, precision):
     t.fetch()
     assert len(calls) == 2, "there was nothing to fetch"
     assert float(cupy.ones(())) == 1 and calls[2:] == ["__float__"], "the watch sees"
+
+
+@of_the_stand_in
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
+def test_a_step_has_one_copy_to_the_device(cupy, monkeypatch, precision):
+    """The batch, and with it what the loss computes of it on the host.  Tables that stay were copied before."""
+    t, copied, plain = small("cuda", precision=precision), [], cupy.asarray
+    t.step()
+    monkeypatch.setattr(backend, "_remembered", OrderedDict())
+    monkeypatch.setattr(cupy, "asarray", lambda a, dtype=None: (
+        copied.append(a) if isinstance(a, np.ndarray) else None, plain(a, dtype))[1])
+    t.step()
+    assert len(copied) == 1
 
 
 def test_losses_are_fetched_now_and_then(cupy, monkeypatch):

@@ -15,7 +15,10 @@ from minidiff.engine.cuda import launch as cuda
 
 
 def cast_all(arrays: Sequence, dtype) -> list:
-    """The arrays in another dtype: from float32 to half precision, or back; the results are parts of one new array."""
+    """The arrays in another dtype: from float32 to half precision, or back.
+
+    The results of one launch are parts of one new array.
+    """
     if not arrays:
         return []
     import cupy
@@ -29,11 +32,14 @@ def cast_all(arrays: Sequence, dtype) -> list:
     arrays = [a if a.flags.c_contiguous else cupy.ascontiguousarray(a) for a in arrays]
     half = str(given if dtype == np.float32 else dtype)
     source = cuda.pick("cast_all", half)
+    if len(arrays) > (most := source.constants["MOST"]):
+        return [*cast_all(arrays[:most], dtype), *cast_all(arrays[most:], dtype)]
     sizes = tuple(a.size for a in arrays)
     offsets, tables = _tables(device, sizes, source.constants["CHUNK"])
     to = cupy.empty(offsets[-1], dtype)
     cuda.kernel(source, "widen_all" if dtype == np.float32 else "narrow_all", half)(
-        len(tables[2]), source.constants["THREADS"], _pointers(device, tuple(a.data.ptr for a in arrays)), *tables, to)
+        len(tables[2]), source.constants["THREADS"], cuda.table([a.data.ptr for a in arrays], most),
+        *tables, to)
     return [to[begin:begin + a.size].reshape(a.shape) for begin, a in zip(offsets, arrays, strict=False)]
 
 
@@ -48,10 +54,3 @@ def _tables(device: int, sizes: tuple[int, ...], chunk: int):
     chunks = np.array([(p, first) for p, n in enumerate(sizes) for first in range(0, n, chunk)], np.int32)
     return offsets.tolist(), tuple(cupy.asarray(np.array(a, np.int32)) for a in (
         sizes, offsets[:-1], chunks.reshape(-1, 2)))
-
-
-@functools.lru_cache(maxsize=16)
-def _pointers(device: int, pointers: tuple[int, ...]):
-    """On the device.  Weights stay where they are from step to step, so that their table is there already."""
-    import cupy
-    return cupy.asarray(np.array(pointers, np.uint64))

@@ -24,7 +24,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -226,6 +226,16 @@ class strided:  # noqa: N801  (lower case, since it is used like a function)
     """Marks an array that need not be contiguous: the caller passes its strides as further arguments."""
 
     array: object
+
+
+def table(rows: Sequence, most: int, dtype=np.uint64) -> np.ndarray:
+    """The rows, at most `most`, as a struct that a kernel takes by value: no copy to the card precedes the launch.
+
+    dtype: of a row; without it, rows are pointers.
+    """
+    struct = np.zeros((), [("at", dtype, most)])
+    struct["at"][:len(rows)] = rows
+    return struct
 
 
 def kernel(source: Source, name: str, dtype: str, **defines: int) -> Kernel:

@@ -4,7 +4,7 @@
     uniform     u[i] = g(seed, place of sample i, call, element)        on the host
 
 f and g are counter-based generators (Philox, Salmon et al. 2011): they encrypt a counter and keep no state.  So a
-stream's only state is the number of its next call, one launch draws for the whole batch, and a sample's numbers do
+stream's only state is the number of its next call, one launch draws for up to 160 samples, and a sample's numbers do
 not depend on the batch around it.  They differ from the numbers that the CPU draws from the same seed.
 """
 
@@ -56,9 +56,12 @@ class DeviceSampleStreams:
         dtype = np.dtype(dtype)
         z = cupy.empty((len(self), *shape), dtype)
         source = cuda.pick("normal", dtype.name, version)
-        n, threads = math.prod(shape), source.constants["THREADS"]
-        cuda.kernel(source, "normal", dtype.name)(
-            -(-len(self) * -(-n // 4) // threads), threads, cupy.asarray(self._table), z, len(self), n)
+        n, threads, at_once = math.prod(shape), source.constants["THREADS"], source.constants["MOST"]
+        kernel = cuda.kernel(source, "normal", dtype.name)
+        for i in range(0, len(self), at_once):
+            some = self._table[i:i + at_once]
+            kernel(-(-len(some) * -(-n // 4) // threads), threads, cuda.table(some, at_once, (np.uint64, 3)),
+                   z[i:i + at_once], len(some), n)
         self._table[:, CALL] += np.uint64(1)
         return z
 

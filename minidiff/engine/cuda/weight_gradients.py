@@ -97,8 +97,7 @@ def fill() -> None:
         kernel, most = cuda.kernel(source, "weight_gradients", str(dtype)), source.constants["MOST"]
         rows = [_row(*layer) for layer in layers if _result(layer).dtype == dtype]
         for some in (rows[i:i + most] for i in range(0, len(rows), most)):
-            table = np.zeros((), [("at", LAYER, most)])
-            table["at"][:len(some)] = some
+            table = cuda.table(some, most, LAYER)
             kernel(_blocks(table["at"], source.constants["TILE"]), source.constants["THREADS"], table)
 
 

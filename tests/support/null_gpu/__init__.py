@@ -3,7 +3,7 @@
     null_gpu.install()                      instead of the first import of CuPy, in a process of its own
     with null_gpu.watching() as seen:
         trainer.step()
-    seen["launch"], seen["product"], seen["fill"], seen["upload"], seen["download"], seen["wait"]
+    seen["launch"], seen["product"], seen["fill"], seen["upload"], seen["download"], seen["wait"], seen["graph"]
 
 NVRTC really compiles each kernel, and null_gpu.cpp checks each launch against it.  No kernel runs, so what a kernel
 would have written is 0, and nothing can be said of values: for these there is fake_cupy.py.

@@ -12,6 +12,8 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,8 +49,32 @@ def work_of_the_default_model() -> Iterator[tuple[str, Callable[[], object]]]:
         trainer = Trainer(next(model.stages(tiny.digits())), TrainConfig(batch=8, precision=precision), device="cuda")
         trainer.step()
         yield f"step in {precision}", trainer.step
+        with filled_pool(trainer.step) as stream:
+            yield f"captured step in {precision}", partial(captured, trainer, stream)
     yield "sample of 2 steps", lambda: model.sample(["a bold seven"], steps=2)
     yield "sample of 3 steps", lambda: model.sample(["a bold seven"], steps=3)
+
+
+@contextmanager
+def filled_pool(step: Callable[[], object]) -> Iterator:
+    """Within it, memory comes from a pool that two steps filled, and work goes to the stream that it gives."""
+    import cupy
+    cupy.cuda.set_allocator(cupy.cuda.MemoryPool().malloc)
+    try:
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            step(), step()
+            yield stream
+    finally:
+        cupy.cuda.set_allocator(None)
+
+
+def captured(trainer: Trainer, stream) -> None:
+    """A step is recorded as one CUDA graph, once its batch is on the device; then the graph is launched."""
+    batch = trainer.batch()
+    trainer.batch = lambda: batch
+    stream.begin_capture()
+    trainer.step()
+    stream.end_capture().launch(stream)
 
 
 def main(names: list[str]) -> None:

@@ -24,10 +24,12 @@ static int number(const char* name, int otherwise) {
 static const int CAPABILITY = number("NULL_GPU_CAPABILITY", 90);
 static const unsigned SHARED = number("NULL_GPU_SHARED", 232448);       // bytes that a block may ask for
 static const unsigned WITHOUT_ASKING = 48 << 10;                        // bytes that it gets by default
-enum { OK, INVALID_VALUE, NO_MEMORY, INVALID_IMAGE = 200, NO_FILE = 301, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
+enum { OK, INVALID_VALUE, NO_MEMORY, INVALID_IMAGE = 200, NO_FILE = 301, NOT_FOUND = 500, NOT_SUPPORTED = 801,
+       NOT_IN_A_CAPTURE = 900, CAPTURE_FAILED = 901 };
 
 static const char* reason_of(int error, const std::string& refused) {
-    return error == INVALID_VALUE ? refused.c_str() : error == NO_MEMORY ? "out of memory"
+    return error == INVALID_VALUE || error == NOT_IN_A_CAPTURE ? refused.c_str()
+         : error == CAPTURE_FAILED ? "the capture failed: a call in it was refused" : error == NO_MEMORY ? "out of memory"
          : error == NOT_FOUND ? "the module has no such kernel" : "not supported by the null GPU";
 }
 
@@ -35,6 +37,21 @@ static thread_local std::string refused = "invalid argument";
 static int refuse(const std::string& why) {
     refused = why;
     return INVALID_VALUE;
+}
+
+// --- a capture: what a stream is asked to do becomes a graph, which can be launched again and again ------------------
+//
+// Refused in it is what waits, and what a graph would not repeat rightly: a copy from or to the host, whose memory CuPy
+// gives to other arrays before the graph runs; new or freed memory of the card, whose addresses a graph must keep; work
+// on another stream, which would not be in the graph.  CUDA itself allows some of these in CuPy's mode of capture.
+
+static void* capturing = nullptr;                           // the stream
+static bool capture_failed = false;
+
+static int not_in_a_capture(const std::string& what) {
+    refused = what + " while a stream is captured";
+    capture_failed = true;
+    return NOT_IN_A_CAPTURE;
 }
 
 // --- the listener ---------------------------------------------------------------------------------------------------
@@ -142,7 +159,9 @@ int cuFuncSetAttribute(Kernel* kernel, int attribute, int value) {
 }
 
 static int checked_launch(const std::string& name, const unsigned (&grid)[3], const unsigned (&block)[3], unsigned shared,
-                          unsigned threads, unsigned dynamic) {
+                          unsigned threads, unsigned dynamic, void* stream) {
+    if (capturing && stream != capturing)
+        return not_in_a_capture(name + " is launched on another stream");
     const unsigned most_blocks[] = {0x7fffffff, 65535, 65535}, most_threads[] = {1024, 1024, 64};
     for (int i = 0; i < 3; i++)
         if (!grid[i] || grid[i] > most_blocks[i] || !block[i] || block[i] > most_threads[i])
@@ -157,8 +176,8 @@ static int checked_launch(const std::string& name, const unsigned (&grid)[3], co
 }
 
 int cuLaunchKernel(Kernel* kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void*, void**, void**) {
-    return checked_launch(kernel->name, {gx, gy, gz}, {bx, by, bz}, shared, kernel->threads, kernel->dynamic);
+                   unsigned shared, void* stream, void**, void**) {
+    return checked_launch(kernel->name, {gx, gy, gz}, {bx, by, bz}, shared, kernel->threads, kernel->dynamic, stream);
 }
 
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel* kernel, int threads, size_t) {
@@ -199,10 +218,14 @@ int cudaDeviceGetAttribute(int* value, int attribute, int) {
     return *value = found == attributes.end() ? 0 : found->second, OK;
 }
 
-int cudaMalloc(void** memory, size_t size) { return (*memory = std::calloc(size, 1)) ? OK : NO_MEMORY; }
-int cudaFree(void* memory) { return std::free(memory), OK; }
-int cudaHostAlloc(void** memory, size_t size, unsigned) { return cudaMalloc(memory, size); }
-int cudaFreeHost(void* memory) { return cudaFree(memory); }
+int cudaMalloc(void** memory, size_t size) {
+    if (capturing)
+        return not_in_a_capture(std::to_string(size) + " new bytes");
+    return (*memory = std::calloc(size, 1)) ? OK : NO_MEMORY;
+}
+int cudaFree(void* memory) { return capturing ? not_in_a_capture("memory is freed") : (std::free(memory), OK); }
+int cudaHostAlloc(void** memory, size_t size, unsigned) { return (*memory = std::calloc(size, 1)) ? OK : NO_MEMORY; }
+int cudaFreeHost(void* memory) { return std::free(memory), OK; }
 int cudaMemGetInfo(size_t* available, size_t* total) { return *available = *total = size_t(80) << 30, OK; }
 
 int cudaPointerGetAttributes(void* attributes, const void*) {
@@ -212,8 +235,10 @@ int cudaPointerGetAttributes(void* attributes, const void*) {
     } of_all;
     return std::memcpy(attributes, &of_all, sizeof of_all), OK;
 }
-int cudaMemcpyAsync(void* to, const void* from, size_t size, int kind, void*) {
+int cudaMemcpyAsync(void* to, const void* from, size_t size, int kind, void* stream) {
     const char* ways[] = {"copy", "upload", "download", "copy", "copy"};
+    if (capturing && (kind == 1 || kind == 2 || stream != capturing))
+        return not_in_a_capture(std::string(ways[kind]) + " of " + std::to_string(size) + " bytes");
     tell(ways[kind], std::to_string(size));
     std::memmove(to, from, size);
     if (kind == 2 && size == 1)                     // a question to the device, such as "is all of it finite?": yes
@@ -221,16 +246,39 @@ int cudaMemcpyAsync(void* to, const void* from, size_t size, int kind, void*) {
     return OK;
 }
 int cudaMemcpy(void* to, const void* from, size_t size, int kind) { return cudaMemcpyAsync(to, from, size, kind, nullptr); }
-int cudaMemsetAsync(void* to, int value, size_t size, void*) {
+int cudaMemsetAsync(void* to, int value, size_t size, void* stream) {
+    if (capturing && stream != capturing)
+        return not_in_a_capture("a fill on another stream");
     tell("fill", std::to_string(size));
     return std::memset(to, value, size), OK;
 }
 int cudaMemset(void* to, int value, size_t size) { return cudaMemsetAsync(to, value, size, nullptr); }
 
-int cudaStreamSynchronize(void*) { return tell("wait", "stream"), OK; }
-int cudaDeviceSynchronize() { return tell("wait", "device"), OK; }
-int cudaEventSynchronize(void*) { return tell("wait", "event"), OK; }
-int cudaStreamIsCapturing(void*, int* status) { return *status = 0, OK; }
+static int wait(const char* what) {
+    return capturing ? not_in_a_capture(std::string("a wait for the ") + what) : (tell("wait", what), OK);
+}
+int cudaStreamSynchronize(void*) { return wait("stream"); }
+int cudaDeviceSynchronize() { return wait("device"); }
+int cudaEventSynchronize(void*) { return wait("event"); }
+
+int cudaStreamCreateWithPriority(void** stream, unsigned, int) { return *stream = new char, OK; }
+int cudaStreamDestroy(void* stream) { return delete static_cast<char*>(stream), OK; }
+int cudaStreamIsCapturing(void* stream, int* status) { return *status = capturing && stream == capturing, OK; }
+int cudaStreamBeginCapture(void* stream, int) {
+    if (!stream || capturing)
+        return not_in_a_capture(stream ? "a second capture" : "the default stream");
+    return capturing = stream, capture_failed = false, OK;
+}
+int cudaStreamEndCapture(void* stream, void** graph) {
+    if (stream != capturing)
+        return refuse("the stream is not captured");
+    return capturing = nullptr, *graph = &listener, capture_failed ? CAPTURE_FAILED : OK;
+}
+int cudaGraphInstantiate(void** ready, void* graph) { return *ready = graph, OK; }
+int cudaGraphUpload(void*, void*) { return OK; }
+int cudaGraphLaunch(void*, void*) { return tell("graph", "launched"), OK; }
+int cudaGraphDestroy(void*) { return OK; }
+int cudaGraphExecDestroy(void*) { return OK; }
 int cudaEventCreateWithFlags(void** event, unsigned) { return *event = &listener, OK; }
 int cudaEventRecord(void*, void*) { return OK; }
 int cudaEventDestroy(void*) { return OK; }
@@ -253,8 +301,9 @@ int __cudaPopCallConfiguration(Sizes* grid, Sizes* block, size_t* shared, void**
     return *grid = pushed.grid, *block = pushed.block, *shared = pushed.shared, *stream = pushed.stream, OK;
 }
 int __cudaGetKernel(const void** kernel, const void* function) { return *kernel = function, OK; }
-int cudaLaunchKernel(const void*, Sizes grid, Sizes block, void**, size_t shared, void*) {
-    return checked_launch("of CuPy's wheel", {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, 1024, SHARED);
+int cudaLaunchKernel(const void*, Sizes grid, Sizes block, void**, size_t shared, void* stream) {
+    return checked_launch("of CuPy's wheel", {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, 1024, SHARED,
+                          stream);
 }
 int __cudaLaunchKernel(const void* kernel, Sizes grid, Sizes block, void** arguments, size_t shared, void* stream) {
     return cudaLaunchKernel(kernel, grid, block, arguments, shared, stream);
@@ -263,8 +312,9 @@ int cudaLaunchKernelExC(const void* sizes, const void* kernel, void** arguments)
     struct {                                                            // the head of struct cudaLaunchConfig_t
         Sizes grid, block;
         size_t shared;
+        void* stream;
     } c;
-    return std::memcpy(&c, sizes, sizeof c), cudaLaunchKernel(kernel, c.grid, c.block, arguments, c.shared, nullptr);
+    return std::memcpy(&c, sizes, sizeof c), cudaLaunchKernel(kernel, c.grid, c.block, arguments, c.shared, c.stream);
 }
 int cudaFuncGetAttributes(void* attributes, const void*) {
     const struct {                                                      // the head of struct cudaFuncAttributes
