@@ -344,6 +344,7 @@ class Kept:
     file: Path | None = None
     original: Path = ROOT
     found: dict[str, dict] = field(init=False, default_factory=dict)
+    keys: dict[Bug, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         if self.file is not None and self.file.exists():
@@ -351,11 +352,14 @@ class Kept:
             self.found = {entry["key"]: entry for entry in map(json.loads, lines)}
 
     def key(self, bug: Bug) -> str:
-        text = f"{bug.name}\n{bug.planted(self.original)}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Of the text when this was first asked for: the copies are of that time; the original may be edited since."""
+        if bug not in self.keys:
+            text = f"{bug.name}\n{bug.planted(self.original)}"
+            self.keys[bug] = hashlib.sha256(text.encode()).hexdigest()
+        return self.keys[bug]
 
     def result(self, bug: Bug) -> Result | None:
-        entry = self.found.get(self.key(bug)) if self.found else None
+        entry = self.found.get(self.key(bug))
         return entry and Result(bug, "caught", entry["test"], entry["seconds"])
 
     def add(self, result: Result) -> Result:
