@@ -62,7 +62,7 @@ class PictureOptions:
 class OwnPictures(Dataset):
     """Pictures with their captions, at one size."""
 
-    name = "pictures"
+    name = "pictures"                                       # in files; messages name the folder, which the user gave
 
     def __init__(self, pixels: np.ndarray, captions: list[tuple[str, ...]], source: str, sha256: str = "",
                  flip: bool = False, test: OwnPictures | None = None):
@@ -70,6 +70,10 @@ class OwnPictures(Dataset):
         self.pixels, self.captions, self.source, self.flip, self._test = pixels, captions, source, flip, test
         self.shape = pixels.shape[1:]
         self._sha256 = sha256 or hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        return f"the data set of {self.source}"
 
     def __len__(self) -> int:
         return len(self.pixels) * (1 + self.flip)           # the mirror images follow the pictures

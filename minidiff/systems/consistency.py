@@ -129,8 +129,8 @@ class Consistency(System):
     def stages(self, data: Dataset) -> Iterator[Stage]:
         c = self.config
         if tuple(data.shape) != tuple(c.teacher.shape):
-            raise UserError(f"the teacher draws images of shape {c.teacher.shape}, and the data set {data.name!r} has "
-                            f"{data.shape}: train a text-to-image system on the same data first")
+            raise UserError(f"the teacher draws images of shape {c.teacher.shape}, and {data.title} has {data.shape}: "
+                            "train a text-to-image system on the same data first")
 
         def batch(step: Step) -> tuple:
             chosen = step.choose(data)
