@@ -133,8 +133,9 @@ def read(path: Path, options: PictureOptions, test: OwnPictures | None = None) -
     found = listing(path, options.captions)
     if not found.items:
         raise UserError(f"{ascii(str(path))} holds no picture that has a caption"
-                        + named(", such as", found.without_caption) + named("; captions without a picture:",
-                                                                            found.without_picture))
+                        + named(", such as", found.without_caption)
+                        + named("; captions without a picture:", found.without_picture)
+                        + named("; skipped in a .tar:", with_reasons(found.skipped)))
     fit = Fit(*options.size, options.fit, options.background)
     decoded = picture_cache.decoded(found.items, fit)
     tell(path, found, decoded, options)
@@ -156,9 +157,10 @@ def tell(path: Path, found: Listing, decoded: Decoded, options: PictureOptions) 
         raise UserError(f"{len(decoded.skipped)} of the {total} pictures in {ascii(str(path))} cannot be read: "
                         f"{decoded.skipped[0][1]}")
     remarks = [
-        ("pictures that cannot be read", [f"{name} ({why})" for name, why in decoded.skipped]),
+        ("pictures that cannot be read", with_reasons(decoded.skipped)),
         ("pictures without a caption", found.without_caption),
-        ("captions without a picture", found.without_picture)]
+        ("captions without a picture", found.without_picture),
+        ("in a .tar", with_reasons(found.skipped))]
     for what, names in remarks:
         if names:
             say(f"skipped {what}: {len(names)}" + named(",", names))
@@ -168,6 +170,10 @@ def tell(path: Path, found: Listing, decoded: Decoded, options: PictureOptions) 
         say(f"enlarged smaller pictures to {options.size[0]}x{options.size[1]}: {decoded.enlarged} of {total}")
     if len(decoded.kept) == 1:
         say("there is one picture: a model can only learn to repeat it")
+
+
+def with_reasons(skipped: list[tuple[str, str]]) -> list[str]:
+    return [f"{name} ({why})" for name, why in skipped]
 
 
 def named(before: str, names: list[str]) -> str:
