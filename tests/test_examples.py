@@ -144,6 +144,21 @@ def test_few_steps(few_steps, tmp_path, capsys, monkeypatch):
     assert example.main(**options, low=1.0, high=3.0) == table
     assert drawn == [{"scale": 2.0, "sampler": "heun", "steps": 2}]
 
+    def begins(*_):
+        raise InterruptedError("it draws")
+    monkeypatch.setattr(example, "draw", begins)
+    code = tmp_path / "code.py"
+    code.write_text("x = 1")
+    monkeypatch.setattr(example, "source", lambda: [code])
+    with pytest.raises(InterruptedError):                   # a row of other code is no row of this run
+        example.main(**options, low=1.0, high=3.0)
+
+
+def test_rows_of_few_steps_depend_on_all_code_that_draws_and_measures():
+    files = {"/".join(path.parts[-3:]) for path in load("few_steps").source()}
+    assert {"minidiff/diffusion/samplers.py", "minidiff/nn/unet.py", "minidiff/evaluation/fidelity.py"} <= files
+    assert any(name.endswith("examples/few_steps.py") for name in files)
+
 
 @pytest.mark.parametrize("changes, sentence", [
     ({"low": 3.0, "high": 1.0}, "the guidance interval's low and high must be noise levels"),
