@@ -12,8 +12,10 @@ guidance need for a step.  For each number of evaluations a run makes as many st
 samplers of samplers.SAMPLERS are measured, your own too, except those of consistency models.  All pictures have the
 same captions, those of real images, and the same noise.
 
-Each row is kept in a file when it is measured, so a run that was stopped goes on where it was.  FID depends on the
-number of pictures: compare it with its floor, that of as many real images (evaluation/report.py).
+Each row is kept in a file when it is measured, so a run that was stopped goes on where it was.  The file's name holds a
+hash of what the row depends on: both networks' weights, minidiff's code and the options.  The code of a sampler from
+elsewhere is not part of it: after a change there, name other --rows.  FID depends on the number of pictures: compare it
+with its floor, that of as many real images (evaluation/report.py).
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+import minidiff
 from minidiff import pictures, systems
 from minidiff.data import mnist
 from minidiff.diffusion.guidance import ClassifierFree, GuidanceInterval
@@ -78,6 +81,11 @@ def runs(schedule: Schedule, ways: dict[str, dict], budgets) -> list[tuple[str, 
     return [(name, way, ways[way] | {"sampler": name, "steps": n}, count) for count, name, way, n in sorted(found)]
 
 
+def source() -> list[Path]:
+    """The files of all code that draws and measures."""
+    return [Path(__file__), *sorted(Path(minidiff.__file__).parent.rglob("*.py"))]
+
+
 def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16, 25, 50), scale: float = 2.0,
          low: float = 0.2, high: float = 3.0, rows: str = "runs/few-steps", out: str = "few_steps.png") -> list[dict]:
     if not LEAST <= count <= MOST:
@@ -100,9 +108,10 @@ def main(model: str | None = None, *, count: int = 200, budgets=(4, 6, 8, 12, 16
     floor = float(np.mean([fid(judge, features) for features in compared]))
 
     # --- every run that is not in its file yet ---
-    weights, asked, table = system.file.read_bytes() + judge.file.read_bytes(), [], []
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in [system.file, judge.file, *source()])).hexdigest()
+    asked, table = [], []
     for name, way, options, cost in planned:
-        key = hashlib.sha256(weights + f"{count} {sorted(options.items())}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{state} {count} {sorted(options.items())}".encode()).hexdigest()[:12]
         asked.append((Path(rows) / f"{name}-{way}-{options['steps']}-{key}.json", name, way, options, cost))
     try:
         Path(rows).mkdir(parents=True, exist_ok=True)

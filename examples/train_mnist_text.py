@@ -7,8 +7,9 @@
     3  train it           minimise || v - v_theta ||^2
     4  sample             start from pure noise; compute x_0 and eps from v_theta; mix them with less noise; repeat
 
-`minidiff train` trains in the same way.  It also saves and resumes, draws while it trains, and evaluates; and its
-network says of each pixel whether it is black, white or between, which removes the grain (nn/pixel_mixture.py).
+`minidiff train` takes the same steps; it also saves, resumes and evaluates.  Its network says of each pixel whether it
+is black, white or between, and Bayes' rule makes v of that, which removes the grain (nn/pixel_mixture.py).  It draws
+times from another density (diffusion/densities.py).  It samples with DPM-Solver++(2M), and scale 2.
 """
 
 import argparse
@@ -51,8 +52,7 @@ class Model(Module):
         error = self.unet(Tensor(x_t), t, self.text(ids, mask)) - v
         return ops.mean(error * error)
 
-    def encode(self, ids, mask) -> tuple:
-        """Captions as a condition of the UNet: arrays."""
+    def encode(self, ids, mask) -> tuple:                   # captions as a condition of the UNet: arrays
         with no_grad():
             states = self.text(ids, mask)
         return states.tokens.data, states.pooled.data, states.mask

@@ -370,10 +370,10 @@ conv_forward(const T* x, const T* w, const T* bias, T* y, int B, int H, int W, i
     #pragma unroll
     for (int q = 0; q < 8; ++q) {
         const int d = n0 + tile_column(q);
-        const Acc plus = bias && d < D ? wide(bias[d]) : Acc(0);
+        const Acc bias_d = bias && d < D ? wide(bias[d]) : Acc(0);
         #pragma unroll
         for (int r = 0; r < 8; ++r) {
-            sum[r][q] += plus;
+            sum[r][q] += bias_d;
             if (activate) sum[r][q] = silu(sum[r][q]);
         }
     }

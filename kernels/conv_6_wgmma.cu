@@ -379,13 +379,13 @@ conv_forward(const T* x, const T* w, const T* bias, T* y, int B, int H, int W, i
         #pragma unroll
         for (int q = 0; q < 2; ++q) {
             const int d = n0 + tile_column(j) + q;
-            const Acc plus = bias && d < D ? wide(bias[d]) : Acc(0);
+            const Acc bias_d = bias && d < D ? wide(bias[d]) : Acc(0);
             #pragma unroll
             for (int i = 0; i < 2; ++i)
                 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     Acc& s = sum[i][4 * j + 2 * h + q];
-                    s += plus;
+                    s += bias_d;
                     if (activate) s = silu(s);
                 }
         }

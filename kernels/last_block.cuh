@@ -47,8 +47,8 @@ __device__ __forceinline__ void add_parts(const Acc* partial, int n, int parts, 
         const int m = m0 + i / TILE_N, column = n0 + i % TILE_N;
         if (m >= rows || column >= N) continue;
         const int place = at(m) * N + column;
-        const T* plus = bias ? bias + column : nullptr;
-        if (V == 4) add_neighbours<4>(partial + place, n, parts, plus, y + place, activate);
-        else        add_neighbours<1>(partial + place, n, parts, plus, y + place, activate);
+        const T* column_bias = bias ? bias + column : nullptr;
+        if (V == 4) add_neighbours<4>(partial + place, n, parts, column_bias, y + place, activate);
+        else        add_neighbours<1>(partial + place, n, parts, column_bias, y + place, activate);
     }
 }

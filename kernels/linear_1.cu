@@ -7,8 +7,8 @@
 // Both sums are `plus`: they cost no launch, and no more than reading one array.
 //
 // The convolution kernels also compute such products, in tiles of 128 x 64.  A layer of 392 x 128 has 8 of these tiles,
-// so blocks must share each tile's sum, and a second launch adds the parts.  In tiles of 32 x 32 it has 52 blocks, and
-// each computes its sums alone.
+// so blocks must share each tile's sum through memory, and one of them adds the parts (last_block.cuh).  In tiles of
+// 32 x 32 it has 52 blocks, and each computes its sums alone.
 //
 //     Which thread does what: 256 threads compute 32 x 32 sums, 2 x 2 each, 16 rows and 16 columns apart.
 //

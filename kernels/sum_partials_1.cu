@@ -1,4 +1,6 @@
-// Adds partial sums: the second half of a sum that several blocks share, in a launch of its own.
+// The sum of the parts that several blocks wrote, (splits, n) -> (n), in a launch of its own.
+//
+//     sum[i] = partial[0, i] + partial[1, i] + ...
 //
 // If blocks added to the same number, they would need atomic additions, whose order differs each time, and a
 // floating-point sum depends on the order.  So each block writes its own part, and here one thread for each number adds
@@ -12,10 +14,15 @@
 //         ...                       v  v  v  v
 //     sum (n)                       .  .  .  .
 //
-// Counted:  n (splits - 1) additions; n splits numbers read and n written.  dw of 3 x 3, 64 -> 64 channels from 52
-// parts, float32:  1.9 million additions; 7.7 MB read, most of it from the L2 cache, where it has just been written.
+// The parts are those of a convolution's dw, and each image's share of a group norm's dgamma and dbeta.  Within a
+// backward pass up to 4096 parts wait, and weight_gradients_1.cu adds them together with other layers'; all other sums
+// are added here.  A convolution's y and dx need neither: the block that is last adds their parts (last_block.cuh).
 //
-// measured  not yet (benchmarks/kernels.py)
+// Bytes    n splits sums read, n numbers written.  dw of 3 x 3, 64 -> 64 channels in float32, from 128 images of
+//          14 x 14 in 51 parts (conv_3 on an H100): 7.7 MB, most of it from the L2 cache, where it has just been
+//          written.
+// Work     n (splits - 1) additions: 1.8 million.
+// Speed    measured  not yet
 //
 // What limits it: for large n, the speed of memory; for small n, that only n threads run, each waiting for its reads.
 // Reads do not wait for each other, so each thread has sixteen in transit at a time.

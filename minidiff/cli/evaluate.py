@@ -105,8 +105,9 @@ def _likelihood(model, args: argparse.Namespace):
     model.likelihood_denoiser()                             # UserError where it has none, before data are looked for
     data = args.data or model.notes.get("dataset")
     if data and not args.data and data not in DATASETS:
-        raise UserError(f"this model was trained on {ascii(data)[:40]}, which minidiff does not have: name a folder of "
-                        "test pictures with --data")
+        source = model.notes.get("data", data)              # a folder's pictures, by the folder's name
+        raise UserError(f"this model was trained on {ascii(source)[:80]}, which minidiff does not have: name a folder "
+                        "of test pictures with --data")
     test = load_dataset(data, "test", picture_reading(args), shape=getattr(model.config, "shape", None))
     with refusals(model.name):
         return likelihood(model, test, count=args.images, seed=args.seed, progress=progress)

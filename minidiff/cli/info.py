@@ -76,7 +76,7 @@ def _model(path: Path) -> list[tuple[str, str]]:
     kind = systems.class_of_model(path)
     rows = kind.about(path)
     if kind.options():
-        rows.append(("sampling", described(kind.options())))
+        rows.append(("sampling", described(kind)))
     return [(name, _plain(value)) for name, value in rows]
 
 

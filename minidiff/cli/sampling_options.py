@@ -83,8 +83,7 @@ def checked_option(kind: type[System], name: str, value):
     """The value as the option takes it; UserError where there is no such option or it takes another kind of value."""
     own = kind.options()
     if name not in own:
-        takes = ", ".join(f"{option} ({default})" for option, default in own.items()) or "none"
-        raise UserError(f"{kind.name} has no option {name!r}: its options are {takes}")
+        raise UserError(f"{kind.name} has no option {name!r}: its options are {described(kind) or 'none'}")
     if isinstance(value, float) and not abs(value) <= MOST or isinstance(value, int) and abs(value) > MOST:
         raise UserError(f"{kind.name}: {name} takes a number from -{MOST} to {MOST}, not {value}")
     default, annotation = own[name], kind.option_kinds()[name]
@@ -115,9 +114,10 @@ def print_files(model: System) -> None:
             show(f"{model.name} draws with {name} ({path or 'in memory'})")
 
 
-def described(options: dict | None) -> str:
-    """{"scale": 2.0, "steps": 20, "size": None} as "scale 2.0, steps 20, size"."""
-    return ", ".join(name if value is None else f"{name} {value}" for name, value in (options or {}).items())
+def described(kind: type[System]) -> str:
+    """The options with their defaults, such as "steps 20, size (the checkpoint's)": in words where it depends."""
+    return ", ".join(f"{name} ({kind.when_none.get(name, 'none')})" if value is None else f"{name} {value}"
+                     for name, value in (kind.options() or {}).items())
 
 
 def captions_of(prompts: Sequence[str]) -> list[str]:

@@ -35,6 +35,11 @@ class Dataset:
     fingerprint: str                        # differs where the images or captions differ: a run resumes with its own
     labels: np.ndarray | None = None        # optional: the class of each image, (N,), for the digit classifier
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"the data set {self.name!r}"
+
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} has no __len__")
 

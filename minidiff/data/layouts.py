@@ -39,6 +39,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp")
 TEXTS, TABLES, SHARDS = (".txt", ".caption"), (".csv", ".jsonl"), (".tar",)
 FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_path")
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")
+PICTURE, TEXTS_IN_TAR = "picture", (*TEXTS, ".text", ".json")
 LONGEST_CAPTION = 1000                                      # characters; what is longer is cut
 MOST_CAPTIONS = 100                                         # of one picture
 LARGEST_TEXT = 1 << 20                                      # bytes, of one picture's captions
@@ -65,6 +66,7 @@ class Listing:
     items: list[Captioned] = field(default_factory=list)
     without_caption: list[str] = field(default_factory=list)
     without_picture: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)        # (a picture or text in a .tar, why)
     cut: int = 0                            # pictures with a caption that was too long
 
 
@@ -232,7 +234,10 @@ def decoded(path: Path, largest: int) -> str:
 # --- many pictures in one file ----------------------------------------------------------------------------------
 
 def of_tar(path: Path) -> Listing:
-    """a.png and a.txt or a.json in a .tar: what has the same name before its first dot belongs together."""
+    """a.png and a.txt or a.json in a .tar: what has the same name before its first dot belongs together.
+
+    Of several pictures, or texts of one suffix, that belong together the first is taken.
+    """
     found, parts = Listing("tar"), defaultdict(dict)
     stamp = stamp_of(path)
     try:
@@ -241,23 +246,37 @@ def of_tar(path: Path) -> Listing:
                 if count > MOST_FILES:
                     raise UserError(f"{_shown(path)} holds more than {MOST_FILES:,} files")
                 folder, name = os.path.split(member.name)
-                if member.isreg() and not member.issparse() and not name.startswith("."):      # no links, no devices
-                    stem, _, _ = name.partition(".")
-                    suffix = os.path.splitext(name)[1].lower()
-                    parts[os.path.join(folder, stem)].setdefault(suffix, (member.offset_data, member.size))
+                stem, suffix = name.partition(".")[0], os.path.splitext(name)[1].lower()
+                kind = PICTURE if suffix in SUFFIXES else suffix
+                if member.isdir() or kind not in (PICTURE, *TEXTS_IN_TAR) or not stem:
+                    continue
+                part, why = parts[os.path.join(folder, stem)], why_skipped(member)
+                if not why and kind in part:
+                    why = "named like another up to its first dot"
+                if why:
+                    found.skipped.append((f"{path.name}/{member.name}", why))
+                else:
+                    part[kind] = member.offset_data, member.size
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{_shown(path)} is no .tar that can be read ({error})") from error
     for key, part in parts.items():
-        texts = [text for suffix in (*TEXTS, ".text", ".json") if suffix in part
+        texts = [text for suffix in TEXTS_IN_TAR if suffix in part
                  for text in texts_of(path, key, suffix, *part[suffix])]
-        picture = next((part[suffix] for suffix in SUFFIXES if suffix in part), None)
-        if picture is not None:
+        if PICTURE in part:
+            picture = part[PICTURE]
             add(found, f"{path.name}/{key}", texts, (*stamp, *picture), partial(read_part, path, *picture))
         elif texts:
             found.without_picture.append(f"{path.name}/{key}")
     return found
+
+
+def why_skipped(member: tarfile.TarInfo) -> str:
+    """Why a member of a .tar cannot be read where it stands; "" where it can."""
+    if member.issym() or member.islnk():
+        return "a link"
+    return "" if member.isreg() and not member.issparse() else "no plain file"
 
 
 def texts_of(path: Path, key: str, suffix: str, offset: int, size: int) -> list[str]:
@@ -354,7 +373,7 @@ def add(found: Listing, name: str, texts: Iterable[str], stamp: tuple[int, ...],
 def joined(layout: str, listings: list[Listing]) -> Listing:
     """Several listings as one."""
     return Listing(layout, *(sum((getattr(one, name) for one in listings), [])
-                             for name in ("items", "without_caption", "without_picture")),
+                             for name in ("items", "without_caption", "without_picture", "skipped")),
                    sum(one.cut for one in listings))
 
 

@@ -62,7 +62,7 @@ class PictureOptions:
 class OwnPictures(Dataset):
     """Pictures with their captions, at one size."""
 
-    name = "pictures"
+    name = "pictures"                                       # in files; messages name the folder, which the user gave
 
     def __init__(self, pixels: np.ndarray, captions: list[tuple[str, ...]], source: str, sha256: str = "",
                  flip: bool = False, test: OwnPictures | None = None):
@@ -70,6 +70,10 @@ class OwnPictures(Dataset):
         self.pixels, self.captions, self.source, self.flip, self._test = pixels, captions, source, flip, test
         self.shape = pixels.shape[1:]
         self._sha256 = sha256 or hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        return f"the data set of {self.source}"
 
     def __len__(self) -> int:
         return len(self.pixels) * (1 + self.flip)           # the mirror images follow the pictures
@@ -129,8 +133,9 @@ def read(path: Path, options: PictureOptions, test: OwnPictures | None = None) -
     found = listing(path, options.captions)
     if not found.items:
         raise UserError(f"{ascii(str(path))} holds no picture that has a caption"
-                        + named(", such as", found.without_caption) + named("; captions without a picture:",
-                                                                            found.without_picture))
+                        + named(", such as", found.without_caption)
+                        + named("; captions without a picture:", found.without_picture)
+                        + named("; skipped in a .tar:", with_reasons(found.skipped)))
     fit = Fit(*options.size, options.fit, options.background)
     decoded = picture_cache.decoded(found.items, fit)
     tell(path, found, decoded, options)
@@ -152,9 +157,10 @@ def tell(path: Path, found: Listing, decoded: Decoded, options: PictureOptions) 
         raise UserError(f"{len(decoded.skipped)} of the {total} pictures in {ascii(str(path))} cannot be read: "
                         f"{decoded.skipped[0][1]}")
     remarks = [
-        ("pictures that cannot be read", [f"{name} ({why})" for name, why in decoded.skipped]),
+        ("pictures that cannot be read", with_reasons(decoded.skipped)),
         ("pictures without a caption", found.without_caption),
-        ("captions without a picture", found.without_picture)]
+        ("captions without a picture", found.without_picture),
+        ("in a .tar", with_reasons(found.skipped))]
     for what, names in remarks:
         if names:
             say(f"skipped {what}: {len(names)}" + named(",", names))
@@ -164,6 +170,10 @@ def tell(path: Path, found: Listing, decoded: Decoded, options: PictureOptions) 
         say(f"enlarged smaller pictures to {options.size[0]}x{options.size[1]}: {decoded.enlarged} of {total}")
     if len(decoded.kept) == 1:
         say("there is one picture: a model can only learn to repeat it")
+
+
+def with_reasons(skipped: list[tuple[str, str]]) -> list[str]:
+    return [f"{name} ({why})" for name, why in skipped]
 
 
 def named(before: str, names: list[str]) -> str:

@@ -128,6 +128,14 @@ class Remembering:
 
     A sampler gives the same condition to every step.  What depends on the condition alone is then computed once.
     Nothing may write into the arguments or the result meanwhile.
+
+    The last arguments and their result stay in memory until a call with others, or as long as this object.  For the
+    keys and values of captions (systems/text_to_image.py) the result has, beside the condition itself,
+
+        8 B N sum C bytes           B rows, two for each picture with guidance; N tokens of a caption; C the channels of
+                                    each cross-attention, whose keys and values are float32
+
+    so it grows with the batch: half of it for a network in half precision.
     """
 
     def __init__(self, f: Callable):

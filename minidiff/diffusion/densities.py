@@ -165,8 +165,8 @@ def log_snr_edges(schedule: Schedule) -> np.ndarray:
     if np.isneginf(lambda_t[-1]) and schedule.T > 2:
         lambda_t[-1] = 2 * lambda_t[-2] - lambda_t[-3]
     if schedule.T < 2 or not np.isfinite(lambda_t).all():
-        raise ValueError(f"a density over log-SNR needs at least two times with an SNR, and the "
-                         f"schedule has {schedule.T}: take more, or the density 'power'")
+        raise ValueError(f"a density over log-SNR needs at least two times of an SNR above 0, and the schedule has "
+                         f"{np.isfinite(lambda_t).sum()}: take a larger T, or times=power, which is a density over t")
     middle = (lambda_t[1:] + lambda_t[:-1]) / 2
     return np.concatenate([[2 * lambda_t[0] - middle[0]], middle, [2 * lambda_t[-1] - middle[-1]]])
 

@@ -95,6 +95,7 @@ class ADM(System):
     @classmethod
     def default_config(cls, data: Dataset, needed) -> ADMConfig:
         """For the questions of this data set and the configuration of the trained DDPM."""
+        questions_of(data.name, data.title)
         ddpm, default = needed["ddpm"].config, ADMConfig()
         return replace(default, data=data.name, ddpm=ddpm,
                        classifier=replace(default.classifier, channels=ddpm.shape[2]))
@@ -110,8 +111,8 @@ class ADM(System):
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
         if tuple(data.shape) != tuple(self.config.ddpm.shape):
-            raise UserError(f"the ddpm draws images of shape {self.config.ddpm.shape}, and the data set {data.name!r} "
-                            f"has {data.shape}: train a ddpm on the same data first")
+            raise UserError(f"the ddpm draws images of shape {self.config.ddpm.shape}, and {data.title} has "
+                            f"{data.shape}: train a ddpm on the same data first")
         labels = self.questions.labels(data, np.arange(len(data)))                  # (N, questions)
 
         def batch(step: Step) -> tuple:
@@ -158,12 +159,16 @@ class ADM(System):
         return to_numpy(x_0).clip(-1, 1)
 
 
-def questions_of(name: str):
-    """What a classifier of a data set's images is asked; UserError where the data set does not say."""
-    questions = getattr(DATASETS[name], "questions", None)
+def questions_of(name: str, title: str = ""):
+    """What a classifier of a data set's images is asked; UserError where the data set does not say.
+
+    title: of the data set itself, where it is there: it need not be in DATASETS.
+    """
+    entry = None if title and name not in DATASETS else DATASETS[name]
+    questions = getattr(entry, "questions", None)
     if questions is None:
-        raise UserError(f"the data set {name!r} asks no questions of a classifier, which adm needs: register it with "
-                        "questions=...")
+        raise UserError(f"{title or f'the data set {name!r}'} asks no questions of a classifier, which adm needs: "
+                        "train it on the digits, or register a data set with questions=...")
     return questions
 
 

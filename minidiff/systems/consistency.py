@@ -129,8 +129,8 @@ class Consistency(System):
     def stages(self, data: Dataset) -> Iterator[Stage]:
         c = self.config
         if tuple(data.shape) != tuple(c.teacher.shape):
-            raise UserError(f"the teacher draws images of shape {c.teacher.shape}, and the data set {data.name!r} has "
-                            f"{data.shape}: train a text-to-image system on the same data first")
+            raise UserError(f"the teacher draws images of shape {c.teacher.shape}, and {data.title} has {data.shape}: "
+                            "train a text-to-image system on the same data first")
 
         def batch(step: Step) -> tuple:
             chosen = step.choose(data)
@@ -156,6 +156,7 @@ class Consistency(System):
         text = TextStates(as_input(unet, tokens), as_input(unet, pooled), mask)
         # x_t = alpha_t x_0 + sigma_t eps,   x_s = alpha_s x0_hat + sigma_s eps_hat
         x_t = q_sample(self.schedule, x_0, t, eps)
+        # one call of the teacher with these captions: what it keeps of them (Remembering) is never read again
         x_s = ddim_step(teacher, x_t, t, s, (tokens, pooled, mask))
         with no_grad():                                     # sg[.]: what learns is f at x_t
             target = static_threshold(self.f(unet, x_s, s, text).data)

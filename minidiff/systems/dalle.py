@@ -245,6 +245,7 @@ class DALLE(System):
 
     name, Config, example = "dalle", DALLEConfig, "07_dalle.py"
     no_trajectory = "it draws its image tokens one after another, and no noised images"
+    when_none = {"scale": "the configuration's"}
 
     def __init__(self, config: DALLEConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         if tokenizer.vocab_size > config.vocab:

@@ -55,8 +55,7 @@ class DigitClassifier(System):
 
     def stages(self, data: Dataset) -> Iterator[Stage]:
         if data.labels is None:
-            raise UserError(f"the data set {data.name!r} has no labels, which a classifier needs: "
-                            "train it on the digits")
+            raise UserError(f"{data.title} has no labels, which a classifier needs: train it on the digits")
         real = data.test() or data
         if len(real) < 2 or real.labels is None:
             raise UserError(f"the classifier is measured on at least two labelled images, and {real.source} has "

@@ -180,8 +180,8 @@ class DPM(System):
     def stages(self, data: Dataset) -> Iterator[Stage]:
         """The reverse process on the given schedule, then both.  The points are its own; `data` must be the default."""
         if data is not None and data.name != DEFAULT:
-            raise UserError(f"dpm learns from points of its own, the Swiss roll, not from the data set {data.name!r}: "
-                            "leave out --data")
+            raise UserError(f"dpm learns from points of its own, the Swiss roll, not from {data.title}: leave out "
+                            "--data")
 
         def batch(step: Step) -> tuple:
             points = swiss_roll.points(step.rng, step.size, self.config.noise)

@@ -69,6 +69,10 @@ class StableDiffusion(System):
     name = "stable-diffusion"
     count = at_a_time = 1                                   # one takes minutes, and gigabytes
     previews = True
+    when_none = {"negative": "nothing", "second": "the prompt", "second_negative": "the negative prompt",
+                 "sampler": "the checkpoint's", "spacing": "the checkpoint's", "predicts": "the checkpoint's",
+                 "size": "the image's, else the checkpoint's", "image": "none", "strength": "0.8, with a mask 1",
+                 "mask": "none"}
     no_judge = "it was trained on pictures that are not here"
     no_likelihood = "its denoiser works on latents, not on pixels"
 

@@ -56,6 +56,7 @@ class System(Module):
     count: ClassVar[int] = 16                               # pictures that a user who gives no number wants
     at_a_time: ClassVar[int] = 64                           # pictures in one batch
     slow_trajectory: ClassVar[bool] = False                 # whether its states cost more than its last picture
+    when_none: ClassVar[Mapping[str, str]] = {}             # what an option of `sample` takes whose default is None
     previews: ClassVar[bool] = False                        # whether its states have `preview()`, a cheap picture
     no_trajectory: ClassVar[str] = "it does not draw its pictures step by step from noise"      # why there is none
     no_judge: ClassVar[str] = ""                            # why no judge can say how good its pictures are

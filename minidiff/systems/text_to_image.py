@@ -103,6 +103,7 @@ class TextToImage(System):
     """A caption encoder and a UNet, with the tokenizer and the schedule that they were trained with."""
 
     name, Config, example = "text-to-image", TextToImageConfig, "train_mnist_text.py"
+    when_none = {"interval_low": "no end", "interval_high": "no end"}
 
     def __init__(self, config: TextToImageConfig, tokenizer: Tokenizer, rng: np.random.Generator):
         if tokenizer.vocab_size > config.text.vocab:

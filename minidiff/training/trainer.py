@@ -97,22 +97,23 @@ class Trainer:
         self.seconds = 0.0                                  # spent training, over all sittings
 
     def batch(self) -> tuple:
-        """The arrays of step n, with the batch along axis 0; floating ones lie on the device.  Of several ranks, each
-        reads its own images only."""
+        """The arrays of step n, with this rank's samples along axis 0; floating ones lie on the device.  Each rank
+        reads and moves its own samples only."""
         c = self.config
         with user_code(f"the batch of step {self.n + 1} cannot be made"):           # of a data set of the user's own
             arrays = self.stage.batch(Step(c.seed, self.number, self.n, c.steps, c.batch, self.device, self.shard))
-        there = moved_together([*arrays, *self._ahead(arrays)], self.device)
-        return tuple(b if is_floating(b.dtype) else a for a, b in zip(arrays, there, strict=False))
+        mine = [a[self.shard] for a in arrays]
+        there = moved_together([*mine, *self._ahead(mine)], self.device)
+        return tuple(b if is_floating(b.dtype) else a for a, b in zip(mine, there, strict=False))
 
-    def _ahead(self, arrays: tuple) -> list:
+    def _ahead(self, arrays: list) -> list:
         """What the loss will move to a GPU, beside the arrays: moved with them, it takes no copy of its own.
 
         Only small arrays are found there again.
         """
         if self.device == "cpu" or self.stage.ahead is None:
             return []
-        computed = self.stage.ahead(self.stage.module, self.dtype, *(a[self.shard] for a in arrays))
+        computed = self.stage.ahead(self.stage.module, self.dtype, *arrays)
         return [a for a in computed if a.nbytes <= SMALL]
 
     def loss(self, *arrays) -> Tensor:
@@ -128,7 +129,7 @@ class Trainer:
         before it, comes with a later one, when the losses are fetched.
         """
         c, count = self.config, self.shard.stop - self.shard.start
-        batch = tuple(a[self.shard] for a in self.batch())
+        batch = self.batch()
 
         def loss_of(shard: slice):
             return self.loss(*(a[shard] for a in batch))

@@ -69,7 +69,7 @@ BAD = {
     "another system for these weights": (["sample", "--system", "toy", "--model", str(systems.system_class(
         "text-to-image").shipped()), "3"], "holds 'text-to-image', and --system asks for 'toy'"),
     "an option that it has not": (["sample", "--system", "toy", "3", "--steps", "4"],
-                                  "toy has no option 'steps': its options are scale (2.0), best (1)"),
+                                  "toy has no option 'steps': its options are scale 2.0, best 1"),
     "an option of another type": (["sample", "--system", "toy", "3", "--set", "best=many"],
                                   "best takes a value like 1, not 'many'"),
     "a value that it refuses": (["sample", "--system", "toy", "3", "--set", "best=0"], "best must be at least 1"),

@@ -13,6 +13,7 @@ from support.toy import Toy
 from minidiff import systems
 from minidiff.cli import arguments
 from minidiff.errors import UserError
+from minidiff.systems.stable_diffusion import StableDiffusion
 
 
 @pytest.mark.parametrize("convert, taken, refused", [
@@ -69,10 +70,26 @@ def test_info_names_the_parts_their_sizes_the_fields_and_the_notes(tmp_path, cap
     size = {part: sum(p.data.size for p in getattr(model, part).parameters().values()) for part in ("text", "unet")}
     assert rows["parameters"] == f"{size['text']:,} text, {size['unet']:,} unet"
     assert rows["model"] == f"text-to-image, {tmp_path / 'm.safetensors'}" and rows["T"] == "50"
-    assert rows["sampling"] == "scale 2.0, interval_low, interval_high, steps 20, sampler dpm++2m"
+    assert rows["sampling"] == ("scale 2.0, interval_low (no end), interval_high (no end), steps 20, "
+                                "sampler dpm++2m")
     assert rows["trained"] == "by a test, seed 3"
     assert rows["tokenizer"] == f"{model.tokenizer.vocab_size} tokens" and rows["drop_caption"] == "0.1"
     assert rows["systems"].startswith("dpm (not trained), ") or "text-to-image" in rows["systems"]
+
+
+def test_info_says_what_an_option_without_a_default_depends_on(tmp_path, capsys):
+    small_systems.small("dalle").save(tmp_path / "m.safetensors")
+    assert call("info", "--model", tmp_path / "m.safetensors") == 0
+    out = capsys.readouterr().out
+    assert "scale (the configuration's), temperature 0.9, top_k 0" in out and "None" not in out
+    assert call("sample", "3", "--model", tmp_path / "m.safetensors", "--steps", 3) == 2
+    assert "its options are scale (the configuration's), temperature 0.9, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*systems.SYSTEMS, StableDiffusion.name])
+def test_each_option_without_a_default_is_in_words(name):
+    kind = StableDiffusion if name == StableDiffusion.name else systems.system_class(name)
+    assert {option for option, default in (kind.options() or {}).items() if default is None} == kind.when_none.keys()
 
 
 def test_a_users_own_run_comes_before_the_weights_of_the_package(tmp_path, monkeypatch, toy, capsys):

@@ -123,9 +123,9 @@ def test_the_likelihood_s_test_pictures_are_read_as_asked(place, monkeypatch, gi
 def test_a_model_of_own_pictures_asks_for_test_pictures(capsys):
     from minidiff.cli import evaluate
     from minidiff.errors import UserError
-    model = SimpleNamespace(config=SimpleNamespace(shape=(8, 16, 3)), notes={"dataset": "pictures"},
-                            likelihood_denoiser=lambda: 0)
-    with pytest.raises(UserError, match="trained on 'pictures', which minidiff does not have: name a folder"):
+    model = SimpleNamespace(config=SimpleNamespace(shape=(8, 16, 3)), likelihood_denoiser=lambda: 0,
+                            notes={"dataset": "pictures", "data": "6 pictures of mine"})
+    with pytest.raises(UserError, match="trained on '6 pictures of mine', which minidiff does not have: name a folder"):
         evaluate._likelihood(model, arguments())
 
 

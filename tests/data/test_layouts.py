@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -114,11 +115,32 @@ def test_a_tar_of_webdataset(tmp_path):
     assert found(tmp_path / "a.tar") == expected            # nothing is unpacked, so no path and no link leads out
     seen = listing(tmp_path / "a.tar")
     assert (seen.without_caption, seen.without_picture) == (["a.tar/2"], ["a.tar/3"])
+    assert seen.skipped == [("a.tar/7.png", "a link"), ("a.tar/7.txt", "a link")]
     shards = tmp_path / "shards"
     shards.mkdir()
     tar(shards / "0.tar", {"0.png": png(1), "0.txt": b"one", "p/0.txt": b"of p", "p/0.png": png(3)})
     tar(shards / "1.tar", {"0.png": png(2), "0.txt": b"two"})
     assert found(shards) == {1: ("one",), 2: ("two",), 3: ("of p",)}
+
+
+def test_what_is_skipped_in_a_tar_is_noted(tmp_path):
+    """Names that differ after the first dot only belong to one picture: the first one is taken."""
+    members = {"0.1.png": png(1), "0.2.png": png(2), "0.jpg": png(3), "0.txt": b"zero", "0.b.txt": b"nothing",
+               ".1.png": png(4), "q/0.png": png(5), "q/0.txt": b"of q", "notes": b"?", "0.x": b"?"}
+    path = tmp_path / "a.tar"
+    tar(path, members)
+    with tarfile.open(path, "a") as file:
+        for name, kind in (("hard.png", tarfile.LNKTYPE), ("queue.png", tarfile.FIFOTYPE), ("r.png", tarfile.DIRTYPE),
+                           ("latest", tarfile.SYMTYPE), ("holes.png", tarfile.GNUTYPE_SPARSE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "0.1.png"
+            file.addfile(info)
+    taken, expected = "named like another up to its first dot", {1: ("zero",), 5: ("of q",)}
+    skipped = [("a.tar/0.2.png", taken), ("a.tar/0.jpg", taken), ("a.tar/0.b.txt", taken), ("a.tar/hard.png", "a link"),
+               ("a.tar/queue.png", "no plain file"), ("a.tar/holes.png", "no plain file")]
+    assert found(path) == expected and listing(path).skipped == skipped
+    shutil.copy(path, tmp_path / "b.tar")                   # shards
+    assert listing(tmp_path).skipped == skipped + [(name.replace("a.tar", "b.tar"), why) for name, why in skipped]
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 4), (3, 2, 4, 1), (3, 2, 4, 3)])

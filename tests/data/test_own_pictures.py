@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from data.test_layouts import png, put
+from data.test_layouts import png, put, tar
 from PIL import Image
 
 from minidiff.data import own_pictures, picture_cache
@@ -123,6 +123,17 @@ def test_what_is_odd_is_said_once(folder, capsys):
                   "shortened captions to 1,000 characters: those of 1 of the 5 ",
                   "enlarged smaller pictures to 8x8: 5 of"):
         assert said.count(words) == 1
+
+
+def test_what_is_odd_in_a_tar_is_said_once(tmp_path, capsys):
+    tar(tmp_path / "a.tar", {"0.1.png": png(1), "0.2.png": png(2), "0.txt": b"zero"}, links=[("1.png", "0.1.png")])
+    assert len(load_dataset(tmp_path / "a.tar")) == 1
+    assert capsys.readouterr().err.count("skipped in a .tar: 2, a.tar/0.2.png (named like another up to its first dot),"
+                                         " a.tar/1.png (a link)\n") == 1
+    tar(tmp_path / "b.tar", {"1.txt": b"one"}, links=[("1.png", "0.1.png")])
+    with pytest.raises(UserError, match=r"has a caption; captions without a picture: b.tar/1; skipped in a .tar: "
+                                        r"b.tar/1.png \(a link\)"):
+        load_dataset(tmp_path / "b.tar")
 
 
 def test_one_picture_is_enough_and_said(tmp_path, capsys):

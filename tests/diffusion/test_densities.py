@@ -271,6 +271,11 @@ def test_stratified_times_are_of_one_axis(shape):
         TimeDensity([1, 1]).draw(np.random.default_rng(0), shape)
 
 
-def test_one_time_has_no_density_over_log_snr():
-    with pytest.raises(UserError, match="needs at least two times with an SNR, and the schedule has 1"):
-        density_from("uniform", schedules.linear(1, allow_signal=True))
+@pytest.mark.parametrize("schedule", [schedules.linear(1, allow_signal=True),
+                                      schedules.zero_terminal_snr(schedules.linear(2, allow_signal=True))])
+def test_one_time_has_no_density_over_log_snr(schedule):
+    """The sentence says what a user can do, and that helps."""
+    with pytest.raises(UserError, match="needs at least two times of an SNR above 0, and the schedule has 1: take a "
+                                        "larger T, or times=power"):
+        density_from("uniform", schedule)
+    assert density_from("power", schedule).P.sum() == pytest.approx(1)

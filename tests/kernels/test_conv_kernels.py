@@ -366,7 +366,7 @@ PLANTED = [
     (3, "while (j >= Wo) {", "if (j >= Wo) {", None),
     (3, "if (n + q < N) put", "if (n + q < N - 1) put", None),
     (3, "if (activate) sum[r][q] = silu(sum[r][q]);", "", None),
-    (3, "sum[r][q] += plus;", "", None),
+    (3, "sum[r][q] += bias_d;", "", None),
     (4, "__syncthreads();\n    }", "}", None),
     (4, "a[2] = at[4 * LONG], a[3] = at[4 * LONG + 8];", "a[3] = at[4 * LONG], a[2] = at[4 * LONG + 8];", None),
     (4, "if (k0 + k(r) >= K) continue;", "", "address"),

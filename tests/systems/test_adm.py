@@ -16,6 +16,7 @@ from minidiff.data import digit_captions as captions
 from minidiff.data.attributes import VOCABULARY, Words
 from minidiff.data.dataset import DATASETS, DatasetEntry
 from minidiff.data.digits import NOT_ASKED, DigitQuestions, classes
+from minidiff.data.own_pictures import OwnPictures
 from minidiff.diffusion import schedules
 from minidiff.diffusion.denoiser import static_threshold
 from minidiff.diffusion.guidance import ClassifierGuidance
@@ -272,8 +273,12 @@ def test_a_new_adm_has_the_configuration_of_its_ddpm(data):
 
 def test_a_new_adm_keeps_the_name_of_its_data_set(data):
     named = copy(data)
-    named.name = "digits of another name"
-    assert ADM.default_config(named, {"ddpm": small_systems.small("ddpm")}).data == "digits of another name"
+    named.name = "other-digits"
+    DATASETS.register(named.name, DatasetEntry(lambda folder, split: named, DigitQuestions()))
+    try:
+        assert ADM.default_config(named, {"ddpm": small_systems.small("ddpm")}).data == "other-digits"
+    finally:
+        DATASETS.unregister(named.name)
 
 
 def test_a_ddpm_of_another_configuration_is_refused():
@@ -294,6 +299,22 @@ def test_a_data_set_without_questions_is_refused():
             ADM(replace(CONFIG, data="plain"), None, np.random.default_rng(0))
     finally:
         DATASETS.unregister("plain")
+
+
+@pytest.mark.parametrize("name, words", [("adm", r" has \(4, 4, 3\): train a ddpm on the same data"),
+                                         ("dpm", ": leave out --data"), ("digit-classifier", " has no labels")])
+def test_a_refusal_of_own_pictures_names_their_folder(name, words):
+    """Their data set's name, which files keep, is one that the user never gave."""
+    mine = OwnPictures(np.zeros((2, 4, 4, 3), np.uint8), [("a",), ("b",)], "2 pictures of mine/train")
+    with pytest.raises(UserError, match=f"the data set of 2 pictures of mine/train{words}"):
+        next(small_systems.small(name).stages(mine))
+
+
+def test_own_pictures_ask_no_questions():
+    mine = OwnPictures(np.zeros((2, 28, 28, 1), np.uint8), [("a",), ("b",)], "2 pictures of mine/train")
+    with pytest.raises(UserError, match="^the data set of 2 pictures of mine/train asks no questions of a classifier, "
+                                        "which adm needs: train it on the digits"):
+        ADM.new(mine, needed={"ddpm": small_systems.small("ddpm")})
 
 
 def test_images_of_another_shape_than_the_ddpms_are_refused(model, data):

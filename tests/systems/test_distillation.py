@@ -13,6 +13,7 @@ from support.law_tools import alphas_sigmas
 from support.small_systems import CONFIGS, small
 
 from minidiff import systems
+from minidiff.data.own_pictures import OwnPictures
 from minidiff.diffusion.exact import GaussianDenoiser
 from minidiff.diffusion.samplers import ddim, sample, times
 from minidiff.diffusion.schedules import cosine
@@ -335,7 +336,7 @@ def test_another_teacher_than_the_configured_one_is_refused():
 
 def test_data_of_another_shape_than_the_teachers_are_refused():
     data = small_systems.data()
-    other = type("Colour", (), {"shape": (28, 28, 3), "name": "colour"})()
-    with pytest.raises(UserError, match=r"shape \(28, 28, 1\), and the data set 'colour' has \(28, 28, 3\)"):
+    other = OwnPictures(np.zeros((1, 28, 28, 3), np.uint8), [("a",)], "2 pictures of mine")
+    with pytest.raises(UserError, match=r"\(28, 28, 1\), and the data set of 2 pictures of mine has \(28, 28, 3\)"):
         next(new().stages(other))
     assert data.shape == (28, 28, 1) and systems.SYSTEMS["consistency"] is Consistency

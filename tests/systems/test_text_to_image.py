@@ -219,6 +219,17 @@ def test_keys_and_values_that_are_known_change_nothing(model):
     assert np.abs(denoiser(x_t, t, cond) - denoiser(x_t, t, swapped)).max() > 1e-3
 
 
+@pytest.mark.parametrize("scale, rows", [(1.0, 3), (2.0, 6)])
+def test_what_is_remembered_of_captions_takes_8_B_N_sum_C_bytes(model, monkeypatch, scale, rows):
+    """As the docstring of Remembering says; with guidance there are two rows for each picture."""
+    results, read = [], model.read
+    monkeypatch.setattr(model, "read", lambda cond: results.append(read(cond)) or results[-1])
+    cond = model.encode(["1", "a bold seven", ""])
+    model.denoiser(scale)(np.zeros((3, 28, 28, 1), np.float32), np.array([5, 10, 49]), cond)
+    (kept,), N, C = results, cond[0].shape[1], model.config.unet.widths[-1]
+    assert sum(a.nbytes for a in kept[3:]) == 8 * rows * N * 3 * C      # on the way down, in the middle and up
+
+
 def test_a_sampler_reads_its_captions_once(model, monkeypatch):
     """The text encoder runs for the captions and for '', each cross-attention's keys and values for both together."""
     calls = []

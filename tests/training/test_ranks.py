@@ -460,17 +460,27 @@ def test_the_ranks_gpus_are_of_one_kind(monkeypatch, others, says):
 def test_on_gpus_the_exchange_comes_before_the_update():
     t, stepped = tiny.trainer(batch=6), []
     t.ranks = RanksOnGPUs(Comm(rank=1, size=2), 0, Doubling())
-    t.shard, drawn = t.ranks.shard(6), t.batch()
+    t.shard = t.ranks.shard(6)
     t.on_device = SimpleNamespace(scale=1.0, step=lambda grads, loss, lr, n: stepped.append((grads, loss, lr, n)))
-    t.batch = lambda: drawn
     t.step()
     half, kept = tiny.trainer(batch=3, clip=1e9), []        # the second half of that batch, by itself
-    half.batch, half.optimiser.step = (lambda: tuple(a[3:] for a in drawn)), lambda grads, lr: kept.extend(grads)
+    whole = tiny.trainer(batch=6).batch()
+    half.batch, half.optimiser.step = (lambda: tuple(a[3:] for a in whole)), lambda grads, lr: kept.extend(grads)
     loss = half.step()
     (grads, summed, _, n), = stepped
     assert n == 1 and summed == pytest.approx(loss, rel=1e-6)
     for g, g_half in zip(grads, kept, strict=True):
         np.testing.assert_allclose(g, g_half, rtol=1e-5, atol=1e-7)
+
+
+def test_a_rank_moves_its_own_samples_to_its_device_and_no_others(monkeypatch):
+    t, whole, given = tiny.trainer(batch=6), tiny.trainer(batch=6).batch(), []
+    t.shard = slice(2, 5)
+    monkeypatch.setattr("minidiff.training.trainer.moved_together",
+                        lambda arrays, device: given.append([len(a) for a in arrays]) or list(arrays))
+    mine = t.batch()
+    assert given == [[3] * len(whole)]
+    assert all(np.array_equal(a, b[2:5]) for a, b in zip(mine, whole, strict=True))
 
 
 # --- what the ranks run -----------------------------------------------------------------------------------

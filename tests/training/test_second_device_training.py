@@ -10,9 +10,12 @@ from support.fake_cupy import assert_same, install, of_the_stand_in
 from support.second_device import SMALL
 
 from minidiff import checkpoint
-from minidiff.engine import backend
+from minidiff.engine import backend, ops
 from minidiff.engine.cuda.random import DeviceSampleStreams
+from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
+from minidiff.nn.module import Module
+from minidiff.systems.stage import Stage
 from minidiff.systems.text_to_image import TextToImage
 from minidiff.training.loop import train_stage
 from minidiff.training.trainer import TrainConfig, Trainer
@@ -113,14 +116,40 @@ def test_a_step_has_one_copy_to_the_device(cupy, monkeypatch, precision):
     assert len(copied) == 1
 
 
+class One(Module):
+    """A network of one number, which needs no kernel."""
+
+    def __init__(self):
+        self.w = Tensor(np.ones(1, np.float32), requires_grad=True)
+
+
+class NoUpdate:
+    """In place of the update on the device: it changes no weight, and no step fails."""
+
+    scale = 1.0
+
+    def __init__(self, *_):
+        pass
+
+    def step(self, *_) -> None:
+        pass
+
+    def fetch(self, steps: int) -> None:
+        pass
+
+
 def test_losses_are_fetched_now_and_then(cupy, monkeypatch):
+    """Every two steps, in order, and where the state is asked for."""
     monkeypatch.setattr("minidiff.training.trainer.FETCH_EVERY", 2)
-    t, known = small("cuda"), []
+    monkeypatch.setattr("minidiff.training.trainer.UpdateOnDevice", NoUpdate)
+    stage = Stage("one", One().to("cuda"), lambda step: (np.full((2, 1), step.progress, np.float32),),
+                  lambda one, x: ops.mean(one.w * Tensor(x)), steps=4)
+    t, known = Trainer(stage, TrainConfig(steps=4, batch=2, warmup=0), device="cuda"), []
     for _ in range(3):
         t.step()
-        known.append(len(t.losses))
-    assert known == [0, 2, 2]
-    assert t.state()[0]["losses"].shape == (3,) and t.losses == t.state()[0]["losses"].tolist()
+        known.append(list(t.losses))
+    assert known == [[], [0, 0.25], [0, 0.25]]
+    assert t.state()[0]["losses"].tolist() == t.losses == [0, 0.25, 0.5]
 
 
 @pytest.mark.slow
