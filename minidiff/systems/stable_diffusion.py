@@ -220,7 +220,8 @@ class StableDiffusion(System):
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
         image       (H, W, 3) in [-1, 1]: the pictures start from it
         strength    with an image: the share of the steps that is made, 0 to 1; None for 0.8, and with a mask for 1,
-                    where the part to draw starts from noise alone
+                    where the part to draw starts from noise alone.  A latent consistency model makes all steps, at
+                    times of this share
         mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels
         """
         *_, state = self.trajectory(captions, negative=negative, second=second, second_negative=second_negative,
