@@ -134,11 +134,14 @@ def test_a_run(kind, run, tmp_path):
 def test_a_run_of_a_larger_pipeline(kind, run):
     if not SHARED.exists():
         pytest.skip("the larger pipelines are not here")
-    model = StableDiffusion.load(SHARED / kind)
-    (z, picture), (z_theirs, picture_theirs) = ours(model, run), theirs(SHARED / kind, run)
-    assert close(z, z_theirs)
+    # sd2 from an image is ill-conditioned: float32 alone moves its end by 3e-3 of the largest value
+    model, exact = (StableDiffusion.load(SHARED / kind, dtype=dtype) for dtype in (np.float32, np.float64))
     of = run, model.vae.factor, False
-    assert close(compared(picture, *of), compared(picture_theirs, *of), 3)
+    runs = [ours(model, run), theirs(SHARED / kind, run), ours(exact, run)]
+    for i, largest in ((0, np.abs(runs[1][0]).max()), (1, 3)):
+        found, expected, in_float64 = (compared(a[1], *of) if i else a[0] for a in runs)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= max(1e-4 * largest, 2 * np.abs(found - in_float64).max())
 
 
 if __name__ == "__main__":
