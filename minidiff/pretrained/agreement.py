@@ -95,7 +95,7 @@ def check_text(config: Config, weights: Weights, tokenizer: ClipTokenizer) -> No
         equal(config, "projection_dim", weights, "text_projection.weight",
               0 if not weights.transposed("text_projection.weight") else 1)
     config.positive("layer_norm_eps", 1e-5)
-    ids, known = 1 + max(tokenizer.vocab.values()), axis(body, table, 0)
+    ids, known = 1 + tokenizer.largest, axis(body, table, 0)
     if ids > known:
         raise UserError(f"{weights.source} knows {known} tokens, and its tokenizer has ids up to {ids - 1}: they are "
                         "of different checkpoints.")

@@ -137,7 +137,7 @@ def scaling(config: Config) -> tuple[float, float]:
 
 def check(config: Config) -> None:
     """UserError where the configuration names another kind of autoencoder."""
-    config.require(act_fn="silu", latents_mean=None, latents_std=None)
+    config.require(_class_name="AutoencoderKL", act_fn="silu", latents_mean=None, latents_std=None)
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         for found in config.texts(name):
             if found != kind:

@@ -7,7 +7,7 @@ A folder in diffusers' layout:
     model_index.json            the class of the pipeline, and of each part
     unet/ vae/                  config.json, diffusion_pytorch_model.safetensors
     text_encoder/ (and _2)      config.json, model.safetensors
-    tokenizer/ (and _2)         vocab.json, merges.txt, tokenizer_config.json
+    tokenizer/ (and _2)         vocab.json and merges.txt, or tokenizer.json; tokenizer_config.json
     scheduler/                  scheduler_config.json
 
 A part's weights may be in several files (`...safetensors.index.json` names them), or in half precision only
@@ -37,7 +37,8 @@ PIPELINES = {name: family for family, names in {
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
          "text_encoder_2": "model"}
 VARIANTS = ("", ".fp16", ".bf16")                           # of a part's weights, the first one preferred
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json")
 CONVERT = "where you trust it, convert it with diffusers: StableDiffusionPipeline.from_single_file(path), or " \
           "from_pretrained(folder), then save_pretrained(new_folder)"
 

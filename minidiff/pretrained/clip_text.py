@@ -93,7 +93,7 @@ class Layer(Module):
         eps = config.number("layer_norm_eps", 1e-5)
         self.norm1 = LayerNorm(weights.part("layer_norm1"), eps)
         self.norm2 = LayerNorm(weights.part("layer_norm2"), eps)
-        self.attention = Attention(weights.part("self_attn"), config.whole("num_attention_heads", 12),
+        self.attention = Attention(weights.part("self_attn"), config.whole("num_attention_heads", 8),
                                    ("q_proj", "k_proj", "v_proj", "out_proj"))
         self.mlp_in, self.mlp_out = Linear(weights.part("mlp.fc1")), Linear(weights.part("mlp.fc2"))
         self.activation = ACTIVATIONS[config.text("hidden_act", "quick_gelu")]
@@ -114,6 +114,7 @@ def end_of_text(ids: np.ndarray, end: int, known: int) -> np.ndarray:
 
 def check(config: Config) -> None:
     """UserError where the configuration names another kind of network."""
+    config.require(model_type="clip_text_model", use_attention_mask=False)
     act = config.text("hidden_act", "quick_gelu")
     if act not in ACTIVATIONS:
         raise UserError(f"{config.path}: hidden_act {act[:40]!r} is unknown; it is one of {', '.join(ACTIVATIONS)}.")

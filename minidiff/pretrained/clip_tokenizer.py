@@ -23,60 +23,57 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.errors import UserError
-from minidiff.input_files import parse_json, read_file
-from minidiff.pretrained.config import Config
+from minidiff.input_files import read_file
+from minidiff.pretrained import tokenizer_files
+from minidiff.pretrained.tokenizer_files import END, LENGTH, MAX_BYTES, START
 
-LENGTH = 77
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")
-START, END = "<|startoftext|>", "<|endoftext|>"
 # words that other characters beside them do not join; START and END are three where upper case made them plain text
 APART = re.compile(r"(<\|)((?:start|end)oftext)(\|>)|('(?:s|t|re|ve|m|ll|d))")
 SPACES = re.compile("[\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
-MAX_BYTES = 16 << 20                                        # of vocab.json, and of merges.txt; CLIP's have 1 MB
 
 
 class ClipTokenizer:
     """Text -> ids.  vocab: symbol -> id; merges: pairs of symbols, the most frequent first."""
 
-    def __init__(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]], *, pad: str = END,
-                 length: int = LENGTH):
-        for symbol in (START, END, pad):
+    def __init__(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]], *, pad: str = END, unknown: str = END,
+                 length: int = LENGTH, special: Sequence[str] = ()):
+        for symbol in (START, END, pad, unknown, *special):
             if symbol not in vocab:
                 raise ValueError(f"vocab lacks {symbol!r}")
         self.vocab, self.rank = vocab, {pair: i for i, pair in enumerate(merges)}
         self.start, self.end, self.pad, self.length = vocab[START], vocab[END], vocab[pad], length
-        self.special = {START: self.start, END: self.end, pad: self.pad}            # each is a word wherever it stands
-        self.at_special = re.compile(f"({'|'.join(map(re.escape, self.special))})")
+        self.unknown = vocab[unknown]                       # stands for what the vocabulary lacks
+        # each is a word wherever it stands
+        self.special = {symbol: vocab[symbol] for symbol in (START, END, pad, unknown, *special)}
+        self.at_special = re.compile(f"({'|'.join(map(re.escape, sorted(self.special, key=len, reverse=True)))})")
         self.added: dict[str, Sequence[int]] = {}           # placeholders of textual inversion -> their ids
         self.known: dict[str, tuple[str, ...]] = {}         # word -> its symbols
 
     @classmethod
     def load(cls, folder: Path) -> ClipTokenizer:
-        """The tokenizer of a checkpoint's folder: vocab.json, merges.txt and tokenizer_config.json."""
-        vocab = json_vocab(folder / "vocab.json")
-        merges = merge_pairs(folder / "merges.txt")
-        check_complete(vocab, merges, folder)
-        settings, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-        config = Config.load(settings) if settings.exists() else Config({}, folder)
-        pad = config.values.get("pad_token", END)
-        # transformers reads the older file last, unless the newer one lists all added tokens
-        if special.exists() and "added_tokens_decoder" not in config.values:
-            pad = Config.load(special).values.get("pad_token", pad)
-        pad = pad.get("content") if isinstance(pad, dict) else pad
-        length = min(config.whole("model_max_length", LENGTH), LENGTH)
-        if length < 3:
-            raise UserError(f"{settings}: model_max_length takes at least 3, of start, text and end, not {length}.")
-        if not isinstance(pad, str):
-            raise UserError(f"{settings}: pad_token takes a symbol of vocab.json, not {str(pad)[:40]!r}.")
+        """The tokenizer of a checkpoint's folder: vocab.json and merges.txt, or tokenizer.json, and their settings."""
+        files = tokenizer_files.read(folder, {c + end for c in BYTES for end in ("", "</w>")})
+        own = {symbol: i for symbol, (i, is_special) in files.added.items() if is_special}
         try:
-            return cls(vocab, merges, pad=pad, length=length)
+            tokenizer = cls(files.vocab | own, files.merges, pad=files.pad, unknown=files.unknown, length=files.length,
+                            special=sorted(own))
         except ValueError as error:
             raise UserError(f"{folder}: {error}.") from None
+        for symbol, (i, _) in files.added.items():
+            if symbol not in tokenizer.special:
+                tokenizer.add(symbol, [i])
+        return tokenizer
+
+    @property
+    def largest(self) -> int:
+        """The largest id."""
+        return max(*self.vocab.values(), *(i for ids in self.added.values() for i in ids))
 
     @classmethod
     def shipped(cls, *, pad: str = END) -> ClipTokenizer:
         """CLIP's own tokenizer, for checkpoints without one; its merges (OpenAI, MIT) come with minidiff."""
-        merges = pairs_of(gzip.decompress(read_file(MERGES, MAX_BYTES)).decode("utf-8"), MERGES)
+        merges = tokenizer_files.pairs_of(gzip.decompress(read_file(MERGES, MAX_BYTES)).decode("utf-8"), MERGES)
         own = [c for b, c in enumerate(BYTES) if ord(c) == b]
         characters = own + [c for b, c in enumerate(BYTES) if ord(c) != b]
         symbols = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges), START, END]
@@ -113,7 +110,7 @@ class ClipTokenizer:
                     ids += self.added[piece]
                     continue
                 for word in words(piece):
-                    ids += [self.vocab.get(symbol, self.end) for symbol in self.symbols_of(word)]
+                    ids += [self.vocab.get(symbol, self.unknown) for symbol in self.symbols_of(word)]
         return ids
 
     def _pieces(self, text: str) -> list[str]:
@@ -192,50 +189,3 @@ def _byte_characters() -> list[str]:
 
 
 BYTES = _byte_characters()
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-def json_vocab(path: Path) -> dict[str, int]:
-    """vocab.json: symbol -> id."""
-    text = _text(path)
-    try:
-        vocab = parse_json(text)
-    except ValueError:
-        raise UserError(f"{path} is not JSON.") from None
-    if not isinstance(vocab, dict) or any(type(i) is not int or not 0 <= i < 1 << 20 for i in vocab.values()):
-        raise UserError(f"{path} is no vocabulary: it takes a dict of symbols and their numbers.")
-    return vocab
-
-
-def check_complete(vocab: dict[str, int], merges: Sequence[tuple[str, str]], folder: Path) -> None:
-    """UserError where merges make what the vocabulary lacks, or where more than a hundredth of it is made by none."""
-    made = {a + b for a, b in merges}
-    if unknown := next((symbol for symbol in made if symbol not in vocab), None):
-        raise UserError(f"{folder}: merges.txt makes {unknown[:40]!r}, which vocab.json lacks: they are of different "
-                        "tokenizers.")
-    single = {c + end for c in BYTES for end in ("", "</w>")}
-    lost = len(vocab.keys() - made - single - {START, END})
-    if lost > len(vocab) / 100:
-        raise UserError(f"{folder}: merges.txt makes all but {lost} of the {len(vocab)} symbols of vocab.json: it is "
-                        "cut short, or of another tokenizer.")
-
-
-def merge_pairs(path: Path) -> list[tuple[str, str]]:
-    """merges.txt: a pair of symbols on each line, after a line with the version."""
-    return pairs_of(_text(path), path)
-
-
-def pairs_of(text: str, path: Path) -> list[tuple[str, str]]:
-    lines = text.split("\n")
-    pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-    if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{path} is no list of merges: it takes lines, each of two symbols.")
-    return pairs
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_file(path, MAX_BYTES, ": it is no tokenizer's").decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ class Config:
         if len(values) != count or any(type(v) is not int or not 0 <= v <= LARGEST for v in values):
             raise self._error(name, value, f"a whole number, or {count} of them")
         return tuple(values)
+
+    def nested(self, name: str, counts: Sequence[int], default: int) -> list[tuple[int, ...]]:
+        """counts[i] whole numbers for each i; a single one in the file stands for all of an i, or for all."""
+        value = self._given(name, default)
+        values = value if isinstance(value, list) else [value] * len(counts)
+        parts = [v if isinstance(v, list) else [v] for v in values]
+        numbers = [n for part in parts for n in part]
+        if len(values) != len(counts) or any(type(n) is not int or not 0 <= n <= LARGEST for n in numbers):
+            raise self._error(name, value, f"a whole number, {len(counts)} of them, or a list for each")
+        if any(isinstance(v, list) and len(v) != n for v, n in zip(values, counts, strict=True)):
+            raise self._error(name, value, f"lists of {', '.join(map(str, counts))} whole numbers")
+        return [tuple(part) * (1 if isinstance(v, list) else n)
+                for part, v, n in zip(parts, values, counts, strict=True)]
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number."""

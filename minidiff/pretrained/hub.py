@@ -70,7 +70,8 @@ def needed(name: str, family: str, files: Collection[str]) -> list[str]:
     """The files of a repository that checkpoints.Folder reads; UserError where some weights are pickles only."""
     chosen = [INDEX]
     for part in parts_of(family):
-        chosen += [f"{part}/{file}" for file in SETTINGS if f"{part}/{file}" in files]
+        chosen += [f"{part}/{file}" for file in SETTINGS if f"{part}/{file}" in files
+                   and not (file == "tokenizer.json" and f"{part}/vocab.json" in files)]
         if part in STEMS:
             chosen += weights_of(name, part, files)
     return chosen

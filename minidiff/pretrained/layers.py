@@ -152,9 +152,9 @@ def tried(weights: Weights, what: str, call) -> None:
         raise UserError(f"{weights.source}: the layers of its {what} do not fit together ({brief(error)}).") from error
 
 
-def numbered(weights: Weights, name: str, count: int) -> list[Weights]:
+def numbered(weights: Weights, name: str, count: int, least: int = 1) -> list[Weights]:
     """The parts name.0 ... name.(count - 1); UserError where the checkpoint has more or fewer of them."""
-    if f"{name}.{count}" in weights or count < 1 or f"{name}.{count - 1}" not in weights:
+    if f"{name}.{count}" in weights or count < least or count and f"{name}.{count - 1}" not in weights:
         raise UserError(f"{weights.source} has not the {count} parts {weights.prefix}{name} that its configuration "
                         "names.")
     return [weights.part(f"{name}.{i}") for i in range(count)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from minidiff.errors import UserError
 from minidiff.nn.images import clean_images
+from minidiff.pretrained.plan import Plan
 from minidiff.pretrained.scheduler_config import SchedulerConfig, check_choice
 
 LARGEST = 4096                                              # pixels, each way
@@ -64,22 +65,44 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
     if sampler is not None:
         check_choice(sampler)
     form.pixels(options.get("size"), image)
-    steps = options.get("steps", 20)
-    plan = scheduler.changed(options.get("spacing"), options.get("predicts")).plan(steps, sampler)
-    made = steps_made(options)
-    if strength != 0 and not plan.shortened(steps, made).steps:
-        raise UserError(f"strength {STRENGTH if strength is None else strength} of {steps} steps is less than a step: "
+    if form.sees_mask and not mask[::form.factor, ::form.factor].any():
+        raise UserError(f"mask is white in no pixel that this network reads, which are one of each {form.factor}x"
+                        f"{form.factor}: nothing would be drawn again, so make its white part larger")
+    if strength != 0 and not plan_of(form, options, scheduler).steps:
+        raise UserError(f"strength {strength_of(options)} of {options.get('steps', 20)} steps is less than a step: "
                         "take a larger strength, or more steps")
 
 
-def steps_made(options: Mapping[str, Any]) -> int:
+def plan_of(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) -> Plan:
+    """The run that the options ask for: from an image its last steps, as many as strength says."""
+    scheduler = scheduler.changed(options.get("spacing"), options.get("predicts"))
+    steps, sampler = options.get("steps", 20), options.get("sampler")
+    if _spreads_all(form, options, scheduler):
+        return scheduler.plan(steps, sampler, strength_of(options))
+    plan = scheduler.plan(steps, sampler)
+    return plan if options.get("image") is None else plan.shortened(steps, int(steps * strength_of(options)))
+
+
+def steps_made(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) -> int:
     """How many of the steps a run makes: from an image int(steps * strength), as other programs do."""
-    steps, strength = options.get("steps", 20), options.get("strength")
-    if options.get("image") is None:
-        return steps
-    if strength is None:
-        strength = STRENGTH if options.get("mask") is None else 1
-    return int(steps * strength)
+    steps = options.get("steps", 20)
+    return steps if _spreads_all(form, options, scheduler) else int(steps * strength_of(options))
+
+
+def strength_of(options: Mapping[str, Any]) -> float:
+    """The strength that is given, or its default; 1 without an image."""
+    if options.get("strength") is not None:
+        return options["strength"]
+    return STRENGTH if options.get("image") is not None and options.get("mask") is None else 1
+
+
+def _spreads_all(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) -> bool:
+    """Whether a run from an image spreads all its steps over the share of times that strength says.
+
+    Other programs do so in the pipeline of latent consistency models, which has no in-painting.
+    """
+    return (form.reads_scale and options.get("image") is not None and options.get("mask") is None
+            and strength_of(options) > 0 and scheduler.distilled(options.get("sampler")))
 
 
 def check_prompts(form: Form, options: Mapping[str, Any]) -> None:

@@ -136,8 +136,15 @@ class SchedulerConfig:
         changes = {key: value for key, value in given.items() if value is not None}
         return SchedulerConfig(Config(self.config.values | changes, self.config.path)) if changes else self
 
-    def plan(self, steps: int, choice: str | None = None) -> Plan:
-        """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES."""
+    def distilled(self, choice: str | None = None) -> bool:
+        """Whether its own sampler, or this one of CHOICES, visits times of a consistency model's distillation."""
+        return FAMILIES[CHOICES[choice].name if choice else self.name].distilled
+
+    def plan(self, steps: int, choice: str | None = None, share: float = 1.0) -> Plan:
+        """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES.
+
+        share: of the times of a consistency model's distillation, from 0 on, over which the steps are spread.
+        """
         if choice is not None:
             check_choice(choice)
         own = Choice(self.name, self.spread, self.config.text("algorithm_type", "") == SDE)
@@ -148,7 +155,7 @@ class SchedulerConfig:
                             "not eps, which says nothing of the picture where there is noise alone")
         steps = whole("steps", steps, 1, self.T - family.one_more)
         spacing = self.config.text("timestep_spacing", family.spacing)
-        t = self._times(family, spacing, steps)                                     # (steps,) falling
+        t = self._times(family, spacing, steps, share)                              # (steps,) falling
         if t[0] >= self.T:
             raise UserError(f"{self.config.path}: with its steps_offset, a run of {steps} steps would start at time "
                             f"{t[0]:.0f}, and the last time is {self.T - 1}: take fewer steps")
@@ -198,11 +205,11 @@ class SchedulerConfig:
         c = self.config
         return c.flag("euler_at_final", False) or c.flag("lower_order_final", True) and steps < FEW
 
-    def _times(self, family: Family, spacing: str, steps: int) -> np.ndarray:
+    def _times(self, family: Family, spacing: str, steps: int, share: float) -> np.ndarray:
         """The training times of a run, falling; whole numbers unless the family takes fractions."""
         T, n = self.T, steps + family.one_more
         if family.distilled:
-            return self._distilled(steps)
+            return self._distilled(steps, share)
         if spacing == "trailing":
             return np.round(np.arange(T, 0, -T / steps))[:steps] - 1
         if spacing == "linspace":
@@ -212,17 +219,19 @@ class SchedulerConfig:
             t = np.arange(n) * (T // n) + self.config.whole("steps_offset", 0)
         return t[::-1][:steps].astype(float)
 
-    def _distilled(self, steps: int) -> np.ndarray:
-        """Those of the K times k T // K - 1 of a consistency model's distillation that are spread evenly."""
+    def _distilled(self, steps: int, share: float) -> np.ndarray:
+        """Of the first K share times k T // K - 1 of a model's distillation, those that are spread evenly."""
         K = self.config.whole("original_inference_steps", min(50, self.T))
         if K > self.T:
             raise UserError(f"{self.config.path}: original_inference_steps is at most num_train_timesteps, which is "
                             f"{self.T}, not {K}")
-        if steps > K:
-            raise UserError(f"{self.config.path}: lcm visits some of the {K} times of a model's distillation "
-                            f"(original_inference_steps), and cannot take {steps}: take fewer steps")
-        t = np.arange(K, 0, -1) * (self.T // K) - 1                                 # (K,)
-        return t[np.floor(np.linspace(0, K, steps, endpoint=False)).astype(int)].astype(float)
+        first = int(K * share)
+        if steps > first:
+            of, more = ("", "") if share == 1 else (", and of these the share strength", ", or a larger strength")
+            raise UserError(f"{self.config.path}: lcm visits some of the {first} times of a model's distillation "
+                            f"(original_inference_steps{of}), and cannot take {steps}: take fewer steps{more}")
+        t = np.arange(first, 0, -1) * (self.T // K) - 1                             # (first,)
+        return t[np.floor(np.linspace(0, first, steps, endpoint=False)).astype(int)].astype(float)
 
     def _last(self, family: Family, rho_of: np.ndarray) -> float:
         """rho at the end of the run: 0, or that of time 0."""

@@ -39,7 +39,10 @@ from minidiff.pretrained.layers import (
 )
 from minidiff.pretrained.weights import Weights
 
-BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True, "UpBlock2D": False, "CrossAttnUpBlock2D": True}
+# whether a kind of block reads the prompt
+DOWN, UP = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}, {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+# how many residual blocks a kind of middle has: with two there is a transformer between them
+MIDDLE = {None: 0, "UNetMidBlock2D": 1, "UNetMidBlock2DCrossAttn": 2}
 
 
 class UNet(Module):
@@ -48,10 +51,11 @@ class UNet(Module):
     def __init__(self, config: Config, weights: Weights):
         check(config)
         down, up = config.texts("down_block_types"), config.texts("up_block_types")
-        levels, blocks = len(down), config.whole("layers_per_block", 2)
+        levels = len(down)
+        blocks = config.wholes("layers_per_block", levels, 2)
         heads = config.wholes("num_attention_heads" if config.values.get("num_attention_heads") is not None
                               else "attention_head_dim", levels, 8)                 # the second is a misnomer
-        depth = config.wholes("transformer_layers_per_block", levels, 1)
+        depth_down, depth_up = depths(config, blocks)
         groups, eps = config.whole("norm_num_groups", 32), config.number("norm_eps", 1e-5)
         self.flip, self.shift = config.flag("flip_sin_to_cos", True), config.number("freq_shift", 0)
         self.channels = weights.shape("conv_in.weight")[1]
@@ -65,13 +69,17 @@ class UNet(Module):
             raise UserError(f"{config.path}: time_cond_proj_dim is {self.of_scale.w.shape[0]}; it takes an even one.")
         self.extra = SizeEmbedding(config, weights.part("add_embedding")) if "add_embedding" in weights else None
         self.down_blocks = [
-            Level(part, BLOCKS[kind], blocks, heads[i], depth[i], groups, eps)
+            Level(part, DOWN[kind], blocks[i], heads[i], depth_down[i], groups, eps)
             for i, (part, kind) in enumerate(zip(numbered(weights, "down_blocks", levels), down, strict=True))]
-        middle = weights.part("mid_block")
-        self.middle1, self.middle2 = (ResidualBlock(part, groups, eps) for part in numbered(middle, "resnets", 2))
-        self.middle_attention = SpatialTransformer(middle.part("attentions.0"), heads[-1], depth[-1], groups)
+        middle, count = weights.part("mid_block"), MIDDLE[middle_kind(config)]
+        residual = [ResidualBlock(part, groups, eps) for part in numbered(middle, "resnets", count, least=0)]
+        self.middle1, self.middle2 = (*residual, None, None)[:2]
+        self.middle_attention = None
+        if self.middle2 is not None:
+            part = middle.part("attentions.0")
+            self.middle_attention = SpatialTransformer(part, heads[-1], depth_down[-1][0], groups)
         self.up_blocks = [
-            Level(part, BLOCKS[kind], blocks + 1, heads[-1 - i], depth[-1 - i], groups, eps)
+            Level(part, UP[kind], blocks[-1 - i] + 1, heads[-1 - i], depth_up[i], groups, eps)
             for i, (part, kind) in enumerate(zip(numbered(weights, "up_blocks", levels), up, strict=True))]
         self.norm_out = GroupNorm(weights.part("conv_norm_out"), groups, eps)
         self.conv_out = Conv2d(weights.part("conv_out"))
@@ -108,7 +116,10 @@ class UNet(Module):
             if level.resize is not None:
                 h = level.resize(h)                                                 # (B, h/2, w/2, widths[i])
                 skips.append(h)
-        h = self.middle2(self.middle_attention(self.middle1(h, emb), text), emb)
+        if self.middle1 is not None:
+            h = self.middle1(h, emb)
+        if self.middle2 is not None:
+            h = self.middle2(self.middle_attention(h, text), emb)
         for level in self.up_blocks:
             for block, attention in level.pairs():
                 h = attention(block(ops.concat([h, skips.pop()]), emb), text)
@@ -135,10 +146,13 @@ class UNet(Module):
 class Level(Module):
     """The blocks of one resolution: a residual block and a transformer, `blocks` times, then a change of resolution."""
 
-    def __init__(self, weights: Weights, attends: bool, blocks: int, heads: int, depth: int, groups: int, eps: float):
+    def __init__(self, weights: Weights, attends: bool, blocks: int, heads: int, depth: tuple[int, ...], groups: int,
+                 eps: float):
         self.blocks = [ResidualBlock(part, groups, eps) for part in numbered(weights, "resnets", blocks)]
-        self.attentions = [SpatialTransformer(part, heads, depth, groups)
-                           for part in numbered(weights, "attentions", blocks)] if attends else [no_attention] * blocks
+        self.attentions = [no_attention] * blocks
+        if attends:
+            self.attentions = [SpatialTransformer(part, heads, count, groups)
+                               for part, count in zip(numbered(weights, "attentions", blocks), depth, strict=True)]
         self.resize = None
         if "downsamplers" in weights:
             self.resize = Conv2d(weights.part("downsamplers.0.conv"), stride=2)
@@ -159,7 +173,8 @@ class SpatialTransformer(Module):
     def __init__(self, weights: Weights, heads: int, depth: int, groups: int):
         self.norm = GroupNorm(weights.part("norm"), groups, 1e-6)
         self.proj_in, self.proj_out = Linear(weights.part("proj_in")), Linear(weights.part("proj_out"))
-        self.blocks = [TransformerBlock(part, heads) for part in numbered(weights, "transformer_blocks", depth)]
+        parts = numbered(weights, "transformer_blocks", depth, least=0)
+        self.blocks = [TransformerBlock(part, heads) for part in parts]
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         B, H, W, C = x.shape
@@ -213,15 +228,36 @@ def sinusoidal(t: np.ndarray, dim: int, flip: bool, shift: float, dtype) -> np.n
     return np.concatenate(waves, axis=1).astype(dtype)                              # (B, dim)
 
 
+def depths(config: Config, blocks: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The depth of each transformer, by levels: on the way down, and on the way up, which has one more a level."""
+    name, reverse = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
+    down, more = config.nested(name, blocks, 1), [n + 1 for n in blocks[::-1]]
+    if config.values.get(reverse) is not None:
+        return down, config.nested(reverse, more, 1)
+    given = config.values.get(name)
+    if isinstance(given, list) and any(isinstance(level, list) for level in given):
+        raise UserError(f"{config.path}: {name} has lists for levels, and {reverse} is not given, so that the depths "
+                        "on the way up are not known.")
+    return down, [(level[0],) * n for level, n in zip(down[::-1], more, strict=True)]
+
+
+def middle_kind(config: Config) -> str | None:
+    """A key of MIDDLE: nothing stands there only where the configuration says so."""
+    return config.values.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+
+
 def check(config: Config) -> None:
     """UserError where the configuration names another kind of network."""
-    config.require(act_fn="silu", resnet_time_scale_shift="default", time_embedding_type="positional",
-                   dual_cross_attention=False, only_cross_attention=False, center_input_sample=False,
+    config.require(_class_name="UNet2DConditionModel", act_fn="silu", resnet_time_scale_shift="default",
+                   time_embedding_type="positional",
+                   dual_cross_attention=False, center_input_sample=False, class_embeddings_concat=False,
                    conv_in_kernel=3, conv_out_kernel=3, downsample_padding=1, resnet_skip_time_act=False,
-                   mid_block_type="UNetMidBlock2DCrossAttn", resnet_out_scale_factor=1.0, mid_block_scale_factor=1,
-                   attention_type="default", time_embedding_act_fn=None, timestep_post_act=None)
-    for name in ("class_embed_type", "encoder_hid_dim_type", "cross_attention_norm", "num_class_embeds",
-                 "reverse_transformer_layers_per_block"):
+                   resnet_out_scale_factor=1.0, mid_block_scale_factor=1, attention_type="default",
+                   time_embedding_act_fn=None, timestep_post_act=None)
+    if type(config.values.get("only_cross_attention")) is not list or any(config.values["only_cross_attention"]):
+        config.require(only_cross_attention=False)
+    for name in ("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "cross_attention_norm",
+                 "num_class_embeds"):
         if config.values.get(name) is not None:
             raise UserError(f"{config.path}: {name} is {str(config.values[name])[:60]!r}, a kind of UNet that minidiff "
                             "does not have.")
@@ -229,9 +265,13 @@ def check(config: Config) -> None:
     if added not in (None, "text_time"):
         raise UserError(f"{config.path}: addition_embed_type is {str(added)[:60]!r}, a kind of UNet that minidiff does "
                         "not have.")
-    for name in ("down_block_types", "up_block_types"):
+    middle = middle_kind(config)
+    if not isinstance(middle, str | None) or middle not in MIDDLE:
+        raise UserError(f"{config.path}: mid_block_type is {str(middle)[:60]!r}; it takes "
+                        f"{', '.join(filter(None, MIDDLE))}, or null.")
+    for name, kinds in (("down_block_types", DOWN), ("up_block_types", UP)):
         for kind in config.texts(name):
-            if kind not in BLOCKS:
-                raise UserError(f"{config.path}: {name} has {kind[:60]!r}; it takes {', '.join(BLOCKS)}.")
+            if kind not in kinds:
+                raise UserError(f"{config.path}: {name} has {kind[:60]!r}; it takes {', '.join(kinds)}.")
     if len(config.texts("down_block_types")) != len(config.texts("up_block_types")):
         raise UserError(f"{config.path}: down_block_types and up_block_types must be equally many.")

@@ -149,9 +149,8 @@ class StableDiffusion(System):
         rows = 1 if options.get("scale") in (0, 1) or form.reads_scale else 2
         memory.check(memory.estimate(parts, form.factor, height, width, rows), height, width)
 
-    @classmethod
-    def steps_made(cls, options: Mapping[str, Any]) -> int:
-        return request.steps_made(options)
+    def steps_made(self, options: Mapping[str, Any]) -> int:
+        return request.steps_made(self.form, options, self.scheduler)
 
     @classmethod
     def check_sampler(cls, name: str) -> None:
@@ -225,7 +224,8 @@ class StableDiffusion(System):
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's
         image       (H, W, 3) in [-1, 1]: the pictures start from it
         strength    with an image: the share of the steps that is made, 0 to 1; None for 0.8, and with a mask for 1,
-                    where the part to draw starts from noise alone
+                    where the part to draw starts from noise alone.  A latent consistency model makes all steps, at
+                    times of this share
         mask        (H, W) booleans, True where the image is to be drawn again; the rest keeps its pixels
         """
         *_, state = self.trajectory(captions, negative=negative, second=second, second_negative=second_negative,
@@ -246,11 +246,9 @@ class StableDiffusion(System):
         streams = self.streams_for(captions, seed, streams)
         height, width = self.form.pixels(size, image)
         scheduler = self.scheduler.changed(spacing, predicts)
-        plan = scheduler.plan(steps, sampler)
+        plan = request.plan_of(self.form, options, self.scheduler)
         if image is None:
             tell_of_signal(plan)
-        else:
-            plan = plan.shortened(steps, self.steps_made(options))
         noise = self.noise(streams, (height // self.vae.factor, width // self.vae.factor, LATENT)).astype(self.dtype)
         cond = self.encode_text(captions, (height, width), second=second)
         zeros = negative is None and second_negative is None and self.config.zeros_for_no_negative

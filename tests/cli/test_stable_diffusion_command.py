@@ -325,13 +325,13 @@ def test_an_in_painting_network_without_a_mask_is_refused_before_the_weights_are
 
 
 def test_the_bar_counts_the_steps_that_are_made():
-    image, mask = np.zeros((8, 8, 3)), np.ones((8, 8), bool)
+    image, mask, model = np.zeros((8, 8, 3)), np.ones((8, 8), bool), StableDiffusion.load(HERE / "eps")
     for options, steps in (({}, 20), ({"steps": 7}, 7), ({"steps": 10, "image": image}, 8),
                            ({"steps": 10, "image": image, "strength": 0.75}, 7),
                            ({"steps": 10, "image": image, "mask": mask}, 10)):
-        assert StableDiffusion.steps_made(options) == steps
+        assert model.steps_made(options) == steps
     small = np.zeros((40, 48, 3), np.float32)
-    states = StableDiffusion.load(HERE / "eps").trajectory(["a"], image=small, strength=0.75, steps=10, sampler="ddim")
+    states = model.trajectory(["a"], image=small, strength=0.75, steps=10, sampler="ddim")
     assert len(list(states)) == 7
 
 

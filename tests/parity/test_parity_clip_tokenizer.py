@@ -72,3 +72,21 @@ def test_20_000_texts(folder, tmp_path):
     assert not different, min(different, key=lambda one: len(one[0]))
     padded = theirs(texts[:200], padding="max_length", max_length=77, truncation=True)["input_ids"]
     assert ours.ids(texts[:200])[0].tolist() == padded
+
+
+@pytest.mark.parametrize("folder", [TINY, REAL, PADDED, SECOND], ids=["tiny", "real", "padded", "second"])
+def test_what_transformers_writes_is_read(folder, tmp_path):
+    """transformers 5 writes tokenizer.json alone; with an added word, as textual inversion adds it."""
+    if not folder.exists():
+        pytest.skip("the real vocabulary is not here")
+    theirs = transformers.CLIPTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["<cat-toy>"])
+    theirs.save_pretrained(tmp_path)
+    assert not (tmp_path / "vocab.json").exists()
+    rng, ours = random.Random(14), ClipTokenizer.load(tmp_path)
+    texts = [f"{text(rng)}{rng.choice(['', '<cat-toy>', ' <Cat-Toy> '])}{text(rng)}" for _ in range(300)]
+    nfc = tokenizers.normalizers.NFC()
+    texts = [t for t in texts if nfc.normalize_str(t) == unicodedata.normalize("NFC", t)]
+    padded = theirs(texts, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    assert len(texts) > 250 and ours.ids(texts)[0].tolist() == padded
+    assert any(len(theirs) - 1 in row for row in padded)

@@ -11,7 +11,7 @@ import pytest
 from minidiff.cli.main import main
 from minidiff.errors import UserError
 from minidiff.pretrained import hub
-from minidiff.pretrained.checkpoints import Folder
+from minidiff.pretrained.checkpoints import STEMS, Folder
 
 HERE = Path(__file__).parent / "checkpoints"
 MORE = ("README.md", "safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin", "v1.ckpt",
@@ -86,6 +86,14 @@ def test_the_files_that_are_read_are_fetched_and_no_other(standing_in, tmp_path)
     assert fetched_files(tmp_path / "cache") == expected
     folder = Folder.at(tmp_path / "cache")
     assert all(folder.weights(part, "f4").tensors for part in ("unet", "vae", "text_encoder", "text_encoder_2"))
+
+
+def test_a_tokenizer_in_one_file_is_fetched_where_there_are_not_two():
+    weights = [f"{part}/{STEMS[part]}.safetensors" for part in ("unet", "vae", "text_encoder")]
+    for own in (["vocab.json", "merges.txt"], []):
+        files = [*weights, *(f"tokenizer/{name}" for name in ("tokenizer.json", *own))]
+        found = {file for file in hub.needed("a/b", "Stable Diffusion", files) if file.startswith("tokenizer/")}
+        assert found == {f"tokenizer/{name}" for name in own or ["tokenizer.json"]}
 
 
 def test_half_precision_is_fetched_only_where_there_is_nothing_else(standing_in, tmp_path):

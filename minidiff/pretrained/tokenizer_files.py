@@ -1,0 +1,143 @@
+"""The files of a checkpoint's tokenizer: its vocabulary, its merges, and which words stand for themselves.
+
+    vocab.json, merges.txt      symbol -> id; a pair of symbols on each line
+    tokenizer.json              both, and the added words: transformers 5 writes it alone
+    tokenizer_config.json       the names of the symbols for padding and for the unknown, and how many tokens are made
+    special_tokens_map.json     the same names, in older checkpoints
+    added_tokens.json           words that were added to a vocabulary, as textual inversion does, in older checkpoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from minidiff.errors import UserError
+from minidiff.input_files import parse_json, read_file
+from minidiff.pretrained.config import Config
+
+LENGTH = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_BYTES = 16 << 20                                        # of vocab.json, and of merges.txt; CLIP's have 1 MB
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What they say, checked."""
+
+    vocab: dict[str, int]                   # symbol -> id
+    merges: list[tuple[str, str]]           # the most frequent first
+    added: dict[str, tuple[int, bool]]      # word -> (id, whether it is special: matched as it is written)
+    pad: str
+    unknown: str                            # stands for what the vocabulary lacks
+    length: int                             # tokens of a prompt
+
+
+def read(folder: Path, single: Set[str]) -> TokenizerFiles:
+    """The files in a folder; UserError where they are damaged, or of another kind.  single: symbols of one byte."""
+    settings, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    config = Config.load(settings) if settings.exists() else Config({}, folder)
+    names = dict(config.values)
+    # transformers reads the older file last, unless the newer one lists all added tokens
+    if special.exists() and "added_tokens_decoder" not in names:
+        names |= Config.load(special).values
+    start, end, pad, unknown = (_content(names.get(f"{name}_token"), default) for name, default in (
+        ("bos", START), ("eos", END), ("pad", END), ("unk", END)))
+    for name, symbol in (("pad", pad), ("unk", unknown)):
+        if not isinstance(symbol, str):
+            raise UserError(f"{settings}: {name}_token takes a symbol of vocab.json, not {str(symbol)[:40]!r}.")
+    if (start, end) != (START, END):
+        raise UserError(f"{settings}: a text is between {str(start)[:40]!r} and {str(end)[:40]!r}, and CLIP's is "
+                        f"between {START!r} and {END!r}.")
+    length = min(config.whole("model_max_length", LENGTH), LENGTH)
+    if length < 3:
+        raise UserError(f"{settings}: model_max_length takes at least 3, of start, text and end, not {length}.")
+    vocab, merges, added = _vocabulary(folder)
+    check_complete(vocab, merges, single, folder)
+    added = config.values.get("added_tokens_decoder") if added is None else added
+    listed = folder / "added_tokens.json"
+    if added is None and listed.exists():
+        added = [{"content": symbol, "id": i} for symbol, i in checked_vocab(_json(listed), listed).items()]
+    if isinstance(added, dict):
+        added = [{"id": i} | entry if isinstance(entry, dict) else entry for i, entry in added.items()]
+    if not isinstance(added or [], list):
+        raise UserError(f"{folder}: added tokens are a list, not {str(added)[:60]!r}.")
+    return TokenizerFiles(vocab, merges, dict(_added(entry, folder) for entry in added or []), pad, unknown, length)
+
+
+def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], list | None]:
+    """symbol -> id, the merges, and the added words where the same file has them."""
+    one, vocab = folder / "tokenizer.json", folder / "vocab.json"
+    if vocab.exists() or not one.exists():
+        return checked_vocab(_json(vocab), vocab), pairs_of(_text(folder / "merges.txt"), folder / "merges.txt"), None
+    whole = _json(one)
+    model = whole.get("model") if isinstance(whole, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != "</w>":
+        raise UserError(f"{one} is not of a tokenizer like CLIP's: it takes a BPE whose words end with </w>.")
+    merges = model.get("merges")
+    # two symbols, in older files as one text
+    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair if isinstance(pair, list) else ())
+             for pair in (merges if isinstance(merges, list) else [])]
+    return checked_vocab(model.get("vocab"), one), checked_pairs(pairs, one), whole.get("added_tokens")
+
+
+def _added(entry, folder: Path) -> tuple[str, tuple[int, bool]]:
+    """An added word as transformers lists it."""
+    symbol, number = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
+    number = int(number) if isinstance(number, str) and number.isascii() and number.isdigit() else number
+    if not isinstance(symbol, str) or not symbol or type(number) is not int or not 0 <= number < 1 << 20:
+        raise UserError(f"{folder}: an added token takes content and id, not {str(entry)[:60]!r}.")
+    if entry.get("single_word"):
+        raise UserError(f"{folder}: the added token {symbol[:40]!r} is a single_word, which minidiff does not have.")
+    return symbol, (number, bool(entry.get("special")))
+
+
+def _content(token, default: str):
+    """The text of a token, which is given alone or as a dict of its properties."""
+    return default if token is None else token.get("content") if isinstance(token, dict) else token
+
+
+def _json(path: Path):
+    text = _text(path)
+    try:
+        return parse_json(text)
+    except ValueError:
+        raise UserError(f"{path} is not JSON.") from None
+
+
+def checked_vocab(vocab, path: Path) -> dict[str, int]:
+    if not isinstance(vocab, dict) or any(type(i) is not int or not 0 <= i < 1 << 20 for i in vocab.values()):
+        raise UserError(f"{path} is no vocabulary: it takes a dict of symbols and their numbers.")
+    return vocab
+
+
+def check_complete(vocab: dict[str, int], merges: Sequence[tuple[str, str]], single: Set[str], folder: Path) -> None:
+    """UserError where merges make what the vocabulary lacks, or where more than a hundredth of it is made by none."""
+    made = {a + b for a, b in merges}
+    if unknown := next((symbol for symbol in made if symbol not in vocab), None):
+        raise UserError(f"{folder}: merges.txt makes {unknown[:40]!r}, which vocab.json lacks: they are of different "
+                        "tokenizers.")
+    lost = len(vocab.keys() - made - single - {START, END})
+    if lost > len(vocab) / 100:
+        raise UserError(f"{folder}: merges.txt makes all but {lost} of the {len(vocab)} symbols of vocab.json: it is "
+                        "cut short, or of another tokenizer.")
+
+
+def pairs_of(text: str, path: Path) -> list[tuple[str, str]]:
+    lines = text.split("\n")
+    return checked_pairs([tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")],
+                         path)
+
+
+def checked_pairs(pairs: list[tuple[str, ...]], path: Path) -> list[tuple[str, str]]:
+    if not pairs or any(len(pair) != 2 or not all(isinstance(symbol, str) for symbol in pair) for pair in pairs):
+        raise UserError(f"{path} is no list of merges: it takes lines, each of two symbols.")
+    return pairs
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_file(path, MAX_BYTES, ": it is no tokenizer's").decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text.") from None
