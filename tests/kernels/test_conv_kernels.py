@@ -300,6 +300,36 @@ def test_a_small_image_with_a_long_sum_is_shared_among_blocks_and_a_large_one_is
     assert 132 <= math.prod(dw.grid) and dw.splits * dw.results <= conv_cuda.MOST_PARTIALS
 
 
+@pytest.mark.parametrize("multiprocessor, stages", [(164, 4), (228, 4), (100, 3), (64, 2)])
+def test_two_blocks_fit_on_a_multiprocessor_with_as_many_stages_as_possible(multiprocessor, stages):
+    """sm_80; sm_90 and sm_100; sm_86, sm_89 and sm_120; no card that we know."""
+    source = cuda.versions("conv")[5]
+    assert source.stages(multiprocessor << 10) == stages
+    each = source.shared // source.constants["MOST_STAGES"]
+    assert 2 * (each * stages + 1024) <= multiprocessor << 10
+    assert stages == 4 or 2 * (each * (stages + 1) + 1024) > multiprocessor << 10
+    assert cuda.versions("conv")[6].stages(multiprocessor << 10) == 0
+
+
+@fake_cupy.of_the_stand_in
+def test_a_smaller_card_gets_fewer_stages_and_the_same_sums(cupy, monkeypatch):
+    """The sum is longer than the ring of stages."""
+    monkeypatch.setattr(cuda, "shared_of_multiprocessor", lambda: 100 << 10)
+    asked, launch = [], fake_cupy.launch
+    monkeypatch.setattr(fake_cupy, "launch", lambda program, *args: (
+        asked.append((args[-1], program.defines)), launch(program, *args)))
+    conv_cuda._plan.cache_clear()
+    try:
+        rng = np.random.default_rng(0)
+        x, w = rng.integers(-3, 4, (1, 2, 3, 40)), rng.integers(-3, 4, (2, 3, 40, 5))       # k = 240: 8 tiles
+        y = conv_cuda.correlate(cupy.asarray(x.astype(np.float16)), cupy.asarray(w.astype(np.float16)), 1, 1, version=5)
+        np.testing.assert_array_equal(y.get(), plain_y(x, w, (1, 3, 3, 5), 1, 1))         # whole numbers: exact
+    finally:
+        conv_cuda._plan.cache_clear()
+    (shared, defines), = asked
+    assert shared == 3 * 15360 and "-DSTAGES=3" in defines
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 def refused(error, call, *args, **kwargs) -> str:

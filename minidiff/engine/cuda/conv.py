@@ -103,15 +103,19 @@ class ConvPlan:
     grid: tuple[int, int, int]
     splits: int                                             # blocks that share k
     results: int                                            # numbers in the sum
+    stages: int                                             # tiles that a block has in shared memory at once, or 0
 
     x_shape = property(lambda self: self.sizes[:4])
     y_shape = property(lambda self: (self.sizes[0], *self.sizes[4:7]))
     w_shape = property(lambda self: (*self.sizes[7:9], self.sizes[3], self.sizes[6]))
 
     def launch(self, dtype, *args) -> None:
-        constants = self.source.constants
-        kernel = cuda.kernel(self.source, self.kernel, str(dtype))
-        kernel(self.grid, constants["THREADS"], *args, shared=constants.get("SHARED", 0))
+        source, defines, shared = self.source, {}, self.source.shared
+        most = source.constants.get("MOST_STAGES", 0)
+        if self.stages < most:
+            defines, shared = {"STAGES": self.stages}, shared // most * self.stages
+        kernel = cuda.kernel(source, self.kernel, str(dtype), **defines)
+        kernel(self.grid, source.constants["THREADS"], *args, shared=shared)
 
     def counters(self):
         """Zeros, in which the blocks of each tile count those that are done."""
@@ -142,7 +146,8 @@ def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: t
                               cuda.multiprocessors())
     if kernel != "conv_dw" and splits > 1:
         kernel += "_part"
-    return ConvPlan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results)
+    return ConvPlan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results,
+                    source.stages(cuda.shared_of_multiprocessor()) if "MOST_STAGES" in source.constants else 0)
 
 
 def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessors: int) -> int:
