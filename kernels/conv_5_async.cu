@@ -35,8 +35,19 @@
 // The copies do not go through registers, so float32 is rounded to TF32 later, in the fragments: 24 more instructions
 // for 16 mma.
 //
-// Counted: as version 4.  A block has three tiles of 12 KiB in transit; 132 multiprocessors with three blocks each have
-// 14 MB.  3.35 TB/s times 0.8 us, 2.7 MB, would be enough to keep an H100's memory busy.
+// The number of stages depends on the card, so it is a macro that the launch sets.  While a block waits at a barrier,
+// only another block can use the tensor cores.  So two blocks must fit on a multiprocessor, and on the smaller cards
+// they fit with 3 stages.  The system adds 1 KiB to each block.
+//
+//                            shared memory of    blocks with 4 stages    with 3        the launch takes
+//                            a multiprocessor    (61 KiB each)           (46 KiB)
+//     sm_80                     164 KiB                2                   3           4 stages
+//     sm_86, sm_89, sm_120      100 KiB                1                   2           3
+//     sm_90, sm_100             228 KiB                3                   4           4
+//
+// Counted: as version 4.  All stages but one are in transit, 12 KiB each: on an H100, with 132 multiprocessors of three
+// blocks of 4 stages, 14 MB; on an RTX 4090, with 128 of two blocks of 3 stages, 6 MB.  To keep the memory busy, 2.7 MB
+// (3.35 TB/s times 0.8 us) and 0.8 MB (1.01 TB/s times 0.8 us) would be enough.  The 0.8 us are estimated.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
@@ -58,8 +69,11 @@ constexpr int THREADS = 128;
 constexpr int TILE_M = 128;
 constexpr int TILE_N = 64;
 constexpr int TILE_K = 32;
-constexpr int STAGES = 4;
-constexpr int SHARED = 61440;                           // STAGES tiles of A and of B
+constexpr int MOST_STAGES = 4;
+constexpr int SHARED = 61440;                           // MOST_STAGES tiles of A and of B
+#ifndef STAGES                                          // the launch sets a smaller number where the card wants one
+#define STAGES MOST_STAGES
+#endif
 constexpr int PER = 16 / sizeof(T);                     // numbers in 16 bytes; one mma takes twice as many along k
 constexpr int DEPTH = 4 * PER;                          // of a tile, along k
 

@@ -30,16 +30,18 @@
 //
 // Counted: as version 5.  A tile is 24 KiB of shared memory for 524 288 multiply-adds.  wgmma reads its square of B
 // again for each 64 x 64: 32 KiB in all, 256 clocks at 128 bytes a clock, and 256 clocks of an H100's tensor cores at
-// 2048 multiply-adds a clock.  Three blocks of 73 KiB fit on a multiprocessor.
+// 2048 multiply-adds a clock.  The copies write 24 KiB, 192 clocks more.  Three blocks of 73 KiB fit on a
+// multiprocessor.
 //
 // measured  not yet (benchmarks/kernels.py)
 //
-// What limits it: shared memory is just fast enough for 64 columns.  128 columns would need three quarters as much, but
-// 64 channels fill only half of them.  There is a barrier between the last wgmma of a tile and the first of the next;
-// the other two blocks on the multiprocessor must fill that gap.  TMA (cp.async.bulk) would copy whole boxes of an
-// image with one thread, including the padding, while here each thread computes addresses; it needs descriptors from
-// the host. No TF32: wgmma takes 4-byte numbers only if k runs along the line, as in Patches and Turned; Places and
-// Matrix would have to be transposed during the copy.
+// What limits it: the L2 cache.  A tile takes 24 KiB from it for 1 048 576 operations, 43 a byte; at 5.5 TB/s, which is
+// an estimate, that is 235 TFLOP/s, a quarter of the tensor cores' peak.  Shared memory is the next limit: 128 columns
+// would read three quarters as much, but 64 channels fill only half of them.  There is a barrier between the last wgmma
+// of a tile and the first of the next; the other two blocks on the multiprocessor must fill that gap.  TMA
+// (cp.async.bulk) would copy whole boxes of an image with one thread, including the padding, while here each thread
+// computes addresses; it needs descriptors from the host.  No TF32: wgmma takes 4-byte numbers only if k runs along the
+// line, as in Patches and Turned; Places and Matrix would have to be transposed during the copy.
 //
 // takes   float16, bfloat16
 // needs   sm_90a

@@ -185,7 +185,8 @@ __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_
 //
 // wgmma multiplies A (64, 16) by B (16, 64), half precision, for the 128 threads of a warpgroup.  Both are in shared
 // memory, and D (64, 64) is in registers, 32 for each thread.  Warp w has rows 16 w .. 16 w + 15 of D; there,
-// d[4 j + 0..3] have the layout of mma's d, for columns 8 j .. 8 j + 7.
+// d[4 j + 0..3] have the layout of mma's d, for columns 8 j .. 8 j + 7.  n128 is the same for B (16, 128) and
+// D (64, 128), 64 for each thread.
 //
 // A descriptor of 64 bits gives the address and the layout of an operand.  Here the layout is always lines of 128
 // bytes, whose 8 pieces of 16 bytes are swizzled, so the same piece of 8 lines is in 8 different groups of banks:
@@ -193,39 +194,53 @@ __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_
 //      piece p of line l is at place p ^ (l % 8)               line 0 | 0 1 2 3 4 5 6 7 |
 //                                                              line 1 | 1 0 3 2 5 4 7 6 |   the whole begins at a
 //      bits  0-13  address / 16                                line 2 | 2 3 0 1 6 7 4 5 |   multiple of 1024 bytes
-//           16-29  "leading offset" / 16, not used here           ... |                 |
+//           16-29  "leading offset" / 16                          ... |                 |
 //           32-45  "stride offset" / 16: from 8 lines to the next 8, 1024 bytes
 //           62-63  1: lines of 128 bytes
 //
 // A line is a row of A or a column of B, and runs along k; the next 16 along k begin 32 bytes further.  Or, if
-// `turned`, a line is one k, and runs along 64 rows or columns; the next 16 begin 16 lines further.
+// `turned`, a line is one k, and runs along 64 rows or columns; the next 16 begin 16 lines further.  The second 64
+// columns of n128 are lines 64 .. 127, or, if turned, begin `leading` bytes further; otherwise `leading` is not used.
 //
 // It is asynchronous.  fence comes before the first, if other instructions have used d; commit closes a group.  After
 // wait<N> all groups but the newest N are complete: then d may be read and the operands overwritten.  landed(d), after
 // it, keeps the compiler from reading d earlier.  wgmma reads shared memory by another path than loads and stores:
 // each thread that wrote there, also by copy_async, calls see_writes before the barrier.
 
-__device__ __forceinline__ unsigned long long wgmma_operand(const void* shared) {
-    return (unsigned long long)((shared_address(shared) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+__device__ __forceinline__ unsigned long long wgmma_operand(const void* shared, unsigned leading = 16) {
+    return (unsigned long long)((shared_address(shared) & 0x3ffffu) >> 4) | (unsigned long long)(leading >> 4) << 16
+           | 64ull << 32 | 1ull << 62;
 }
 
-#define PTX_WGMMA(NAME, TYPE)                                                                                          \
+#define PTX_SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),      \
+                      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define PTX_SUMS_32(i) PTX_SUMS_8(i), PTX_SUMS_8(i + 8), PTX_SUMS_8(i + 16), PTX_SUMS_8(i + 24)
+#define PTX_0_TO_31 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "  \
+                    "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PTX_32_TO_63 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+                     "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define PTX_WGMMA(TYPE, SHORT)                                                                                         \
     template <int TURNED_A, int TURNED_B>                                                                              \
-    __device__ __forceinline__ void NAME(float (&d)[32], unsigned long long a, unsigned long long b) {                 \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " "                                   \
-                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
-                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "               \
+    __device__ __forceinline__ void wgmma_m64n64k16_##SHORT(float (&d)[32], unsigned long long a,                      \
+                                                            unsigned long long b) {                                    \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" PTX_0_TO_31 "}, "                \
                      "%32, %33, 1, 1, 1, %34, %35;"                                                                    \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),             \
-                       "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),         \
-                       "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),      \
-                       "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),      \
-                       "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                              \
-                     : "l"(a), "l"(b), "n"(TURNED_A), "n"(TURNED_B));                                                  \
+                     : PTX_SUMS_32(0) : "l"(a), "l"(b), "n"(TURNED_A), "n"(TURNED_B));                                 \
+    }                                                                                                                  \
+    template <int TURNED_A, int TURNED_B>                                                                              \
+    __device__ __forceinline__ void wgmma_m64n128k16_##SHORT(float (&d)[64], unsigned long long a,                     \
+                                                             unsigned long long b) {                                   \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" PTX_0_TO_31 ", " PTX_32_TO_63   \
+                     "}, %64, %65, 1, 1, 1, %66, %67;"                                                                 \
+                     : PTX_SUMS_32(0), PTX_SUMS_32(32) : "l"(a), "l"(b), "n"(TURNED_A), "n"(TURNED_B));                \
     }
-PTX_WGMMA(wgmma_m64n64k16_f16, "f16")
-PTX_WGMMA(wgmma_m64n64k16_bf16, "bf16")
+PTX_WGMMA("f16", f16)
+PTX_WGMMA("bf16", bf16)
 #undef PTX_WGMMA
+#undef PTX_32_TO_63
+#undef PTX_0_TO_31
+#undef PTX_SUMS_32
+#undef PTX_SUMS_8
 
 __device__ __forceinline__ void wgmma_fence()  { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -233,12 +248,48 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int N>
 __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
 
-__device__ __forceinline__ void wgmma_landed(float (&d)[32]) {
+template <int N>
+__device__ __forceinline__ void wgmma_landed(float (&d)[N]) {
     #pragma unroll
-    for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
 }
 
 __device__ __forceinline__ void wgmma_see_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// --- Hopper: barriers that count, in shared memory ("mbarrier") -----------------------------------------------
+//
+// At __syncthreads all threads of a block wait for each other.  A Barrier separates the two halves of that: a thread
+// that arrives is counted and continues, and another thread waits, until `count` threads have arrived.  Then the
+// barrier begins to count again, in its next phase:
+//
+//      phase                      0              1              2              3
+//      its parity                 0              1              0              1
+//      wait(0) returns in                      phase 1                       phase 3
+//      wait(1) returns in      phase 0                       phase 2
+//
+// So a thread waits for the end of phase p with parity p % 2, and must not be two phases late.  On a new barrier,
+// wait(1) returns at once.  A thread that has waited sees what the others wrote before they arrived.  `init`, by one
+// thread, comes before a __syncthreads.
+
+using Barrier = unsigned long long;
+
+__device__ __forceinline__ void barrier_init(Barrier* barrier, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(shared_address(barrier)), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
+    asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.shared::cta.b64 state, [%0];\n}"
+                 :: "r"(shared_address(barrier)) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity) {
+    unsigned done;
+    do {
+        asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     " selp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+    } while (!done);
+}
 
 #endif
 

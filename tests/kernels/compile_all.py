@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from multiprocessing import get_context
@@ -38,6 +38,7 @@ ARCHS = ("sm_75", "sm_80", "sm_90", "sm_100")               # Turing, Ampere, Ho
 ELEMENT = cuda.C_TYPES | {"tf32": "float"}
 HEAD_DIMS = (16, 32, 48, 64, 80, 128, 160)                  # of attention, whose kernels are compiled for each,
 FEWER = (16, 64, 160)                                       # or, but for a Hopper, for these: it is half of all work
+SMALLER = 100 << 10                                         # bytes of a multiprocessor on sm_86, sm_89 and sm_120
 FAST = 3                                                    # versions from this one on may not spill
 
 # (file, type, head dim or None) -> why it may
@@ -56,10 +57,15 @@ class Job:
     element: str                            # as in the file's `takes` line
     arch: str
     head_dim: int | None = None
+    stages: int | None = None               # of a ring in shared memory, where they are fewer than the file's most
 
     def __str__(self) -> str:
         of = f"{self.element}, head dim {self.head_dim}" if self.head_dim else self.element
-        return f"{self.path.name} for {of} on {self.arch}"
+        return f"{self.path.name} for {of}{self.fewer} on {self.arch}"
+
+    @property
+    def fewer(self) -> str:
+        return f", {self.stages} stages" if self.stages else ""
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,12 @@ def jobs_of(path: Path, archs: Iterable[str] = ARCHS, every: bool = False) -> li
     """The jobs of a file: its dtypes, for each card on which it runs.  every: all head dimensions on all cards."""
     source = source_of(path)
     attends = "HEAD_DIM" in source.text
-    return [Job(path, source.number, element, arch, head_dim) for element in source.takes
+    jobs = [Job(path, source.number, element, arch, head_dim) for element in source.takes
             for head_dim in (HEAD_DIMS if attends else (None,)) for arch in archs
             if source.runs_on(arch.removeprefix("sm_")) and (every or arch == "sm_90" or head_dim in (None, *FEWER))]
+    # the launch takes fewer stages on smaller cards of sm_80's kind, whose code is the same
+    return jobs + [replace(job, stages=source.stages(SMALLER)) for job in jobs
+                   if job.arch == "sm_80" and "MOST_STAGES" in source.constants]
 
 
 # --- the compiler -----------------------------------------------------------------------------------------
@@ -137,6 +146,8 @@ def compile_one(job: Job) -> Result:
                "--ptxas-options=-v"]
     if job.head_dim:
         options.append(f"-DHEAD_DIM={job.head_dim}")
+    if job.stages:
+        options.append(f"-DSTAGES={job.stages}")
     lib.nvrtcCreateProgram(ctypes.byref(program), source.text.encode(), job.path.name.encode(), 0, None, None)
     try:
         failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(
@@ -189,7 +200,7 @@ def table(results: list[Result]) -> list[list[str]]:
     rows: dict[tuple, dict[str, Cost]] = {}
     for r in results:
         for cost in r.costs:
-            key = r.job.path.stem, cost.kernel, r.job.element, r.job.head_dim
+            key = r.job.path.stem, cost.kernel, r.job.element + r.job.fewer, r.job.head_dim
             rows.setdefault(key, {})[r.job.arch] = cost
     titles = ["file", "kernel", "type", "head dim", "shared", *archs]
     return [titles] + [

@@ -171,6 +171,13 @@ def test_the_head_of_a_file_says_what_is_compiled(tmp_path):
     assert len(compile_all.jobs_of(path, ["sm_80", "sm_90"], every=True)) == 2 * len(compile_all.HEAD_DIMS)
 
 
+def test_the_fewer_stages_of_smaller_cards_are_compiled_too():
+    path = compile_all.KERNELS / "conv_5_async.cu"
+    assert [str(job) for job in compile_all.jobs_of(path) if job.stages] == [
+        f"conv_5_async.cu for {element}, 3 stages on sm_80" for element in ("tf32", "float16", "bfloat16")]
+    assert not any(job.stages for job in compile_all.jobs_of(path, ["sm_90"]))
+
+
 @pytest.mark.parametrize("head, word", [
     ("// needs   sm_75\n", "has no comment"), ("// takes   float32\n", "has no comment"),
     ("// takes   float8\n// needs   sm_75\n", "float8"), ("// takes   float32\n// needs   sm_70\n", "sm_70")])

@@ -88,7 +88,8 @@ AWKWARD = [                                                 # (x_shape, w_shape,
     (((2, 7, 5, 7), (3, 3, 7, 33), 2, 1), 2),               # and not
     (((1, 7, 4, 8), (2, 3, 8, 4), 3, 2), 3),                # no tap reaches some pixels of x
     (((1, 5, 5, 4), (1, 1, 4, 4), 2, 0), None),             # here no tap reaches most of them
-    (((3, 3, 1, 3), (3, 1, 3, 5), 1, 0), 20)]               # more shares than there are steps of k
+    (((3, 3, 1, 3), (3, 1, 3, 5), 1, 0), 20),               # more shares than there are steps of k
+    (((1, 2, 3, 56), (3, 3, 56, 72), 1, 1), 1)]             # longer than a ring of stages, more than 64 columns
 
 
 @st.composite
@@ -300,6 +301,69 @@ def test_a_small_image_with_a_long_sum_is_shared_among_blocks_and_a_large_one_is
     assert 132 <= math.prod(dw.grid) and dw.splits * dw.results <= conv_cuda.MOST_PARTIALS
 
 
+@fake_cupy.of_the_stand_in
+def test_wide_tiles_are_for_more_columns_than_a_narrow_tile_has(cupy):
+    for kernel, axis in ("correlate", 3), ("correlate_dx", 2):
+        for columns, number in (64, 6), (65, 7):
+            w_shape = (3, 3, 8, columns) if axis == 3 else (3, 3, columns, 8)
+            assert conv_cuda._source("float16", w_shape, axis, None).number == number, kernel
+    assert conv_cuda._source("float16", (3, 3, 8, 64), 3, 7).number == 7                   # as asked
+    assert conv_cuda._source("float32", (3, 3, 8, 64), 3, None).number == 3
+
+
+@fake_cupy.of_the_stand_in
+def test_one_block_of_wide_tiles_fills_a_multiprocessor(cupy):
+    """132 tiles on 132 multiprocessors: two blocks for each tile would only take turns."""
+    def plan(version):
+        return conv_cuda._plan("conv_forward", cuda.versions("conv")[version], (132, 16, 16, 1280), (3, 3, 1280, 128),
+                               1, 1, None)
+    assert math.prod(plan(7).grid) == 132 and plan(7).splits == 1
+    assert conv_cuda._best_splits(132, 180, plan(7).results, 512, 132, fill=2) > 1
+
+
+@pytest.mark.parametrize("splits", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("version", [6, 7])
+def test_sums_longer_than_the_ring_of_stages_on_every_square_of_a_tile(cupy, version, splits):
+    """Whole numbers, so exact: 162 rows, 72 columns, and k up to 648; the gradient to w has 504 rows."""
+    rng, way = np.random.default_rng(0), {"version": version, "splits": splits}
+    x, w, dy = (rng.integers(-1, 2, shape) for shape in ((2, 9, 9, 56), (3, 3, 56, 72), (2, 9, 9, 72)))
+    x_, w_, dy_ = (cupy.asarray(a.astype(np.float16)) for a in (x, w, dy))
+    for found, exact in ((conv_cuda.correlate(x_, w_, 1, 1, **way), plain_y(x, w, dy.shape, 1, 1)),
+                         (conv_cuda.correlate_dx(dy_, w_, x.shape, 1, 1, **way), plain_dx(dy, w, x.shape, 1, 1)),
+                         (conv_cuda.correlate_dw(x_, dy_, w.shape, 1, 1, **way), plain_dw(x, dy, w.shape, 1, 1))):
+        np.testing.assert_array_equal(found.get(), exact)
+
+
+@pytest.mark.parametrize("multiprocessor, stages", [(164, 4), (228, 4), (100, 3), (64, 2)])
+def test_two_blocks_fit_on_a_multiprocessor_with_as_many_stages_as_possible(multiprocessor, stages):
+    """sm_80; sm_90 and sm_100; sm_86, sm_89 and sm_120; no card that we know."""
+    source = cuda.versions("conv")[5]
+    assert source.stages(multiprocessor << 10) == stages
+    each = source.shared // source.constants["MOST_STAGES"]
+    assert 2 * (each * stages + 1024) <= multiprocessor << 10
+    assert stages == 4 or 2 * (each * (stages + 1) + 1024) > multiprocessor << 10
+    assert cuda.versions("conv")[6].stages(multiprocessor << 10) == 0
+
+
+@fake_cupy.of_the_stand_in
+def test_a_smaller_card_gets_fewer_stages_and_the_same_sums(cupy, monkeypatch):
+    """The sum is longer than the ring of stages."""
+    monkeypatch.setattr(cuda, "shared_of_multiprocessor", lambda: 100 << 10)
+    asked, launch = [], fake_cupy.launch
+    monkeypatch.setattr(fake_cupy, "launch", lambda program, *args: (
+        asked.append((args[-1], program.defines)), launch(program, *args)))
+    conv_cuda._plan.cache_clear()
+    try:
+        rng = np.random.default_rng(0)
+        x, w = rng.integers(-3, 4, (1, 2, 3, 40)), rng.integers(-3, 4, (2, 3, 40, 5))       # k = 240: 8 tiles
+        y = conv_cuda.correlate(cupy.asarray(x.astype(np.float16)), cupy.asarray(w.astype(np.float16)), 1, 1, version=5)
+        np.testing.assert_array_equal(y.get(), plain_y(x, w, (1, 3, 3, 5), 1, 1))         # whole numbers: exact
+    finally:
+        conv_cuda._plan.cache_clear()
+    (shared, defines), = asked
+    assert shared == 3 * 15360 and "-DSTAGES=3" in defines
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 def refused(error, call, *args, **kwargs) -> str:
@@ -377,6 +441,17 @@ PLANTED = [
     (6, "wgmma_wait<0>();", "", None),
     (6, "wgmma_see_writes();                             // where", "// where", None),
     (6, "row() / 64 * SQUARE + in_square", "in_square", None),
+    (7, "barrier_wait(ring.empty + stage, (round + 1) % 2);", "", None),
+    (7, "barrier_wait(ring.full + stage, round % 2);", "", None),
+    (7, "copy_async_wait<BEHIND>();", "", None),
+    (7, "wgmma_see_writes();                             // where", "// where", None),
+    (7, "if (tile > 0) barrier_arrive(ring.empty + (tile - 1) % STAGES);",
+     "barrier_arrive(ring.empty + tile % STAGES);", None),
+    (7, "barrier_init(&barriers[STAGES + stage], MULTIPLY);", "barrier_init(&barriers[STAGES + stage], GROUP);", None),
+    (7, "barrier_init(&barriers[stage], GROUP);", "barrier_init(&barriers[stage], 1);", None),
+    (7, "wgmma_wait<1>();", "", None),
+    (7, "k * B::STEP_16, B::LEADING", "k * B::STEP_16", None),
+    (7, "threadIdx.x / GROUP * 2;", "0;", None),
 ]
 
 
@@ -390,7 +465,7 @@ def test_a_planted_error_is_found(cupy, monkeypatch, version, right, wrong, sani
     monkeypatch.setattr(cuda.Source, "text", property(
         lambda self: text(self).replace(right, wrong) if self.path == planted else text(self)))
     monkeypatch.setattr(cuda_on_cpu, "Program", functools.partial(cuda_on_cpu.Program, sanitize=sanitize))
-    dtype = "float16" if version == 6 else "float32"
+    dtype = "float16" if version >= 6 else "float32"
     cuda._module.cache_clear(), cuda._compiled.cache_clear()
     try:
         with pytest.raises((AssertionError, cuda_on_cpu.LaunchError)) as caught:

@@ -369,6 +369,45 @@ def test_wgmma_is_numpys_product(which, turned, kind):
         np.testing.assert_array_equal(after, before + product)                            # whole numbers: exact
 
 
+WIDE = """
+extern "C" __global__ void multiply(const float4* operands, float* d, int turned, int leading) {
+    extern __shared__ float4 dynamic_shared[];
+    for (int i = threadIdx.x; i < 1536; i += 128) copy_async_16(&dynamic_shared[i], &operands[i], true);
+    copy_async_commit();
+    copy_async_wait<0>();
+    wgmma_see_writes();
+    __syncthreads();
+    float sum[64];
+    for (int i = 0; i < 64; ++i) sum[i] = d[threadIdx.x * 64 + i];
+    const unsigned long long a = wgmma_operand(dynamic_shared);
+    const unsigned long long b = wgmma_operand((const char*)dynamic_shared + 8192, leading);
+    wgmma_fence();
+    if (turned) wgmma_m64n128k16_bf16<0, 1>(sum, a, b);
+    else        wgmma_m64n128k16_f16<0, 0>(sum, a, b);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_landed(sum);
+    for (int i = 0; i < 64; ++i) d[threadIdx.x * 64 + i] = sum[i];
+}
+"""
+
+
+@pytest.mark.parametrize("turned, leading, right", [(0, 16, True), (1, 8192, True), (1, 16, False)])
+def test_wgmma_of_128_columns_is_numpys_product(turned, leading, right):
+    """Columns along the lines: the second 64 of them begin `leading` bytes after the first."""
+    rng = np.random.default_rng(0)
+    a, b, d = (rng.integers(-50, 50, shape).astype(np.float32) for shape in ((64, 64), (64, 128), (64, 128)))
+    half = (lambda x: (bits(np.ascontiguousarray(x)) >> 16).astype(np.uint16)) if turned else (
+        lambda x: x.astype(np.float16).view(np.uint16))
+    squares = [b[:, :64], b[:, 64:]] if turned else [b[:, :64].T, b[:, 64:].T]
+    operands = np.concatenate([swizzled(half(square)) for square in (a, *squares)])
+    thread, i = np.arange(128)[:, None], np.arange(64)
+    row, column = thread // 32 * 16 + thread % 32 // 4 + i // 2 % 2 * 8, i // 4 * 8 + thread % 4 * 2 + i % 2
+    found = d[row, column]
+    program(WIDE)["multiply"](1, 128, [operands, found, np.int32(turned), np.int32(leading)], shared=24576)
+    assert np.array_equal(found, (d + a[:, :16] @ b[:16])[row, column]) == right
+
+
 def test_wgmma_is_not_done_before_the_wait():
     before, _, after = wgmma(0, (0, 0), "f16", stop=3)
     np.testing.assert_array_equal(after, before)
@@ -378,3 +417,96 @@ def test_wgmma_is_not_done_before_the_wait():
 def test_wgmma_without_its_fences_is_refused(stop, sentence):
     with pytest.raises(LaunchError, match=sentence):
         wgmma(0, (0, 0), "f16", stop=stop)
+
+
+def test_a_copy_by_another_thread_must_be_made_visible_by_that_thread():
+    """A fence of the thread that multiplies does not help."""
+    with pytest.raises(LaunchError, match="line 22: wgmma: wgmma_see_writes must come between"):
+        hand_over(see=0)
+    np.testing.assert_array_equal(hand_over(see=1), np.zeros((128, 32)))
+
+
+# --- barriers that count ----------------------------------------------------------------------------------
+
+HAND_OVER = """
+extern "C" __global__ void hand_over(const float4* x, float* d, int see) {
+    extern __shared__ float4 dynamic_shared[];
+    __shared__ Barrier full;
+    if (threadIdx.x == 0) barrier_init(&full, 32);
+    __syncthreads();
+    if (threadIdx.x >= 128) {
+        for (int i = threadIdx.x - 128; i < 1024; i += 32) copy_async_16(&dynamic_shared[i], x, false);
+        copy_async_commit();
+        copy_async_wait<0>();
+        if (see) wgmma_see_writes();
+        barrier_arrive(&full);
+        return;
+    }
+    barrier_wait(&full, 0);
+    float sum[32] = {};
+    wgmma_see_writes();
+    wgmma_fence();
+    const unsigned long long a = wgmma_operand(dynamic_shared);
+    const unsigned long long b = wgmma_operand((const char*)dynamic_shared + 8192);
+    wgmma_m64n64k16_f16<0, 0>(sum, a, b);
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (int i = 0; i < 32; ++i) d[threadIdx.x * 32 + i] = sum[i];
+}
+"""
+
+
+def hand_over(see):
+    d = np.full((128, 32), np.nan, np.float32)
+    program(HAND_OVER)["hand_over"](1, 160, [np.zeros(4, np.float32), d, np.int32(see)], shared=16384)
+    return d
+
+
+# One thread writes the numbers 0, 1, 2, ... to one place of shared memory, and 3 others add them up.
+TURNS = """
+extern "C" __global__ void turns(int* sums, int n, int full_wait, int empty_wait, int arrive, int init) {
+    __shared__ int place;
+    __shared__ Barrier full, empty;
+    if (threadIdx.x == 0 && init) barrier_init(&full, 1), barrier_init(&empty, 3);
+    __syncthreads();
+    if (threadIdx.x == 3) {
+        for (int i = 0; i < n; ++i) {
+            if (empty_wait) barrier_wait(&empty, (i + 1) % 2);
+            place = i;
+            if (arrive) barrier_arrive(&full);
+        }
+    } else {
+        for (int i = 0; i < n; ++i) {
+            if (full_wait) barrier_wait(&full, i % 2);
+            sums[threadIdx.x] += place;
+            barrier_arrive(&empty);
+        }
+    }
+}
+"""
+
+
+def turns(n, full_wait=1, empty_wait=1, arrive=1, init=1, order=0):
+    sums = np.zeros(3, np.int32)
+    program(TURNS)["turns"](1, 4, [sums, *map(np.int32, (n, full_wait, empty_wait, arrive, init))], order=order)
+    return sums
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_two_barriers_hand_a_place_back_and_forth(order):
+    for n in 0, 1, 2, 9:
+        np.testing.assert_array_equal(turns(n, order=order), [n * (n - 1) // 2] * 3)
+
+
+def test_a_wait_that_is_missing_is_seen():
+    with pytest.raises(LaunchError, match="deadlock.*counting barrier in line 10"):         # arrived too early
+        turns(9, full_wait=0)
+    with pytest.raises(LaunchError, match="deadlock.*counting barrier in line 16"):         # two phases too late
+        turns(9, empty_wait=0)
+
+
+def test_an_arrival_or_a_beginning_that_is_missing_is_seen():
+    with pytest.raises(LaunchError, match=r"deadlock.*counting barrier in line 16;.* in line 10"):
+        turns(9, arrive=0)
+    with pytest.raises(LaunchError, match="line 16: a barrier must be initialised first"):
+        turns(9, init=0)

@@ -297,7 +297,8 @@ class OutOfMemoryError(MemoryError):
 
 # --- kernels ------------------------------------------------------------------------------------------------
 
-CARD = {"MaxSharedMemoryPerBlockOptin": 227 << 10, "MultiProcessorCount": 132}        # an H100's
+CARD = {"MaxSharedMemoryPerBlockOptin": 227 << 10, "MaxSharedMemoryPerMultiprocessor": 228 << 10,
+        "MultiProcessorCount": 132}                         # an H100's
 
 
 class Device:

@@ -41,7 +41,7 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
     silu is not used in minidiff, whose networks have no SiLU right after a convolution.
     ValueError if the shapes do not fit, or if images are empty or too large; TypeError for other dtypes.
     """
-    source = cuda.pick("conv", str(x.dtype), version)
+    source = _source(str(x.dtype), w.shape, 3, version)
     plan = _plan("conv_forward", source, x.shape, w.shape, stride, padding, splits)
     if bias is not None and bias.shape != w.shape[3:]:
         raise ValueError(f"conv: bias must have shape {w.shape[3:]}, not {bias.shape}")
@@ -59,7 +59,7 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
 def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
                  splits: int | None = None):
     """dx[b,i,j,c]: a sum over (m,n,d) and the pixels of y that depend on x[b,i,j]; arguments as of `correlate`."""
-    source = cuda.pick("conv", str(dy.dtype), version)
+    source = _source(str(dy.dtype), w.shape, 2, version)
     plan = _plan("conv_dx", source, tuple(x_shape), w.shape, stride, padding, splits)
     _check_dy(dy, plan)
     xp, dy, w = _ready(dy, w)
@@ -76,7 +76,7 @@ def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, 
 def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
                  splits: int | None = None):
     """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]; arguments as of `correlate`."""
-    source = cuda.pick("conv", str(x.dtype), version)
+    source = _source(str(x.dtype), tuple(w_shape), 3, version)
     plan = _plan("conv_dw", source, x.shape, tuple(w_shape), stride, padding, splits)
     _check_dy(dy, plan)
     xp, x, dy = _ready(x, dy)
@@ -93,6 +93,16 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
 
 # --- the launch ---------------------------------------------------------------------------------------------------
 
+def _source(dtype: str, w_shape: tuple[int, ...], axis: int, version: int | None) -> cuda.Source:
+    """The latest version, or the one asked for; axis: the axis of w that has the product's columns."""
+    source = cuda.pick("conv", dtype, version)
+    if version is None and source.number == 7 and len(w_shape) == 4:
+        narrow = cuda.versions("conv")[6]                   # where its tiles are as good, more of them fill the card
+        if w_shape[axis] <= narrow.constants["TILE_N"]:
+            return narrow
+    return source
+
+
 @dataclass(frozen=True)
 class ConvPlan:
     """How one sum of one shape is launched."""
@@ -103,15 +113,19 @@ class ConvPlan:
     grid: tuple[int, int, int]
     splits: int                                             # blocks that share k
     results: int                                            # numbers in the sum
+    stages: int                                             # tiles that a block has in shared memory at once, or 0
 
     x_shape = property(lambda self: self.sizes[:4])
     y_shape = property(lambda self: (self.sizes[0], *self.sizes[4:7]))
     w_shape = property(lambda self: (*self.sizes[7:9], self.sizes[3], self.sizes[6]))
 
     def launch(self, dtype, *args) -> None:
-        constants = self.source.constants
-        kernel = cuda.kernel(self.source, self.kernel, str(dtype))
-        kernel(self.grid, constants["THREADS"], *args, shared=constants.get("SHARED", 0))
+        source, defines, shared = self.source, {}, self.source.shared
+        most = source.constants.get("MOST_STAGES", 0)
+        if self.stages < most:
+            defines, shared = {"STAGES": self.stages}, shared // most * self.stages
+        kernel = cuda.kernel(source, self.kernel, str(dtype), **defines)
+        kernel(self.grid, source.constants["THREADS"], *args, shared=shared)
 
     def counters(self):
         """Zeros, in which the blocks of each tile count those that are done."""
@@ -139,27 +153,28 @@ def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: t
         splits = 1
     elif splits is None:
         splits = _best_splits(tiles * classes, steps, results, min(65535 // classes, MOST_PARTIALS // max(1, results)),
-                              cuda.multiprocessors())
+                              cuda.multiprocessors(), source.constants.get("FILL", 2))
     if kernel != "conv_dw" and splits > 1:
         kernel += "_part"
-    return ConvPlan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results)
+    return ConvPlan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results,
+                    source.stages(cuda.shared_of_multiprocessor()) if "MOST_STAGES" in source.constants else 0)
 
 
-def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessors: int) -> int:
+def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessors: int, fill: int = 2) -> int:
     """How many blocks should share one tile's sum over k, by a rough cost model of the card.
 
     The unit is one step along k of a block that has a multiprocessor to itself: about 0.4 us on an H100 (from the
-    operations of a tile; not measured).  The busiest multiprocessor has n blocks, which take turns; a single one uses
-    half of it.  Start and end of a block cost ENDS steps, and the reads of the block that adds a tile's parts LAST:
-    16 reads of each thread, two at a time (estimated).  Adding ADDED partial sums costs one step.  Each part costs PART
-    besides, however few its sums, since a thread waits for all its parts.
+    operations of a tile; not measured), and three times that in version 7.  The busiest multiprocessor has n blocks,
+    which take turns; `fill` of them use all of it.  Start and end of a block cost ENDS steps, and the reads of the
+    block that adds a tile's parts LAST: 16 reads of each thread, two at a time (estimated).  Adding ADDED partial sums
+    costs one step.  Each part costs PART besides, however few its sums, since a thread waits for all its parts.
     """
     ENDS, LAST, ADDED, PART = 6, 14, 250_000, 0.05
 
     def cost(splits: int) -> float:
         n = _up(tiles * splits, multiprocessors)
         adding = 0 if splits == 1 else LAST + splits * PART + results * splits / ADDED
-        return max(n, 2) * (_up(steps, splits) + ENDS) + adding
+        return max(n, fill) * (_up(steps, splits) + ENDS) + adding
 
     best = min(range(1, max(1, min(steps, most, 512)) + 1), key=cost)
     return best if cost(best) < 0.9 * cost(1) else 1        # a smaller gain is within the model's error

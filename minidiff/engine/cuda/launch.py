@@ -39,6 +39,7 @@ SCALARS = {"int": np.int32, "unsigned int": np.uint32, "long long": np.int64, "u
 POINTERS = {"float": "float32", "double": "float64", "bool": "bool", "unsigned char": "uint8", "int": "int32",
             "unsigned int": "uint32", "long long": "int64", "unsigned long long": "uint64"}
 WITHOUT_ASKING = 48 << 10                                   # bytes of shared memory that a launch gets by default
+OF_THE_SYSTEM = 1 << 10                                     # bytes of it that each block takes besides, from sm_80 on
 OPTIONS = ("-std=c++17",)                                   # of the compiler, for every kernel
 CUPYS = ("-ftz=true",)                                      # those that CuPy adds: numbers below 1.2e-38 become 0
 
@@ -76,6 +77,15 @@ class Source:
     def shared(self) -> int:
         """Bytes of shared memory that each of its blocks asks for, where that does not depend on the arrays."""
         return self.constants.get("SHARED", 0)
+
+    def stages(self, multiprocessor: int) -> int:
+        """How many of its MOST_STAGES stages a block gets where a multiprocessor has so many bytes of shared memory.
+
+        As many as leave room for two blocks, since one computes while the other waits; at least two.  0: no stages.
+        """
+        most = self.constants.get("MOST_STAGES", 0)
+        room = multiprocessor // 2 - OF_THE_SYSTEM
+        return most and max(2, min(most, room * most // self.shared))
 
     def takes_dtype(self, dtype: str, *, tf32: bool) -> bool:
         return dtype in self.takes or (dtype == "float32" and tf32 and "tf32" in self.takes)
@@ -191,6 +201,11 @@ def _latest(asked: str) -> int:
 def shared_limit() -> int:
     """The most bytes of shared memory that a block can get on this card."""
     return _attributes()["MaxSharedMemoryPerBlockOptin"]
+
+
+def shared_of_multiprocessor() -> int:
+    """Bytes of shared memory that a multiprocessor has for all its blocks together."""
+    return _attributes()["MaxSharedMemoryPerMultiprocessor"]
 
 
 def multiprocessors() -> int:

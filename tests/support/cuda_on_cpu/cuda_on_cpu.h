@@ -130,7 +130,7 @@ constexpr size_t STACK = 128 << 10;
 #endif
 constexpr uint64_t CANARY = 0x5afe57ac6b0770a1u;            // at a stack's end; an overflow overwrites it
 
-enum State { READY, AT_BARRIER, IN_WARP, DONE };
+enum State { READY, AT_BARRIER, IN_WARP, AT_COUNT, DONE };
 
 struct Fibre {
     void* stack;                                            // its lower end
@@ -140,6 +140,8 @@ struct Fibre {
     struct Round* round;                                    // the warp's exchange in which it takes part
     uint3 thread;
     int barriers;                                           // the number that it has reached
+    const unsigned short* phase;                            // for ptx.cuh: AT_COUNT it waits until the parity of this
+    unsigned parity;                                        // is no longer that
     int queued;                                             // for ptx.cuh: whether asynchronous copies are in transit
     void* tsan;
     void* fake_stack;
@@ -347,7 +349,9 @@ UNWATCHED static void describe_deadlock() {
         last_line = f.line, last_state = f.state;
         printed += snprintf(failure + printed, sizeof failure - printed, " thread (%u, %u, %u) %s%.0d;", f.thread.x,
                             f.thread.y, f.thread.z, f.state == DONE ? "has ended" : f.state == AT_BARRIER ?
-                            "waits for the block in line " : "waits for its warp in line ", f.state == DONE ? 0 : f.line);
+                            "waits for the block in line " : f.state == AT_COUNT ?
+                            "waits at a counting barrier in line " : "waits for its warp in line ",
+                            f.state == DONE ? 0 : f.line);
     }
 }
 
@@ -385,6 +389,7 @@ UNWATCHED static bool run_block(const Launch& launch) {
         for (int k = 0; k < count; k++) {
             Fibre& fibre = fibres[order[k]];
             if (fibre.state == IN_WARP && fibre.round->come == fibre.round->mask) fibre.state = READY;
+            if (fibre.state == AT_COUNT && *fibre.phase % 2 != fibre.parity) fibre.state = READY;
             if (fibre.state == READY) {
                 now = order[k], threadIdx = fibre.thread;
                 change(scheduler, fibre, first);

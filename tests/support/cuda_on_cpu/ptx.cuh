@@ -167,28 +167,46 @@ inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* shared_row, int line
 // reveals a thread that still reads the old numbers; and the copy happens at the last moment, in the wait, which reveals
 // a thread that does not wait.
 
+#ifdef SANITIZED
+extern float4 dynamic_shared[];
+#else
+extern thread_local float4 dynamic_shared[];
+#endif
+
 namespace ptx_twin {
 
 struct Copy { char* to; const char* from; int bytes; bool valid; };
-struct Product { float* d; unsigned long long a, b; bool turned_a, turned_b; float (*value)(unsigned short); };
+struct Product { float* d; unsigned long long a, b; int n; bool turned_a, turned_b; float (*value)(unsigned short); };
 
 // The copies of a thread in transit, in groups, the oldest first; the last group is still open.
 struct UnderWay {
     uint3 block;
     std::deque<std::vector<Copy>> copies;
     std::deque<std::vector<Product>> products;
-    bool unseen, unfenced;                                  // writes by wgmma_see_writes, registers by wgmma_fence
+    bool unfenced;                                          // registers, by wgmma_fence
+    int seen;                                               // the number of its calls of wgmma_see_writes
 };
 static UnderWay under_way[cuda_on_cpu::MOST];
+
+// Which copies wgmma does not see yet: for each 16 bytes of dynamic shared memory the thread that copied them last, and
+// its number of calls of wgmma_see_writes then.
+struct Written { short by; int seen; };
+static Written written[(227 << 10) / 16];
 
 inline UnderWay& mine() {
     UnderWay& mine = under_way[cuda_on_cpu::now];
     if (mine.copies.empty() || memcmp(&mine.block, &blockIdx, sizeof(uint3))) {  // forget an earlier block
         mine.block = blockIdx;
         mine.copies.assign(1, {}), mine.products.assign(1, {});
-        mine.unseen = mine.unfenced = true;
+        mine.unfenced = true;
     }
     return mine;
+}
+
+inline void landed(const char* to, int bytes) {
+    const ptrdiff_t first = to - reinterpret_cast<const char*>(dynamic_shared);
+    for (ptrdiff_t at = first / 16; first >= 0 && at < (first + bytes + 15) / 16; at++)
+        if (at < ptrdiff_t(sizeof written / sizeof *written)) written[at] = {short(cuda_on_cpu::now + 1), mine().seen};
 }
 
 inline void copy_async(void* shared, const void* global, int bytes, bool valid, int line) {
@@ -219,49 +237,47 @@ inline void copy_async_wait() {
         for (const ptx_twin::Copy& copy : groups.front()) {
             if (copy.valid) memcpy(copy.to, copy.from, size_t(copy.bytes));
             else memset(copy.to, 0, size_t(copy.bytes));
-            ptx_twin::mine().unseen = true;
+            ptx_twin::landed(copy.to, copy.bytes);
         }
 }
 
 // --- Hopper: four warps, and operands in shared memory ---------------------------------------------------------
 //
 // Products, too, are computed at the last moment, in the wait: a thread that reads d earlier gets the old sums, and one
-// that overwrites an operand earlier gets wrong ones.  Each thread computes its own 32 sums, directly from shared memory.
-
-#ifdef SANITIZED
-extern float4 dynamic_shared[];
-#else
-extern thread_local float4 dynamic_shared[];
-#endif
+// that overwrites an operand earlier gets wrong ones.  Each thread computes its own sums, directly from shared memory.
 
 namespace ptx_twin {
 
 constexpr unsigned FIRST = 1024;                            // where dynamic shared memory begins, on a Hopper
 
-// The half-precision number in place `i` of line `l`, located by the descriptor.
+// The byte of dynamic shared memory where place `i` of line `l` is, located by the descriptor.
+inline unsigned place_of(unsigned long long operand, int l, int i) {
+    const auto field = [&](int from) { return unsigned(operand >> from & 0x3fff) << 4; };
+    const unsigned plain = field(0) + unsigned(l / 8) * field(32) + unsigned(l % 8) * 128
+                           + unsigned(i / 64) * field(16) + unsigned(i % 64) * 2;
+    return (plain ^ (plain >> 7 & 7) << 4) - FIRST;
+}
+
 inline unsigned short half_of(unsigned long long operand, int l, int i) {
-    const unsigned begin = unsigned(operand & 0x3fff) << 4, stride = unsigned(operand >> 32 & 0x3fff) << 4;
-    const unsigned plain = begin + unsigned(l / 8) * stride + unsigned(l % 8) * 128 + unsigned(i) * 2;
-    const unsigned swizzled = plain ^ (plain >> 7 & 7) << 4;
     unsigned short bits;
-    memcpy(&bits, reinterpret_cast<const char*>(dynamic_shared) + swizzled - FIRST, 2);
+    memcpy(&bits, reinterpret_cast<const char*>(dynamic_shared) + place_of(operand, l, i), 2);
     return bits;
 }
 
 inline void make(const Product& p) {
-    const int row = cuda_on_cpu::now % 128 / 32 * 16 + lane() / 4, t = lane() % 4;
-    float a[2][16], b[16][16];
+    const int row = cuda_on_cpu::now % 128 / 32 * 16 + lane() / 4, t = lane() % 4, columns = p.n / 4;
+    float a[2][16], b[32][16];
     for (int k = 0; k < 16; ++k) {
         for (int h = 0; h < 2; ++h) {
             const int i = row + 8 * h;
             a[h][k] = p.value(p.turned_a ? half_of(p.a, k, i) : half_of(p.a, i, k));
         }
-        for (int c = 0; c < 16; ++c) {
+        for (int c = 0; c < columns; ++c) {
             const int j = c / 2 * 8 + 2 * t + c % 2;
             b[c][k] = p.value(p.turned_b ? half_of(p.b, k, j) : half_of(p.b, j, k));
         }
     }
-    for (int c = 0; c < 16; ++c)
+    for (int c = 0; c < columns; ++c)
         for (int h = 0; h < 2; ++h)
             for (int k = 0; k < 16; ++k) p.d[c / 2 * 4 + 2 * h + c % 2] += a[h][k] * b[c][k];
 }
@@ -272,13 +288,25 @@ inline void insist(bool right, const char* sentence, int line) {
     cuda_on_cpu::wait(cuda_on_cpu::DONE, line);
 }
 
+// Whether the copies of an operand are visible; the 128 threads share its pieces of 16 bytes.
+inline bool all_seen(unsigned long long operand, int n, bool turned) {
+    for (int piece = cuda_on_cpu::now % 128; piece < 2 * n; piece += 128) {
+        const unsigned at = turned ? place_of(operand, piece / (n / 8), piece % (n / 8) * 8)
+                                   : place_of(operand, piece / 2, piece % 2 * 8);
+        const Written& last = written[at / 16];
+        if (last.by && last.seen >= under_way[last.by - 1].seen) return false;
+    }
+    return true;
+}
+
 inline void wgmma(const Product& product, int line) {
     for (unsigned long long operand : {product.a, product.b}) {
         insist(operand >> 62 == 1 && !(operand >> 49 & 7), "wgmma: only lines of 128 bytes are known here", line);
         insist((operand & 0x3f) % 64 < 8, "wgmma: an operand must begin at a multiple of 1024 bytes", line);
     }
     insist(!mine().unfenced, "wgmma: wgmma_fence must come first", line);
-    insist(!mine().unseen, "wgmma: wgmma_see_writes must come between a copy and this", line);
+    insist(all_seen(product.a, 64, product.turned_a) && all_seen(product.b, product.n, product.turned_b),
+           "wgmma: wgmma_see_writes must come between a copy and this", line);
     mine().products.back().push_back(product);
 }
 
@@ -288,25 +316,26 @@ inline unsigned shared_address(const void* shared) {
     return ptx_twin::FIRST + unsigned(static_cast<const char*>(shared) - reinterpret_cast<const char*>(dynamic_shared));
 }
 
-inline unsigned long long wgmma_operand(const void* shared) {
-    return (unsigned long long)((shared_address(shared) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+inline unsigned long long wgmma_operand(const void* shared, unsigned leading = 16) {
+    return (unsigned long long)((shared_address(shared) & 0x3ffffu) >> 4) | (unsigned long long)(leading >> 4) << 16
+           | 64ull << 32 | 1ull << 62;
 }
 
-template <int TURNED_A, int TURNED_B>
-inline void wgmma_m64n64k16_f16(float (&d)[32], unsigned long long a, unsigned long long b,
-                                int line = __builtin_LINE()) {
-    ptx_twin::wgmma({d, a, b, TURNED_A, TURNED_B, float16_value}, line);
-}
-template <int TURNED_A, int TURNED_B>
-inline void wgmma_m64n64k16_bf16(float (&d)[32], unsigned long long a, unsigned long long b,
-                                 int line = __builtin_LINE()) {
-    ptx_twin::wgmma({d, a, b, TURNED_A, TURNED_B, ptx_twin::bfloat16_value}, line);
-}
+#define TWIN_OF_WGMMA(NAME, N, VALUE)                                                                                  \
+    template <int TURNED_A, int TURNED_B>                                                                              \
+    inline void NAME(float (&d)[N / 2], unsigned long long a, unsigned long long b, int line = __builtin_LINE()) {     \
+        ptx_twin::wgmma({d, a, b, N, TURNED_A, TURNED_B, VALUE}, line);                                                \
+    }
+TWIN_OF_WGMMA(wgmma_m64n64k16_f16, 64, float16_value)
+TWIN_OF_WGMMA(wgmma_m64n64k16_bf16, 64, ptx_twin::bfloat16_value)
+TWIN_OF_WGMMA(wgmma_m64n128k16_f16, 128, float16_value)
+TWIN_OF_WGMMA(wgmma_m64n128k16_bf16, 128, ptx_twin::bfloat16_value)
+#undef TWIN_OF_WGMMA
 
 inline void wgmma_fence()      { ptx_twin::mine().unfenced = false; }
 inline void wgmma_commit()     { ptx_twin::mine().products.emplace_back(); }
-inline void wgmma_landed(float (&)[32]) {}
-inline void wgmma_see_writes() { ptx_twin::mine().unseen = false; }
+template <int N> inline void wgmma_landed(float (&)[N]) {}
+inline void wgmma_see_writes() { ++ptx_twin::mine().seen; }
 
 template <int N>
 inline void wgmma_wait() {
@@ -314,6 +343,55 @@ inline void wgmma_wait() {
     for (; groups.size() > N + 1; groups.pop_front())
         for (const ptx_twin::Product& product : groups.front()) ptx_twin::make(product);
     ptx_twin::mine().unfenced = true;
+}
+
+// --- Hopper: barriers that count -------------------------------------------------------------------------------
+
+using Barrier = unsigned long long;
+
+namespace ptx_twin {
+
+// A barrier's 8 bytes.  The phase only ever grows here; the machine keeps its parity.
+struct Count { unsigned short mark, count, left, phase; };
+constexpr unsigned short MARK = 0xba44;                     // that it was initialised
+
+UNWATCHED inline Count& count_of(Barrier* barrier, int line) {
+    Count& count = *reinterpret_cast<Count*>(barrier);
+    insist(count.mark == MARK, "a barrier must be initialised first", line);
+    return count;
+}
+
+UNWATCHED inline void mark(Barrier* barrier, unsigned phase, bool acquire) {            // for ThreadSanitizer
+#if defined(__SANITIZE_THREAD__)
+    char* at = reinterpret_cast<char*>(barrier) + phase % 2;
+    if (acquire) __tsan_acquire(at);
+    else __tsan_release(at);
+#else
+    (void)barrier, (void)phase, (void)acquire;
+#endif
+}
+
+}  // namespace ptx_twin
+
+UNWATCHED inline void barrier_init(Barrier* barrier, int count) {
+    const auto n = (unsigned short)count;
+    *reinterpret_cast<ptx_twin::Count*>(barrier) = {ptx_twin::MARK, n, n, 0};
+}
+
+UNWATCHED inline void barrier_arrive(Barrier* barrier, int line = __builtin_LINE()) {
+    ptx_twin::Count& count = ptx_twin::count_of(barrier, line);
+    ptx_twin::mark(barrier, count.phase, false);
+    if (--count.left == 0) count.left = count.count, ++count.phase;
+}
+
+UNWATCHED inline void barrier_wait(Barrier* barrier, unsigned parity, int line = __builtin_LINE()) {
+    ptx_twin::Count& count = ptx_twin::count_of(barrier, line);
+    if (count.phase % 2 == parity) {
+        cuda_on_cpu::Fibre& me = cuda_on_cpu::fibres[cuda_on_cpu::now];
+        me.phase = &count.phase, me.parity = parity;
+        cuda_on_cpu::wait(cuda_on_cpu::AT_COUNT, line);
+    }
+    ptx_twin::mark(barrier, parity, true);
 }
 
 #endif
