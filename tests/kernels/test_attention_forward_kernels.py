@@ -272,7 +272,7 @@ def sanitized(monkeypatch, sanitize: str) -> None:
 
 
 def awkward_cases(dtype):
-    """Tiles that are not full, unaligned rows, NaN around them; with and without a mask, causal or not; and rows in place."""
+    """Tiles that are not full, unaligned rows, NaN around them, masked or causal or neither; at last, aligned rows."""
     q, k, v = (normal(2, 2, n, c, seed=n, dtype=dtype) for n, c in ((67, 13), (131, 13), (131, 5)))
     for mask in (None, np.random.default_rng(0).random((2, 1, 67, 131)) < 0.5):
         for causal in (False, True):
