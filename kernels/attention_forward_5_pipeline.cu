@@ -63,6 +63,7 @@ constexpr int STEPS = HEAD_DIM / WORD / 8;                  // mma instructions 
 struct alignas(16) Piece { T at[PER]; };
 
 constexpr float LN_2 = 0.69314718055994531f;
+constexpr float LOWEST = -3.40282347e38f;                   // no score is lower; finite, which avoids inf - inf
 
 // Numbers of memory in a word, as the tensor cores require; TF32 does not use the second.
 __device__ __forceinline__ unsigned word(float x, float)          { return to_tf32(x); }
@@ -158,11 +159,11 @@ __device__ __forceinline__ void add_values(float (&y_part)[HEAD_DIM / 8][4], con
     }
 }
 
-// P = 2^(scale S - base) and y += P v, for the `count` keys of a tile.  With NEXT, the scores of the next tile take the
+// P = 2^(scale S - top) and y += P v, for the `count` keys of a tile.  With NEXT, the scores of the next tile take the
 // place of S; then this tile is full, and the code has no branch, so the compiler can mix products and exponentials.
 template <bool NEXT>
 __device__ __forceinline__ void weigh(float (&s)[TILE_M / 8][4], float (&y_part)[HEAD_DIM / 8][4], float (&sum)[2],
-                                      const float (&base)[2], float scale, const unsigned (&q_part)[STEPS][4],
+                                      const float (&top)[2], float scale, const unsigned (&q_part)[STEPS][4],
                                       const unsigned* k_next, const unsigned* v_tile, int count) {
     #pragma unroll
     for (int group = 0; group < TILE_M / 16; group++) {
@@ -170,8 +171,8 @@ __device__ __forceinline__ void weigh(float (&s)[TILE_M / 8][4], float (&y_part)
         float (&p)[4] = s[2 * group], (&p1)[4] = s[2 * group + 1];
         #pragma unroll
         for (int i = 0; i < 4; i++) {
-            sum[i / 2] += p[i]  = exp2f(scale * p[i]  - base[i / 2]);
-            sum[i / 2] += p1[i] = exp2f(scale * p1[i] - base[i / 2]);
+            sum[i / 2] += p[i]  = exp2f(scale * p[i]  - top[i / 2]);
+            sum[i / 2] += p1[i] = exp2f(scale * p1[i] - top[i / 2]);
         }
         unsigned p_part[3 - WORD][4];
         #pragma unroll
@@ -209,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
     const int tile_end = causal ? min(M, n0 + TILE_N) : M;  // one past the last key of any of these
     const int first = n0 + threadIdx.x / 32 * 16;           // of this warp's queries
     const int warp_end = first >= N ? 0 : causal ? min(M, first + 16) : M;          // the same for the warp
-    const bool pieces_k = in_pieces(k, k_m, d), pieces_v = in_pieces(v, v_m, e);
+    const bool pieces = in_pieces(k, k_m, d) && in_pieces(v, v_m, e);
     const int count = (tile_end + TILE_M - 1) / TILE_M;     // tiles of keys
 
     unsigned q_part[STEPS][4];                              // left fragments, kept for the whole kernel
@@ -220,11 +221,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
             const int row = row0 + i % 2 * 8;
             q_part[step][i] = word_of(q + row * q_n, 8 * step + t + i / 2 * 4, d, n0 + row < N);
         }
-    float y_part[HEAD_DIM / 8][4] = {}, top[2] = {NEG_INF, NEG_INF}, sum[2] = {};      // sum: of this thread's keys
+    float y_part[HEAD_DIM / 8][4] = {}, top[2] = {LOWEST, LOWEST}, sum[2] = {};      // sum: of this thread's keys
     scale /= LN_2;                                          // exp(x) = 2^(x / ln 2)
 
     float s[TILE_M / 8][4];
-    if (count > 0) copy_tile(k_tiles, k, k_m, M, d, pieces_k);
+    if (count > 0) copy_tile(k_tiles, k, k_m, M, d, pieces);
     copy_async_commit();
     for (int tile = 0; tile <= count; tile++) {             // round `tile`: S of this tile, P of the one before
         copy_async_wait<0>();                               // this thread's copies of the last round are complete,
@@ -233,9 +234,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         unsigned* v_tile = v_tiles + tile % STAGES * TILE;
         const int m_next = (tile + 1) * TILE_M, m0 = m_next - 2 * TILE_M;           // m0: of the tile before
         if (tile + 1 < count)
-            copy_tile(k_tiles + (tile + 1) % STAGES * TILE, k + m_next * k_m, k_m, M - m_next, d, pieces_k);
+            copy_tile(k_tiles + (tile + 1) % STAGES * TILE, k + m_next * k_m, k_m, M - m_next, d, pieces);
         if (tile < count)
-            copy_tile(v_tile, v + (m0 + TILE_M) * v_m, v_m, M - m0 - TILE_M, e, pieces_v);
+            copy_tile(v_tile, v + (m0 + TILE_M) * v_m, v_m, M - m0 - TILE_M, e, pieces);
         copy_async_commit();
 
         const bool more = m0 + TILE_M < warp_end;           // the warp attends to keys of this tile
@@ -246,7 +247,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
 
         // top, and everything so far relative to it
         const bool all_seen = !mask && m0 + TILE_M <= M && !(causal && m0 + TILE_M > n0 + 1);
-        float base[2];
         #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int row = row0 + 8 * i, n = n0 + row;
@@ -264,17 +264,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
             #pragma unroll
             for (int other = 1; other < 4; other *= 2)
                 largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, other));
-            const float next = max(top[i], scale * largest);
-            base[i] = next == NEG_INF ? 0.f : next;         // avoids inf - inf
-            const float shrink = exp2f(top[i] - base[i]);
+            const float next = max(top[i], scale * largest), shrink = exp2f(top[i] - next);
             top[i] = next;
             sum[i] *= shrink;
             #pragma unroll
             for (int j = 0; j < HEAD_DIM / 8; j++) y_part[j][2 * i] *= shrink, y_part[j][2 * i + 1] *= shrink;
         }
         const unsigned* v_before = v_tiles + (tile - 1) % STAGES * TILE;
-        if (more) weigh<true>(s, y_part, sum, base, scale, q_part, k_tile, v_before, TILE_M);
-        else weigh<false>(s, y_part, sum, base, scale, q_part, k_tile, v_before, warp_end - m0);
+        if (more) weigh<true>(s, y_part, sum, top, scale, q_part, k_tile, v_before, TILE_M);
+        else weigh<false>(s, y_part, sum, top, scale, q_part, k_tile, v_before, warp_end - m0);
     }
 
     y += b * y_b + head * y_h + n0 * y_n;                   // only now, since the loop has no spare registers
