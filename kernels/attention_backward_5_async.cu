@@ -39,8 +39,8 @@
 //     then each of its M / 64 blocks has a part of every row of dQ.  If a second pass adds the parts, the bits are the
 //     same each time.  But the parts are float32, written and read: N M d / 8 bytes, which take 37 fs at 3.35 TB/s for
 //     each of the N M d.  The two products are 4 N M d operations, 10 fs at 400 TFLOP/s (estimated).  And with N = M =
-//     4096 and d = 64 the parts of one head have 67 MB.  Atomics in L2 would move half as much, in an order that differs
-//     each time.  Blocks of 128 keys would halve both, and need the registers of 32 rows for each warp.
+//     4096 and d = 64 the parts of one head have 67 MB.  Atomics in L2 would move half as much, in an order that is not
+//     the same each time.  Blocks of 128 keys would halve both, and need the registers of 32 rows for each warp.
 // takes   tf32, float16, bfloat16
 // needs   sm_80
 #include "element.cuh"
