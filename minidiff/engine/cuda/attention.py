@@ -52,8 +52,8 @@ def _shared(source: cuda.Source, head_dim: int, itemsize: int) -> int:
     acc = max(4, itemsize)
     if source.number == 3:                                  # q; k or v; the weights; 16 bytes of padding a row
         return (n + m) * (head_dim * acc + 16) + n * (m * acc + 16)
-    if source.number == 4:                                  # k; v
-        return 2 * m * (head_dim * itemsize + 16)
+    if source.number >= 4:                                  # k; v, each in one stage or more
+        return 2 * source.constants.get("STAGES", 1) * m * (head_dim * itemsize + 16)
     return 0
 
 
