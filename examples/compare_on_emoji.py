@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from minidiff import evaluation, pictures, systems
 from minidiff.cli.arguments import setting
-from minidiff.cli.sampling_options import checked_option, described
+from minidiff.cli.sampling_options import checked_option
 from minidiff.data import emoji
 from minidiff.errors import UserError, refusals, run_main
 from minidiff.evaluation.emoji import EmojiReport, evaluate_emoji
@@ -78,7 +78,8 @@ def main(models: list[str], judge: str | None = None, count: int = 1000, out: st
         raise UserError(f"--count must be at least 1, not {count}")
     pictures.check_writable(Path(out) / "emoji_systems.png")
     loaded = [loaded_with_options(argument) for argument in models]
-    shown = [f"{model.name}{', ' if options else ''}{described(options)}" for model, options in loaded]
+    shown = [", ".join([model.name, *(f"{name} {value}" for name, value in options.items())])
+             for model, options in loaded]
     data = emoji.load(None)
     clip = None if judge is None else clip_of(judge, data)
     names, true = shown_names(data)

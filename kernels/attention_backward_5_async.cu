@@ -32,7 +32,7 @@
 // Operations and bytes: as version 4.
 // measured  not yet (benchmarks/kernels.py)
 // What limits it: shared memory, as in version 4; and a copy must be done within one or two products.  For d = 64, half
-//     precision, dK of a block is 128 mma, about 300 cycles of an H100 (estimated): enough for the latency of L2, and
+//     precision, dK of a block is 128 mma, whose fragments take about 300 cycles of an H100 to read (estimated): enough for the latency of L2, and
 //     half of that of memory.  Two other blocks on the multiprocessor cover the rest.  dkv has three barriers a round,
 //     not two.
 // What was counted and not done: 5 products in place of 7.  The kernel that sums dK and dV could also form dS K, but

@@ -1,7 +1,7 @@
-// Attention, version 5: a pipeline.  The next scores are computed beside this tile's weights, and later tiles arrive.
+// Attention, version 5: a pipeline.  The next scores are computed beside this tile's weights, while tiles arrive.
 //
 // In version 4 a block reads a tile, waits for it, and only then computes; and a warp computes no products while it
-// computes exponentials.  Here two things are ahead.  cp.async copies tiles into shared memory by itself, as in conv_5,
+// computes exponentials.  Two things run ahead.  cp.async copies tiles into shared memory by itself, as in conv_5,
 // while the tiles before are used.  And the scores are one tile ahead of the weights (FlashAttention-3: Shah et al.
 // 2024, section 3.2):
 //

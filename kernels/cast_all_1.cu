@@ -4,8 +4,8 @@
 //     widen_all    y_p = float(x_p)    their gradients, at its end
 //
 // A network has hundreds of parameters, most of them small.  As in adamw_1_fused.cu, a table of pointers lists the
-// arrays, which are divided into chunks, one for each block.  The table is an argument of the kernel, passed by value, so
-// no copy to the card precedes the launch.  The results lie one after another in one array.
+// arrays, which are divided into chunks, one for each block.  The table is an argument of the kernel, passed by value,
+// so no copy to the card precedes the launch.  The results lie one after another in one array.
 //
 //     arrays    x_0 x_1 x_2 ...                          pointers
 //     lengths   of the arrays

@@ -46,7 +46,7 @@
 //     sm_90, sm_100             228 KiB                3                   4           4
 //
 // Counted: as version 4.  All stages but one are in transit, 12 KiB each: on an H100, with 132 multiprocessors of three
-// blocks of 4 stages, 14 MB; on an RTX 4090, with 128 of two blocks of 3 stages, 6 MB.  To keep the memory busy, 2.7 MB
+// blocks of 4 stages, 15 MB; on an RTX 4090, with 128 of two blocks of 3 stages, 6 MB.  To keep the memory busy, 2.7 MB
 // (3.35 TB/s times 0.8 us) and 0.8 MB (1.01 TB/s times 0.8 us) would be enough.  The 0.8 us are estimated.
 //
 // measured  not yet (benchmarks/kernels.py)

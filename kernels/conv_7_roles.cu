@@ -34,7 +34,7 @@
 //     copy, tile t      wait for empty of t - 4 | start the copies of t | wait for own copies of t - 2 | full of t - 2
 //     multiply, tile t  wait for full of t      | start 8 wgmma of t    | wait for those of t - 1      | empty of t - 1
 //
-//     stages            t is multiplied; t + 1 is complete, so nobody waits for it; t + 2 and t + 3 are in transit
+//     stages            t is multiplied, and t + 1 becomes complete meanwhile; t + 2 and t + 3 are in transit
 //
 // The tensor cores have work while a thread waits: the wgmma of tile t are in their queue before those of t - 1 end.
 //
@@ -54,13 +54,13 @@
 //
 // Why cp.async and not TMA: TMA (cp.async.bulk.tensor) would copy a box of an image with one instruction of one thread,
 // padding included.  But the layout of its descriptor is not documented; the driver makes it on the host
-// (cuTensorMapEncodeIm2col), which CuPy does not offer.  So nothing here could prove it on a CPU.
+// (cuTensorMapEncodeIm2col), which needs one more package.  So nothing here could prove it on a CPU.
 //
 // What limits it: the L2 cache still, at about half of the tensor cores' peak.  Two blocks of a cluster could share a
 // tile of A or of B, which TMA sends to both.  At the end of a block the sums are written while nothing is copied; a
 // block that goes on to a second tile would hide that.  There are a quarter as many tiles as in version 6, each with
-// four times the work, so small images fill the card less evenly.  And 64 columns fill half of a tile: for those the
-// launch takes version 6 (minidiff/engine/cuda/conv.py).
+// four times the work, so small images leave much of the card empty.  And 64 columns fill half of a tile.  Where the
+// count says so, the launch takes version 6 (minidiff/engine/cuda/conv.py).
 //
 // takes   float16, bfloat16
 // needs   sm_90a
@@ -76,6 +76,7 @@ constexpr int STAGES = 4;
 constexpr int BEHIND = 2;                               // tiles in transit while the copies of another start
 constexpr int SHARED = 197632;                          // STAGES tiles of A and of B, and 1024 bytes to align them
 constexpr int FILL = 1;                                 // blocks that fill a multiprocessor
+constexpr int STEP_COST = 3;                            // clocks of a tile, in those of version 6's (estimated)
 constexpr int PER = 16 / sizeof(T);                     // numbers in 16 bytes
 constexpr int SQUARE = 64 * 64;                         // numbers: 64 lines of 128 bytes
 
@@ -442,13 +443,13 @@ conv_forward(const T* x, const T* w, const T* bias, T* y, int B, int H, int W, i
         #pragma unroll
         for (int q = 0; q < 2; ++q) {
             const int d = n0 + tile_column(j) + q;
-            const Acc plus = bias && d < D ? wide(bias[d]) : Acc(0);
+            const Acc bias_d = bias && d < D ? wide(bias[d]) : Acc(0);
             #pragma unroll
             for (int i = 0; i < 2; ++i)
                 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     Acc& s = sum[i][4 * j + 2 * h + q];
-                    s += plus;
+                    s += bias_d;
                     if (activate) s = silu(s);
                 }
         }

@@ -136,12 +136,12 @@ def modulated_group_norm(x: Tensor, groups: int, gamma_beta: Tensor, eps: float 
     return record(y, (x, gamma_beta), pullback)
 
 
-def one_and_zero(like: Tensor, C: int) -> Tensor:
-    """The gamma_beta that changes nothing, C ones and C zeros for each row of `like` (B, ...): (B, 2 C)."""
-    if xp_of(like.data) is np:
-        return Tensor(_one_and_zero(len(like.data), C, like.dtype))
+def one_and_zero(like, C: int):
+    """The gamma_beta that changes nothing, C ones and C zeros for each row of the array `like` (B, ...): (B, 2 C)."""
+    if xp_of(like) is np:
+        return _one_and_zero(len(like), C, like.dtype)
     import cupy
-    return Tensor(_one_and_zero_on_gpu(cupy.cuda.Device().id, len(like.data), C, like.dtype))
+    return _one_and_zero_on_gpu(cupy.cuda.Device().id, len(like), C, like.dtype)
 
 
 def _one_and_zero(B: int, C: int, dtype) -> np.ndarray:

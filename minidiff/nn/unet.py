@@ -199,7 +199,8 @@ class ResidualBlock(Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(self.norm1.then_silu(x))
         # gamma = 1 + scale,   beta = 0 + shift
-        gamma_beta = self.modulation.added_to(norm.one_and_zero(emb, h.shape[3]), emb)      # (B, 2 D)
+        unchanged = Tensor(norm.one_and_zero(emb.data, h.shape[3]))                 # (B, 2 D)
+        gamma_beta = self.modulation.added_to(unchanged, emb)
         h = norm.modulated_group_norm(h, self.groups, gamma_beta, silu=True)
         h = self.conv2(h)
         # y = x + h

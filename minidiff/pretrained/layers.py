@@ -154,7 +154,11 @@ def tried(weights: Weights, what: str, call) -> None:
 
 def numbered(weights: Weights, name: str, count: int, least: int = 1) -> list[Weights]:
     """The parts name.0 ... name.(count - 1); UserError where the checkpoint has more or fewer of them."""
-    if f"{name}.{count}" in weights or count < least or count and f"{name}.{count - 1}" not in weights:
-        raise UserError(f"{weights.source} has not the {count} parts {weights.prefix}{name} that its configuration "
-                        "names.")
+    found = 0
+    while found <= count and f"{name}.{found}" in weights:
+        found += 1
+    if found != count or count < least:
+        has = f"{found} or more" if found > count else found
+        raise UserError(f"{weights.source}: its configuration names {count} of the parts {weights.prefix}{name}, and "
+                        f"it has {has}.")
     return [weights.part(f"{name}.{i}") for i in range(count)]

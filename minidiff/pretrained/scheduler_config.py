@@ -225,13 +225,14 @@ class SchedulerConfig:
         if K > self.T:
             raise UserError(f"{self.config.path}: original_inference_steps is at most num_train_timesteps, which is "
                             f"{self.T}, not {K}")
-        first = int(K * share)
-        if steps > first:
-            of, more = ("", "") if share == 1 else (", and of these the share strength", ", or a larger strength")
-            raise UserError(f"{self.config.path}: lcm visits some of the {first} times of a model's distillation "
-                            f"(original_inference_steps{of}), and cannot take {steps}: take fewer steps{more}")
-        t = np.arange(first, 0, -1) * (self.T // K) - 1                             # (first,)
-        return t[np.floor(np.linspace(0, first, steps, endpoint=False)).astype(int)].astype(float)
+        count = int(K * share)
+        if steps > count:
+            left = "" if share == 1 else f", of which strength {share:g} leaves {count}"
+            more = "" if share == 1 else ", or a larger strength"
+            raise UserError(f"{self.config.path}: lcm visits some of the {K} times of this model's distillation "
+                            f"(original_inference_steps){left}; {steps} steps do not fit: take fewer{more}")
+        t = np.arange(count, 0, -1) * (self.T // K) - 1                             # (count,)
+        return t[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)].astype(float)
 
     def _last(self, family: Family, rho_of: np.ndarray) -> float:
         """rho at the end of the run: 0, or that of time 0."""

@@ -20,6 +20,11 @@ from minidiff.pretrained.config import Config
 LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_BYTES = 16 << 20                                        # of vocab.json, and of merges.txt; CLIP's have 1 MB
+MOST_ADDED, LONGEST_ADDED = 500, 100                        # words, and characters of each
+# what else a BPE's JSON may say, and what it says here
+PLAIN = {"continuing_subword_prefix": ("", None), "dropout": (None, 0.0), "byte_fallback": (False, None),
+         "ignore_merges": (False, None)}
+NORMALIZER, WORDS = ["NFC", "Replace", "Lowercase"], ["Split", "ByteLevel"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,15 @@ def read(folder: Path, single: Set[str]) -> TokenizerFiles:
         added = [{"id": i} | entry if isinstance(entry, dict) else entry for i, entry in added.items()]
     if not isinstance(added or [], list):
         raise UserError(f"{folder}: added tokens are a list, not {str(added)[:60]!r}.")
-    return TokenizerFiles(vocab, merges, dict(_added(entry, folder) for entry in added or []), pad, unknown, length)
+    if len(added or []) > MOST_ADDED:
+        raise UserError(f"{folder}: {len(added)} tokens were added, and minidiff takes at most {MOST_ADDED}.")
+    words: dict[str, tuple[int, bool]] = {}
+    for symbol, (number, special) in (_added(entry, folder) for entry in added or []):
+        other = words[symbol][0] if symbol in words else vocab.get(symbol, number)
+        if other != number:
+            raise UserError(f"{folder}: the added token {symbol!r} has two numbers, {other} and {number}.")
+        words[symbol] = number, special
+    return TokenizerFiles(vocab, merges, words, pad, unknown, length)
 
 
 def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], list | None]:
@@ -75,6 +88,14 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], li
     model = whole.get("model") if isinstance(whole, dict) else None
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != "</w>":
         raise UserError(f"{one} is not of a tokenizer like CLIP's: it takes a BPE whose words end with </w>.")
+    for name, values in PLAIN.items():
+        if model.get(name) not in values:
+            raise UserError(f"{one}: {name} takes {values[0]!r}, as in CLIP's tokenizer, not "
+                            f"{str(model[name])[:40]!r}.")
+    for name, kinds in (("normalizer", NORMALIZER), ("pre_tokenizer", WORDS)):
+        if (found := _kinds(whole.get(name))) not in ([], kinds):
+            raise UserError(f"{one}: its {name} is {', '.join(found)[:80]}, and that of CLIP's tokenizer is "
+                            f"{', '.join(kinds)}.")
     merges = model.get("merges")
     # two symbols, in older files as one text
     pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair if isinstance(pair, list) else ())
@@ -82,12 +103,24 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], li
     return checked_vocab(model.get("vocab"), one), checked_pairs(pairs, one), whole.get("added_tokens")
 
 
+def _kinds(step) -> list[str]:
+    """The kinds of a tokenizer's steps, one after another; none where it has no such step."""
+    parts = step if not isinstance(step, dict) else next(
+        (step[name] for name in ("normalizers", "pretokenizers") if isinstance(step.get(name), list)), [step])
+    return [str(part.get("type")) if isinstance(part, dict) else str(part) for part in
+            (parts if isinstance(parts, list) else [] if parts is None else [parts])]
+
+
 def _added(entry, folder: Path) -> tuple[str, tuple[int, bool]]:
     """An added word as transformers lists it."""
     symbol, number = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
-    number = int(number) if isinstance(number, str) and number.isascii() and number.isdigit() else number
+    if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) <= 7:
+        number = int(number)
     if not isinstance(symbol, str) or not symbol or type(number) is not int or not 0 <= number < 1 << 20:
         raise UserError(f"{folder}: an added token takes content and id, not {str(entry)[:60]!r}.")
+    if len(symbol) > LONGEST_ADDED:
+        raise UserError(f"{folder}: an added token has at most {LONGEST_ADDED} characters, and {symbol[:40]!r}... has "
+                        f"{len(symbol)}.")
     if entry.get("single_word"):
         raise UserError(f"{folder}: the added token {symbol[:40]!r} is a single_word, which minidiff does not have.")
     return symbol, (number, bool(entry.get("special")))
@@ -116,11 +149,11 @@ def check_complete(vocab: dict[str, int], merges: Sequence[tuple[str, str]], sin
     """UserError where merges make what the vocabulary lacks, or where more than a hundredth of it is made by none."""
     made = {a + b for a, b in merges}
     if unknown := next((symbol for symbol in made if symbol not in vocab), None):
-        raise UserError(f"{folder}: merges.txt makes {unknown[:40]!r}, which vocab.json lacks: they are of different "
-                        "tokenizers.")
+        raise UserError(f"{folder}: the merges make {unknown[:40]!r}, which the vocabulary lacks: they are of "
+                        "different tokenizers.")
     lost = len(vocab.keys() - made - single - {START, END})
     if lost > len(vocab) / 100:
-        raise UserError(f"{folder}: merges.txt makes all but {lost} of the {len(vocab)} symbols of vocab.json: it is "
+        raise UserError(f"{folder}: the merges make all but {lost} of the vocabulary's {len(vocab)} symbols: they are "
                         "cut short, or of another tokenizer.")
 
 

@@ -43,6 +43,7 @@ from minidiff.pretrained.weights import Weights
 DOWN, UP = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}, {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 # how many residual blocks a kind of middle has: with two there is a transformer between them
 MIDDLE = {None: 0, "UNetMidBlock2D": 1, "UNetMidBlock2DCrossAttn": 2}
+MOST_BLOCKS = 64                                            # of a level
 
 
 class UNet(Module):
@@ -55,6 +56,9 @@ class UNet(Module):
         blocks = config.wholes("layers_per_block", levels, 2)
         heads = config.wholes("num_attention_heads" if config.values.get("num_attention_heads") is not None
                               else "attention_head_dim", levels, 8)                 # the second is a misnomer
+        if not 1 <= min(blocks) <= max(blocks) <= MOST_BLOCKS:
+            raise UserError(f"{config.path}: layers_per_block takes 1 to {MOST_BLOCKS} for each level, not "
+                            f"{min(blocks)} to {max(blocks)}.")
         depth_down, depth_up = depths(config, blocks)
         groups, eps = config.whole("norm_num_groups", 32), config.number("norm_eps", 1e-5)
         self.flip, self.shift = config.flag("flip_sin_to_cos", True), config.number("freq_shift", 0)

@@ -206,7 +206,7 @@ def test_the_order_of_keys_does_not_matter(cupy, version, dtype):
     q, k, v = (normal(1, 2, n, c, seed=n, dtype=dtype) for n, c in ((5, 8), (70, 8), (70, 3)))
     order = np.random.default_rng(1).permutation(70)
     (y, lse), (y1, lse1) = forward(cupy, version, q, k, v), forward(cupy, version, q, k[:, :, order], v[:, :, order])
-    unit = max(UNIT[dtype], TF32) if version >= 4 else UNIT[dtype]      # P is rounded relative to the largest so far
+    unit = max(UNIT[dtype], TF32) if version >= 5 else UNIT[dtype]      # P is rounded relative to the largest so far
     bound = 1e-14 if dtype == "float64" else (8 if version >= 4 else 2) * unit + 1e-6
     np.testing.assert_allclose(y1.astype(float), y.astype(float), rtol=0, atol=2 * bound)
     np.testing.assert_allclose(lse1, lse, rtol=0, atol=1e-14 if dtype == "float64" else 2e-6)

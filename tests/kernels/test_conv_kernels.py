@@ -289,10 +289,16 @@ def test_infinity_reaches_its_neighbours_only(cupy, version):
     assert np.isinf(dw[:2, :2, 0]).all() and np.isfinite(dw[..., 1:, :]).all() and np.isfinite(dw[2]).all()
 
 
+def planned(kernel: str, version: int | None, x_shape: tuple[int, ...], D: int):
+    """The plan of a 3 x 3 convolution in float16 on 132 multiprocessors of 228 KiB, by the version or the best one."""
+    sources = conv_cuda._sources("float16", None) if version is None else (cuda.versions("conv")[version],)
+    return conv_cuda._plan(kernel, sources, x_shape, (3, 3, x_shape[3], D), 1, 1, None, (132, 228 << 10))
+
+
 @fake_cupy.of_the_stand_in
 def test_a_small_image_with_a_long_sum_is_shared_among_blocks_and_a_large_one_is_not(cupy):
     def plan(kernel, x_shape, D):
-        return conv_cuda._plan(kernel, cuda.versions("conv")[3], x_shape, (3, 3, x_shape[3], D), 1, 1, None)
+        return planned(kernel, 3, x_shape, D)
     small, large = (2, 8, 8, 1280), (16, 64, 64, 320)
     for kernel in "conv_forward", "conv_dx":
         assert plan(kernel, small, 1280).splits > 3 and plan(kernel, small, 1280).kernel == kernel + "_part"
@@ -302,23 +308,28 @@ def test_a_small_image_with_a_long_sum_is_shared_among_blocks_and_a_large_one_is
 
 
 @fake_cupy.of_the_stand_in
-def test_wide_tiles_are_for_more_columns_than_a_narrow_tile_has(cupy):
-    for kernel, axis in ("correlate", 3), ("correlate_dx", 2):
-        for columns, number in (64, 6), (65, 7):
-            w_shape = (3, 3, 8, columns) if axis == 3 else (3, 3, columns, 8)
-            assert conv_cuda._source("float16", w_shape, axis, None).number == number, kernel
-    assert conv_cuda._source("float16", (3, 3, 8, 64), 3, 7).number == 7                   # as asked
-    assert conv_cuda._source("float32", (3, 3, 8, 64), 3, None).number == 3
+def test_wide_tiles_are_for_sums_that_fill_the_card(cupy):
+    """Those of the default model's small images do not, whose tiles of version 6 are four times as many."""
+    for kernel in "conv_forward", "conv_dx", "conv_dw":
+        for x_shape, D, number in (((8, 7, 7, 128), 128, 6), ((32, 7, 7, 128), 128, 6), ((64, 64, 64, 64), 64, 6),
+                                   ((16, 64, 64, 320), 320, 7), ((16, 32, 32, 640), 640, 7)):
+            plan, six = planned(kernel, None, x_shape, D), planned(kernel, 6, x_shape, D)
+            assert plan.source.number == number and plan.cost <= six.cost, (kernel, x_shape)
+    # 1568 rows and 128 columns
+    assert math.prod(planned("conv_forward", None, (32, 7, 7, 128), 128).grid) >= 66
+    assert [source.number for source in conv_cuda._sources("float16", 7)] == [7]            # as asked
+    assert [source.number for source in conv_cuda._sources("float32", None)] == [3]
 
 
 @fake_cupy.of_the_stand_in
 def test_one_block_of_wide_tiles_fills_a_multiprocessor(cupy):
     """132 tiles on 132 multiprocessors: two blocks for each tile would only take turns."""
-    def plan(version):
-        return conv_cuda._plan("conv_forward", cuda.versions("conv")[version], (132, 16, 16, 1280), (3, 3, 1280, 128),
-                               1, 1, None)
-    assert math.prod(plan(7).grid) == 132 and plan(7).splits == 1
-    assert conv_cuda._best_splits(132, 180, plan(7).results, 512, 132, fill=2) > 1
+    plan = planned("conv_forward", 7, (132, 16, 16, 1280), 128)
+    assert math.prod(plan.grid) == 132 and plan.splits == 1
+    assert conv_cuda.Work(132, 180, plan.results, 132, fill=2).best_splits(512) > 1
+    # a step of a block of version 7 is three of the unit: the model's costs are in one currency
+    one, three = (conv_cuda.Work(10, 100, 10**6, 132, fill=1, step=step) for step in (1, 3))
+    assert three.cost(1) == 3 * one.cost(1) and three.best_splits(512) > one.best_splits(512)
 
 
 @pytest.mark.parametrize("splits", [1, pytest.param(2, marks=pytest.mark.slow)])

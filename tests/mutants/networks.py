@@ -376,9 +376,9 @@ BUGS = [
         "mine = [a[self.shard] for a in arrays]",
         "mine = [a[:self.shard.stop - self.shard.start] for a in arrays]"),
     Bug("a rank moves the samples of all ranks", TRAINER,
-        "mine = [a[self.shard] for a in arrays]\n        there = moved_together(mine, self.device)",
-        "there = [a[self.shard] for a in moved_together(arrays, self.device)]\n"
-        "        mine = [a[self.shard] for a in arrays]"),
+        "there = moved_together([*mine, *self._ahead(mine)], self.device)",
+        "there = [*(a[self.shard] for a in moved_together(arrays, self.device)),\n"
+        "                 *moved_together(self._ahead(mine), self.device)]"),
     Bug("a rank's share is of one, not of the batch", TRAINER,
         "self.ranks.mean(loss, grads, count / c.batch, ",
         "self.ranks.mean(loss, grads, count / count, "),

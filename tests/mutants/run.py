@@ -383,7 +383,7 @@ def run(bugs: Sequence[Bug], jobs: int, show=lambda results: results, original: 
     show wraps the iterator of new results, for a progress bar; last maps a bug's name to the test that caught it last;
     kept holds the bugs that an earlier run caught, which are not planted again.
     """
-    kept = kept or Kept()
+    kept = kept or Kept(original=original)
     by_name = {bug.name: result for bug in bugs if (result := kept.result(bug))}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies: queue.Queue[Copy] = queue.Queue()

@@ -65,7 +65,7 @@ def test_lcm_visits_times_of_the_distillation(K, steps, times):
 
 def test_more_steps_than_the_distillation_had_are_refused():
     for options in ({}, {"original_inference_steps": 20}):
-        with pytest.raises(UserError, match="take fewer steps"):
+        with pytest.raises(UserError, match="51 steps do not fit: take fewer"):
             scheduler("LCMScheduler", **options).plan(51)
     with pytest.raises(UserError, match="at most num_train_timesteps"):
         scheduler("LCMScheduler", original_inference_steps=1001).plan(2)

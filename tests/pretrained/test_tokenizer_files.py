@@ -26,11 +26,17 @@ def written(folder: Path, name: str, value) -> None:
     (folder / name).write_text(json.dumps(value), encoding="utf-8")
 
 
-def one_file(folder: Path, kind: str = "eps", added=(), settings=None, **model) -> Path:
+NORMALIZER = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Replace"}, {"type": "Lowercase"}]}
+PRE_TOKENIZER = {"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": "ByteLevel"}]}
+
+
+def one_file(folder: Path, kind: str = "eps", added=(), settings=None, normalizer=NORMALIZER,
+             pre_tokenizer=PRE_TOKENIZER, **model) -> Path:
     """A tokenizer as transformers 5 writes it: tokenizer.json, and its settings."""
     vocab, merges, config = parts(kind)
     special = [{"id": vocab[symbol], "content": symbol, "special": True} for symbol in (START, END)]
-    written(folder, "tokenizer.json", {"added_tokens": [*special, *added], "model": {
+    written(folder, "tokenizer.json", {"added_tokens": [*special, *added], "normalizer": normalizer,
+                                       "pre_tokenizer": pre_tokenizer, "model": {
         "type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges} | model})
     written(folder, "tokenizer_config.json", config | (settings or {}))
     return folder
@@ -88,11 +94,31 @@ def test_the_symbol_for_the_unknown(tmp_path):
     ({"settings": {"eos_token": {"content": "</s>"}}}, "and '</s>', and CLIP's is between"),
     ({"settings": {"unk_token": 3}}, "unk_token takes a symbol of vocab.json, not '3'"),
     ({"added": [{"content": "x"}]}, "takes content and id"), ({"added": [7]}, "takes content and id"),
-    ({"added": [{"content": "<x>", "id": 600, "single_word": True}]}, "'<x>' is a single_word")])
+    ({"added": [{"content": "<x>", "id": 600, "single_word": True}]}, "'<x>' is a single_word"),
+    ({"added": [{"content": "<x>", "id": "9" * 5000}]}, "takes content and id"),
+    ({"added": [{"content": f"<{i}>", "id": 700 + i} for i in range(501)]}, "503 tokens were added, .* at most 500"),
+    ({"added": [{"content": "x" * 101, "id": 700}]}, "at most 100 characters, and 'x+'... has 101"),
+    ({"added": [{"content": END, "id": 3, "special": True}]}, "'<|endoftext|>' has two numbers"),
+    ({"added": [{"content": "a</w>", "id": 3}]}, "'a</w>' has two numbers"),
+    ({"added": [{"content": "<x>", "id": 700}, {"content": "<x>", "id": 701}]}, "'<x>' has two numbers, 700 and 701"),
+    ({"added": [{"content": "<X>", "id": 700}, {"content": "<x>", "id": 701}]}, "added token '<x>' cannot be read"),
+    ({"dropout": 0.1}, "dropout takes None"), ({"byte_fallback": True}, "byte_fallback takes False"),
+    ({"continuing_subword_prefix": "##"}, "continuing_subword_prefix takes ''"),
+    ({"ignore_merges": True}, "ignore_merges takes False"),
+    ({"normalizer": {"type": "NFKC"}}, "its normalizer is NFKC, and that of CLIP's tokenizer is NFC, Replace, Low"),
+    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Space"}]}}, "its pre_tokenizer is Space, ")])
 def test_what_is_of_another_kind_is_refused(given, words, tmp_path):
     with pytest.raises(UserError, match=words) as caught:
         ClipTokenizer.load(one_file(tmp_path, **given))
     assert "\n" not in str(caught.value)
+
+
+def test_a_word_of_the_vocabulary_may_be_listed_again(tmp_path):
+    """As transformers lists the symbol for padding, "!" in some checkpoints."""
+    vocab, _, _ = parts("eps")
+    again = [{"id": vocab["!"], "content": "!", "special": special} for special in (False, True)]
+    for entry in again:
+        assert ClipTokenizer.load(one_file(tmp_path, added=[entry])).encode("a!")[-1] == vocab["!"]
 
 
 def test_no_vocabulary_at_all(tmp_path):

@@ -96,6 +96,7 @@ SETTINGS: list[tuple[str, dict, object]] = [
         (BOTH | {DEPTH: [[2], [1]]}, f"{REVERSE} is not given"), (BOTH | {DEPTH: [[1, 1], [1]]}, f"{DEPTH} takes"),
         (BOTH | {DEPTH: [1, 1, 1]}, f"{DEPTH} takes"), (BOTH | {DEPTH: [1.5, 1]}, f"{DEPTH} takes"),
         (BOTH | {REVERSE: [1, [1]]}, f"{REVERSE} takes"), ({"layers_per_block": [1]}, "layers_per_block takes"),
+        *(({"layers_per_block": n}, "layers_per_block takes 1 to 64") for n in (0, [1, 0], [0, 1], 65, 1 << 19)),
         ({"sample_size": [8, 8]}, "sample_size takes"), ({"_class_name": "UNetMotionModel"}, "_class_name is"))),
     *(("vae", options, EQUAL) for options in (
         {}, {"layers_per_block": 2}, {"layers_per_block": LEFT_OUT}, levels(1), levels(3), {"norm_num_groups": 2},

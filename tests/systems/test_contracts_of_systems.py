@@ -52,7 +52,7 @@ EVALUATION = {
 TAKERS = [pytest.param(lambda x, f=f, name=name: f(small_systems.small(name), x), id=f"{name}.{what}")
           for name, functions in TAKES_IMAGES.items() for what, f in functions.items()] \
     + [pytest.param(f, id=what) for what, f in EVALUATION.items()]
-OF_TRAINING = {"loss", "contrast", "vlb", "image_loss", "decoder_loss", "image_features", "loss_of", "bound"}
+OF_TRAINING = {"loss", "ahead", "contrast", "vlb", "image_loss", "decoder_loss", "image_features", "loss_of", "bound"}
 
 
 @pytest.fixture(autouse=True)

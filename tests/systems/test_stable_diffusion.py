@@ -362,7 +362,7 @@ BROKEN = {
     "another shape": (tensors("unet", lambda s: s.update({"conv_in.weight": np.zeros((8, 4, 3), np.float16)})), "axes"),
     "heads that do not divide": (edited("unet/config.json", attention_head_dim=3), "do not divide"),
     "zero heads": (edited("unet/config.json", attention_head_dim=0), "do not divide"),
-    "more blocks than there are": (edited("unet/config.json", layers_per_block=10**6), "parts"),
+    "more blocks than there are": (edited("unet/config.json", layers_per_block=63), "63 of the parts"),
     "huge numbers": (edited("unet/config.json", layers_per_block=10**12), "takes a whole number"),
     "groups that do not divide": (edited("unet/config.json", norm_num_groups=7), "divide"),
     "another activation": (edited("unet/config.json", act_fn="mish"), "act_fn"),
@@ -446,8 +446,8 @@ def whole_numbers(folder: Path) -> None:
     save_file(tensors | {"conv_in.weight": tensors["conv_in.weight"].astype(np.int8)}, file)
 
 
-BROKEN["half of the merges"] = (cut_merges, "merges.txt makes all but")
-BROKEN["merges of another tokenizer"] = (more_merges, "merges.txt makes 'nosuch</w>', which vocab.json lacks")
+BROKEN["half of the merges"] = (cut_merges, "the merges make all but")
+BROKEN["merges of another tokenizer"] = (more_merges, "the merges make 'nosuch</w>', which the vocabulary lacks")
 BROKEN["weights in whole numbers"] = (whole_numbers, "'conv_in.weight' as I8, and minidiff reads weights of")
 BROKEN["a pipe for an index"] = (in_place_of("model_index.json", os.mkfifo), "not an ordinary file")
 BROKEN["a folder for an index"] = (in_place_of("model_index.json", Path.mkdir), "not an ordinary file")

@@ -41,8 +41,7 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
     silu is not used in minidiff, whose networks have no SiLU right after a convolution.
     ValueError if the shapes do not fit, or if images are empty or too large; TypeError for other dtypes.
     """
-    source = _source(str(x.dtype), w.shape, 3, version)
-    plan = _plan("conv_forward", source, x.shape, w.shape, stride, padding, splits)
+    plan = _plan("conv_forward", _sources(str(x.dtype), version), x.shape, w.shape, stride, padding, splits, _card())
     if bias is not None and bias.shape != w.shape[3:]:
         raise ValueError(f"conv: bias must have shape {w.shape[3:]}, not {bias.shape}")
     xp, x, w, bias = _ready(x, w, bias)
@@ -59,8 +58,7 @@ def correlate(x, w, stride: int, padding: int, bias=None, silu: bool = False, *,
 def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
                  splits: int | None = None):
     """dx[b,i,j,c]: a sum over (m,n,d) and the pixels of y that depend on x[b,i,j]; arguments as of `correlate`."""
-    source = _source(str(dy.dtype), w.shape, 2, version)
-    plan = _plan("conv_dx", source, tuple(x_shape), w.shape, stride, padding, splits)
+    plan = _plan("conv_dx", _sources(str(dy.dtype), version), tuple(x_shape), w.shape, stride, padding, splits, _card())
     _check_dy(dy, plan)
     xp, dy, w = _ready(dy, w)
     dx = xp.empty(plan.x_shape, dtype=dy.dtype)
@@ -76,8 +74,7 @@ def correlate_dx(dy, w, x_shape: tuple[int, ...], stride: int, padding: int, *, 
 def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, version: int | None = None,
                  splits: int | None = None):
     """dw[m,n,c,d] = sum_{b,i,j} x[b, i s + m - p, j s + n - p, c] dy[b,i,j,d]; arguments as of `correlate`."""
-    source = _source(str(x.dtype), tuple(w_shape), 3, version)
-    plan = _plan("conv_dw", source, x.shape, tuple(w_shape), stride, padding, splits)
+    plan = _plan("conv_dw", _sources(str(x.dtype), version), x.shape, tuple(w_shape), stride, padding, splits, _card())
     _check_dy(dy, plan)
     xp, x, dy = _ready(x, dy)
     if not x.size:
@@ -93,14 +90,15 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int, *, 
 
 # --- the launch ---------------------------------------------------------------------------------------------------
 
-def _source(dtype: str, w_shape: tuple[int, ...], axis: int, version: int | None) -> cuda.Source:
-    """The latest version, or the one asked for; axis: the axis of w that has the product's columns."""
+def _sources(dtype: str, version: int | None) -> tuple[cuda.Source, ...]:
+    """The version asked for, or the latest, and version 6 beside 7: smaller tiles fill the card with fewer images."""
     source = cuda.pick("conv", dtype, version)
-    if version is None and source.number == 7 and len(w_shape) == 4:
-        narrow = cuda.versions("conv")[6]                   # where its tiles are as good, more of them fill the card
-        if w_shape[axis] <= narrow.constants["TILE_N"]:
-            return narrow
-    return source
+    return (source, cuda.versions("conv")[6]) if version is None and source.number == 7 else (source,)
+
+
+def _card() -> tuple[int, int]:
+    """The device's multiprocessors, and the bytes of shared memory of each."""
+    return cuda.multiprocessors(), cuda.shared_of_multiprocessor()
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,7 @@ class ConvPlan:
     splits: int                                             # blocks that share k
     results: int                                            # numbers in the sum
     stages: int                                             # tiles that a block has in shared memory at once, or 0
+    cost: float                                             # estimated, in steps of versions up to 6
 
     x_shape = property(lambda self: self.sizes[:4])
     y_shape = property(lambda self: (self.sizes[0], *self.sizes[4:7]))
@@ -136,48 +135,67 @@ class ConvPlan:
 
 
 @lru_cache(maxsize=4096)
-def _plan(kernel: str, source: cuda.Source, x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int,
-          padding: int, splits: int | None) -> ConvPlan:
-    """ValueError if the shapes do not fit each other or the kernels."""
-    sizes = B, H, W, C, Ho, Wo, D, kh, kw, s, p = _sizes(x_shape, w_shape, stride, padding)
-    tile_m, tile_n = source.constants["TILE_M"], source.constants["TILE_N"]
+def _plan(kernel: str, sources: tuple[cuda.Source, ...], x_shape: tuple[int, ...], w_shape: tuple[int, ...],
+          stride: int, padding: int, splits: int | None, card: tuple[int, int]) -> ConvPlan:
+    """The cheapest plan of these versions.  ValueError if the shapes do not fit each other or the kernels."""
+    sizes = _sizes(x_shape, w_shape, stride, padding)
+    return min((_plan_of(source, kernel, sizes, splits, *card) for source in sources), key=lambda plan: plan.cost)
+
+
+def _plan_of(source: cuda.Source, kernel: str, sizes: tuple[int, ...], splits: int | None, multiprocessors: int,
+             shared: int) -> ConvPlan:
+    B, H, W, C, Ho, Wo, D, kh, kw, s, _ = sizes
+    constants = source.constants
     classes = s * s if kernel == "conv_dx" else 1
     if classes >= 2**16:
-        raise ValueError(f"conv: stride must be at most 255 for the gradient to x, not {stride}")
+        raise ValueError(f"conv: stride must be at most 255 for the gradient to x, not {s}")
     rows, k, columns, results = {
         "conv_forward": (B * Ho * Wo, kh * kw * C, D, B * Ho * Wo * D),
         "conv_dx": (B * _up(H, s) * _up(W, s), _up(kh, s) * _up(kw, s) * D, C, B * H * W * C),
         "conv_dw": (kh * kw * C, B * Ho * Wo, D, kh * kw * C * D)}[kernel]
-    tiles, steps = _up(rows, tile_m) * _up(columns, tile_n), _up(k, max(16, source.constants.get("TILE_K", 16)))
+    tiles = _up(rows, constants["TILE_M"]) * _up(columns, constants["TILE_N"])
+    steps = _up(k, max(16, constants.get("TILE_K", 16)))
+    work = Work(tiles * classes, steps, results, multiprocessors, constants.get("FILL", 2),
+                constants.get("STEP_COST", 1))
     if kernel != "conv_dw" and f"{kernel}_part" not in source.signatures:
         splits = 1
     elif splits is None:
-        splits = _best_splits(tiles * classes, steps, results, min(65535 // classes, MOST_PARTIALS // max(1, results)),
-                              cuda.multiprocessors(), source.constants.get("FILL", 2))
+        splits = work.best_splits(min(65535 // classes, MOST_PARTIALS // max(1, results)))
     if kernel != "conv_dw" and splits > 1:
         kernel += "_part"
     return ConvPlan(source, kernel, sizes, (tiles, 1, classes * splits), splits, results,
-                    source.stages(cuda.shared_of_multiprocessor()) if "MOST_STAGES" in source.constants else 0)
+                    source.stages(shared) if "MOST_STAGES" in constants else 0, work.cost(splits))
 
 
-def _best_splits(tiles: int, steps: int, results: int, most: int, multiprocessors: int, fill: int = 2) -> int:
-    """How many blocks should share one tile's sum over k, by a rough cost model of the card.
+@dataclass(frozen=True)
+class Work:
+    """A rough cost model of the card for the sums of one convolution.
 
-    The unit is one step along k of a block that has a multiprocessor to itself: about 0.4 us on an H100 (from the
-    operations of a tile; not measured), and three times that in version 7.  The busiest multiprocessor has n blocks,
-    which take turns; `fill` of them use all of it.  Start and end of a block cost ENDS steps, and the reads of the
-    block that adds a tile's parts LAST: 16 reads of each thread, two at a time (estimated).  Adding ADDED partial sums
-    costs one step.  Each part costs PART besides, however few its sums, since a thread waits for all its parts.
+    The unit is one step along k of a block of versions 3 to 6 that has a multiprocessor to itself: about 0.4 us on an
+    H100 (from the operations of a tile; not measured).  The busiest multiprocessor has n blocks, which take turns;
+    `fill` of them use all of it.  Start and end of a block cost ENDS steps, and the reads of the block that adds a
+    tile's parts LAST: 16 reads of each thread, two at a time (estimated).  Adding ADDED partial sums costs one unit.
+    Each part costs PART besides, however few its sums, since a thread waits for all its parts.
     """
-    ENDS, LAST, ADDED, PART = 6, 14, 250_000, 0.05
 
-    def cost(splits: int) -> float:
-        n = _up(tiles * splits, multiprocessors)
-        adding = 0 if splits == 1 else LAST + splits * PART + results * splits / ADDED
-        return max(n, fill) * (_up(steps, splits) + ENDS) + adding
+    tiles: int
+    steps: int                                              # along k
+    results: int                                            # numbers
+    multiprocessors: int
+    fill: int = 2                                           # blocks
+    step: float = 1                                         # units that a step of this version's block takes
 
-    best = min(range(1, max(1, min(steps, most, 512)) + 1), key=cost)
-    return best if cost(best) < 0.9 * cost(1) else 1        # a smaller gain is within the model's error
+    def cost(self, splits: int) -> float:
+        """Of `splits` blocks for each tile's sum over k."""
+        ENDS, LAST, ADDED, PART = 6, 14, 250_000, 0.05
+        n = _up(self.tiles * splits, self.multiprocessors)
+        adding = 0 if splits == 1 else LAST + splits * PART + self.results * splits / ADDED
+        return self.step * max(n, self.fill) * (_up(self.steps, splits) + ENDS) + adding
+
+    def best_splits(self, most: int) -> int:
+        """How many blocks should share one tile's sum over k, at most `most`."""
+        best = min(range(1, max(1, min(self.steps, most, 512)) + 1), key=self.cost)
+        return best if self.cost(best) < 0.9 * self.cost(1) else 1      # a smaller gain is within the model's error
 
 
 def _ready(*arrays):
