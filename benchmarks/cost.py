@@ -228,7 +228,7 @@ def report(lines: Sequence[Line], base: Size, command: str, picture: str | None 
     """All tables, in Markdown.  picture: its path from the page."""
     with counting(unet := base.network()) as products:
         evaluation(unet, base)()
-    said = (f"On {machine()}, {versions()}, {datetime.date.today()}: `{command}`\n\nWhere a table says nothing else: "
+    said = (f"On {machine()}, {versions()}, {datetime.date.today()}: `{command}`\n\nUnless a table says otherwise: "
             f"{base.side} x {base.side} pixels, {base.width} and {2 * base.width} channels, a batch of {base.batch}, "
             f"{base.tokens} tokens, all cores.")
     shown = [f"![{ALT}]({picture})"] if picture else []
@@ -252,8 +252,10 @@ def check_page(page: Path) -> None:
         text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--write: {page} cannot be read: {error}") from None
-    if f"<!-- table: {TABLE} -->" not in text:
-        raise UserError(f"--write: {page} must have a line <!-- table: {TABLE} -->, and has none")
+    for line in (f"<!-- table: {TABLE} -->", "<!-- end -->"):
+        if line not in text[text.find("<!-- table: "):]:
+            raise UserError(f"--write: {page} must have the lines <!-- table: {TABLE} --> and <!-- end -->, and lacks "
+                            f"{line}")
 
 
 def main(quick: bool = False, rounds: int = 3, write: Path | None = None, picture: Path | None = None) -> None:

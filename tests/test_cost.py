@@ -286,7 +286,7 @@ def test_a_page_without_a_place_is_refused_before_anything_is_measured(text, tmp
     if text:
         page.write_text(text)
     monkeypatch.setattr(cost, "measure_all", lambda *_: pytest.fail("it measures"))
-    with pytest.raises(UserError, match=r"^--write: .*page\.md (must have a line|cannot be read)"):
+    with pytest.raises(UserError, match=r"^--write: .*page\.md (must have the lines|cannot be read)"):
         cost.main(quick=True, write=page)
 
 

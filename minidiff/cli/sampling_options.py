@@ -46,7 +46,8 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="SDXL: what its second text encoder reads (else the prompt); --set second_negative=TEXT "
                              "is the same for the negative prompt")
     parser.add_argument("--size", metavar="WxH", help="Stable Diffusion: pixels, such as 512x768")
-    parser.add_argument("--strength", type=number, help="with --image: the share of the steps that is made, up to 1")
+    parser.add_argument("--strength", type=number,
+                        help="with --image: the share of the way from noise that is gone again, up to 1")
     parser.add_argument("--set", type=setting, action="append", metavar="KEY=VALUE",
                         help="any option of the system's sampling, such as temperature=0.9; repeat it for each option. "
                              "minidiff info --model FILE lists them")

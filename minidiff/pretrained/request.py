@@ -66,15 +66,15 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
         check_choice(sampler)
     form.pixels(options.get("size"), image)
     if form.sees_mask and not mask[::form.factor, ::form.factor].any():
-        raise UserError(f"mask is white in no pixel that this network reads, which are one of each {form.factor}x"
-                        f"{form.factor}: nothing would be drawn again, so make its white part larger")
+        raise UserError(f"this network reads one pixel of each {form.factor}x{form.factor}, and mask is white in none "
+                        "of them: make its white part larger")
     if strength != 0 and not plan_of(form, options, scheduler).steps:
         raise UserError(f"strength {strength_of(options)} of {options.get('steps', 20)} steps is less than a step: "
                         "take a larger strength, or more steps")
 
 
 def plan_of(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) -> Plan:
-    """The run that the options ask for: from an image its last steps, as many as strength says."""
+    """The run that the options ask for: from an image its last steps, or for some all steps on a share of the times."""
     scheduler = scheduler.changed(options.get("spacing"), options.get("predicts"))
     steps, sampler = options.get("steps", 20), options.get("sampler")
     if _spreads_all(form, options, scheduler):
@@ -84,7 +84,7 @@ def plan_of(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) 
 
 
 def steps_made(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) -> int:
-    """How many of the steps a run makes: from an image int(steps * strength), as other programs do."""
+    """How many steps a run makes: from an image int(steps * strength), as other programs do, or for some all."""
     steps = options.get("steps", 20)
     return steps if _spreads_all(form, options, scheduler) else int(steps * strength_of(options))
 

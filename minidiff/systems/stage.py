@@ -98,7 +98,8 @@ class Stage:
     The loss is given the module, since in half precision a twin of it computes (nn/precision.py).
 
     On a GPU, the trainer moves what `ahead` returns together with the batch, in one copy, and the loss finds it there
-    (`backend.moved`).  Without it the loss computes the same, with more copies.
+    (`backend.moved`).  Without it the loss computes the same, with more copies.  An array that differs from the one
+    that the loss moves is moved in vain, and does no harm.
     """
 
     name: str                                               # one word, also of the stage's folder

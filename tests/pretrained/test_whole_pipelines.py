@@ -65,7 +65,7 @@ def test_a_speck_that_the_network_does_not_see_is_refused(model, kind):
     f, image = m.vae.factor, np.zeros((8 * m.vae.factor, 8 * m.vae.factor, 3), np.float32)
     mask = np.zeros(image.shape[:2], bool)
     mask[1:f] = True
-    with pytest.raises(UserError, match=f"one of each {f}x{f}: nothing would be drawn again, so make its white part"):
+    with pytest.raises(UserError, match=f"one pixel of each {f}x{f}, and mask is white in none of them: make"):
         m.sample(["a"], image=image, mask=mask, steps=2)
     mask[f, f] = True
     m.sample(["a"], image=image, mask=mask, steps=1)
