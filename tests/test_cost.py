@@ -280,7 +280,7 @@ def test_a_quick_run_fills_the_page_and_draws_beside_it(tmp_path, monkeypatch, p
     assert "| exponent |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["# A page without a place\n", None])
+@pytest.mark.parametrize("text", ["# A page without a place\n", "<!-- table: cost -->\nno end\n", None])
 def test_a_page_without_a_place_is_refused_before_anything_is_measured(text, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     if text:
