@@ -54,7 +54,7 @@ def test_strength_spreads_the_steps_of_a_latent_consistency_model(model):
     assert m.steps_made(options) == 4 and m.steps_made(options | {"mask": mask}) == 2
     for other, sampler in ((m, "ddim"), (model("narrow"), "lcm")):
         assert len(list(other.trajectory(["a"], sampler=sampler, **options))) == 2
-    with pytest.raises(UserError, match="of which strength 0.1 leaves 2; 4 steps do not fit: take fewer, or a larger strength"):
+    with pytest.raises(UserError, match="strength 0.1 leaves 2; 4 steps do not fit: take fewer, or a larger strength"):
         m.sample(["a"], image=image, strength=0.1, steps=4)
 
 
