@@ -62,7 +62,7 @@ class ClipTokenizer:
             raise UserError(f"{folder}: {error}.") from None
         for symbol, (i, _) in files.added.items():
             if symbol in files.vocab and symbol not in tokenizer.special:           # a word wherever it stands, too
-                tokenizer._put(cleaned(symbol), [i])
+                tokenizer.added[cleaned(symbol)] = [i]
             elif symbol not in tokenizer.special:
                 try:
                     tokenizer.add(symbol, [i])
@@ -101,12 +101,7 @@ class ClipTokenizer:
             raise UserError(f"a placeholder takes a word, such as <my-word>, not {word[:60]!r}.")
         if clean in self.vocab or f"{clean}</w>" in self.vocab or clean in self.added:
             raise UserError(f"the placeholder {word[:60]!r} has a meaning already: choose another, such as <my-word>.")
-        self._put(clean, ids)
-
-    def _put(self, clean: str, ids: Sequence[int]) -> None:
         self.added[clean] = ids
-        longest_first = sorted(self.added, key=len, reverse=True)
-        self.at_added = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text alone, without start, end and padding."""
@@ -125,7 +120,8 @@ class ClipTokenizer:
 
     def _pieces(self, text: str) -> list[str]:
         """The text, split before and after each placeholder."""
-        return self.at_added.split(text) if self.added else [text]
+        longest_first = sorted(self.added, key=len, reverse=True)
+        return re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if self.added else [text]
 
     def symbols_of(self, word: str) -> tuple[str, ...]:
         """The symbols of a word, which are kept, of at most 100,000 words."""

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import budget
 
 from minidiff.errors import UserError
 from minidiff.pretrained.clip_tokenizer import END, START, ClipTokenizer
+from minidiff.pretrained.tokenizer_files import MOST_ADDED
 
 HERE = Path(__file__).parent / "checkpoints"
 PROMPTS = ["a red cube!", "It's naïve — 3.14 日本", "A <cat-toy> and a red<CAT-TOY>cube", "Hello <TAG> <tag>",
@@ -119,6 +121,16 @@ def test_a_word_of_the_vocabulary_may_be_listed_again(tmp_path):
     again = [{"id": vocab["!"], "content": "!", "special": special} for special in (False, True)]
     for entry in again:
         assert ClipTokenizer.load(one_file(tmp_path, added=[entry])).encode("a!")[-1] == vocab["!"]
+
+
+@pytest.mark.parametrize("special", [(False,), (True,), (False, True)])
+def test_as_many_added_words_as_are_taken_are_read_within_the_budget(special, tmp_path):
+    """Long ones that begin alike; the fastest of three, since other work on the machine costs time, too."""
+    added = [{"id": 1000 + i, "content": f"<{'q' * 60}{i:030}>", "special": special[i % len(special)]}
+             for i in range(MOST_ADDED - 2)]                # start and end are two more
+    folder = one_file(tmp_path, added=added)
+    assert min(budget.measured(lambda: ClipTokenizer.load(folder)).seconds for _ in range(3)) < budget.SECONDS
+    assert ClipTokenizer.load(folder).encode(f"a {added[-1]['content']}")[-1] == added[-1]["id"]
 
 
 def test_no_vocabulary_at_all(tmp_path):
