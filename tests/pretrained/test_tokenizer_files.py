@@ -1,6 +1,7 @@
 """A tokenizer's files in each of the forms that checkpoints have: the ids are the same, or it is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,7 +130,11 @@ def test_as_many_added_words_as_are_taken_are_read_within_the_budget(special, tm
     added = [{"id": 1000 + i, "content": f"<{'q' * 60}{i:030}>", "special": special[i % len(special)]}
              for i in range(MOST_ADDED - 2)]                # start and end are two more
     folder = one_file(tmp_path, added=added)
-    assert min(budget.measured(lambda: ClipTokenizer.load(folder)).seconds for _ in range(3)) < budget.SECONDS
+
+    def load() -> ClipTokenizer:
+        re.purge()                                          # patterns that an earlier load compiled
+        return ClipTokenizer.load(folder)
+    assert min(budget.measured(load).seconds for _ in range(3)) < budget.SECONDS
     assert ClipTokenizer.load(folder).encode(f"a {added[-1]['content']}")[-1] == added[-1]["id"]
 
 
