@@ -41,9 +41,22 @@ class TokenizerFiles:
 
 def read(folder: Path, single: Set[str]) -> TokenizerFiles:
     """The files in a folder; UserError where they are damaged, or of another kind.  single: symbols of one byte."""
-    settings, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    settings = folder / "tokenizer_config.json"
     config = Config.load(settings) if settings.exists() else Config({}, folder)
-    names = dict(config.values)
+    pad, unknown = _pad_and_unknown(folder, settings, config)
+    length = min(config.whole("model_max_length", LENGTH), LENGTH)
+    if length < 3:
+        raise UserError(f"{settings}: model_max_length takes at least 3, of start, text and end, not {length}.")
+    vocab, merges, added = _vocabulary(folder)
+    check_complete(vocab, merges, single, folder)
+    if added is None:
+        added = config.values.get("added_tokens_decoder")
+    return TokenizerFiles(vocab, merges, _added_words(folder, added, vocab), pad, unknown, length)
+
+
+def _pad_and_unknown(folder: Path, settings: Path, config: Config) -> tuple[str, str]:
+    """The symbols for padding and for the unknown; those for start and end must be CLIP's."""
+    names, special = dict(config.values), folder / "special_tokens_map.json"
     # transformers reads the older file last, unless the newer one lists all added tokens
     if special.exists() and "added_tokens_decoder" not in names:
         names |= Config.load(special).values
@@ -55,12 +68,11 @@ def read(folder: Path, single: Set[str]) -> TokenizerFiles:
     if (start, end) != (START, END):
         raise UserError(f"{settings}: a text is between {str(start)[:40]!r} and {str(end)[:40]!r}, and CLIP's is "
                         f"between {START!r} and {END!r}.")
-    length = min(config.whole("model_max_length", LENGTH), LENGTH)
-    if length < 3:
-        raise UserError(f"{settings}: model_max_length takes at least 3, of start, text and end, not {length}.")
-    vocab, merges, added = _vocabulary(folder)
-    check_complete(vocab, merges, single, folder)
-    added = config.values.get("added_tokens_decoder") if added is None else added
+    return pad, unknown
+
+
+def _added_words(folder: Path, added, vocab: dict[str, int]) -> dict[str, tuple[int, bool]]:
+    """word -> (id, whether it is special).  added: a list of entries, or a dict by their ids, or None."""
     listed = folder / "added_tokens.json"
     if added is None and listed.exists():
         added = [{"content": symbol, "id": i} for symbol, i in checked_vocab(_json(listed), listed).items()]
@@ -76,7 +88,7 @@ def read(folder: Path, single: Set[str]) -> TokenizerFiles:
         if other != number:
             raise UserError(f"{folder}: the added token {symbol!r} has two numbers, {other} and {number}.")
         words[symbol] = number, special
-    return TokenizerFiles(vocab, merges, words, pad, unknown, length)
+    return words
 
 
 def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], list | None]:

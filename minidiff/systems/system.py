@@ -148,10 +148,9 @@ class System(Module):
         own = inspect.signature(cls.sample).parameters
         return {name: str(p.annotation) for name, p in own.items() if p.kind is p.KEYWORD_ONLY}
 
-    @classmethod
-    def steps_made(cls, options: Mapping[str, Any]) -> int:
+    def steps_made(self, options: Mapping[str, Any]) -> int:
         """How many steps a run with these options makes, for a progress bar."""
-        return options.get("steps", cls.options().get("steps", 1))
+        return options.get("steps", self.options().get("steps", 1))
 
     @classmethod
     def check_memory(cls, path: str | Path | None, options: Mapping[str, Any]) -> None:

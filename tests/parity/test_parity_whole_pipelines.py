@@ -126,7 +126,7 @@ def test_a_run(kind, run, tmp_path):
     (z, picture), (z_theirs, picture_theirs) = ours(model, run), theirs(folder, run)
     assert close(z, z_theirs)
     of = run, model.vae.factor, model.form.sees_mask
-    assert close(compared(picture, *of), compared(picture_theirs, *of), 3)
+    assert close(compared(picture, *of), compared(picture_theirs, *of), 1)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -138,7 +138,7 @@ def test_a_run_of_a_larger_pipeline(kind, run):
     model, exact = (StableDiffusion.load(SHARED / kind, dtype=dtype) for dtype in (np.float32, np.float64))
     of = run, model.vae.factor, False
     runs = [ours(model, run), theirs(SHARED / kind, run), ours(exact, run)]
-    for i, largest in ((0, np.abs(runs[1][0]).max()), (1, 3)):
+    for i, largest in ((0, np.abs(runs[1][0]).max()), (1, 1)):
         found, expected, in_float64 = (compared(a[1], *of) if i else a[0] for a in runs)
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() <= max(1e-4 * largest, 2 * np.abs(found - in_float64).max())

@@ -102,8 +102,7 @@ SETTINGS: list[tuple[str, dict, object]] = [
         {}, {"layers_per_block": 2}, {"layers_per_block": LEFT_OUT}, levels(1), levels(3), {"norm_num_groups": 2},
         {"norm_num_groups": LEFT_OUT, "block_out_channels": [32, 32]}, {"mid_block_add_attention": False},
         {"use_quant_conv": False}, {"use_post_quant_conv": False}, {"force_upcast": False}, {"sample_size": 5},
-        {"use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": False},
-        {"scaling_factor": 0.5})),
+        {"use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": False})),
     *(("vae", options, words) for options, words in (
         ({"act_fn": "gelu"}, "act_fn is 'gelu'"), ({"latents_mean": [0.1] * 4}, "latents_mean is"),
         ({"latents_std": [2.0] * 4}, "latents_std is"), ({"scaling_factor": -1.0}, "scaling_factor takes"),
