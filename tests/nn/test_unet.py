@@ -55,6 +55,15 @@ def test_every_parameter_is_used():
         assert p.grad is not None and p.grad.any(), name
 
 
+def test_keys_and_values_that_are_known_change_nothing():
+    """A sampler computes them once for all its steps; each layer must get its own.  The exact same products: exact."""
+    net, x, t, states = unet(text=3, blocks=2), Tensor(normal(2, 8, 8, 1)), np.array([1, 900]), text_states(2)
+    known = net.with_keys_values(states, net.keys_values(states.tokens))
+    assert len(known.keys_values) > 1 and states.keys_values == {}
+    np.testing.assert_array_equal(net(x, t, known).data, net(x, t, states).data)
+    assert net.with_keys_values(states, []).keys_values == {}
+
+
 def test_a_residual_block_is_its_equation():
     """y = x + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)), on one pixel: a kernel is its middle there."""
     block = moved(ResidualBlock(4, 4, 6, 2, np.random.default_rng(0)), by=0.2)
