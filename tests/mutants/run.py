@@ -88,7 +88,7 @@ OWN = {
     "cli/ranks.py": ("cli/test_the_end_of_ranks.py", "training/test_ranks.py"),
     "cli/sample.py": ("cli/test_options_arrive.py", "cli/test_stable_diffusion_command.py"),
     "cli/sampling_options.py": ("cli/test_options_arrive.py",),
-    "cli/train.py": ("cli/test_options_arrive.py",),
+    "cli/train.py": ("cli/test_options_arrive.py", "cli/test_main.py", "test_few_systems.py"),
     "cli/verify.py": ("cli/test_options_arrive.py", "verify/test_watch.py"),
     "data/image_file.py": ("hostile/test_hostile_files.py", "verify/test_watch.py"),
     "data/idx.py": ("hostile/test_hostile_files.py", "data/test_mnist.py"),
