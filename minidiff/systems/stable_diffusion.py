@@ -245,6 +245,7 @@ class StableDiffusion(System):
         request.check(self.form, options, self.scheduler)
         streams = self.streams_for(captions, seed, streams)
         height, width = self.form.pixels(size, image)
+        scheduler = self.scheduler.changed(spacing, predicts)
         plan = request.plan_of(self.form, options, self.scheduler)
         if image is None:
             tell_of_signal(plan)
@@ -254,8 +255,7 @@ class StableDiffusion(System):
         uncond = self.encode_text([negative or ""], (height, width), second=second_negative, zeros=zeros)
         known = None if image is None else self._known(image, mask, noise)
         network = self._network(plan, known, scale)
-        given = self.scheduler.changed(spacing, predicts).predicts
-        denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, given, network),
+        denoiser = ClassifierFree(NetworkDenoiser(plan.schedule, scheduler.predicts, network),
                                   1 if self.unet.reads_scale else scale, uncond)
 
         def picture(z_t):
