@@ -16,6 +16,7 @@ from support.toy import Toy
 from minidiff import evaluation, pictures, systems
 from minidiff.cli import sample as sampling
 from minidiff.data import mnist
+from minidiff.data.digits import Digits
 from minidiff.diffusion.samplers import State
 from minidiff.engine.random import SampleStreams
 from minidiff.systems import SYSTEMS
@@ -267,7 +268,7 @@ def test_the_command_that_resumes_names_all_that_a_run_does_not_remember(monkeyp
 
 
 def test_options_of_pictures_and_prompts_arrive_and_are_named_for_resuming(monkeypatch, capsys, tmp_path):
-    loaded, data = [], tiny.digits(50)
+    loaded, data = [], Digits.of(tiny.images(50))           # its own: the command gives it other prompts
 
     def interrupted(folder, kind, data, *a, **k):
         loaded.append(data.prompts)

@@ -15,8 +15,10 @@ from support.diffusion_strategies import any_schedule
 from minidiff.diffusion import multistep
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import DatasetDenoiser
+from minidiff.diffusion.samplers import SAMPLERS as EVERY_SAMPLER
 from minidiff.diffusion.samplers import ddim, dpm_solver_pp_2m, sample, times
 from minidiff.diffusion.schedules import cosine, linear, scaled_linear
+from minidiff.engine.random import SampleStreams
 
 R = 0.7
 # at least; lms and plms are held back by their first steps, which have fewer slopes
@@ -82,6 +84,29 @@ def test_how_often_the_denoiser_is_called(schedule, name, calls):
     denoiser = Gaussian(schedule(1000))
     sample(SAMPLERS[name][0](denoiser, np.ones((2, 1)), times(denoiser.schedule, 10)))
     assert denoiser.calls == calls
+
+
+class Asked(Gaussian):
+    """The same, and the conditions that it is asked with."""
+
+    def __init__(self, schedule):
+        super().__init__(schedule)
+        self.conditions = []
+
+    def __call__(self, x_t, t, cond=None):
+        self.conditions.append(cond)
+        return super().__call__(x_t, t)
+
+
+@pytest.mark.parametrize("name", [*EVERY_SAMPLER, "edm_heun"])
+def test_each_call_of_the_denoiser_has_the_condition(name):
+    """Bug: the second call of a step without it, so that half of each step ignores the caption."""
+    denoiser, condition = Asked(linear(1000)), (np.ones((2, 3)), np.ones(2))
+    sampler = EVERY_SAMPLER[name] if name in EVERY_SAMPLER else SAMPLERS[name][0]
+    more = {"streams": SampleStreams(0, 2)} if name in EVERY_SAMPLER else {}
+    states = list(sampler(denoiser, np.ones((2, 1)), times(denoiser.schedule, 5), condition, **more))
+    assert len(states) == 5 and len(denoiser.conditions) >= 5
+    assert all(asked is condition for asked in denoiser.conditions)
 
 
 @pytest.mark.parametrize("name", ["edm_heun", "plms"])

@@ -13,6 +13,7 @@ from minidiff.diffusion import denoiser, gaussian, guidance, likelihood, losses,
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import DatasetDenoiser, GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.guidance import ClassifierFree, ClassifierGuidance
+from minidiff.diffusion.variational import diffusion_draws
 from minidiff.engine.random import SampleStreams
 
 SCHEDULE = schedules.linear(10, beta_max=0.9)
@@ -86,6 +87,8 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
     (ValueError, "T must be a whole number of at least 1, not 10.0", lambda: schedules.cosine(10.0)),
     (ValueError, "T must be a whole number of at least 1, not True", lambda: schedules.scaled_linear(True)),
     (ValueError, "T must be a whole number of at least 1, not 0", lambda: schedules.linear(0)),
+    (ValueError, "beta_min must be at least 0, got -0.5", lambda: schedules.scaled_linear(10, -0.5)),
+    (ValueError, "beta_max must be at least 0, got nan", lambda: schedules.scaled_linear(10, 0.5, float("nan"))),
     (ValueError, "T must be a whole number of at least 1, not 0", lambda: schedules.scaled_linear(0)),
     (ValueError, "T must be a whole number of at least 1, not 0", lambda: schedules.cosine(0)),
     (ValueError, "T must be a whole number of at least 1, not 0", lambda: schedules.vp_sde(0)),
@@ -225,6 +228,8 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
     # likelihood
     (ValueError, "terms must be None, for all, or at least 1, got 0",
      lambda: likelihood.variational_bound(ONE_D, X, streams=SampleStreams(0, 4), decoder=None, terms=0)),
+    (ValueError, "terms must be a whole number of at least 1, not 0",
+     lambda: next(diffusion_draws(None, None, X, streams=SampleStreams(0, 4), terms=0))),
     (ValueError, "streams must be SampleStreams, one for each of the 4 samples, got 3",
      lambda: likelihood.variational_bound(ONE_D, X, streams=SampleStreams(0, 3), decoder=None)),
     (ValueError, "t must be at least 1, got [0 1 1 1]: the term at 0 is the decoder's",

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from support.gradcheck import check_gradients
 
 from minidiff.engine.tensor import Tensor
-from minidiff.nn.layers import Conv2d, Dropout, Embedding, GroupNorm, LayerNorm, Linear, sinusoidal_embedding
+from minidiff.nn.layers import (
+    Conv2d,
+    Dropout,
+    Embedding,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Unfilled,
+    parameter,
+    sinusoidal_embedding,
+)
 
 few = settings(deadline=None, max_examples=25)
 
@@ -25,6 +35,12 @@ def check_layer(layer, *inputs):
         p.data += rng(7).standard_normal(p.shape)
     inputs = [Tensor(x, requires_grad=True) for x in inputs]
     check_gradients(lambda *_: layer(*inputs), *inputs, *parameters)
+
+
+def test_weights_that_will_be_loaded_are_parameters_like_any_other():
+    """Bug: a loaded model whose weights need no gradient, so that nothing learns when it is trained on."""
+    for unfilled in (parameter((2, 3), std, Unfilled(2, 12)) for std in (0, 1.5)):
+        assert unfilled.requires_grad and unfilled.shape == (2, 3) and unfilled.data.dtype == np.float32
 
 
 def test_linear():

@@ -55,6 +55,15 @@ def test_every_parameter_is_used():
         assert p.grad is not None and p.grad.any(), name
 
 
+def test_the_middle_block_counts_once_among_the_activations():
+    """Its attention alone takes 16 heads of 1024 x 1024 here: once is allowed, and twice would not be."""
+    config = UNetConfig(widths=(32,), attention=(False,), patch=1, heads=16)
+    config.check_image(32, 32)
+    # 3 blocks of 16 x 1444 x 32 numbers, and 16 heads of 1444^2
+    with pytest.raises(ValueError, match="would take 35,580,160 numbers for an image"):
+        config.check_image(38, 38)
+
+
 def test_keys_and_values_that_are_known_change_nothing():
     """A sampler computes them once for all its steps; each layer must get its own.  The exact same products: exact."""
     net, x, t, states = unet(text=3, blocks=2), Tensor(normal(2, 8, 8, 1)), np.array([1, 900]), text_states(2)
