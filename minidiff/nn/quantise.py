@@ -69,9 +69,8 @@ class Codebook(Module):
         there = np.flatnonzero(error > 0)                   # a vector that equals its code needs no other
         dead = dead[:len(there)]
         if len(dead):
-            p, xp = error[there] / error[there].sum(), xp_of(self.codes.data)
-            chosen = rng.choice(there, len(dead), replace=False, p=p)
-            self.codes.data[xp.asarray(dead)] = z[xp.asarray(chosen)]
+            chosen = rng.choice(there, len(dead), replace=False, p=error[there] / error[there].sum())
+            self.codes.data[dead] = z[chosen]
             self.codes.data = self.codes.data               # set, so that a graph of the old codes is refused
         return len(dead)
 
