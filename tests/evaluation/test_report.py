@@ -1,5 +1,6 @@
 """The report: a generator that cheats gets what it deserves; and each data set is evaluated by its own judge."""
 
+import inspect
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from minidiff.data.pixels import to_float
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
 from minidiff.evaluation import JUDGES, evaluate, report
+from minidiff.evaluation.pictures import evaluate_pictures
 from minidiff.evaluation.report import evaluate_digits, gaussian_pixels, prompts_like
 
 
@@ -196,6 +198,14 @@ def test_a_models_data_set_chooses_its_judge():
 
 class Old(Blind):
     notes = {}                                              # its file does not say the data set's name
+
+
+def test_all_judges_have_the_same_defaults():
+    """So that a number does not depend on which of them was asked directly."""
+    for function in (evaluate, *(JUDGES[name] for name in JUDGES), evaluate_pictures):
+        defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        assert (defaults["seed"], defaults["count"], defaults["options"]) == (0, 1000, None), function
+        assert defaults["progress"]([1, 2]) == [1, 2]
 
 
 def test_a_judge_must_be_a_function():
