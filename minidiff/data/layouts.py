@@ -242,7 +242,7 @@ def of_tar(path: Path) -> Listing:
     stamp = stamp_of(path)
     try:
         with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for count, member in enumerate(tar):
+            for count, member in enumerate(tar, 1):
                 if count > MOST_FILES:
                     raise UserError(f"{_shown(path)} holds more than {MOST_FILES:,} files")
                 folder, name = os.path.split(member.name)

@@ -247,9 +247,23 @@ def test_a_picture_in_a_tar_that_ends_too_soon_is_unreadable(tmp_path):
         items[0].read()
 
 
-def test_a_huge_file_in_a_tar_is_not_read(tmp_path, monkeypatch):
+def test_a_huge_file_in_a_tar_is_not_read(tmp_path):
     tar(tmp_path / "a.tar", {"0.txt": b"one", "0.png": png(1)})
     items = listing(tmp_path / "a.tar").items
-    with pytest.raises(UserError, match="the most that is read"):
-        layouts.read_part(tmp_path / "a.tar", 0, 1 << 40)
+    with pytest.raises(UserError, match=r"a\.tar' holds a file of more than 3 MiB, the most that is read$"):
+        layouts.read_part(tmp_path / "a.tar", 0, 1 << 40, 3 << 20)
     assert items[0].read() == png(1)
+
+
+def test_more_files_than_are_read(tmp_path, monkeypatch):
+    """In a folder and in a .tar, each at its own limit; names that begin with a dot do not count."""
+    files = {f"{i}.{kind}": png(i) if kind == "png" else b"one" for i in range(3) for kind in ("png", "txt")}
+    (tmp_path / "in").mkdir()
+    put(tmp_path / "in", files | {".hidden": b"", "sub/.hidden": b""})
+    tar(tmp_path / "a.tar", files)
+    monkeypatch.setattr(layouts, "MOST_FILES", 6)
+    assert len(found(tmp_path / "in")) == len(found(tmp_path / "a.tar")) == 3
+    monkeypatch.setattr(layouts, "MOST_FILES", 5)
+    for name in ("in", "a.tar"):
+        with pytest.raises(UserError, match=f"{name}' holds more than 5 files$"):
+            listing(tmp_path / name)
