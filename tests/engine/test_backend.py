@@ -163,12 +163,12 @@ def test_a_gpu_that_is_unavailable(monkeypatch):
 
 @fake_cupy.of_the_stand_in
 @pytest.mark.parametrize("init, reason", [
-    ("raise AttributeError('module numpy has no attribute bool8')", "module numpy has no attribute bool8"),
     ("raise OSError('libcudart.so:\\n  invalid ELF header')", "invalid ELF header"),
+    ("raise AttributeError('module numpy has no attribute bool8')", "module numpy has no attribute bool8"),
     ("import numpy.no_such_part", "No module named 'numpy.no_such_part'"),
     ("def f(:", "invalid syntax"),
     ("", "has no attribute 'cuda'"),
-], ids=["of another NumPy", "a damaged library", "an incomplete package", "a damaged file", "removed in part"])
+], ids=["a damaged library", "of another NumPy", "an incomplete package", "a damaged file", "removed in part"])
 def test_a_cupy_that_is_there_but_broken(monkeypatch, tmp_path, init, reason):
     (tmp_path / "cupy").mkdir()
     (tmp_path / "cupy" / "__init__.py").write_text(init, encoding="utf-8")
