@@ -71,7 +71,7 @@ FLOORS = {
                      ("tests/systems/test_every_system_on_a_gpu.py",
                       "tests/systems/test_contracts_of_systems.py::test_no_function_that_takes_images_is_left_out",
                       "tests/systems/test_second_device_text_to_image.py")),
-    "training": Floor("minidiff/training/", ("tests/training",),
+    "training": Floor("minidiff/training/", ("tests/training", "tests/test_files.py"),
                       ("tests/training/test_second_device_training.py", "tests/training/test_ranks.py")),
     "evaluation": Floor("minidiff/evaluation/", ("tests/evaluation", "tests/systems/test_fresh_streams.py")),
     "cli": Floor("minidiff/cli/", ("tests/cli", "tests/verify/test_verify_command.py"),

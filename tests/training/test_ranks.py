@@ -452,7 +452,8 @@ def test_the_ranks_gpus_are_of_one_kind(monkeypatch, others, says):
     if says is None:
         assert ranks_module._on_gpus.__wrapped__().backend == (3, 1) and used == [1]
         return
-    with pytest.raises(UserError, match=f"the ranks must have GPUs of one kind, and theirs are {says}:") as error:
+    with pytest.raises(UserError, match=f"the ranks must have GPUs of one kind, and theirs are {says}: choose equal "
+                                        "ones with CUDA_VISIBLE_DEVICES$") as error:
         ranks_module._on_gpus.__wrapped__()
     fake_cupy.one_sentence(error)
 

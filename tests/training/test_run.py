@@ -48,6 +48,23 @@ def test_the_hash_of_a_needed_system_is_that_of_its_weights():
     assert runs._hash(a) != runs._hash(b)
 
 
+def test_a_run_refuses_to_go_on_beside_another_of_what_it_is_built_on(tmp_path, monkeypatch):
+    """The sentence names the one that has changed, and no step is made."""
+    kind = type("Built", (Toy,), {"name": "built", "needs": ("first", "second"), "take": lambda self, needed: None})
+    needed = {name: Toy.new(tiny.digits(50), seed) for seed, name in enumerate(kind.needs)}
+    monkeypatch.setattr(runs, "load_needed", lambda kind, paths: needed)
+
+    def go(**options):
+        return runs.run(tmp_path / "a", kind, tiny.digits(50), quiet=True, **options)
+    go(options=TrainOptions(steps=1))
+    go(resume=True)
+    for name, seed in (("second", 5), ("first", 6)):
+        needed[name] = Toy.new(tiny.digits(50), seed)
+        says = f"a was started with another {name}, on which built is built: name its file with --needs {name}=FILE, or"
+        with pytest.raises(UserError, match=says):
+            go(resume=True)
+
+
 def test_the_seconds_are_those_of_all_sittings(tmp_path, monkeypatch):
     """Of a finished run that is resumed, which makes no more steps, and of one that was stopped half way."""
     whole = run(tmp_path / "a", steps=3).seconds
