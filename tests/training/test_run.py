@@ -50,13 +50,19 @@ def test_the_hash_of_a_needed_system_is_that_of_its_weights():
 
 def test_a_run_refuses_to_go_on_beside_another_of_what_it_is_built_on(tmp_path, monkeypatch):
     """The sentence names the one that has changed, and no step is made."""
-    kind = type("Built", (Toy,), {"name": "built", "needs": ("first", "second"), "take": lambda self, needed: None})
-    needed = {name: Toy.new(tiny.digits(50), seed) for seed, name in enumerate(kind.needs)}
+    class Built(Toy):
+        name, needs = "built", ("first", "second")
+
+        @classmethod
+        def default_config(cls, data, needed):
+            return needed["first"].config
+    needed = {name: Toy.new(tiny.digits(50), seed, ToyConfig(5)) for seed, name in enumerate(Built.needs)}
     monkeypatch.setattr(runs, "load_needed", lambda kind, paths: needed)
 
     def go(**options):
-        return runs.run(tmp_path / "a", kind, tiny.digits(50), quiet=True, **options)
-    go(options=TrainOptions(steps=1))
+        return runs.run(tmp_path / "a", Built, tiny.digits(50), quiet=True, **options)
+    assert go(options=TrainOptions(steps=1), changes={"width": 4}).system.config.width == 4
+    assert runs.run(tmp_path / "b", Built, tiny.digits(50), TrainOptions(steps=1), quiet=True).system.config.width == 5
     go(resume=True)
     for name, seed in (("second", 5), ("first", 6)):
         needed[name] = Toy.new(tiny.digits(50), seed)
