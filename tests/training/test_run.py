@@ -56,13 +56,13 @@ def test_a_run_refuses_to_go_on_beside_another_of_what_it_is_built_on(tmp_path, 
         @classmethod
         def default_config(cls, data, needed):
             return needed["first"].config
-    needed = {name: Toy.new(tiny.digits(50), seed, ToyConfig(5)) for seed, name in enumerate(Built.needs)}
+    needed = {name: Toy.new(tiny.digits(50), seed, ToyConfig(4)) for seed, name in enumerate(Built.needs)}
     monkeypatch.setattr(runs, "load_needed", lambda kind, paths: needed)
 
     def go(**options):
         return runs.run(tmp_path / "a", Built, tiny.digits(50), quiet=True, **options)
-    assert go(options=TrainOptions(steps=1), changes={"width": 4}).system.config.width == 4
-    assert runs.run(tmp_path / "b", Built, tiny.digits(50), TrainOptions(steps=1), quiet=True).system.config.width == 5
+    assert go(options=TrainOptions(steps=1), changes={"width": 2}).system.config.width == 2
+    assert runs.run(tmp_path / "b", Built, tiny.digits(50), TrainOptions(steps=1), quiet=True).system.config.width == 4
     go(resume=True)
     for name, seed in (("second", 5), ("first", 6)):
         needed[name] = Toy.new(tiny.digits(50), seed)
