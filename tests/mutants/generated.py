@@ -9,7 +9,8 @@
 mutmut (pip install 'mutmut>=3.8') makes the changes, and chooses the tests that execute each changed line. Changes that
 pass these tests are examined again. argued.py lists those that make no difference (the same numbers in another way, or
 only different memory, speed or wording), with the reason. Any other is planted in a copy, where the floor's tests run
-in a new process with all their examples (mutmut's process imported the code before the change). The rest has survived.
+in a new process with all their examples (mutmut's process imported the code before the change), and then the slow
+tests of the changed file and those of a second device. The rest has survived.
 docs/mutation.md is the report; the exit status is 1 if anything survived.
 
 A sample is drawn by --seed, all changes of a floor being equally likely.  So the share of the sample that is caught
@@ -40,7 +41,7 @@ from pathlib import Path
 from threading import Lock
 
 from .argued import reason
-from .run import PARTS, ROOT, machine
+from .run import PARTS, QUICK, ROOT, SLOW, machine
 
 REPORT = ROOT / "docs" / "mutation.md"
 LIMIT = 600                                                 # seconds for the tests of one change in a copy
@@ -193,19 +194,25 @@ class Workshop:
             near = [str(p.relative_to(here)) for t in self.floor.tests for p in sorted((here / t).rglob("test_*.py"))
                     if p.stem.startswith(f"test_{Path(change.file).stem}")
                     or p.stem.endswith(("refusals", "contracts"))]
-            for tests in (near, [t for t in self.floor.tests if (here / t).exists()]):
-                command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+            slow = [str(p.relative_to(here)) for p in sorted((here / "tests").rglob("test_second_device*.py"))
+                    if any(str(p.relative_to(here)).startswith(t) for t in self.floor.tests)]
+            for tests, marker in ((near, QUICK), ([t for t in self.floor.tests if (here / t).exists()], QUICK),
+                                  ([*near, *slow], SLOW)):
+                if not tests:
+                    continue
+                command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider",
+                           "-m", marker, *tests]
                 try:
                     done = subprocess.run(command, cwd=here, text=True, capture_output=True, timeout=LIMIT, env=(
                         _environment() | {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1"}))
                 except subprocess.TimeoutExpired:
                     return Change(change.name, change.file, "timed out", diff)
-                if done.returncode not in (0, 1, 2):        # neither passed, nor failed, nor code that does not load
+                if done.returncode not in (0, 1, 2, 5):     # passed, failed, code that does not load, no such tests
                     raise RuntimeError(f"pytest ended with status {done.returncode}: {done.stdout[-500:]}")
-                if done.returncode:
+                if found := done.returncode in (1, 2):
                     break
         failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return Change(change.name, change.file, "killed" if done.returncode else "survived", diff, "".join(failed[:1]))
+        return Change(change.name, change.file, "killed" if found else "survived", diff, "".join(failed[:1]))
 
 
 def _environment() -> dict[str, str]:

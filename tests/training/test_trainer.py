@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -158,6 +158,17 @@ def test_held_out_combinations_are_never_trained_on():
     for i in range(300):
         digit, words = captions.parse(data.caption(i, rng))
         assert (digit, words.thickness, words.slant) not in attributes.HELD_OUT
+
+
+def test_a_batch_that_cannot_be_made_names_its_step():
+    t = tiny.trainer()
+    t.step()
+
+    def broken(step):
+        raise OSError("no such picture")
+    t.stage = replace(t.stage, batch=broken)
+    with pytest.raises(UserError, match="^the batch of step 2 cannot be made: .*no such picture"):
+        t.step()
 
 
 def test_a_loss_that_is_not_finite_stops_the_step_and_changes_nothing():
