@@ -415,7 +415,7 @@ BUGS = [
         "_mean_square(vectors.detach() - codes)",
         "_mean_square(vectors - codes)"),
     Bug("a revived code is put anywhere", QUANTISE,
-        "rng.choice(there, len(dead), replace=False, p=p)",
+        "rng.choice(there, len(dead), replace=False, p=error[there] / error[there].sum())",
         "rng.choice(len(z), len(dead))"),
     Bug("the generator's loss moves the discriminator", ADVERSARY,
         "as_float32(frozen(D)(as_input(D, x_hat)))",
