@@ -252,7 +252,8 @@ class Trainer:
         if not in_range:
             raise _no_state(saved.path)
         made, skipped = int(arrays["optimiser.n"]), int(arrays.get("scaling.skipped", 0))
-        if int(arrays["ema.n"]) != made or arrays["losses"].shape != (made + skipped,):
+        if int(arrays["ema.n"]) != made or arrays["losses"].shape != (made + skipped,) \
+                or meta.get("step", made + skipped) != made + skipped:
             raise _no_state(saved.path)
         return made, skipped
 

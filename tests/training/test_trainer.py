@@ -240,8 +240,9 @@ def test_another_seed_makes_another_model():
     lambda tensors, meta: tensors.update(losses=np.zeros(5)),
     lambda tensors, meta: tensors.update({k: v.astype(np.int64) for k, v in tensors.items() if k.startswith("ema.")}),
     lambda tensors, meta: meta.update(data="of other images"),
+    lambda tensors, meta: meta.update(step=2),              # CheckpointFolder writes it
 ], ids=["negative step", "two steps", "two counts", "losses of two axes", "too many losses", "whole numbers",
-        "other data"])
+        "other data", "another step"])
 def test_a_state_that_is_not_one_is_refused(tmp_path, break_it):
     t = tiny.trainer()
     t.step()
