@@ -1,6 +1,7 @@
 """The first diffusion model: its loss against K of diffusion/entropy.py, its schedule, its samples."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,14 +117,19 @@ def test_a_report_is_of_its_seed_s_points_and_noise(seed):
     assert report["standard error"] == pytest.approx(K.std() / math.sqrt(50), rel=1e-9)
 
 
-def test_the_values_of_the_report_agree():
-    report = made().report(50)
+@pytest.mark.parametrize("noise", [CONFIG.noise, 0.15])
+def test_the_values_of_the_report_agree(noise):
+    """The truth is that of the configured roll, not of the default one."""
+    report = made(replace(CONFIG, noise=noise)).report(50)
     assert report["K - L_null"] - report["K"] == pytest.approx(-log_likelihood_of_noise(2) / math.log(2))
     assert report["K"] < report["truth"]
     # both in bits: the mean of log2 q(x_0) over the report's own points
-    points = swiss_roll.points(generator(0, "points of a report"), 50, CONFIG.noise)
-    assert report["truth"] == pytest.approx(np.log2(np.exp(swiss_roll.log_prob(points, CONFIG.noise))).mean())
-    # the truth is about -H: the entropy along the curve, 9.3 long in units of its deviation, plus that of the noise
+    points = swiss_roll.points(generator(0, "points of a report"), 50, noise)
+    assert report["truth"] == pytest.approx(np.log2(np.exp(swiss_roll.log_prob(points, noise))).mean())
+
+
+def test_the_truth_is_minus_the_entropy_of_the_roll():
+    """The mean of log q is about -H: the entropy along the curve, 9.3 long in deviations, plus the noise's."""
     curve = swiss_roll._curve((np.arange(4000) + 0.5) / 4000, 0.05)
     speed = np.linalg.norm(np.diff(curve, axis=0), axis=1) * 3999
     entropy = np.log(speed).mean() + stats.norm.entropy(scale=0.05)
