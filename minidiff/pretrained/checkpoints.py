@@ -90,7 +90,7 @@ class Folder:
     @property
     def zeros_without_negative(self) -> bool:
         """Whether no negative prompt is the state 0 (SDXL), and not that of ''."""
-        return self.index.flag("force_zeros_for_empty_prompt", False)
+        return self.index.flag("force_zeros_for_empty_prompt", self.family == "SDXL")
 
     def _entries(self, part: str) -> dict[str, Entry]:
         folder, stem = self.path / part, STEMS[part]

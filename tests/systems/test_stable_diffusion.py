@@ -68,6 +68,13 @@ def test_sdxl_without_a_negative_prompt_has_the_state_zero():
     assert np.abs(m.sample(["a"], **SMALL) - m.sample(["a"], negative="", **SMALL)).max() > 1e-3
 
 
+@pytest.mark.parametrize("said, zeros", [({}, True), ({"force_zeros_for_empty_prompt": False}, False)])
+def test_sdxl_has_the_state_zero_unless_its_index_says_otherwise(tmp_path, said, zeros):
+    shutil.copytree(HERE / "sdxl", tmp_path / "m")
+    (tmp_path / "m" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"} | said))
+    assert StableDiffusion.load(tmp_path / "m").config.zeros_for_no_negative == zeros
+
+
 def test_the_second_prompt_is_read_by_the_second_encoder_alone():
     """tau is the states of both encoders side by side; the embedding of the whole prompt is the second one's."""
     m, size = model("sdxl"), (40, 48)
