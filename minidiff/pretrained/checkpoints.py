@@ -169,6 +169,8 @@ def family_of(index: Config) -> str:
     if name not in PIPELINES:
         raise UserError(f"{index.path} is of a {name[:60]!r}, which minidiff does not have; it has "
                         f"{', '.join(sorted(set(PIPELINES.values())))} ({', '.join(PIPELINES)}).")
+    if PIPELINES[name] == "SDXL" and index.values.get("text_encoder") == [None, None]:         # it has the second alone
+        raise UserError(f"{index.path} is of SDXL's refiner, which minidiff does not have.")
     return PIPELINES[name]
 
 

@@ -356,6 +356,8 @@ def channels(count: int):
 
 BROKEN = {
     "another family": (edited("model_index.json", _class_name="StableDiffusion3Pipeline"), "StableDiffusion3Pipeline"),
+    "SDXL's refiner": (edited("model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline",
+                              text_encoder=[None, None]), "of SDXL's refiner"),
     "no index": (remove("model_index.json"), "without model_index.json"),
     "no unet": (remove("unet"), "no unet/"),
     "no weights": (remove("vae/diffusion_pytorch_model.safetensors"), "has no"),
