@@ -39,6 +39,8 @@ STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "t
 VARIANTS = ("", ".fp16", ".bf16")                           # of a part's weights, the first one preferred
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json")
+# what the scheduler_config.json of the first checkpoints leaves out; the pipelines of these families set it, too
+LEFT_OUT = {"steps_offset": 1, "clip_sample": False}
 CONVERT = "where you trust it, convert it with diffusers: StableDiffusionPipeline.from_single_file(path), or " \
           "from_pretrained(folder), then save_pretrained(new_folder)"
 
@@ -73,7 +75,10 @@ class Folder:
     def config(self, part: str) -> Config:
         path = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         check_inside(path, self.path)
-        return Config.load(path)
+        config = Config.load(path)
+        if part == "scheduler" and self.family == "Stable Diffusion":
+            return Config(LEFT_OUT | config.values, path)
+        return config
 
     def weights(self, part: str, dtype, low_memory: bool = False) -> Weights:
         """The tensors of a part, to be read in dtype."""
@@ -90,7 +95,7 @@ class Folder:
     @property
     def zeros_without_negative(self) -> bool:
         """Whether no negative prompt is the state 0 (SDXL), and not that of ''."""
-        return self.index.flag("force_zeros_for_empty_prompt", False)
+        return self.index.flag("force_zeros_for_empty_prompt", self.family == "SDXL")
 
     def _entries(self, part: str) -> dict[str, Entry]:
         folder, stem = self.path / part, STEMS[part]
@@ -169,6 +174,8 @@ def family_of(index: Config) -> str:
     if name not in PIPELINES:
         raise UserError(f"{index.path} is of a {name[:60]!r}, which minidiff does not have; it has "
                         f"{', '.join(sorted(set(PIPELINES.values())))} ({', '.join(PIPELINES)}).")
+    if PIPELINES[name] == "SDXL" and index.values.get("text_encoder") == [None, None]:         # it has the second alone
+        raise UserError(f"{index.path} is of SDXL's refiner, which minidiff does not have.")
     return PIPELINES[name]
 
 

@@ -85,7 +85,9 @@ def weights_of(name: str, part: str, files: Collection[str]) -> list[str]:
         if f"{stem}.safetensors" in files:
             return [f"{stem}.safetensors"]
         if index in files:
-            shard = re.compile(re.escape(stem) + r"-\d+-of-\d+\.safetensors")
+            # in older repositories the variant's name stands behind the numbers
+            before, v = re.escape(f"{part}/{STEMS[part]}"), re.escape(variant)
+            shard = re.compile(rf"{before}({v}-\d+-of-\d+|-\d+-of-\d+{v})\.safetensors")
             return [index, *(file for file in files if shard.fullmatch(file))]
     if any(file.startswith(f"{part}/") and file.endswith(PICKLES) for file in files):
         raise UserError(f"{name} at Hugging Face has the weights of {part}/ as pickles only, which are programs: "

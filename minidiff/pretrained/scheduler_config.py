@@ -105,6 +105,15 @@ CHOICES = {"ddim": Choice("DDIMScheduler"), "plms": Choice("PNDMScheduler"),
 NEAREST = {"pndm": "plms", "ddpm": "euler-a", "euler-ancestral": "euler-a", "dpmpp-2m": "dpm++2m",
            "dpm++-2m": "dpm++2m", "dpm-solver-pp-2m": "dpm++2m", "dpm++-2m-karras": "dpm++2m-karras",
            "dpmpp-2m-karras": "dpm++2m-karras", "dpmpp-2m-sde": "dpm++2m-sde", "dpm++-2m-sde": "dpm++2m-sde"}
+# classes whose method is not here -> the nearest of CHOICES.  Their noise schedules are like those of FAMILIES, so a
+# checkpoint with one is drawn with a sampler that the user chooses
+NOT_HERE = {"DEISMultistepScheduler": "dpm++2m", "DPMSolverSinglestepScheduler": "dpm++2m", "DDPMScheduler": "euler-a",
+            "KDPM2DiscreteScheduler": "heun", "KDPM2AncestralDiscreteScheduler": "euler-a",
+            "DPMSolverSDEScheduler": "dpm++2m-sde", "SASolverScheduler": "dpm++2m-sde", "TCDScheduler": "ddim"}
+# what counts of their settings
+OF_SCHEDULE = ("_class_name", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas",
+               "prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset", "set_alpha_to_one",
+               "thresholding", "use_flow_sigmas")
 SDE = "sde-dpmsolver++"
 FEW = 15                                                    # below, other programs' DPM-Solver++ takes more care
 
@@ -114,10 +123,11 @@ class SchedulerConfig:
 
     def __init__(self, config: Config):
         name = config.text("_class_name")
-        if name not in FAMILIES:
+        if name not in FAMILIES and name not in NOT_HERE:
             raise UserError(f"{config.path}: the scheduler {name[:60]!r} is unknown; known are {', '.join(FAMILIES)}.")
         given = {key: value for key, value in config.values.items()
-                 if value is not None and value not in SAME.get(name, {}).get(key, ())}
+                 if value is not None and value not in SAME.get(name, {}).get(key, ())
+                 and (name in FAMILIES or key in OF_SCHEDULE)}
         self.config = config = Config(DEFAULTS.get(name, {}) | given, config.path)
         check(config)
         self.name, self.predicts = name, PREDICTS[config.text("prediction_type", "epsilon")]
@@ -138,17 +148,14 @@ class SchedulerConfig:
 
     def distilled(self, choice: str | None = None) -> bool:
         """Whether its own sampler, or this one of CHOICES, visits times of a consistency model's distillation."""
-        return FAMILIES[CHOICES[choice].name if choice else self.name].distilled
+        return FAMILIES[self._chosen(choice).name].distilled
 
     def plan(self, steps: int, choice: str | None = None, share: float = 1.0) -> Plan:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES.
 
         share: of the times of a consistency model's distillation, from 0 on, over which the steps are spread.
         """
-        if choice is not None:
-            check_choice(choice)
-        own = Choice(self.name, self.spread, self.config.text("algorithm_type", "") == SDE)
-        name, spread, sde = CHOICES[choice] if choice else own
+        name, spread, sde = self._chosen(choice)
         family = FAMILIES[name]
         if self.predicts == "eps" and self.alpha_bar[-1] == 0 and family.least == TINY:
             raise UserError(f"{self.config.path}: with rescale_betas_zero_snr {name} takes a network that predicts v, "
@@ -179,6 +186,16 @@ class SchedulerConfig:
         boundary = self.config.number("timestep_scaling", 10.0) if family.distilled else None
         return replace(plan, boundary=boundary, unscaled=family.scaled,
                        last_alone=family.one_more and last > 0 and len(pairs) == steps and self._euler_at_end(steps))
+
+    def _chosen(self, choice: str | None) -> Choice:
+        """One of CHOICES, or its own sampler; UserError where this is not here."""
+        if choice is not None:
+            check_choice(choice)
+            return CHOICES[choice]
+        if self.name in NOT_HERE:
+            raise UserError(f"{self.config.path}: its sampler {self.name} is not here: choose another, such as "
+                            f"--sampler {NOT_HERE[self.name]}")
+        return Choice(self.name, self.spread, self.config.text("algorithm_type", "") == SDE)
 
     def _rho(self, family: Family) -> np.ndarray:
         """(T,) sigma / alpha of each training time, which is finite also where the schedule ends in pure noise."""
@@ -292,7 +309,7 @@ ONLY_OF = {"use_karras_sigmas": (False, SPREADING), "use_exponential_sigmas": (F
            "euler_at_final": (False, (SOLVER,)),
            "rescale_betas_zero_snr": (False, ("DDIMScheduler", "EulerDiscreteScheduler", SOLVER,
                                               "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler",
-                                              "LCMScheduler"))}
+                                              "LCMScheduler", "DDPMScheduler", "TCDScheduler"))}
 # other programs' names of the same method
 SAME = {SOLVER: {"solver_type": ("logrho", "bh1", "bh2"), "algorithm_type": ("deis",)},
         "UniPCMultistepScheduler": {"solver_type": ("midpoint", "heun", "logrho")}}
@@ -300,7 +317,10 @@ SAME = {SOLVER: {"solver_type": ("logrho", "bh1", "bh2"), "algorithm_type": ("de
 OF_LATENTS = {"beta_start": 0.00085, "beta_end": 0.012}
 DEFAULTS = {"DDIMScheduler": {"clip_sample": True}, "HeunDiscreteScheduler": OF_LATENTS,
             "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": False},
-            "LCMScheduler": OF_LATENTS | {"beta_schedule": "scaled_linear"}}
+            "LCMScheduler": OF_LATENTS | {"beta_schedule": "scaled_linear"},
+            "TCDScheduler": OF_LATENTS | {"beta_schedule": "scaled_linear"},
+            **{name: OF_LATENTS for name in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+                                             "DPMSolverSDEScheduler")}}
 
 
 def float32_line(low: float, high: float, count: int) -> np.ndarray:

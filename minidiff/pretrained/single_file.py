@@ -9,6 +9,10 @@ The second family reads the state before the last of its text encoder's 24 layer
     first_stage_model.          the autoencoder      encoder.down, encoder.mid, decoder.mid, decoder.up
     cond_stage_model.           the text encoder     transformers' names (1.x), OpenCLIP's (2.x)
     conditioner.embedders.      SDXL's two           0: transformers' names, 1: OpenCLIP's
+
+SDXL's program also writes the second family, such as SD-Turbo, with its one text encoder as conditioner.embedders.0.
+Some fine-tuned files have an empty tensor v_pred, which says that the network predicts v, and one called ztsnr, for a
+schedule that ends in pure noise.
 """
 
 from __future__ import annotations
@@ -34,15 +38,17 @@ TEXT = {"SD 1": {"text_encoder": "cond_stage_model.transformer."},
 SIGNS = {"SD 1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
          "SD 2": "cond_stage_model.model.ln_final.weight",
          "SDXL": "conditioner.embedders.1.model.ln_final.weight"}
+SECOND_BY_SGM = "conditioner.embedders.0.model."             # SDXL's program; its refiner has these names, too
 NOT_READ = "transformer.resblocks.23."                      # of the second family's text encoder
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
          "timestep_spacing": "leading", "steps_offset": 1}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 SCHEDULERS = {"SD 1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False},
               "SD 2": {"_class_name": "DDIMScheduler", "set_alpha_to_one": False},
               "SDXL": {"_class_name": "EulerDiscreteScheduler"}}
 
 
-# how names of tensors begin -> what a file with them is that is none of SIGNS
+# how names of tensors begin -> what a file with them is, if it is none of SIGNS or has such a name beside them
 OTHER = "which minidiff does not have."
 PART = "one part of a checkpoint: give the folder that has model_index.json, or a file with all parts."
 KINDS = {r"(model\.diffusion_model\.)?joint_blocks\.": f"a Stable Diffusion 3, {OTHER}",
@@ -50,6 +56,7 @@ KINDS = {r"(model\.diffusion_model\.)?joint_blocks\.": f"a Stable Diffusion 3, {
          r"model\.diffusion_model\.(blocks|layers|transformer_blocks)\.": f"a diffusion transformer, {OTHER}",
          r"transformer_blocks\.|single_transformer_blocks\.": f"a diffusion transformer, {OTHER}",
          r"conditioner\.embedders\.0\.model\.": f"SDXL's refiner, {OTHER}",
+         r"edm_mean$|edm_vpred\.": f"a model with EDM's scale of noise, such as Playground 2.5 or CosXL, {OTHER}",
          r"control_model\.|controlnet_": f"a ControlNet, {OTHER}",
          r".*[._]lora[._]|lora_(unet|te)": "a LoRA: give a checkpoint, and this file as its LoRA.",
          r"(down_blocks|encoder\.(down|down_blocks)|text_model\.encoder|input_blocks)\.": PART}
@@ -71,10 +78,11 @@ class SingleFile:
     @classmethod
     def at(cls, path: Path) -> SingleFile:
         """The checkpoint in a file; UserError where it is none, or of a family that minidiff does not have."""
-        tensors = entries(path)
+        tensors = first_names(entries(path))
         family = next((family for family, sign in SIGNS.items() if sign in tensors), None)
-        if family is None or UNET + "input_blocks.0.0.weight" not in tensors:
-            kind = kind_of(tensors)
+        edm = kind_of([name for name in tensors if name.startswith("edm_")])
+        if family is None or edm is not None or UNET + "input_blocks.0.0.weight" not in tensors:
+            kind = edm or kind_of(tensors)
             if kind is not None:
                 raise UserError(f"{path} is {kind}")
             raise UserError(f"{path} is no checkpoint of Stable Diffusion 1, 2 or SDXL: it lacks their names, such as "
@@ -173,8 +181,20 @@ class SingleFile:
 
     def _scheduler(self) -> dict:
         # the 768 pixel models of the second family predict v, and the others eps; no tensor tells which
-        predicts = "v_prediction" if self.kind == "SD 2" else "epsilon"
-        return BETAS | SCHEDULERS[self.kind] | {"prediction_type": predicts}
+        predicts = "v_prediction" if self.kind == "SD 2" or "v_pred" in self.tensors else "epsilon"
+        scheduler = BETAS | SCHEDULERS[self.kind] | {"prediction_type": predicts}
+        if "ztsnr" not in self.tensors:
+            return scheduler
+        # PNDM takes no such schedule
+        return scheduler | ZERO_SNR | {"_class_name": SCHEDULERS["SDXL"]["_class_name"]}
+
+
+def first_names(tensors: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The second family with the names of its first program, where SDXL's program has written it."""
+    if any(name.startswith(f"{UNET}label_emb.") for name in tensors):               # SDXL, or its refiner
+        return dict(tensors)
+    return {name.replace(SECOND_BY_SGM, TEXT["SD 2"]["text_encoder"]) if name.startswith(SECOND_BY_SGM) else name: entry
+            for name, entry in tensors.items()}
 
 
 def unet_names(blocks: int):

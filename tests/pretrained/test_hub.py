@@ -108,6 +108,8 @@ def test_shards_come_with_their_index(variant, index):
     shards = [f"unet/diffusion_pytorch_model{variant}-0000{i}-of-00002.safetensors" for i in (1, 2)]
     files = [*shards, f"unet/diffusion_pytorch_model.{index}", "unet/diffusion_pytorch_model-1.bin"]
     assert hub.weights_of("a/b", "unet", files) == [files[2], *shards]
+    before = [f"unet/diffusion_pytorch_model-0000{i}-of-00002{variant}.safetensors" for i in (1, 2)]
+    assert hub.weights_of("a/b", "unet", [*before, files[2]]) == [files[2], *before]
 
 
 def test_minidiff_samples_by_name(standing_in, tmp_path, capsys):

@@ -15,7 +15,7 @@ from minidiff.diffusion.multistep import dpm_solver_pp_2m_sde
 from minidiff.diffusion.samplers import dpm_solver_pp_2m
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.scheduler_config import SchedulerConfig
+from minidiff.pretrained.scheduler_config import CHOICES, NOT_HERE, OF_SCHEDULE, SchedulerConfig
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 S = 0.8
@@ -128,3 +128,19 @@ def test_defaults_of_the_classes():
 def test_settings_that_are_not_here_are_refused(name, values, words):
     with pytest.raises(UserError, match=words):
         bare(name, **values)
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+def test_a_checkpoint_whose_sampler_is_not_here_is_drawn_with_one_that_is_chosen(name):
+    """Its schedule, its spacing and what its network predicts count; settings of its method do not."""
+    own = {"prediction_type": "v_prediction", "timestep_spacing": "leading", "steps_offset": 1, "solver_order": 3,
+           "algorithm_type": "deis", "solver_type": "logrho", "clip_sample": True, "variance_type": "fixed_small",
+           "use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
+    config, near = scheduler(name, **own), NOT_HERE[name]
+    with pytest.raises(UserError, match=f"its sampler {name} is not here: choose another, such as --sampler") as caught:
+        config.plan(4)
+    assert str(caught.value).endswith(near)
+    expected = scheduler(CHOICES[near].name, **{key: own[key] for key in OF_SCHEDULE if key in own}, clip_sample=False)
+    found, like = config.plan(4, near), expected.plan(4, near)
+    assert config.predicts == "v" and found.steps == like.steps and np.array_equal(found.t, like.t)
+    assert np.array_equal(config.alpha_bar, expected.alpha_bar)

@@ -11,6 +11,7 @@ from support.original_names import write_single_file
 from minidiff.cli.main import main
 from minidiff.errors import UserError
 from minidiff.pretrained.checkpoints import Folder
+from minidiff.pretrained.scheduler_config import SchedulerConfig
 from minidiff.pretrained.single_file import SingleFile
 from minidiff.systems.stable_diffusion import StableDiffusion
 
@@ -124,3 +125,40 @@ def test_a_file_that_is_cut_short_is_said_to_be(tmp_path, capsys):
     for command in (["info"], ["sample", "a"]):
         assert main([*command, "--model", str(tmp_path / "m.safetensors")]) == 2
         assert "m.safetensors is cut short: the tensor" in capsys.readouterr().err
+
+
+def test_the_second_family_as_sdxls_program_writes_it(tmp_path):
+    """As SD-Turbo's file; SDXL's refiner has these names, too, and reads sizes."""
+    write_single_file(HERE / "v", tmp_path / "m.safetensors", "SD 2")
+    tensors = {name.replace(f"{TEXT}model.", "conditioner.embedders.0.model."): a
+               for name, a in load_file(tmp_path / "m.safetensors").items()}
+    save_file(tensors, tmp_path / "turbo.safetensors")
+    one, other = SingleFile.at(tmp_path / "m.safetensors"), SingleFile.at(tmp_path / "turbo.safetensors")
+    assert other.kind == "SD 2"
+    for part in one.parts:
+        expected, found = (m.weights(part, np.float32).tensors for m in (one, other))
+        assert found.keys() == expected.keys()
+    save_file(tensors | {f"{UNET}label_emb.0.0.weight": NONE}, tmp_path / "refiner.safetensors")
+    with pytest.raises(UserError, match="is SDXL's refiner"):
+        SingleFile.at(tmp_path / "refiner.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["eps", "sdxl"])
+def test_empty_tensors_say_that_the_network_predicts_v_and_the_schedule_ends_in_noise(kind, tmp_path):
+    write_single_file(HERE / kind, tmp_path / "m.safetensors", FAMILIES[kind])
+    tensors, none = load_file(tmp_path / "m.safetensors"), np.zeros(0, np.float32)
+    save_file(tensors | {"v_pred": none}, tmp_path / "v.safetensors")
+    save_file(tensors | {"v_pred": none, "ztsnr": none}, tmp_path / "zero.safetensors")
+    plain, v, zero = (SchedulerConfig(SingleFile.at(tmp_path / f"{name}.safetensors").config("scheduler"))
+                      for name in ("m", "v", "zero"))
+    assert (plain.predicts, v.predicts, zero.predicts) == ("eps", "v", "v")
+    assert v.name == plain.name and v.alpha_bar[-1] > 0 and zero.alpha_bar[-1] == 0
+    assert zero.plan(4).t[-1] == 999
+
+
+@pytest.mark.parametrize("name", ["edm_mean", "edm_vpred.sigma_max"])
+def test_a_file_with_another_scale_of_noise_is_refused(name, tmp_path):
+    write_single_file(HERE / "sdxl", tmp_path / "m.safetensors", "SDXL")
+    save_file(load_file(tmp_path / "m.safetensors") | {name: NONE}, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match="a model with EDM's scale of noise"):
+        SingleFile.at(tmp_path / "m.safetensors")

@@ -20,6 +20,7 @@ from minidiff.diffusion.guidance import ClassifierFree
 from minidiff.engine.random import SampleStreams
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
+from minidiff.pretrained.checkpoints import Folder
 from minidiff.pretrained.config import Config
 from minidiff.pretrained.scheduler_config import CHOICES, SchedulerConfig
 from minidiff.systems.stable_diffusion import StableDiffusion
@@ -66,6 +67,13 @@ def test_sdxl_without_a_negative_prompt_has_the_state_zero():
     tau, pooled, sizes = m.encode_text([""], (40, 48), zeros=True)
     assert not tau.any() and not pooled.any() and sizes.tolist() == [[40, 48, 0, 0, 40, 48]]
     assert np.abs(m.sample(["a"], **SMALL) - m.sample(["a"], negative="", **SMALL)).max() > 1e-3
+
+
+@pytest.mark.parametrize("said, zeros", [({}, True), ({"force_zeros_for_empty_prompt": False}, False)])
+def test_sdxl_has_the_state_zero_unless_its_index_says_otherwise(tmp_path, said, zeros):
+    shutil.copytree(HERE / "sdxl", tmp_path / "m")
+    (tmp_path / "m" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"} | said))
+    assert Folder.at(tmp_path / "m").zeros_without_negative == zeros
 
 
 def test_the_second_prompt_is_read_by_the_second_encoder_alone():
@@ -349,6 +357,8 @@ def channels(count: int):
 
 BROKEN = {
     "another family": (edited("model_index.json", _class_name="StableDiffusion3Pipeline"), "StableDiffusion3Pipeline"),
+    "SDXL's refiner": (edited("model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline",
+                              text_encoder=[None, None]), "of SDXL's refiner"),
     "no index": (remove("model_index.json"), "without model_index.json"),
     "no unet": (remove("unet"), "no unet/"),
     "no weights": (remove("vae/diffusion_pytorch_model.safetensors"), "has no"),
@@ -568,6 +578,16 @@ def test_the_padding_of_the_older_settings_file(tmp_path):
                                           tokenizer.pad, tokenizer.pad]
     settings.write_text(json.dumps({"pad_token": "<|endoftext|>", "added_tokens_decoder": {}}), encoding="utf-8")
     assert StableDiffusion.load(folder).tokenizers[0].pad == tokenizer.end
+
+
+@pytest.mark.parametrize("said, times", [({}, [751, 501, 251, 1]), ({"steps_offset": 0}, [750, 500, 250, 0])])
+def test_what_the_first_scheduler_configurations_leave_out(tmp_path, said, times):
+    """Of Stable Diffusion 1, steps_offset and clip_sample: diffusers' pipeline sets 1 and false (0.42.1)."""
+    shutil.copytree(HERE / "eps", tmp_path / "m")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    (tmp_path / "m" / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "DDIMScheduler"} | betas | said))
+    assert SchedulerConfig(Folder.at(tmp_path / "m").config("scheduler")).plan(4).t.tolist() == times[::-1]
 
 
 def test_a_latent_consistency_models_own_pipeline(tmp_path):
