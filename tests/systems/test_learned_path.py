@@ -103,15 +103,25 @@ def test_the_gradients_of_prior_and_decoder():
     check_gradients(lambda ends: learned.prior(x_0), learned.ends)
     check_gradients(lambda ends: learned.decoder(x_0, t, eps), learned.ends)
     assert learned.decoder(x_0, np.full(5, 0.5), eps).data == 0
-    # of 34 times spread evenly, one is at the start: its cost stands for all
-    many, noise = (np.repeat(a[:1], 34, axis=0) for a in (x_0, eps))
-    times = with_ends((np.arange(34) + 0.5) / 34)
+
+
+def test_a_batch_s_decoder_term_is_unbiased_whatever_it_drew():
+    """Each sample at the start, which one in 34 is, stands for 34.  Bug: the mean over those that were drawn."""
+    rng, learned = np.random.default_rng(1), made()
+    x_0, eps = LEVELS[rng.integers(0, 256, (5, 2, 2, 1))], rng.normal(size=(5, 2, 2, 1))
     gamma = learned.path().gamma_0
     alpha, sigma = 1 / np.sqrt(1 + np.exp(gamma)), 1 / np.sqrt(1 + np.exp(-gamma))
-    density = stats.norm.logpdf((alpha * x_0[0] + sigma * eps[0]).reshape(-1, 1), alpha * LEVELS, sigma)
-    own = stats.norm.logpdf(sigma * eps[0], 0, sigma).reshape(-1)
-    expected = -(own - special.logsumexp(density, axis=1)).mean()
-    assert float(learned.decoder(many, times, noise).data) == pytest.approx(expected, rel=1e-9)
+
+    def cost(i):
+        density = stats.norm.logpdf((alpha * x_0[i] + sigma * eps[i]).reshape(-1, 1), alpha * LEVELS, sigma)
+        own = stats.norm.logpdf(sigma * eps[i], 0, sigma).reshape(-1)
+        return -(own - special.logsumexp(density, axis=1)).mean()
+    many, noise = (np.repeat(a[:1], 34, axis=0) for a in (x_0, eps))
+    times = with_ends((np.arange(34) + 0.5) / 34)           # one of them is at the start
+    assert float(learned.decoder(many, times, noise).data) == pytest.approx(cost(0), rel=1e-9)
+    for t, drawn in (([-0.01, 0.4, 1.01, -0.02, 0.9], (0, 3)), ([0.1, 0.2, -0.01, 1.01, 0.9], (2,))):
+        expected = 34 * sum(map(cost, drawn)) / 5
+        assert float(learned.decoder(x_0, np.array(t), eps).data) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_prior_is_the_divergence_from_noise():
