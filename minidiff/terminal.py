@@ -3,7 +3,7 @@
     show(line, ...)                         results, on the standard output
     say(sentence)                           remarks and errors, on the standard error, after "minidiff: "
     with unfailing() as (out, err): ...     sys.stdout and sys.stderr never raise; out.error says whether text was lost
-    for x in progress(items, "training"):   a progress bar; without a terminal the work goes on without it
+    for x in progress(items, "training"):   a progress bar; where it cannot be drawn the work goes on without it
 
 A terminal may close, `head` may leave, a disk may be full, and a daemon has no streams at all.
 """
@@ -41,11 +41,52 @@ def say(sentence: object) -> None:
 
 
 def progress(items: Iterable | None = None, title: str = "", **options):
-    """tqdm's bar on the standard error.  options: tqdm's."""
-    from tqdm import tqdm
-    bar = tqdm(items, desc=one_line(title), file=Output(sys.stderr), dynamic_ncols=True, **options)
+    """tqdm's bar on the standard error.  options: tqdm's.  Where the variables TQDM_... hold what tqdm cannot read or
+    draw, there is no bar."""
+    try:
+        bar = _bar()(items, desc=one_line(title), file=Output(sys.stderr), dynamic_ncols=True, **options)
+    except Exception as error:
+        settings = [name for name in os.environ if name.startswith("TQDM_")]
+        if not settings:
+            raise
+        say(f"there is no progress bar, since tqdm cannot take {', '.join(settings)} ({type(error).__name__}: {error})")
+        return NoBar(items)
     _bars.add(bar)
     return bar
+
+
+def _bar() -> type:
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def display(self, *args, **kwargs):
+            with suppress(Exception):                       # of a format in TQDM_..., which is read when it is drawn
+                return super().display(*args, **kwargs)
+            return False
+    return Bar
+
+
+class NoBar:
+    """In the place of a bar: it gives the items, and shows nothing."""
+
+    total = n = 0
+
+    def __init__(self, items: Iterable | None = None):
+        self.items = items
+
+    def __iter__(self) -> Iterator:
+        return iter(self.items)
+
+    def __enter__(self) -> NoBar:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def update(self, *_, **__) -> None:
+        pass
+
+    set_postfix_str = reset = refresh = close = update
 
 
 _bars: WeakSet = WeakSet()                                  # those that are drawn, and some that are closed

@@ -79,14 +79,14 @@ class OwnPictures(Dataset):
         return len(self.pixels) * (1 + self.flip)           # the mirror images follow the pictures
 
     def images(self, indices) -> np.ndarray:
-        indices = np.asarray(indices)
+        indices = np.arange(len(self))[indices]             # refuses what is out of range, and counts -1 from the end
         number, mirrored = indices % len(self.pixels), indices >= len(self.pixels)
         x = np.asarray(self.pixels[number])                                         # (B, H, W, C)
         x[mirrored] = x[mirrored, :, ::-1]
         return to_float(x)
 
     def caption(self, i: int, rng: np.random.Generator) -> str:
-        captions = self.captions[int(i) % len(self.pixels)]
+        captions = self.captions[range(len(self))[i] % len(self.pixels)]
         return captions[int(rng.integers(len(captions)))]
 
     def test(self) -> OwnPictures | None:

@@ -65,6 +65,7 @@ def in_float32(op: Callable) -> Callable:
     @wraps(op)
     def wide_op(x, *args, **kwargs):
         dtype = x.dtype
+        check_floating(op.__name__, x)
         if not is_half(dtype):
             return op(x, *args, **kwargs)
         check_same_dtype(x, *(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
@@ -207,11 +208,13 @@ MIDDLING = 2 ** 28                                          # multiplications: a
 # --- elementwise functions --------------------------------------------------------------------------------
 
 def exp(x: Tensor) -> Tensor:
+    check_floating("exp", x)
     y = xp_of(x.data).exp(x.data)
     return record(y, (x,), lambda dy: (dy * y,))
 
 
 def log(x: Tensor) -> Tensor:
+    check_floating("log", x)
     return record(xp_of(x.data).log(x.data), (x,), lambda dy: (dy / x.data,))
 
 
@@ -500,6 +503,12 @@ def _like(number, x: Tensor) -> Tensor:
     if isinstance(number, int | float | np.number) and number and not x.dtype.type(number):     # on the host
         raise ValueError(f"the number {number!r} is 0 in {x.dtype}: cast the Tensor to float32 or float64 first")
     return Tensor(value)
+
+
+def check_floating(op: str, x) -> None:
+    """TypeError for whole numbers, whose arithmetic wraps around: -x is 254 for the uint8 x = 2."""
+    if not is_floating(x.dtype):
+        raise TypeError(f"{op} takes a floating dtype, not {x.dtype}: convert x, images with pixels.to_float")
 
 
 def check_same_dtype(*xs: Tensor) -> None:

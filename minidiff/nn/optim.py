@@ -94,6 +94,8 @@ def clip_by_norm(grads: Sequence, max_norm: float, scale: float = 1.0) -> float:
     scale: the loss scale (precision.py).  The gradients are first divided by it.  Returns the norm before clipping, of
     the divided gradients; if it is not finite, they are not clipped.  Source: Pascanu et al. 2013, algorithm 1.
     """
+    if not (max_norm >= 0 and scale > 0):                   # NaN would clip nothing
+        raise ValueError(f"max_norm must be at least 0, and scale above 0, not {max_norm} and {scale}")
     if any(isinstance(g, np.generic) for g in grads):
         raise TypeError("grads must be arrays, which can be scaled in place, not NumPy's numbers")
 

@@ -87,7 +87,8 @@ def scatter(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[s
             raise ValueError(f"the row {label!r} has {len(arrays)} arrays for {len(titles)} titles; it takes one each.")
     with _figure(2 * len(titles) + 0.3, 2 * len(rows) + 0.3) as figure:
         grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
-        for line, (label, arrays), colour in zip(grid, rows, COLOURS, strict=False):
+        for i, (line, (label, arrays)) in enumerate(zip(grid, rows, strict=True)):
+            colour = COLOURS[i % len(COLOURS)]
             for axes, points in zip(line, arrays, strict=True):
                 axes.plot(points[:, 0], points[:, 1], ".", color=colour, markersize=2, markeredgewidth=0)
                 axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])

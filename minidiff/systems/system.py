@@ -283,7 +283,8 @@ def _check_scales(weights: Mapping[str, np.ndarray], path: Path) -> None:
 # --- what samplers of systems check -----------------------------------------------------------------------
 
 def check_captions(captions: Sequence[str]) -> None:
-    if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in captions):
+    if isinstance(captions, str) or not isinstance(captions, Sequence) or not captions \
+            or not all(isinstance(c, str) for c in captions):
         raise TypeError("captions must be a list of str, one for each picture and at least one, not "
                         f"{str(captions)[:40]!r}")
 

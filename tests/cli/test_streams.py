@@ -62,6 +62,29 @@ def test_a_run_of_a_program_goes_on_without_its_bar(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("settings, said", [
+    ({"TQDM_BAR_FORMAT": "{bogus}"}, ""), ({"TQDM_ASCII": "a"}, ""),
+    ({"TQDM_MININTERVAL": "a"}, "minidiff: there is no progress bar, since tqdm cannot take TQDM_MININTERVAL (Value")])
+def test_a_setting_of_the_bar_that_tqdm_cannot_take_ends_no_work(settings, said):
+    """tqdm reads the variables TQDM_... when it is imported, and a format when it draws: both raised amid the work."""
+    program = """if True:
+        from minidiff.terminal import progress
+        print(list(progress([1, 2], "work")), end=" ")
+        with progress(title="work", total=3) as bar:
+            bar.set_postfix_str("loss 1")
+            bar.update()
+        bar.refresh()
+        print(bar.total)"""
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split("] ")[0]) == (0, "[1, 2")
+    assert done.stderr.startswith(said) and "Traceback" not in done.stderr
+
+
+def test_a_bar_that_fails_for_another_reason_is_a_bug():
+    with pytest.raises(Exception, match="(?i)unknown argument|bogus"):
+        terminal.progress(bogus=1)
+
+
 @pytest.mark.parametrize("lost, words", [
     *((lost, ("--version",)) for lost in LOST), ("a reader that left", ("info",)), ("a full disk", ("--help",)),
     ("no stream", ("sample", "--help")), ("a full disk", ("verify", "-T", "5")),

@@ -83,6 +83,21 @@ def test_mirror_images_follow_the_pictures(folder):
     assert data.caption(7, np.random.default_rng(0)) in ("level 2", "2") and data.fingerprint != plain.fingerprint
 
 
+def test_indices_are_those_of_numpy(folder):
+    """They were taken modulo the number of pictures: -1 was no mirror image, and no index was out of range."""
+    data = load(folder, flip=True)
+    every, N = data.images(range(len(data))), len(data)
+    chosen = np.arange(N) % 3 == 0
+    for indices in ([-1], [-N, N - 1], chosen, [], slice(1, 3)):
+        assert np.array_equal(data.images(indices), every[indices])
+    rng = np.random.default_rng(0)
+    assert data.caption(-1, rng) in data.captions[-1]
+    for call in (lambda i: data.images([i]), lambda i: data.caption(i, rng)):
+        for i in (N, -N - 1):
+            with pytest.raises(IndexError):
+                call(i)
+
+
 def test_the_fingerprint_tells_pictures_captions_and_sizes_apart(folder):
     seen = {load(folder).fingerprint, load(folder, size=(4, 2)).fingerprint, load(folder, size=(2, 4)).fingerprint}
     (folder / "0.txt").write_text("another")

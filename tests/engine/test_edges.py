@@ -127,6 +127,16 @@ def test_the_logarithm_of_a_sigmoid(dtype):
     assert ops.log_sigmoid(far).data.tolist() == [-np.inf, -dtype(1e30), 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int8, bool])
+@pytest.mark.parametrize("op", [ops.exp, ops.log, ops.sqrt, ops.tanh, ops.sigmoid, ops.log_sigmoid, ops.silu,
+                                ops.softmax, ops.log_softmax, ops.mean, lambda x: ops.matmul(x, x),
+                                lambda x: ops.power(x, 2)])
+def test_functions_of_whole_numbers_are_refused(op, dtype):
+    """sigmoid of the uint8 200 was 0, and softmax chose the smallest logit, since -x wraps around."""
+    with pytest.raises(TypeError, match=f"takes a floating dtype, not {np.dtype(dtype)}: convert x"):
+        op(Tensor(np.ones((2, 2), dtype)))
+
+
 @silent
 def test_a_quotients_gradient_needs_no_square():
     a, b = (Tensor(np.array(x, np.float32), requires_grad=True) for x in ([1e20, 1e-30, 0], [1e25, 1e-25, 1e-40]))

@@ -14,7 +14,7 @@ BUGS = [
         "captions = [found.items[i].captions for i in decoded.kept]",
         "captions = [item.captions for item in found.items][:len(decoded.kept)]"),
     Bug("a mirror image has the caption of another picture", OWN,
-        "captions = self.captions[int(i) % len(self.pixels)]",
+        "captions = self.captions[range(len(self))[i] % len(self.pixels)]",
         "captions = self.captions[int(i) // 2]"),
     Bug("always the first caption", OWN,
         "return captions[int(rng.integers(len(captions)))]",

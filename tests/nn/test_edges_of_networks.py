@@ -45,6 +45,14 @@ def test_the_norm_of_many_float16_numbers_is_summed_in_float32():
     assert clip_by_norm([np.full(4, 3e4, np.float16)], 1e9) == pytest.approx(6e4, rel=1e-3)
 
 
+@pytest.mark.parametrize("max_norm, scale", [(math.nan, 1), (-1, 1), (1, 0), (1, math.nan)])
+def test_gradients_are_not_clipped_to_a_norm_that_is_none(max_norm, scale):
+    g = np.array([3.0, 4.0])
+    with pytest.raises(ValueError, match="max_norm must be at least 0, and scale above 0"):
+        clip_by_norm([g], max_norm, scale)
+    assert g.tolist() == [3, 4]
+
+
 def test_adamw_refuses_what_would_stop_it_for_good():
     """The square of 1e20 is infinite in float32, and the weight would never move again."""
     p = Tensor(np.ones(2, np.float32), requires_grad=True)

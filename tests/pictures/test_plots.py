@@ -129,6 +129,11 @@ def test_points_are_in_the_square_of_their_row_and_column(drawn):
     assert [a.get_title() for a in axes[0]] == ["t = 0", "t = 1", "t = 2"]
 
 
+def test_there_may_be_more_rows_than_colours(drawn):
+    plots.scatter([(str(i), [np.zeros((1, 2))]) for i in range(8)], ["t"])
+    assert [len(axes.lines) for axes in drawn[0].axes] == [1] * 8
+
+
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="the row 'p' has 1 arrays for 2 titles"):
         plots.scatter([("p", [np.zeros((3, 2))])], ["a", "b"])
