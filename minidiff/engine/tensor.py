@@ -135,6 +135,13 @@ class Tensor:
     def __bool__(self) -> bool:
         raise TypeError("a Tensor has no truth value: compare its .data")
 
+    def __eq__(self, other) -> bool:
+        if other is self:
+            return True
+        raise TypeError("a Tensor is not compared with ==: compare its .data")
+
+    __hash__ = object.__hash__              # by identity: a Tensor may be a key
+
     def __array__(self, *_, **__):
         raise TypeError("a Tensor is not converted to an array implicitly, which would lose its history: use .data")
 

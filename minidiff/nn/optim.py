@@ -213,6 +213,8 @@ class WarmupCosine:
     def __post_init__(self):
         if self.steps < 1 or self.warmup < 0:
             raise ValueError(f"steps must be at least 1 and warmup at least 0, not {self.steps} and {self.warmup}")
+        if not 0 <= self.peak < math.inf:
+            raise ValueError(f"peak, the highest learning rate, must be a number of at least 0, not {self.peak}")
 
     def __call__(self, step: int) -> float:
         """The learning rate of step 0, 1, ..., steps - 1; later steps have that of the last one."""

@@ -438,6 +438,9 @@ def test_lists_become_float32_and_arrays_keep_their_dtype():
     (lambda: np.asarray(Tensor([1.0])), r"use \.data"),
     (lambda: float(np.array(Tensor([1.0]))), r"use \.data"),
     (lambda: bool(Tensor([1.0])), "truth value"),
+    (lambda: Tensor([1.0]) == np.ones(1), "not compared with =="),
+    (lambda: np.ones(1) == Tensor([1.0]), "not compared with =="),
+    (lambda: Tensor([1.0]) != Tensor([1.0]), "not compared with =="),
     (lambda: np.exp(Tensor([1.0])), "ufunc"),
 ])
 def test_what_would_lose_the_history_is_refused(refused, message):

@@ -170,6 +170,12 @@ def test_gradients_of_shared_pieces_are_clipped_once_each():
 # ---- the learning rate's course --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("peak", [math.nan, math.inf, -0.1])
+def test_a_learning_rate_that_is_none_is_refused(peak):
+    with pytest.raises(ValueError, match="peak, the highest learning rate, must be a number of at least 0, not"):
+        WarmupCosine(peak, 5)
+
+
 @few
 @given(st.integers(1, 400), st.integers(0, 60), st.floats(1e-5, 1))
 def test_warm_up_and_cosine(steps, warmup, peak):
