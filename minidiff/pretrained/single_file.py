@@ -191,8 +191,8 @@ class SingleFile:
 
 def first_names(tensors: Mapping[str, Entry]) -> dict[str, Entry]:
     """The second family with the names of its first program, where SDXL's program has written it."""
-    if any(name.startswith(f"{UNET}label_emb.") for name in tensors):               # SDXL, or its refiner
-        return dict(tensors)
+    if UNET + "input_blocks.0.0.weight" not in tensors or any(name.startswith(f"{UNET}label_emb.") for name in tensors):
+        return dict(tensors)                                # SDXL, its refiner, or no whole file
     return {name.replace(SECOND_BY_SGM, TEXT["SD 2"]["text_encoder"]) if name.startswith(SECOND_BY_SGM) else name: entry
             for name, entry in tensors.items()}
 
