@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from weakref import WeakSet
 
 
@@ -55,6 +56,7 @@ def progress(items: Iterable | None = None, title: str = "", **options):
     return bar
 
 
+@cache
 def _bar() -> type:
     from tqdm import tqdm
 

@@ -78,8 +78,13 @@ class OwnPictures(Dataset):
     def __len__(self) -> int:
         return len(self.pixels) * (1 + self.flip)           # the mirror images follow the pictures
 
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """The number of each image, (N,)."""
+        return np.arange(len(self))
+
     def images(self, indices) -> np.ndarray:
-        indices = np.arange(len(self))[indices]             # refuses what is out of range, and counts -1 from the end
+        indices = self._numbers[indices]                    # refuses what is out of range, and counts -1 from the end
         number, mirrored = indices % len(self.pixels), indices >= len(self.pixels)
         x = np.asarray(self.pixels[number])                                         # (B, H, W, C)
         x[mirrored] = x[mirrored, :, ::-1]

@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,8 +88,7 @@ def scatter(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[s
             raise ValueError(f"the row {label!r} has {len(arrays)} arrays for {len(titles)} titles; it takes one each.")
     with _figure(2 * len(titles) + 0.3, 2 * len(rows) + 0.3) as figure:
         grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
-        for i, (line, (label, arrays)) in enumerate(zip(grid, rows, strict=True)):
-            colour = COLOURS[i % len(COLOURS)]
+        for line, (label, arrays), colour in zip(grid, rows, cycle(COLOURS), strict=False):
             for axes, points in zip(line, arrays, strict=True):
                 axes.plot(points[:, 0], points[:, 1], ".", color=colour, markersize=2, markeredgewidth=0)
                 axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
@@ -146,7 +146,7 @@ def running_mean(y: np.ndarray) -> np.ndarray:
 
 def _draw(axes: Axes, panel: Panel, series: Sequence[Series]) -> None:
     labels = [label for label, *_ in series if label]
-    colours = dict(zip(labels, [COLOURS[k % len(COLOURS)] for k in range(len(labels))], strict=True))
+    colours = dict(zip(labels, cycle(COLOURS), strict=False))
     for label, x, y, style in series:
         axes.plot(x, y, style, label=label or None, color=colours.get(label, GREY), **({} if label else {"lw": 1.1}))
     if panel.log_x:

@@ -31,6 +31,7 @@ from minidiff.pretrained.config import Config
 from minidiff.pretrained.weights import DTYPES, Entry, Weights, entries
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CONV_IN = UNET + "input_blocks.0.0.weight"                 # of every checkpoint with a UNet
 TEXT = {"SD 1": {"text_encoder": "cond_stage_model.transformer."},
         "SD 2": {"text_encoder": "cond_stage_model.model."},
         "SDXL": {"text_encoder": "conditioner.embedders.0.transformer.",
@@ -81,7 +82,7 @@ class SingleFile:
         tensors = first_names(entries(path))
         family = next((family for family, sign in SIGNS.items() if sign in tensors), None)
         edm = kind_of([name for name in tensors if name.startswith("edm_")])
-        if family is None or edm is not None or UNET + "input_blocks.0.0.weight" not in tensors:
+        if family is None or edm is not None or CONV_IN not in tensors:
             kind = edm or kind_of(tensors)
             if kind is not None:
                 raise UserError(f"{path} is {kind}")
@@ -191,7 +192,7 @@ class SingleFile:
 
 def first_names(tensors: Mapping[str, Entry]) -> dict[str, Entry]:
     """The second family with the names of its first program, where SDXL's program has written it."""
-    if UNET + "input_blocks.0.0.weight" not in tensors or any(name.startswith(f"{UNET}label_emb.") for name in tensors):
+    if CONV_IN not in tensors or any(name.startswith(f"{UNET}label_emb.") for name in tensors):
         return dict(tensors)                                # SDXL, its refiner, or no whole file
     return {name.replace(SECOND_BY_SGM, TEXT["SD 2"]["text_encoder"]) if name.startswith(SECOND_BY_SGM) else name: entry
             for name, entry in tensors.items()}
