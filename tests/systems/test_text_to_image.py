@@ -146,7 +146,7 @@ LEVELS = {49: 1015.0, 39: 3.10, 29: 1.39, 19: 0.738, 9: 0.336}                  
 
 @pytest.mark.parametrize("low, high, guided", [
     (0.0, None, {49, 39, 29, 19, 9}), (0.5, 2.0, {29, 19}), (1.0, None, {49, 39, 29}), (0.0, 1.0, {19, 9}),
-    (2, 2, set())])
+    (None, 1.0, {19, 9}), (2, 2, set()), (0.0, 0.0, set()), (None, 0, set())])
 def test_guidance_acts_between_the_two_noise_levels(model, monkeypatch, low, high, guided):
     """There the network answers with and without the caption, elsewhere with it alone."""
     called, inner = {}, model.predict
