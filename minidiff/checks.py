@@ -1,6 +1,8 @@
-"""What every floor needs to check of numbers: whether they are whole, and that they are Python's."""
+"""Checks of what users pass: whole and finite numbers, one of several names, and NumPy's numbers made Python's."""
 
+import math
 import operator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -18,6 +20,26 @@ def whole(name: str, value: object, least: int | None = None, most: int | None =
         limits = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
         raise ValueError(f"{name} must be a whole number{limits}, not {repr(value)[:40]}")
     return number
+
+
+def finite(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """The value as a float; ValueError, which names it, unless it is a finite number from `least` to `most`.
+
+    NumPy's numbers are numbers too, and arrays of shape () that hold one.  True and "5" are not.
+    """
+    single = isinstance(value, int | float | np.generic | np.ndarray) and np.ndim(value) == 0
+    number = float(value) if single and np.asarray(value).dtype.kind in "iuf" else math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        limits = "" if least == -math.inf else f" of at least {least:g}" if most == math.inf else (
+            f" from {least:g} to {most:g}")
+        raise ValueError(f"{name} must be a finite number{limits}, not {repr(value)[:40]}")
+    return number
+
+
+def one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """ValueError, which lists the choices, unless the value is one of these names."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {repr(value)[:40]}")
 
 
 def with_plain_numbers(config: object) -> None:

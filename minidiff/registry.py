@@ -53,20 +53,20 @@ class Registry(Mapping[str, Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         """The entry; UserError, which lists the names, where there is none."""
+        if name not in self:
+            raise UserError(f"there is no {self.kind} {str(name)[:40]!r}: it is one of {', '.join(self)}; "
+                            f"docs/architecture.md says how to add one")
         if name in self._entries:
             return self._entries[name]
         if name in self._places:
             module, attribute = self._places[name].split(":")
             self._entries[name] = getattr(import_module(module), attribute)
-        elif isinstance(name, str) and name in self._outside:
-            self._entries[name] = self._load_outside(name)
         else:
-            raise UserError(f"there is no {self.kind} {str(name)[:40]!r}: it is one of {', '.join(self)}; "
-                            f"docs/architecture.md says how to add one")
+            self._entries[name] = self._load_outside(name)
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._places or name in self._outside
+        return isinstance(name, str) and (name in self._entries or name in self._places or name in self._outside)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._places, *self._entries, *self._outside]))

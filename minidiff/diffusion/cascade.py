@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.checks import finite
 from minidiff.diffusion.denoiser import Denoiser, Wrapper
 from minidiff.diffusion.gaussian import q_sample
 from minidiff.diffusion.samplers import dpm_solver_pp_2m, sample, times
@@ -109,8 +110,7 @@ def _check_height(H: int, W: int, height: int) -> None:
 
 
 def _check_level(aug_level: float) -> None:
-    if not 0 <= aug_level <= 1:
-        raise ValueError(f"aug_level must lie within 0 and 1, not {aug_level!r}")
+    finite("aug_level", aug_level, 0, 1)
 
 
 def _check_counts(finer: Sequence, shapes: Sequence, steps: Sequence) -> None:

@@ -25,6 +25,7 @@ array (B,). Coefficients are computed in float64 and rounded once, to x's dtype,
 
 import numpy as np
 
+from minidiff.checks import one_of
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import device_of, moved_together, plain, to_numpy, xp_of
 
@@ -229,8 +230,7 @@ def to_x0(schedule: Schedule, predicts: str, x_t: Array, t: Times, out: Array) -
 
 
 def check_predicts(predicts: str) -> None:
-    if predicts not in PREDICTIONS:
-        raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
+    one_of("predicts", predicts, PREDICTIONS)
 
 
 def _alpha_sigma(schedule: Schedule, t: Times, x: Array) -> tuple[Array, Array]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.checks import finite
 from minidiff.diffusion.denoiser import Denoiser, Remembering, Wrapper
 from minidiff.diffusion.gaussian import per_sample
 from minidiff.diffusion.schedules import Schedule
@@ -152,14 +153,14 @@ def _rows(a, B: int):
 # ---- checks ------------------------------------------------------------------------------------------------
 
 def _check(denoiser: Denoiser, scale: float) -> None:
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, such as 3.0, got {scale!r}")
+    finite("scale", scale)
     if getattr(denoiser, "clip", None) is not None:
         raise ValueError("denoiser must not clip before guidance: build it with clip=None and pass clip here")
 
 
 def _check_interval(guided: ClassifierFree, low: float, high: float) -> None:
-    if not 0 <= low <= high:
+    if not (isinstance(low, int | float | np.number) and isinstance(high, int | float | np.number)
+            and 0 <= low <= high):
         raise ValueError(f"the guidance interval's low and high must be noise levels sigma / alpha with "
                          f"0 <= low <= high, got {low!r} and {high!r}")
     if not isinstance(guided, ClassifierFree):

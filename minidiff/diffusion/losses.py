@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from minidiff.checks import one_of
 from minidiff.diffusion.gaussian import Times, check_predicts
 from minidiff.diffusion.schedules import Schedule
 from minidiff.engine.backend import to_numpy
@@ -63,8 +64,7 @@ LOSS_WEIGHTS: dict[str, Callable[[Schedule, Times, str], np.ndarray]] = {
 
 def weight(schedule: Schedule, t: Times, predicts: str, kind: str) -> np.ndarray:
     """The weight of the name `kind` in LOSS_WEIGHTS, for t an integer or (B,)."""
-    if kind not in LOSS_WEIGHTS:
-        raise ValueError(f"kind must be one of {', '.join(LOSS_WEIGHTS)}, got {kind!r}")
+    one_of("kind", kind, LOSS_WEIGHTS)
     return LOSS_WEIGHTS[kind](schedule, t, predicts)
 
 

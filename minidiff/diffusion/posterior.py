@@ -50,6 +50,7 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.checks import finite
 from minidiff.diffusion.denoiser import Denoiser, Differentiable
 from minidiff.diffusion.gaussian import per_sample, q_posterior_mean_variance
 from minidiff.diffusion.samplers import State, beta_tilde, checked_times
@@ -146,5 +147,4 @@ def _check_streams(streams: SampleStreams, B: int) -> None:
 def _check(known, noise: float) -> None:
     if np.dtype(known.dtype) != bool:
         raise TypeError(f"known must be an array of booleans, True where y was observed, not of {known.dtype}")
-    if not 0 <= noise < np.inf:
-        raise ValueError(f"noise must be a finite number of at least 0, not {noise!r}")
+    finite("noise", noise, 0)

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.checks import whole
+from minidiff.checks import one_of, whole
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance, q_step, v_from_x0
 from minidiff.diffusion.schedules import Schedule
@@ -227,8 +227,7 @@ SPACINGS = {"trailing": trailing, "leading": leading, "linspace": linspace, "log
 def times(schedule: Schedule, steps: int, spacing: str = "trailing"):
     """The times of a sampler: `steps` integers, strictly falling, the first T-1 and none below 0."""
     steps = whole("steps", steps, 1, schedule.T)
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    one_of("spacing", spacing, SPACINGS)
     k = np.arange(steps)
     t = np.round(SPACINGS[spacing](schedule, steps)).astype(int)
     # if rounding makes two times equal, the second moves down; times that would fall below 0 become 0, 1, 2, ...

@@ -9,11 +9,9 @@ likeliest token.  Each token uses one u from the sample's own stream, so that an
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from minidiff.checks import whole
+from minidiff.checks import finite, whole
 from minidiff.engine.backend import xp_of
 from minidiff.errors import UserError
 
@@ -53,6 +51,5 @@ def check_logits(logits) -> None:
 
 
 def check_choices(temperature: float, top_k: int) -> None:
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature must be a number of at least 0, not {temperature!r}")
+    finite("temperature", temperature, 0)
     whole("top_k", top_k, 0)

@@ -45,9 +45,13 @@ class AdamW:
         self.v = {name: xp_of(p.data).zeros_like(p.data) for name, p in parameters.items()}
 
     def step(self, grads: Sequence, lr: float) -> None:
-        """One update.  FloatingPointError if the square of a gradient overflows, which clipping prevents."""
+        """One update.
+
+        FloatingPointError, with nothing changed, if the square of a gradient is not finite, which clipping prevents.
+        """
         c = self.config
         _check_step(self.parameters, self.m, grads)
+        _check_squares(self.parameters, grads)
         self.n += 1
         m_scale = 1 / (1 - c.b1**self.n)
         v_scale = 1 / (1 - c.b2**self.n)
@@ -60,8 +64,7 @@ class AdamW:
                 m += (1 - c.b1) * g
                 # v <- b2 v + (1 - b2) g^2
                 v *= c.b2
-                with np.errstate(over="raise"):             # v would stay infinite, and w would never change again
-                    v += (1 - c.b2) * (g * g)
+                v += (1 - c.b2) * (g * g)
                 # w <- w - lr ( m^ / (sqrt(v^) + eps) + decay w )
                 change = xp_of(v).asarray(v * v_scale)      # for a parameter of shape (), NumPy gives a number
                 xp_of(w).sqrt(change, out=change)
@@ -281,6 +284,20 @@ def _check_step(parameters: dict[str, Tensor], moments: dict, grads: Sequence) -
                              f"moments {m.dtype} {m.shape}: create the optimiser after the parameters have their dtype")
         if isinstance(w, np.ndarray) and not w.flags.writeable:
             raise ValueError(f"parameter {name!r} is a read-only array: train a copy")
+
+
+def _check_squares(parameters: dict[str, Tensor], grads: Sequence) -> None:
+    """FloatingPointError unless each g^2 is finite: v would stay infinite, and w would not change again."""
+    def check(part: list) -> None:
+        for name, g in part:
+            # the sum of all squares takes one pass and no memory; where it overflows, each is asked
+            if not math.isfinite(float(xp_of(g).vdot(wide(g), wide(g)))):
+                with np.errstate(over="ignore"):
+                    finite = xp_of(g).isfinite(wide(g) * wide(g)).all()
+                if not finite:
+                    raise FloatingPointError(f"the square of the gradient of parameter {name!r} overflows, or is NaN: "
+                                             "clip the gradients first (clip_by_norm)")
+    _on_all_cores(check, list(zip(parameters, grads, strict=True)), grads)
 
 
 def _check_state(state: dict[str, np.ndarray], expected: dict) -> None:

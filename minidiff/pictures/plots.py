@@ -134,12 +134,13 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str = "Tr
 def running_mean(y: np.ndarray) -> np.ndarray:
     """For each of the values (n,) the mean of the n/25 around it; near the ends, of those that there are."""
     half = len(y) // 50
-    total = np.concatenate([[0.0], np.cumsum(y)])
     i = np.arange(len(y))
     back = np.minimum(half, i)
     ahead = np.minimum(back, len(y) - 1 - i)                # no farther than back: early on, the loss falls fast
-    mean = (total[i + ahead + 1] - total[i - back]) / (back + ahead + 1)
-    return np.maximum(mean, y.min(initial=np.inf))          # rounding in the sums may lose a very small value
+    # each window is added up alone: in differences of one running sum, a huge value would lose all after it
+    ends = np.stack([i - back, i + ahead + 1], axis=1)                                          # (n, 2)
+    sums = np.add.reduceat(np.append(y, 0.0), ends.ravel())[::2]
+    return sums / (back + ahead + 1)
 
 
 # --- axes -------------------------------------------------------------------------------------------------

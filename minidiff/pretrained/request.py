@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from minidiff.checks import finite
 from minidiff.errors import UserError
 from minidiff.nn.images import clean_images
 from minidiff.pretrained.plan import Plan
@@ -51,7 +51,7 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
     """
     image, mask, strength, sampler = (options.get(name) for name in ("image", "mask", "strength", "sampler"))
     check_prompts(form, options)
-    check_number("scale", options.get("scale", 7.5))
+    finite("scale", options.get("scale", 7.5))
     if image is not None or mask is not None:
         check_image(image, mask)
     if form.sees_mask and mask is None:
@@ -59,7 +59,7 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
     if strength is not None:
         if image is None:
             raise UserError("strength is of image to image: give an image, too")
-        check_number("strength", strength)
+        finite("strength", strength)
         if not 0 <= strength <= 1:
             raise UserError(f"strength must be a number from 0 to 1, not {strength}")
     if sampler is not None:
@@ -116,11 +116,6 @@ def check_prompts(form: Form, options: Mapping[str, Any]) -> None:
         if text is not None and name != "second" and form.reads_scale:
             raise UserError("this network reads the scale and is evaluated once a step, without a negative prompt: "
                             "leave it out")
-
-
-def check_number(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise TypeError(f"{name} must be a finite number, not {str(value)[:40]!r}")
 
 
 def check_image(image: np.ndarray | None, mask: np.ndarray | None) -> None:

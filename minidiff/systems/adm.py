@@ -31,7 +31,6 @@ independent given x_t, which they are not where x_t is nearly noise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -39,6 +38,7 @@ from itertools import pairwise
 import numpy as np
 
 from minidiff import pictures
+from minidiff.checks import finite
 from minidiff.data.dataset import DATASETS, Dataset
 from minidiff.diffusion.denoiser import Denoiser, static_threshold
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
@@ -180,8 +180,7 @@ def algorithm_1(denoiser: Denoiser, grad_log_prob: Callable, scale: float, x_T, 
     grad_log_prob: (x_t, t, y) -> grad log p(y | x_t).  variance: Sigma, `beta_tilde` or `beta` of samplers.py.
     beta~ is 0 in the last step, which is then not guided.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, such as 3.0, got {scale!r}")
+    finite("scale", scale)
     schedule, x_t = denoiser.schedule, x_T
     path = checked_times(times, range(schedule.T), f"within {schedule.T - 1}..0")
     for step, (t, s) in enumerate(pairwise([*path, -1]), start=1):

@@ -40,7 +40,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minidiff import pictures, systems
-from minidiff.checks import whole
+from minidiff.checks import finite, whole
 from minidiff.data.dataset import Dataset
 from minidiff.engine import ops
 from minidiff.engine.backend import to_device, to_numpy, xp_of
@@ -104,8 +104,7 @@ class DALLEConfig:
             raise ValueError("DALLEConfig: codes, vocab and length must be at least 2, width, layers and heads 1")
         if not (self.b > 0 and self.beta >= 0):
             raise ValueError(f"DALLEConfig: b must be above 0 and beta at least 0, not {self.b} and {self.beta}")
-        if not math.isfinite(self.scale):
-            raise ValueError(f"DALLEConfig: scale must be a finite number, not {self.scale}")
+        finite("DALLEConfig: scale", self.scale)
 
 
 # --- stage one: the visual codebook -----------------------------------------------------------------------
@@ -311,8 +310,7 @@ class DALLE(System):
         scale: l = l_uncond + scale (l_cond - l_uncond), so that 1 is the model itself.
         """
         check_choices(temperature, top_k)
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be a finite number, not {scale!r}")
+        finite("scale", scale)
         ids, guided = self.ids(captions), scale != 1
         null = self.ids([""])
 

@@ -40,7 +40,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minidiff import pictures
-from minidiff.checks import whole
+from minidiff.checks import finite, one_of, whole
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.densities import density_from, parse_density
@@ -262,11 +262,10 @@ class UnCLIP(System):
         prior: one of PRIORS; "text" gives z_t itself, "none" zeros, which is no embedding to the decoder.
         scale: of the prior's guidance.  steps, candidates: of the diffusion prior.  temperature: of the code prior.
         """
-        if prior not in PRIORS:
-            raise ValueError(f"prior must be one of {', '.join(PRIORS)}, not {prior!r}")
+        one_of("prior", prior, PRIORS)
         candidates = whole("candidates", candidates, 1, 64)
-        if not math.isfinite(scale):
-            raise ValueError(f"the prior's scale must be a finite number, such as 1.0, not {scale!r}")
+        finite("the prior's scale", scale)
+        finite("temperature", temperature, 0)
         streams = self.streams_for(captions, seed, streams)
         z_t, tokens, _, mask = self.encode_text(captions)
         null = self.encode_text([""], tokens.shape[1])

@@ -45,7 +45,7 @@ from itertools import pairwise
 import numpy as np
 
 from minidiff import pictures
-from minidiff.checks import whole
+from minidiff.checks import one_of, whole
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, static_threshold
 from minidiff.diffusion.gaussian import (
@@ -280,8 +280,7 @@ class DDPM(System):
 
 
 def _fixed_mix(variance: str) -> float | None:
-    if variance not in VARIANCES:
-        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, not {variance!r}")
+    one_of("variance", variance, VARIANCES)
     return VARIANCES[variance]
 
 

@@ -222,7 +222,7 @@ class DPM(System):
 
     def trajectory(self, count: int, *, seed: int = 0, streams: SampleStreams | None = None) -> Iterator[State]:
         """Every state of the reverse chain for `count` points, from p(x_T); point i from its own stream (seed, i)."""
-        streams = streams or SampleStreams(seed, count)
+        streams = SampleStreams(seed, count) if streams is None else streams
         if len(streams) != count:
             raise ValueError(f"streams must be one for each of the {count} points, not {len(streams)}")
         T, x_t = self.config.T, streams.normal((D,), np.float64)

@@ -39,6 +39,7 @@ from functools import partial
 import numpy as np
 
 from minidiff import pictures
+from minidiff.checks import one_of
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.cascade import Conditioned, augmented, cascade, noise_time, resized
 from minidiff.diffusion.denoiser import NetworkDenoiser, dynamic_threshold, static_threshold
@@ -239,8 +240,7 @@ class Imagen(System):
             network = self.networks[k]
             return map_batch(lambda x_t, t, *cond: network(as_input(network, Tensor(x_t)), t, *cond), x_t, t, *cond,
                              device=self.device)
-        if threshold not in THRESHOLDS:
-            raise ValueError(f"threshold must be one of {', '.join(THRESHOLDS)}, not {threshold!r}")
+        one_of("threshold", threshold, THRESHOLDS)
         # the null caption, beside the same small image
         uncond = (*self.encode([""]), *cond[2:])
         return Conditioned(ClassifierFree(NetworkDenoiser(self.schedule, "v", predict), scale, uncond,

@@ -199,7 +199,8 @@ class System(Module):
         """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size, and int8 makes
         it a quarter (nn/int8.py).
 
-        Numbers that are not float32, such as measured statistics, keep their dtype.
+        Numbers that are not float32, such as measured statistics, keep their dtype.  ValueError for a weight that the
+        dtype cannot hold.
         """
         weights = self.state_dict()
         if np.dtype(dtype) == np.int8:
@@ -207,7 +208,7 @@ class System(Module):
         elif np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype must be int8 or a floating dtype, such as float16, not {np.dtype(dtype)}")
         else:
-            weights = {name: w.astype(dtype) if w.dtype == np.float32 else w for name, w in weights.items()}
+            weights = {name: _rounded(name, w, dtype) if w.dtype == np.float32 else w for name, w in weights.items()}
         checkpoint.save(path, weights, self.describe() | {"notes": notes or {}})
 
     def describe(self) -> dict:
@@ -255,6 +256,15 @@ class System(Module):
                             f"{cls.most_weights:,}.") from error
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
+
+
+def _rounded(name: str, weights: np.ndarray, dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rounded = weights.astype(dtype)
+    if not np.array_equal(np.isfinite(rounded), np.isfinite(weights)):
+        raise ValueError(f"dtype={np.dtype(dtype)} holds numbers up to {float(np.finfo(dtype).max):,.0f}, and the "
+                         f"weights {name!r} reach {abs(weights).max():,.0f}: save them in float32")
+    return rounded
 
 
 def _weights_in(header: checkpoint.Header, arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict:

@@ -27,6 +27,7 @@ from functools import partial
 import numpy as np
 
 from minidiff import pictures
+from minidiff.checks import one_of
 from minidiff.data.dataset import Dataset
 from minidiff.diffusion.denoiser import NetworkDenoiser, Remembering, static_threshold
 from minidiff.diffusion.densities import density_from, parse_density
@@ -83,8 +84,7 @@ class TextToImageConfig:
         return replace(self.unet, out=NUMBERS * self.shape[2]) if self.predicts == MIXTURE else self.unet
 
     def __post_init__(self):
-        if self.predicts not in (*PREDICTIONS, MIXTURE):
-            raise ValueError(f"predicts must be one of {', '.join((*PREDICTIONS, MIXTURE))}, not {self.predicts!r}")
+        one_of("predicts", self.predicts, (*PREDICTIONS, MIXTURE))
         check_schedule(self.schedule)
         parse_density(self.times)
         check_shape(self.shape, self.unet.multiple)

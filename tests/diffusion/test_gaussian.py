@@ -41,9 +41,9 @@ def test_targets_are_what_they_are_called():
     assert gaussian.target(schedule, "x0", x_0, eps, 4) == 2.0
     half = schedules.Schedule([0.64, 0.36])  # alpha .8, sigma .6, then the reverse
     assert gaussian.target(half, "v", x_0, eps, 0) == pytest.approx(0.8 * 3 - 0.6 * 2)
-    with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, got 'epsilon'"):
+    with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, not 'epsilon'"):
         gaussian.target(schedule, "epsilon", x_0, eps, 4)
-    with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, got 'epsilon'"):
+    with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, not 'epsilon'"):
         gaussian.to_x0(schedule, "epsilon", x_0, 4, eps)
 
 

@@ -30,10 +30,10 @@ def test_what_has_no_weight_is_refused():
     for kind in ("simple", "min_snr"):
         with pytest.raises(ValueError, match="t must be at least 0"):
             losses.weight(schedule, -1, "x0", kind)
-    with pytest.raises(ValueError, match="kind must be one of simple, bound, min_snr, got 'vlb'"):
+    with pytest.raises(ValueError, match="kind must be one of simple, bound, min_snr, not 'vlb'"):
         losses.weight(schedule, 3, "x0", "vlb")
     for kind in losses.LOSS_WEIGHTS:
-        with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, got 'noise'"):
+        with pytest.raises(ValueError, match="predicts must be one of eps, x0, v, not 'noise'"):
             losses.weight(schedule, 3, "noise", kind)
     for gamma in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="gamma must be positive"):

@@ -74,7 +74,7 @@ def test_float32_is_not_too_coarse_for_the_sum():
 def test_wrong_arguments_are_refused():
     l, u = np.zeros((2, 3)), np.zeros(2)  # noqa: E741
     for temperature in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="temperature must be a number of at least 0"):
+        with pytest.raises(ValueError, match="temperature must be a finite number of at least 0"):
             next_tokens(l, u, temperature)
     for bad in (1.0, -1e-9, float("nan")):
         with pytest.raises(ValueError, match=r"u must be within \[0, 1\)"):

@@ -54,10 +54,26 @@ def test_gradients_are_not_clipped_to_a_norm_that_is_none(max_norm, scale):
 
 
 def test_adamw_refuses_what_would_stop_it_for_good():
-    """The square of 1e20 is infinite in float32, and the weight would never move again."""
-    p = Tensor(np.ones(2, np.float32), requires_grad=True)
-    with pytest.raises(FloatingPointError, match="overflow"):
-        AdamW({"p": p}).step([np.full(2, 1e20, np.float32)], 0.1)
+    """The square of 1e20 is infinite in float32, and the weight would never move again: nothing has changed then."""
+    for bad in (1e20, -1e20, math.inf, math.nan):
+        first, second = (Tensor(np.ones(2, np.float32), requires_grad=True) for _ in range(2))
+        adamw = AdamW({"first": first, "second": second})
+        before = adamw.state_dict()
+        with pytest.raises(FloatingPointError, match="gradient of parameter 'second' overflows, or is NaN"):
+            adamw.step([np.ones(2, np.float32), np.array([0, bad], np.float32)], 0.1)
+        assert first.data.tolist() == second.data.tolist() == [1, 1]
+        for name, a in adamw.state_dict().items():
+            np.testing.assert_array_equal(a, before[name])
+
+
+def test_adamw_takes_gradients_whose_squares_add_up_to_infinity():
+    """Each square is finite: 3 times (1.5e19)^2 is above 3.4e38, float32's largest number, and one is below."""
+    p = Tensor(np.zeros(3, np.float32), requires_grad=True)
+    AdamW({"p": p}).step([np.full(3, 1.5e19, np.float32)], 0.5)
+    np.testing.assert_allclose(p.data, -0.5, rtol=1e-5)
+
+
+def test_adamw_refuses_other_dtypes_and_options():
     half = Tensor(np.ones(2, np.float16), requires_grad=True)
     for make in (AdamW, EMA):
         with pytest.raises(TypeError, match="takes parameters of float32 or float64"):

@@ -161,6 +161,16 @@ def test_the_curve_smooths_by_a_mean():
     assert plots.running_mean(y[:30]) == pytest.approx(y[:30])
 
 
+@pytest.mark.parametrize("huge", (1e17, 1e99))
+def test_a_huge_loss_changes_the_mean_around_it_alone(huge):
+    """A difference of running sums would be 0 or noise in all that follows."""
+    y = np.ones(1000)
+    y[100] = huge
+    smooth = plots.running_mean(y)
+    assert (smooth[80:121] > huge / 50).all()
+    np.testing.assert_array_equal(np.delete(smooth, slice(80, 121)), 1)
+
+
 def test_the_curve_shows_the_losses_and_their_mean(drawn):
     y = np.random.default_rng(0).uniform(0.5, 1.5, 200)
     pictures.loss_curve(range(1, 201), y)

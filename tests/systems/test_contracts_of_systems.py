@@ -196,6 +196,14 @@ def test_options_take_numpys_numbers_and_refuse_what_is_not_whole(name):
             for wrong in (float(value), True, str(value), None):
                 with pytest.raises((TypeError, ValueError), match="whole number"):
                     model.sample(captions, **plain | {option: wrong})
+        elif isinstance(value, float):
+            for wrong in (np.nan, str(value), None, [value], 1j):
+                with pytest.raises(ValueError, match=f"{option.removeprefix('prior_').removeprefix('super_')} must be"):
+                    model.sample(captions, **plain | {option: wrong})
+    for option in model.options().keys() & {"sampler", "threshold", "prior", "variance"}:
+        for wrong in (None, 2, ["ddim"], {}):
+            with pytest.raises(ValueError, match="must be one of|there is no sampler"):
+                model.sample(captions, **plain | {option: wrong})
 
 
 def test_a_system_of_numpys_numbers_can_be_saved_and_loaded(tmp_path):
@@ -211,3 +219,19 @@ def test_a_system_of_numpys_numbers_can_be_saved_and_loaded(tmp_path):
             small_systems.new("ddpm", type(config)(**vars(config) | wrong))
 
 
+
+
+@pytest.mark.parametrize("most", (7e4, -7e4))
+def test_a_weight_that_half_precision_cannot_hold_is_named(tmp_path, most):
+    """float16 ends at 65,504; a file in float32 holds the weight."""
+    model = small_systems.small("ddpm")
+    name, weights = next(iter(model.parameters().items()))
+    before = weights.data.copy()
+    weights.data[0] = most
+    try:
+        with pytest.raises(ValueError, match=f"numbers up to 65,504, and the weights '{name}' reach 70,000"):
+            model.save(tmp_path / "m.safetensors", dtype=np.float16)
+        assert not list(tmp_path.iterdir())
+        model.save(tmp_path / "m.safetensors")
+    finally:
+        weights.data[:] = before

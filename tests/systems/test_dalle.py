@@ -338,8 +338,8 @@ def test_reranking_keeps_the_best_and_its_first_candidate_is_the_plain_draw(exac
 
 
 BAD = [
-    ({"temperature": -1}, "temperature must be a number of at least 0"),
-    ({"temperature": float("nan")}, "temperature must be a number of at least 0"),
+    ({"temperature": -1}, "temperature must be a finite number of at least 0"),
+    ({"temperature": float("nan")}, "temperature must be a finite number of at least 0"),
     ({"top_k": -2}, "top_k must be a whole number"),
     ({"scale": float("inf")}, "scale must be a finite number"),
     ({"rerank": 0}, "rerank must be a whole number from 1 to 512"),

@@ -90,6 +90,11 @@ def test_the_second_prompt_is_read_by_the_second_encoder_alone():
     assert np.array_equal(drawn(), drawn(second="a", second_negative="dark"))
     assert np.abs(drawn() - drawn(second="b")).max() > 1e-3
     assert np.abs(drawn() - drawn(second_negative="b")).max() > 1e-3
+    # an empty prompt is one, unlike one that is not given
+    empty, pooled_empty, _ = m.encode_text([""], size)
+    tau, pooled, _ = m.encode_text(["a red cube"], size, second="")
+    assert np.allclose(tau, np.concatenate([a[..., :first], empty[..., first:]], axis=-1), atol=1e-5)
+    assert np.allclose(pooled, pooled_empty, atol=1e-5) and np.abs(pooled_a - pooled_empty).max() > 1e-3
     # a second negative prompt alone is a negative prompt: the state is not 0
     assert np.array_equal(m.sample(["a"], second_negative="b", **SMALL),
                           m.sample(["a"], negative="", second_negative="b", **SMALL))
@@ -150,7 +155,7 @@ def test_strength_is_the_share_of_the_steps_that_is_made():
                      (0.24, "strength 0.24 of 4 steps is less than a step")):
         with pytest.raises(UserError, match=words):
             m.sample(["a"], image=image, strength=s, steps=4)
-    with pytest.raises(TypeError, match="strength must be a finite number"):
+    with pytest.raises(ValueError, match="strength must be a finite number"):
         m.sample(["a"], image=image, strength=float("nan"), steps=4)
 
 
