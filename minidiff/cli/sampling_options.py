@@ -26,7 +26,7 @@ SHORT = ("scale", "steps", "sampler", "negative", "second", "size", "strength") 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `model_file` and `sampling_options` read."""
     from minidiff.diffusion.samplers import SAMPLERS
-    from minidiff.pretrained.scheduler_config import CHOICES
+    from minidiff.pretrained.scheduler_classes import CHOICES
     parser.add_argument("--model", metavar="FILE",
                         help="a model.safetensors of any system; a name of weights that come with minidiff, such as "
                              "emoji; or a checkpoint of Stable Diffusion, as a folder, a file, or its name at "

@@ -15,7 +15,7 @@ place of eps_hat at t.  The last two change dpm_solver_pp_2m.
 
 Euler's method in rho is ddim, and with noise ("Euler ancestral") it is ddpm with the variance beta_tilde.  edm_heun is
 the method of `heun` in another variable, of the same order and the same calls.  So it has no name of its own in
-SAMPLERS; other people's checkpoints are drawn with it (pretrained/scheduler_config.py).
+SAMPLERS; other people's checkpoints are drawn with it (pretrained/scheduler_classes.py).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from minidiff.data.dataset import DATASETS
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.errors import UserError
-from minidiff.pretrained.scheduler_config import CHOICES
+from minidiff.pretrained.scheduler_classes import CHOICES
 from minidiff.systems.system import System
 from minidiff.systems.text_to_image import TextToImage
 

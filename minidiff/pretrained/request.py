@@ -12,7 +12,8 @@ from minidiff.checks import finite
 from minidiff.errors import UserError
 from minidiff.nn.images import clean_images
 from minidiff.pretrained.plan import Plan
-from minidiff.pretrained.scheduler_config import SchedulerConfig, check_choice
+from minidiff.pretrained.scheduler_classes import check_choice
+from minidiff.pretrained.scheduler_config import SchedulerConfig
 
 LARGEST = 4096                                              # pixels, each way
 STRENGTH = 0.8                                              # of image to image, where none is given

@@ -22,99 +22,34 @@ x / alpha where they keep the noise of time 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from minidiff.checks import whole
-from minidiff.diffusion import multistep
-from minidiff.diffusion.samplers import SAMPLERS, Sampler
+from minidiff.diffusion.samplers import Sampler
 from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.plan import LmsPlan, Plan, PndmPlan
+from minidiff.pretrained.plan import Plan
+from minidiff.pretrained.scheduler_classes import (
+    CHOICES,
+    FAMILIES,
+    NOT_HERE,
+    SDE,
+    TINY,
+    Choice,
+    Family,
+    check_choice,
+    check_method,
+    with_defaults,
+)
+from minidiff.pretrained.spacings import SPREADS, float32_line
 
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-TINY = 2.0**-48                                             # keeps rho finite at SNR 0: its root is below float32's eps
-NEARLY_ZERO = 2.0**-24                                      # alpha_bar at SNR 0, in classes that need a finite rho
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one class of schedulers lays out its times; sampler: its method."""
-
-    sampler: Sampler
-    spacing: str                    # if the configuration names none
-    bounds: bool = False            # sigma_min and sigma_max bound the times that are spread
-    one_more: bool = False          # lays out N + 1 times and leaves out the last, except where trailing
-    fractions: bool = False         # times of `linspace` are not rounded
-    scaled: bool = False            # x_T is sigma times the noise, for every spacing but leading
-    stops: bool = False             # may end at alpha_bar_0 and not at the clean image (set_alpha_to_one)
-    own_stride: bool = False        # a step ends at t - T // N, whatever the next time
-    sde: Sampler | None = None      # its method where algorithm_type is sde-dpmsolver++
-    distilled: bool = False         # visits times of a consistency model's distillation, and scales its answers
-    least: float = TINY             # alpha_bar at the end of a schedule that ends in pure noise
-    plan: type[Plan] = Plan
-
-
-# other programs' LMS and PLMS extrapolate in the last step, too
-LMS, PLMS = (replace(entry, function=partial(entry.function, ends_at_x0_hat=False))
-             for entry in (SAMPLERS["lms"], SAMPLERS["plms"]))
-FAMILIES = {
-    "DDIMScheduler": Family(SAMPLERS["ddim"], "leading", stops=True, own_stride=True),
-    "PNDMScheduler": Family(PLMS, "leading", stops=True, plan=PndmPlan),
-    "EulerDiscreteScheduler": Family(SAMPLERS["ddim"], "linspace", fractions=True, scaled=True, bounds=True,
-                                     least=NEARLY_ZERO),
-    "EulerAncestralDiscreteScheduler": Family(SAMPLERS["ddpm"], "linspace", fractions=True, scaled=True,
-                                              least=NEARLY_ZERO),
-    "HeunDiscreteScheduler": Family(Sampler(multistep.edm_heun, order=2, calls=2), "linspace", fractions=True,
-                                    scaled=True),
-    "LMSDiscreteScheduler": Family(LMS, "linspace", fractions=True, scaled=True, plan=LmsPlan),
-    "DPMSolverMultistepScheduler": Family(SAMPLERS["dpm++2m"], "linspace", one_more=True, sde=SAMPLERS["dpm++2m-sde"],
-                                          least=NEARLY_ZERO),
-    "UniPCMultistepScheduler": Family(SAMPLERS["unipc"], "linspace", one_more=True, bounds=True, least=NEARLY_ZERO),
-    "LCMScheduler": Family(SAMPLERS["lcm"], "leading", distilled=True),
-}
-
-
-class Choice(NamedTuple):
-    """The class whose layout of times a run has, how they are spread, and whether its method is the SDE's."""
-
-    name: str
-    spread: str | None = None               # a name in SPREADS; None for the training times of the spacing
-    sde: bool = False
-
-
-# the names by which people choose a sampler
-CHOICES = {"ddim": Choice("DDIMScheduler"), "plms": Choice("PNDMScheduler"),
-           "euler": Choice("EulerDiscreteScheduler"), "euler-karras": Choice("EulerDiscreteScheduler", spread="karras"),
-           "euler-a": Choice("EulerAncestralDiscreteScheduler"),
-           "heun": Choice("HeunDiscreteScheduler"), "lms": Choice("LMSDiscreteScheduler"),
-           "dpm++2m": Choice("DPMSolverMultistepScheduler"),
-           "dpm++2m-karras": Choice("DPMSolverMultistepScheduler", spread="karras"),
-           "dpm++2m-sde": Choice("DPMSolverMultistepScheduler", sde=True),
-           "dpm++2m-sde-karras": Choice("DPMSolverMultistepScheduler", spread="karras", sde=True),
-           "unipc": Choice("UniPCMultistepScheduler"), "lcm": Choice("LCMScheduler")}
-# names of other programs, and of samplers that are not here -> the nearest of CHOICES
-NEAREST = {"pndm": "plms", "ddpm": "euler-a", "euler-ancestral": "euler-a", "dpmpp-2m": "dpm++2m",
-           "dpm++-2m": "dpm++2m", "dpm-solver-pp-2m": "dpm++2m", "dpm++-2m-karras": "dpm++2m-karras",
-           "dpmpp-2m-karras": "dpm++2m-karras", "dpmpp-2m-sde": "dpm++2m-sde", "dpm++-2m-sde": "dpm++2m-sde"}
-# classes whose method is not here -> the nearest of CHOICES.  Their noise schedules are like those of FAMILIES, so a
-# checkpoint with one is drawn with a sampler that the user chooses
-NOT_HERE = {"DEISMultistepScheduler": "dpm++2m", "DPMSolverSinglestepScheduler": "dpm++2m", "DDPMScheduler": "euler-a",
-            "KDPM2DiscreteScheduler": "heun", "KDPM2AncestralDiscreteScheduler": "euler-a",
-            "DPMSolverSDEScheduler": "dpm++2m-sde", "SASolverScheduler": "dpm++2m-sde", "TCDScheduler": "ddim"}
-# what counts of their settings
-OF_SCHEDULE = ("_class_name", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas",
-               "prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset", "set_alpha_to_one",
-               "thresholding", "use_flow_sigmas")
-SDE = "sde-dpmsolver++"
 FEW = 15                                                    # below, other programs' DPM-Solver++ takes more care
 
 
@@ -122,15 +57,9 @@ class SchedulerConfig:
     """What a scheduler_config.json says, checked."""
 
     def __init__(self, config: Config):
-        name = config.text("_class_name")
-        if name not in FAMILIES and name not in NOT_HERE:
-            raise UserError(f"{config.path}: the scheduler {name[:60]!r} is unknown; known are {', '.join(FAMILIES)}.")
-        given = {key: value for key, value in config.values.items()
-                 if value is not None and value not in SAME.get(name, {}).get(key, ())
-                 and (name in FAMILIES or key in OF_SCHEDULE)}
-        self.config = config = Config(DEFAULTS.get(name, {}) | given, config.path)
+        self.config = config = with_defaults(config)
         check(config)
-        self.name, self.predicts = name, PREDICTS[config.text("prediction_type", "epsilon")]
+        self.name, self.predicts = config.text("_class_name"), PREDICTS[config.text("prediction_type", "epsilon")]
         self.T = config.whole("num_train_timesteps", 1000)
         self.alpha_bar = self._table()                                              # (T,)
         self.spread = next((kind for kind in SPREADS if config.flag(f"use_{kind}_sigmas", False)), None)
@@ -188,13 +117,17 @@ class SchedulerConfig:
                        last_alone=family.one_more and last > 0 and len(pairs) == steps and self._euler_at_end(steps))
 
     def _chosen(self, choice: str | None) -> Choice:
-        """One of CHOICES, or its own sampler; UserError where this is not here."""
+        """One of CHOICES, or its own sampler; UserError where this is not here, or not with these settings."""
         if choice is not None:
             check_choice(choice)
-            return CHOICES[choice]
+            if CHOICES[choice].name != self.name:
+                return CHOICES[choice]
         if self.name in NOT_HERE:
             raise UserError(f"{self.config.path}: its sampler {self.name} is not here: choose another, such as "
                             f"--sampler {NOT_HERE[self.name]}")
+        check_method(self.config)
+        if choice is not None:
+            return CHOICES[choice]
         return Choice(self.name, self.spread, self.config.text("algorithm_type", "") == SDE)
 
     def _rho(self, family: Family) -> np.ndarray:
@@ -297,64 +230,6 @@ class SchedulerConfig:
         return schedule.alpha_bar
 
 
-SOLVER = "DPMSolverMultistepScheduler"
-SPREADING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", SOLVER,
-             "UniPCMultistepScheduler")
-# settings of some classes, which other programs pass over in the others: (what is no change, the classes)
-ONLY_OF = {"use_karras_sigmas": (False, SPREADING), "use_exponential_sigmas": (False, SPREADING),
-           "use_beta_sigmas": (False, SPREADING),
-           "sigma_min": (None, ("EulerDiscreteScheduler", "UniPCMultistepScheduler")),
-           "sigma_max": (None, ("EulerDiscreteScheduler", "UniPCMultistepScheduler")),
-           "final_sigmas_type": ("zero", ("EulerDiscreteScheduler", SOLVER, "UniPCMultistepScheduler")),
-           "euler_at_final": (False, (SOLVER,)),
-           "rescale_betas_zero_snr": (False, ("DDIMScheduler", "EulerDiscreteScheduler", SOLVER,
-                                              "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler",
-                                              "LCMScheduler", "DDPMScheduler", "TCDScheduler"))}
-# other programs' names of the same method
-SAME = {SOLVER: {"solver_type": ("logrho", "bh1", "bh2"), "algorithm_type": ("deis",)},
-        "UniPCMultistepScheduler": {"solver_type": ("midpoint", "heun", "logrho")}}
-# what a class has where its configuration says nothing, if this is not what most classes have
-OF_LATENTS = {"beta_start": 0.00085, "beta_end": 0.012}
-DEFAULTS = {"DDIMScheduler": {"clip_sample": True}, "HeunDiscreteScheduler": OF_LATENTS,
-            "PNDMScheduler": {"set_alpha_to_one": False, "skip_prk_steps": False},
-            "LCMScheduler": OF_LATENTS | {"beta_schedule": "scaled_linear"},
-            "TCDScheduler": OF_LATENTS | {"beta_schedule": "scaled_linear"},
-            **{name: OF_LATENTS for name in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-                                             "DPMSolverSDEScheduler")}}
-
-
-def float32_line(low: float, high: float, count: int) -> np.ndarray:
-    """np.linspace as PyTorch computes it in float32, from both ends.
-
-    These roundings move a time that Karras's spacing places between two training times by up to 4e-4, which a network
-    sees.  So other programs' pictures come out the same only with the same roundings.
-    """
-    low, high = np.float32(low), np.float32(high)
-    step, i = (high - low) / np.float32(count - 1), np.arange(count, dtype=np.float32)
-    return np.where(i < count // 2, low + step * i, high - step * (count - 1 - i))
-
-
-def karras_spacing(high: float, low: float, steps: int, power: float = 7.0) -> np.ndarray:
-    """(steps,) falling from high to low, with equal strides of rho^(1/power) (Karras et al. 2022, eq. 5)."""
-    ramp = np.linspace(0, 1, steps)
-    return (high ** (1 / power) + ramp * (low ** (1 / power) - high ** (1 / power))) ** power
-
-
-def exponential_spacing(high: float, low: float, steps: int) -> np.ndarray:
-    """(steps,) falling from high to low, with equal strides of log rho."""
-    return np.exp(np.linspace(math.log(high), math.log(low), steps))
-
-
-def beta_spacing(high: float, low: float, steps: int) -> np.ndarray:
-    """(steps,) falling from high to low: quantiles of the beta distribution with alpha = beta = 0.6."""
-    from scipy.special import betaincinv
-    return low + (high - low) * betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, steps))
-
-
-SPREADS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "karras": karras_spacing, "exponential": exponential_spacing, "beta": beta_spacing}
-
-
 def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: float | None, sampler: Sampler,
           kind: type[Plan]) -> Plan:
     """The plan whose steps go from rho to rho."""
@@ -369,17 +244,8 @@ def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: flo
                 tuple((rows[a], rows[b]) for a, b in pairs), first_std, sampler)
 
 
-def check_choice(name: str) -> None:
-    """UserError, which says what is meant most likely, where there is no sampler of this name."""
-    if name not in CHOICES:
-        spelled = str(name)[:40].lower().replace("_", "-").replace(" ", "-")
-        near = NEAREST.get(spelled) or next(iter(get_close_matches(spelled, CHOICES, 1)), None)
-        raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(name)[:40]!r}"
-                        + (f": the nearest is {near}" if near else ""))
-
-
 def check(config: Config) -> None:
-    """UserError where the configuration asks for what minidiff does not have."""
+    """UserError where the configuration asks for what minidiff has in no sampler."""
     T = config.whole("num_train_timesteps", 1000)
     if config.whole("steps_offset", 0) >= T:
         raise UserError(f"{config.path}: steps_offset takes a whole number below num_train_timesteps, which is {T}, "
@@ -398,25 +264,11 @@ def check(config: Config) -> None:
     kind = config.text("beta_schedule", "linear")
     if kind not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         raise UserError(f"{config.path}: beta_schedule {kind[:40]!r} is unknown.")
-    name = config.text("_class_name")
-    if name != SOLVER or config.text("algorithm_type", SDE) != SDE:
-        config.require(algorithm_type="dpmsolver++")
     spreads = [kind for kind in SPREADS if config.flag(f"use_{kind}_sigmas", False)]
     if len(spreads) > 1:
         raise UserError(f"{config.path}: use_{spreads[0]}_sigmas and use_{spreads[1]}_sigmas are both true; a run has "
                         "one of them.")
-    for key, (default, classes) in ONLY_OF.items():
-        value = config.values.get(key)
-        if value is not None and value != default and name not in classes:
-            raise UserError(f"{config.path}: {key} is {repr(value)[:60]}, and {name} has no such setting.")
     low, high = config.positive("sigma_min", 1e-30), config.positive("sigma_max", 1e30)
     if low > high:
         raise UserError(f"{config.path}: sigma_min is at most sigma_max, not {low:g} and {high:g}")
-    if name == "UniPCMultistepScheduler":
-        config.require(final_sigmas_type="zero", lower_order_final=True)
-    config.require(use_lu_lambdas=False, use_flow_sigmas=False,
-                   thresholding=False, clip_sample=False, solver_order=2,
-                   solver_type={"UniPCMultistepScheduler": "bh2"}.get(name, "midpoint"),
-                   skip_prk_steps=True, predict_x0=True, interpolation_type="linear", timestep_type="discrete",
-                   use_dynamic_shifting=False, lambda_min_clipped=-math.inf, disable_corrector=[], solver_p=None,
-                   variance_type=None)
+    config.require(use_flow_sigmas=False, thresholding=False)

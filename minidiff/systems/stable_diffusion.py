@@ -43,7 +43,8 @@ from minidiff.pretrained.clip_text import ClipTextEncoder
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
 from minidiff.pretrained.plan import Plan
 from minidiff.pretrained.request import Form
-from minidiff.pretrained.scheduler_config import SchedulerConfig, check_choice
+from minidiff.pretrained.scheduler_classes import check_choice
+from minidiff.pretrained.scheduler_config import SchedulerConfig
 from minidiff.pretrained.unet import UNet
 from minidiff.systems.system import System, check_finite
 from minidiff.terminal import say
@@ -218,7 +219,7 @@ class StableDiffusion(System):
                     the negative prompt
         scale       of guidance: 1 follows the prompt without guidance, as turbo models want.  A network that reads
                     the scale (a latent consistency model) was trained to do its guidance itself
-        sampler     a name in scheduler_config.CHOICES; None for the checkpoint's own
+        sampler     a name in scheduler_classes.CHOICES; None for the checkpoint's own
         spacing     of the times, leading, linspace or trailing, as few-step models want; None for the checkpoint's own
         predicts    what the network predicts, eps, v or x0, where a single file does not tell; None for its own
         size        WIDTHxHEIGHT in pixels, multiples of 8; None for the checkpoint's own, or the image's

@@ -150,9 +150,10 @@ OWN = {
     "pretrained/request.py": ("systems/test_stable_diffusion.py", "pretrained/test_whole_pipelines.py",
                               "cli/test_stable_diffusion_command.py"),
     "pretrained/plan.py": ("pretrained/test_from_image.py", "pretrained/test_scheduler_settings.py"),
-    "pretrained/scheduler_config.py": ("pretrained/test_scheduler_config.py", "pretrained/test_scheduler_settings.py",
-                                       "pretrained/test_from_image.py", "pretrained/test_whole_pipelines.py",
-                                       "pretrained/test_golden.py"),
+    **{f"pretrained/{name}.py": ("pretrained/test_scheduler_config.py", "pretrained/test_scheduler_settings.py",
+                                 "pretrained/test_from_image.py", "pretrained/test_whole_pipelines.py",
+                                 "pretrained/test_golden.py")
+       for name in ("scheduler_config", "scheduler_classes", "spacings")},
     "pretrained/checkpoints.py": ("systems/test_stable_diffusion.py",),
     "pretrained/agreement.py": ("pretrained/test_agreement.py", "systems/test_stable_diffusion.py"),
     "cli/main.py": ("cli/test_main.py", "cli/test_signals.py", "cli/test_streams.py", "test_platforms.py"),

@@ -12,7 +12,7 @@ import pytest
 from support.from_image import METHODS, SD, a_mask, numbers, ours
 
 from minidiff.pretrained.plan import PndmPlan
-from minidiff.pretrained.scheduler_config import FAMILIES
+from minidiff.pretrained.scheduler_classes import FAMILIES
 
 
 @cache

@@ -15,7 +15,8 @@ from minidiff.diffusion.multistep import dpm_solver_pp_2m_sde
 from minidiff.diffusion.samplers import dpm_solver_pp_2m
 from minidiff.errors import UserError
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.scheduler_config import CHOICES, NOT_HERE, OF_SCHEDULE, SchedulerConfig
+from minidiff.pretrained.scheduler_classes import CHOICES, NOT_HERE, OF_SCHEDULE
+from minidiff.pretrained.scheduler_config import SchedulerConfig
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 S = 0.8
@@ -82,9 +83,9 @@ def test_the_algorithm_type_or_the_user_chooses_the_sde(options, choice, functio
 
 def test_other_algorithms_are_refused():
     with pytest.raises(UserError, match="algorithm_type is 'sde-dpmsolver'"):
-        scheduler(algorithm_type="sde-dpmsolver")
+        scheduler(algorithm_type="sde-dpmsolver").plan(4)
     with pytest.raises(UserError, match="algorithm_type"):
-        scheduler("UniPCMultistepScheduler", algorithm_type="sde-dpmsolver++")
+        scheduler("UniPCMultistepScheduler", algorithm_type="sde-dpmsolver++").plan(4)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_karras_sigmas": True}])
@@ -127,7 +128,21 @@ def test_defaults_of_the_classes():
     ("UniPCMultistepScheduler", {"disable_corrector": [0, 1]}, r"disable_corrector is \[0, 1\]")])
 def test_settings_that_are_not_here_are_refused(name, values, words):
     with pytest.raises(UserError, match=words):
-        bare(name, **values)
+        bare(name, **values).plan(4)
+
+
+@pytest.mark.parametrize("name, values, own, other", [
+    ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc", "dpm++2m"), ("DDIMScheduler", {}, "ddim", "euler"),
+    ("EulerAncestralDiscreteScheduler", {"use_karras_sigmas": True}, "euler-a", "euler"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "dpm++2m", "euler")])
+def test_settings_of_its_own_sampler_do_not_count_where_another_is_chosen(name, values, own, other):
+    config = bare(name, **values)
+    for choice in (None, own):
+        with pytest.raises(UserError, match=r"\. Choose another sampler, such as --sampler (dpm\+\+2m|euler)\.$"):
+            config.plan(4, choice)
+    found, like = config.plan(4, other), bare(CHOICES[other].name).plan(4)
+    assert found.steps == like.steps and np.array_equal(found.t, like.t)
+    assert np.array_equal(found.schedule.alpha_bar, like.schedule.alpha_bar)
 
 
 @pytest.mark.parametrize("name", NOT_HERE)

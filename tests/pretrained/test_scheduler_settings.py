@@ -13,7 +13,7 @@ import pytest
 from support.scheduler_settings import EQUAL, EULER, LEADING, OURS, SETTINGS, SOLVER, close, named, ours
 
 from minidiff.errors import UserError
-from minidiff.pretrained.scheduler_config import beta_spacing, exponential_spacing
+from minidiff.pretrained.spacings import beta_spacing, exponential_spacing
 
 
 @cache

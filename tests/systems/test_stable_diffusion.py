@@ -22,7 +22,8 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import UserError
 from minidiff.pretrained.checkpoints import Folder
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.scheduler_config import CHOICES, SchedulerConfig
+from minidiff.pretrained.scheduler_classes import CHOICES
+from minidiff.pretrained.scheduler_config import SchedulerConfig
 from minidiff.systems.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parents[1] / "pretrained" / "checkpoints"
