@@ -35,6 +35,19 @@ def test_a_picture_is_written_pixel_for_pixel(tmp_path, capsys):
     assert "by stable-diffusion" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [(), ("--low-memory",)])
+def test_the_memory_is_checked_for_the_weights_as_they_will_be_held(words, tmp_path, monkeypatch):
+    asked = []
+
+    def stop(path, options):
+        asked.append(options)
+        raise UserError("enough")
+    monkeypatch.setattr(StableDiffusion, "check_memory", stop)
+    assert sample(*words, "-o", tmp_path / "a.png") == 2
+    assert [options.get("low_memory", False) for options in asked] == [bool(words)]
+    assert asked[0]["size"] == "48x40" and asked[0]["steps"] == 2
+
+
 def test_several_pictures_are_several_files(tmp_path):
     assert sample("--count", 2, "--seed", 3, "-o", tmp_path / "a.png") == 0
     first, second = (pixels(tmp_path / f"a-{i}.png") for i in (1, 2))

@@ -12,6 +12,7 @@ from support.command_line import call
 from support.toy import Toy
 
 from minidiff import terminal
+from minidiff.cli import check, train
 from minidiff.data import mnist
 from minidiff.systems.text_to_image import TextToImage
 from minidiff.training.run import TrainOptions, run
@@ -94,6 +95,18 @@ def test_lost_output_is_one_sentence_and_status_2(lost, words, monkeypatch, caps
     assert call(*words) == 2
     said = capsys.readouterr().err
     assert said.startswith("minidiff: the output could not be printed (") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command, own, status", [
+    (train, 0, 0), (train, 1, 1), (train, 130, 130), (check, 0, 2), (check, 1, 1), (check, 130, 130)],
+    ids=lambda v: getattr(v, "__name__", v))
+def test_lost_output_leaves_a_status_that_says_more(command, own, status, monkeypatch, capsys):
+    """train's output is in its files, too; a script would take an interrupted run with status 0 for a finished one."""
+    name = command.__name__.rpartition(".")[2]
+    monkeypatch.setattr(command, name, lambda args: print("done") or own)
+    monkeypatch.setattr(sys, "stdout", Broken())
+    assert call(name) == status
+    assert "the output could not be printed" in capsys.readouterr().err
 
 
 def test_the_picture_is_drawn_though_nobody_reads_where(tmp_path, monkeypatch, capsys):

@@ -156,6 +156,7 @@ OWN = {
        for name in ("scheduler_config", "scheduler_classes", "spacings")},
     "pretrained/checkpoints.py": ("systems/test_stable_diffusion.py",),
     "pretrained/agreement.py": ("pretrained/test_agreement.py", "systems/test_stable_diffusion.py"),
+    "cli/play.py": ("play/test_play_command.py",),
     "cli/main.py": ("cli/test_main.py", "cli/test_signals.py", "cli/test_streams.py", "test_platforms.py"),
     "cli/preview.py": ("cli/test_stable_diffusion_command.py",),
     **{f"systems/{name}.py": (f"systems/test_{name}.py", "systems/test_batches.py", "systems/test_fresh_streams.py",

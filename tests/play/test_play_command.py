@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.command_line import call
 
+from minidiff.engine import backend
 from minidiff.play import server
 from minidiff.play.guard import is_loopback
 
@@ -71,6 +72,14 @@ def test_it_opens_the_page_and_listens_to_this_machine_alone(served, capsys):
     assert host == address == "127.0.0.1" and opened == [f"http://127.0.0.1:{port}/"]
     printed = capsys.readouterr()
     assert opened[0] in printed.out and not printed.err
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_page_draws_on_the_device_that_is_asked_for(device, served, monkeypatch):
+    monkeypatch.setattr(backend, "check_device", lambda device: None)
+    assert call("play", "--port", 0, "--device", device) == 0
+    (offer, *_), = served[0]
+    assert offer.device == device
 
 
 def test_listening_elsewhere_is_said(served, capsys):
