@@ -45,6 +45,9 @@ RULES = [
     Rule(ANYWHERE, r"slice\(0, (.*)\n\+ .*slice\((None, )?\1", "A slice begins at 0 where nothing is said."),
     Rule("_distances", r'b, "sqeuclidean"\).*\n\+ .*b, \)', "Distances are compared with distances, squared or not."),
 
+    Rule(r"systems/.*\.stages", r"pictures\.(sheet|strip)\(.*columns=\d.*\n\+ .*(columns=(None|\d+)|, \)|, title)",
+         "A preview in another number of columns: its pictures and their captions are the same."),
+
     # ---- the same numbers, with more work
     Rule("minidiff/engine/", r"requires_grad\) or True else None",
          "A cotangent is computed that `record` drops: speed only (tests hold it for the ops where it costs most)."),

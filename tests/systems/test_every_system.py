@@ -60,6 +60,24 @@ def test_it_trains_in_half_precision(tmp_path, monkeypatch, name, precision):
     assert any((after[k] != before[k]).any() for k in before)
 
 
+@pytest.mark.parametrize("name", systems.SYSTEMS)
+def test_its_stages_can_be_trained_as_they_say(name):
+    """Steps, batch, learning rate and average within what a trainer takes; the small runs here ask for other steps."""
+    for stage in small_systems.new(name).stages(tiny.digits()):
+        config = TrainOptions().for_stage(stage)
+        assert (config.steps, config.batch) == (stage.steps, stage.batch_size)
+        assert (config.lr, config.ema) == (stage.lr, stage.ema)
+        assert stage.name.replace("-", "_").isidentifier() and stage.module.parameters()
+
+
+@pytest.mark.parametrize("name", systems.SYSTEMS)
+def test_a_system_that_it_is_not_built_on_is_refused(name):
+    kind = systems.system_class(name)
+    needs = ", ".join(kind.needs) or "no other system"
+    with pytest.raises(UserError, match=f"^{name} is not built on 'dpm': it needs {needs}$"):
+        systems.load_needed(kind, {"dpm": "dpm.safetensors"})
+
+
 # one of them in the default run, whose weights' names begin with all sorts of letters
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "digit-classifier" else pytest.mark.slow)
                                   for name in systems.SYSTEMS])

@@ -77,6 +77,16 @@ def test_sdxl_has_the_state_zero_unless_its_index_says_otherwise(tmp_path, said,
     assert Folder.at(tmp_path / "m").zeros_without_negative == zeros
 
 
+def test_what_is_told_of_a_checkpoint_in_several_precisions(tmp_path):
+    shutil.copytree(HERE / "eps", tmp_path / "m")
+    (file,) = (tmp_path / "m" / "vae").glob("*.safetensors")
+    plain = load_file(file)
+    save_file({name: w.astype(np.float32) for name, w in plain.items()}, file)
+    told = dict(StableDiffusion.about(tmp_path / "m"))
+    assert told["stored as"] == "F16, F32" and dict(StableDiffusion.about(HERE / "eps"))["stored as"] == "F16"
+    assert f"{sum(w.size for w in plain.values()):,} vae" in told["parameters"]
+
+
 def test_the_second_prompt_is_read_by_the_second_encoder_alone():
     """tau is the states of both encoders side by side; the embedding of the whole prompt is the second one's."""
     m, size = model("sdxl"), (40, 48)

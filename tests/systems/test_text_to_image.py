@@ -144,6 +144,22 @@ def test_guidance_is_the_line_through_the_two_predictions(model, scale, seed):
 LEVELS = {49: 1015.0, 39: 3.10, 29: 1.39, 19: 0.738, 9: 0.336}                      # sigma_t/alpha_t of five steps
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_a_loss_moves_to_a_gpu_is_known_ahead(model, dtype):
+    """alpha_t, sigma_t, each token's share of its caption's mean, and the sinusoids of t, small arrays all."""
+    t = np.array([0, 7, 49])
+    ids, mask = model.tokens(["3", "a bold seven", ""])
+    alpha, sigma, share, embedded = model.ahead(dtype, None, ids, mask, t, None)
+    abar = model.schedule.alpha_bar[t]
+    np.testing.assert_allclose(alpha, np.sqrt(abar), rtol=1e-6)
+    np.testing.assert_allclose(sigma, np.sqrt(1 - abar), rtol=1e-6)
+    np.testing.assert_allclose(share, mask / mask.sum(axis=1, keepdims=True), rtol=1e-3)
+    half = model.config.unet.embedding // 2
+    angles = t[:, None] * 10000.0 ** (-np.arange(half) / half)
+    np.testing.assert_allclose(embedded, np.concatenate([np.cos(angles), np.sin(angles)], axis=1), atol=2e-3)
+    assert alpha.dtype == sigma.dtype == np.float32 and share.dtype == embedded.dtype == dtype
+
+
 @pytest.mark.parametrize("low, high, guided", [
     (0.0, None, {49, 39, 29, 19, 9}), (0.5, 2.0, {29, 19}), (1.0, None, {49, 39, 29}), (0.0, 1.0, {19, 9}),
     (None, 1.0, {19, 9}), (2, 2, set()), (0.0, 0.0, set()), (None, 0, set())])
