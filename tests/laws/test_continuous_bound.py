@@ -85,6 +85,7 @@ def test_a_path_rises_from_end_to_end(seed, K, gamma_0, width):
     # a uniform time has gamma below the k-th knot with probability t_k
     np.testing.assert_allclose(path(path.knots), np.linspace(gamma_0, gamma_0 + width, K + 1), rtol=1e-9, atol=1e-9)
     table = path.table(9)
+    assert table.name == "a path in log-SNR"
     np.testing.assert_allclose(-table.log_snr(np.arange(9)), path(np.arange(9) / 8), rtol=1e-6, atol=1e-8)
 
 
@@ -237,6 +238,12 @@ def test_the_rows_by_noise_sum_to_the_second_term():
     # other noise levels are in no row
     alone, = bits_by_noise(one_by_one, path, x_0, [-8.0, 0.0], streams=SampleStreams(1, 6), terms=30)
     assert alone == rows[1]
+    # a draw at the last edge belongs to the last row
+    drawn = []
+    bits_by_noise(lambda x_t, gamma: drawn.extend(gamma) or one_by_one(x_t, gamma), path, x_0, [-13.3, 6.0],
+                  streams=SampleStreams(1, 6), terms=30)
+    to_the_last, = bits_by_noise(one_by_one, path, x_0, [-13.3, max(drawn)], streams=SampleStreams(1, 6), terms=30)
+    assert to_the_last.bits == pytest.approx(whole, rel=1e-12)
     with pytest.raises(ValueError, match="the number of samples must be a whole number of at least 2, not 1"):
         bits_by_noise(one_by_one, path, x_0[:1], [-8.0, 0.0], streams=SampleStreams(1, 1))
     with pytest.raises(ValueError, match="edges must be two or more gammas that rise"):
