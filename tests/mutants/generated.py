@@ -14,7 +14,9 @@ tests of the changed file and those of a second device. The rest has survived.
 docs/mutation.md is the report; the exit status is 1 if anything survived.
 
 A sample is drawn by --seed, all changes of a floor being equally likely.  So the share of the sample that is caught
-estimates that of the floor, and the report gives the interval that holds it with 95 %.
+estimates that of the floor, and the report gives the interval that holds it with 95 %.  This is the share when a change
+was first examined: for what survived then, tests are written, and the same command examines it again.  How much of the
+whole floor survives these tests, only another --seed would tell.
 
 mutmut does not change decorated functions (our properties) or the bodies of classes and modules.  Bugs in those are
 planted by hand, in the other files of this folder.
@@ -97,6 +99,7 @@ class Change:
     verdict: str                            # killed, timed out, crashed, argued, survived, not run
     diff: str = ""                          # the lines before (-) and after (+)
     why: str = ""                           # the argument, or the test that detected it
+    late: bool = False                      # survived when it was first examined, before a test was written for it
 
     @property
     def function(self) -> str:
@@ -166,7 +169,8 @@ class Workshop:
         """The last verdict on each change that was examined again."""
         lines = self.notes.read_text(encoding="utf-8").splitlines() if self.notes.exists() else []
         found = [Change(**json.loads(line)) for line in lines]
-        return {change.name: change for change in found}
+        late = {change.name for change in found if change.verdict == "survived"}
+        return {change.name: replace(change, late=change.name in late) for change in found}
 
     def planted(self, change: Change) -> str:
         """The file's text with the change in it."""
@@ -243,7 +247,7 @@ def examine(name: str, folder: Path, jobs: int, sample: int | None, seed: int) -
             print(json.dumps(asdict(change)), file=notes, flush=True)
             if change.verdict == "survived":
                 tqdm.write(f"SURVIVED {change.file} {change.function}\n{change.diff}")
-    return [again.get(change.name, change) for change in changes]
+    return held(name, folder)
 
 
 def held(name: str, folder: Path) -> list[Change]:
@@ -266,7 +270,8 @@ def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str
     made = [change for changes in floors.values() for change in changes]
     every = [change for change in made if change.verdict != "not run"]
     of = Counter(change.verdict for change in every)
-    caught = len(every) - of["argued"] - of["survived"]
+    late = [change for change in every if _was_late(change)]
+    caught = len(every) - of["argued"] - len(late)
     lines = [
         "# Every operator, number and argument, changed and caught", "",
         "A mutation tester changed the code of each floor in every place that it can change: operators, numbers,",
@@ -274,20 +279,23 @@ def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str
         "sample stands for the floor, within the interval, with 95 %.",
         "`python -m tests.mutants.generated` writes this page; its docstring describes the method. *Caught*: a test",
         "failed, or the process crashed or did not end. *Argued*: the change makes no difference that a test should",
-        "detect, for the reason given below. *Survived*: a test is missing.", "",
+        "detect, for the reason given below. *Survived*: no test failed when the change was first examined; this says",
+        "how much survives in the whole floor. Then tests were written: *now* is what survives them.", "",
         f"{datetime.date.today()}, {machine()}, mutmut {_version()}: **{len(every)} of {len(made)} changes examined, "
-        f"{caught} caught ({caught / max(len(every), 1):.1%}), {of['argued']} argued, {of['survived']} survived**"
+        f"{caught} caught at once, {of['argued']} argued, {len(late)} survived, {of['survived']} survive now**"
         + (f", in {seconds / 60:.0f} minutes." if seconds else "."), "",
-        "| floor | changes | examined | caught | argued | survived | caught, of those not argued |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| floor | changes | examined | caught | argued | survived | now | caught, of those not argued |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
         *(_row(f"{name}/", changes) for name, changes in floors.items()), "",
-        "| file | changes | examined | caught | argued | survived | caught, of those not argued |",
-        "|---|--:|--:|--:|--:|--:|--:|"]
+        "| file | changes | examined | caught | argued | survived | now | caught, of those not argued |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for file in sorted({change.file for change in every}):
-        lines.append(_row(file.removeprefix("minidiff/"), [change for change in made if change.file == file]))
-    lines += ["", "## Survived", ""]
-    lines += [row for change in every if change.verdict == "survived" for row in _entry(change)] or ["None."]
-    lines += ["", "## Argued to make no difference", ""]
+        lines.append(_row(file.removeprefix("minidiff/"), [c for c in made if c.file == file], of_a_sample=False))
+    for title, some in (("Survive now", [change for change in late if change.verdict == "survived"]),
+                        ("Survived until tests were written", [c for c in late if c.verdict != "survived"])):
+        lines += ["", f"## {title}", "", *([row for change in some for row in _entry(change)] or ["None."])]
+    lines += [""]
+    lines += ["## Argued to make no difference", ""]
     for why in sorted({change.why for change in every if change.verdict == "argued"}):
         lines += [f"**{why}**", ""]
         lines += [row for change in every if change.verdict == "argued" and change.why == why for row in _entry(change)]
@@ -295,16 +303,20 @@ def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _row(name: str, changes: list[Change]) -> str:
-    """A row of the tables: the share, and where it is of a sample its interval."""
-    of = Counter(change.verdict for change in changes)
-    examined, argued, survived = len(changes) - of["not run"], of["argued"], of["survived"]
+def _row(name: str, changes: list[Change], of_a_sample: bool = True) -> str:
+    """A row of the tables: the share, and of a sample its interval."""
+    of, survived = Counter(change.verdict for change in changes), sum(map(_was_late, changes))
+    examined, argued = len(changes) - of["not run"], of["argued"]
     caught, n = examined - argued - survived, examined - argued
     share = f"{caught / n:.1%}" if n else "-"
-    if n and of["not run"]:
+    if n and of["not run"] and of_a_sample:
         low, high = interval(caught, n)
         share += f" ({low:.1%} to {high:.1%})"
-    return f"| {name} | {len(changes)} | {examined} | {caught} | {argued} | {survived} | {share} |"
+    return f"| {name} | {len(changes)} | {examined} | {caught} | {argued} | {survived} | {of['survived']} | {share} |"
+
+
+def _was_late(change: Change) -> bool:
+    return change.verdict == "survived" or change.late and change.verdict != "argued"
 
 
 def interval(k: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -117,6 +117,13 @@ def test_gamma_reaches_the_network_and_its_prediction_is_that_of_each_sample(mod
     np.testing.assert_allclose(other.network(x_t, t, None), expected, atol=1e-3)
 
 
+def test_a_threshold_of_the_denoiser_is_of_x0_hat(model):
+    x_t, t = np.random.default_rng(0).standard_normal((2, 4, 4, 1), dtype=np.float32), np.array([2, 9])
+    plain, clipped = model.denoiser()(x_t, t), model.denoiser(clip=lambda x0_hat: x0_hat.clip(-0.1, 0.2))(x_t, t)
+    np.testing.assert_array_equal(clipped, plain.clip(-0.1, 0.2))
+    assert plain.min() < -0.1 and plain.max() > 0.2
+
+
 def test_the_derivative_of_the_denoiser():
     rng, t = np.random.default_rng(0), np.array([9, 15])
     other = made().astype(np.float64)
