@@ -103,7 +103,7 @@ def test_a_folder_without_pictures_or_with_other_arrays(folder):
         load_dataset(folder)
     for style in emoji.STYLES.values():
         (folder / style).unlink()
-    with pytest.raises(UserError, match="has names.csv, and none of noto-32.npz, twemoji-32.npz"):
+    with pytest.raises(UserError, match=f"^'{folder}' has names.csv, and none of noto-32.npz, twemoji-32.npz"):
         load_dataset(folder)
 
 

@@ -48,6 +48,11 @@ RULES = [
     Rule(r"systems/.*\.stages", r"pictures\.(sheet|strip)\(.*columns=\d.*\n\+ .*(columns=(None|\d+)|, \)|, title)",
          "A preview in another number of columns: its pictures and their captions are the same."),
 
+    Rule("attributes.py _measure_chunk", r"\+ u, v = u \+ mean\(u\)",
+         "The origin of u cancels: v is centred, and a width is a difference."),
+    Rule("digit_captions.py", r"form (>=|<) 0\.\d+.*\n\+ .*form (>|<=) 0\.\d+",
+         "A uniform number is never exactly the bound."),
+
     # ---- the same numbers, with more work
     Rule("minidiff/engine/", r"requires_grad\) or True else None",
          "A cotangent is computed that `record` drops: speed only (tests hold it for the ops where it costs most)."),

@@ -43,7 +43,7 @@ from pathlib import Path
 from threading import Lock
 
 from .argued import reason
-from .run import PARTS, QUICK, ROOT, SLOW, machine
+from .run import PARTS, QUICK, ROOT, SLOW, machine, own_tests
 
 REPORT = ROOT / "docs" / "mutation.md"
 LIMIT = 600                                                 # seconds for the tests of one change in a copy
@@ -195,10 +195,10 @@ class Workshop:
             here = Path(folder) / "copy"
             shutil.copytree(self.root, here, ignore=shutil.ignore_patterns("__pycache__", "mutants"))
             (here / change.file).write_text(self.planted(change), encoding="utf-8")
-            # first the tests of the file and of its floor's contracts: they are few, and detect most changes
-            near = [str(p.relative_to(here)) for t in self.floor.tests for p in sorted((here / t).rglob("test_*.py"))
-                    if p.stem.startswith(f"test_{Path(change.file).stem}")
-                    or p.stem.endswith(("refusals", "contracts"))]
+            # first the tests of the file, on whatever floor, and of its floor's contracts: they detect most changes
+            near = own_tests(change.file.removeprefix("minidiff/"), here)
+            near += [str(p.relative_to(here)) for t in self.floor.tests for p in sorted((here / t).rglob("test_*.py"))
+                     if p.stem.endswith(("refusals", "contracts"))]
             slow = [str(p.relative_to(here)) for p in sorted((here / "tests").rglob("test_second_device*.py"))
                     if any(str(p.relative_to(here)).startswith(t) for t in self.floor.tests)]
             for tests, marker in ((near, QUICK), ([t for t in self.floor.tests if (here / t).exists()], QUICK),
