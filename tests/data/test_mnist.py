@@ -287,7 +287,7 @@ def test_the_error_says_what_went_wrong_at_each_mirror(mirrors, monkeypatch):
                                                ("half", "[0-9]+ bytes read, [0-9]+ more expected")])
 def test_a_broken_connection_is_named(mirrors, fault, reason):
     mirrors(fault)
-    with pytest.raises(UserError, match=rf"could not be downloaded \([a-zA-Z]*\(?{reason}"):     # without the one mirror
+    with pytest.raises(UserError, match=rf"could not be downloaded \([a-zA-Z]*\(?{reason}"):
         mnist.load(split="test", quiet=True)
 
 

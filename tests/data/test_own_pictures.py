@@ -119,8 +119,17 @@ def test_train_and_test_folders(tmp_path):
     shutil.rmtree(tmp_path / "validation")
     data = load_dataset(tmp_path)
     assert levels(data) == [1] and data.test() is None
-    with pytest.raises(UserError, match="has no test pictures: put them into a folder test"):
+    with pytest.raises(UserError, match=f"^'{tmp_path}' has no test pictures: put them into a folder test"):
         load_dataset(tmp_path, "test")
+
+
+def test_train_alone_in_a_folder_is_no_caption(tmp_path):
+    """Its pictures are those of the folder train itself; a hidden file beside it does not count."""
+    put(tmp_path, {"train/a cat.png": png(1), "train/a dog.png": png(2)})
+    expected = load_dataset(tmp_path / "train").captions
+    assert load_dataset(tmp_path).captions == expected and "train" not in str(expected)
+    (tmp_path / ".DS_Store").touch()
+    assert load_dataset(tmp_path).captions == expected
 
 
 def test_prompts_are_spread_over_the_pictures(folder):
