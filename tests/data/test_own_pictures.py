@@ -123,13 +123,15 @@ def test_train_and_test_folders(tmp_path):
         load_dataset(tmp_path, "test")
 
 
-def test_train_alone_in_a_folder_is_no_caption(tmp_path):
-    """Its pictures are those of the folder train itself; a hidden file beside it does not count."""
-    put(tmp_path, {"train/a cat.png": png(1), "train/a dog.png": png(2)})
-    expected = load_dataset(tmp_path / "train").captions
-    assert load_dataset(tmp_path).captions == expected and "train" not in str(expected)
-    (tmp_path / ".DS_Store").touch()
-    assert load_dataset(tmp_path).captions == expected
+def test_the_folder_train_is_no_caption(tmp_path):
+    """Alone in a folder it is not taken for what its pictures show; a hidden file beside it does not count."""
+    put(tmp_path, {"train/1.png": png(1), "train/2.png": png(2)})
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"^'{tmp_path}/train' has no captions"):
+            load_dataset(tmp_path)
+        (tmp_path / ".DS_Store").touch()
+    put(tmp_path, {"plane/3.png": png(3)})
+    assert sorted(load_dataset(tmp_path).captions) == [("plane",), ("train",), ("train",)]
 
 
 def test_prompts_are_spread_over_the_pictures(folder):

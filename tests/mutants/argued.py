@@ -50,6 +50,8 @@ RULES = [
 
     Rule("attributes.py _measure_chunk", r"\+ u, v = u \+ mean\(u\)",
          "The origin of u cancels: v is centred, and a width is a difference."),
+    Rule("picture_cache.py opened", r"\+ .* np\.zeros\(shape, (None)?\)",
+         "The dtype of no pictures: a folder without any is refused."),
     Rule("digit_captions.py", r"form (>=|<) 0\.\d+.*\n\+ .*form (>|<=) 0\.\d+",
          "A uniform number is never exactly the bound."),
 
