@@ -250,17 +250,15 @@ def _started(folder: Path, kind: type[System]) -> Start | None:
     text = read_file(path, LARGEST_START)
     try:
         saved = parse_json(text)
-        if saved["system"] != kind.name:
-            raise UserError(f"{folder} holds a run of {str(saved['system'])[:40]!r}, not of {kind.name!r}: choose "
-                            "another --out.")
-        options = TrainOptions(**saved["options"])
-        _check_options(options)
-        needed = {str(name): str(digest) for name, digest in saved["needed"].items()}
-        return Start(config_from(kind.Config, saved["config"]), options, str(saved["data"]), needed)
-    except UserError:
-        raise
+        if saved["system"] == kind.name:
+            options = TrainOptions(**saved["options"])
+            _check_options(options)
+            needed = {str(name): str(digest) for name, digest in saved["needed"].items()}
+            return Start(config_from(kind.Config, saved["config"]), options, str(saved["data"]), needed)
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{path} does not say how this run was started ({error}): choose another --out.") from error
+    raise UserError(f"{folder} holds a run of {str(saved['system'])[:40]!r}, not of {kind.name!r}: choose another "
+                    "--out.")
 
 
 def _check_options(options: TrainOptions) -> None:
