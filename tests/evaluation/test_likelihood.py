@@ -51,9 +51,9 @@ def oracle(picture: np.ndarray, abar: list[float], error: float = 0.0, condition
 def test_the_numbers_of_a_model_that_knows_the_picture(shape, condition):
     """Two times, one L_{t-1}, all images alike: each part has a closed form, and all images cost the same."""
     picture = np.random.default_rng(0).integers(1, 255, shape, dtype=np.uint8)
-    test = Pictures(np.stack([picture] * 25))
+    test = Pictures(np.stack([picture] * 35))
     a0, a1, D = 0.9999, 0.0001, math.prod(shape)
-    r = likelihood(oracle(picture, [a0, a1], condition=condition), test, count=20)
+    r = likelihood(oracle(picture, [a0, a1], condition=condition), test, count=30)
     # q has the variance beta~ = beta (1 - a0) / (1 - a1) and the model beta, at equal means: the images do not matter
     ratio = (1 - a0) / (1 - a1)
     assert r.steps == pytest.approx((ratio - 1 - math.log(ratio)) / 2 / math.log(2), rel=1e-6)
@@ -61,7 +61,7 @@ def test_the_numbers_of_a_model_that_knows_the_picture(shape, condition):
     assert r.prior == pytest.approx(((a1 * x_0**2 - a1 - math.log(1 - a1)) / 2).sum() / D / math.log(2), rel=1e-4)
     inside = stats.norm.cdf(1 / 255, scale=math.sqrt(1 - a0)) - stats.norm.cdf(-1 / 255, scale=math.sqrt(1 - a0))
     assert r.decoder == pytest.approx(-math.log2(inside), rel=1e-4) == r.flow_decoder
-    assert r.bound_error == pytest.approx(0, abs=1e-6) and r.images == 20 and r.flow_images == 2
+    assert r.bound_error == pytest.approx(0, abs=1e-6) and r.images == 30 and r.flow_images == 3
     assert r.sigma == pytest.approx(math.sqrt(1 - a0), rel=1e-9) and r.flow_steps == 1
     # x0_hat beyond white is clipped in the bound and not in the flow
     white = np.full(shape, 255, np.uint8)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
-from minidiff.evaluation import JUDGES, evaluate, report
+from minidiff.evaluation import JUDGES, check_draws, evaluate, report
 from minidiff.evaluation.pictures import evaluate_pictures
 from minidiff.evaluation.report import evaluate_digits, gaussian_pixels, prompts_like
 
@@ -218,3 +219,5 @@ def test_a_judge_must_be_a_function():
 def test_a_system_that_draws_no_pictures_of_captions_is_not_evaluated():
     with pytest.raises(UserError, match="^clip draws no pictures of captions: examples/03_clip.py shows what it does$"):
         evaluate(small_systems.small("clip"))
+    with pytest.raises(UserError, match="^swirl draws no pictures of captions$"):
+        check_draws(SimpleNamespace(name="swirl", example="", options=lambda: None))
