@@ -196,7 +196,8 @@ def test_fid_of_singular_and_of_extreme_covariances(scale):
 def test_fid_of_features_that_are_not_finite_is_refused(bad):
     mean, cov = np.zeros(2), np.eye(2)
     for wrong in ((np.array([bad, 0]), cov), (mean, np.diag([bad, 1]))):
-        with pytest.raises(ValueError, match="the features must be finite"):
+        with pytest.raises(ValueError, match="^the features must be finite, and at least two: their mean or "
+                                             "covariance holds NaN or infinity$"):
             frechet_distance(mean, cov, *wrong)
 
 
