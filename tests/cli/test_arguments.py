@@ -6,12 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 from support import small_systems, tiny
 from support.command_line import call
 from support.toy import Toy
 
+import minidiff
 from minidiff import systems
 from minidiff.cli import arguments
+from minidiff.data import mnist
+from minidiff.data.dataset import DATASETS
+from minidiff.diffusion.densities import DENSITIES
+from minidiff.diffusion.samplers import SAMPLERS
+from minidiff.diffusion.schedules import SCHEDULES
+from minidiff.engine.cuda import launch
+from minidiff.engine.parallel import cores
 from minidiff.errors import UserError
 from minidiff.systems.stable_diffusion import StableDiffusion
 
@@ -30,7 +39,8 @@ from minidiff.systems.stable_diffusion import StableDiffusion
      ["a.safetensors:x", "a.safetensors:nan", "a.safetensors:1e9"]),
     (arguments.embedding, {"d/toy.safetensors": ("toy", Path("d/toy.safetensors")),
                            "toy.pt:<cat-toy>": ("<cat-toy>", Path("toy.pt"))}, []),
-    (arguments.setting, {"a=1": ("a", 1), "a=0.5": ("a", 0.5), "a=true": ("a", True), "a=False": ("a", False),
+    (arguments.setting, {"a=1": ("a", 1), "a=0.5": ("a", 0.5), "a=true": ("a", True), "a=True": ("a", True),
+                         "a=False": ("a", False), "a=null": ("a", None),
                          "a=x=y": ("a", "x=y"), "a=": ("a", ""), "a=[1, 2]": ("a", [1, 2]), "a=tRue": ("a", "tRue")},
      ["a", "=1", ""]),
     (lambda text: tuple(map(str, arguments.named_file(text))), {"clip=a/b.c": ("clip", "a/b.c"), "a=b=c": ("a", "b=c")},
@@ -75,6 +85,25 @@ def test_info_names_the_parts_their_sizes_the_fields_and_the_notes(tmp_path, cap
     assert rows["trained"] == "by a test, seed 3"
     assert rows["tokenizer"] == f"{model.tokenizer.vocab_size} tokens" and rows["drop_caption"] == "0.1"
     assert rows["systems"].startswith("dpm (not trained), ") or "text-to-image" in rows["systems"]
+
+
+def test_info_says_what_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert call("info") == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line[:lines[0].index(minidiff.__version__)].strip(): line for line in lines}
+    package, families = Path(minidiff.__file__).parent, launch.families()
+    said = {"minidiff": f"{minidiff.__version__} in {package}",
+            "numpy, scipy": f"{np.__version__}, {scipy.__version__}",
+            "cores, GPU": f"{cores()}, ", "kernels": ", ".join(f"{f} {max(launch.versions(f))}" for f in families),
+            "data cache": str(mnist.cache_dir()), "data sets": ", ".join(DATASETS), "schedules": ", ".join(SCHEDULES),
+            "densities of times": ", ".join(DENSITIES), "samplers": ", ".join(SAMPLERS), "systems": ""}
+    assert list(rows) == list(said) and len(families) > 3
+    for name, value in said.items():
+        shown = rows[name][lines[0].index(minidiff.__version__):]
+        assert shown == value or name in ("cores, GPU", "systems") and shown.startswith(value)
+    for name in systems.SYSTEMS:
+        assert name in rows["systems"]
 
 
 def test_info_says_what_an_option_without_a_default_depends_on(tmp_path, capsys):

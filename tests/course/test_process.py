@@ -119,6 +119,20 @@ def test_an_answer_may_take_the_seconds_that_were_given(tmp_path, monkeypatch, w
     assert asked == [(NAME, tmp_path / f"{NAME}.py", seconds)]
 
 
+def test_a_file_is_named_by_its_path_or_by_its_name_in_the_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / f"{NAME}.py").write_text(ANSWER, encoding="utf-8")
+    for words in ((f"{NAME}.py", "--folder", mine), (mine / f"{NAME}.py",), (f"mine/{NAME}.py",)):
+        assert call("check", *words) == 0, words
+    capsys.readouterr()
+    assert call("check", f"{NAME}.py") == 2
+    assert f"there is no file '{NAME}.py' in " in capsys.readouterr().err
+    assert call("check", f"other/{NAME}.py", "--folder", mine) == 2
+    assert capsys.readouterr().err.endswith(": name it by its path, or by --folder and its name\n")
+
+
 def test_files_of_other_names_are_found(tmp_path, capsys):
     (tmp_path / "example.py").write_text("", encoding="utf-8")
     for path in (tmp_path / "ex01.py", tmp_path / "ex1_again.py"):
