@@ -126,6 +126,18 @@ def test_every_other_command_ends_at_once_with_128_and_the_signal(monkeypatch, c
     assert handlers() == before
 
 
+@pytest.mark.parametrize("given, said", [((), "stopped"), (("enough",), "enough")])
+def test_an_interrupt_that_is_no_signal_ends_with_130(given, said, monkeypatch, capsys):
+    """A library may raise KeyboardInterrupt of itself."""
+    from minidiff.cli import info
+
+    def raising(rows):
+        raise KeyboardInterrupt(*given)
+    monkeypatch.setattr(info, "print_table", raising)
+    assert call("info") == 130
+    assert capsys.readouterr().err == f"minidiff: {said}\n"
+
+
 def test_between_stages_training_says_how_to_resume(toy_training, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "use_averaged_weights", lambda self: signal.raise_signal(signal.SIGTERM))
     assert call(*TRAIN, "run") == 128 + signal.SIGTERM
