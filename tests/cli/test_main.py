@@ -1,7 +1,9 @@
 """The command line, used well and badly: a mistake is one sentence, exit status 2, and nothing lost."""
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from PIL import Image
 from support import fake_cupy, tiny
 from support.command_line import call
 
+from minidiff.cli.main import _parser
 from minidiff.data import mnist
 from minidiff.systems.text_to_image import TextToImage
 
@@ -94,6 +97,17 @@ def test_train_takes_fields_of_the_configuration_and_a_schedule(tmp_path, monkey
                 "--set", "drop_caption=0", "--set", "T=30", "--schedule", "cosine:offset=0.02") == 0
     config = TextToImage.load(tmp_path / "run" / "model.safetensors").config
     assert (config.drop_caption, config.T, config.schedule) == (0.0, 30, "cosine:offset=0.02")
+
+
+def test_every_argument_has_a_help_text():
+    """A phrase that begins small, or with the name of whom it is for; words are one space apart."""
+    (commands,) = (a.choices for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert list(commands) == ["train", "sample", "evaluate", "verify", "check", "info", "play"]
+    for command, parser in commands.items():
+        for action in parser._actions:
+            assert re.fullmatch(r"((Stable Diffusion|SDXL): )?[a-z0-9].*[^. ]", action.help or ""), (command, action.dest)
+            assert "  " not in action.help
+            assert action.nargs == 0 or action.choices or action.metavar or not action.option_strings, action.dest
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["verify"], ["check"], ["info"]])
