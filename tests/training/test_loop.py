@@ -37,6 +37,10 @@ def test_a_run_that_diverges_says_where_and_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"step 3 is nan.*step-000003\.safetensors.*lower --lr"):
         train(tmp_path / "run", steps=5)
     assert checkpoint.CheckpointFolder(tmp_path / "run" / "1-diffusion").latest().meta["step"] == 3
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1e9)
+    with pytest.raises(UserError, match="^training stopped: the loss of step 3 is nan and its gradient's norm nan; no "
+                                        "state was saved before it; start a new run in another --out with a lower"):
+        train(tmp_path / "again", steps=5)
 
 
 def test_the_bar_shows_the_mean_of_the_last_50_losses(tmp_path, monkeypatch):
