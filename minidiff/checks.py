@@ -2,13 +2,13 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import numpy as np
 
 
 def whole(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
-    """The value as an int; ValueError, which names it, unless it is a whole number from `least` to `most`.
+    """The value as an int; ValueError, with the name, unless it is a whole number from `least` to `most`.
 
     Integers of NumPy are whole numbers too, and arrays of shape () that hold one.  True, 5.0 and "5" are not.
     """
@@ -18,28 +18,38 @@ def whole(name: str, value: object, least: int | None = None, most: int | None =
         number = None
     if number is None or least is not None and number < least or most is not None and number > most:
         limits = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number{limits}, not {repr(value)[:40]}")
+        raise ValueError(f"{name} must be a whole number{limits}, not {_shown(value)}")
     return number
 
 
 def finite(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
-    """The value as a float; ValueError, which names it, unless it is a finite number from `least` to `most`.
+    """The value as a float; ValueError, with the name, unless it is a finite number from `least` to `most`.
 
     NumPy's numbers are numbers too, and arrays of shape () that hold one.  True and "5" are not.
     """
     single = isinstance(value, int | float | np.generic | np.ndarray) and np.ndim(value) == 0
-    number = float(value) if single and np.asarray(value).dtype.kind in "iuf" else math.nan
+    try:
+        number = float(value) if single and np.asarray(value).dtype.kind in "iufO" else math.nan
+    except (OverflowError, TypeError, ValueError):          # a whole number of 309 digits or more, or an object
+        number = math.nan
     if not (math.isfinite(number) and least <= number <= most):
-        limits = "" if least == -math.inf else f" of at least {least:g}" if most == math.inf else (
-            f" from {least:g} to {most:g}")
-        raise ValueError(f"{name} must be a finite number{limits}, not {repr(value)[:40]}")
+        low = "" if least == -math.inf else f" of at least {least:g}"
+        limits = low if most == math.inf else f" from {least:g} to {most:g}"
+        raise ValueError(f"{name} must be a finite number{limits}, not {_shown(value)}")
     return number
 
 
-def one_of(name: str, value: object, choices: Iterable[str]) -> None:
+def one_of(name: str, value: object, choices: Collection[str]) -> None:
     """ValueError, which lists the choices, unless the value is one of these names."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {repr(value)[:40]}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:40]
+    except ValueError:                                      # Python writes no number of more than 4,300 digits
+        return f"a number of {type(value).__name__} with more than 4,300 digits"
 
 
 def with_plain_numbers(config: object) -> None:

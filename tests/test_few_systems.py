@@ -146,7 +146,7 @@ GIVES = {
     "scatter, no points": (lambda: plots.scatter([("a", [zeros(0, 2)])], ["t"]).mode, "RGB"),
     "panels, one point": (lambda: plots.panels([plots.Panel("a", "x", "y", [("s", [1], [1], "o")], log_x=True,
                                                             log_y=True)]).mode, "RGB"),
-    "running_mean": (lambda: plots.running_mean(np.zeros(0)), ((0,), "float64")),
+    "running_mean": (lambda: plots.running_mean(np.zeros(0))[1], ((0,), "float64")),
     "verify.report, T = 1": (lambda: [row for row in verify_report(T1) if row.verdict == BROKEN], ()),
     "watch.plot, T = 1": (lambda: watch.plot(T1).mode, "RGB"),
     "watch.watch, T = 1": (lambda: [state.t for state in watch.watch(T1, zeros(2, 1, 1), 10)], (-1, 0)),

@@ -159,8 +159,7 @@ def _check(denoiser: Denoiser, scale: float) -> None:
 
 
 def _check_interval(guided: ClassifierFree, low: float, high: float) -> None:
-    if not (isinstance(low, int | float | np.number) and isinstance(high, int | float | np.number)
-            and 0 <= low <= high):
+    if not (all(np.asarray(level).dtype.kind in "iuf" for level in (low, high)) and 0 <= low <= high):
         raise ValueError(f"the guidance interval's low and high must be noise levels sigma / alpha with "
                          f"0 <= low <= high, got {low!r} and {high!r}")
     if not isinstance(guided, ClassifierFree):

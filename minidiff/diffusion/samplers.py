@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.checks import one_of, whole
+from minidiff.checks import finite, one_of, whole
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance, q_step, v_from_x0
 from minidiff.diffusion.schedules import Schedule
@@ -282,8 +282,7 @@ def standard_normal(streams: SampleStreams | None, x_t):
 # ---- checks ------------------------------------------------------------------------------------------------
 
 def _check_eta(eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie within 0 (deterministic) and 1 (ancestral), got {eta!r}")
+    finite("eta, from deterministic to ancestral,", eta, 0, 1)
 
 
 def _check_sampler(entry: Sampler) -> None:

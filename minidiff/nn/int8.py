@@ -14,22 +14,35 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from minidiff.errors import UserError
+
 SCALE = ":scale"                                            # after a weight's name: the name of its scale
 
 
 def to_int8(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Each float32 array (..., C) of two axes or more as two, of int8 and (C,) float32; vectors in float16.
 
-    Other arrays, such as float64 statistics, are kept.
+    Other arrays, such as float64 statistics, are kept.  UserError for a number of a vector that float16 cannot hold.
     """
     found = {}
     for name, w in weights.items():
         if w.dtype != np.float32:
             found[name] = w
         elif w.ndim < 2:
-            found[name] = w.astype(np.float16)
+            found[name] = rounded(name, w, np.float16)
         else:
             found[name], found[name + SCALE] = quantised(w)
+    return found
+
+
+def rounded(name: str, w: np.ndarray, dtype) -> np.ndarray:
+    """The array in another floating dtype; UserError where this makes a number infinite.  name: for the message."""
+    with np.errstate(over="ignore"):
+        found = w.astype(dtype)
+    if not np.array_equal(np.isfinite(found), np.isfinite(w)):
+        largest = abs(w[np.isfinite(w)]).max()
+        raise UserError(f"{np.dtype(dtype)} holds numbers up to {float(np.finfo(dtype).max):,.0f}, and the weights "
+                        f"{name!r} reach {largest:,.0f}: save them in float32")
     return found
 
 

@@ -47,7 +47,7 @@ class AdamW:
     def step(self, grads: Sequence, lr: float) -> None:
         """One update.
 
-        FloatingPointError, with nothing changed, if the square of a gradient is not finite, which clipping prevents.
+        FloatingPointError, with nothing changed, if a gradient or its square is not finite.
         """
         c = self.config
         _check_step(self.parameters, self.m, grads)
@@ -58,7 +58,7 @@ class AdamW:
 
         def update(part: list) -> None:
             for (name, p), g in part:
-                m, v, w = self.m[name], self.v[name], p.data
+                m, v, w, g = self.m[name], self.v[name], p.data, wide(g)
                 # m <- b1 m + (1 - b1) g
                 m *= c.b1
                 m += (1 - c.b1) * g
@@ -289,14 +289,18 @@ def _check_step(parameters: dict[str, Tensor], moments: dict, grads: Sequence) -
 def _check_squares(parameters: dict[str, Tensor], grads: Sequence) -> None:
     """FloatingPointError unless each g^2 is finite: v would stay infinite, and w would not change again."""
     def check(part: list) -> None:
+        # one sum of all squares: it reads each gradient once, and waits for a GPU once
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(float(sum(xp_of(g).vdot(wide(g), wide(g)) for _, g in part))):
+                return
         for name, g in part:
-            # the sum of all squares takes one pass and no memory; where it overflows, each is asked
-            if not math.isfinite(float(xp_of(g).vdot(wide(g), wide(g)))):
-                with np.errstate(over="ignore"):
-                    finite = xp_of(g).isfinite(wide(g) * wide(g)).all()
-                if not finite:
-                    raise FloatingPointError(f"the square of the gradient of parameter {name!r} overflows, or is NaN: "
-                                             "clip the gradients first (clip_by_norm)")
+            largest = float(abs(wide(g)).max()) if g.size else 0.0
+            if not math.isfinite(largest):
+                raise FloatingPointError(f"the gradient of parameter {name!r} is not finite: take a smaller learning "
+                                         "rate")
+            if largest > math.sqrt(np.finfo(wide(g).dtype).max):
+                raise FloatingPointError(f"the square of the gradient of parameter {name!r} overflows: clip the "
+                                         "gradients first (clip_by_norm)")
     _on_all_cores(check, list(zip(parameters, grads, strict=True)), grads)
 
 

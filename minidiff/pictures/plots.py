@@ -112,11 +112,11 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str = "Tr
     logarithmic = bool((y[shown] >= 0).all() and (y[shown] > 0).any())
     shown &= (y > 0) | (not logarithmic)
     x, y = x[shown], y[shown].clip(1e-99 if logarithmic else -1e99, 1e99)
-    smooth = running_mean(y)
+    i, smooth = running_mean(y)
     with _figure(8, 4.5) as figure:
         axes = figure.subplots()
         axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
-        axes.plot(x, smooth, color=BLUE, linewidth=2.2, marker="o" if len(x) == 1 else "")
+        axes.plot(x[i], smooth, color=BLUE, linewidth=2.2, marker="o" if len(x) == 1 else "")
         axes.set(xlabel="step", ylabel="loss")
         if logarithmic:
             _logarithmic(axes.set_yscale, axes.yaxis)
@@ -131,16 +131,17 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], title: str = "Tr
         return _image(figure)
 
 
-def running_mean(y: np.ndarray) -> np.ndarray:
-    """For each of the values (n,) the mean of the n/25 around it; near the ends, of those that there are."""
-    half = len(y) // 50
-    i = np.arange(len(y))
+def running_mean(y: np.ndarray, places: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """(i, mean): at places i of the values (n,) the mean of the n/25 around it; near the ends, of those that there are.
+
+    places: how many there are at most, evenly spread; more would not be seen, and would take long.
+    """
+    half, i = len(y) // 50, np.linspace(0, max(len(y) - 1, 0), min(len(y), places)).round().astype(int)
     back = np.minimum(half, i)
     ahead = np.minimum(back, len(y) - 1 - i)                # no farther than back: early on, the loss falls fast
     # each window is added up alone: in differences of one running sum, a huge value would lose all after it
-    ends = np.stack([i - back, i + ahead + 1], axis=1)                                          # (n, 2)
-    sums = np.add.reduceat(np.append(y, 0.0), ends.ravel())[::2]
-    return sums / (back + ahead + 1)
+    ends = np.stack([i - back, i + ahead + 1], axis=1)                                      # (places, 2)
+    return i, np.add.reduceat(np.append(y, 0.0), ends.ravel())[::2] / (back + ahead + 1)
 
 
 # --- axes -------------------------------------------------------------------------------------------------

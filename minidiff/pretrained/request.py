@@ -60,9 +60,7 @@ def check(form: Form, options: Mapping[str, Any], scheduler: SchedulerConfig) ->
     if strength is not None:
         if image is None:
             raise UserError("strength is of image to image: give an image, too")
-        finite("strength", strength)
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength must be a number from 0 to 1, not {strength}")
+        finite("strength", strength, 0, 1)
     if sampler is not None:
         check_choice(sampler)
     form.pixels(options.get("size"), image)

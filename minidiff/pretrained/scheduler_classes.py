@@ -90,7 +90,7 @@ NOT_HERE = {"DEISMultistepScheduler": "dpm++2m", "DPMSolverSinglestepScheduler":
 # what counts of their settings
 OF_SCHEDULE = ("_class_name", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas",
                "prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset", "set_alpha_to_one",
-               "thresholding", "use_flow_sigmas")
+               "thresholding", "use_flow_sigmas", "timestep_type")
 
 
 # --- settings ----------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ DEFAULTS = {"DDIMScheduler": {"clip_sample": True}, "HeunDiscreteScheduler": OF_
 
 def check_choice(name: str) -> None:
     """UserError, which says what is meant most likely, where there is no sampler of this name."""
-    if name not in CHOICES:
+    if not isinstance(name, str) or name not in CHOICES:
         spelled = str(name)[:40].lower().replace("_", "-").replace(" ", "-")
         near = NEAREST.get(spelled) or next(iter(get_close_matches(spelled, CHOICES, 1)), None)
         raise UserError(f"sampler must be one of {', '.join(CHOICES)}, not {str(name)[:40]!r}"
@@ -132,7 +132,7 @@ def check_choice(name: str) -> None:
 
 
 def with_defaults(config: Config) -> Config:
-    """The settings that count, with those of its class where it says nothing; UserError where its class is unknown."""
+    """The settings that count, and the class's own where the file has none; UserError for a class that is unknown."""
     name = config.text("_class_name")
     if name not in FAMILIES and name not in NOT_HERE:
         raise UserError(f"{config.path}: the scheduler {name[:60]!r} is unknown; known are {', '.join(FAMILIES)}.")
@@ -143,7 +143,7 @@ def with_defaults(config: Config) -> Config:
 
 
 def check_method(config: Config) -> None:
-    """UserError where the configuration's own sampler has settings that it does not have here."""
+    """UserError where the configuration gives its own sampler a setting that minidiff does not have."""
     name = config.text("_class_name")
     try:
         if name != SOLVER or config.text("algorithm_type", SDE) != SDE:
@@ -156,9 +156,8 @@ def check_method(config: Config) -> None:
             config.require(final_sigmas_type="zero", lower_order_final=True)
         config.require(use_lu_lambdas=False, clip_sample=False, solver_order=2,
                        solver_type={"UniPCMultistepScheduler": "bh2"}.get(name, "midpoint"),
-                       skip_prk_steps=True, predict_x0=True, interpolation_type="linear", timestep_type="discrete",
-                       use_dynamic_shifting=False, lambda_min_clipped=-math.inf, disable_corrector=[], solver_p=None,
-                       variance_type=None)
+                       skip_prk_steps=True, predict_x0=True, interpolation_type="linear", use_dynamic_shifting=False,
+                       lambda_min_clipped=-math.inf, disable_corrector=[], solver_p=None, variance_type=None)
     except UserError as error:
         other = "euler" if name == SOLVER else "dpm++2m"
         raise UserError(f"{error} Choose another sampler, such as --sampler {other}.") from None

@@ -46,7 +46,7 @@ from minidiff.pretrained.scheduler_classes import (
     check_method,
     with_defaults,
 )
-from minidiff.pretrained.spacings import SPREADS, float32_line
+from minidiff.pretrained.spreads import SPREADS
 
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -66,11 +66,10 @@ class SchedulerConfig:
 
     def changed(self, spacing: str | None = None, predicts: str | None = None) -> SchedulerConfig:
         """The same with another spacing of times, or for a network that predicts something else."""
-        if spacing is not None and spacing not in SPACINGS:
-            raise UserError(f"spacing must be one of {', '.join(SPACINGS)}, not {str(spacing)[:40]!r}")
         kinds = {ours: theirs for theirs, ours in PREDICTS.items()}
-        if predicts is not None and predicts not in kinds:
-            raise UserError(f"predicts must be one of {', '.join(kinds)}, not {str(predicts)[:40]!r}")
+        for name, value, known in (("spacing", spacing, SPACINGS), ("predicts", predicts, kinds)):
+            if value is not None and (not isinstance(value, str) or value not in known):
+                raise UserError(f"{name} must be one of {', '.join(known)}, not {str(value)[:40]!r}")
         given = {"timestep_spacing": spacing, "prediction_type": kinds.get(predicts)}
         changes = {key: value for key, value in given.items() if value is not None}
         return SchedulerConfig(Config(self.config.values | changes, self.config.path)) if changes else self
@@ -78,6 +77,14 @@ class SchedulerConfig:
     def distilled(self, choice: str | None = None) -> bool:
         """Whether its own sampler, or this one of CHOICES, visits times of a consistency model's distillation."""
         return FAMILIES[self._chosen(choice).name].distilled
+
+    def refusal(self) -> str:
+        """Why its own sampler cannot run here; '' where it can."""
+        try:
+            self._chosen(None)
+        except UserError as error:
+            return str(error)
+        return ""
 
     def plan(self, steps: int, choice: str | None = None, share: float = 1.0) -> Plan:
         """The run of `steps` steps by the configuration's own sampler, or by one of CHOICES.
@@ -117,17 +124,18 @@ class SchedulerConfig:
                        last_alone=family.one_more and last > 0 and len(pairs) == steps and self._euler_at_end(steps))
 
     def _chosen(self, choice: str | None) -> Choice:
-        """One of CHOICES, or its own sampler; UserError where this is not here, or not with these settings."""
+        """One of CHOICES, or its own sampler.
+
+        UserError where its own one, or a setting of it, is not here.  The settings of its own do not count for one that
+        is chosen by name.
+        """
         if choice is not None:
             check_choice(choice)
-            if CHOICES[choice].name != self.name:
-                return CHOICES[choice]
+            return CHOICES[choice]
         if self.name in NOT_HERE:
             raise UserError(f"{self.config.path}: its sampler {self.name} is not here: choose another, such as "
                             f"--sampler {NOT_HERE[self.name]}")
         check_method(self.config)
-        if choice is not None:
-            return CHOICES[choice]
         return Choice(self.name, self.spread, self.config.text("algorithm_type", "") == SDE)
 
     def _rho(self, family: Family) -> np.ndarray:
@@ -230,6 +238,17 @@ class SchedulerConfig:
         return schedule.alpha_bar
 
 
+def float32_line(low: float, high: float, count: int) -> np.ndarray:
+    """np.linspace as PyTorch computes it in float32, from both ends.
+
+    These roundings move a time that Karras's spacing places between two training times by up to 4e-4, which a network
+    sees.  So other programs' pictures come out the same only with the same roundings.
+    """
+    low, high = np.float32(low), np.float32(high)
+    step, i = (high - low) / np.float32(count - 1), np.arange(count, dtype=np.float32)
+    return np.where(i < count // 2, low + step * i, high - step * (count - 1 - i))
+
+
 def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: float | None, sampler: Sampler,
           kind: type[Plan]) -> Plan:
     """The plan whose steps go from rho to rho."""
@@ -245,7 +264,7 @@ def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: flo
 
 
 def check(config: Config) -> None:
-    """UserError where the configuration asks for what minidiff has in no sampler."""
+    """UserError where minidiff has no sampler that does what the configuration says."""
     T = config.whole("num_train_timesteps", 1000)
     if config.whole("steps_offset", 0) >= T:
         raise UserError(f"{config.path}: steps_offset takes a whole number below num_train_timesteps, which is {T}, "
@@ -271,4 +290,5 @@ def check(config: Config) -> None:
     low, high = config.positive("sigma_min", 1e-30), config.positive("sigma_max", 1e30)
     if low > high:
         raise UserError(f"{config.path}: sigma_min is at most sigma_max, not {low:g} and {high:g}")
-    config.require(use_flow_sigmas=False, thresholding=False)
+    # what the network reads as the time does not depend on the sampler
+    config.require(use_flow_sigmas=False, thresholding=False, timestep_type="discrete")

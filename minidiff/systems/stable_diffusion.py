@@ -124,7 +124,8 @@ class StableDiffusion(System):
         return [("model", f"{saved.family}{generation}{kind}, {path}"), ("pictures", f"{form.size}x{form.size}"),
                 ("parameters", ", ".join(f"{sum(e.size for e in found):,} {part}" for part, found in entries.items())),
                 ("stored as", ", ".join(sorted({e.dtype for found in entries.values() for e in found}))),
-                ("predicts", scheduler.predicts), ("scheduler", scheduler.name)]
+                ("predicts", scheduler.predicts),
+                ("scheduler", scheduler.name + (" (not here: choose a --sampler)" if scheduler.refusal() else ""))]
 
     def save(self, *args, **kwargs):
         raise NotImplementedError("a checkpoint of Stable Diffusion is only read")

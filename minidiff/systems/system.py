@@ -27,7 +27,7 @@ from minidiff.diffusion.samplers import SAMPLERS, State
 from minidiff.engine.backend import to_device, xp_of
 from minidiff.engine.random import MovedStreams, SampleStreams, generator, sample_streams
 from minidiff.errors import UserError
-from minidiff.nn.int8 import SCALE, from_int8, scale_shapes, to_int8
+from minidiff.nn.int8 import SCALE, from_int8, rounded, scale_shapes, to_int8
 from minidiff.nn.layers import TooManyWeights, Unfilled
 from minidiff.nn.module import Module
 from minidiff.systems.config import config_from
@@ -199,7 +199,7 @@ class System(Module):
         """Writes weights, configuration and tokenizer as one safetensors file; float16 halves its size, and int8 makes
         it a quarter (nn/int8.py).
 
-        Numbers that are not float32, such as measured statistics, keep their dtype.  ValueError for a weight that the
+        Numbers that are not float32, such as measured statistics, keep their dtype.  UserError for a weight that the
         dtype cannot hold.
         """
         weights = self.state_dict()
@@ -208,7 +208,7 @@ class System(Module):
         elif np.dtype(dtype).kind != "f":
             raise TypeError(f"dtype must be int8 or a floating dtype, such as float16, not {np.dtype(dtype)}")
         else:
-            weights = {name: _rounded(name, w, dtype) if w.dtype == np.float32 else w for name, w in weights.items()}
+            weights = {name: rounded(name, w, dtype) if w.dtype == np.float32 else w for name, w in weights.items()}
         checkpoint.save(path, weights, self.describe() | {"notes": notes or {}})
 
     def describe(self) -> dict:
@@ -256,15 +256,6 @@ class System(Module):
                             f"{cls.most_weights:,}.") from error
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
-
-
-def _rounded(name: str, weights: np.ndarray, dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        rounded = weights.astype(dtype)
-    if not np.array_equal(np.isfinite(rounded), np.isfinite(weights)):
-        raise ValueError(f"dtype={np.dtype(dtype)} holds numbers up to {float(np.finfo(dtype).max):,.0f}, and the "
-                         f"weights {name!r} reach {abs(weights).max():,.0f}: save them in float32")
-    return rounded
 
 
 def _weights_in(header: checkpoint.Header, arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict:

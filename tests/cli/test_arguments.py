@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from minidiff.data.dataset import DATASETS
 from minidiff.diffusion.densities import DENSITIES
 from minidiff.diffusion.samplers import SAMPLERS
 from minidiff.diffusion.schedules import SCHEDULES
-from minidiff.engine.cuda import launch
 from minidiff.engine.parallel import cores
 from minidiff.errors import UserError
 from minidiff.systems.stable_diffusion import StableDiffusion
@@ -92,13 +92,16 @@ def test_info_says_what_is_there(tmp_path, monkeypatch, capsys):
     assert call("info") == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line[:lines[0].index(minidiff.__version__)].strip(): line for line in lines}
-    package, families = Path(minidiff.__file__).parent, launch.families()
+    package = Path(minidiff.__file__).parent
+    files = [re.fullmatch(r"([a-z_]+)_(\d+)(_\w+)?", p.stem) for p in (package.parent / "kernels").glob("*.cu")]
+    versions = {family: max(int(m[2]) for m in files if m and m[1] == family)
+                for family in sorted({m[1] for m in files if m})}
     said = {"minidiff": f"{minidiff.__version__} in {package}",
             "numpy, scipy": f"{np.__version__}, {scipy.__version__}",
-            "cores, GPU": f"{cores()}, ", "kernels": ", ".join(f"{f} {max(launch.versions(f))}" for f in families),
+            "cores, GPU": f"{cores()}, ", "kernels": ", ".join(f"{family} {n}" for family, n in versions.items()),
             "data cache": str(mnist.cache_dir()), "data sets": ", ".join(DATASETS), "schedules": ", ".join(SCHEDULES),
             "densities of times": ", ".join(DENSITIES), "samplers": ", ".join(SAMPLERS), "systems": ""}
-    assert list(rows) == list(said) and len(families) > 3
+    assert list(rows) == list(said) and len(versions) > 3
     for name, value in said.items():
         shown = rows[name][lines[0].index(minidiff.__version__):]
         assert shown == value or name in ("cores, GPU", "systems") and shown.startswith(value)

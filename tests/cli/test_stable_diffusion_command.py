@@ -172,7 +172,7 @@ def test_masks_that_are_refused(tmp_path, capsys, mask, sentence):
 
 
 @pytest.mark.parametrize("strength, sentence", [
-    (0, "--strength 0 makes no step"), (1.5, "strength must be a number from 0 to 1, not 1.5"), ("nan", "nan"),
+    (0, "--strength 0 makes no step"), (1.5, "strength must be a finite number from 0 to 1, not 1.5"), ("nan", "nan"),
     (0.4, "strength 0.4 of 2 steps is less than a step")])
 def test_strengths_that_are_refused(tmp_path, capsys, strength, sentence):
     image = shown(np.zeros((40, 48, 3), np.uint8), "in", tmp_path)

@@ -179,7 +179,7 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      lambda: losses.bound_weight(ZERO, np.array([3, 9]), "eps")),
     (ValueError, "predicts must be one of eps, x0, v, not 'noise'", lambda: losses.simple_weight(SCHEDULE, 3, "noise")),
     # samplers
-    (ValueError, "eta must lie within 0 (deterministic) and 1 (ancestral), got 1.5",
+    (ValueError, "eta, from deterministic to ancestral, must be a finite number from 0 to 1, not 1.5",
      lambda: samplers.sample(samplers.ddim(ONE_D, X, [3], eta=1.5))),
     (ValueError, "steps must be a whole number from 1 to 10, not 0", lambda: samplers.times(SCHEDULE, 0)),
     (ValueError, "steps must be a whole number from 1 to 10, not 11",

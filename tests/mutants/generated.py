@@ -198,7 +198,9 @@ class Workshop:
             # first the tests of the file, on whatever floor, and of its floor's contracts: they detect most changes
             near = own_tests(change.file.removeprefix("minidiff/"), here)
             near += [str(p.relative_to(here)) for t in self.floor.tests for p in sorted((here / t).rglob("test_*.py"))
-                     if p.stem.endswith(("refusals", "contracts"))]
+                     if p.stem.startswith(f"test_{Path(change.file).stem}")
+                     or p.stem.endswith(("refusals", "contracts"))]
+            near = list(dict.fromkeys(near))
             slow = [str(p.relative_to(here)) for p in sorted((here / "tests").rglob("test_second_device*.py"))
                     if any(str(p.relative_to(here)).startswith(t) for t in self.floor.tests)]
             for tests, marker in ((near, QUICK), ([t for t in self.floor.tests if (here / t).exists()], QUICK),
@@ -243,7 +245,6 @@ def examine(name: str, folder: Path, jobs: int, sample: int | None, seed: int) -
         left = [change for change in passed if change.name not in again]
         for change in tqdm(pool.map(shop.look_again, left), total=len(left), unit="change", dynamic_ncols=True,
                            desc=f"{name}: changes that passed, in a copy"):
-            again[change.name] = change
             print(json.dumps(asdict(change)), file=notes, flush=True)
             if change.verdict == "survived":
                 tqdm.write(f"SURVIVED {change.file} {change.function}\n{change.diff}")
@@ -256,7 +257,9 @@ def held(name: str, folder: Path) -> list[Change]:
     shop.root, shop.floor = folder, FLOORS[name]
     again, found = shop.looked_at(), []
     for change in shop.changes():
-        last = again.get(change.name, change) if change.verdict == "survived" else change
+        # mutmut's own verdict may be a later one, with the tests that were written since
+        noted = again.get(change.name, change)
+        last = noted if change.verdict == "survived" else replace(change, late=noted.late)
         if last.verdict in ("survived", "argued") and (why := reason(last.file, last.function, last.diff)):
             last = replace(last, verdict="argued", why=why)
         found.append(last)

@@ -153,7 +153,7 @@ OWN = {
     **{f"pretrained/{name}.py": ("pretrained/test_scheduler_config.py", "pretrained/test_scheduler_settings.py",
                                  "pretrained/test_from_image.py", "pretrained/test_whole_pipelines.py",
                                  "pretrained/test_golden.py")
-       for name in ("scheduler_config", "scheduler_classes", "spacings")},
+       for name in ("scheduler_config", "scheduler_classes", "spreads")},
     "pretrained/checkpoints.py": ("systems/test_stable_diffusion.py",),
     "pretrained/agreement.py": ("pretrained/test_agreement.py", "systems/test_stable_diffusion.py"),
     "cli/play.py": ("play/test_play_command.py",),

@@ -155,10 +155,14 @@ def test_an_exponential_falls_in_a_straight_line():
 
 def test_the_curve_smooths_by_a_mean():
     y = np.random.default_rng(0).uniform(0.5, 1.5, 1000)
-    smooth = plots.running_mean(y)
+    at, smooth = plots.running_mean(y)
+    assert at.tolist() == list(range(1000))
     for i, (a, b) in {0: (0, 1), 5: (0, 11), 500: (480, 521), 990: (970, 1000), 999: (979, 1000)}.items():
         assert smooth[i] == pytest.approx(y[a:b].mean())
-    assert plots.running_mean(y[:30]) == pytest.approx(y[:30])
+    assert plots.running_mean(y[:30])[1] == pytest.approx(y[:30])
+    at, few = plots.running_mean(y, 37)
+    assert len(few) == 37 and (at[0], at[-1]) == (0, 999)
+    np.testing.assert_allclose(few, smooth[at])
 
 
 @pytest.mark.parametrize("huge", (1e17, 1e99))
@@ -166,7 +170,7 @@ def test_a_huge_loss_changes_the_mean_around_it_alone(huge):
     """A difference of running sums would be 0 or noise in all that follows."""
     y = np.ones(1000)
     y[100] = huge
-    smooth = plots.running_mean(y)
+    _, smooth = plots.running_mean(y)
     assert (smooth[80:121] > huge / 50).all()
     np.testing.assert_array_equal(np.delete(smooth, slice(80, 121)), 1)
 
@@ -176,8 +180,8 @@ def test_the_curve_shows_the_losses_and_their_mean(drawn):
     pictures.loss_curve(range(1, 201), y)
     (axes,) = drawn[0].axes
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), y)
-    np.testing.assert_array_equal(axes.lines[1].get_ydata(), plots.running_mean(y))
-    assert axes.get_title("right") == f"{plots.running_mean(y)[-1]:.4g} at the end"
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), plots.running_mean(y)[1])
+    assert axes.get_title("right") == f"{plots.running_mean(y)[1][-1]:.4g} at the end"
 
 
 @pytest.mark.parametrize(("steps", "losses"), [

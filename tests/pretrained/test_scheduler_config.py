@@ -5,6 +5,7 @@ installed (tests/parity/test_parity_checkpoint_samplers.py).  Here they draw fro
 """
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -131,18 +132,32 @@ def test_settings_that_are_not_here_are_refused(name, values, words):
         bare(name, **values).plan(4)
 
 
-@pytest.mark.parametrize("name, values, own, other", [
-    ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc", "dpm++2m"), ("DDIMScheduler", {}, "ddim", "euler"),
-    ("EulerAncestralDiscreteScheduler", {"use_karras_sigmas": True}, "euler-a", "euler"),
-    ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "dpm++2m", "euler")])
-def test_settings_of_its_own_sampler_do_not_count_where_another_is_chosen(name, values, own, other):
+# settings with which each of them is here
+RIGHT = {"solver_order": 2, "clip_sample": False, "use_karras_sigmas": False, "algorithm_type": "dpmsolver++"}
+
+
+@pytest.mark.parametrize("name, values, own, other, named", [
+    ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc", "dpm++2m", "dpm++2m"),
+    ("DDIMScheduler", {}, "ddim", "euler", "dpm++2m"),
+    ("EulerAncestralDiscreteScheduler", {"use_karras_sigmas": True}, "euler-a", "euler", "dpm++2m"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "dpm++2m", "unipc", "euler")])
+def test_settings_of_its_own_sampler_do_not_count_for_one_that_is_chosen(name, values, own, other, named):
     config = bare(name, **values)
-    for choice in (None, own):
-        with pytest.raises(UserError, match=r"\. Choose another sampler, such as --sampler (dpm\+\+2m|euler)\.$"):
-            config.plan(4, choice)
-    found, like = config.plan(4, other), bare(CHOICES[other].name).plan(4)
-    assert found.steps == like.steps and np.array_equal(found.t, like.t)
-    assert np.array_equal(found.schedule.alpha_bar, like.schedule.alpha_bar)
+    """Nor where its own one is chosen by its name, which says what it is."""
+    with pytest.raises(UserError, match=rf"\. Choose another sampler, such as --sampler {re.escape(named)}\.$"):
+        config.plan(4)
+    assert config.refusal().endswith(f"--sampler {named}.") and bare(name, **RIGHT).refusal() == ""
+    for choice in (own, other):
+        found, like = config.plan(4, choice), bare(CHOICES[choice].name, **RIGHT).plan(4)
+        assert found.steps == like.steps and np.array_equal(found.t, like.t)
+        assert found.sampler is like.sampler and np.array_equal(found.schedule.alpha_bar, like.schedule.alpha_bar)
+
+
+@pytest.mark.parametrize("choice", [None, "euler", "unipc"])
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "KDPM2DiscreteScheduler"])
+def test_a_network_that_reads_the_noise_level_is_refused_whatever_the_sampler(name, choice):
+    with pytest.raises(UserError, match="timestep_type is 'continuous'"):
+        bare(name, timestep_type="continuous").plan(4, choice)
 
 
 @pytest.mark.parametrize("name", NOT_HERE)

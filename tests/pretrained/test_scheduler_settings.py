@@ -13,7 +13,7 @@ import pytest
 from support.scheduler_settings import EQUAL, EULER, LEADING, OURS, SETTINGS, SOLVER, close, named, ours
 
 from minidiff.errors import UserError
-from minidiff.pretrained.spacings import beta_spacing, exponential_spacing
+from minidiff.pretrained.spreads import beta_spread, exponential_spread
 
 
 @cache
@@ -51,7 +51,7 @@ def test_the_settings_make_a_difference():
 
 
 def test_spread_levels_by_hand():
-    assert np.allclose(exponential_spacing(16, 1, 5), [16, 8, 4, 2, 1])
-    found = beta_spacing(12, 2, 101)                        # the distribution is symmetric: 7 is its middle
+    assert np.allclose(exponential_spread(16, 1, 5), [16, 8, 4, 2, 1])
+    found = beta_spread(12, 2, 101)                        # the distribution is symmetric: 7 is its middle
     assert np.allclose([found[0], found[50], found[-1]], [12, 7, 2]) and np.allclose(found + found[::-1], 14)
     assert (np.diff(found) < 0).all() and found[0] - found[1] < (found[50] - found[51]) / 3

@@ -55,7 +55,7 @@ SECTIONS: list[tuple[str, str, list[str]]] = [
      ["pretrained/config", "pretrained/half", "pretrained/weights", "pretrained/layers", "pretrained/tokenizer_files",
       "pretrained/clip_tokenizer",
       "pretrained/agreement", "pretrained/clip_text", "pretrained/unet", "pretrained/autoencoder",
-      "pretrained/plan", "pretrained/spacings", "pretrained/scheduler_classes", "pretrained/scheduler_config",
+      "pretrained/plan", "pretrained/spreads", "pretrained/scheduler_classes", "pretrained/scheduler_config",
       "pretrained/request", "pretrained/single_file",
       "pretrained/checkpoints", "pretrained/hub", "pretrained/memory", "pretrained/lora",
       "pretrained/textual_inversion", "systems/stable_diffusion"]),

@@ -164,7 +164,7 @@ def test_strength_is_the_share_of_the_steps_that_is_made():
     assert np.allclose(kept[0], np.clip(m.decode(m.encode(image[None]))[0], -1, 1), atol=1e-5)
     for s, words in ((1.5, "from 0 to 1, not 1.5"), (-0.1, "from 0 to 1"),
                      (0.24, "strength 0.24 of 4 steps is less than a step")):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(ValueError, match=words):
             m.sample(["a"], image=image, strength=s, steps=4)
     with pytest.raises(ValueError, match="strength must be a finite number"):
         m.sample(["a"], image=image, strength=float("nan"), steps=4)
