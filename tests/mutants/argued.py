@@ -55,6 +55,8 @@ RULES = [
     Rule("digit_captions.py", r"form (>=|<) 0\.\d+.*\n\+ .*form (>|<=) 0\.\d+",
          "A uniform number is never exactly the bound."),
 
+    Rule(r"cli/\w+\.py add", r'- ((?:.*help=)?")(.*)\n\+ \1(?i:\2)$', "Upper and lower case in a help text."),
+
     # ---- the same numbers, with more work
     Rule("minidiff/engine/", r"requires_grad\) or True else None",
          "A cotangent is computed that `record` drops: speed only (tests hold it for the ops where it costs most)."),
