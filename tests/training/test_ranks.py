@@ -46,6 +46,19 @@ with_ranks = pytest.mark.skipif(not MPIEXEC or not importlib.util.find_spec("mpi
 STEPS, BATCHES = 4, (6, 5)                                  # 5: the parts are of 2 and 3
 
 
+@pytest.mark.parametrize("given, found", [
+    ({}, (0, 1)), ({"PMI_RANK": "2", "PMI_SIZE": "3"}, (2, 3)),
+    ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}, (1, 4)), ({"PMI_RANK": "1"}, (0, 1)),
+    ({"PMI_RANK": "1", "PMI_SIZE": "many"}, (0, 1)), ({"PMI_RANK": "", "PMI_SIZE": "2"}, (0, 1))], ids=str)
+def test_the_rank_is_what_mpiexec_says(given, found, monkeypatch):
+    """MPICH and Intel MPI set PMI_..., Open MPI OMPI_COMM_WORLD_...; else this process is the only one."""
+    for name in ("PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert ranks_module.rank_and_size() == found
+
+
 def start(job: str, folder: Path, *arguments, count: int = 2) -> subprocess.Popen:
     """The job of that name, below, on `count` ranks."""
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -576,16 +589,3 @@ if __name__ == "__main__":
     jobs = {"work": alike(work), "toy": alike(toy), "dying": dying, "drawing": drawing, "late": late,
             "tiny": tiny_command, "cli": lambda folder, *a: cli.main(list(a))}
     sys.exit(jobs[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:]))
-
-
-@pytest.mark.parametrize("given, found", [
-    ({}, (0, 1)), ({"PMI_RANK": "2", "PMI_SIZE": "3"}, (2, 3)),
-    ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}, (1, 4)), ({"PMI_RANK": "1"}, (0, 1)),
-    ({"PMI_RANK": "1", "PMI_SIZE": "many"}, (0, 1)), ({"PMI_RANK": "", "PMI_SIZE": "2"}, (0, 1))], ids=str)
-def test_the_rank_is_what_mpiexec_says(given, found, monkeypatch):
-    """MPICH and Intel MPI set PMI_..., Open MPI OMPI_COMM_WORLD_...; without mpiexec this process is the first of one."""
-    for name in ("PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert ranks_module.rank_and_size() == found
