@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from support import fake_cupy, tiny
 from support.command_line import call
 
 from minidiff.cli.main import _parser
+from minidiff.cli.sample import peak_memory
 from minidiff.data import mnist
+from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.systems.text_to_image import TextToImage
 
 
@@ -107,6 +110,18 @@ def test_every_argument_has_a_help_text():
         for action in parser._actions:
             text, place = action.help or "", (command, action.dest)
             assert re.fullmatch(r"((Stable Diffusion|SDXL): )?[a-z0-9].*[^. ]", text) and "  " not in text, place
+
+
+def test_the_help_names_the_schedules(capsys):
+    assert call("verify", "--help") == 0
+    assert ", ".join(SCHEDULES) + " (else cosine)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is the only number there is")
+def test_the_peak_of_memory_is_at_least_what_is_held_now_in_gib():
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    now = pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+    assert 0.9 * now <= peak_memory() < now + 8
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["verify"], ["check"], ["info"]])

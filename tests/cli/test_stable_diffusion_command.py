@@ -231,7 +231,8 @@ def test_info_tells_family_sizes_and_precision(capsys):
      "<b> was given twice"),
     (["sample", "x", "--model", "m.ckpt"], "pickle"), (["sample", "x", "--model", "."], "is a folder"),
     (["sample", "x", "--model", str(HERE / "eps"), "--sampler", "heum"], "sampler must be one of"),
-    (["sample", "x", "--model", str(HERE / "eps"), "--mask", "m.png"], "name the picture with --image"),
+    (["sample", "x", "--model", str(HERE / "eps"), "--mask", "m.png"],
+     "minidiff: --mask says what of a picture to draw again: name the picture with --image\n"),
     (["sample", "x", "--model", str(HERE / "eps"), "--system", "latent"], "leave out --system"),
     (["evaluate", "--model", str(HERE / "eps")], "has no judge")])
 def test_mistakes_are_one_sentence(words, says, capsys, tmp_path, monkeypatch):

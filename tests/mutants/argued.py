@@ -56,6 +56,8 @@ RULES = [
          "A uniform number is never exactly the bound."),
 
     Rule(r"cli/\w+\.py add", r'- ((?:.*help=)?")(.*)\n\+ \1(?i:\2)$', "Upper and lower case in a help text."),
+    Rule(r"cli/\w+\.py add", r'- (.*)metavar="[^"]*"(?:, )?(.*)\n\+ \1(?:metavar=(?:"[^"]*"|None)(?:, )?)?\2$',
+         "The word that stands for a value in a help text."),
 
     # ---- the same numbers, with more work
     Rule("minidiff/engine/", r"requires_grad\) or True else None",

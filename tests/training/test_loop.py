@@ -41,6 +41,9 @@ def test_a_run_that_diverges_says_where_and_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^training stopped: the loss of step 3 is nan and its gradient's norm nan; no "
                                         "state was saved before it; start a new run in another --out with a lower"):
         train(tmp_path / "again", steps=5)
+    # a resumed run goes back to the state that it resumed from
+    with pytest.raises(UserError, match=r"the last good state is .*/run/1-diffusion/step-000003\.safetensors;"):
+        train(tmp_path / "run", steps=5, resume=True)
 
 
 def test_the_bar_shows_the_mean_of_the_last_50_losses(tmp_path, monkeypatch):

@@ -193,6 +193,11 @@ def test_a_configuration_out_of_range_is_refused(wrong):
 def test_numpys_numbers_are_written_as_pythons(kind):
     given = kind(steps=np.int64(5), batch=np.int8(4), lr=np.float32(0.5), seed=np.uint64(3))
     assert given == kind(steps=5, batch=4, lr=0.5, seed=3) and json.loads(json.dumps(asdict(given))) == asdict(given)
+    for name, least, most in (("steps", 1, 10**9), ("batch", 1, 10**6), ("warmup", 0, 10**9), ("seed", 0, 2**63)):
+        assert [getattr(TrainConfig(**{name: value}), name) for value in (least, most)] == [least, most]
+        for wrong in (least - 1, most + 1):
+            with pytest.raises(UserError, match=f"{name} must be a whole number from {least} to {most}, not {wrong}"):
+                TrainConfig(**{name: wrong})
     assert TrainOptions(steps=np.int64(5)).for_stage(Stage("a", None, None, None, np.int64(7))).steps == 5
     for wrong in ({"steps": 5.0}, {"steps": np.float64(5)}, {"steps": np.True_}, {"seed": True}, {"lr": True}):
         with pytest.raises(UserError, match="must be"):
