@@ -232,6 +232,17 @@ def test_changes_files_and_the_folder_arrive(runs, monkeypatch):
     assert needed == {"clip": "a.safetensors", "ddpm": "b.safetensors"}
 
 
+@pytest.mark.parametrize("option, file", [("--data", "run/mine.npz"), ("--prompts", "run/results.json"),
+                                          ("--captions", "run/results.json"), ("--needs", "run/model.safetensors")])
+def test_no_file_that_a_run_reads_is_one_that_it_writes(option, file, runs, capsys):
+    given = [option, f"clip={file}" if option == "--needs" else file]
+    status = call("train", "--system", "spy", "--out", "run/mine.npz" if option == "--data" else "run", *given)
+    said = capsys.readouterr().err
+    assert status == 2 and f"{option}{' clip' if option == '--needs' else ''} and --out" in said.replace(
+        "results.json in --out", "--out").replace("model.safetensors in --out", "--out") and "name two files" in said
+    assert not runs
+
+
 def test_training_ends_with_pictures_of_each_prompt_an_evaluation_and_results(runs, sheets, capsys):
     assert call("train", "--system", "spy", "--out", "run", "--images", 8) == 0
     (captions, options, _), evaluated = ASKED

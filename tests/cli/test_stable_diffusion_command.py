@@ -208,6 +208,13 @@ def test_a_lora_and_an_embedding_change_the_picture_as_in_python(tmp_path, monke
     assert (named == expected("a <cat-toy>", embeddings={"<cat-toy>": toy})).all()
     toy.rename(tmp_path / "oyt.safetensors")
     assert (drawn("a oyt", "--embedding", tmp_path / "oyt.safetensors") == named).all()
+    # neither may be written over, under any name
+    for option, file in (("--lora", lora), ("--embedding", tmp_path / "oyt.safetensors")):
+        (tmp_path / "link.png").symlink_to(file)
+        assert main(["sample", "a oyt", "--model", str(HERE / "eps"), "--steps", "2", "--size", "48x40", "-o",
+                     str(tmp_path / "link.png"), option, str(file)]) == 2
+        assert f"minidiff: {option} ({file}) and --out are both " in capsys.readouterr().err
+        (tmp_path / "link.png").unlink()
 
 
 def test_info_tells_family_sizes_and_precision(capsys):
