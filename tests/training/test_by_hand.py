@@ -291,9 +291,26 @@ def test_each_stage_of_a_run_is_trained_by_its_own_number_and_configuration(tmp_
     assert all(np.array_equal(w, weights[0][name]) for name, w in untrained.a.state_dict().items())
     assert all(np.array_equal(w, weights[1][name]) for name, w in untrained.b.state_dict().items())
     assert not np.array_equal(Toy.new(tiny.digits(50), 4).a.w.data, weights[0]["w"])
-    assert first.description["stage"] == "first" and second.description["stage"] == "second"
+    for t in made:
+        assert t.description == untrained.describe() | {"data": tiny.digits(50).fingerprint, "needed": {},
+                                                        "stage": t.stage.name}
     assert trained.losses == {t.stage.name: pytest.approx(np.mean(t.losses)) for t in made}
     assert trained.seconds == {t.stage.name: t.seconds for t in made}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_trains_on_the_device_that_is_asked_for(device, tmp_path, monkeypatch):
+    class Stop(Exception):
+        """Raised in place of the training, with the trainer's device."""
+
+    def stop(self, stage, config, *, device="none", **options):
+        raise Stop(device)
+    moved = []
+    monkeypatch.setattr(Toy, "to", lambda self, device: moved.append(device) or self)
+    monkeypatch.setattr(Trainer, "__init__", stop)
+    with pytest.raises(Stop, match=f"^{device}$"):
+        run.run(tmp_path, Toy, tiny.digits(50), quiet=True, device=device)
+    assert moved == [device]
 
 
 def test_the_loss_of_a_run_is_the_mean_of_its_last_hundred(tmp_path, monkeypatch):

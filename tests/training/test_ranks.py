@@ -59,6 +59,15 @@ def test_the_rank_is_what_mpiexec_says(given, found, monkeypatch):
     assert ranks_module.rank_and_size() == found
 
 
+def test_ranks_exchange_arrays_of_the_device_of_their_run(monkeypatch):
+    for name in ("cpus", "gpus"):
+        monkeypatch.setattr(ranks_module, f"_on_{name}", lambda name=name: name)
+    for size, found in ((1, None), (2, ("cpus", "gpus"))):
+        monkeypatch.setattr(ranks_module, "rank_and_size", lambda size=size: (0, size))
+        ours = ranks("cpu"), ranks("cuda")
+        assert ours == found or found is None and all(isinstance(one, SingleProcess) for one in ours)
+
+
 def start(job: str, folder: Path, *arguments, count: int = 2) -> subprocess.Popen:
     """The job of that name, below, on `count` ranks."""
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
