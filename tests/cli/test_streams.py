@@ -79,6 +79,7 @@ def test_a_setting_of_the_bar_that_tqdm_cannot_take_ends_no_work(settings, said)
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split("] ")[0]) == (0, "[1, 2")
     assert done.stderr.startswith(said) and "Traceback" not in done.stderr
+    assert ("minidiff: " in done.stderr) == bool(said)      # a format that cannot be drawn is passed over
 
 
 def test_a_bar_that_fails_for_another_reason_is_a_bug():
