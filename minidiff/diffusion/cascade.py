@@ -65,7 +65,7 @@ def resized(x, height: int):
 
 def noise_time(schedule: Schedule, aug_level: float) -> int:
     """The time s of an augmentation level from 0 (no noise, s = -1) to 1 (only noise, s = T-1)."""
-    _check_level(aug_level)
+    finite("aug_level", aug_level, 0, 1)
     return round(aug_level * schedule.T) - 1
 
 
@@ -107,10 +107,6 @@ def _check_height(H: int, W: int, height: int) -> None:
     if not (smaller or larger):
         raise ValueError(f"height must be a multiple of the image's {H} pixels, or divide it (and its width of {W} "
                          f"alike), not {height}")
-
-
-def _check_level(aug_level: float) -> None:
-    finite("aug_level", aug_level, 0, 1)
 
 
 def _check_counts(finer: Sequence, shapes: Sequence, steps: Sequence) -> None:

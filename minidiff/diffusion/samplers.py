@@ -101,7 +101,7 @@ def ddim(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, eta: float
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     eta: within 0..1. streams: one for each sample, needed if eta > 0.
     """
-    _check_eta(eta)
+    finite("eta, from deterministic to ancestral,", eta, 0, 1)
     schedule, x_t = denoiser.schedule, x_T
     for step, t, s in steps_along(schedule, times):
         alpha_s, sigma_s = alpha_sigma(schedule, s)
@@ -280,10 +280,6 @@ def standard_normal(streams: SampleStreams | None, x_t):
 
 
 # ---- checks ------------------------------------------------------------------------------------------------
-
-def _check_eta(eta: float) -> None:
-    finite("eta, from deterministic to ancestral,", eta, 0, 1)
-
 
 def _check_sampler(entry: Sampler) -> None:
     if not callable(entry.function):

@@ -52,6 +52,6 @@ def test_the_settings_make_a_difference():
 
 def test_spread_levels_by_hand():
     assert np.allclose(exponential_spread(16, 1, 5), [16, 8, 4, 2, 1])
-    found = beta_spread(12, 2, 101)                        # the distribution is symmetric: 7 is its middle
+    found = beta_spread(12, 2, 101)                         # the distribution is symmetric: 7 is its middle
     assert np.allclose([found[0], found[50], found[-1]], [12, 7, 2]) and np.allclose(found + found[::-1], 14)
     assert (np.diff(found) < 0).all() and found[0] - found[1] < (found[50] - found[51]) / 3
