@@ -62,7 +62,6 @@ class Captioned:
 class Listing:
     """The captioned pictures in a folder or file, and what is odd there."""
 
-    layout: str
     items: list[Captioned] = field(default_factory=list)
     without_caption: list[str] = field(default_factory=list)
     without_picture: list[str] = field(default_factory=list)
@@ -85,9 +84,9 @@ def listing(path: Path, captions: Path | None = None) -> Listing:
     pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
     texts = [name for name in files if name.lower().endswith(TEXTS)]
     if tables:
-        return joined("metadata", [of_table(table, table.parent) for table in tables])
+        return joined([of_table(table, table.parent) for table in tables])
     if shards and not pictures:
-        return joined("shards", [of_tar(path / name) for name in shards])
+        return joined([of_tar(path / name) for name in shards])
     if not pictures:
         raise UserError(f"{_shown(path)} holds no pictures ({', '.join(SUFFIXES)}), and no .tar with some")
     stems = {os.path.splitext(name)[0] for name in texts}
@@ -126,7 +125,7 @@ def walk(folder: Path) -> Iterator[str]:
 
 def of_texts(folder: Path, pictures: list[str], texts: list[str]) -> Listing:
     """a.png and a.txt: each line that is not empty is a caption."""
-    found, text_of = Listing("texts"), {os.path.splitext(name)[0]: name for name in texts}
+    found, text_of = Listing(), {os.path.splitext(name)[0]: name for name in texts}
     for name in pictures:
         text = text_of.get(os.path.splitext(name)[0])
         lines = [] if text is None else decoded(folder / text, LARGEST_TEXT).splitlines()
@@ -138,7 +137,7 @@ def of_texts(folder: Path, pictures: list[str], texts: list[str]) -> Listing:
 
 def of_folders(folder: Path, pictures: list[str]) -> Listing:
     """red_apple/1.png: the name of the folder is the caption, with spaces for _."""
-    found = Listing("folders")
+    found = Listing()
     for name in pictures:
         add(found, name, [os.path.basename(os.path.dirname(name)).replace("_", " ")], *of_disk(folder / name))
     return found
@@ -162,7 +161,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 def of_table(table: Path, folder: Path | None = None) -> Listing:
     """A picture's file and its text in each row; the files' names are relative to the folder (else the table's)."""
-    found, captions = Listing("table"), defaultdict(list)
+    found, captions = Listing(), defaultdict(list)
     folder = table.parent if folder is None else folder
     for number, (name, texts) in enumerate(rows(table), start=1):
         if not name:
@@ -238,7 +237,7 @@ def of_tar(path: Path) -> Listing:
 
     Of several pictures, or texts of one suffix, that belong together the first is taken.
     """
-    found, parts = Listing("tar"), defaultdict(dict)
+    found, parts = Listing(), defaultdict(dict)
     stamp = stamp_of(path)
     try:
         with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -315,7 +314,7 @@ def of_npz(path: Path) -> Listing:
         raise UserError(f"{_shown(path)}: captions must be {len(images)} texts, one for each image, not "
                         f"{captions.shape} {captions.dtype}")
     texts = np.char.decode(captions, "utf-8", "replace") if captions.dtype.kind == "S" else captions
-    found, stamp = Listing("npz"), stamp_of(path)
+    found, stamp = Listing(), stamp_of(path)
     images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
     for i, text in enumerate(texts.tolist()):
         add(found, f"{path.name}/{i}", text.splitlines(), stamp, partial(images.__getitem__, i))
@@ -370,11 +369,11 @@ def add(found: Listing, name: str, texts: Iterable[str], stamp: tuple[int, ...],
         found.without_caption.append(name)
 
 
-def joined(layout: str, listings: list[Listing]) -> Listing:
+def joined(listings: list[Listing]) -> Listing:
     """Several listings as one."""
-    return Listing(layout, *(sum((getattr(one, name) for one in listings), [])
-                             for name in ("items", "without_caption", "without_picture", "skipped")),
-                   sum(one.cut for one in listings))
+    lists = [sum((getattr(one, name) for one in listings), [])
+             for name in ("items", "without_caption", "without_picture", "skipped")]
+    return Listing(*lists, cut=sum(one.cut for one in listings))
 
 
 def _shown(path: Path) -> str:

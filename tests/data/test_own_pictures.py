@@ -1,5 +1,6 @@
 """A person's own pictures as a data set: which picture has which caption, what is cached, and what is said."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from PIL import Image
 
 from minidiff.data import own_pictures, picture_cache
 from minidiff.data.dataset import check_dataset, load_dataset
+from minidiff.data.layouts import listing
 from minidiff.data.own_pictures import OwnPictures, PictureOptions
+from minidiff.data.picture_cache import Fit, decoded
 from minidiff.data.pixels import to_uint8
 from minidiff.errors import UserError
 from minidiff.files import cache_folder
@@ -96,6 +99,12 @@ def test_indices_are_those_of_numpy(folder):
         for i in (N, -N - 1):
             with pytest.raises(IndexError):
                 call(i)
+
+
+def test_the_digest_is_that_of_the_pixels_when_they_are_read_first_and_again(folder):
+    for _ in range(2):
+        found = decoded(listing(folder).items, Fit(4, 4))
+        assert found.sha256 == hashlib.sha256(found.pixels.tobytes()).hexdigest()
 
 
 def test_the_fingerprint_tells_pictures_captions_and_sizes_apart(folder):

@@ -60,6 +60,11 @@ def test_configurations_that_are_refused(changes, message):
         ImageClassifierConfig(**changes)
 
 
+def test_the_smallest_configuration_classifies():
+    smallest = ImageClassifierConfig((4, 4, 1), classes=2, widths=(1, 1), groups=1, features=1)
+    assert classifier(smallest)(Tensor(normal(3, 4, 4, 1))).shape == (3, 2)
+
+
 def test_images_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"images must be \(B, 4, 8, 3\), not \(2, 8, 4, 3\)"):
         classifier()(Tensor(normal(2, 8, 4, 3)))
