@@ -37,6 +37,7 @@ def test_a_batch_holds_whole_texts(model):
         assert (left[0], left[-1]) == (BOS, EOS)
         assert restore(left[1:-1], target, model.sentinels) == text[:14]        # the encoder reads 14 and both ends
     np.testing.assert_allclose(weight.sum(), len(texts), rtol=1e-6)
+    assert (ids.dtype, mask.dtype, target_ids.dtype, weight.dtype) == (np.int32, bool, np.int32, np.float32)
 
 
 def test_the_loss_is_the_cross_entropy_of_a_token(model):

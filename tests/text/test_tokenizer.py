@@ -129,6 +129,13 @@ def test_encoding_replays_the_merges_in_the_order_learned(corpus, piece):
     assert tokenizer.encode(piece) == word
 
 
+def test_the_cache_of_pieces_is_bounded(monkeypatch):
+    monkeypatch.setattr("minidiff.text.tokenizer.MAX_CACHED_PIECES", 3)
+    tokenizer = Tokenizer(TOKENIZER.merges)
+    for word in ("a", "bold", "seven", "leaning", "left", "a", "bold"):
+        assert tokenizer.encode(word) == TOKENIZER.encode(word) and 1 <= len(tokenizer._cache) <= 3
+
+
 @pytest.mark.parametrize("letters", ["a", "seven ", "🙂", "\ud800", "é̀", "\n", "'", "ab🙂c7_ "])
 def test_a_prompt_of_ten_thousand_characters_is_quick(letters):
     """Repeated letters, learned as long merges, not cached: below half a second of processor time."""

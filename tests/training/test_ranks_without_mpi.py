@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support import tiny
 
+from minidiff.errors import UserError
 from minidiff.systems.text_to_image import TextToImage
 from minidiff.training import loop, run, trainer
 from minidiff.training.ranks import Ranks
@@ -88,6 +89,19 @@ def test_the_first_rank_of_each_machine_loads_before_the_others_there():
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(start, range(4))) == [False, True, False, True]
     assert began[0] == 0                                    # before all others, whose disk may be the same
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_cannot_be_loaded_is_raised_after_all_have_waited(rank):
+    """Else the other ranks would wait for ever."""
+    waited = []
+    comm = SimpleNamespace(Get_rank=lambda: rank, Get_size=lambda: 2, Barrier=lambda: waited.append(rank))
+
+    def load():
+        raise UserError("no data")
+    with pytest.raises(UserError, match="no data"):
+        Ranks(comm, rank).in_turn(load)
+    assert len(waited) == 3
 
 
 class OfTheSame:
