@@ -40,6 +40,10 @@ def test_times_cover_the_density_evenly(seed, P, B):
         assert abs((t <= k).sum() - B * sum(P[:k + 1]) / sum(P)) < 1 + 1e-9
 
 
+def test_probabilities_are_kept_in_float64():
+    assert np.array_equal(TimeDensity(np.array([1, 2, 3], np.float32)).P, [1 / 6, 1 / 3, 1 / 2])
+
+
 def test_a_time_of_probability_0_is_never_drawn():
     density = TimeDensity(np.array([0, 0, 1, 0, 2, 0.0]))
     t = np.concatenate([density.draw(np.random.default_rng(i), 3) for i in range(200)])

@@ -88,6 +88,8 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
     (ValueError, "T must be a whole number of at least 1, not True", lambda: schedules.scaled_linear(True)),
     (ValueError, "T must be a whole number of at least 1, not 0", lambda: schedules.linear(0)),
     (ValueError, "beta_min must be at least 0, got -0.5", lambda: schedules.scaled_linear(10, -0.5)),
+    (ValueError, "betas must lie in (0, 1), where only the last may be 1, got betas[0] = 0.0",
+     lambda: schedules.scaled_linear(10, 0, 0.5)),
     (ValueError, "beta_max must be at least 0, got nan", lambda: schedules.scaled_linear(10, 0.5, float("nan"))),
     (ValueError, "T must be a whole number of at least 1, not 0", lambda: schedules.scaled_linear(0)),
     (ValueError, "T must be a whole number of at least 1, not 0", lambda: schedules.cosine(0)),

@@ -73,8 +73,8 @@ def test_a_run_refuses_to_go_on_beside_another_of_what_it_is_built_on(tmp_path, 
 
 def test_the_seconds_are_those_of_all_sittings(tmp_path, monkeypatch):
     """Of a finished run that is resumed, which makes no more steps, and of one that was stopped half way."""
-    whole = run(tmp_path / "a", steps=3).seconds
-    assert run(tmp_path / "a", resume=True).seconds == whole
+    whole = run(tmp_path / "not there yet" / "a", steps=3).seconds
+    assert run(tmp_path / "not there yet" / "a", resume=True).seconds == whole
 
     step = Trainer.step
 
