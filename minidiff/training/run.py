@@ -99,7 +99,7 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
 
 @contextmanager
 def _alone_in(folder: Path, device: str = "cpu") -> Iterator[None]:
-    """Within it no other process trains in the folder; UserError, on all ranks, where one does."""
+    """Within it there is the folder, and no other process trains in it; UserError, on all ranks, where one does."""
     with ExitStack() as lock:
         ranks(device).by_first(lambda: lock.enter_context(locked(folder)))
         yield
@@ -129,7 +129,6 @@ def _run(folder: Path, kind: type[System], data: Dataset, options: TrainOptions,
     values = {"system": kind.name, "config": asdict(system.config), "data": data.fingerprint,
               "options": asdict(options), "needed": hashes}
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / START, values)
     description = system.describe() | {"data": data.fingerprint, "needed": hashes}
     seconds, losses = {}, {}
