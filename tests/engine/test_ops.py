@@ -253,7 +253,7 @@ INDICES = [
 ]
 
 
-@pytest.mark.parametrize("index", INDICES, ids=str)
+@pytest.mark.parametrize("index", INDICES, ids=lambda index: " ".join(str(index).split()))
 def test_getitem_is_numpys_and_repeats_add_up(index):
     x = normal(3, 4, 2)
     assert np.array_equal(value(lambda x: x[index], x), x[index])
