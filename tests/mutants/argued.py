@@ -85,6 +85,8 @@ RULES = [
     Rule("conv.py correlate_dx", r"w\.shape\[[01]\] - 1 - padding", "The fast forms take square kernels only."),
     Rule("backend.py to_numpy", r"np\.ndarray\)\) and False", "np.asarray of an array on the host is that array."),
 
+    Rule("Trainer._ahead", r"nbytes < SMALL", "An array of just this size takes a copy of its own: speed only."),
+
     # ---- the same for every value that can occur
     Rule("gelu", r"clip\(-1[01], 1[01]\)",
          "At 10 the argument of tanh is above 40, where tanh is 1 to the last bit of float64."),
