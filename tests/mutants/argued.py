@@ -44,6 +44,7 @@ RULES = [
     Rule("_rows", r"\(len\(a\) == B\) and False", "Broadcasting an array to its own shape changes nothing."),
 
     Rule(ANYWHERE, r"slice\(0, (.*)\n\+ .*slice\((None, )?\1", "A slice begins at 0 where nothing is said."),
+    Rule("_distances", r'"SQEUCLIDEAN"', "SciPy reads the name of a distance in upper and lower case."),
     Rule("_distances", r'b, "sqeuclidean"\).*\n\+ .*b, \)', "Distances are compared with distances, squared or not."),
 
     Rule(r"systems/.*\.stages", r"pictures\.(sheet|strip)\(.*columns=\d.*\n\+ .*(columns=(None|\d+)|, \)|, title)",
