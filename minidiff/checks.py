@@ -39,10 +39,10 @@ def finite(name: str, value: object, least: float = -math.inf, most: float = mat
     return number
 
 
-def one_of(name: str, value: object, choices: Collection[str]) -> None:
-    """ValueError, which lists the choices, unless the value is one of these names."""
+def one_of(name: str, value: object, choices: Collection[str], error: type[ValueError] = ValueError) -> None:
+    """An error, which lists the choices, unless the value is one of these names."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}")
+        raise error(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}")
 
 
 def _shown(value: object) -> str:

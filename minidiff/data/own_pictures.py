@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minidiff.checks import one_of
 from minidiff.data import picture_cache
 from minidiff.data.dataset import Dataset, DatasetEntry
 from minidiff.data.fitting import FITS, WHITE
@@ -53,8 +54,7 @@ class PictureOptions:
     captions: Path | None = None
 
     def __post_init__(self):
-        if self.fit not in FITS:
-            raise UserError(f"fit must be one of {', '.join(FITS)}, not {str(self.fit)[:40]!r}")
+        one_of("fit", self.fit, FITS, UserError)
         if len(self.size) != 2 or not all(type(n) is int and 1 <= n <= LARGEST_SIDE for n in self.size):
             raise UserError(f"size must be a width and a height of 1 to {LARGEST_SIDE} pixels, not {self.size}")
 

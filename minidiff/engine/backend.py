@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
+from minidiff.checks import one_of
 from minidiff.errors import UserError
 
 DEVICES = ("cpu", "cuda")
@@ -127,8 +128,7 @@ def _in_one_copy(arrays: Sequence[np.ndarray]) -> list:
 
 def check_device(device: str) -> None:
     """UserError, which says what is missing, if `device` is unavailable."""
-    if device not in DEVICES:
-        raise UserError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
+    one_of("device", device, DEVICES, UserError)
     if device == "cpu":
         return
     try:

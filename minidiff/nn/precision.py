@@ -19,6 +19,7 @@ import copy
 
 import numpy as np
 
+from minidiff.checks import one_of
 from minidiff.engine import ops
 from minidiff.engine.backend import is_half, to_device
 from minidiff.engine.tensor import Tensor
@@ -30,8 +31,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 
 def dtype_of(precision: str) -> np.dtype:
     """The dtype that a network of this precision computes in; UserError if it is unknown or unavailable."""
-    if precision not in PRECISIONS:
-        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    one_of("precision", precision, PRECISIONS, UserError)
     if precision != "bfloat16":
         return np.dtype(precision)
     try:

@@ -28,7 +28,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from minidiff.checks import whole
+from minidiff.checks import one_of, whole
 from minidiff.diffusion.samplers import Sampler
 from minidiff.diffusion.schedules import Schedule, from_betas, zero_terminal_snr
 from minidiff.errors import UserError
@@ -68,8 +68,8 @@ class SchedulerConfig:
         """The same with another spacing of times, or for a network that predicts something else."""
         kinds = {ours: theirs for theirs, ours in PREDICTS.items()}
         for name, value, known in (("spacing", spacing, SPACINGS), ("predicts", predicts, kinds)):
-            if value is not None and (not isinstance(value, str) or value not in known):
-                raise UserError(f"{name} must be one of {', '.join(known)}, not {str(value)[:40]!r}")
+            if value is not None:
+                one_of(name, value, known, UserError)
         given = {"timestep_spacing": spacing, "prediction_type": kinds.get(predicts)}
         changes = {key: value for key, value in given.items() if value is not None}
         return SchedulerConfig(Config(self.config.values | changes, self.config.path)) if changes else self

@@ -38,7 +38,7 @@ from itertools import pairwise
 import numpy as np
 
 from minidiff import pictures
-from minidiff.checks import finite
+from minidiff.checks import finite, whole
 from minidiff.data.dataset import DATASETS, Dataset
 from minidiff.diffusion.denoiser import Denoiser, static_threshold
 from minidiff.diffusion.gaussian import q_posterior_mean_variance, q_sample
@@ -136,8 +136,7 @@ class ADM(System):
     def trajectory(self, captions: Sequence[str], *, scale: float = 32.0, steps: int = 30, algorithm: int = 1,
                    seed: int = 0, streams: SampleStreams | None = None) -> Iterator[State]:
         """Every state from x_T to x_0, one sample for each caption, sample i from its own stream (seed, i)."""
-        if algorithm not in (1, 2):
-            raise ValueError(f"algorithm must be 1 or 2, not {algorithm!r}")
+        whole("algorithm", algorithm, 1, 2)
         streams = self.streams_for(captions, seed, streams)
         path, y = times(self.ddpm.schedule, steps), self.questions.asked(captions)
         x_T = self.noise(streams, self.config.ddpm.shape)                           # (B, H, W, C)

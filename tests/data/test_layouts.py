@@ -151,7 +151,8 @@ def test_arrays(tmp_path, shape):
     assert [item.captions for item in seen.items] == [("zero",), ("one", "uno")] and seen.without_caption == ["a.npz/2"]
     for i, item in enumerate(seen.items):
         assert item.read().shape == (shape[1:] if shape[-1] != 1 else shape[1:3]) and (item.read() == i).all()
-    np.savez(tmp_path / "b.npz", images=np.asfortranarray(images), captions=np.array([b"zero", "naïve".encode(), b"\xff"]))
+    captions = np.array([b"zero", "naïve".encode(), b"\xff"])
+    np.savez(tmp_path / "b.npz", images=np.asfortranarray(images), captions=captions)
     in_columns = listing(tmp_path / "b.npz").items
     assert [item.captions[0] for item in in_columns] == ["zero", "naïve", "\N{REPLACEMENT CHARACTER}"]
     assert all((item.read() == i).all() for i, item in enumerate(in_columns))

@@ -58,7 +58,8 @@ RULES = [
          "A uniform number is never exactly the bound."),
 
     Rule(r"cli/\w+\.py add", r'- ((?:.*help=)?")(.*)\n\+ \1(?i:\2)$', "Upper and lower case in a help text."),
-    Rule(ANYWHERE, r'- (.*")([^"]*[a-z]+ [a-z]+[^"]*)(".*)\n\+ \1(?!\2")(?i:\2)\3$', "Upper and lower case in a sentence."),
+    Rule(ANYWHERE, r'- (.*")([^"]*[a-z]+ [a-z]+[^"]*)(".*)\n\+ \1(?!\2")(?i:\2)\3$',
+         "Upper and lower case in a sentence."),
     Rule(r"cli/\w+\.py add", r'- (.*)metavar="[^"]*"(?:, )?(.*)\n\+ \1(?:metavar=(?:"[^"]*"|None)(?:, )?)?\2$',
          "The word that stands for a value in a help text."),
 

@@ -334,7 +334,8 @@ def test_a_file_gives_the_same_samples(model, tmp_path):
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, sentence", [
-    ({"algorithm": 3}, "algorithm must be 1 or 2, not 3"), ({"scale": np.nan}, "scale must be a finite number"),
+    ({"algorithm": 3}, "algorithm must be a whole number from 1 to 2, not 3"),
+    ({"algorithm": True}, "algorithm must be a whole number"), ({"scale": np.nan}, "scale must be a finite number"),
     ({"scale": np.inf, "algorithm": 1}, "scale must be a finite number"), ({"steps": 51}, "steps must be a whole"),
     ({"scale": np.nan, "algorithm": 2}, "scale must be a finite number"),
     ({"streams": SampleStreams(0, 2)}, "streams must be one for each of the 5 captions"),
