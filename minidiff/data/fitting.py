@@ -40,7 +40,10 @@ def opaque(image: Image, background: tuple[int, int, int] = WHITE) -> Image:
     from PIL import Image as Pillow
 
     if image.mode.startswith("I"):                          # 16 bits, whatever the order of the bytes
-        return Pillow.fromarray(eight_bits(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        pixels = np.repeat(eight_bits(values)[..., None], 3, axis=2)                # (height, width, 3)
+        pixels[values == image.info.get("transparency", -1)] = background
+        return Pillow.fromarray(pixels)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         below = Pillow.new("RGBA", image.size, (*background, 255))
         return Pillow.alpha_composite(below, image.convert("RGBA")).convert("RGB")

@@ -49,6 +49,8 @@ def decode(data: bytes, shown: str) -> Image:
                     raise _too_many(shown)
                 image.decodermaxblock = BLOCK
                 image.load()
+                if image.format == "PNG" and "transparency" in image.info:
+                    image.info["transparency"] = _as_decoded(image, depth=data[24])
                 return ImageOps.exif_transpose(image)
     except UserError:
         raise
@@ -59,6 +61,19 @@ def decode(data: bytes, shown: str) -> Image:
         raise _too_many(shown) from error
     except Exception as error:                              # a damaged file may raise anything in its decoder
         raise UserError(f"{shown} cannot be read as a picture ({type(error).__name__})") from error
+
+
+def _as_decoded(image: Image, depth: int):
+    """The transparent value of a PNG, which its file gives with `depth` bits, as its pixels are after decoding.
+
+    Of colours with 16 bits Pillow keeps the upper 8.
+    """
+    value = image.info["transparency"]
+    if image.mode == "L" and isinstance(value, int):
+        return value * 255 // (2**depth - 1)                # 0..3 and 0..15 are decoded as 0..255
+    if image.mode == "RGB" and depth == 16:
+        return tuple(channel >> 8 for channel in value)
+    return value
 
 
 class _InTime(io.BytesIO):

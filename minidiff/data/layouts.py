@@ -83,6 +83,8 @@ def listing(path: Path, captions: Path | None = None) -> Listing:
     shards = [name for name in files if name.lower().endswith(SHARDS)]
     pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
     texts = [name for name in files if name.lower().endswith(TEXTS)]
+    if len({table.parent for table in tables}) < len(tables):
+        raise UserError(f"{_shown(path)} has a metadata.csv and a metadata.jsonl in one folder: remove one of them")
     if tables:
         return joined([of_table(table, table.parent) for table in tables])
     if shards and not pictures:
@@ -110,8 +112,10 @@ def of_file(path: Path) -> Listing:
 
 def walk(folder: Path) -> Iterator[str]:
     """The names of the files below a folder, in order; links to folders are not followed."""
+    def refuse(error: OSError):
+        raise UserError(f"the folder {_shown(error.filename)} cannot be read ({error.strerror})") from error
     count = 0
-    for here, folders, names in os.walk(folder):
+    for here, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
             if not name.startswith("."):
@@ -128,7 +132,7 @@ def of_texts(folder: Path, pictures: list[str], texts: list[str]) -> Listing:
     found, text_of = Listing(), {os.path.splitext(name)[0]: name for name in texts}
     for name in pictures:
         text = text_of.get(os.path.splitext(name)[0])
-        lines = [] if text is None else decoded(folder / text, LARGEST_TEXT).splitlines()
+        lines = [] if text is None else lines_of(read_text(folder / text, LARGEST_TEXT))
         add(found, name, lines, *of_disk(folder / name))
     stems = {os.path.splitext(name)[0] for name in pictures}
     found.without_picture = [name for stem, name in text_of.items() if stem not in stems]
@@ -166,7 +170,7 @@ def of_table(table: Path, folder: Path | None = None) -> Listing:
     for number, (name, texts) in enumerate(rows(table), start=1):
         if not name:
             raise UserError(f"{_shown(table)}: row {number} names no picture; it takes a column {FILE_COLUMNS[0]}")
-        captions[name] += texts
+        captions[os.path.normpath(name)] += texts
     for name, texts in captions.items():
         path = folder / name
         if os.path.lexists(path):
@@ -178,7 +182,7 @@ def of_table(table: Path, folder: Path | None = None) -> Listing:
 
 def rows(table: Path) -> Iterator[tuple[str, list[str]]]:
     """(the picture's name, its texts) of each row of a .csv or .jsonl."""
-    text = decoded(table, LARGEST_TABLE)
+    text = read_text(table, LARGEST_TABLE)
     values = of_jsonl(table, text) if table.suffix.lower() == ".jsonl" else of_csv(table, text)
     for row in values:
         name = next((row[column] for column in FILE_COLUMNS if row.get(column)), "")
@@ -188,7 +192,7 @@ def rows(table: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def of_jsonl(table: Path, text: str) -> Iterator[dict]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):        # in JSON no other character ends a line
         if not line.strip():
             continue
         try:
@@ -203,7 +207,13 @@ def of_jsonl(table: Path, text: str) -> Iterator[dict]:
 
 def of_csv(table: Path, text: str) -> Iterator[dict]:
     """Rows by the names in the first line; without such names the first column is the picture, the second its text."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+
+    def named(row: list[str]) -> dict:
+        if any(row[len(names):]):
+            raise UserError(f"{_shown(table)}: line {reader.line_num} has more cells than there are columns: put a "
+                            "text that holds a comma between quotation marks")
+        return dict(zip(names, row, strict=False))
     try:
         first = next(reader, [])
         names = [name.strip().lower() for name in first]
@@ -212,22 +222,30 @@ def of_csv(table: Path, text: str) -> Iterator[dict]:
                 raise UserError(f"{_shown(table)} names no columns {FILE_COLUMNS[0]} and {TEXT_COLUMNS[0]} in its "
                                 "first line")
             names = [FILE_COLUMNS[0], TEXT_COLUMNS[0]]
-            yield dict(zip(names, first, strict=False))
+            yield named(first)
         for row in reader:
             if row:
-                yield dict(zip(names, row, strict=False))
+                yield named(row)
     except csv.Error as error:
         raise UserError(f"{_shown(table)}: line {reader.line_num} is no line of a .csv ({error})") from error
 
 
-def decoded(path: Path, largest: int) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with its mark at the beginning."""
-    data = read_file(path, largest)
+def read_text(path: Path, largest: int) -> str:
+    return decoded(read_file(path, largest), _shown(path))
+
+
+def decoded(data: bytes, shown: str) -> str:
+    """A text in UTF-8, or in UTF-16 with its mark at the beginning; shown: its file's name, for messages."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{_shown(path)} is not text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise UserError(f"{shown} is not text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text; str.splitlines would also end one at characters that may stand within a caption."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 # --- many pictures in one file ----------------------------------------------------------------------------------
@@ -261,8 +279,13 @@ def of_tar(path: Path) -> Listing:
             raise
         raise UserError(f"{_shown(path)} is no .tar that can be read ({error})") from error
     for key, part in parts.items():
-        texts = [text for suffix in TEXTS_IN_TAR if suffix in part
-                 for text in texts_of(path, key, suffix, *part[suffix])]
+        texts = []
+        for suffix in TEXTS_IN_TAR:
+            if suffix in part:
+                try:
+                    texts += texts_of(path, suffix, *part[suffix])
+                except UserError as error:
+                    found.skipped.append((f"{path.name}/{key}{suffix}", str(error)))
         if PICTURE in part:
             picture = part[PICTURE]
             add(found, f"{path.name}/{key}", texts, (*stamp, *picture), partial(read_part, path, *picture))
@@ -278,15 +301,15 @@ def why_skipped(member: tarfile.TarInfo) -> str:
     return "" if member.isreg() and not member.issparse() else "no plain file"
 
 
-def texts_of(path: Path, key: str, suffix: str, offset: int, size: int) -> list[str]:
-    """The captions in a text or a JSON of a .tar; none where it cannot be read."""
+def texts_of(path: Path, suffix: str, offset: int, size: int) -> list[str]:
+    """The captions in a text or a JSON of a .tar; UserError where it cannot be read."""
+    text = decoded(read_part(path, offset, size, LARGEST_TEXT), "it")
+    if suffix != ".json":
+        return lines_of(text)
     try:
-        text = read_part(path, offset, size, LARGEST_TEXT).decode("utf-8-sig")
-        if suffix != ".json":
-            return text.splitlines()
         values = parse_json(text)
-    except ValueError:                                      # a UserError and a UnicodeDecodeError are such
-        return []
+    except ValueError as error:
+        raise UserError(f"it is no JSON ({error})") from error
     texts = next((values[c] for c in TEXT_COLUMNS if values.get(c)), []) if isinstance(values, dict) else []
     return [t for t in (texts if isinstance(texts, list) else [texts]) if isinstance(t, str)]
 
@@ -317,7 +340,7 @@ def of_npz(path: Path) -> Listing:
     found, stamp = Listing(), stamp_of(path)
     images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
     for i, text in enumerate(texts.tolist()):
-        add(found, f"{path.name}/{i}", text.splitlines(), stamp, partial(images.__getitem__, i))
+        add(found, f"{path.name}/{i}", lines_of(text), stamp, partial(images.__getitem__, i))
     return found
 
 

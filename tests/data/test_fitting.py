@@ -1,5 +1,8 @@
 """Pictures become pixels of one size: against pixels that can be worked out by hand."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minidiff.data.fitting import colour, eight_bits, fitted, opaque
+from minidiff.data.image_file import decode
 from minidiff.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -55,6 +59,37 @@ def test_a_palette_with_a_transparent_entry():
     image.putdata([0, 1])
     image.info["transparency"] = 1
     assert np.asarray(opaque(image, (0, 255, 0)))[0].tolist() == [[255, 0, 0], [0, 255, 0]]
+
+
+def written_png(depth: int, channels: tuple[int, ...], transparent: tuple[int, ...]) -> bytes:
+    """A PNG of 8 x 1 pixels of one grey or colour, as its specification says; transparent: the value in its tRNS."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    bits = "".join(f"{value:0{depth}b}" for value in channels) * 8
+    row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 1, depth, 0 if len(channels) == 1 else 2, 0, 0, 0)),
+              (b"tRNS", struct.pack(f">{len(channels)}H", *transparent)), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@given(st.sampled_from([1, 2, 4, 8, 16]), st.data())
+def test_the_transparent_grey_of_a_png_is_compared_at_its_depth(depth, data):
+    level, other = data.draw(st.tuples(*2 * [st.integers(0, 2**depth - 1)]))
+    for transparent in (level, other):
+        seen = np.asarray(opaque(decode(written_png(depth, (level,), (transparent,)), "a.png"), (255, 0, 255)))
+        shown = (255, 0, 255) if transparent == level else 3 * (round(level * 255 / (2**depth - 1)),)
+        assert (abs(seen.astype(int) - shown) <= (depth == 16)).all()
+
+
+@given(st.sampled_from([8, 16]), st.data())
+def test_the_transparent_colour_of_a_png_is_compared_at_its_depth(depth, data):
+    """Of colours with 16 bits the upper 8 are compared: Pillow reads no others."""
+    colours = st.tuples(*3 * [st.integers(0, 2**depth - 1)])
+    colour, other = data.draw(colours), data.draw(colours)
+    upper = [tuple(value >> depth - 8 for value in c) for c in (colour, other)]
+    for transparent, same in ((colour, True), (other, upper[0] == upper[1])):
+        seen = np.asarray(opaque(decode(written_png(depth, colour, transparent), "a.png"), (255, 0, 254)))
+        assert (seen == ((255, 0, 254) if same else upper[0])).all()
 
 
 def test_sixteen_bits_keep_black_and_white():

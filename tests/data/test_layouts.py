@@ -1,5 +1,6 @@
 """Every layout of captioned pictures gives the right captions to the right pictures, and bad ones a sentence."""
 
+import errno
 import io
 import json
 import os
@@ -71,6 +72,30 @@ def test_metadata_of_hugging_face(tmp_path):
     assert found(tmp_path) == {1: ("one", "uno"), 2: ("two",)}
 
 
+def test_a_line_of_json_ends_at_a_line_feed_only(tmp_path):
+    """JSON holds U+2028, U+2029 and U+0085 as they are, which str.splitlines takes for ends of lines."""
+    rows = [{"file_name": "a.png", "text": "red\u2028apple\x85pie"}, {"file_name": "b.png", "text": "two"}]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    put(tmp_path, {"a.png": png(1), "b.png": png(2), "metadata.jsonl": lines})
+    assert found(tmp_path) == {1: ("red apple pie",), 2: ("two",)}
+
+
+def test_a_line_of_a_text_ends_at_a_line_break_of_any_system_only(tmp_path):
+    text = "one\x85uno\r\ntwo\rthree\nfour\u2028vier"
+    expected = {1: ("one uno", "two", "three", "four vier")}
+    put(tmp_path, {"a.png": png(1), "a.txt": text})
+    assert found(tmp_path) == expected
+    tar(tmp_path / "a.tar", {"a.png": png(1), "a.txt": text.encode()})
+    assert found(tmp_path / "a.tar") == expected
+    np.savez(tmp_path / "a.npz", images=np.ones((1, 2, 2), np.uint8), captions=np.array([text]))
+    assert found(tmp_path / "a.npz") == expected
+
+
+def test_two_names_of_one_picture_are_one_picture(tmp_path):
+    put(tmp_path, {"a.png": png(1), "metadata.csv": "file_name,text\na.png,one\n./a.png,uno\n.//a.png,eins\n"})
+    assert found(tmp_path) == {1: ("one", "uno", "eins")} and len(listing(tmp_path).items) == 1
+
+
 def test_metadata_in_each_folder(tmp_path):
     put(tmp_path, {"p/a.png": png(1), "q/a.png": png(2), "p/metadata.csv": "file_name,text\na.png,one",
                    "q/metadata.csv": "file_name,text\na.png,two"})
@@ -115,12 +140,24 @@ def test_a_tar_of_webdataset(tmp_path):
     assert found(tmp_path / "a.tar") == expected            # nothing is unpacked, so no path and no link leads out
     seen = listing(tmp_path / "a.tar")
     assert (seen.without_caption, seen.without_picture) == (["a.tar/2"], ["a.tar/3"])
-    assert seen.skipped == [("a.tar/7.png", "a link"), ("a.tar/7.txt", "a link")]
+    assert seen.skipped[:2] == [("a.tar/7.png", "a link"), ("a.tar/7.txt", "a link")] and len(seen.skipped) == 3
+    (name, why), = [one for one in seen.skipped if one[0] == "a.tar/4.json"]
+    assert why.startswith("it is no JSON")
     shards = tmp_path / "shards"
     shards.mkdir()
     tar(shards / "0.tar", {"0.png": png(1), "0.txt": b"one", "p/0.txt": b"of p", "p/0.png": png(3)})
     tar(shards / "1.tar", {"0.png": png(2), "0.txt": b"two"})
     assert found(shards) == {1: ("one",), 2: ("two",), 3: ("of p",)}
+
+
+def test_texts_in_a_tar_are_decoded_as_those_in_a_folder(tmp_path):
+    tar(tmp_path / "a.tar", {"0.png": png(1), "0.txt": "naïve".encode("utf-16"), "1.png": png(2),
+                             "1.txt": "naïve".encode("latin-1"), "2.png": png(3),
+                             "2.json": json.dumps({"text": "日本"}, ensure_ascii=False).encode("utf-8-sig")})
+    assert found(tmp_path / "a.tar") == {1: ("naïve",), 3: ("日本",)}
+    seen = listing(tmp_path / "a.tar")
+    assert seen.skipped == [("a.tar/1.txt", "it is not text in UTF-8 (byte 2): save it as UTF-8")]
+    assert seen.without_caption == ["a.tar/1"]
 
 
 def test_what_is_skipped_in_a_tar_is_noted(tmp_path):
@@ -190,6 +227,12 @@ REFUSED = [
     ({"a.png": b"x", "metadata.jsonl": '{"file_name": 5, "text": "a"}'}, "row 1 names no picture"),
     ({"a.png": b"x", "metadata.csv": "name,words\na.png,a"}, "names no columns file_name and text"),
     ({"a.png": b"x", "metadata.csv": "file_name,text\na.png,\"" + "x" * 200_000}, "line .* is no line of a .csv"),
+    ({"a.png": b"x", "metadata.csv": 'file_name,text\na.png,"one\nb.png,two\n'}, r"line 3 is no line .*unexpected end"),
+    ({"a.png": b"x", "metadata.csv": "file_name,text\na.png,a red apple, shiny\n"},
+     "line 2 has more cells than there are columns: put a text that holds a comma between quotation marks"),
+    ({"a.png": b"x", "metadata.csv": "a.png,a red apple, shiny\n"}, "line 1 has more cells"),
+    ({"a.png": b"x", "metadata.csv": "file_name,text\na.png,a", "metadata.jsonl": '{"file_name": "a.png"}'},
+     "has a metadata.csv and a metadata.jsonl in one folder: remove one of them"),
 ]
 
 
@@ -198,6 +241,26 @@ def test_a_folder_that_is_refused(tmp_path, files, words):
     put(tmp_path, files)
     with pytest.raises(UserError, match=words):
         listing(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Else its pictures would be left out without a word."""
+    put(tmp_path, {"cat/a.png": png(1), "dog/a.png": png(2)})
+    scandir = os.scandir
+
+    def of_others(path):
+        if os.path.basename(path) == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", of_others)
+    for locked in ("dog", tmp_path.name):
+        with pytest.raises(UserError, match=f"^the folder '.*{locked}' cannot be read .Permission denied.$"):
+            listing(tmp_path)
+
+
+def test_empty_cells_beyond_the_columns_are_no_text(tmp_path):
+    put(tmp_path, {"a.png": png(1), "metadata.csv": "file_name,text\na.png,one,,\n"})
+    assert found(tmp_path) == {1: ("one",)}
 
 
 @pytest.mark.parametrize("name, content, words", [
