@@ -217,6 +217,8 @@ class Workshop:
                     if marker == SLOW:                      # these may take long without any change
                         continue
                     return Change(change.name, change.file, "timed out", diff)
+                if done.returncode < 0:                     # a signal, such as that of a wrong address
+                    return Change(change.name, change.file, "crashed", diff)
                 if done.returncode not in (0, 1, 2, 5):     # passed, failed, code that does not load, no such tests
                     raise RuntimeError(f"pytest ended with status {done.returncode}: {done.stdout[-500:]}")
                 if found := done.returncode in (1, 2):
