@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Entry = TypeVar("Entry")
 
 
+class NoEntry(UserError):
+    """There is no entry of this name: it is misspelt, or another program adds it."""
+
+
 class Registry(Mapping[str, Entry]):
     """Named entries: those of minidiff, those of installed packages' entry points, and those that a program adds.
 
@@ -52,10 +56,10 @@ class Registry(Mapping[str, Entry]):
         del self._entries[name]
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry; UserError, which lists the names, where there is none."""
+        """The entry; NoEntry, which lists the names, where there is none."""
         if name not in self:
-            raise UserError(f"there is no {self.kind} {str(name)[:40]!r}: it is one of {', '.join(self)}; "
-                            f"docs/architecture.md says how to add one")
+            raise NoEntry(f"there is no {self.kind} {str(name)[:40]!r}: it is one of {', '.join(self)}; "
+                          f"docs/architecture.md says how to add one")
         if name in self._entries:
             return self._entries[name]
         if name in self._places:

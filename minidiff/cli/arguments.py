@@ -26,6 +26,18 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one sentence, with exit status 2."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)     # 1e3 as well
+
+    def parse_args(self, args=None, namespace=None):
+        """What is unknown is an error of the command, whose options --help lists."""
+        found, unknown = self.parse_known_args(args, namespace)
+        parser = vars(found).pop("parser", self)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found
+
     def error(self, message: str):
         self.exit(2, f"minidiff: {one_line(message)} (see {self.prog} --help)\n")
 
@@ -34,7 +46,7 @@ def add_command(commands, name: str, function: Callable[[argparse.Namespace], in
                 epilog: str) -> argparse.ArgumentParser:
     """The parser of `minidiff NAME`, which runs function(args). commands: what `add_subparsers` returned."""
     parser = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=Help)
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, parser=parser)
     return parser
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -166,13 +169,27 @@ def _judge(system, data, count: int):
 def _next_command(system, data, path: Path) -> str:
     if system.options() is not None:
         prompt = next(iter(data.prompts), "") if system.reads_captions else ""
-        return f'minidiff sample "{prompt}" --model {path}'
-    return f"python examples/{system.example}" if system.example else f"minidiff info --model {path}"
+        last = ["--", prompt] if prompt.startswith("-") else []
+        return shell([*program(), "sample", *([] if last else [prompt]), "--model", str(path), *last])
+    return f"python examples/{system.example}" if system.example else shell([*program(), "info", "--model", str(path)])
+
+
+def program() -> list[str]:
+    """The words that start this program: minidiff, or a person's own, which may add entries that the model needs."""
+    script = Path(sys.argv[0])
+    return ["python", str(script)] if script.suffix == ".py" and script.name != "__main__.py" else ["minidiff"]
+
+
+def shell(words: Sequence[str]) -> str:
+    """The words as one line for a shell; a caption of plain words stands between double quotes, as people write it."""
+    def quoted(word: str) -> str:
+        return f'"{word}"' if re.fullmatch(r"[\w ,.-]*", word) and (" " in word or not word) else shlex.quote(word)
+    return " ".join(map(quoted, words))
 
 
 def _resume_command(args: argparse.Namespace) -> str:
     """The command that continues an interrupted run."""
-    words = [*ranks().command(), "minidiff", "train", "--system", args.system, "--resume", "--out", str(args.out)]
+    words = [*ranks().command(), *program(), "train", "--system", args.system, "--resume", "--out", str(args.out)]
     words += ["--data", str(args.data)] if args.data else []
     for name, value in picture_options(args).items():
         words += [f"--{name}"] if value is True else [f"--{name}", _as_text(value)]

@@ -196,6 +196,9 @@ def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
 
 # ---- what they share ---------------------------------------------------------------------------------------
 
+FAR = 1e4
+
+
 def _rho(schedule: Schedule, t: int) -> float:
     """rho = sigma / alpha: infinite where alpha is 0."""
     alpha, sigma = alpha_sigma(schedule, t)
@@ -205,14 +208,16 @@ def _rho(schedule: Schedule, t: int) -> float:
 def _along(schedule: Schedule, t: int, s: int, x0_hat, eps_hat, eps):
     """x_s on the straight line in rho from x_t = alpha_t x0_hat + sigma_t eps_hat, with slope eps.
 
-    From alpha_t = 0, where rho is infinite, the slope is eps_hat.
+    Where rho falls by more than a factor of FAR, or from infinity, eps_hat is the slope: rounding errors of eps would
+    grow by as much.
     """
     alpha_t, sigma_t = alpha_sigma(schedule, t)
     alpha_s, sigma_s = alpha_sigma(schedule, s)
     # x_s / alpha_s = x_t / alpha_t + (rho_s - rho_t) eps                                   (DDIM eq. 13)
     # as ddim's step and the rest: x_t / alpha_t, which may be 10^4, would lose four digits
     x_s = alpha_s * x0_hat + sigma_s * eps_hat
-    return x_s if alpha_t == 0 else x_s + (sigma_s - alpha_s * sigma_t / alpha_t) * (eps - eps_hat)
+    # alpha_s sigma_t / alpha_t = alpha_s rho_t
+    return x_s if alpha_s * sigma_t > FAR * alpha_t else x_s + (sigma_s - alpha_s * sigma_t / alpha_t) * (eps - eps_hat)
 
 
 def mean_of_polynomial(nodes: Sequence[float], low: float, high: float) -> list[float]:

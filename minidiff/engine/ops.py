@@ -84,18 +84,21 @@ def in_float32_on_cpu(op: Callable) -> Callable:
 # --- arithmetic, with broadcasting ------------------------------------------------------------------------
 
 def add(x, y) -> Tensor:
+    check_floating("add", x if isinstance(x, Tensor) else y)
     x, y = _pair(x, y)
     return record(x.data + y.data, (x, y), lambda dz: (_unbroadcast(dz, x) if x.requires_grad else None,
                                                        _unbroadcast(dz, y) if y.requires_grad else None))
 
 
 def sub(x, y) -> Tensor:
+    check_floating("sub", x if isinstance(x, Tensor) else y)
     x, y = _pair(x, y)
     return record(x.data - y.data, (x, y), lambda dz: (_unbroadcast(dz, x) if x.requires_grad else None,
                                                        _unbroadcast(-dz, y) if y.requires_grad else None))
 
 
 def mul(x, y) -> Tensor:
+    check_floating("mul", x if isinstance(x, Tensor) else y)
     x, y = _pair(x, y)
 
     def pullback(dz):
@@ -327,6 +330,7 @@ def where(condition, x, y) -> Tensor:
     if condition.dtype != bool:
         raise TypeError(f"where takes a condition of bools, not {condition.dtype}")
     xp = xp_of(condition, x.data)
+    condition = _own(condition) if xp is np else condition
 
     def pullback(dz):
         return (_unbroadcast(xp.where(condition, dz, 0), x) if x.requires_grad else None,
@@ -393,6 +397,7 @@ def concat(xs: Sequence[Tensor], axis: int = -1) -> Tensor:
 def getitem(x: Tensor, index) -> Tensor:
     """x[index] for ints, slices, None, boolean masks and integer arrays; gradients of a repeated index add up."""
     xp = xp_of(x.data)
+    index = _own(index) if xp is np else index
 
     def pullback(dy):
         dx = xp.zeros(x.shape, sum_dtype(x.dtype))
@@ -414,7 +419,7 @@ def embedding(table: Tensor, ids) -> Tensor:
     ids = plain(ids)
     _check_ids("embedding takes ids", ids, table.shape[0])
     xp = xp_of(table.data)
-    ids = moved(ids, table.data)
+    ids = _own(ids) if xp is np else moved(ids, table.data)
 
     def pullback(dy):
         if xp is not np:                                    # CuPy's add.at adds in a different order each time
@@ -459,11 +464,12 @@ def cross_entropy(logits: Tensor, labels, weight=None) -> Tensor:
     _check_ids("cross_entropy takes labels", labels, logits.shape[-1])
     xp = xp_of(logits.data)
     rows, labels = xp.arange(labels.size), xp.asarray(labels.reshape(-1))
-    log_p = getitem(log_softmax(reshape(logits, (len(rows), logits.shape[-1]))), (rows, labels))
-    if weight is None:
-        return -mean(log_p)
-    weight = xp.asarray(weight.reshape(-1), dtype=log_p.dtype)
-    return -sum(where(weight != 0, log_p, 0.0) * Tensor(weight))       # 0 times -inf would be NaN
+    logits = reshape(logits, (len(rows), logits.shape[-1]))
+    if weight is not None:
+        weight = xp.asarray(weight.reshape(-1), dtype=logits.dtype)
+        logits = where(weight[:, None] != 0, logits, 0.0)   # 0 times NaN or -inf would be NaN
+    log_p = getitem(log_softmax(logits), (rows, labels))
+    return -mean(log_p) if weight is None else -sum(log_p * Tensor(weight))
 
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator | None) -> Tensor:
@@ -591,6 +597,13 @@ def _is_basic(index) -> bool:
     """Whether an index selects each element at most once, by slices and ints alone."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(isinstance(part, (int, slice, type(None), type(Ellipsis))) for part in parts)
+
+
+def _own(index):
+    """The index with copies of its arrays, which their owner may change before the way back."""
+    if isinstance(index, tuple | list):
+        return type(index)(map(_own, index))
+    return index.copy() if isinstance(index, np.ndarray) else index
 
 
 def silu_of_half(h):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minidiff.checks import finite
 from minidiff.engine.backend import device_of, is_half, to_device, to_numpy, wide, xp_of
 from minidiff.engine.parallel import in_parts
 from minidiff.engine.tensor import Tensor
@@ -49,7 +50,7 @@ class AdamW:
 
         FloatingPointError, with nothing changed, if a gradient or its square is not finite.
         """
-        c = self.config
+        c, lr = self.config, finite("lr", lr, 0)
         _check_step(self.parameters, self.m, grads)
         _check_squares(self.parameters, grads)
         self.n += 1

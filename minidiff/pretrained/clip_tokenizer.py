@@ -143,7 +143,8 @@ class ClipTokenizer:
 
 
 def cleaned(text: str) -> str:
-    """The text in NFC and lower case, each run of white space one space."""
+    """The text in NFC and lower case, each run of white space one space, and U+FFFD for half a pair of UTF-16."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     # letter by letter, so that a final sigma is not treated differently
     return "".join(c.lower() for c in SPACES.sub(" ", unicodedata.normalize("NFC", text)))
 

@@ -192,10 +192,28 @@ def below(settings: Config, part: str) -> Config:
 def settings_scale(settings: Config, layer: str, r: int) -> float:
     """alpha / r, or alpha / sqrt(r) where use_rslora is true (Kalajdzievski 2023)."""
     pattern = settings.values.get("alpha_pattern") or {}
-    own = [value for name, value in pattern.items() if f".{layer}".endswith(f".{name}")] if isinstance(
-        pattern, dict) else []
+    own = of_layer(pattern, layer, settings.path) if isinstance(pattern, dict) else []
     alpha = Config({"lora_alpha": own[0]} if own else settings.values, settings.path).number("lora_alpha", r)
     return alpha / (math.sqrt(r) if settings.flag("use_rslora", False) else r)
+
+
+def of_layer(pattern: Mapping[str, object], layer: str, path: Path) -> list:
+    """The values of the keys of alpha_pattern that name this layer, or the end of its name.
+
+    A key may be a regular expression, as peft takes it.  UserError for more than 10 of these, and for one that may take
+    very long: with more than two * or +, or with one of a group.
+    """
+    regular = [key for key in pattern if not re.fullmatch(r"[\w.-]*", key)]
+    slow = [key for key in regular
+            if len(key) > 200 or len(re.findall(r"[*+{]", key)) > 2 or re.search(r"\)[*+{]", key)]
+    if slow or len(regular) > 10:
+        raise UserError(f"{path}: alpha_pattern holds regular expressions that may take very long, such as "
+                        f"{(slow or regular)[0][:40]!r}.")
+    try:
+        return [value for key, value in pattern.items() if f".{layer}".endswith(f".{key}")
+                or key in regular and re.fullmatch(rf"(.*\.)?({key})", layer)]
+    except (re.error, OverflowError) as error:
+        raise UserError(f"{path}: alpha_pattern holds what is no regular expression ({error}).") from error
 
 
 def check_shapes(change: Change, name: str, entry: Entry) -> None:

@@ -30,6 +30,7 @@ from minidiff.errors import UserError
 from minidiff.nn.int8 import SCALE, from_int8, rounded, scale_shapes, to_int8
 from minidiff.nn.layers import TooManyWeights, Unfilled
 from minidiff.nn.module import Module
+from minidiff.registry import NoEntry
 from minidiff.systems.config import config_from
 from minidiff.systems.stage import Stage
 from minidiff.text.tokenizer import Tokenizer
@@ -254,6 +255,9 @@ class System(Module):
         except TooManyWeights as error:
             raise UserError(f"{path} holds a configuration that asks for more weights than the file holds, or than "
                             f"{cls.most_weights:,}.") from error
+        except NoEntry as error:
+            raise UserError(f"{path} was made with more than is here ({error}): if a program of your own adds it, load "
+                            "the model there.") from error
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
 

@@ -24,6 +24,7 @@ from minidiff.errors import UserError, refusals
 from minidiff.files import check_writable, remove_abandoned, write_json
 from minidiff.input_files import parse_json, read_file
 from minidiff.locks import locked
+from minidiff.registry import NoEntry
 from minidiff.systems import load_needed
 from minidiff.systems.config import config_from, with_changes
 from minidiff.systems.stage import Stage
@@ -254,6 +255,9 @@ def _started(folder: Path, kind: type[System]) -> Start | None:
             _check_options(options)
             needed = {str(name): str(digest) for name, digest in saved["needed"].items()}
             return Start(config_from(kind.Config, saved["config"]), options, str(saved["data"]), needed)
+    except NoEntry as error:
+        raise UserError(f"{path} was started with more than is here ({error}): if a program of your own adds it, "
+                        "resume the run there.") from error
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{path} does not say how this run was started ({error}): choose another --out.") from error
     raise UserError(f"{folder} holds a run of {str(saved['system'])[:40]!r}, not of {kind.name!r}: choose another "

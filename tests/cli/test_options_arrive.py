@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from support.toy import Toy
 
 from minidiff import evaluation, pictures, systems
 from minidiff.cli import sample as sampling
+from minidiff.cli import train
 from minidiff.data import mnist
 from minidiff.data.digits import Digits
 from minidiff.diffusion.samplers import State
@@ -276,6 +278,22 @@ def test_the_command_that_resumes_names_all_that_a_run_does_not_remember(monkeyp
     said = capsys.readouterr().err.rpartition("continue with: ")[2].strip()
     assert said == ("minidiff train --system spy --resume --out 'a folder' --data mine --needs clip=c.safetensors "
                     "--needs ddpm=d.safetensors --images 40")
+    monkeypatch.setattr("minidiff.engine.backend.check_device", lambda device: None)
+    monkeypatch.setattr(sys, "argv", ["my program.py"])     # which may add a system, a schedule, ...
+    assert call("train", "--system", "spy", "--out", "b", "--device", "cuda") == 1
+    said = capsys.readouterr().err.rpartition("continue with: ")[2].strip()
+    assert said.startswith("python 'my program.py' train --system spy --resume --out b ") and "--device cuda" in said
+
+
+@pytest.mark.parametrize("prompt, words", [
+    ("a bold seven", '"a bold seven" --model r/m'), ("seven", "seven --model r/m"), ("", '"" --model r/m'),
+    ('a "red" $HOME `id`', """'a "red" $HOME `id`' --model r/m"""), ("-7", "--model r/m -- -7")])
+def test_the_command_to_try_is_one_that_a_shell_reads(prompt, words):
+    system = SimpleNamespace(options=dict, reads_captions=True)
+    said = train._next_command(system, SimpleNamespace(prompts=(prompt,)), Path("r/m"))
+    assert said == f"minidiff sample {words}"
+    read = shlex.split(said)
+    assert prompt in read and read[read.index("--model") + 1] == "r/m"
 
 
 def test_options_of_pictures_and_prompts_arrive_and_are_named_for_resuming(monkeypatch, capsys, tmp_path):

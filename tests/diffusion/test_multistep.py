@@ -17,7 +17,7 @@ from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import DatasetDenoiser
 from minidiff.diffusion.samplers import SAMPLERS as EVERY_SAMPLER
 from minidiff.diffusion.samplers import ddim, dpm_solver_pp_2m, sample, times
-from minidiff.diffusion.schedules import cosine, linear, scaled_linear
+from minidiff.diffusion.schedules import cosine, linear, scaled_linear, vp_sde
 from minidiff.engine.random import SampleStreams
 
 R = 0.7
@@ -60,6 +60,18 @@ def test_the_order_on_an_exact_flow(name):
     assert fitted > order - 0.35, (fitted, errors)
     better_than = dpm_solver_pp_2m if name == "unipc" else ddim
     assert errors[-1] < 0.3 * error(better_than, schedule, counts[-1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("schedule", [linear(beta_max=0.5), linear(beta_max=0.9), vp_sde(beta_max=400)],
+                         ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_point_is_reached_where_rho_falls_from_1e60(name, schedule, steps, dtype):
+    """alpha_T is so small that sigma_T / alpha_T exceeds float32: the results were NaN."""
+    denoiser = DatasetDenoiser(schedule, np.array([[0.7]]))
+    x_0 = sample(SAMPLERS[name][0](denoiser, np.ones((2, 1), dtype), times(schedule, steps)))
+    np.testing.assert_allclose(x_0, 0.7, rtol=1e-6)
 
 
 @given(any_schedule(ends_at_zero=None), st.sampled_from(sorted(SAMPLERS)), st.data())

@@ -56,7 +56,8 @@ def sigmoids():
 # ---- samplers ------------------------------------------------------------------------------------------------
 
 def test_a_registered_sampler_is_found_and_run_by_name(euler):
-    assert list(SAMPLERS) == ["ddpm", "ddim", "heun", "dpm++2m", "dpm++2m-sde", "unipc", "plms", "lms", "lcm", "euler"]
+    own = ["ddpm", "ddim", "heun", "dpm++2m", "dpm++2m-sde", "unipc", "plms", "lms", "lcm", "euler"]
+    assert [name for name in SAMPLERS if name in own] == own
     assert SAMPLERS["euler"] is euler
     denoiser = GaussianDenoiser(schedules.cosine(50), np.zeros(2), np.ones(2))
     x_T, z = np.ones((2, 2)), Noise(2, given=np.full((2, 2), 0.3))

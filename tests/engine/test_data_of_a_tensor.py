@@ -183,6 +183,23 @@ def test_the_gradient_of_weights_that_changed_is_refused():
         assert w.grad == 2 * w.data
 
 
+@pytest.mark.parametrize("op, index", [
+    (lambda x, i: x[i], np.array([0, 1])), (lambda x, i: x[i, 0], np.array([0, 1])), (lambda x, i: x[i], [0, 1]),
+    (lambda x, i: x[i], np.array([True, True, False])), (ops.embedding, np.array([0, 1])),
+    (lambda x, c: ops.where(c, x, 0.0), np.array([[True, False]] * 3)),
+    (lambda x, i: ops.cross_entropy(x, i), np.array([0, 1, 0]))])
+def test_an_index_or_a_condition_may_change_before_the_way_back(op, index):
+    """The gradient is that of the op as it was computed."""
+    x = Tensor(np.arange(1.0, 7.0).reshape(3, 2), requires_grad=True)
+    expected, = gradients(ops.sum(op(x, index) * 2), [x])
+    y = ops.sum(op(x, index) * 2)
+    if isinstance(index, list):
+        index[:] = [1] * len(index)
+    else:
+        index[...] = index.dtype != bool
+    assert np.array_equal(gradients(y, [x])[0], expected)
+
+
 def test_the_gradient_is_refused_whatever_sets_the_weights():
     def load(layer):
         layer.load_state_dict(layer.state_dict())

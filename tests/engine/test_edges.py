@@ -130,9 +130,10 @@ def test_the_logarithm_of_a_sigmoid(dtype):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int8, bool])
 @pytest.mark.parametrize("op", [ops.exp, ops.log, ops.sqrt, ops.tanh, ops.sigmoid, ops.log_sigmoid, ops.silu,
                                 ops.softmax, ops.log_softmax, ops.mean, lambda x: ops.matmul(x, x),
-                                lambda x: ops.power(x, 2)])
+                                lambda x: ops.power(x, 2), lambda x: x + 10, lambda x: 2 - x, lambda x: x * x,
+                                lambda x: -x])
 def test_functions_of_whole_numbers_are_refused(op, dtype):
-    """sigmoid of the uint8 200 was 0, and softmax chose the smallest logit, since -x wraps around."""
+    """sigmoid of the uint8 200 was 0, and softmax chose the smallest logit, since -x wraps around; 250 + 10 was 4."""
     with pytest.raises(TypeError, match=f"takes a floating dtype, not {np.dtype(dtype)}: convert x"):
         op(Tensor(np.ones((2, 2), dtype)))
 
@@ -209,6 +210,13 @@ def test_what_weighs_nothing_has_no_influence_on_a_cross_entropy():
     loss = ops.cross_entropy(logits, np.array([[1, 1]]), np.array([[2.0, 0]]))
     assert loss.item() == pytest.approx(2 * np.log1p(np.exp(-1)), rel=1e-6)
     assert gradients(loss, [logits])[0][0, 1].tolist() == [0, 0]
+    for anything in (np.nan, np.inf, -np.inf):
+        logits = Tensor(np.array([[0, 1], [anything, anything]], np.float32), requires_grad=True)
+        loss = ops.cross_entropy(logits, np.array([1, 0]), np.array([2.0, 0]))
+        assert loss.item() == pytest.approx(2 * np.log1p(np.exp(-1)), rel=1e-6)
+        dx = gradients(loss, [logits])[0]
+        assert dx[1].tolist() == [0, 0] and dx[0, 0] == pytest.approx(2 / (1 + np.e), rel=1e-6)
+    logits = Tensor(np.zeros((1, 2, 2), np.float32))
     for labels in ([[0, -1]], [[2, 0]]):
         with pytest.raises(IndexError, match=r"labels of 0\.\.1"):
             ops.cross_entropy(logits, np.array(labels), np.array([[1.0, 0]]))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -399,6 +400,16 @@ def test_a_gradient_is_asked_for_by_name_inside_no_grad_too(cores, count):
         loss, (dw,) = parallel_gradients(loss_of(x, w), [w], count)
     expected, (dw_outside,) = parallel_gradients(loss_of(x, w), [w], count)
     assert loss == expected and np.array_equal(dw, dw_outside) and dw.any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_an_overflow_is_reported_unless_a_loss_scale_may_have_caused_it(scale):
+    """Who scales the loss tests for infinity; else NumPy warns, as it does everywhere."""
+    x, w = np.full((3, 2), 1e30, np.float32), Tensor(np.full(2, 1e30, np.float32), requires_grad=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        parallel_gradients(lambda shard: ops.mean(Tensor(x[shard]) * w), [w], 3, scale)
+    assert any("overflow" in str(one.message) for one in said) == (scale == 1)
 
 
 def test_the_sum_does_not_depend_on_the_number_of_cores(monkeypatch):

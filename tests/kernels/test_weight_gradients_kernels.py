@@ -67,6 +67,9 @@ def test_outside_a_walk_nothing_waits(cupy):
     dw, db = of_weights.weight_gradients(cupy.asarray(x), cupy.asarray(dy))
     assert dw.get().tolist() == [[6, 9], [6, 9]] and db.get().tolist() == [6, 9]
     assert of_weights.weight_gradients(cupy.asarray(x), cupy.asarray(dy), dw=False, db=False) == (None, None)
+    whole = cupy.empty(2, "float32")
+    of_weights.sum_of_partials(cupy.asarray(dy.astype(accumulator_dtype(dy.dtype))), whole)
+    assert whole.get().tolist() == [6, 9]
 
 
 def test_long_sums_large_products_and_many_bytes_do_not_wait(cupy, monkeypatch):

@@ -87,6 +87,11 @@ RULES = [
     Rule("conv.py correlate_dx", r"w\.shape\[[01]\] - 1 - padding", "The fast forms take square kernels only."),
     Rule("backend.py to_numpy", r"np\.ndarray\)\) and False", "np.asarray of an array on the host is that array."),
 
+    Rule("reduce.py counters", r"2 << \(count", "More counters than blocks: memory only."),
+    Rule("gradients", r"id\(None\)", "Each gradient is copied, as if all had one owner: memory and speed only."),
+    Rule("random.py generator", r'digest\(\), "big"\).*\n\+ .*digest\(\), \)',
+         "from_bytes takes the largest byte first where it is told nothing."),
+    Rule("group_norm|layer_norm", r"xp_of\(x\.data, .*\n\+ .*xp_of\(gamma\.data", "All three are on one device."),
     Rule("Trainer._ahead", r"nbytes < SMALL", "An array of just this size takes a copy of its own: speed only."),
 
     # ---- the same for every value that can occur

@@ -49,6 +49,15 @@ def test_adamw_is_its_closed_form(b1, b2, eps, decay, steps):
         np.testing.assert_allclose(held["b"].data, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("lr", [np.nan, np.inf, -0.1, None, True])
+def test_a_rate_that_is_none_is_refused_and_nothing_changes(lr):
+    w = Tensor(np.ones(3), requires_grad=True)
+    optimiser = AdamW({"w": w})
+    with pytest.raises(ValueError, match="lr must be a finite number of at least 0"):
+        optimiser.step([np.ones(3)], lr)
+    assert w.data.tolist() == [1, 1, 1] and optimiser.n == 0
+
+
 def test_the_first_step_is_lr_in_the_direction_of_the_sign():
     held = parameters()
     before, g = held["b"].data.copy(), np.array([1e-3, -50.0])

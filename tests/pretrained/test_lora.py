@@ -213,6 +213,8 @@ def test_several_loras_add_up(tmp_path_factory, given_loras):
     ({"lora_alpha": 6, "use_rslora": True}, {"unet": 6 / 2**0.5, "text_encoder": 6 / 2**0.5}),
     ({"unet.lora_alpha": 6, "unet.alpha_pattern": {"proj_in": 1, "attn1.to_q": 4}}, {"unet": 3.0, "proj_in": 0.5,
                                                                                      "to_q": 2.0}),
+    *(({"unet.lora_alpha": 6, "unet.alpha_pattern": {key: 4}}, {"unet": 3.0, "to_q": 2.0})
+      for key in ("to_(q|k)", r"down_blocks.*attn\d.to_q", r".*\.to_[^kv]")),
     ({}, {})])
 @pytest.mark.parametrize("beside", [False, True])
 def test_the_settings_of_peft(said, scale, beside, tmp_path):
@@ -306,11 +308,27 @@ def test_a_strength_that_is_no_number(strength, tmp_path):
 
 
 @pytest.mark.parametrize("said", ["{", "[1]", '{"lora_alpha": "8"}', '{"lora_alpha": 1e999}', '{"use_rslora": 1}',
-                                  '{"alpha_pattern": {"proj_in": []}}'])
+                                  '{"alpha_pattern": {"proj_in": []}}', '{"alpha_pattern": {"(a|b": 1}}',
+                                  '{"alpha_pattern": {"(.*.*.*x)": 1}}', '{"alpha_pattern": {"(a?)+x": 1}}',
+                                  json.dumps({"alpha_pattern": {f"a{i}?": 1 for i in range(11)}})])
 def test_settings_that_are_none(said, tmp_path):
     make(tmp_path / "l.safetensors", HERE / "eps", PEFT, ".lora_A.weight", ".lora_B.weight",
          metadata={"lora_adapter_metadata": said})
     with pytest.raises(UserError, match="l.safetensors"):
+        StableDiffusion.load(HERE / "eps", loras=[(tmp_path / "l.safetensors", 1.0)])
+
+
+def test_an_alpha_of_no_numbers_and_an_impossible_length(tmp_path):
+    """NumPy multiplies the lengths beside a 0 as well, and found the array too big."""
+    save_file({f"{Q}.lora_down.weight": A, f"{Q}.lora_up.weight": B, f"{Q}.alpha": np.zeros((0, 7), np.float32)},
+              tmp_path / "l.safetensors")
+    data = (tmp_path / "l.safetensors").read_bytes()
+    assert data.count(b"[0,7]") == 1
+    header = data[8:8 + int.from_bytes(data[:8], "little")].replace(b"[0,7]", b"[0,%d]" % 2**62)
+    header = header.rstrip()
+    (tmp_path / "l.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[
+        8 + int.from_bytes(data[:8], "little"):])
+    with pytest.raises(UserError, match="l.safetensors is damaged"):
         StableDiffusion.load(HERE / "eps", loras=[(tmp_path / "l.safetensors", 1.0)])
 
 

@@ -14,6 +14,7 @@ from support import tiny
 from support.toy import Toy, ToyConfig
 
 from minidiff import checkpoint, systems
+from minidiff.diffusion.schedules import SCHEDULES
 from minidiff.errors import UserError
 from minidiff.nn.layers import Linear
 from minidiff.systems.stage import Stage
@@ -257,6 +258,11 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path):
     (tmp_path / "a" / "run.json").write_text(json.dumps(start | {"config": {"width": 3}}))
     with pytest.raises(UserError, match="of a run with another configuration"):
         run(tmp_path / "a", resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "config_from", lambda *a: SCHEDULES["steep"])      # as where another program adds it
+        says = r"run.json was started with more than is here .there is no schedule 'steep': .* resume the run there"
+        with pytest.raises(UserError, match=says):
+            run(tmp_path / "a", resume=True)
     for damaged in ("{", "[]", "[" * 100_000, json.dumps(start | {"config": 3})):
         (tmp_path / "a" / "run.json").write_text(damaged)
         with pytest.raises(UserError, match="run.json does not say how this run was started"):

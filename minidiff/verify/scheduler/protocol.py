@@ -26,6 +26,8 @@ class Scheduler(Protocol):
         order                 the order of convergence that it claims                    1
         extrapolates          whether each step uses x0_hat at the middle of its stride of log(alpha / sigma),
                               extrapolated from the last two answers, as DPM-Solver++(2M) does              False
+        consistency           whether it takes the answer for the end of the flow, and so is exact on a point alone,
+                              as samplers of consistency models are                                         False
         evaluations           calls of the network per step; the list repeats each time but the first as often      1
         first_evaluations     further calls in the first step, which repeat the second time as often              0
         rounding              the relative rounding error of its arithmetic              float64's, 2^-53

@@ -23,16 +23,17 @@ class Replayed:
     list_of(n): the times of a run of n steps, among the training times 0 .. T-1. x_t is alpha x_0 + sigma eps.
     questions(times): the times of the network's calls in such a run, in order. By default the first time occurs once,
     and every other one `evaluations` times.
-    order, evaluations, first_evaluations, extrapolates, rounding: as in the protocol.
+    order, evaluations, first_evaluations, extrapolates, consistency, rounding: as in the protocol.
     """
 
     def __init__(self, run: Callable[..., Any], alpha_bar, predicts: str, list_of: Callable[[int], Any],
                  order: float = 1, evaluations: int = 1, extrapolates: bool = False, rounding: float = 2.0**-53,
-                 questions: Callable[[np.ndarray], np.ndarray] | None = None, first_evaluations: int = 0):
+                 questions: Callable[[np.ndarray], np.ndarray] | None = None, first_evaluations: int = 0,
+                 consistency: bool = False):
         self.run, self.alpha_bar, self.predicts, self.list_of = run, alpha_bar, predicts, list_of
         self.order, self.evaluations, self.extrapolates = order, evaluations, extrapolates
         self.rounding, self.questions = rounding, questions or self._each_time
-        self.first_evaluations = first_evaluations
+        self.first_evaluations, self.consistency = first_evaluations, consistency
         self.timesteps = np.arange(len(alpha_bar))[::-1]
 
     def set_steps(self, n: int) -> None:
@@ -114,4 +115,5 @@ def of_sampler(sampler: Sampler, schedule: Schedule, predicts: str = "x0", spaci
 
     return Replayed(run, schedule.alpha_bar, predicts, lambda n: samplers.times(schedule, n, spacing),
                     order=sampler.order, evaluations=sampler.calls, extrapolates=sampler.extrapolates,
-                    rounding=rounding, questions=questions, first_evaluations=sampler.first_calls)
+                    rounding=rounding, questions=questions, first_evaluations=sampler.first_calls,
+                    consistency=sampler.consistency)
