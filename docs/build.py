@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,8 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="remove docs/_build first")
     parser.add_argument("--jobs", default="auto", help="processes (auto: as many as there are cores)")
     options = parser.parse_args()
+    if find_spec("myst_nb") is None:
+        parser.error("this needs the packages of the site: pip install '.[site]'")
     status = build(options.fresh, options.jobs)
     if status == 0:
         print(f"built {BUILD / 'html' / 'index.html'}")

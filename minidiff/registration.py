@@ -4,12 +4,13 @@
     minidiff.register_sampler("euler", euler, order=1)
     minidiff.register_schedule("sigmoid", sigmoid)
 
-Each call enters it in one registry, and everything else follows: the command line, `minidiff verify`, the tests of what
-all entries must keep.  A package enters its parts by entry points instead: registry.py.
+Each call enters it in one registry, and everything else follows: the command line and `minidiff verify`.  A package
+enters its parts by entry points instead: registry.py.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,8 +31,15 @@ def register_sampler(name: str, function: Callable[..., Iterator[State]], *, ord
 
     order: of its convergence to the exact flow (weak order for a stochastic sampler).  calls: of the denoiser a step.
     noise: whether it draws noise; it is then also given `streams=`.  extrapolates: as `Sampler` says, which has fields
-    for rarer kinds, too: SAMPLERS.register(name, Sampler(...)).
+    for rarer kinds, too: SAMPLERS.register(name, Sampler(...)).  ValueError unless it takes `streams` where it draws
+    noise, and only there.
     """
+    streams = inspect.signature(function).parameters.get("streams")
+    if noise and streams is None:
+        raise ValueError(f"the sampler {name!r} draws noise (noise=True), so its function must take streams=")
+    if not noise and streams is not None and streams.default is streams.empty:
+        raise ValueError(f"the function of the sampler {name!r} needs streams=, so it draws noise: register it with "
+                         "noise=True")
     return SAMPLERS.register(name, Sampler(function, order=order, calls=calls, noise=noise, extrapolates=extrapolates))
 
 

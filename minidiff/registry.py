@@ -4,7 +4,7 @@
     [project.entry-points."minidiff.samplers"]                 by an entry point, in a package of one's own
     euler = "my_package:EULER"
 
-The command line, `verify`, the tests of what all entries must keep and the docs' tables read the registry.  Nothing
+The command line, `verify`, the docs' tables and the tests of what all entries must keep read the registry.  Nothing
 asks for an entry by name to treat it differently: what differs stands in the entry.
 """
 

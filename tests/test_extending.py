@@ -160,7 +160,7 @@ def test_a_density_of_times_is_drawn_by_training(folder, monkeypatch):
 
 def test_names_that_are_taken_or_are_no_names_are_refused(entered):
     with pytest.raises(ValueError, match="there is already a sampler 'ddim'"):
-        minidiff.register_sampler("ddim", outside.euler_ancestral, order=1)
+        minidiff.register_sampler("ddim", outside.euler_ancestral, order=1, noise=True)
     with pytest.raises(ValueError, match="takes letters, digits"):
         minidiff.register_schedule("a schedule:", outside.sigmoid)
     with pytest.raises(ValueError, match="there is already a density of times 'normal'"):
@@ -180,3 +180,11 @@ def test_images_that_are_not_8_bit_values_are_refused():
     check_dataset(outside.Stripes())
     with pytest.raises(UserError, match="8-bit values"):
         check_dataset(Between())
+
+
+def test_a_sampler_whose_entry_contradicts_its_function_is_refused():
+    with pytest.raises(ValueError, match="the function of the sampler 'a' needs streams=, so it draws noise: register"):
+        minidiff.register_sampler("a", outside.euler_ancestral, order=1)
+    with pytest.raises(ValueError, match="the sampler 'a' draws noise .noise=True., so its function must take str"):
+        minidiff.register_sampler("a", lambda denoiser, x_T, times, cond=None: iter(()), order=1, noise=True)
+    assert "a" not in SAMPLERS

@@ -76,8 +76,8 @@ def variance_of_a_point(ddpm_step):
         fresh = _step(ddpm_step, alpha_bar, t, c, 0.0, 1.0) - _step(ddpm_step, alpha_bar, t, c, 0.0, 0.0)
         got = slope**2 * (1 - alpha_bar[t]) + fresh**2
         if (said := differs("the variance", got, np.full(1, 1 - alpha_bar[t - 1]),
-                            f"{where}: it is a^2 (1 - alpha_bar_t) + b^2, where the step gives a more for x_t = 1 than "
-                            f"for x_t = 0, and b more for z = 1 than for z = 0; for c = {c:.4g}")):
+                            f"{where}: it is A^2 (1 - alpha_bar_t) + B^2, where A is the difference of the steps from "
+                            f"x_t = 1 and from x_t = 0, and B that of z = 1 and z = 0; for c = {c:.4g}")):
             return said
 
 

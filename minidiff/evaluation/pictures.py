@@ -138,8 +138,8 @@ def clip_of(judge: CLIP | str | Path | None, data: Dataset) -> CLIP:
         raise UserError(f"a CLIP of the same pictures judges, and there is none: {how}")
     clip = systems.load_system("clip", path)
     if judge is None and (clip.notes.get("dataset"), clip.notes.get("data")) != (data.name, data.source):
-        raise UserError(f"the CLIP in {path} was not trained on {ascii(data.source)[1:-1]}: {how}, or name one with "
-                        "--judge")
+        what = ascii(data.source)[1:-1] if data.name == "pictures" else f"the data set {data.name}"
+        raise UserError(f"the CLIP in {path} was not trained on {what}: {how}, or name one with --judge")
     if tuple(clip.config.image.shape) != tuple(data.shape):
         raise UserError(f"the CLIP in {path} reads pictures of shape {tuple(clip.config.image.shape)}, not "
                         f"{tuple(data.shape)}: {how}")

@@ -170,7 +170,8 @@ def ends_in_noise(schedule: Schedule, rng) -> Iterator[Row]:
                   "KL = (abar x_0^2 - abar - log(1 - abar)) / 2, abar = alpha_bar_T", lambda i: f"x_0 = {x_0[i]}")
     excess = max(0.0, abar - MOST_SIGNAL_AT_THE_END)
     remedy = (f"alpha_bar[{last}] = {abar:.4g}: the last step still shows the image, and a sampler that starts from "
-              "pure noise starts where no network was trained: take more steps, or larger betas") if excess else ""
+              "pure noise starts where no network was trained: let alpha_bar fall closer to 0, by larger betas or more "
+              "of them") if excess else ""
     yield Row("4 ends in noise", f"alpha_bar[{last}] <= {MOST_SIGNAL_AT_THE_END}; the error is the excess",
               MOST_SIGNAL_AT_THE_END, abar, excess, 0.0,
               f"alpha_bar_T <= {MOST_SIGNAL_AT_THE_END}, so that x_T is close to N(0, I)", remedy, side="<=")

@@ -29,6 +29,7 @@ from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.exact import GaussianDenoiser, MixtureDenoiser
 from minidiff.diffusion.samplers import SAMPLERS, Sampler
 from minidiff.diffusion.schedules import Schedule
+from minidiff.errors import user_code
 from minidiff.verify.forward import pairs
 from minidiff.verify.rows import ATOMS, BROKEN, EPS, KEPT, Law, Row, compare, computed, count, skipped
 from minidiff.verify.scheduler.law import worst
@@ -141,9 +142,10 @@ def the_end(schedule: Schedule, rng) -> Iterator[Row]:
             names.append(f"{name}, {N} steps, times {', '.join(map(str, times))}")
             asked, noise = RecordingDenoiser(mixture), GivenNoise(2, lambda: rng.standard_normal((2, 2)))
             states, questions = [], []                      # of each step: its state, and the times of its calls
-            for state in sampler(asked, rng.standard_normal((2, 2)), times, streams=noise):
-                states.append(state)
-                questions.append(asked.times[sum(map(len, questions)):])
+            with user_code(f"the sampler {name!r} ended with an error"):
+                for state in sampler(asked, rng.standard_normal((2, 2)), times, streams=noise):
+                    states.append(state)
+                    questions.append(asked.times[sum(map(len, questions)):])
             left.append(np.abs(states[-1].x_t - asked.answers[-1]).max())
             astray.append([at[0] for at in questions if at] != times or [s.t for s in states] != [*times[1:], -1])
             invented.append(not all(any(np.array_equal(state.x0_hat, answer) for answer in asked.answers)

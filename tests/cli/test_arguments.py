@@ -56,6 +56,20 @@ def test_a_converter_takes_its_limits_and_nothing_beyond(convert, taken, refused
             convert(text)
 
 
+@pytest.mark.parametrize("text, value", [("-1", -1), ("-1e0", -1), ("-2.5E-1", -0.25), ("-.5", -0.5)])
+def test_a_negative_number_is_a_value_however_it_is_written(text, value):
+    parser = arguments.Parser(prog="minidiff")
+    parser.add_argument("--scale", type=arguments.number)
+    assert parser.parse_args(["--scale", text]).scale == value
+
+
+@pytest.mark.parametrize("words, helped", [(("verify", "--sampler", "x"), "verify"), (("sample", "7", "-q"), "sample")])
+def test_an_unknown_option_leads_to_the_help_of_its_command(words, helped, capsys):
+    assert call(*words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("minidiff: unrecognized arguments: ") and f"(see minidiff {helped} --help)" in said
+
+
 def test_a_key_is_given_once():
     assert arguments.distinct("--set", [("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
     assert arguments.distinct("--set", None) == {}

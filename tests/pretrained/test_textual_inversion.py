@@ -80,6 +80,14 @@ def test_one_vector_in_either_shape_and_under_any_name(name, shape, tmp_path):
 
 
 @cache
+def test_half_a_pair_of_utf_16_is_the_replacement_character():
+    """A command line gives bytes that are no text as such halves."""
+    tokenizer = ClipTokenizer.load(HERE / "eps" / "tokenizer")
+    for half in ("\ud800", "\udcff"):
+        assert tokenizer.encode(f"a {half} b") == tokenizer.encode("a \N{REPLACEMENT CHARACTER} b")
+    assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("\U0001f600")
+
+
 def tokenizer_with_placeholders() -> ClipTokenizer:
     tokenizer = ClipTokenizer.load(HERE / "eps" / "tokenizer")
     tokenizer.add("<cat-toy>", [10_000, 10_001])

@@ -261,6 +261,14 @@ def test_a_sampler_that_cannot_be_loaded_is_broken_and_hides_no_other(monkeypatc
         ("BROKEN", "spread at the end, on a point: dpm++2m")]
 
 
+def test_a_sampler_that_ends_with_an_error_is_named(registered):
+    def dividing(denoiser, x_T, times, cond=None):
+        yield samplers.State(1, times[0], x_T, 1 / 0)
+    name = registered(dividing, order=1)
+    row, = [row for row in verify.report(schedules.cosine(20)) if row.law == "26 the end"]
+    assert row.verdict == verify.BROKEN and f"the sampler '{name}' ended with an error" in verify.table([row])
+
+
 def euler_ancestral(drawn=lambda sigma_up: sigma_up):
     """k-diffusion's: sigma is sigma_t / alpha_t, and x is x_t / alpha_t. drawn: what the noise is multiplied by."""
     def sampler(denoiser, x_T, times, cond=None, *, streams):

@@ -75,7 +75,7 @@ def test_a_schedule_that_keeps_signal_breaks_the_noise_law_alone():
     assert (row.side, row.expected) == ("<=", 0.02) and row.measured == pytest.approx(0.132, abs=1e-3)
     text = verify.table(report)
     assert "alpha_bar[199] <= 0.02;" in text and "  <= 0.02  " in text and "numbers   expected <= 0.02" in text
-    assert "alpha_bar[199] = 0.132" in text and "take more steps, or larger betas" in text
+    assert "alpha_bar[199] = 0.132" in text and "let alpha_bar fall closer to 0, by larger betas" in text
 
 
 def test_every_law_has_the_name_of_its_first_row():
