@@ -292,6 +292,8 @@ def test_the_command_to_try_is_one_that_a_shell_reads(prompt, words):
     system = SimpleNamespace(options=dict, reads_captions=True)
     said = train._next_command(system, SimpleNamespace(prompts=(prompt,)), Path("r/m"))
     assert said == f"minidiff sample {words}"
+    system.reads_captions = False
+    assert train._next_command(system, SimpleNamespace(prompts=(prompt,)), Path("m")) == 'minidiff sample "" --model m'
     read = shlex.split(said)
     assert prompt in read and read[read.index("--model") + 1] == "r/m"
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidiff.data import attributes, digit_captions, mnist
+from minidiff.data.pixels import to_float
 from minidiff.evaluation import metrics
 from minidiff.evaluation.metrics import (
     attribute_matches,
@@ -163,6 +164,7 @@ def test_only_the_attributes_that_a_caption_mentions_are_wanted():
     own = [digit_captions.caption(rng, 0, w, keep=1.0) for w in words]
     matches, wanted = attribute_matches(own, images)
     assert matches.shape == wanted.shape == (40, 3) and matches.dtype == wanted.dtype == bool
+    assert np.array_equal(attribute_matches(own, to_float(images)), (matches, wanted))
     assert wanted.tolist() == [[bool(word) for word in w] for w in words] and (matches == wanted).all()
     assert 40 < wanted.sum() < 120                          # some images have no word for thickness or width
 

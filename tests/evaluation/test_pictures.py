@@ -1,6 +1,7 @@
 """The numbers of an evaluation of any pictures, on models and a CLIP whose right numbers are known by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +108,13 @@ def test_test_pictures_are_the_real_ones():
     data = made(4, test=made(12))
     assert evaluate_pictures(model, data=data, judge=Judge(), count=12).compared == 6
     assert len(set(model.asked)) == 12
+
+
+def test_the_report_names_the_file_of_its_judge():
+    judge = Judge()
+    assert evaluate_pictures(Model(), data=made(), judge=judge, count=10).judge == ""
+    judge.file = Path("a") / "clip.safetensors"
+    assert evaluate_pictures(Model(), data=made(), judge=judge, count=10).judge == str(judge.file)
 
 
 def test_the_report_says_what_was_done():

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,6 +200,19 @@ def test_a_models_data_set_chooses_its_judge():
 
 class Old(Blind):
     notes = {}                                              # its file does not say the data set's name
+
+
+@pytest.mark.parametrize("judge", [None, "a.safetensors", Path("b.safetensors")])
+def test_the_judge_of_digits_is_the_one_that_is_named(judge, monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(path):
+        raise Loaded(path)
+    monkeypatch.setattr("minidiff.evaluation.report.load_judge", load)
+    with pytest.raises(Loaded) as found:
+        evaluate_digits(minidiff.TextToImage.load(), judge=judge, count=20)
+    assert found.value.args == (judge,)
 
 
 def test_all_judges_have_the_same_defaults():

@@ -34,7 +34,7 @@ def test_the_command_serves_until_ctrl_c(tmp_path):
     assert process.returncode == 130 and said == "minidiff: stopped\n"
 
 
-@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn", "h11"])
 def test_without_the_packages_it_says_what_to_install(missing, monkeypatch, capsys):
     real = builtins.__import__
 
@@ -42,7 +42,8 @@ def test_without_the_packages_it_says_what_to_install(missing, monkeypatch, caps
         if name.split(".")[0] == missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *rest)
-    for name in [name for name in sys.modules if name.startswith("minidiff.play") or name.split(".")[0] == missing]:
+    asks = {missing, "uvicorn"}                             # the last imports h11
+    for name in [name for name in sys.modules if name.startswith("minidiff.play") or name.split(".")[0] in asks]:
         monkeypatch.delitem(sys.modules, name)
     import minidiff
     monkeypatch.delattr(minidiff, "play", raising=False)
