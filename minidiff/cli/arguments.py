@@ -207,8 +207,8 @@ def picture_reading(args: argparse.Namespace) -> dict[str, object]:
 
 def prompts_in(path: Path) -> tuple[str, ...]:
     """The prompts in a text file, one in each line; UserError where there are none, or too many."""
-    from minidiff.data.layouts import lines_of, read_text
-    lines = tuple(" ".join(line.split()) for line in lines_of(read_text(path, 1 << 20)) if line.strip())
+    from minidiff.data.layouts import lines_of, text_in
+    lines = tuple(" ".join(line.split()) for line in lines_of(text_in(path, 1 << 20)) if line.strip())
     if not 1 <= len(lines) <= MOST_PROMPTS:
         raise UserError(f"--prompts: {ascii(str(path))} must hold 1 to {MOST_PROMPTS} prompts, one in each line, not "
                         f"{len(lines)}")

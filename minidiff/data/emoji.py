@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.data.dataset import Dataset, DatasetEntry
-from minidiff.data.layouts import npz_arrays, read_text
+from minidiff.data.layouts import npz_arrays, text_in
 from minidiff.data.pixels import to_float
 from minidiff.errors import UserError
 
@@ -89,7 +89,7 @@ def load(folder: Path | None, split: str = "train") -> Emoji:
 def read(folder: Path) -> Emoji:
     """The emoji in a folder less the held-out ones, which are its test images.  UserError where a file is damaged."""
     names = read_names(folder / NAMES)
-    held_out = set(read_text(folder / HELD_OUT, LARGEST).split())
+    held_out = set(text_in(folder / HELD_OUT, LARGEST).split())
     parts = {style: read_pixels(folder / file, len(names)) for style, file in STYLES.items()
              if (folder / file).exists()}
     if not parts:
@@ -107,7 +107,7 @@ def read(folder: Path) -> Emoji:
 
 def read_names(path: Path) -> list[Name]:
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path, LARGEST), newline="")))
+        rows = list(csv.DictReader(io.StringIO(text_in(path, LARGEST), newline="")))
         return [Name(row["code"], row["base"], row["name"].strip(), row["category"]) for row in rows]
     except (KeyError, AttributeError, csv.Error) as error:
         raise UserError(f"{ascii(str(path))} must have the columns code, base, name and category ({error})") from error

@@ -132,7 +132,7 @@ def of_texts(folder: Path, pictures: list[str], texts: list[str]) -> Listing:
     found, text_of = Listing(), {os.path.splitext(name)[0]: name for name in texts}
     for name in pictures:
         text = text_of.get(os.path.splitext(name)[0])
-        lines = [] if text is None else lines_of(read_text(folder / text, LARGEST_TEXT))
+        lines = [] if text is None else lines_of(text_in(folder / text, LARGEST_TEXT))
         add(found, name, lines, *of_disk(folder / name))
     stems = {os.path.splitext(name)[0] for name in pictures}
     found.without_picture = [name for stem, name in text_of.items() if stem not in stems]
@@ -182,7 +182,7 @@ def of_table(table: Path, folder: Path | None = None) -> Listing:
 
 def rows(table: Path) -> Iterator[tuple[str, list[str]]]:
     """(the picture's name, its texts) of each row of a .csv or .jsonl."""
-    text = read_text(table, LARGEST_TABLE)
+    text = text_in(table, LARGEST_TABLE)
     values = of_jsonl(table, text) if table.suffix.lower() == ".jsonl" else of_csv(table, text)
     for row in values:
         name = next((row[column] for column in FILE_COLUMNS if row.get(column)), "")
@@ -230,7 +230,7 @@ def of_csv(table: Path, text: str) -> Iterator[dict]:
         raise UserError(f"{_shown(table)}: line {reader.line_num} is no line of a .csv ({error})") from error
 
 
-def read_text(path: Path, largest: int) -> str:
+def text_in(path: Path, largest: int) -> str:
     return decoded(read_file(path, largest), _shown(path))
 
 

@@ -173,7 +173,8 @@ def test_masks_that_are_refused(tmp_path, capsys, mask, sentence):
 
 
 @pytest.mark.parametrize("strength, sentence", [
-    (0, "minidiff: --strength 0 makes no step and gives the image back: take a number above 0, at most 1"), (1.5, "strength must be a finite number from 0 to 1, not 1.5"), ("nan", "nan"),
+    (0, "minidiff: --strength 0 makes no step and gives the image back: take a number above 0, at most 1"),
+    (1.5, "strength must be a finite number from 0 to 1, not 1.5"), ("nan", "nan"),
     (0.4, "strength 0.4 of 2 steps is less than a step")])
 def test_strengths_that_are_refused(tmp_path, capsys, strength, sentence):
     image = shown(np.zeros((40, 48, 3), np.uint8), "in", tmp_path)

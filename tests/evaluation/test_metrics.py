@@ -165,6 +165,8 @@ def test_only_the_attributes_that_a_caption_mentions_are_wanted():
     matches, wanted = attribute_matches(own, images)
     assert matches.shape == wanted.shape == (40, 3) and matches.dtype == wanted.dtype == bool
     assert np.array_equal(attribute_matches(own, to_float(images)), (matches, wanted))
+    with pytest.raises(ValueError, match=r"images must be in \[-1, 1\], where black is -1, not 0 to 255"):
+        attribute_matches(own, images.astype(np.float32))
     assert wanted.tolist() == [[bool(word) for word in w] for w in words] and (matches == wanted).all()
     assert 40 < wanted.sum() < 120                          # some images have no word for thickness or width
 
