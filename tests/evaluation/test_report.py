@@ -15,9 +15,10 @@ from minidiff.data import digit_captions as captions
 from minidiff.data.pixels import to_float
 from minidiff.engine.random import SampleStreams
 from minidiff.errors import UserError
-from minidiff.evaluation import JUDGES, check_draws, evaluate, report
+from minidiff.evaluation import JUDGES, check_count, check_draws, evaluate, report
 from minidiff.evaluation.pictures import evaluate_pictures
 from minidiff.evaluation.report import evaluate_digits, gaussian_pixels, prompts_like
+from minidiff.systems.stable_diffusion import StableDiffusion
 
 
 class Cheat:
@@ -235,3 +236,8 @@ def test_a_system_that_draws_no_pictures_of_captions_is_not_evaluated():
         evaluate(small_systems.small("clip"))
     with pytest.raises(UserError, match="^swirl draws no pictures of captions$"):
         check_draws(SimpleNamespace(name="swirl", example="", options=lambda: None))
+    with pytest.raises(UserError, match="^stable-diffusion has no judge: it was trained on pictures that are not here$"):
+        check_draws(StableDiffusion)
+    for count in (3, 10_001):
+        with pytest.raises(UserError, match=f"^--images must be from 4, for precision and recall, to 10000, not {count}$"):
+            check_count(count)

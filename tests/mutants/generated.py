@@ -286,7 +286,8 @@ def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str
         "`python -m tests.mutants.generated` writes this page; its docstring describes the method. *Caught*: a test",
         "failed, or the process crashed or did not end. *Argued*: the change makes no difference that a test should",
         "detect, for the reason given below. *Survived*: no test failed when the change was first examined; this says",
-        "how much survives in the whole floor. Then tests were written: *now* is what survives them.", "",
+        "how much survives in the whole floor. Then tests were written, or the line was made simpler: *now* is what",
+        "survives these.", "",
         f"{datetime.date.today()}, {machine()}, mutmut {_version()}: **{len(every)} of {len(made)} changes examined, "
         f"{caught} caught at once, {of['argued']} argued, {len(late)} survived, {of['survived']} survive now**"
         + (f", in {seconds / 60:.0f} minutes." if seconds else "."), "",
@@ -298,7 +299,7 @@ def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str
     for file in sorted({change.file for change in every}):
         lines.append(_row(file.removeprefix("minidiff/"), [c for c in made if c.file == file], of_a_sample=False))
     for title, some in (("Survive now", [change for change in late if change.verdict == "survived"]),
-                        ("Survived until tests were written", [c for c in late if c.verdict != "survived"])):
+                        ("Survived until a test was written or the line was changed", [c for c in late if c.verdict != "survived"])):
         lines += ["", f"## {title}", "", *([row for change in some for row in _entry(change)] or ["None."])]
     lines += [""]
     lines += ["## Argued to make no difference", ""]
