@@ -9,6 +9,9 @@ MULTISTEP, CONSISTENCY = "diffusion/multistep.py", "diffusion/consistency.py"
 TIMES, DENSITIES, CASCADE = "diffusion/times.py", "diffusion/densities.py", "diffusion/cascade.py"
 
 BUGS = [
+    Bug("multistep: eps is trusted where rho falls by 1e60", "diffusion/multistep.py",
+        "return x_s if alpha_s * sigma_t > FAR * alpha_t else",
+        "return x_s if alpha_t == 0 else"),
     # --- schedules ----------------------------------------------------------------------------------------
     Bug("beta_t = 1 - alpha_bar_t", SCHEDULES,
         "return 1.0 - self.alpha_bar / self._from_clean[:-1]",

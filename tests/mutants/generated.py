@@ -299,7 +299,8 @@ def report(floors: dict[str, list[Change]], seconds: float | None = None) -> str
     for file in sorted({change.file for change in every}):
         lines.append(_row(file.removeprefix("minidiff/"), [c for c in made if c.file == file], of_a_sample=False))
     for title, some in (("Survive now", [change for change in late if change.verdict == "survived"]),
-                        ("Survived until a test was written or the line was changed", [c for c in late if c.verdict != "survived"])):
+                        ("Survived until a test was written or the line was changed",
+                         [c for c in late if c.verdict != "survived"])):
         lines += ["", f"## {title}", "", *([row for change in some for row in _entry(change)] or ["None."])]
     lines += [""]
     lines += ["## Argued to make no difference", ""]
