@@ -91,6 +91,13 @@ def test_a_line_of_a_text_ends_at_a_line_break_of_any_system_only(tmp_path):
     assert found(tmp_path / "a.npz") == expected
 
 
+def test_a_row_without_a_text_is_a_picture_without_a_caption(tmp_path):
+    rows = [{"file_name": "a.png"}, {"file_name": "b.png", "text": ""}, {"file_name": "c.png", "text": "three"}]
+    put(tmp_path, {"a.png": png(1), "b.png": png(2), "c.png": png(3)})
+    put(tmp_path, {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    assert found(tmp_path) == {3: ("three",)} and listing(tmp_path).without_caption == ["a.png", "b.png"]
+
+
 def test_two_names_of_one_picture_are_one_picture(tmp_path):
     put(tmp_path, {"a.png": png(1), "metadata.csv": "file_name,text\na.png,one\n./a.png,uno\n.//a.png,eins\n"})
     assert found(tmp_path) == {1: ("one", "uno", "eins")} and len(listing(tmp_path).items) == 1

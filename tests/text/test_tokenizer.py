@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidiff.errors import UserError
-from minidiff.text.tokenizer import BOS, EOS, FIRST_BYTE, FIRST_MERGE, PAD, SPLIT, Tokenizer
+from minidiff.text.tokenizer import BOS, EOS, FIRST_BYTE, FIRST_MERGE, MAX_PIECE_BYTES, PAD, SPLIT, Tokenizer
 
 CAPTIONS = [
     "7", "the digit seven", "a handwritten 7", "a thin, upright three", "a bold seven leaning left",
@@ -127,6 +127,13 @@ def test_encoding_replays_the_merges_in_the_order_learned(corpus, piece):
                 word[j : j + 2] = [FIRST_MERGE + rank]
             j += 1
     assert tokenizer.encode(piece) == word
+
+
+def test_a_piece_of_the_most_bytes_is_read():
+    merges = [(FIRST_BYTE, FIRST_BYTE), *((FIRST_MERGE + i, FIRST_MERGE + i) for i in range(6))]      # 2, 4, ... 128
+    merges.append((FIRST_MERGE + 6, FIRST_MERGE + 1))                                                 # 132
+    tokenizer = Tokenizer.from_state({"kind": "byte-level BPE", "merges": merges})
+    assert len(tokenizer.decode([FIRST_MERGE + 7]).encode()) == MAX_PIECE_BYTES == 132
 
 
 def test_the_cache_of_pieces_is_bounded(monkeypatch):
