@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import tiny
 
 from minidiff.data.dataset import DATASETS, Dataset, DatasetEntry, check_dataset, load_dataset
 from minidiff.data.pixels import to_float
@@ -110,3 +111,13 @@ def test_what_a_data_set_has_by_default():
 def test_what_a_subclass_must_define_says_its_name(call, method):
     with pytest.raises(NotImplementedError, match=f"^Dataset has no {method}$"):
         call(Dataset())
+
+
+def test_an_entry_may_be_the_function_that_loads():
+    """As an entry point of a package may name it."""
+    data = tiny.digits(3)
+    DATASETS.register("of-a-function", lambda folder, split: data)
+    try:
+        assert load_dataset("of-a-function") is data
+    finally:
+        DATASETS.unregister("of-a-function")
