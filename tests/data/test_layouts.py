@@ -271,7 +271,8 @@ def test_empty_cells_beyond_the_columns_are_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("a.zip", b"PK", "is no data set: unpack it first"), ("a.tar.gz", b"", "unpack it first"),
+    *((f"a.{suffix}", b"PK", "is no data set: unpack it first")
+      for suffix in ("zip", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "TGZ", "rar", "7z")),
     ("a.txt", b"", "it takes a folder, or a file of .tar, .npz, .csv, .jsonl"),
     ("a.tar", b"no tar at all" * 100, "is no .tar that can be read"),
     ("a.npz", b"no zip", "is no .npz with the arrays"),
@@ -308,6 +309,25 @@ def test_an_array_that_says_it_is_huge_takes_no_memory(tmp_path):
         archive.writestr("images.npy", header.getvalue())
     with pytest.raises(UserError, match="more than the file or 8 GiB"):
         listing(tmp_path / "a.npz")
+
+
+def test_an_array_that_ends_before_its_header_says_is_named(tmp_path):
+    """The .zip says that the file in it has the length, and what it decompresses to is shorter."""
+    import zipfile
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2, 3, 4)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    with pytest.MonkeyPatch.context() as patch:
+        getinfo = zipfile.ZipFile.getinfo
+
+        def longer(self, name):
+            entry = getinfo(self, name)
+            entry.file_size += 24
+            return entry
+        patch.setattr(zipfile.ZipFile, "getinfo", longer)
+        with pytest.raises(UserError, match=r"^'.*a\.npz': images\.npy ends too soon$"):
+            listing(tmp_path / "a.npz")
 
 
 def test_a_picture_in_a_tar_that_ends_too_soon_is_unreadable(tmp_path):

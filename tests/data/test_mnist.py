@@ -174,7 +174,7 @@ def images_of(*shape: int, value: int = 0) -> bytes:
     ("name", "data", "message"),
     [
         (IMAGES, b"", "not an IDX file: it begins with nothing"),
-        (IMAGES, b"<html>sorry</html>", "not an IDX file: it begins with 3c 68 74 6d"),
+        (IMAGES, b"<html>sorry</html>", "not an IDX file: it begins with 3c 68 74 6d, not with 00 00 08"),
         (IMAGES, TINY[IMAGES][:10], "incomplete: it ends within its header, after 10 bytes"),
         (IMAGES, TINY[IMAGES][:-1], "wrong size: its header promises 30 x 28 x 28 bytes, and 23519 follow"),
         (IMAGES, TINY[IMAGES] + b"\0", "wrong size.* 23521 follow"),

@@ -199,6 +199,14 @@ def test_nothing_captioned(tmp_path):
         load_dataset(tmp_path / "t.csv")
 
 
+def test_pictures_with_captions_that_are_elsewhere_have_not_changed(folder, tmp_path_factory):
+    """The folder's own texts, which are not read, are no sign of a change."""
+    table = tmp_path_factory.mktemp("elsewhere") / "t.csv"
+    table.write_text("file_name,text\n0.png,zero\n3.png,three\n", encoding="utf-8")
+    data = load(folder, captions=table)
+    assert levels(data) == [0, 30] and data.captions == [("zero",), ("three",)]
+
+
 def test_a_folder_that_changes_meanwhile_is_refused(folder, monkeypatch):
     whole = picture_cache.decoded
     monkeypatch.setattr(picture_cache, "decoded", lambda *a: (whole(*a), os.utime(folder / "3.png", ns=(5, 5)))[0])

@@ -32,6 +32,8 @@ RULES = [
     Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and no kind is X."),
     Rule("add_product", r'no.*b"n"', "BLAS treats N and n alike."),
 
+    Rule("", r'order="f"', "NumPy reads the order of an array in upper and lower case."),
+    Rule("", r"User-Agent", "The name of a program that a server is told, in upper or lower case."),
     Rule("emoji.py over", r"astype\(None\)", "float64 holds these whole numbers exactly."),
     Rule("TextEncoder.__init__", r"rng, std=1\.0\).*\n\+ .*rng, \)", "The default is the same number."),
     Rule("kl_gaussian", r"var2, 1\.0\).*\n\+ .*var2, 2\.0\)", "The number stands for its kind, a Python float."),
