@@ -26,21 +26,23 @@ from minidiff.systems.system import System
 
 
 def register_sampler(name: str, function: Callable[..., Iterator[State]], *, order: float, calls: int = 1,
-                     noise: bool = False, extrapolates: bool = False) -> Sampler:
+                     noise: bool = False, extrapolates: bool = False, consistency: bool = False) -> Sampler:
     """Adds a sampler: `function(denoiser, x_T, times, cond=None)` yields a State after each step.
 
     order: of its convergence to the exact flow (weak order for a stochastic sampler).  calls: of the denoiser a step.
-    noise: whether it draws noise; it is then also given `streams=`.  extrapolates: as `Sampler` says, which has fields
-    for rarer kinds, too: SAMPLERS.register(name, Sampler(...)).  ValueError unless it takes `streams` where it draws
-    noise, and only there.
+    noise: whether it draws noise; it is then also given `streams=`.  extrapolates, consistency: as `Sampler` says,
+    which has fields for rarer kinds, too: SAMPLERS.register(name, Sampler(...)).  ValueError where it draws noise and
+    does not take `streams`, or needs `streams` and is said to draw none.
     """
-    streams = inspect.signature(function).parameters.get("streams")
-    if noise and streams is None:
+    taken = inspect.signature(function).parameters
+    streams = taken.get("streams")
+    if noise and streams is None and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         raise ValueError(f"the sampler {name!r} draws noise (noise=True), so its function must take streams=")
     if not noise and streams is not None and streams.default is streams.empty:
         raise ValueError(f"the function of the sampler {name!r} needs streams=, so it draws noise: register it with "
                          "noise=True")
-    return SAMPLERS.register(name, Sampler(function, order=order, calls=calls, noise=noise, extrapolates=extrapolates))
+    return SAMPLERS.register(name, Sampler(function, order=order, calls=calls, noise=noise, extrapolates=extrapolates,
+                                           consistency=consistency))
 
 
 def register_schedule(name: str, function: Callable[..., Schedule]) -> Callable[..., Schedule]:

@@ -24,7 +24,7 @@ Entry = TypeVar("Entry")
 
 
 class NoEntry(UserError):
-    """There is no entry of this name: it is misspelt, or another program adds it."""
+    """There is no entry of this name: it is misspelt, or only another program registers it."""
 
 
 class Registry(Mapping[str, Entry]):

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import shlex
-import sys
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -170,18 +170,15 @@ def _next_command(system, data, path: Path) -> str:
     if system.options() is not None:
         prompt = next(iter(data.prompts), "") if system.reads_captions else ""
         last = ["--", prompt] if prompt.startswith("-") else []
-        return shell([*program(), "sample", *([] if last else [prompt]), "--model", str(path), *last])
-    return f"python examples/{system.example}" if system.example else shell([*program(), "info", "--model", str(path)])
-
-
-def program() -> list[str]:
-    """The words that start this program: minidiff, or a person's own, which may add entries that the model needs."""
-    script = Path(sys.argv[0])
-    return ["python", str(script)] if script.suffix == ".py" and script.name != "__main__.py" else ["minidiff"]
+        return shell(["minidiff", "sample", *([] if last else [prompt]), "--model", str(path), *last])
+    return f"python examples/{system.example}" if system.example else shell(["minidiff", "info", "--model", str(path)])
 
 
 def shell(words: Sequence[str]) -> str:
     """The words as one line for a shell; a caption of plain words stands between double quotes, as people write it."""
+    if os.name == "nt":
+        return subprocess.list2cmdline(words)
+
     def quoted(word: str) -> str:
         return f'"{word}"' if re.fullmatch(r"[\w ,.-]*", word) and (" " in word or not word) else shlex.quote(word)
     return " ".join(map(quoted, words))
@@ -189,7 +186,7 @@ def shell(words: Sequence[str]) -> str:
 
 def _resume_command(args: argparse.Namespace) -> str:
     """The command that continues an interrupted run."""
-    words = [*ranks().command(), *program(), "train", "--system", args.system, "--resume", "--out", str(args.out)]
+    words = [*ranks().command(), "minidiff", "train", "--system", args.system, "--resume", "--out", str(args.out)]
     words += ["--data", str(args.data)] if args.data else []
     for name, value in picture_options(args).items():
         words += [f"--{name}"] if value is True else [f"--{name}", _as_text(value)]
@@ -197,7 +194,7 @@ def _resume_command(args: argparse.Namespace) -> str:
     words += ["--device", args.device] if args.device != "cpu" else []
     words += [word for name, path in args.needs or [] for word in ("--needs", f"{name}={path}")]
     words += ["--images", str(args.images)]
-    return shlex.join(words)
+    return shell(words)
 
 
 def _as_text(value) -> str:

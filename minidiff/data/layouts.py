@@ -46,6 +46,7 @@ LARGEST_TEXT = 1 << 20                                      # bytes, of one pict
 LARGEST_TABLE = 1 << 30
 LARGEST_ARRAY = 8 << 30
 MOST_FILES = 5_000_000
+OF_SYSTEMS = "__MACOSX", "lost+found", "System Volume Information", "$RECYCLE.BIN"
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,11 @@ def of_file(path: Path) -> Listing:
 def walk(folder: Path) -> Iterator[str]:
     """The names of the files below a folder, in order; links to folders are not followed."""
     def refuse(error: OSError):
-        raise UserError(f"the folder {_shown(error.filename)} cannot be read ({error.strerror})") from error
+        raise UserError(f"the folder {_shown(error.filename)} cannot be read ({error.strerror}): allow yourself to "
+                        "read it, or move it away") from error
     count = 0
     for here, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", *OF_SYSTEMS)))
         for name in sorted(names):
             if not name.startswith("."):
                 count += 1
@@ -165,12 +167,12 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 def of_table(table: Path, folder: Path | None = None) -> Listing:
     """A picture's file and its text in each row; the files' names are relative to the folder (else the table's)."""
-    found, captions = Listing(), defaultdict(list)
+    found, captions, name_of = Listing(), defaultdict(list), {}
     folder = table.parent if folder is None else folder
     for number, (name, texts) in enumerate(rows(table), start=1):
         if not name:
             raise UserError(f"{_shown(table)}: row {number} names no picture; it takes a column {FILE_COLUMNS[0]}")
-        captions[os.path.normpath(name)] += texts
+        captions[name_of.setdefault(os.path.normpath(name), name)] += texts
     for name, texts in captions.items():
         path = folder / name
         if os.path.lexists(path):
@@ -192,7 +194,7 @@ def rows(table: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def of_jsonl(table: Path, text: str) -> Iterator[dict]:
-    for number, line in enumerate(text.split("\n"), start=1):        # in JSON no other character ends a line
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         try:
@@ -207,10 +209,10 @@ def of_jsonl(table: Path, text: str) -> Iterator[dict]:
 
 def of_csv(table: Path, text: str) -> Iterator[dict]:
     """Rows by the names in the first line; without such names the first column is the picture, the second its text."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
 
     def named(row: list[str]) -> dict:
-        if any(row[len(names):]):
+        if any(cell.strip() for cell in row[len(names):]):
             raise UserError(f"{_shown(table)}: line {reader.line_num} has more cells than there are columns: put a "
                             "text that holds a comma between quotation marks")
         return dict(zip(names, row, strict=False))
@@ -227,7 +229,8 @@ def of_csv(table: Path, text: str) -> Iterator[dict]:
             if row:
                 yield named(row)
     except csv.Error as error:
-        raise UserError(f"{_shown(table)}: line {reader.line_num} is no line of a .csv ({error})") from error
+        raise UserError(f"{_shown(table)}: line {reader.line_num} is no line of a .csv ({error}); a text is between "
+                        'two quotation marks, and one within it is written ""') from error
 
 
 def text_in(path: Path, largest: int) -> str:
@@ -244,7 +247,7 @@ def decoded(data: bytes, shown: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text; str.splitlines would also end one at characters that may stand within a caption."""
+    """The lines of a text; str.splitlines would also end one at U+0085 and U+2028, which a caption may hold."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 

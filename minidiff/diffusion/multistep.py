@@ -196,7 +196,7 @@ def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
 
 # ---- what they share ---------------------------------------------------------------------------------------
 
-FAR = 1e4
+FAR = 1e4                                                   # of the digits of float32, three are left
 
 
 def _rho(schedule: Schedule, t: int) -> float:
@@ -208,8 +208,7 @@ def _rho(schedule: Schedule, t: int) -> float:
 def _along(schedule: Schedule, t: int, s: int, x0_hat, eps_hat, eps):
     """x_s on the straight line in rho from x_t = alpha_t x0_hat + sigma_t eps_hat, with slope eps.
 
-    Where rho falls by more than a factor of FAR, or from infinity, eps_hat is the slope: rounding errors of eps would
-    grow by as much.
+    Where alpha_s rho_t exceeds FAR, or is infinite, eps_hat is the slope: rounding errors of eps would grow by as much.
     """
     alpha_t, sigma_t = alpha_sigma(schedule, t)
     alpha_s, sigma_s = alpha_sigma(schedule, s)

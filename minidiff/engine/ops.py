@@ -466,7 +466,7 @@ def cross_entropy(logits: Tensor, labels, weight=None) -> Tensor:
     rows, labels = xp.arange(labels.size), xp.asarray(labels.reshape(-1))
     logits = reshape(logits, (len(rows), logits.shape[-1]))
     if weight is not None:
-        weight = xp.asarray(weight.reshape(-1), dtype=logits.dtype)
+        weight = xp.asarray(_own(weight).reshape(-1), dtype=logits.dtype)
         logits = where(weight[:, None] != 0, logits, 0.0)   # 0 times NaN or -inf would be NaN
     log_p = getitem(log_softmax(logits), (rows, labels))
     return -mean(log_p) if weight is None else -sum(log_p * Tensor(weight))
@@ -600,9 +600,12 @@ def _is_basic(index) -> bool:
 
 
 def _own(index):
-    """The index with copies of its arrays, which their owner may change before the way back."""
+    """The index with copies of its arrays, which their owner may change before the backward pass.
+
+    On a GPU no index is copied: it would cost a launch.
+    """
     if isinstance(index, tuple | list):
-        return type(index)(map(_own, index))
+        return (tuple if isinstance(index, tuple) else list)(map(_own, index))
     return index.copy() if isinstance(index, np.ndarray) else index
 
 

@@ -245,8 +245,8 @@ def _entry(path: Path, name: str, entry, first: int, size: int) -> tuple[Entry, 
         raise UserError(f"{path} holds the tensor {name[:80]!r} as {str(dtype)[:20]!r}, a type that minidiff does not "
                         "read.")
     # NumPy multiplies the lengths other than 0 even where one is 0
-    whole = whole and math.prod(n for n in shape if n) < 1 << 48
-    if not whole or len(shape) > 8 or end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+    whole = whole and len(shape) <= 8 and math.prod(n for n in shape if n) < 1 << 48
+    if not whole or end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
         raise UserError(f"{path} is damaged: the size of {name[:80]!r} is not that of its shape {shape!r:.60}.")
     if first + end > size:
         raise UserError(f"{path} is cut short: the tensor {name[:80]!r} ends at byte {first + end}, and the file at "

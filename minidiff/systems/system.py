@@ -256,8 +256,8 @@ class System(Module):
             raise UserError(f"{path} holds a configuration that asks for more weights than the file holds, or than "
                             f"{cls.most_weights:,}.") from error
         except NoEntry as error:
-            raise UserError(f"{path} was made with more than is here ({error}): if a program of your own adds it, load "
-                            "the model there.") from error
+            raise UserError(f"{path} needs an entry that this program does not have ({error}): load it in the program "
+                            "that registers it.") from error
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise UserError(f"{path} holds a configuration that makes no model ({error}).") from error
 

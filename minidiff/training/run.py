@@ -100,7 +100,8 @@ def run(folder: str | Path, kind: type[System], data: Dataset, options: TrainOpt
 
 @contextmanager
 def _alone_in(folder: Path, device: str = "cpu") -> Iterator[None]:
-    """Within it there is the folder, and no other process trains in it; UserError, on all ranks, where one does."""
+    """Makes the folder if there is none; within it no other process trains there.  UserError, on all ranks, where one
+    does."""
     with ExitStack() as lock:
         ranks(device).by_first(lambda: lock.enter_context(locked(folder)))
         yield
@@ -232,15 +233,12 @@ def _check_run(folder: Path, kind: type[System], resume: bool, options: TrainOpt
 
 
 def _check_folder(folder: Path) -> None:
-    """UserError unless a run can be written to the folder; no new folder is left behind."""
-    new = not folder.exists()
+    """UserError unless a run can be written to the folder."""
     checkpoint.CheckpointFolder(folder).prepare()
     for path in (folder / START, folder / MODEL):           # one may be read-only
         check_writable(path)
     for stage in folder.glob("[0-9]*-*"):
         remove_abandoned(stage)
-    if new:
-        folder.rmdir()
 
 
 def _started(folder: Path, kind: type[System]) -> Start | None:
@@ -256,8 +254,8 @@ def _started(folder: Path, kind: type[System]) -> Start | None:
             needed = {str(name): str(digest) for name, digest in saved["needed"].items()}
             return Start(config_from(kind.Config, saved["config"]), options, str(saved["data"]), needed)
     except NoEntry as error:
-        raise UserError(f"{path} was started with more than is here ({error}): if a program of your own adds it, "
-                        "resume the run there.") from error
+        raise UserError(f"{path} needs an entry that this program does not have ({error}): resume the run in the "
+                        "program that registers it.") from error
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{path} does not say how this run was started ({error}): choose another --out.") from error
     raise UserError(f"{folder} holds a run of {str(saved['system'])[:40]!r}, not of {kind.name!r}: choose another "

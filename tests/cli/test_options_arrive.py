@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,13 +275,12 @@ def test_the_command_that_resumes_names_all_that_a_run_does_not_remember(monkeyp
     assert call("train", "--system", "spy", "--out", "a folder", "--data", "mine", "--seed", 3, "--steps", 5,
                 "--needs", "clip=c.safetensors", "--needs", "ddpm=d.safetensors", "--images", 40) == 1
     said = capsys.readouterr().err.rpartition("continue with: ")[2].strip()
-    assert said == ("minidiff train --system spy --resume --out 'a folder' --data mine --needs clip=c.safetensors "
+    assert said == ('minidiff train --system spy --resume --out "a folder" --data mine --needs clip=c.safetensors '
                     "--needs ddpm=d.safetensors --images 40")
     monkeypatch.setattr("minidiff.engine.backend.check_device", lambda device: None)
-    monkeypatch.setattr(sys, "argv", ["my program.py"])     # which may add a system, a schedule, ...
     assert call("train", "--system", "spy", "--out", "b", "--device", "cuda") == 1
     said = capsys.readouterr().err.rpartition("continue with: ")[2].strip()
-    assert said.startswith("python 'my program.py' train --system spy --resume --out b ") and "--device cuda" in said
+    assert said.startswith("minidiff train --system spy --resume --out b ") and "--device cuda" in said
 
 
 @pytest.mark.parametrize("prompt, words", [

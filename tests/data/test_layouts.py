@@ -261,13 +261,18 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         return scandir(path)
     monkeypatch.setattr(os, "scandir", of_others)
     for locked in ("dog", tmp_path.name):
-        with pytest.raises(UserError, match=f"^the folder '.*{locked}' cannot be read .Permission denied.$"):
+        with pytest.raises(UserError, match=f"^the folder '.*{locked}' cannot be read .Permission denied.: allow"):
             listing(tmp_path)
 
 
-def test_empty_cells_beyond_the_columns_are_no_text(tmp_path):
-    put(tmp_path, {"a.png": png(1), "metadata.csv": "file_name,text\na.png,one,,\n"})
-    assert found(tmp_path) == {1: ("one",)}
+def test_empty_cells_and_spaces_are_no_text(tmp_path):
+    put(tmp_path, {"a.png": png(1), "metadata.csv": 'file_name, text\na.png, "one, two", ,\n'})
+    assert found(tmp_path) == {1: ("one, two",)}
+
+
+def test_folders_of_operating_systems_are_left_out(tmp_path):
+    put(tmp_path, {f"{name}/a.png": png(i) for i, name in enumerate(("cat", *layouts.OF_SYSTEMS))})
+    assert found(tmp_path) == {0: ("cat",)}
 
 
 @pytest.mark.parametrize("name, content, words", [

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from minidiff.errors import UserError
 from minidiff.pretrained import lora
 from minidiff.pretrained.checkpoints import Folder
 from minidiff.pretrained.single_file import SingleFile
+from minidiff.pretrained.weights import entries
 from minidiff.systems.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parent / "checkpoints"
@@ -213,8 +215,6 @@ def test_several_loras_add_up(tmp_path_factory, given_loras):
     ({"lora_alpha": 6, "use_rslora": True}, {"unet": 6 / 2**0.5, "text_encoder": 6 / 2**0.5}),
     ({"unet.lora_alpha": 6, "unet.alpha_pattern": {"proj_in": 1, "attn1.to_q": 4}}, {"unet": 3.0, "proj_in": 0.5,
                                                                                      "to_q": 2.0}),
-    *(({"unet.lora_alpha": 6, "unet.alpha_pattern": {key: 4}}, {"unet": 3.0, "to_q": 2.0})
-      for key in ("to_(q|k)", r"down_blocks.*attn\d.to_q", r".*\.to_[^kv]")),
     ({}, {})])
 @pytest.mark.parametrize("beside", [False, True])
 def test_the_settings_of_peft(said, scale, beside, tmp_path):
@@ -308,14 +308,24 @@ def test_a_strength_that_is_no_number(strength, tmp_path):
 
 
 @pytest.mark.parametrize("said", ["{", "[1]", '{"lora_alpha": "8"}', '{"lora_alpha": 1e999}', '{"use_rslora": 1}',
-                                  '{"alpha_pattern": {"proj_in": []}}', '{"alpha_pattern": {"(a|b": 1}}',
-                                  '{"alpha_pattern": {"(.*.*.*x)": 1}}', '{"alpha_pattern": {"(a?)+x": 1}}',
-                                  json.dumps({"alpha_pattern": {f"a{i}?": 1 for i in range(11)}})])
+                                  '{"alpha_pattern": {"proj_in": []}}', '{"alpha_pattern": {"to_(q|k)": 1}}',
+                                  json.dumps({"alpha_pattern": {".?" * 60 + "X": 1}})])
 def test_settings_that_are_none(said, tmp_path):
     make(tmp_path / "l.safetensors", HERE / "eps", PEFT, ".lora_A.weight", ".lora_B.weight",
          metadata={"lora_adapter_metadata": said})
     with pytest.raises(UserError, match="l.safetensors"):
         StableDiffusion.load(HERE / "eps", loras=[(tmp_path / "l.safetensors", 1.0)])
+
+
+def test_a_shape_of_many_huge_lengths_is_refused_at_once(tmp_path):
+    """Their product took 20 seconds."""
+    shape = json.dumps([2**62] * 20_000)
+    header = ('{"a": {"dtype": "F32", "shape": %s, "data_offsets": [0, 0]}}' % shape).encode()
+    (tmp_path / "l.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    begin = time.thread_time()
+    with pytest.raises(UserError, match="l.safetensors is damaged: the size of 'a' is not that of its shape"):
+        entries(tmp_path / "l.safetensors")
+    assert time.thread_time() - begin < 0.5
 
 
 def test_an_alpha_of_no_numbers_and_an_impossible_length(tmp_path):

@@ -259,8 +259,8 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path):
     with pytest.raises(UserError, match="of a run with another configuration"):
         run(tmp_path / "a", resume=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "config_from", lambda *a: SCHEDULES["steep"])      # as where another program adds it
-        says = r"run.json was started with more than is here .there is no schedule 'steep': .* resume the run there"
+        patch.setattr(runs, "config_from", lambda *a: SCHEDULES["steep"])      # which another program has
+        says = "run.json needs an entry that this program does not have .there is no schedule 'steep': .* resume"
         with pytest.raises(UserError, match=says):
             run(tmp_path / "a", resume=True)
     for damaged in ("{", "[]", "[" * 100_000, json.dumps(start | {"config": 3})):

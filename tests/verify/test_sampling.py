@@ -12,6 +12,8 @@ from minidiff.diffusion import consistency, gaussian, multistep, samplers, sched
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.gaussian import v_from_x0
 from minidiff.engine.random import SampleStreams
+from minidiff.verify.scheduler.laws import report
+from minidiff.verify.scheduler.replay import of_sampler
 
 # Each bug changes one formula; the report must break the law of this formula.
 DDPM, DDIM, HEUN, TWO_M = samplers.ddpm, samplers.ddim, samplers.heun, samplers.dpm_solver_pp_2m
@@ -241,8 +243,7 @@ def plant(monkeypatch, name, bug):
 @pytest.mark.parametrize("law, words, name, bug", PLANTED_SAMPLERS.values(), ids=PLANTED_SAMPLERS.keys())
 def test_a_planted_sampler_breaks_its_law(law, words, name, bug, monkeypatch):
     plant(monkeypatch, name, bug)
-    # an order is measured where T has room for even lists of 64 times
-    report = verify.report(schedules.cosine(512 if bug in (euler_with_noise_on_top, from_x0_hat_anew) else 60))
+    report = verify.report(schedules.cosine(60))
     found = {row.computed for row in report if row.law == law and row.verdict == verify.BROKEN}
     assert set(words) <= found and "could not be computed" not in verify.table(report), verify.table(report)
 
@@ -259,6 +260,25 @@ def test_a_sampler_that_cannot_be_loaded_is_broken_and_hides_no_other(monkeypatc
     assert [(row.verdict, row.computed) for row in rows_of] == [
         ("kept", "spread at the end, on a point: ddpm, ddim, heun, dpm++2m-sde, unipc, plms, lms, lcm"),
         ("BROKEN", "spread at the end, on a point: dpm++2m")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "scaled_linear", "even_loss", "vp_sde"])
+def test_right_noise_keeps_its_law_whatever_the_schedule_and_the_list(name, spacing):
+    schedule = schedules.SCHEDULES[name](1000)
+    for sampler in ("ddpm", "dpm++2m-sde", "lcm"):
+        scheduler = of_sampler(samplers.SAMPLERS[sampler], schedule, "x0", spacing)
+        row, = [row for row in report(scheduler) if row.law == "23 marginals"]
+        assert row.verdict == verify.KEPT, (sampler, row)
+
+
+@pytest.mark.parametrize("bug", [euler_with_noise_on_top, from_x0_hat_anew])
+def test_wrong_noise_is_not_kept_on_a_short_schedule(bug, registered):
+    """Where T has no room to measure an order, the long table judges a sampler that is registered."""
+    name = registered(bug, order=1, noise=True)
+    report = verify.report(schedules.cosine(60))
+    assert {row.law for row in report if row.verdict == verify.BROKEN and name in row.computed} == {"23 marginals"}
 
 
 def test_a_sampler_that_ends_with_an_error_is_named(registered):
