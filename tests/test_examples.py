@@ -83,6 +83,7 @@ def test_convergence(tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_compare_systems(tmp_path, monkeypatch, capsys):
     compare = load("compare_systems")
     monkeypatch.setattr(compare, "ROWS", {"DALL-E": ("dalle", {}), "DDPM": ("ddpm", {"steps": 2})})
@@ -95,6 +96,7 @@ def test_compare_systems(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "systems.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_compare_on_emoji(tmp_path, capsys):
     compare = load("compare_on_emoji")
     compare.main(["emoji"], count=2, out=str(tmp_path))

@@ -142,6 +142,7 @@ def test_an_installed_package_enters_them_by_entry_points(folder):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be loaded" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_density_of_times_is_drawn_by_training(folder, monkeypatch):
     """A stranger's density of the last two times, half and half with one of minidiff's, and no others."""
     minidiff.register_density("late", lambda schedule: np.arange(schedule.T) >= schedule.T - 2)

@@ -148,6 +148,7 @@ def test_a_signal_that_ends_the_process_is_caught(project, tmp_path):
     assert (result.verdict, result.test) == ("caught", "tests/test_sums.py (SIGTERM ended the process)")
 
 
+@pytest.mark.slow
 def test_tests_that_do_not_end_catch_nothing(project, tmp_path):
     loop = "def plus(a, b):\n    while True:\n        pass\n"
     assert judge(project, tmp_path, loop, limit=2.0, before="def plus(a, b):\n").verdict == "timed out"
@@ -159,6 +160,7 @@ def test_tests_that_fail_without_a_bug_are_refused(project):
         run.run([Bug("harmless", "sums.py", "a + b", "b + a")], jobs=1, original=project)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_interrupted(project, tmp_path):
     """A caught bug is not planted again, a survivor is, and so is every bug of a file that has changed."""
     (project / "tests/test_others.py").unlink()

@@ -101,7 +101,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments, says", BAD.values(), ids=BAD)
-def test_a_mistake_is_one_sentence(arguments, says, capsys, tmp_path):
+def test_a_mistake_is_one_sentence(arguments, says, capsys, tmp_path, monkeypatch):
+    def trains(*args, **options):
+        raise AssertionError("it was not refused before the training")
+    monkeypatch.setattr("minidiff.training.run._train", trains)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text("{}")
     assert call(*arguments) == 2

@@ -30,6 +30,7 @@ def call(*arguments) -> int:
     return cli.main([str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_it_prints_the_parts_their_sum_and_the_protocol(model, folder, capsys):
     out = folder / "bits.json"
     assert call("evaluate", "--likelihood", "--model", model, "--data", folder, "--images", 12, "--json", out) == 0

@@ -66,6 +66,7 @@ def test_a_failure_does_not_lose_the_pictures_before_it(tmp_path, monkeypatch, c
     assert pixels(tmp_path / "a-1.png").shape == (40, 48, 3)
 
 
+@pytest.mark.slow
 def test_previews_come_now_and_then_and_show_the_estimate_at_half_its_size(tmp_path, monkeypatch, capsys):
     shots, out = tmp_path / "p.png", ["-o", tmp_path / "a.png", "--preview", tmp_path / "p.png"]
     assert sample(*out) == 0 and not shots.exists()         # the run was over in less than ten seconds
@@ -186,6 +187,7 @@ def test_strengths_that_are_refused(tmp_path, capsys, strength, sentence):
     assert sentence in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.slow
 def test_a_lora_and_an_embedding_change_the_picture_as_in_python(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"

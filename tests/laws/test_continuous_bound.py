@@ -271,6 +271,7 @@ def test_the_decoder_over_levels(u, gamma, eps):
     assert costs[0] < 1e-9 and costs[1] == 0
 
 
+@pytest.mark.slow
 def test_less_noise_tells_more_of_the_level():
     """H(level | x_t), the mean over levels and noise, falls with gamma from log 256 nats to 0: data processing."""
     eps = np.linspace(-6, 6, 49)

@@ -55,6 +55,7 @@ def test_a_stored_tensor_is_a_tensor():
     assert stored.shape == (2, 2) and not stored.data.any() and not copy.deepcopy(stored).data.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eps", "v", "sdxl", "inpaint"])
 def test_low_memory_draws_the_same_picture(kind):
     """To the bit; and every matrix is stored in half precision."""
@@ -70,6 +71,7 @@ def test_low_memory_draws_the_same_picture(kind):
         assert np.array_equal(plain.sample(["a thin seven"], **options), small.sample(["a thin seven"], **options))
 
 
+@pytest.mark.slow
 def test_the_command_and_the_estimate(tmp_path, monkeypatch, capsys):
     """Half of the bytes of the weights; other systems take no --low-memory."""
     words = ["sample", "a", "--model", str(HERE / "eps"), "--steps", "1", "--size", "48x40"]

@@ -139,7 +139,7 @@ def assert_same(found, expected) -> None:
             np.testing.assert_allclose(found[part][name], w, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("alpha", [None, 5.0])
+@pytest.mark.parametrize("alpha", [pytest.param(None, marks=pytest.mark.slow), 5.0])
 @pytest.mark.parametrize("style", STYLES)
 def test_each_style_of_names(style, alpha, tmp_path):
     kind, places, down, up = STYLES[style]
@@ -149,6 +149,7 @@ def test_each_style_of_names(style, alpha, tmp_path):
                 weights_of(Folder.at(by_hand), []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eps", "sdxl"])
 def test_pictures_are_those_of_the_changed_checkpoint(kind, tmp_path):
     places = KOHYA if kind == "eps" else SDXL
@@ -192,6 +193,7 @@ def test_a_single_file_takes_the_same_lora(kind, tmp_path):
 NUMBERS = st.floats(-4, 4, width=32)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 9), st.none() | NUMBERS, NUMBERS, st.integers(0, 9)), max_size=3))
 @settings(max_examples=8, phases=[Phase.generate])          # each example writes files
 def test_several_loras_add_up(tmp_path_factory, given_loras):
