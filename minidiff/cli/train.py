@@ -169,8 +169,8 @@ def _judge(system, data, count: int):
 def _next_command(system, data, path: Path) -> str:
     if system.options() is not None:
         prompt = next(iter(data.prompts), "") if system.reads_captions else ""
-        last = ["--", prompt] if prompt.startswith("-") else []
-        return shell(["minidiff", "sample", *([] if last else [prompt]), "--model", str(path), *last])
+        model = ["--model", str(path)]
+        return shell(["minidiff", "sample", *([*model, "--", prompt] if prompt.startswith("-") else [prompt, *model])])
     return f"python examples/{system.example}" if system.example else shell(["minidiff", "info", "--model", str(path)])
 
 

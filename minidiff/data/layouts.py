@@ -234,6 +234,7 @@ def of_csv(table: Path, text: str) -> Iterator[dict]:
 
 
 def text_in(path: Path, largest: int) -> str:
+    """The text of a file; UserError where it has more than `largest` bytes, or is no text."""
     return decoded(read_file(path, largest), _shown(path))
 
 

@@ -330,7 +330,7 @@ def where(condition, x, y) -> Tensor:
     if condition.dtype != bool:
         raise TypeError(f"where takes a condition of bools, not {condition.dtype}")
     xp = xp_of(condition, x.data)
-    condition = _own(condition) if xp is np else condition
+    condition = _own(condition)
 
     def pullback(dz):
         return (_unbroadcast(xp.where(condition, dz, 0), x) if x.requires_grad else None,
@@ -602,7 +602,7 @@ def _is_basic(index) -> bool:
 def _own(index):
     """The index with copies of its arrays, which their owner may change before the backward pass.
 
-    On a GPU no index is copied: it would cost a launch.
+    Those on a GPU are not copied, since each copy would cost a launch.
     """
     if isinstance(index, tuple | list):
         return (tuple if isinstance(index, tuple) else list)(map(_own, index))

@@ -138,7 +138,7 @@ def clip_of(judge: CLIP | str | Path | None, data: Dataset) -> CLIP:
         raise UserError(f"a CLIP of the same pictures judges, and there is none: {how}")
     clip = systems.load_system("clip", path)
     if judge is None and (clip.notes.get("dataset"), clip.notes.get("data")) != (data.name, data.source):
-        what = ascii(data.source)[1:-1] if data.name == "pictures" else f"the data set {data.name}"
+        what = f"the data set {data.name}" if judge_knows(data) else ascii(data.source)[1:-1]
         raise UserError(f"the CLIP in {path} was not trained on {what}: {how}, or name one with --judge")
     if tuple(clip.config.image.shape) != tuple(data.shape):
         raise UserError(f"the CLIP in {path} reads pictures of shape {tuple(clip.config.image.shape)}, not "

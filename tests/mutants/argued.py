@@ -32,8 +32,8 @@ RULES = [
     Rule("_check_ids", r"XXiuXX", "A dtype's kind is one letter, and no kind is X."),
     Rule("add_product", r'no.*b"n"', "BLAS treats N and n alike."),
 
-    Rule("", r'order="f"', "NumPy reads the order of an array in upper and lower case."),
-    Rule("", r"User-Agent", "The name of a program that a server is told, in upper or lower case."),
+    Rule(ANYWHERE, r'order="f"', "NumPy reads the order of an array in upper and lower case."),
+    Rule(ANYWHERE, r"User-Agent", "The name of the program in a request, in upper or lower case."),
     Rule("emoji.py over", r"astype\(None\)", "float64 holds these whole numbers exactly."),
     Rule("TextEncoder.__init__", r"rng, std=1\.0\).*\n\+ .*rng, \)", "The default is the same number."),
     Rule("kl_gaussian", r"var2, 1\.0\).*\n\+ .*var2, 2\.0\)", "The number stands for its kind, a Python float."),
@@ -93,7 +93,7 @@ RULES = [
     Rule("reduce.py counters", r"2 << \(count", "More counters than blocks: memory only."),
     Rule("gradients", r"id\(None\)", "Each gradient is copied, as if all had one owner: memory and speed only."),
     Rule("random.py generator", r'digest\(\), "big"\).*\n\+ .*digest\(\), \)',
-         "from_bytes takes the largest byte first where it is told nothing."),
+         "from_bytes takes the largest byte first by default."),
     Rule("group_norm|layer_norm", r"xp_of\(x\.data, .*\n\+ .*xp_of\(gamma\.data", "All three are on one device."),
     Rule("Trainer._ahead", r"nbytes < SMALL", "An array of just this size takes a copy of its own: speed only."),
 

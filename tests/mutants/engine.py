@@ -242,7 +242,7 @@ BUGS = [
         "return index.copy() if isinstance(index, np.ndarray) else index",
         "return index"),
     Bug("a condition that changes before the way back changes the gradient", OPS,
-        "condition = _own(condition) if xp is np else condition",
+        "condition = _own(condition)",
         "pass"),
     Bug("the sum of whole numbers wraps around in silence", OPS,
         '    check_floating("add", x if isinstance(x, Tensor) else y)\n',

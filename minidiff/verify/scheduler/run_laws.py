@@ -56,7 +56,7 @@ def marginals(named: Named, scheduler: Scheduler, steps) -> Row:
     data = (0.0, 1.0) if draws_noise(scheduler) else (0.0,)
     rows = {s2: worst(_on_the_way(named, scheduler, steps, s2)) for s2 in data}
     row = min(rows.values(), key=excess)
-    inexact = [s2 for s2, row in rows.items() if not row.passed]
+    inexact = [s2 for s2 in data if not rows[s2].passed]
     if not inexact or rows[0.0].passed and getattr(scheduler, "consistency", False):
         return row
     if not _has_room(scheduler):
