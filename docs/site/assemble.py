@@ -29,7 +29,7 @@ BESIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/README.md", "
 CONTENTS = {
     "Begin": ["README.md", "docs/architecture.md", "docs/notation.md", "docs/glossary.md", "docs/references.md"],
     "The course": ["docs/course/README.md", "docs/course/*.md", "exercises/README.md"],
-    "Try it": ["docs/play.md", "notebooks/README.md", "notebooks/*.md"],
+    "Try it": ["docs/commands.md", "docs/play.md", "notebooks/README.md", "notebooks/*.md"],
     "The systems": ["docs/systems.md", "docs/pictures.md", "docs/guidance.md", "docs/glide.md", "docs/imagen.md",
                     "docs/latent.md", "docs/stable_diffusion.md", "docs/own_pictures.md"],
     "The source": ["docs/reading_order.md", "api/index.rst", "kernels/README.md", "docs/cuda_on_cpu.md", "docs/gpu.md"],

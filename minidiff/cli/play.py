@@ -20,7 +20,7 @@ def add(commands) -> None:
     p.add_argument("--port", type=whole(0, 65535), metavar="N",
                    help="the port (else 8137, or any that is free where that is taken; 0 for any that is free)")
     p.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
-    p.add_argument("--model", action="append", metavar="FILE", default=[],
+    p.add_argument("--model", action="append", metavar="FILE",
                    help="offer this model, too: a model.safetensors, or a checkpoint of Stable Diffusion, as for "
                         "minidiff sample; repeat it for each model")
     add_device(p)
@@ -36,7 +36,7 @@ def play(args: argparse.Namespace) -> int:
     from minidiff.play.guard import is_loopback
     from minidiff.play.offer import Offer
 
-    offer = Offer(args.model, args.device)
+    offer = Offer(args.model or [], args.device)
     sock = server.bind(args.host, args.port)
     if not is_loopback(args.host):
         say(f"other machines that reach {args.host} can use this page, without a password; --host 127.0.0.1 keeps it "

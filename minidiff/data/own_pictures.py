@@ -147,7 +147,7 @@ def read(path: Path, options: PictureOptions, test: OwnPictures | None = None) -
     if stamps(listing(path, options.captions)) != stamps(found):
         raise UserError(f"{ascii(str(path))} changed while it was read: run the command again")
     captions = [found.items[i].captions for i in decoded.kept]
-    source = f"{len(captions)} pictures of {path}"
+    source = f"{len(captions)} picture{'s' * (len(captions) > 1)} of {path}"
     return OwnPictures(decoded.pixels, captions, source, decoded.sha256, options.flip, test)
 
 

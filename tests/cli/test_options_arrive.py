@@ -11,45 +11,16 @@ import pytest
 from PIL import Image
 from support import tiny
 from support.command_line import call
-from support.toy import Toy
+from support.spy import ASKED, Numbers, Spy, Stepping, entered
 
 from minidiff import evaluation, pictures, systems
 from minidiff.cli import sample as sampling
 from minidiff.cli import train
 from minidiff.data import mnist
 from minidiff.data.digits import Digits
-from minidiff.diffusion.samplers import State
 from minidiff.engine.random import SampleStreams
-from minidiff.systems import SYSTEMS
 from minidiff.training import loop, run
 from minidiff.training.run import Trained, TrainOptions
-
-ASKED = []                                                  # what the spies were asked, in order
-
-
-class Spy(Toy):
-    """Its images are grey, each as bright as its stream's first number; it writes down what it is asked for."""
-
-    name, reads_captions = "spy", True
-
-    def sample(self, captions, *, scale=2.0, steps=3, sampler="ddim", best=1, hot=0.5, seed=0, streams=None):
-        ASKED.append((list(captions), dict(scale=scale, steps=steps, sampler=sampler, best=best, hot=hot), seed))
-        noise = self.streams_for(captions, seed, streams).normal((1, 1, 1))
-        return np.tanh(noise) + np.zeros((1, 28, 28, 1), np.float32)
-
-    def likelihood_denoiser(self):
-        return None, ()
-
-
-class Stepping(Spy):
-    """It shows its states on the way: the last less k in the k-th step before it."""
-
-    name = "stepping"
-
-    def trajectory(self, captions, *, seed=0, streams=None, **options):
-        x = self.sample(captions, seed=seed, streams=streams, **options)
-        for step, t in enumerate((9, 4, -1)):
-            yield State(step, t, x - (2 - step), None)
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +28,8 @@ def _here(tmp_path, monkeypatch):
     """Both systems, trained, in a folder of their own; no picture is written, but kept in `sheets`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mnist, "load", lambda *a, **k: tiny.images(50))
-    ASKED.clear()
-    for kind in (Spy, Stepping):
-        SYSTEMS.register(kind.name, kind)
-        (tmp_path / "runs" / kind.name).mkdir(parents=True)
-        kind.new(tiny.digits(50)).save(tmp_path / "runs" / kind.name / "model.safetensors", notes={"dataset": "digits"})
-    yield
-    for kind in (Spy, Stepping):
-        SYSTEMS.unregister(kind.name)
+    with entered(tmp_path):
+        yield
 
 
 @pytest.fixture
@@ -120,16 +85,6 @@ def test_a_trajectory_is_every_state_of_the_first_batch(name, sheets, monkeypatc
 
 
 # ---- evaluate ------------------------------------------------------------------------------------------------
-
-class Numbers:
-    """In a report's place."""
-
-    def rows(self):
-        return [("a", "1")]
-
-    def as_dict(self):
-        return {"a": 1}
-
 
 @pytest.mark.parametrize("arguments, options", GIVEN, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
 def test_evaluate_passes_on_what_was_given(arguments, options, monkeypatch):

@@ -225,31 +225,6 @@ def test_links_to_folders_are_not_followed(tmp_path):
 
 # --- what is refused -----------------------------------------------------------------------------------------
 
-REFUSED = [
-    ({}, "holds no pictures"), ({"a.txt": "a"}, "holds no pictures"), ({"a.png": b"x"}, "has no captions: put a.txt"),
-    ({"a.png": b"x", "metadata.jsonl": '{"file_name": "a.png", '}, "line 1 is no JSON"),
-    ({"a.png": b"x", "metadata.jsonl": '{"file_name": NaN}'}, "line 1 is no JSON"),
-    ({"a.png": b"x", "metadata.jsonl": '\n["a.png", "a"]'}, "line 2 is no object such as"),
-    ({"a.png": b"x", "metadata.jsonl": '{"text": "a"}'}, "row 1 names no picture"),
-    ({"a.png": b"x", "metadata.jsonl": '{"file_name": 5, "text": "a"}'}, "row 1 names no picture"),
-    ({"a.png": b"x", "metadata.csv": "name,words\na.png,a"}, "names no columns file_name and text"),
-    ({"a.png": b"x", "metadata.csv": "file_name,text\na.png,\"" + "x" * 200_000}, "line .* is no line of a .csv"),
-    ({"a.png": b"x", "metadata.csv": 'file_name,text\na.png,"one\nb.png,two\n'}, r"line 3 is no line .*unexpected end"),
-    ({"a.png": b"x", "metadata.csv": "file_name,text\na.png,a red apple, shiny\n"},
-     "line 2 has more cells than there are columns: put a text that holds a comma between quotation marks"),
-    ({"a.png": b"x", "metadata.csv": "a.png,a red apple, shiny\n"}, "line 1 has more cells"),
-    ({"a.png": b"x", "metadata.csv": "file_name,text\na.png,a", "metadata.jsonl": '{"file_name": "a.png"}'},
-     "has a metadata.csv and a metadata.jsonl in one folder: remove one of them"),
-]
-
-
-@pytest.mark.parametrize("files, words", REFUSED)
-def test_a_folder_that_is_refused(tmp_path, files, words):
-    put(tmp_path, files)
-    with pytest.raises(UserError, match=words):
-        listing(tmp_path)
-
-
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     """Else its pictures would be left out without a word."""
     put(tmp_path, {"cat/a.png": png(1), "dog/a.png": png(2)})
@@ -273,37 +248,6 @@ def test_empty_cells_and_spaces_are_no_text(tmp_path):
 def test_folders_of_operating_systems_are_left_out(tmp_path):
     put(tmp_path, {f"{name}/a.png": png(i) for i, name in enumerate(("cat", *layouts.OF_SYSTEMS))})
     assert found(tmp_path) == {0: ("cat",)}
-
-
-@pytest.mark.parametrize("name, content, words", [
-    *((f"a.{suffix}", b"PK", "is no data set: unpack it first")
-      for suffix in ("zip", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "TGZ", "rar", "7z")),
-    ("a.txt", b"", "it takes a folder, or a file of .tar, .npz, .csv, .jsonl"),
-    ("a.tar", b"no tar at all" * 100, "is no .tar that can be read"),
-    ("a.npz", b"no zip", "is no .npz with the arrays"),
-    ("t.csv", b"\xff\xfe\x00", "is not text in UTF-8"), ("t.csv", b"", "names no columns")])
-def test_a_file_that_is_refused(tmp_path, name, content, words):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        listing(tmp_path / name)
-
-
-@pytest.mark.parametrize("arrays, words", [
-    ({"images": np.zeros((2, 4, 4), np.uint8)}, "is no .npz with the arrays images and captions"),
-    ({"images": np.zeros((2, 4, 4)), "captions": ["a", "b"]}, "images.npy must hold uint8, not float64"),
-    ({"images": np.zeros((2, 4), np.uint8), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
-    ({"images": np.zeros((2, 4, 4, 2), np.uint8), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
-    ({"images": np.zeros((2, 0, 4), np.uint8), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
-    ({"images": np.zeros((2, 4, 4), np.uint16), "captions": ["a", "b"]}, r"images must be \(N, H, W\)"),
-    ({"images": np.zeros((2, 4, 4), np.uint8), "captions": ["a"]}, "captions must be 2 texts"),
-    ({"images": np.zeros((2, 4, 4), np.uint8), "captions": [1, 2]}, "captions.npy must hold texts"),
-    ({"images": np.zeros((2, 4, 4), np.uint8), "captions": np.array(["a", None], object)},
-     "must hold texts, not object"),
-])
-def test_arrays_that_are_refused(tmp_path, arrays, words):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError, match=words):
-        listing(tmp_path / "a.npz")
 
 
 def test_an_array_that_says_it_is_huge_takes_no_memory(tmp_path):
