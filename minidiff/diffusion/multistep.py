@@ -139,7 +139,7 @@ def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[
         x0_before, h_before = (None, None) if last is None else (last[1], _stride(schedule, last[3], t))
         h = _stride(schedule, t, s)
         D = x0_hat
-        if x0_before is not None and math.isfinite(h_before) and s >= 0:
+        if x0_before is not None and math.isfinite(h_before) and s >= 0 and h_before > LEAP * h:
             # D = x0_hat + (x0_hat - x0_before) / (2r),   r = h_before / h
             D = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         else:
@@ -147,6 +147,11 @@ def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[
         last = x_t, x0_hat, x0_before, t, h_before
         x_t = _exponential_step(schedule, x_t, t, s, D)
         yield State(step, s, x_t, x0_hat)
+
+
+# The correction moves x_t, and with it x0_hat, by about h^3 / 10.  After a stride much shorter than the next this would
+# count as a slope.
+LEAP = 0.01
 
 
 def dpm_solver_pp_2m_sde(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *,
@@ -186,10 +191,8 @@ def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
         return _exponential_step(schedule, x_t, t, s, x0_hat + (x0_s - x0_hat) / 2)
     # D = x0_hat + c_1 (x0_before - x0_hat) / r + c_2 (x0_s - x0_hat),   r = (lambda_before - lambda_t) / h < 0,
     # exact for every x0_hat that is a parabola in lambda                                       (UniPC eq. 3 and 5)
-    r, B = -h_before / h, math.expm1(-h)
-    phi_2 = B / -h - 1
-    phi_3 = phi_2 / -h - 1 / 2
-    c_1, c_2 = np.linalg.solve([[1, 1], [r, 1]], [phi_2 / B, 2 * phi_3 / B])
+    r, phi_1 = -h_before / h, phi(1, -h)
+    c_1, c_2 = np.linalg.solve([[1, 1], [r, 1]], [phi(2, -h) / phi_1, 2 * phi(3, -h) / phi_1])
     D = x0_hat + float(c_1 / r) * (x0_before - x0_hat) + float(c_2) * (x0_s - x0_hat)
     return _exponential_step(schedule, x_t, t, s, D)
 
@@ -230,6 +233,14 @@ def mean_of_polynomial(nodes: Sequence[float], low: float, high: float) -> list[
     # Lagrange's polynomial of a node is 1 there, and 0 at the others
     return [sum(math.prod((rho - other) / (node - other) for other in nodes if other != node) for rho in points) / 2
             for node in nodes]
+
+
+def phi(k: int, z: float) -> float:
+    """phi_k(z) = sum_j z^j / (j + k)!  of exponential integrators, for k >= 1: phi_1(z) = (e^z - 1) / z."""
+    if abs(z) < 1:                                          # the recurrence would lose digits
+        return sum(z**j / math.factorial(j + k) for j in range(18))
+    # phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z
+    return math.expm1(z) / z if k == 1 else (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
 
 
 def _stride(schedule: Schedule, t: int, s: int) -> float:

@@ -37,13 +37,14 @@ from minidiff.registry import Registry
 # costs at most 0.0102 nats a pixel for images in [-1, 1] (gaussian.prior_kl). If it is larger, the sampler starts from
 # images that the network never saw in training.
 MOST_SIGNAL_AT_THE_END = 0.02
+LEAST_STEP = 1e-13                      # of log-SNR, between two times: samplers divide by it, and less is rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The table alpha_bar, checked once, copied and made read-only.
 
-    alpha_bar: (T,) strictly decreasing in [0, 1); only the last may be 0 (zero terminal SNR).
+    alpha_bar: (T,) strictly decreasing in [0, 1), by more than rounding; only the last may be 0 (zero terminal SNR).
     Every method takes t as an integer or an integer array, -1 <= t <= T-1, and returns float64 of t's shape;
     other values raise IndexError, other dtypes TypeError. A table that breaks its contract raises ValueError.
     """
@@ -337,6 +338,13 @@ def _check_table(alpha_bar: np.ndarray) -> None:
             f"alpha_bar must strictly decrease, got alpha_bar[{t}] = {alpha_bar[t]} "
             f"and alpha_bar[{t + 1}] = {alpha_bar[t + 1]}"
         )
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
+    near = np.flatnonzero(np.diff(log_snr) > -LEAST_STEP)
+    if near.size:
+        t = near[0]
+        raise ValueError(f"alpha_bar must decrease by more than rounding, got alpha_bar[{t}] = {alpha_bar[t]} and "
+                         f"alpha_bar[{t + 1}] = {alpha_bar[t + 1]}")
 
 
 def _reaching_noise(schedule: Schedule, allow_signal: bool) -> Schedule:

@@ -98,7 +98,8 @@ REFUSED = [
     (("sample", "3", "--system", "spy", "--embedding", "l.safetensors"), "spy takes no --embedding"),
     (("sample", "3", "--system", "spy", "--low-memory"), "spy takes no --low-memory"),
     (("sample", "3", "--system", "spy", "--model", "runs/stepping/model.safetensors"),
-     "runs/stepping/model.safetensors holds 'stepping', and --system asks for 'spy': leave out --system, or name another --model"),
+     "runs/stepping/model.safetensors holds 'stepping', and --system asks for 'spy': leave out --system, or name "
+     "another --model"),
     (("sample", "3", *EPS, "--embedding", "a.st:b", "--embedding", "c.st:b"), "--embedding: b was given twice"),
     (("sample", "3", *EPS, "--mask", "in.png"),
      "--mask says what of a picture to draw again: name the picture with --image"),

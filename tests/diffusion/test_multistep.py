@@ -4,6 +4,7 @@ If x_0 ~ N(0, R^2), the flow from t to s multiplies x by the square root of
 (alpha_s^2 R^2 + sigma_s^2) / (alpha_t^2 R^2 + sigma_t^2).
 """
 
+import math
 from itertools import islice
 
 import numpy as np
@@ -16,8 +17,8 @@ from minidiff.diffusion import multistep
 from minidiff.diffusion.denoiser import NetworkDenoiser
 from minidiff.diffusion.exact import DatasetDenoiser
 from minidiff.diffusion.samplers import SAMPLERS as EVERY_SAMPLER
-from minidiff.diffusion.samplers import ddim, dpm_solver_pp_2m, sample, times
-from minidiff.diffusion.schedules import cosine, linear, scaled_linear, vp_sde
+from minidiff.diffusion.samplers import ddim, dpm_solver_pp_2m, heun, sample, times
+from minidiff.diffusion.schedules import Schedule, cosine, linear, scaled_linear, vp_sde
 from minidiff.engine.random import SampleStreams
 
 R = 0.7
@@ -166,3 +167,26 @@ def test_the_weights_of_lms_integrate_polynomials_exactly(count, data):
     for k in range(count):
         mean = (high ** (k + 1) - low ** (k + 1)) / ((k + 1) * (high - low))
         assert np.dot(weights, np.power(nodes, float(k))) == pytest.approx(mean, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [multistep.edm_heun, multistep.lms, multistep.unipc, ddim, heun, dpm_solver_pp_2m],
+                         ids=lambda sampler: sampler.__name__)
+@given(st.integers(0, 38), st.floats(-12.5, -3))
+def test_a_time_that_nearly_repeats_another_changes_nothing(sampler, t, exponent):
+    """It differs from its neighbour by 10^exponent in log-SNR; in float64, for float32 has not these digits."""
+    table = cosine(40).alpha_bar
+    odds = table[t] / (1 - table[t]) * np.exp(-(10**exponent))
+    x_T = np.array([[1.0], [-2.0]])
+    expected = sample(sampler(Gaussian(cosine(40)), x_T, range(39, -1, -1)))
+    twice = Schedule(np.insert(table, t + 1, odds / (1 + odds)))
+    found = sample(sampler(Gaussian(twice), x_T, range(40, -1, -1)))
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@given(st.integers(1, 4), st.floats(-30, 3))
+def test_phi_of_exponential_integrators(k, z):
+    """phi_k(z) = int_0^1 e^{(1-u) z} u^{k-1} / (k-1)! du, by Gauss's 40 points."""
+    u, w = np.polynomial.legendre.leggauss(40)
+    u, w = (u + 1) / 2, w / 2
+    expected = (w * np.exp((1 - u) * z) * u**(k - 1)).sum() / math.factorial(k - 1)
+    assert multistep.phi(k, z) == pytest.approx(expected, rel=1e-12)

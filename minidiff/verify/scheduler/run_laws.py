@@ -170,9 +170,11 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
         e_h = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
         # x_s = sigma_s / sigma_t e^{-(k-1)h} x_t + alpha_s (1 - e^{-kh}) D,  without the noise
         D = (u[1:] - sigma[1:] / sigma[:-1] * e_h ** (k - 1) * u[:-1]) / (alpha[1:] * (1 - e_h**k))
-        # x_s and each x0_hat have an error of one rounding; x0_hat is extrapolated, and from eps divided by alpha
+        # x_s and each x0_hat have an error of one rounding; x0_hat is extrapolated, and from eps divided by alpha; the
+        # power of noise that is drawn, 1 - alpha_bar_t / alpha_bar_s, has one as well, and is divided by sigma_t^2
+        power = sigma[:-1] ** 2 if k == 2 else np.ones(len(h))
         tolerance = 100 * rounding(scheduler) * (
-            1 / (alpha[1:] * (1 - e_h))[1:] + (1 + h[1:] / h[:-1]) / np.maximum(alpha[:-2], 1e-4))
+            1 / (alpha[1:] * (1 - e_h) * power)[1:] + (1 + h[1:] / h[:-1]) / np.maximum(alpha[:-2], 1e-4))
         # at SNR 0 there is no stride, and a very short one has too few digits
         steps_of = np.flatnonzero((half[:-2] > LOWEST) & (h[:-1] > SHORTEST) & (h[1:] > SHORTEST))
         if steps_of.size:
