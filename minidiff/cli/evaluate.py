@@ -117,7 +117,7 @@ def _check(args: argparse.Namespace) -> None:
     """UserError where options do not go together or are out of range."""
     from minidiff.evaluation import check_count
 
-    for option in ("scale", "steps", "sampler", "set"):
+    for option in (*sampling_options.SHORT, "set"):
         if args.likelihood and getattr(args, option) is not None:
             raise UserError(f"--likelihood draws no pictures: leave out --{option}")
     if not args.likelihood:

@@ -20,6 +20,7 @@ from minidiff.cli import sample as sampling
 from minidiff.data import mnist
 from minidiff.engine.parallel import cores
 from minidiff.errors import UserError
+from minidiff.systems.stable_diffusion import StableDiffusion
 from minidiff.training import loop, run
 from minidiff.training.run import Trained
 
@@ -114,7 +115,8 @@ REFUSED = [
     (("sample", "3", *EPS, "--set", "strength=true"), "stable-diffusion: strength takes a number, not True"),
     *[(("evaluate", "--system", "spy", "--likelihood", f"--{option}", value),
        f"--likelihood draws no pictures: leave out --{option}")
-      for option, value in (("scale", "1"), ("steps", "2"), ("sampler", "ddim"), ("set", "hot=1"))],
+      for option, value in (("scale", "1"), ("steps", "2"), ("sampler", "ddim"), ("set", "hot=1"), ("negative", "a"),
+                            ("second", "a"), ("size", "8x8"), ("strength", "0.5"))],
     (("evaluate", "--system", "spy", "--likelihood", "--judge", "j"),
      "--likelihood is judged by the model itself: leave out --judge"),
     *[(("evaluate", "--system", "spy", f"--{option}", *value),
@@ -236,6 +238,33 @@ def test_evaluate_writes_over_no_file_that_it_reads(borrowed, monkeypatch, capsy
     assert call("evaluate", "--system", "spy", "--images", 4, "--json", f"{borrowed}.json") == 2
     what = f"{'clip' if borrowed == 'c' else 'the judge'} and --json are both '{borrowed}.json': name two files"
     assert capsys.readouterr().err == f"minidiff: {what}\n"
+
+
+def test_the_likelihood_needs_no_options_of_sampling(monkeypatch):
+    monkeypatch.setattr("minidiff.evaluation.likelihood.likelihood", lambda *a, **k: Numbers())
+    monkeypatch.setattr(Spy, "options", classmethod(lambda cls: None))
+    assert call("evaluate", "--system", "spy", "--likelihood") == 0
+
+
+def test_sample_writes_over_no_picture_that_it_reads(monkeypatch, capsys):
+    for option, reads in (("--image", ["--image", "in.png"]), ("--mask", ["--image", "in.png", "--mask", "mask.png"])):
+        name = reads[-1]
+        Image.new("L", (48, 40), 255).save("mask.png")
+        assert call("sample", "3", *EPS, "--steps", 2, *reads, "-o", name) == 2
+        assert capsys.readouterr().err.endswith(f"minidiff: {option} and --out are both '{name}': name two files\n")
+
+
+@pytest.mark.parametrize("words, size", [([], (40, 48)), (["--size", "64x32"], (32, 64))])
+def test_the_image_is_resized_to_what_is_asked_for_or_to_multiples_of_8(words, size, monkeypatch, capsys):
+    Image.new("RGB", (50, 43)).save("odd.png")
+    asked = []
+
+    def stop(path, options):
+        asked.append(options)
+        raise UserError("enough")
+    monkeypatch.setattr(StableDiffusion, "check_options", stop)
+    assert call("sample", "3", *EPS, "--image", "odd.png", *words) == 2
+    assert asked[0]["image"].shape == (*size, 3)
 
 
 def test_evaluate_names_the_model_and_the_judge(monkeypatch, capsys):

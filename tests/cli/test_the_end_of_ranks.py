@@ -89,3 +89,10 @@ def test_a_traceback_of_another_rank_is_shown(leave):
     said = leave(1, 2, "KeyError: 3", "40% done\nTraceback (most recent call last):\n  line\n",
                  everyones=(False, True, False))[1]
     assert said == "\nTraceback (most recent call last):\n  line\nminidiff: rank 1 failed (KeyError: 3)\n"
+
+
+@pytest.mark.parametrize("said, begins", [
+    ("minidiff: no disk\n", "\nminidiff: rank 1 failed"), ("", "\nminidiff: rank 1 failed"),
+    ("50%|###Traceback (most recent call last):\n", "\nTraceback (most recent call last):\nminidiff: rank 1 failed")])
+def test_a_rank_prints_its_traceback_alone_on_a_line_of_its_own(leave, said, begins):
+    assert leave(1, 2, said=said, everyones=(False, True, False))[1].startswith(begins)

@@ -162,7 +162,31 @@ def test_the_command_lists_them_and_gives_hints(capsys):
     assert call("check", "--list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
     assert call("check", "7", "--hint") == 0
-    assert "hint for ex07: " in capsys.readouterr().out
+    of = exercise(NAMES[6])
+    assert capsys.readouterr().out == f"hint for ex07: {of.hint}\nminidiff's own answer: {of.place}\n"
+
+
+def test_where_the_file_is_is_said_unless_it_is_the_usual_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minidiff.course.process.check", lambda *given: (
+        SimpleNamespace(right=True, kind=RIGHT, sentence="right"), []))
+    (tmp_path / "exercises").mkdir()
+    (tmp_path / "exercises" / f"{NAME}.py").write_text(ANSWER, encoding="utf-8")
+    for words, where in ((["1"], None), (["1", "--folder", "exercises"], f"exercises/{NAME}.py"),
+                         ([f"{NAME}.py"], f"exercises/{NAME}.py")):
+        assert call("check", *words) == 0
+        assert capsys.readouterr().out.startswith(f"judged: '{where}'\nex01: right\n" if where else "ex01: right\n")
+    (tmp_path / "exercises" / f"{NAME}.py").rename(tmp_path / "exercises" / "ex01_mine.py")
+    assert call("check", "1") == 0
+    assert capsys.readouterr().out.startswith("judged: 'exercises/ex01_mine.py'\nex01: right\n")
+
+
+def test_a_long_name_is_cut_where_it_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for ending, said in ((".py", "there is no file 'a/ex01_{x}'"),
+                         (".txt", "'a/ex01_{x}' is not the name of a Python file, which ends with .py")):
+        assert call("check", f"a/ex01_{'x' * 300}{ending}") == 2
+        assert capsys.readouterr().err == f"minidiff: {said.format(x='x' * 193)}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["1", "--all"], ["--all", "--list"], ["--hint"], ["ex99"], ["nothing"],

@@ -79,7 +79,8 @@ FLOORS = {
     "training": Floor("minidiff/training/", ("tests/training", "tests/test_files.py"),
                       ("tests/training/test_second_device_training.py", "tests/training/test_ranks.py")),
     "evaluation": Floor("minidiff/evaluation/", ("tests/evaluation", "tests/systems/test_fresh_streams.py")),
-    "cli": Floor("minidiff/cli/", ("tests/cli", "tests/verify/test_verify_command.py"),
+    "cli": Floor("minidiff/cli/", ("tests/cli", "tests/verify/test_verify_command.py", "tests/course/test_process.py",
+                                   "tests/play/test_play_command.py"),
                  tuple(f"tests/cli/{test}" for test in (
                      "test_signals.py::test_ctrl_c_during_the_imports_is_quiet",
                      "test_signals.py::test_a_real_signal_saves",
