@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,11 +32,12 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)     # 1e3 as well
 
     def parse_args(self, args=None, namespace=None):
-        """What is unknown is an error of the command, whose options --help lists."""
-        found, unknown = self.parse_known_args(args, namespace)
+        """What is unknown is an error of the command, whose options --help lists; before the command it is ours."""
+        words = sys.argv[1:] if args is None else args
+        found, unknown = self.parse_known_args(words, namespace)
         parser = vars(found).pop("parser", self)
         if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            (self if words[0] == unknown[0] else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
         return found
 
     def error(self, message: str):

@@ -42,6 +42,7 @@ PREFIX = re.compile(r"(?:base_model\.model\.)?"
 PARTS = {"unet": "unet", "diffusion_model": "unet", "text_encoder": "text_encoder", "te": "text_encoder",
          "te1": "text_encoder", "text_encoder_2": "text_encoder_2", "te2": "text_encoder_2"}
 LONGEST = 300                                               # characters of a name
+MOST_LAYERS = 5_000                                         # that settings may name; no model here has as many
 ADAPTER = "adapter_model.safetensors"                       # peft's; adapter_config.json stands beside it
 
 
@@ -173,14 +174,30 @@ def scale_of(path: Path, name: str, tensors: Mapping[str, Entry], settings: Conf
 def settings_of(path: Path) -> Config:
     """What peft says of a LoRA, in the file's header or beside it; empty where it says nothing."""
     if path.name == ADAPTER and (path.parent / "adapter_config.json").exists():
-        return Config.load(path.parent / "adapter_config.json")
+        return checked(Config.load(path.parent / "adapter_config.json"))
     try:
         values = parse_json(metadata(path).get("lora_adapter_metadata", "{}"))
     except ValueError:
         values = None
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: lora_adapter_metadata in its header is no JSON dict.")
-    return Config(values, path)
+    return checked(Config(values, path))
+
+
+def checked(settings: Config) -> Config:
+    """The settings; UserError where alpha_pattern holds regular expressions, as for peft: a stranger's may take hours,
+    or more names than any model has layers."""
+    for name, pattern in settings.values.items():
+        if name.rpartition(".")[2] != "alpha_pattern" or not isinstance(pattern, dict):
+            continue
+        if len(pattern) > MOST_LAYERS:
+            raise UserError(f"{settings.path}: alpha_pattern names {len(pattern):,} layers, and at most "
+                            f"{MOST_LAYERS:,} are read.")
+        odd = next((key for key in pattern if not PLAIN.fullmatch(key)), None)
+        if odd is not None:
+            raise UserError(f"{settings.path}: alpha_pattern holds the regular expression {odd[:40]!r}, which is not "
+                            "read: write the names of its layers.")
+    return settings
 
 
 def below(settings: Config, part: str) -> Config:
@@ -193,21 +210,11 @@ def below(settings: Config, part: str) -> Config:
 def settings_scale(settings: Config, layer: str, r: int) -> float:
     """alpha / r, or alpha / sqrt(r) where use_rslora is true (Kalajdzievski 2023)."""
     pattern = settings.values.get("alpha_pattern") or {}
-    own = of_layer(pattern, layer, settings.path) if isinstance(pattern, dict) else []
+    # a key is the name of a layer, or the end of its name
+    named = pattern.items() if isinstance(pattern, dict) else ()
+    own = [value for key, value in named if f".{layer}".endswith(f".{key}")]
     alpha = Config({"lora_alpha": own[0]} if own else settings.values, settings.path).number("lora_alpha", r)
     return alpha / (math.sqrt(r) if settings.flag("use_rslora", False) else r)
-
-
-def of_layer(pattern: Mapping[str, object], layer: str, path: Path) -> list:
-    """The values of the keys of alpha_pattern that name this layer, or the end of its name.
-
-    UserError for a regular expression, as peft takes it: a stranger's may take hours.
-    """
-    for key in pattern:
-        if not PLAIN.fullmatch(key):
-            raise UserError(f"{path}: alpha_pattern holds the regular expression {key[:40]!r}, which is not read: "
-                            "write the names of its layers.")
-    return [value for key, value in pattern.items() if f".{layer}".endswith(f".{key}")]
 
 
 def check_shapes(change: Change, name: str, entry: Entry) -> None:

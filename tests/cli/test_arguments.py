@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from support.toy import Toy
 import minidiff
 from minidiff import systems
 from minidiff.cli import arguments
+from minidiff.cli.main import _parser
 from minidiff.data import mnist
 from minidiff.data.dataset import DATASETS
 from minidiff.diffusion.densities import DENSITIES
@@ -63,11 +65,16 @@ def test_a_negative_number_is_a_value_however_it_is_written(text, value):
     assert parser.parse_args(["--scale", text]).scale == value
 
 
-@pytest.mark.parametrize("words, helped", [(("verify", "--sampler", "x"), "verify"), (("sample", "7", "-q"), "sample")])
-def test_an_unknown_option_leads_to_the_help_of_its_command(words, helped, capsys):
-    assert call(*words) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("minidiff: unrecognized arguments: ") and f"(see minidiff {helped} --help)" in said
+@pytest.mark.parametrize("words, unknown, helped", [
+    (("verify", "--sampler", "x"), "--sampler x", " verify"), (("sample", "7", "-q"), "-q", " sample"),
+    (("-q", "sample", "7"), "-q", ""), (("-q", "sample", "7", "-q"), "-q -q", "")])
+def test_an_unknown_option_leads_to_the_help_of_its_command(words, unknown, helped, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["minidiff", *words])
+    for given in (list(words), None):                       # as a function, and as a program
+        with pytest.raises(SystemExit) as stop:
+            _parser().parse_args(given)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == f"minidiff: unrecognized arguments: {unknown} (see minidiff{helped} --help)\n"
 
 
 def test_a_key_is_given_once():

@@ -970,7 +970,7 @@ BUGS = [
         "status = status or (0 if in_files else 2)",
         "status = 0 if in_files else 2"),
     Bug("play: --device has no effect", "cli/play.py",
-        "Offer(args.model, args.device)",
+        "Offer(args.model or [], args.device)",
         "Offer(args.model)"),
     Bug("an output's encoding ends a run", "cli/main.py",
         "    print_any_text()\n",

@@ -319,6 +319,20 @@ def test_settings_that_are_none(said, tmp_path):
         StableDiffusion.load(HERE / "eps", loras=[(tmp_path / "l.safetensors", 1.0)])
 
 
+@pytest.mark.parametrize("name", ["alpha_pattern", "unet.alpha_pattern"])
+def test_more_layers_than_any_model_has_are_refused_at_once(name, tmp_path):
+    """Each was looked up for each layer."""
+    for count, refused in ((5000, False), (5001, True)):
+        said = json.dumps({name: {f"layer{i}": 1 for i in range(count)}})
+        make(tmp_path / "l.safetensors", HERE / "eps", PEFT, ".lora_A.weight", ".lora_B.weight",
+             metadata={"lora_adapter_metadata": said})
+        if refused:
+            with pytest.raises(UserError, match="alpha_pattern names 5,001 layers, and at most 5,000 are read.$"):
+                lora.settings_of(tmp_path / "l.safetensors")
+        else:
+            lora.settings_of(tmp_path / "l.safetensors")
+
+
 def test_a_shape_of_many_huge_lengths_is_refused_at_once(tmp_path):
     """Their product took 20 seconds."""
     header = json.dumps({"a": {"dtype": "F32", "shape": [2**62] * 20_000, "data_offsets": [0, 0]}}).encode()
