@@ -44,7 +44,7 @@ def opaque(image: Image, background: tuple[int, int, int] = WHITE) -> Image:
         pixels = np.repeat(eight_bits(values)[..., None], 3, axis=2)                # (height, width, 3)
         pixels[values == image.info.get("transparency", -1)] = background
         return Pillow.fromarray(pixels)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         below = Pillow.new("RGBA", image.size, (*background, 255))
         return Pillow.alpha_composite(below, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")                             # grey, palette, CMYK, YCbCr, ...

@@ -87,7 +87,7 @@ def listing(path: Path, captions: Path | None = None) -> Listing:
     if len({table.parent for table in tables}) < len(tables):
         raise UserError(f"{_shown(path)} has a metadata.csv and a metadata.jsonl in one folder: remove one of them")
     if tables:
-        return joined([of_table(table, table.parent) for table in tables])
+        return joined([of_table(table) for table in tables])
     if shards and not pictures:
         return joined([of_tar(path / name) for name in shards])
     if not pictures:

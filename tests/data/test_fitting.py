@@ -92,11 +92,24 @@ def test_the_transparent_colour_of_a_png_is_compared_at_its_depth(depth, data):
         assert (seen == ((255, 0, 254) if same else upper[0])).all()
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_every_mode_with_transparency_shows_the_background(mode):
+    image = Image.new("LA", (2, 1), (100, 255))
+    image.putpixel((1, 0), (100, 0))
+    if mode == "PA":
+        image = Image.new("PA", (2, 1), (0, 255))
+        image.putpalette([100] * 3)
+        image.putpixel((1, 0), (0, 0))
+    seen = np.asarray(opaque(image.convert(mode), (1, 2, 3)))
+    assert seen.tolist() == [[[100, 100, 100], [1, 2, 3]]]
+
+
 def test_sixteen_bits_keep_black_and_white():
     """257 x is x: 65535 is 255, and values between are rounded."""
     levels = np.array([[0, 128, 129, 257, 257 * 100 + 128, 257 * 100 + 129, 65535]], np.uint16)
     assert eight_bits(levels)[0].tolist() == [0, 0, 1, 1, 100, 101, 255]
     image = Image.fromarray(levels)
+    assert eight_bits(np.array([-1, -70_000, 70_000], np.int32)).tolist() == [0, 0, 255]            # of mode I
     assert image.mode.startswith("I") and np.asarray(opaque(image))[0, :, 1].tolist() == [0, 0, 1, 1, 100, 101, 255]
 
 
@@ -110,6 +123,6 @@ def test_cmyk_and_grey():
 def test_colours():
     assert colour("white") == (255, 255, 255) and colour("#ff8000") == colour("FF8000") == (255, 128, 0)
     assert colour("Black") == (0, 0, 0) and colour("grey") == colour("gray") == (128, 128, 128)
-    for text in ("", "#ff80", "greenish", "#ff80zz", "٣٣٣٣٣٣"):
+    for text in ("", "#ff80", "greenish", "#ff80zz", "#ff80XX", "٣٣٣٣٣٣"):
         with pytest.raises(UserError, match="white, black, grey or #rrggbb"):
             colour(text)

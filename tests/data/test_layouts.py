@@ -279,6 +279,17 @@ def test_an_array_that_ends_before_its_header_says_is_named(tmp_path):
             listing(tmp_path / "a.npz")
 
 
+def test_what_follows_an_array_in_its_file_is_not_read(tmp_path):
+    import zipfile
+    images, captions, file = np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.array(["a", "b"]), io.BytesIO()
+    np.save(file, images)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", file.getvalue() + b"more")
+        np.save(file := io.BytesIO(), captions)
+        archive.writestr("captions.npy", file.getvalue())
+    assert [item.read().tolist() for item in listing(tmp_path / "a.npz").items] == images.tolist()
+
+
 def test_a_picture_in_a_tar_that_ends_too_soon_is_unreadable(tmp_path):
     tar(tmp_path / "a.tar", {"0.txt": b"one", "0.png": png(1) + bytes(2000)})
     items = listing(tmp_path / "a.tar").items

@@ -121,6 +121,19 @@ def test_the_fingerprint_tells_pictures_captions_and_sizes_apart(folder):
     assert load(copy).fingerprint in seen                   # a run may go on beside a copy of its data
 
 
+def test_the_fingerprint_of_given_pixels_tells_them_apart():
+    pixels = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
+    of = [OwnPictures(x, [("a",), ("b",)], "x").fingerprint for x in (pixels, pixels + 1, pixels.copy())]
+    assert of[0] != of[1] and of[0] == of[2]
+
+
+def test_the_bar_is_gone_when_the_pictures_are_read(folder, monkeypatch):
+    asked, bar = [], picture_cache.progress
+    monkeypatch.setattr(picture_cache, "progress", lambda **given: asked.append(given) or bar(**given))
+    load(folder)
+    assert asked == [{"title": "reading the pictures", "total": 5, "unit": "picture", "leave": False}]
+
+
 def test_train_and_test_folders(tmp_path):
     put(tmp_path, {"train/a.png": png(1), "train/a.txt": "a", "test/b.png": png(2), "test/b.txt": "b"})
     data = load_dataset(tmp_path)
@@ -210,7 +223,7 @@ def test_pictures_with_captions_that_are_elsewhere_have_not_changed(folder, tmp_
 def test_a_folder_that_changes_meanwhile_is_refused(folder, monkeypatch):
     whole = picture_cache.decoded
     monkeypatch.setattr(picture_cache, "decoded", lambda *a: (whole(*a), os.utime(folder / "3.png", ns=(5, 5)))[0])
-    with pytest.raises(UserError, match="changed while it was read: run the command again"):
+    with pytest.raises(UserError, match=f"^'{folder}' changed while it was read: run the command again$"):
         load(folder)
 
 
