@@ -138,7 +138,7 @@ BUGS = [
         'below = Pillow.new("RGBA", image.size, (*background, 255))',
         'below = Pillow.new("RGBA", image.size, (0, 0, 0, 255))'),
     Bug("transparency is ignored", FITTING,
-        '    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:',
+        '    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:',
         "    if False:"),
     Bug("16 bits are cut to the low 8", FITTING,
         "return ((pixels.clip(0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)",
