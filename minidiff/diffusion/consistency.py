@@ -18,7 +18,7 @@ clean image.  A network that predicts the velocity already has this form; latent
 in t:
 
     x0_from_v           f    = alpha_t x_t - sigma_t v(x_t, t)      Lu & Song 2025, section 3        arXiv 2410.11081
-    BoundaryCondition   f    = c_skip(t) x_t + c_out(t) F(x_t, t)   Luo et al. 2023, section 4.2     arXiv 2310.04378
+    BoundaryCondition   f    = c_skip(t) x_t + c_out(t) F(x_t, t)   Luo et al. 2023, section 4.1     arXiv 2310.04378
         c_skip          = sigma_d^2 / ((k t)^2 + sigma_d^2)         1 at t = 0
         c_out           = k t / sqrt((k t)^2 + sigma_d^2)           0 at t = 0
 

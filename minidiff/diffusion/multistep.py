@@ -190,7 +190,7 @@ def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
         # D = x0_hat + (x0_s - x0_hat) / 2
         return _exponential_step(schedule, x_t, t, s, x0_hat + (x0_s - x0_hat) / 2)
     # D = x0_hat + c_1 (x0_before - x0_hat) / r + c_2 (x0_s - x0_hat),   r = (lambda_before - lambda_t) / h < 0,
-    # exact for every x0_hat that is a parabola in lambda                                       (UniPC eq. 3 and 5)
+    # exact for every x0_hat that is a parabola in lambda                                         (UniPC theorem 3.1)
     r, phi_1 = -h_before / h, phi(1, -h)
     c_1, c_2 = np.linalg.solve([[1, 1], [r, 1]], [phi(2, -h) / phi_1, 2 * phi(3, -h) / phi_1])
     D = x0_hat + float(c_1 / r) * (x0_before - x0_hat) + float(c_2) * (x0_s - x0_hat)

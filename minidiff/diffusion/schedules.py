@@ -194,7 +194,7 @@ def log_snr_linear(
 ) -> Schedule:
     """log-SNR falls linearly, from log_snr_max at t = 0 to log_snr_min at t = T-1 (VDM, a linear gamma)."""
     T = whole("T", T, 2)
-    # alpha_bar = sigmoid(log-SNR),   sigma^2 = sigmoid(-log-SNR)                                   VDM eq. 3
+    # alpha_bar = sigmoid(log-SNR),   sigma^2 = sigmoid(-log-SNR)                               VDM eq. 3, 4
     table = _sigmoid(np.linspace(log_snr_max, log_snr_min, T))
     return _reaching_noise(Schedule(table, "log_snr_linear"), allow_signal)
 

@@ -12,7 +12,7 @@ fewer parts: there the time scales a norm, and an image is folded by `patch`.
 
 SDXL adds to the time's embedding the embedding of the whole prompt and of six numbers: the size of the training
 picture, where it was cropped, and the size that is wanted (its section 2.2).  A latent consistency model adds the scale
-of guidance, which it was trained to apply by itself (Luo et al. 2023, arXiv 2310.04378, section 4.3).
+of guidance, which it was trained to apply by itself (Luo et al. 2023, arXiv 2310.04378, section 4.2).
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class TransformerBlock(Module):
 
 
 def geglu(x: Tensor) -> Tensor:
-    """a gelu(b) of x = (a, b) (Shazeer 2020, arXiv 2002.05202, eq. 6): (..., 2 D) -> (..., D)."""
+    """a gelu(b) of x = (a, b) (Shazeer 2020, arXiv 2002.05202, eq. 5): (..., 2 D) -> (..., D)."""
     D = x.shape[-1] // 2
     return x[..., :D] * ops.gelu_exact(x[..., D:])
 

@@ -38,8 +38,8 @@ def variance_bound(signal: float, noise: float, n: int) -> float:
     """How far the sample variance (over n - 1) of alpha x_i + sigma z_i may differ from signal + noise by chance.
 
     signal: alpha^2 var(x_i), which is not random. noise: sigma^2. (n - 1)/noise times the sample variance has a
-    noncentral chi-squared distribution. Birge's bound (2001, lemma 8.1) holds for every n; a normal approximation
-    does not.
+    noncentral chi-squared distribution. The bound of Birge 2001, lemma 8.1, holds for every n; a normal
+    approximation does not.
     """
     k, shift, x = n - 1, (n - 1) * signal / noise, VARIANCE_LOG
     # P(X > k + shift + 2 sqrt((k + 2 shift) x) + 2x) <= e^-x; below the mean X differs by less

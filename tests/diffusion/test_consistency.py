@@ -107,7 +107,7 @@ def test_another_denoiser_gives_too_little_variance(schedule_and_list, S):
 
 
 @pytest.mark.law(41, "f(x, 0) = x, whatever the network says; c_skip + c_out^2 = 1",
-                 source="Luo et al. 2023, section 4.2; Karras et al. 2022, table 1 over sigma_data", tolerance="1e-12")
+                 source="Luo et al. 2023, section 4.1; Karras et al. 2022, table 1 over sigma_data", tolerance="1e-12")
 @given(st.integers(0, 999), st.floats(0.01, 20))
 def test_the_boundary_condition(t, scaling):
     class Constant:

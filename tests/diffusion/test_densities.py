@@ -204,7 +204,7 @@ def test_uniform_times_of_the_cosine_schedule_are_the_hyperbolic_secant():
 def test_edm_and_stable_diffusion_3_are_the_same_family():
     """Log-normal sigma/alpha, and logit-normal u of x = (1-u) x_0 + u eps: both are normal in log-SNR."""
     rng = np.random.default_rng(0)
-    sigma = np.exp(-1.2 + 1.2 * rng.standard_normal(100_000))                       # EDM, table 1
+    sigma = np.exp(-1.2 + 1.2 * rng.standard_normal(100_000))                       # Karras et al. 2022, table 1
     u = 1 / (1 + np.exp(-rng.standard_normal(100_000)))                             # SD3: lognorm(0, 1)
     for log_snr, text in ((-2 * np.log(sigma), "normal:mean=2.4,std=2.4"), (2 * np.log((1 - u) / u), "normal")):
         F, even = DISTRIBUTIONS[text].cdf, schedules.log_snr_linear(4000, 20, -20)
