@@ -69,7 +69,7 @@ def _as_decoded(image: Image, depth: int):
     Of colours with 16 bits Pillow keeps the upper 8.
     """
     value = image.info["transparency"]
-    if image.mode == "L" and isinstance(value, int) and depth in (1, 2, 4, 8):
+    if image.mode == "L" and isinstance(value, int) and depth in (2, 4):
         return value * 255 // (2**depth - 1)                # 0..3 and 0..15 are decoded as 0..255
     if image.mode == "RGB" and depth == 16:
         return tuple(channel >> 8 for channel in value)

@@ -187,8 +187,8 @@ def rows(table: Path) -> Iterator[tuple[str, list[str]]]:
     text = text_in(table, LARGEST_TABLE)
     values = of_jsonl(table, text) if table.suffix.lower() == ".jsonl" else of_csv(table, text)
     for row in values:
-        name = next((row[column] for column in FILE_COLUMNS if row.get(column)), "")
-        texts = next((row[column] for column in TEXT_COLUMNS if row.get(column)), [])
+        name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
+        texts = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
         texts = texts if isinstance(texts, list) else [texts]
         yield (name if isinstance(name, str) else ""), [t for t in texts if isinstance(t, str)]
 
@@ -314,7 +314,7 @@ def texts_of(path: Path, suffix: str, offset: int, size: int) -> list[str]:
         values = parse_json(text)
     except ValueError as error:
         raise UserError(f"it is no JSON ({error})") from error
-    texts = next((values[c] for c in TEXT_COLUMNS if values.get(c)), []) if isinstance(values, dict) else []
+    texts = next((values[c] for c in TEXT_COLUMNS if values.get(c)), None) if isinstance(values, dict) else None
     return [t for t in (texts if isinstance(texts, list) else [texts]) if isinstance(t, str)]
 
 

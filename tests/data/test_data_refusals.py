@@ -4,6 +4,7 @@ within the limits is taken."""
 import gzip
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -164,6 +165,8 @@ FOLDERS = [
     ({"metadata.csv": "file_name,text\n", "metadata.jsonl": ""},
      "{here} has a metadata.csv and a metadata.jsonl in one folder: remove one of them"),
     ({"metadata.jsonl": "\n{"}, "{here}/metadata.jsonl: line 2 is no JSON (" + bad_json("{") + ")"),
+    ({"metadata.jsonl": '{"file_name": "a.png", "text": "a"}\r\n{'},
+     "{here}/metadata.jsonl: line 2 is no JSON (" + bad_json("{") + ")"),
     ({"metadata.jsonl": '{"file_name": NaN}'},
      "{here}/metadata.jsonl: line 1 is no JSON (" + bad_json("NaN") + ")"),
     ({"metadata.jsonl": "[1]"},
@@ -238,13 +241,34 @@ def test_arrays_are_refused_to_the_last_letter(tmp_path, arrays, message):
     check_message(UserError, named(message, tmp_path / "a.npz"), lambda: layouts.listing(tmp_path / "a.npz"))
 
 
-def test_an_array_larger_than_its_file_is_refused_to_the_last_letter(tmp_path):
+@pytest.mark.parametrize("shape, size", [((10, 20, 30), "6,000"), ((1 << 32, 1 << 32, 1), f"{1 << 64:,}")])
+def test_an_array_larger_than_its_file_is_refused_to_the_last_letter(tmp_path, shape, size):
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10, 20, 30)})
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue() + bytes(5999 - len(header.getvalue())))
-    check_message(UserError, f"'{tmp_path}/a.npz': images.npy says it has 6,000 bytes, more than the file or 8 GiB",
+    check_message(UserError, f"'{tmp_path}/a.npz': images.npy says it has {size} bytes, more than the file or 8 GiB",
                   lambda: layouts.listing(tmp_path / "a.npz"))
+
+
+def test_the_largest_array_is_read(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", images=np.ones((1, 4, 4), np.uint8), captions=["a"])
+    monkeypatch.setattr(layouts, "LARGEST_ARRAY", 16)
+    assert len(layouts.listing(tmp_path / "a.npz").items) == 1
+
+
+def test_a_text_in_a_tar_has_a_limit_of_its_own(tmp_path):
+    largest = layouts.LARGEST_TEXT
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, data in (("0.png", png()), ("0.txt", b"x" * largest), ("1.png", png()),
+                           ("1.txt", b"x" * (largest + 1))):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    found = layouts.listing(tmp_path / "a.tar")
+    assert [item.name for item in found.items] == ["a.tar/0"] and found.cut == 1
+    assert found.skipped == [("a.tar/1.txt", f"'{tmp_path}/a.tar' holds a file of more than 1 MiB, the most that is "
+                              "read")]
 
 
 def test_own_pictures_are_refused_to_the_last_letter(tmp_path, monkeypatch):
@@ -328,10 +352,16 @@ def test_emoji_are_refused_to_the_last_letter(tmp_path):
     put(tmp_path, {"names.csv": "code,base,name,category\n1,1,a,x\n", "held_out.txt": ""})
     check_message(UserError, f"'{tmp_path}' has names.csv, and none of noto-32.npz, twemoji-32.npz",
                   lambda: emoji.read(tmp_path))
-    for shape, kind in (((1, 2, 2, 3), "u1"), ((2, 2, 2, 4), "u1"), ((1, 0, 2, 4), "u1"), ((1, 2, 2, 4), "u2"),
+    np.savez(tmp_path / "noto-32.npz", rgba=np.zeros((1, 1, 1, 4), np.uint8))
+    assert len(emoji.read(tmp_path)) == 1
+    put(tmp_path, {"names.csv": "code,base,name,category\n1,1,a,x\n2,2,b,x\n"})
+    np.savez(tmp_path / "noto-32.npz", rgba=np.zeros((2, 2, 2, 4)))
+    check_message(UserError, f"'{tmp_path}/noto-32.npz': rgba.npy must hold uint8, not float64",
+                  lambda: emoji.read(tmp_path))
+    for shape, kind in (((2, 2, 2, 3), "u1"), ((1, 2, 2, 4), "u1"), ((2, 0, 2, 4), "u1"), ((2, 2, 2, 4), "u2"),
                         ((2, 2, 4), "u1")):
         np.savez(tmp_path / "noto-32.npz", rgba=np.zeros(shape, kind))
-        check_message(UserError, f"'{tmp_path}/noto-32.npz': rgba must be (1, H, W, 4) uint8, a row for each of "
+        check_message(UserError, f"'{tmp_path}/noto-32.npz': rgba must be (2, H, W, 4) uint8, a row for each of "
                       f"names.csv, not {shape} {np.dtype(kind)}", lambda: emoji.read(tmp_path))
     put(tmp_path, {"names.csv": "code,base,name\n1,1,a\n"})
     check_message(UserError, f"'{tmp_path}/names.csv' must have the columns code, base, name and category ('category')",
@@ -369,6 +399,9 @@ def test_what_is_left_out_is_said_to_the_last_letter(tmp_path, monkeypatch, caps
         "minidiff: skipped captions without a picture: 1, gone.txt",
         "minidiff: shortened captions to 1,000 characters: those of 1 of the 12 pictures",
         "minidiff: enlarged smaller pictures to 3x4: 11 of 12"]
+    put(tmp_path, {f"three/{i}.png": png() for i in range(4)} | {"three/3.txt": "a"})
+    own_pictures.load(tmp_path / "three")
+    assert "minidiff: skipped pictures without a caption: 3, 0.png, 1.png, 2.png\n" in capsys.readouterr().err
     put(tmp_path, {"one/a/1.png": png(9, 9), "one/metadata.jsonl": json.dumps({"file": "a/1.png", "text": "a"})})
     own_pictures.load(tmp_path / "one", options=PictureOptions(size=(3, 4)))
     assert capsys.readouterr().err.endswith("minidiff: there is one picture: a model can only learn to repeat it\n")

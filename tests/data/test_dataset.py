@@ -29,6 +29,7 @@ class Spots(Dataset):
 
     def caption(self, i, rng):
         self.said += 1
+        rng.random()                                        # of several possible captions it draws one
         return f"{i} {self.said}"
 
 

@@ -56,7 +56,34 @@ def test_the_fingerprint_tells_names_pictures_and_what_is_held_out(folder):
     seen.add(load_dataset(folder).fingerprint)
     (folder / "names.csv").write_text((folder / "names.csv").read_text().replace("tone 0", "tone 9"), encoding="utf-8")
     seen.add(load_dataset(folder).fingerprint)
-    assert len(seen) == 3
+    with np.load(folder / "noto-32.npz") as arrays:
+        rgba = arrays["rgba"]
+    rgba[0, 0, 0, 0] += 1
+    np.savez(folder / "noto-32.npz", rgba=rgba)
+    seen.add(load_dataset(folder).fingerprint)
+    assert len(seen) == 4
+
+
+def test_no_emoji_have_prompts_without_a_style():
+    assert emoji.Emoji(np.zeros((0, 2, 2, 3), np.uint8), [], [], "x").prompts[0] == "grinning face"
+
+
+def test_the_training_emoji_are_the_default(folder):
+    assert described(emoji.load(folder)) == described(emoji.load(folder, "train"))
+
+
+def test_a_folder_of_emoji_has_both_lists(folder):
+    assert emoji.holds(folder)
+    for name in ("names.csv", "held_out.txt"):
+        (folder / name).rename(folder / "away")
+        assert not emoji.holds(folder)
+        (folder / "away").rename(folder / name)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_names_end_at_the_line_breaks_of_any_system(tmp_path, end):
+    (tmp_path / "names.csv").write_bytes((HEADER + "1,1,a,x\n2,2,b,x\n").replace("\n", end).encode())
+    assert [name.name for name in read_names(tmp_path / "names.csv")] == ["a", "b"]
 
 
 def test_transparent_is_white_and_half_transparent_half():
@@ -64,6 +91,8 @@ def test_transparent_is_white_and_half_transparent_half():
     # y = (a x + (255 - a) 255) / 255
     assert over(rgba)[0, 0].tolist() == [[255, 255, 255], [100, 0, 200], [177, 127, 228]]
     assert over(rgba, 0)[0, 0].tolist() == [[0, 0, 0], [100, 0, 200], [50, 0, 101]]
+    # (127 x 1 + 128 x 255) / 255 = 128.498 is the nearest to a half that there is
+    assert over(np.array([1, 1, 1, 127], np.uint8)).tolist() == [128, 128, 128]
 
 
 def test_what_comes_with_minidiff():

@@ -167,6 +167,48 @@ def test_texts_in_a_tar_are_decoded_as_those_in_a_folder(tmp_path):
     assert seen.without_caption == ["a.tar/1"]
 
 
+def test_both_texts_of_a_picture_in_a_tar_are_its_captions(tmp_path):
+    tar(tmp_path / "a.tar", {"0.png": png(1), "0.txt": b"one", "0.json": b'{"caption": ["uno", 5, "eins"]}',
+                             "1.png": png(2), "1.json": b"[1]", "2.png": png(3), "2.json": b'{"x": 1}', "3.png": png(4),
+                             "3.json": b"5"})
+    assert found(tmp_path / "a.tar") == {1: ("one", "uno", "eins")}
+    assert listing(tmp_path / "a.tar").without_caption == [f"a.tar/{i}" for i in (1, 2, 3)]
+
+
+def test_a_stamp_tells_that_a_file_of_many_pictures_has_changed(tmp_path):
+    tar(tmp_path / "a.tar", {"0.png": png(1), "0.txt": b"one", "1.png": png(2), "1.txt": b"two"})
+    np.savez(tmp_path / "a.npz", images=np.ones((2, 2, 2), np.uint8), captions=["a", "b"])
+    for name in ("a.tar", "a.npz"):
+        before = [item.stamp for item in listing(tmp_path / name).items]
+        assert [item.stamp for item in listing(tmp_path / name).items] == before
+        os.utime(tmp_path / name, ns=(1, 1))
+        assert not set(before) & {item.stamp for item in listing(tmp_path / name).items}
+    assert len(set(item.stamp for item in listing(tmp_path / "a.tar").items)) == 2
+
+
+def test_captions_that_are_cut_are_counted_over_all_tables_and_shards(tmp_path):
+    put(tmp_path, {f"{i}/a.png": png(i) for i in range(3)} | {
+        f"{i}/metadata.csv": f"file,text\na.png,{'x' * (1001 - (i == 1))}\n" for i in range(3)})
+    assert listing(tmp_path).cut == 2
+
+
+def test_a_table_ends_its_lines_as_any_system_does(tmp_path):
+    put(tmp_path, {"a.png": png(1), "b.png": png(2)})
+    for end in ("\n", "\r\n", "\r"):
+        put(tmp_path, {"t.csv": end.join(("file,text", "a.png,one", "b.png,two", ""))})
+        assert found(tmp_path / "t.csv") == {1: ("one",), 2: ("two",)}
+
+
+def test_arrays_of_the_second_version_of_the_format_are_read(tmp_path):
+    """Its header may be longer than 65,535 bytes."""
+    import zipfile
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("images", np.ones((1, 2, 2), np.uint8)), ("captions", np.array(["a"]))):
+            np.lib.format.write_array(file := io.BytesIO(), array, version=(2, 0))
+            archive.writestr(f"{name}.npy", file.getvalue())
+    assert found(tmp_path / "a.npz") == {1: ("a",)}
+
+
 def test_what_is_skipped_in_a_tar_is_noted(tmp_path):
     """Names that differ after the first dot only belong to one picture: the first one is taken."""
     members = {"0.1.png": png(1), "0.2.png": png(2), "0.jpg": png(3), "0.txt": b"zero", "0.b.txt": b"nothing",

@@ -397,6 +397,8 @@ def test_packing_keeps_the_images_and_gives_the_same_bytes_again(tmp_path):
     for name in NAMES[:2]:
         assert (first / f"{name}.gz").read_bytes() == (second / f"{name}.gz").read_bytes()
         assert (first / f"{name}.gz").read_bytes()[4:8] == bytes(4)  # no time of making
+    mnist.pack(mnist.Images(np.zeros((10_001, 28, 28), np.uint8), np.zeros(10_001, np.uint8), "x"), second)
+    assert len(mnist.load(second)) == 10_000
 
 
 def test_arrays_are_read_only():

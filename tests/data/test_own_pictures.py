@@ -84,6 +84,7 @@ def test_colour_is_decided_by_the_data(folder):
 def test_mirror_images_follow_the_pictures(folder):
     plain, data = load(folder), load(folder, flip=True)
     assert len(data) == 10 and np.array_equal(data.images(range(5)), plain.images(range(5)))
+    assert np.array_equal(data.images([5])[0], plain.images([0])[0, :, ::-1])       # the first mirror image
     assert np.array_equal(data.images([7, 2]), np.stack([plain.images([2])[0, :, ::-1], plain.images([2])[0]]))
     assert data.caption(7, np.random.default_rng(0)) in ("level 2", "2") and data.fingerprint != plain.fingerprint
 

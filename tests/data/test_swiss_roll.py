@@ -31,6 +31,17 @@ def test_points_follow_the_density():
     assert chi2 < stats.chi2.isf(1e-7, used.sum())          # a false alarm in 10^7
 
 
+@pytest.mark.parametrize("u", [0.0, 0.3, 1.0])
+def test_the_density_is_the_integral_along_the_roll(u):
+    """At its ends, too, where a shift of the sum's points would show: by adaptive quadrature."""
+    noise, x = 0.3, swiss_roll._curve(np.array([u]), 0.3)
+
+    def density(v):
+        return stats.multivariate_normal(swiss_roll._curve(np.array([v]), noise)[0], noise**2).pdf(x[0])
+    exact = integrate.quad(density, 0, 1, points=[u], epsabs=1e-12, limit=200)[0]
+    assert swiss_roll.log_prob(x, noise)[0] == pytest.approx(np.log(exact), abs=1e-6)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="noise must lie between 0 and 1"):
         swiss_roll.points(np.random.default_rng(0), 3, 1.0)
