@@ -95,4 +95,4 @@ def _reason(error: BaseException) -> str:
         return f"status {error.response.status_code} {error.response.reason}"
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -42,7 +42,8 @@ def opaque(image: Image, background: tuple[int, int, int] = WHITE) -> Image:
     if image.mode.startswith("I"):                          # 16 bits, whatever the order of the bytes
         values = np.asarray(image)
         pixels = np.repeat(eight_bits(values)[..., None], 3, axis=2)                # (height, width, 3)
-        pixels[values == image.info.get("transparency", -1)] = background
+        if "transparency" in image.info:
+            pixels[values == image.info["transparency"]] = background
         return Pillow.fromarray(pixels)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         below = Pillow.new("RGBA", image.size, (*background, 255))

@@ -4,9 +4,12 @@ within the limits is taken."""
 import gzip
 import io
 import json
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +41,20 @@ def png(*size: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", size or (2, 2)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def written(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG whose header promises 40,000 x 40,000 pixels, at which Pillow itself raises an error."""
+    data = bytearray(png())
+    data[16:24] = struct.pack(">II", 40_000, 40_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
 
 
 def put(folder: Path, files: dict) -> None:
@@ -114,6 +131,9 @@ REFUSALS = [
     (UserError, "fit must be one of crop, pad, not 'squeeze'", lambda: PictureOptions(fit="squeeze")),
     (UserError, "p is not a readable picture: PNG, JPEG, GIF, BMP and WEBP are read",
      lambda: image_file.decode(b"%!PS-Adobe", "p")),
+    (UserError, "p is not a readable picture: PNG, JPEG, GIF, BMP and WEBP are read",
+     lambda: image_file.decode(written("TIFF"), "p")),
+    (UserError, "p has too many pixels: at most 25 million are read", lambda: image_file.decode(bomb(), "p")),
     (UserError, "p cannot be read as a picture (OSError)", lambda: image_file.decode(png(50, 50)[:-30], "p")),
     (UserError, "p has too many pixels: at most 25 million are read", lambda: image_file.decode(png(5001, 5000), "p")),
 ]
@@ -271,6 +291,40 @@ def test_a_text_in_a_tar_has_a_limit_of_its_own(tmp_path):
                               "read")]
 
 
+def test_a_picture_that_takes_too_long_or_is_too_large_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_file, "SECONDS", -1)
+    check_message(UserError, "p takes longer than -1 s to decode: save the picture again, in a smaller size",
+                  lambda: image_file.decode(png(), "p"))
+    put(tmp_path, {"a/1.png": png()})
+    monkeypatch.setattr(layouts, "LARGEST_FILE", 20)
+    (item,) = layouts.listing(tmp_path).items
+    with pytest.raises(UserError, match=f"^{tmp_path}/a/1.png .*: save the picture in a smaller size$"):
+        item.read()
+
+
+def test_a_folder_that_may_not_be_read_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr("os.scandir", refuse)
+    check_message(UserError, f"the folder '{tmp_path}' cannot be read (Permission denied): allow yourself to read it, "
+                  "or move it away", lambda: layouts.listing(tmp_path))
+
+
+@pytest.mark.parametrize("error, reason", [
+    (OSError(5, "Input/output error"), "Input/output error"), (OSError("odd"), "odd"), (OSError(), "OSError"),
+    (UserError("not the file"), "not the file")])
+def test_why_a_mirror_failed(error, reason):
+    assert download._reason(error) == reason
+    outer = OSError("outer")
+    outer.__cause__ = error
+    assert download._reason(outer) == (reason if not isinstance(error, UserError) else "not the file")
+    answer = OSError("x")
+    answer.response = SimpleNamespace(status_code=404, reason="Not Found")
+    assert download._reason(answer) == "status 404 Not Found"
+    answer.response = None
+    assert download._reason(answer) == "x"
+
+
 def test_own_pictures_are_refused_to_the_last_letter(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     here = tmp_path / "mine"
@@ -377,6 +431,8 @@ def test_sources_name_the_folder_and_the_number(tmp_path, monkeypatch):
     np.savez(tmp_path / "noto-32.npz", rgba=np.zeros((2, 2, 2, 4), np.uint8))
     assert emoji.load(tmp_path).source == f"2 emoji of {tmp_path}"
     assert emoji.load(None).source == "3786 emoji of minidiff (Noto, Apache 2.0)"
+    put(tmp_path, {"two/a/1.png": png(), "two/a/2.png": png(3, 3)})
+    assert own_pictures.load(tmp_path / "two").source == f"2 pictures of {tmp_path}/two"
     mine = own_pictures.load(tmp_path / "in")
     assert mine.source == f"1 picture of {tmp_path}/in" and mine.title == f"the data set of {mine.source}"
     assert mnist.packed().source == "the first 10,000 training images of MNIST, part of minidiff"

@@ -94,6 +94,20 @@ def test_a_data_set_is_found_by_its_name_or_reads_a_folder_of_its_own(monkeypatc
         DATASETS.unregister("spots")
 
 
+def test_the_default_has_its_name_in_messages_and_what_a_loader_raises_is_named():
+    with pytest.raises(UserError, match="^'digits' takes no option x: its options are none$"):
+        load_dataset(None, options={"x": 1})
+
+    def fail(folder, split):
+        raise RuntimeError("no luck")
+    DATASETS.register("luckless", DatasetEntry(fail))
+    try:
+        with pytest.raises(UserError, match="^the data set 'luckless' cannot be loaded: RuntimeError: no luck"):
+            load_dataset("luckless")
+    finally:
+        DATASETS.unregister("luckless")
+
+
 def test_what_a_data_set_has_by_default():
     """Captions of its first eleven images, and none, for previews; five captions of one random image as a text."""
     assert [p.split()[0] for p in Spots(20).prompts[:-1]] == [str(i) for i in range(11)] and Spots(20).prompts[-1] == ""

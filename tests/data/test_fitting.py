@@ -126,3 +126,25 @@ def test_colours():
     for text in ("", "#ff80", "greenish", "#ff80zz", "#ff80XX", "٣٣٣٣٣٣"):
         with pytest.raises(UserError, match="white, black, grey or #rrggbb"):
             colour(text)
+
+
+def noisy(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_pictures_of_the_shape_are_resized_by_lanczos(fit):
+    expected = np.asarray(noisy(40, 20).resize((10, 5), Image.Resampling.LANCZOS))
+    assert (fitted(noisy(40, 20), 10, 5, fit) == expected).all()
+
+
+def test_the_middle_and_white_are_the_defaults():
+    wide, clear = noisy(40, 10), Image.new("RGBA", (4, 4))
+    assert (fitted(wide, 10, 10) == fitted(wide, 10, 10, "crop")).all() and (fitted(clear, 2, 2) == 255).all()
+    assert (fitted(clear, 2, 2, "crop", (1, 2, 3)) == (1, 2, 3)).all()
+    assert (fitted(clear, 2, 2, "pad", (1, 2, 3)) == (1, 2, 3)).all()
+
+
+def test_without_a_transparent_value_nothing_is_transparent():
+    image = Image.fromarray(np.array([[-2, -1, 0, 1, 257]], np.int32))
+    assert image.mode == "I" and np.asarray(opaque(image, (9, 9, 9)))[0, :, 0].tolist() == [0, 0, 0, 0, 1]

@@ -257,6 +257,7 @@ def test_a_stamp_tells_that_a_file_has_changed(tmp_path):
     assert listing(tmp_path).items[0].stamp == before
     os.utime(tmp_path / "a.png", ns=(1, 1))
     assert listing(tmp_path).items[0].stamp != before
+    assert layouts.stamp_of(tmp_path / "gone") == (-1, -1)
 
 
 def test_links_to_folders_are_not_followed(tmp_path):
@@ -288,7 +289,7 @@ def test_empty_cells_and_spaces_are_no_text(tmp_path):
 
 
 def test_folders_of_operating_systems_are_left_out(tmp_path):
-    put(tmp_path, {f"{name}/a.png": png(i) for i, name in enumerate(("cat", *layouts.OF_SYSTEMS))})
+    put(tmp_path, {f"{name}/a.png": png(i) for i, name in enumerate(("cat", *layouts.OF_SYSTEMS, ".git"))})
     assert found(tmp_path) == {0: ("cat",)}
 
 

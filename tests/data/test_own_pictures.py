@@ -135,6 +135,54 @@ def test_the_bar_is_gone_when_the_pictures_are_read(folder, monkeypatch):
     assert asked == [{"title": "reading the pictures", "total": 5, "unit": "picture", "leave": False}]
 
 
+def test_nothing_is_mirrored_unless_it_is_asked_for():
+    assert len(OwnPictures(np.zeros((2, 2, 2, 1), np.uint8), [("a",), ("b",)], "x")) == 2
+
+
+def test_a_model_s_shape_is_the_size_and_arrays_are_pictures(folder, tmp_path):
+    assert load_dataset(folder, shape=(2, 6, 3)).shape == (2, 6, 1)                 # height, width; grey stays grey
+    assert load_dataset(folder, options={"size": (4, 5)}, shape=(2, 6, 3)).shape == (5, 4, 1)
+    images = np.arange(2, dtype=np.uint8)[:, None, None] + np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, captions=["zero", "one"])
+    assert levels(load(tmp_path / "a.npz")) == [0, 1]
+
+
+@pytest.mark.parametrize("fit, shown", [("crop", [200] * 4), ("pad", [7, 200, 200, 7])])
+def test_pictures_are_fitted_over_the_background_as_asked(tmp_path, fit, shown):
+    put(tmp_path, {"a.txt": "a"})
+    Image.new("L", (8, 4), 200).save(tmp_path / "a.png")
+    data = load(tmp_path, fit=fit, background=(7, 7, 7))
+    assert to_uint8(data.images([0]))[0, :, 1, 0].tolist() == shown
+
+
+def test_a_tenth_of_the_pictures_may_be_unreadable(tmp_path):
+    put(tmp_path, {f"{i:02}.png": png(i) for i in range(20)} | {f"{i:02}.txt": "a" for i in range(20)})
+    for count in (1, 2, 3):
+        (tmp_path / f"{count:02}.png").write_bytes(b"x")
+        if count < 3:
+            assert len(load(tmp_path)) == 20 - count
+        else:
+            with pytest.raises(UserError, match="^3 of the 20 pictures in "):
+                load(tmp_path)
+
+
+def test_a_picture_is_enlarged_if_it_is_smaller_each_way(tmp_path):
+    sizes = [(3, 3), (3, 9), (9, 3), (4, 3), (3, 4), (4, 4)]
+    for i, size in enumerate(sizes):
+        put(tmp_path, {f"{i}.txt": "a"})
+        Image.new("L", size).save(tmp_path / f"{i}.png")
+    assert decoded(listing(tmp_path).items, Fit(4, 4)).enlarged == 1
+
+
+def test_whatever_a_picture_raises_is_a_reason(folder, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("by zero")
+    monkeypatch.setattr(picture_cache, "fitted", fail)
+    found = decoded(listing(folder).items, Fit(4, 4))
+    assert found.skipped[3] == ("3.png", "'3.png' cannot be read as a picture (ZeroDivisionError: by zero)")
+    assert found.kept == [] and found.pixels.shape == (0, 4, 4, 1)
+
+
 def test_train_and_test_folders(tmp_path):
     put(tmp_path, {"train/a.png": png(1), "train/a.txt": "a", "test/b.png": png(2), "test/b.txt": "b"})
     data = load_dataset(tmp_path)
@@ -260,6 +308,54 @@ def test_a_damaged_cache_is_made_again(folder, damage):
     else:
         pixels.unlink()
     assert np.array_equal(load(folder).pixels, expected) and cached() == [there]
+
+
+@pytest.mark.parametrize("about", ["[]", "5", "null", "{}", '{"shape": 5, "kept": [0]}',
+                                   '{"shape": [5, 4, 4, 1], "kept": 3}', '{"shape": [5, 4, 4, 1], "kept": ["x"]}',
+                                   '{"shape": [5, 4, 4, 1], "kept": [0, 1, 2, 3, 5]}',
+                                   '{"shape": [5, 4, 4, 1], "kept": [0, 1, 2, 3, -1]}'])
+def test_a_cache_that_says_something_odd_is_made_again(folder, about):
+    expected = np.array(load(folder).pixels)
+    (there,) = cached()
+    good = json.loads((there / "cache.json").read_text())
+    odd = json.loads(about)
+    (there / "cache.json").write_text(json.dumps(good | odd if isinstance(odd, dict) and odd else odd))
+    assert np.array_equal(load(folder).pixels, expected)
+    assert json.loads((there / "cache.json").read_text()) == good
+
+
+def test_a_cache_that_another_process_made_meanwhile_is_kept(folder, monkeypatch):
+    items, fit, write = listing(folder).items, Fit(4, 4), picture_cache.write
+
+    def slow(*given):
+        monkeypatch.setattr(picture_cache, "write", write)
+        decoded(items, fit)                                 # the other process
+        made.append(os.stat(cached()[0]).st_ino)
+        write(*given)
+    made = []
+    monkeypatch.setattr(picture_cache, "write", slow)
+    assert len(decoded(items, fit).pixels) == 5
+    assert [os.stat(path).st_ino for path in cached()] == made
+
+
+def test_a_cache_that_cannot_be_read_again_is_a_sentence(folder, monkeypatch):
+    monkeypatch.setattr(picture_cache, "opened", lambda *_: None)
+    with pytest.raises(UserError) as caught:
+        decoded(listing(folder).items, Fit(4, 4))
+    assert str(caught.value) == f"the cache {cached()[0]} could not be read again: another process changed it"
+
+
+def test_the_temporary_folder_is_beside_the_cache(folder, monkeypatch):
+    """A folder of another disk cannot be renamed to its place."""
+    asked, make = [], picture_cache.tempfile.mkdtemp
+    monkeypatch.setattr(picture_cache.tempfile, "mkdtemp", lambda **given: asked.append(given["dir"]) or make(**given))
+    load(folder)
+    assert asked == [cache_folder("minidiff", "pictures")]
+
+
+def test_grey_pixels_are_read_back_in_parts(folder, monkeypatch):
+    monkeypatch.setattr(picture_cache, "MIB", 1)
+    assert levels(load(folder)) == [0, 10, 20, 30, 40]
 
 
 def test_a_cache_that_cannot_be_written_is_a_sentence(folder, tmp_path_factory, monkeypatch):
