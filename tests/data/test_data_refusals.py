@@ -162,6 +162,13 @@ def test_what_lies_just_within_the_limits_is_taken():
     assert image_file.decode(png(5000, 5000), "p").size == (5000, 5000)
 
 
+def test_a_compressed_file_of_the_largest_size_may_end_too_soon(monkeypatch):
+    monkeypatch.setattr(idx, "LARGEST", 300)
+    assert idx.unpack(GZIP, "f") == bytes(300)
+    check_message(UserError, "f is damaged or incomplete (it ends before its data do)",
+                  lambda: idx.unpack(GZIP[:-4], "f"))
+
+
 # --- files and folders ----------------------------------------------------------------------------------------------
 
 NO_CAPTIONS = (" has no captions: put a.txt beside a.png, a metadata.csv with the columns file_name and text into the "

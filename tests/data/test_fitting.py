@@ -1,5 +1,6 @@
 """Pictures become pixels of one size: against pixels that can be worked out by hand."""
 
+import io
 import struct
 import zlib
 
@@ -102,6 +103,15 @@ def test_every_mode_with_transparency_shows_the_background(mode):
         image.putpixel((1, 0), (0, 0))
     seen = np.asarray(opaque(image.convert(mode), (1, 2, 3)))
     assert seen.tolist() == [[[100, 100, 100], [1, 2, 3]]]
+
+
+def test_the_transparent_colour_of_a_palette_is_a_number_of_the_palette():
+    image, file = Image.new("P", (2, 1), 3), io.BytesIO()
+    image.putpalette([value for i in range(16) for value in (16 * i, 0, 0)])
+    image.putpixel((1, 0), 5)
+    image.save(file, "PNG", bits=4, transparency=3)
+    assert file.getvalue()[24] == 4
+    assert np.asarray(opaque(decode(file.getvalue(), "a.png"), (1, 2, 3))).tolist() == [[[1, 2, 3], [80, 0, 0]]]
 
 
 def test_sixteen_bits_keep_black_and_white():
