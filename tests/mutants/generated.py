@@ -81,11 +81,13 @@ FLOORS = {
     "evaluation": Floor("minidiff/evaluation/", ("tests/evaluation", "tests/systems/test_fresh_streams.py")),
     "cli": Floor("minidiff/cli/", ("tests/cli", "tests/verify/test_verify_command.py", "tests/course/test_process.py",
                                    "tests/play/test_play_command.py"),
-                 tuple(f"tests/cli/{test}" for test in (
-                     "test_signals.py::test_ctrl_c_during_the_imports_is_quiet",
-                     "test_signals.py::test_a_real_signal_saves",
-                     "test_streams.py::test_a_run_of_a_program_goes_on_without_its_bar",
-                     "test_streams.py::test_a_full_disk_or_a_reader_that_left"))),
+                 tuple(f"tests/{test}" for test in (
+                     "cli/test_signals.py::test_ctrl_c_during_the_imports_is_quiet",
+                     "cli/test_signals.py::test_a_real_signal_saves",
+                     "cli/test_streams.py::test_a_run_of_a_program_goes_on_without_its_bar",
+                     "cli/test_streams.py::test_a_full_disk_or_a_reader_that_left",
+                     "course/test_process.py::test_ctrl_c_ends_the_answer",
+                     "play/test_play_command.py::test_the_command_serves_until_ctrl_c"))),
 }
 # the meaning of mutmut's status of a change; a crash or an endless loop is also detected
 NOTICED = {1: "killed", 3: "killed", 36: "timed out", 24: "timed out", -24: "timed out", 152: "timed out",
