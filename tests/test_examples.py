@@ -74,6 +74,7 @@ def test_train_emoji_text(tmp_path, capsys):
     assert "3 names seen: the true picture is the nearest for" in printed and "3 names never seen" in printed
 
 
+@pytest.mark.slow
 def test_convergence(tmp_path):
     orders = load("convergence").main(steps=(16, 32, 64, 128), out=str(tmp_path / "c.png"))
     for (_, name), p in orders.items():                     # shorter lists than tests/laws/ has: order .1

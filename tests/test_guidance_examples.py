@@ -7,6 +7,7 @@ from support.examples import EXAMPLES, load
 from minidiff import systems
 
 
+@pytest.mark.slow
 def test_classifier_guidance(tmp_path, monkeypatch, capsys):
     load_system, small = systems.load_system, {"adm": small_systems.small("adm")}
     monkeypatch.setattr(systems, "load_system", lambda name, path=None: small.get(name) or load_system(name, path))

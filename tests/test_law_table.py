@@ -16,6 +16,7 @@ def run(*command, **more):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, **more)
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date():
     done = run("-m", "tests.support.law_table", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -122,6 +123,7 @@ def laxer(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_test_allows_more_than_its_law_states():
     assert not [f"{path.name}: {line}" for path in sorted((ROOT / "tests").rglob("test_*.py"))
                 for line in laxer(path.read_text(encoding="utf-8"))]

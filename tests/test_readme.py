@@ -41,6 +41,7 @@ def test_the_loop_of_the_readme_draws_sevens(tmp_path, monkeypatch):
     assert (tmp_path / "seven.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_recipes_of_the_architecture_page_run(tmp_path, monkeypatch, registries):
     """Each block of docs/architecture.md, in order, and then the names that the README registers are there."""
     monkeypatch.chdir(tmp_path)

@@ -37,7 +37,8 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(words, namespace)
         parser = vars(found).pop("parser", self)
         if unknown:
-            (self if words[0] == unknown[0] else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+            ours = words[0] == unknown[0] and words[0].startswith("-")
+            (self if ours else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
         return found
 
     def error(self, message: str):

@@ -166,7 +166,7 @@ def pack(source: Images, folder: str | Path, count: int = 10_000) -> None:
     `mnist.pack(mnist.load(), mnist.PACKED)` made the images that are part of minidiff.
     """
     for name, array in zip(FILES["train"], (source.images, source.labels), strict=True):
-        packed = gzip.compress(idx.encode(array[:count]), mtime=0)
+        packed = gzip.compress(idx.encode(array[:count]), 9, mtime=0)
         write_whole(Path(folder) / f"{name}.gz", packed)
 
 

@@ -142,10 +142,11 @@ def pixels_of(item: Captioned, fit: Fit) -> tuple[np.ndarray, bool] | str:
 
 def opened(folder: Path, count: int, fit: Fit) -> Decoded | None:
     """The pixels in the folder; None where there are none, or where they are damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):          # a UserError is a ValueError
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, OverflowError):     # a UserError is a ValueError
         about = parse_json(read_file(folder / "cache.json", LARGEST))
         shape, kept = tuple(about["shape"]), [int(i) for i in about["kept"]]
-        right = shape in {(len(kept), fit.height, fit.width, C) for C in (1, 3)} and all(0 <= i < count for i in kept)
+        right = shape in {(len(kept), fit.height, fit.width, C) for C in (1, 3)} \
+            and all(0 <= i < count for i in kept) and kept == sorted(set(kept))
         path = folder / "pixels"
         if not right or path.stat().st_size != math.prod(shape) \
                 or file_digest(path).hexdigest() != about["sha256"]:

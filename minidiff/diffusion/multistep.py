@@ -29,6 +29,7 @@ import numpy as np
 from minidiff.diffusion.denoiser import Denoiser
 from minidiff.diffusion.gaussian import eps_from_x0, q_posterior_mean_variance
 from minidiff.diffusion.samplers import (
+    LEAP,
     Sampler,
     State,
     alpha_sigma,
@@ -77,6 +78,8 @@ def lms(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *, ends_at_x0_
         eps = eps_hat = eps_from_x0(schedule, x_t, t, x0_hat)
         rho_t, rho_s = _rho(schedule, t), _rho(schedule, s)
         if math.isfinite(rho_t):
+            while slopes and slopes[0][0] - rho_t < LEAP * (rho_t - rho_s):
+                slopes.popleft()                            # so near that its difference from the new one is rounding
             slopes.appendleft((rho_t, eps_hat))
         if slopes and not (s < 0 and ends_at_x0_hat):
             # eps = 1/(rho_s - rho_t) int_{rho_t}^{rho_s} P(rho) d rho,   P the polynomial through the last slopes
@@ -127,7 +130,7 @@ def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[
     """UniPC of order 2 with B(h) = e^h - 1 (UniPC).
 
     The predictor is dpm_solver_pp_2m. Where x_s has been denoised, the corrector goes from t to s once more, now with
-    x0_hat at s too, at no further call.
+    x0_hat at s too, at no further call. After a stride that is much shorter (LEAP) both are of first order.
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T
@@ -139,7 +142,7 @@ def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[
         x0_before, h_before = (None, None) if last is None else (last[1], _stride(schedule, last[3], t))
         h = _stride(schedule, t, s)
         D = x0_hat
-        if x0_before is not None and math.isfinite(h_before) and s >= 0 and h_before > LEAP * h:
+        if x0_before is not None and math.isfinite(h_before) and h_before > LEAP * h:
             # D = x0_hat + (x0_hat - x0_before) / (2r),   r = h_before / h
             D = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         else:
@@ -147,11 +150,6 @@ def unipc(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterator[
         last = x_t, x0_hat, x0_before, t, h_before
         x_t = _exponential_step(schedule, x_t, t, s, D)
         yield State(step, s, x_t, x0_hat)
-
-
-# The correction moves x_t, and with it x0_hat, by about h^3 / 10.  After a stride much shorter than the next this would
-# count as a slope.
-LEAP = 0.01
 
 
 def dpm_solver_pp_2m_sde(denoiser: Denoiser, x_T, times: Sequence[int], cond=None, *,
@@ -168,7 +166,7 @@ def dpm_solver_pp_2m_sde(denoiser: Denoiser, x_T, times: Sequence[int], cond=Non
     for step, t, s in steps_along(schedule, times):
         x0_hat = denoise(denoiser, x_t, t, cond)
         D, h = x0_hat, _stride(schedule, t, s)
-        if math.isfinite(h_before) and s >= 0:
+        if math.isfinite(h_before) and h_before > LEAP * h:
             # D = x0_hat + (x0_hat - x0_before) / (2r),   r = h_before / h
             D = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         # x_s = sigma_s / sigma_t e^{-h} x_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) z

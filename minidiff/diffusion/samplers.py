@@ -41,6 +41,10 @@ from minidiff.engine.backend import xp_of
 from minidiff.engine.random import SampleStreams
 from minidiff.registry import Registry
 
+# A slope that was measured over a stride is not extrapolated over one of 100 times its length: rounding, and the errors
+# of earlier steps, would be multiplied by as much.
+LEAP = 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -146,8 +150,9 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
     """DPM-Solver++(2M) (DPM-Solver++ algorithm 2): second order at one denoiser call a step.
 
     The first step has no earlier x0_hat to extrapolate from, and the last ends at lambda = infinity: both are of first
-    order, equal to DDIM. The whole is still of second order if all strides of lambda shrink as 1/N, as with log_snr
-    spacing; with equal strides of t the last ones do not (docs/convergence.md).
+    order, equal to DDIM. So is a step after a stride that is much shorter (LEAP). The whole is still of second order if
+    all strides of lambda shrink as 1/N, as with log_snr spacing; with equal strides of t the last ones do not
+    (docs/convergence.md).
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T
@@ -159,7 +164,7 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -
         e_h = sigma_s * alpha_t / (alpha_s * sigma_t)
         h = -math.log(e_h) if e_h > 0 else math.inf         # infinite in the last step, and from alpha_t = 0
         x0_hat = denoise(denoiser, x_t, t, cond)
-        if step == 1 or s == -1:
+        if step == 1 or s == -1 or h_before < LEAP * h:
             D = x0_hat
         else:
             # D = (1 + 1/(2r)) x0_hat - 1/(2r) x0_before,   r = h_before / h

@@ -37,14 +37,15 @@ from minidiff.registry import Registry
 # costs at most 0.0102 nats a pixel for images in [-1, 1] (gaussian.prior_kl). If it is larger, the sampler starts from
 # images that the network never saw in training.
 MOST_SIGNAL_AT_THE_END = 0.02
-LEAST_STEP = 1e-13                      # of log-SNR, between two times: samplers divide by it, and less is rounding
+LEAST_STEP = 1e-13                      # of log-SNR, between two times; in float64, less than that is rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The table alpha_bar, checked once, copied and made read-only.
 
-    alpha_bar: (T,) strictly decreasing in [0, 1), by more than rounding; only the last may be 0 (zero terminal SNR).
+    alpha_bar: (T,) strictly decreasing in [0, 1), and log-SNR by at least 1e-13; only the last may be 0 (zero terminal
+    SNR).
     Every method takes t as an integer or an integer array, -1 <= t <= T-1, and returns float64 of t's shape;
     other values raise IndexError, other dtypes TypeError. A table that breaks its contract raises ValueError.
     """
@@ -122,6 +123,9 @@ def from_betas(betas: np.ndarray, name: str = "custom", *, allow_signal: bool = 
     if stuck.size:
         raise ValueError(f"betas must leave signal until the last time, but are so large that alpha_bar underflows at "
                          f"t = {stuck[0]} (if they are alphas, pass 1 - alpha)")
+    near = _stuck(alpha_bar) + 1
+    if near.size:
+        raise ValueError(f"betas must change alpha_bar by more than rounding, got betas[{near[0]}] = {betas[near[0]]}")
     return _reaching_noise(Schedule(alpha_bar, name), allow_signal)
 
 
@@ -338,13 +342,18 @@ def _check_table(alpha_bar: np.ndarray) -> None:
             f"alpha_bar must strictly decrease, got alpha_bar[{t}] = {alpha_bar[t]} "
             f"and alpha_bar[{t + 1}] = {alpha_bar[t + 1]}"
         )
-    with np.errstate(divide="ignore"):
-        log_snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
-    near = np.flatnonzero(np.diff(log_snr) > -LEAST_STEP)
+    near = _stuck(alpha_bar)
     if near.size:
         t = near[0]
         raise ValueError(f"alpha_bar must decrease by more than rounding, got alpha_bar[{t}] = {alpha_bar[t]} and "
                          f"alpha_bar[{t + 1}] = {alpha_bar[t + 1]}")
+
+
+def _stuck(alpha_bar: np.ndarray) -> np.ndarray:
+    """The times at which log-SNR does not fall by more than rounding."""
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
+    return np.flatnonzero(np.diff(log_snr) > -LEAST_STEP)
 
 
 def _reaching_noise(schedule: Schedule, allow_signal: bool) -> Schedule:

@@ -185,8 +185,8 @@ def settings_of(path: Path) -> Config:
 
 
 def checked(settings: Config) -> Config:
-    """The settings; UserError where alpha_pattern holds regular expressions, as for peft: a stranger's may take hours,
-    or more names than any model has layers."""
+    """The settings.  UserError where alpha_pattern names more layers than any model has, or holds a regular expression,
+    as peft takes it: a stranger's may take hours."""
     for name, pattern in settings.values.items():
         if name.rpartition(".")[2] != "alpha_pattern" or not isinstance(pattern, dict):
             continue
@@ -211,8 +211,8 @@ def settings_scale(settings: Config, layer: str, r: int) -> float:
     """alpha / r, or alpha / sqrt(r) where use_rslora is true (Kalajdzievski 2023)."""
     pattern = settings.values.get("alpha_pattern") or {}
     # a key is the name of a layer, or the end of its name
-    named = pattern.items() if isinstance(pattern, dict) else ()
-    own = [value for key, value in named if f".{layer}".endswith(f".{key}")]
+    named, whole = pattern.items() if isinstance(pattern, dict) else (), f".{layer}"
+    own = [value for key, value in named if whole.endswith(f".{key}")]
     alpha = Config({"lora_alpha": own[0]} if own else settings.values, settings.path).number("lora_alpha", r)
     return alpha / (math.sqrt(r) if settings.flag("use_rslora", False) else r)
 

@@ -67,7 +67,8 @@ def test_a_negative_number_is_a_value_however_it_is_written(text, value):
 
 @pytest.mark.parametrize("words, unknown, helped", [
     (("verify", "--sampler", "x"), "--sampler x", " verify"), (("sample", "7", "-q"), "-q", " sample"),
-    (("-q", "sample", "7"), "-q", ""), (("-q", "sample", "7", "-q"), "-q -q", "")])
+    (("verify", "verify"), "verify", " verify"), (("-q", "sample", "7"), "-q", ""),
+    (("-q", "sample", "7", "-q"), "-q -q", "")])
 def test_an_unknown_option_leads_to_the_help_of_its_command(words, unknown, helped, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["minidiff", *words])
     for given in (list(words), None):                       # as a function, and as a program

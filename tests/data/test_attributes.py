@@ -138,7 +138,6 @@ def test_a_blank_image_has_no_words():
     assert name(measured) == [Words("", "", "")] * 2
 
 
-@pytest.mark.filterwarnings("error")
 def test_ink_begins_at_the_middle_grey():
     """A bar of level 170 between black: at the quarter points it is 3/4 170 = 127.5, which is ink; 169 is none."""
     images = np.zeros((2, 8, 8), np.uint8)
@@ -147,6 +146,7 @@ def test_ink_begins_at_the_middle_grey():
     assert found.width[0] == pytest.approx(1) and np.isnan(found.width[1])
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_smallest_ink_is_measured():
     """A pixel, a row, and a row so faint that its ink is a single line of points, of no height."""
     images = np.zeros((3, 28, 28), np.uint8)

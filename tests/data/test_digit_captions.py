@@ -110,7 +110,7 @@ def test_captions_use_the_whole_vocabulary_and_grammar():
 
 
 def test_captions_choose_as_often_as_the_grammar_says():
-    """Shares of 6,000 captions with one word; 5 standard errors each, so false alarms below 1 in a million."""
+    """Nine shares of 6,000 captions with one word, 5 standard errors each: false alarms below 1 in 100,000."""
     texts = [caption(np.random.default_rng(i), 3, Words("", "left", ""), keep=1) for i in range(6000)]
 
     def share(part, of=lambda text: True):

@@ -75,6 +75,8 @@ STEEP = "the linear schedule with T = 10 must end in noise, at an alpha_bar of a
      "0.49999999999999994", lambda: schedules.Schedule([0.5, np.nextafter(0.5, 0), 0.25])),
     (ValueError, "alpha_bar must decrease by more than rounding, got alpha_bar[0] = 0.75 and alpha_bar[1] = "
      "0.749999999999984", lambda: schedules.Schedule([0.75, 0.75 - 1.6e-14, 0.01])),
+    (ValueError, "betas must change alpha_bar by more than rounding, got betas[1] = 1e-15",
+     lambda: schedules.from_betas([0.5, 1e-15, 0.99])),
     (ValueError, "betas must be a non-empty (T,) array, got shape (0,)", lambda: schedules.from_betas([])),
     (ValueError, "betas must be a non-empty (T,) array, got shape (1, 2)", lambda: schedules.from_betas([[0.5, 0.9]])),
     (ValueError, "betas must lie in (0, 1), where only the last may be 1, got betas[0] = 1.0",

@@ -180,6 +180,7 @@ def test_the_progress_bar_gets_the_batches(monkeypatch):
 
 # --- the judge of a data set ------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_a_models_data_set_chooses_its_judge():
     def evaluate_stripes(model, *, count, options, seed, progress):
         return model, count, options, seed, progress([1])

@@ -356,6 +356,7 @@ def test_two_blocks_fit_on_a_multiprocessor_with_as_many_stages_as_possible(mult
     assert cuda.versions("conv")[6].stages(multiprocessor << 10) == 0
 
 
+@pytest.mark.slow
 @fake_cupy.of_the_stand_in
 def test_a_smaller_card_gets_fewer_stages_and_the_same_sums(cupy, monkeypatch):
     """The sum is longer than the ring of stages."""

@@ -45,6 +45,7 @@ def test_it_is_the_plain_form(cupy, dtype, shape, least):
         np.testing.assert_allclose(found.get(), right, rtol=0, atol=30 * rounding * max(np.abs(right).max(), scale))
 
 
+@pytest.mark.slow
 def test_the_ways_back_by_central_differences(cupy):
     out, x, alpha, sigma = arrays()
     alpha, sigma = cupy.asarray(alpha), cupy.asarray(sigma)

@@ -336,7 +336,7 @@ def test_loss_floors_on_gaussian_data(schedule, data, D, seed):
 @pytest.mark.law(
     15, "a trained network beats the best linear (Wiener) denoiser, made from its data's mean and covariance",
     source="law 12 fitted to the 10,000 packed images; the shipped weights",
-    tolerance="below 60 %; 34 to 44 % measured, of standard error 2 %: false alarm 1e-15")
+    tolerance="below 60 %; 21 to 34 % measured (6 seeds, 2026-11-30), of standard deviation 2 %: false alarm 1e-15")
 @pytest.mark.parametrize("seed", [0])
 def test_the_shipped_network_beats_the_linear_denoiser(seed):
     model, rng = TextToImage.load(), np.random.default_rng(seed)

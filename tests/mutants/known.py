@@ -58,8 +58,8 @@ BUGS = [
 
     # --- samplers -----------------------------------------------------------------------------------------
     Bug("-inf at sigma = 0 in the last DPM-Solver step", SAMPLERS,
-        "        if step == 1 or s == -1:",
-        "        if step == 1:",
+        "        if step == 1 or s == -1 or h_before < LEAP * h:",
+        "        if step == 1 or h_before < LEAP * h:",
         "diffusers #9007"),
     Bug("log of 0 in the last DPM-Solver step", SAMPLERS,
         "h = -math.log(e_h) if e_h > 0 else math.inf",

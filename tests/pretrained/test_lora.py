@@ -176,6 +176,7 @@ def test_every_layer_of_the_unet_has_its_original_name(kind):
         assert find(old.replace(".", "_")) == find(old) == find(new.removesuffix(".weight")) == new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eps", "v", "sdxl"])
 def test_a_single_file_takes_the_same_lora(kind, tmp_path):
     """Also OpenCLIP's text encoder, where q, k and v are stored together and the projection is transposed."""

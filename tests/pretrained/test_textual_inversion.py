@@ -48,6 +48,7 @@ def with_words_as(kind: str, copy: Path, vectors: dict[str, np.ndarray]) -> Stab
     return StableDiffusion.load(changed_copy(HERE / kind, copy, changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("kind", WIDTHS)
 def test_the_placeholder_is_its_vectors(kind, n, tmp_path):

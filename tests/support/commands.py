@@ -17,9 +17,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 
 HEAD = """# The commands
 
-{description} `minidiff COMMAND --help` prints the same in a terminal.
+{description} `minidiff COMMAND --help` prints the same in a terminal, and `minidiff --version` the version.
 `python -m tests.support.commands` writes this page, and a test checks that it is up to date.
 """
+# minidiff NAME with its options and their values in capitals or as NAME=VALUE, or an option alone
+COMMAND = r"minidiff [a-z]+(?: --?[a-z-]+(?: [\w=-]+)?)+|(?<![\w-])--?[A-Za-z][\w-]*(?: [a-z_]+=[A-Z]+)?"
 TITLES = {"positional arguments": "argument", "options": "option"}
 
 
@@ -56,7 +58,7 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 def _text(text: str) -> str:
     """A text of the help on a page: options and the example stand as code."""
     text, example, command = text.partition("Example: ")
-    text = re.sub(r"(?<![\w-])--?[A-Za-z][\w-]*", r"`\g<0>`", text).replace("|", r"\|").replace("$", r"\$")
+    text = re.sub(COMMAND, r"`\g<0>`", text).replace("|", r"\|").replace("$", r"\$")
     return text + (f"{example}`{command}`" if command else "")
 
 

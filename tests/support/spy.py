@@ -43,13 +43,17 @@ class Stepping(Spy):
 def entered(folder: Path) -> Iterator[None]:
     """Both systems are registered, and trained in the runs of a folder."""
     ASKED.clear()
-    for kind in (Spy, Stepping):
-        SYSTEMS.register(kind.name, kind)
-        (folder / "runs" / kind.name).mkdir(parents=True)
-        kind.new(tiny.digits(50)).save(folder / "runs" / kind.name / "model.safetensors", notes={"dataset": "digits"})
-    yield
-    for kind in (Spy, Stepping):
-        SYSTEMS.unregister(kind.name)
+    try:
+        for kind in (Spy, Stepping):
+            SYSTEMS.register(kind.name, kind)
+            file = folder / "runs" / kind.name / "model.safetensors"
+            file.parent.mkdir(parents=True)
+            kind.new(tiny.digits(50)).save(file, notes={"dataset": "digits"})
+        yield
+    finally:
+        for kind in (Spy, Stepping):
+            if kind.name in SYSTEMS:
+                SYSTEMS.unregister(kind.name)
 
 
 class Numbers:

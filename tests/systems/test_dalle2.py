@@ -461,6 +461,7 @@ def test_each_prior_gives_its_embedding(model):
     assert len({a.tobytes() for a in drawn}) > 3            # these two draw
 
 
+@pytest.mark.slow
 def test_training_puts_the_trained_clip_in_place_and_a_file_gives_the_same_pictures(tmp_path, data, clip):
     clip.save(tmp_path / "clip.safetensors")
     trained = run.run(tmp_path / "run", UnCLIP, data, run.TrainOptions(effort=0.001), config=CONFIG,

@@ -342,6 +342,7 @@ def test_damaged_weights_are_reported(model):
         model.sample(["3"], steps=2)
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path, monkeypatch):
     small_systems.ship(monkeypatch)
     example = load("11_latent_diffusion")

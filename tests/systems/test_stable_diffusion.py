@@ -39,6 +39,7 @@ def model(kind: str) -> StableDiffusion:
 
 # --- sampling -----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_depends_on_its_own_seed_and_prompt_only(kind):
     m, prompts = model(kind), ["a red cube", "", "seven"]

@@ -123,6 +123,7 @@ class OfTheSame:
         return 2 * value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank, written", [
     (0, {"run.json", "step-000001.safetensors", "step-000002.safetensors", "model.safetensors", "samples.png",
          "loss.png"}),

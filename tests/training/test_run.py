@@ -97,6 +97,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(data=st.data())
 def test_a_run_killed_anywhere_goes_on_to_the_same_bits(tmp_path_factory, data):

@@ -20,6 +20,7 @@ def test_our_schedules_keep_every_law(name):
     assert broken(verify.report(schedules.zero_terminal_snr(schedule))) == set()
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(any_schedule(ends_at_zero=None))
 def test_any_schedule_keeps_every_law(schedule):

@@ -26,6 +26,7 @@ ORDER_MISSED = 0.25
 VANISHES = ORDER_MISSED + 0.25              # measured: .02 to .12 for wrong noise, .5 and more for right noise
 SLOPE = 0.05                                                # of x0_hat over log(alpha / sigma); |x0_hat| stays < 1
 SHORTEST = 1e-6                                             # stride of log(alpha / sigma) that is checked
+COARSE = 0.01                                               # a step with a larger tolerance would show nothing
 LOWEST = -20.0                                              # least log(alpha / sigma), so that SNR 0 is finite
 
 
@@ -170,13 +171,14 @@ def middle_of_the_stride(named: Named, scheduler: Scheduler, steps) -> Row:
         e_h = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
         # x_s = sigma_s / sigma_t e^{-(k-1)h} x_t + alpha_s (1 - e^{-kh}) D,  without the noise
         D = (u[1:] - sigma[1:] / sigma[:-1] * e_h ** (k - 1) * u[:-1]) / (alpha[1:] * (1 - e_h**k))
-        # x_s and each x0_hat have an error of one rounding; x0_hat is extrapolated, and from eps divided by alpha; the
-        # power of noise that is drawn, 1 - alpha_bar_t / alpha_bar_s, has one as well, and is divided by sigma_t^2
+        # x_s and each x0_hat have an error of one rounding.  x0_hat is extrapolated, and from eps divided by alpha.
+        # The power of drawn noise, 1 - alpha_bar_t / alpha_bar_s, has that error too, and is divided by sigma_t^2.
         power = sigma[:-1] ** 2 if k == 2 else np.ones(len(h))
         tolerance = 100 * rounding(scheduler) * (
             1 / (alpha[1:] * (1 - e_h) * power)[1:] + (1 + h[1:] / h[:-1]) / np.maximum(alpha[:-2], 1e-4))
         # at SNR 0 there is no stride, and a very short one has too few digits
-        steps_of = np.flatnonzero((half[:-2] > LOWEST) & (h[:-1] > SHORTEST) & (h[1:] > SHORTEST))
+        steps_of = np.flatnonzero((half[:-2] > LOWEST) & (h[:-1] > SHORTEST) & (h[1:] > SHORTEST)
+                                  & (tolerance < COARSE))
         if steps_of.size:
             expected = SLOPE * (half[:-1] + h / 2)
             rows.append(compare(*named, expected[1:][steps_of], D[1:][steps_of], tolerance[steps_of],
