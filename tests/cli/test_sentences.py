@@ -177,6 +177,48 @@ def test_a_prompt_is_cut_where_it_is_too_long(capsys):
         assert capsys.readouterr().err == said
 
 
+def test_prompts_of_a_file_are_at_most_a_mebibyte(here):
+    (here / "p.txt").write_text("a" * (1 << 20), encoding="utf-8")
+    assert [len(prompt) for prompt in arguments.prompts_in(here / "p.txt")] == [1 << 20]
+    (here / "p.txt").write_text("a" * ((1 << 20) + 1), encoding="utf-8")
+    with pytest.raises(UserError, match="p.txt .*1 MiB"):
+        arguments.prompts_in(here / "p.txt")
+
+
+@pytest.mark.parametrize("platform, gib", [("darwin", 3 / 2**10), ("freebsd", 3.0)])
+def test_the_peak_of_memory_is_in_bytes_on_macos_and_in_kib_elsewhere(platform, gib, monkeypatch):
+    resource = pytest.importorskip("resource")
+
+    def refuse(*_):
+        raise ValueError
+    monkeypatch.setattr(sampling, "read_file", refuse)      # no /proc
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
+    monkeypatch.setattr(sampling.sys, "platform", platform)
+    assert sampling.peak_memory() == gib
+
+
+@pytest.mark.parametrize("system, unit", [("spy", "picture"), ("stepping", "step")])
+def test_the_bar_of_sample_counts_what_a_system_shows(system, unit, monkeypatch):
+    asked, bar = [], sampling.progress
+    monkeypatch.setattr(sampling, "progress", lambda **given: asked.append(given) or bar(**given))
+    monkeypatch.setattr(Stepping, "steps_made", lambda self, options: 3, raising=False)
+    monkeypatch.setattr("minidiff.cli.preview.EVERY", 0)    # a preview is drawn at once, if there is one
+    assert call("sample", "7", "--system", system, "--count", 2) == 0
+    assert asked == [{"title": "sampling", "total": 3 if unit == "step" else 2, "unit": unit, "leave": False}]
+
+
+def test_training_compares_its_options_with_the_run_before_the_data_are_loaded(monkeypatch):
+    asked = []
+
+    def stop(folder, kind, resume, options):
+        asked.append((folder, kind, resume, options.steps))
+        raise UserError("enough")
+    monkeypatch.setattr(run, "check_run", stop)
+    monkeypatch.setattr("minidiff.data.dataset.load_dataset", lambda *a, **k: pytest.fail("the data were loaded"))
+    assert call("train", "--system", "spy", "--out", "r", "--steps", 7, "--resume") == 2
+    assert asked == [(Path("r"), Spy, True, 7)]
+
+
 def test_a_mask_with_grey_is_said(capsys):
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save("grey.png")
     assert sampling._mask(Path("grey.png"), (8, 8), (8, 8)).all()

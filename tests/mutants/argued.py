@@ -73,6 +73,7 @@ RULES = [
     Rule("fitting.py opaque", r"background, 256\)", "Pillow takes 256 for 255."),
     Rule("_InTime.read", r"thread_time\(\) >= self\.end", "The clock never shows exactly the end."),
     Rule("mnist.py pack", r"\), 9, mtime=0\).*\n\+ .*\), (None, |10, )?mtime=0\)", "gzip's own default is 9."),
+    Rule("Parser.parse_args", r"parse_known_args\(words, (None)?\)", "No caller gives a namespace."),
     Rule("own_pictures.py read", r"source, None, options", "The hash is computed again: time only."),
     Rule("picture_cache.py decoded", r"suffix=|prefix=|temporary = \"\"", "Another name of a temporary folder."),
     Rule("picture_cache.py key", r":33\]", "The length of a name."),
