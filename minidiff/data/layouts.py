@@ -188,9 +188,13 @@ def rows(table: Path) -> Iterator[tuple[str, list[str]]]:
     values = of_jsonl(table, text) if table.suffix.lower() == ".jsonl" else of_csv(table, text)
     for row in values:
         name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
-        texts = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
-        texts = texts if isinstance(texts, list) else [texts]
-        yield (name if isinstance(name, str) else ""), [t for t in texts if isinstance(t, str)]
+        yield (name if isinstance(name, str) else ""), texts_in(row)
+
+
+def texts_in(row: dict) -> list[str]:
+    """The texts of the first of TEXT_COLUMNS that holds something, which may be one or a list."""
+    texts = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
+    return [t for t in (texts if isinstance(texts, list) else [texts]) if isinstance(t, str)]
 
 
 def of_jsonl(table: Path, text: str) -> Iterator[dict]:
@@ -314,8 +318,7 @@ def texts_of(path: Path, suffix: str, offset: int, size: int) -> list[str]:
         values = parse_json(text)
     except ValueError as error:
         raise UserError(f"it is no JSON ({error})") from error
-    texts = next((values[c] for c in TEXT_COLUMNS if values.get(c)), None) if isinstance(values, dict) else None
-    return [t for t in (texts if isinstance(texts, list) else [texts]) if isinstance(t, str)]
+    return texts_in(values) if isinstance(values, dict) else []
 
 
 def read_part(path: Path, offset: int, size: int, largest: int = LARGEST_FILE) -> bytes:

@@ -97,9 +97,7 @@ class Schedule:
 
     def log_snr(self, t: int | np.ndarray) -> np.ndarray:
         """log(alpha^2 / sigma^2): inf at t = -1, -inf where alpha_bar is 0."""
-        abar = self.abar(t)
-        with np.errstate(divide="ignore"):
-            return np.log(abar) - np.log1p(-abar)
+        return _log_snr(self.abar(t))
 
     def half_log_snr(self, t: int | np.ndarray) -> np.ndarray:
         """lambda = log(alpha / sigma), the clock of DPM-Solver (arXiv 2206.00927)."""
@@ -351,9 +349,12 @@ def _check_table(alpha_bar: np.ndarray) -> None:
 
 def _stuck(alpha_bar: np.ndarray) -> np.ndarray:
     """The times at which log-SNR does not fall by more than rounding."""
+    return np.flatnonzero(np.diff(_log_snr(alpha_bar)) > -LEAST_STEP)
+
+
+def _log_snr(abar: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        log_snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
-    return np.flatnonzero(np.diff(log_snr) > -LEAST_STEP)
+        return np.log(abar) - np.log1p(-abar)
 
 
 def _reaching_noise(schedule: Schedule, allow_signal: bool) -> Schedule:

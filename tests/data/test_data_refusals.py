@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import struct
-import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from data.test_layouts import put, tar
 from PIL import Image
 from support.refusals import check_message
 
@@ -55,12 +55,6 @@ def bomb() -> bytes:
     data[16:24] = struct.pack(">II", 40_000, 40_000)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     return bytes(data)
-
-
-def put(folder: Path, files: dict) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def reason_of(call) -> str:
@@ -197,7 +191,7 @@ FOLDERS = [
     ({"metadata.jsonl": '{"file_name": NaN}'},
      "{here}/metadata.jsonl: line 1 is no JSON (" + bad_json("NaN") + ")"),
     ({"metadata.jsonl": "[1]"},
-     "{here}/metadata.jsonl: line 1 is no object such as {{\"file_name\": \"a.png\", \"text\": \"a red apple\"}}"),
+     "{here}/metadata.jsonl: line 1 is no object such as {\"file_name\": \"a.png\", \"text\": \"a red apple\"}"),
     ({"metadata.jsonl": '{"file_name": "a.png", "text": "a"}\n{"text": "b"}'},
      "{here}/metadata.jsonl: row 2 names no picture; it takes a column file_name"),
     ({"metadata.jsonl": '{"file_name": 5, "text": "a"}'},
@@ -247,7 +241,7 @@ def named(message: str, path: Path) -> str:
     """The message with the path in quotation marks where {here} stands, and what follows it up to a space or colon."""
     begins, _, rest = message.partition("{here}")
     inner = rest[:len(rest) - len(rest.lstrip("/abcdefghijklmnopqrstuvwxyz."))] if rest.startswith("/") else ""
-    return (begins + repr(str(path) + inner) + rest[len(inner):]).replace("{{", "{").replace("}}", "}")
+    return begins + repr(str(path) + inner) + rest[len(inner):]
 
 
 @pytest.mark.parametrize("files, message", FOLDERS)
@@ -286,12 +280,7 @@ def test_the_largest_array_is_read(tmp_path, monkeypatch):
 
 def test_a_text_in_a_tar_has_a_limit_of_its_own(tmp_path):
     largest = layouts.LARGEST_TEXT
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        for name, data in (("0.png", png()), ("0.txt", b"x" * largest), ("1.png", png()),
-                           ("1.txt", b"x" * (largest + 1))):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
+    tar(tmp_path / "a.tar", {"0.png": png(), "0.txt": b"x" * largest, "1.png": png(), "1.txt": b"x" * (largest + 1)})
     found = layouts.listing(tmp_path / "a.tar")
     assert [item.name for item in found.items] == ["a.tar/0"] and found.cut == 1
     assert found.skipped == [("a.tar/1.txt", f"'{tmp_path}/a.tar' holds a file of more than 1 MiB, the most that is "
