@@ -45,6 +45,8 @@ ROWS = {
     "consistency model, 1 step": ("consistency", {"steps": 1}),
     "consistency model, 4 steps": ("consistency", {"steps": 4}),
 }
+SHORT = {"diffusion transformer": "transformer", "consistency model, 1 step": "consistency, 1",
+         "consistency model, 4 steps": "consistency, 4"}      # over the picture's columns
 PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", "5", "a narrow eight", "a heavy four",
            "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")
 TITLES = ("system", "stands on", "parameters", "training, min", "ms / image", "digit", "attributes",
@@ -52,10 +54,10 @@ TITLES = ("system", "stands on", "parameters", "training, min", "ms / image", "d
 NOTE = """\
 *Stands on* names another system whose weights this one uses. *Parameters* are those in the system's file, which
 includes copies of the weights that it stands on; GLIDE does not copy those of text-to-image, nor "best of 8" those of
-CLIP. *Minutes* are for the system's own stages, on one core. The judge is frozen and the same for all; "all right"
-means that the digit and every attribute of the caption are right. FID's floor is that of as many real images, drawn at
-random, its ceiling that of draws from a Gaussian fitted to the pixels. The judge also gave the perceptual loss of the
-latent autoencoder ("Stable Diffusion")."""
+CLIP. *Minutes* are of the clock, for the system's own stages, as its file says. The judge is frozen and the same for
+all; "all right" means that the digit and every attribute of the caption are right. FID's floor is that of as many real
+images, drawn at random, its ceiling that of draws from a Gaussian fitted to the pixels. The judge also gave the
+perceptual loss of the latent autoencoder ("Stable Diffusion")."""
 
 
 def needs_of(name: str, options: dict) -> list[str]:
@@ -128,8 +130,8 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     write_whole(Path(out) / "systems.md", f"# The systems side by side\n\n`python examples/compare_systems.py --count "
                 f"{count}`\n\n{text}\n\n{NOTE}\n".encode())
     if shown:
-        labels = [label.split(" guid")[0] for label in shown]
-        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=labels, scale=4)
+        labels = [SHORT.get(label, label.split(" guid")[0]) for label in shown]
+        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=labels, columns=len(shown), scale=4)
         pictures.save(picture, Path(out) / "systems.png")
 
 

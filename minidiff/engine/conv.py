@@ -144,7 +144,7 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
     return form.correlate_dw(x, dy, w_shape, padding) if form else plain_correlate_dw(x, dy, w_shape, stride, padding)
 
 
-WIDE, FEW = 2 ** 17, 4096                                   # numbers of a kernel's C D; pixels of all images
+WIDE, FEW = 2 ** 17, 1024                                   # numbers of a kernel's C D; pixels of all images
 
 
 def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
@@ -154,9 +154,9 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
     3 x 3 kernels take 57 ms by Winograd and 64 by shifts on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on
     48 x 48; 5 x 5 kernels take 48 ms both by shifts and by patches on 10 x 10 pixels.
 
-    And for y of one image, by `benchmarks/stable_diffusion.py --forms` (2 cores of an AMD EPYC, Zen 5, 2026-11-29):
-    64 x 64 pixels of 640 channels to 320 take 19 ms by blocks and 42 by patches, 32 x 32 of 640 to 640 take 20 and 19,
-    16 x 16 of 1280 to 1280 take 89 and 19.
+    And for y of one image, by `benchmarks/stable_diffusion.py --forms` (2 cores of an AMD EPYC, Zen 5, 2026-12-01):
+    64 x 64 pixels of 640 channels to 320 take 18 ms by blocks and 40 by patches, 32 x 32 of 640 to 640 take 21 and 18,
+    32 x 32 of 1920 to 640 take 48 and 54, 16 x 16 of 1280 to 1280 take 82 and 19.  Two images of 32 x 32 gain more.
     """
     (kh, kw, C, D), (B, H, W, _) = w_shape, x_shape
     if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:

@@ -24,7 +24,7 @@ from minidiff.checkpoint import KEY
 from minidiff.errors import UserError
 from minidiff.pretrained.clip_tokenizer import ClipTokenizer
 from minidiff.pretrained.config import Config
-from minidiff.pretrained.single_file import UNET, SingleFile, kind_of
+from minidiff.pretrained.single_file import KINDS, RELATIVES, UNET, SingleFile, kind_of
 from minidiff.pretrained.weights import PICKLES, Entry, Weights, entries, metadata, names
 
 INDEX = "model_index.json"
@@ -165,7 +165,7 @@ def is_foreign(path: Path) -> bool:
         found = [] if KEY in metadata(path) else names(path)
     except UserError:
         return False
-    return any(name.startswith(UNET) for name in found) or kind_of(found) is not None
+    return any(name.startswith(UNET) for name in found) or kind_of(found, KINDS | RELATIVES) is not None
 
 
 def family_of(index: Config) -> str:

@@ -62,7 +62,7 @@ class SchedulerConfig:
         self.name, self.predicts = config.text("_class_name"), PREDICTS[config.text("prediction_type", "epsilon")]
         self.T = config.whole("num_train_timesteps", 1000)
         self.alpha_bar = self._table()                                              # (T,)
-        self.spread = next((kind for kind in SPREADS if config.flag(f"use_{kind}_sigmas", False)), None)
+        self.spread = next(iter(spreads_of(config)), None)
 
     def changed(self, spacing: str | None = None, predicts: str | None = None) -> SchedulerConfig:
         """The same with another spacing of times, or for a network that predicts something else."""
@@ -263,6 +263,11 @@ def _plan(pairs: list[tuple[float, float]], t_of: dict[float, float], first: flo
                 tuple((rows[a], rows[b]) for a, b in pairs), first_std, sampler)
 
 
+def spreads_of(config: Config) -> list[str]:
+    """Those of SPREADS that a configuration asks for."""
+    return [kind for kind in SPREADS if config.flag(f"use_{kind}_sigmas", False)]
+
+
 def check(config: Config) -> None:
     """UserError where minidiff has no sampler that does what the configuration says."""
     T = config.whole("num_train_timesteps", 1000)
@@ -283,7 +288,7 @@ def check(config: Config) -> None:
     kind = config.text("beta_schedule", "linear")
     if kind not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         raise UserError(f"{config.path}: beta_schedule {kind[:40]!r} is unknown.")
-    spreads = [kind for kind in SPREADS if config.flag(f"use_{kind}_sigmas", False)]
+    spreads = spreads_of(config)
     if len(spreads) > 1:
         raise UserError(f"{config.path}: use_{spreads[0]}_sigmas and use_{spreads[1]}_sigmas are both true; a run has "
                         "one of them.")

@@ -49,7 +49,7 @@ SCHEDULERS = {"SD 1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "
               "SDXL": {"_class_name": "EulerDiscreteScheduler"}}
 
 
-# how names of tensors begin -> what a file with them is, if it is none of SIGNS or has such a name beside them
+# how names of tensors begin -> what a file with them is, if it has none of SIGNS
 OTHER = "which minidiff does not have."
 PART = "one part of a checkpoint: give the folder that has model_index.json, or a file with all parts."
 KINDS = {r"(model\.diffusion_model\.)?joint_blocks\.": f"a Stable Diffusion 3, {OTHER}",
@@ -57,15 +57,18 @@ KINDS = {r"(model\.diffusion_model\.)?joint_blocks\.": f"a Stable Diffusion 3, {
          r"model\.diffusion_model\.(blocks|layers|transformer_blocks)\.": f"a diffusion transformer, {OTHER}",
          r"transformer_blocks\.|single_transformer_blocks\.": f"a diffusion transformer, {OTHER}",
          r"conditioner\.embedders\.0\.model\.": f"SDXL's refiner, {OTHER}",
-         r"edm_mean$|edm_vpred\.": f"a model with EDM's scale of noise, such as Playground 2.5 or CosXL, {OTHER}",
          r"control_model\.|controlnet_": f"a ControlNet, {OTHER}",
          r".*[._]lora[._]|lora_(unet|te)": "a LoRA: give a checkpoint, and this file as its LoRA.",
          r"(down_blocks|encoder\.(down|down_blocks)|text_model\.encoder|input_blocks)\.": PART}
 
 
-def kind_of(tensors: Iterable[str]) -> str | None:
-    """What a file with these names of tensors is, if it is none of SIGNS but known."""
-    return next((kind for pattern, kind in KINDS.items() if any(re.match(pattern, name) for name in tensors)), None)
+# the same, for a file that has one of SIGNS, too
+RELATIVES = {r"edm_mean$|edm_vpred\.": f"a model with EDM's scale of noise, such as Playground 2.5 or CosXL, {OTHER}"}
+
+
+def kind_of(tensors: Iterable[str], kinds: Mapping[str, str]) -> str | None:
+    """What a file with these names of tensors is, by KINDS or RELATIVES; None where they do not know it."""
+    return next((kind for pattern, kind in kinds.items() if any(re.match(pattern, name) for name in tensors)), None)
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,12 @@ class SingleFile:
         """The checkpoint in a file; UserError where it is none, or of a family that minidiff does not have."""
         tensors = first_names(entries(path))
         family = next((family for family, sign in SIGNS.items() if sign in tensors), None)
-        edm = kind_of([name for name in tensors if name.startswith("edm_")])
-        if family is None or edm is not None or CONV_IN not in tensors:
-            kind = edm or kind_of(tensors)
-            if kind is not None:
-                raise UserError(f"{path} is {kind}")
+        kind = kind_of(tensors, RELATIVES)
+        if kind is None and (family is None or CONV_IN not in tensors):
+            kind = kind_of(tensors, KINDS)
+        if kind is not None:
+            raise UserError(f"{path} is {kind}")
+        if family is None or CONV_IN not in tensors:
             raise UserError(f"{path} is no checkpoint of Stable Diffusion 1, 2 or SDXL: it lacks their names, such as "
                             f"{SIGNS['SD 1']}.")
         return cls(path, family, tensors)

@@ -82,7 +82,7 @@ class UnCLIPConfig:
     shape: tuple[int, int, int] = (28, 28, 1)               # (H, W, C) of the images
     schedule: str = "cosine"                # NAME[:key=value,...] of schedules.SCHEDULES
     T: int = 1000                           # training times, of decoder and prior
-    times: str = "power"                    # how often the decoder draws each: NAME[:key=value,...] of DENSITIES
+    times: str = "normal:mean=-1,std=2"     # how often the decoder draws each: NAME[:key=value,...] of DENSITIES
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)             # of each of the two
     components: int = 32                    # K, principal components of z_i that the code prior predicts

@@ -550,10 +550,11 @@ def test_an_example_is_of_one_image(batches, data):
 
 
 def test_times_and_noise_of_a_batch(batches):
-    """Times: t = T u^(1/3) for the decoder, t = T u for the prior, spread evenly; each example has noise of its own."""
+    """Times, spread evenly: log-SNR ~ N(-1, 2^2) for the decoder, t = T u for the prior; each example has its noise."""
     _, of, _ = batches
-    for t, power in ((of["decoder"][5], 1 / 3), (of["prior"][4], 1)):
-        u = (np.sort(t) / 1000) ** (1 / power)
+    alpha_bar = np.cos((np.sort(of["decoder"][5]) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    from_noise = norm.cdf((-1 - np.log(alpha_bar / (1 - alpha_bar))) / 2)               # the share of larger log-SNR
+    for u in (from_noise, np.sort(of["prior"][4]) / 1000):
         np.testing.assert_allclose(u, (np.arange(2000) + 0.5) / 2000, atol=4e-3)
     for eps in (of["decoder"][6], of["prior"][5]):
         assert eps.dtype == np.float32 and len(np.unique(eps)) > 0.9 * eps.size
