@@ -66,7 +66,7 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="weights (default: those of runs/consistency, else those that come with minidiff)")
+    parser.add_argument("--model", help="weights (default: those of runs/consistency, else those of the package)")
     parser.add_argument("--train", help="train first, in this folder; resumes a run that it holds")
     parser.add_argument("--effort", type=float, default=1.0, help="the share of the training steps to take")
     parser.add_argument("--data", help="folder with MNIST's files")

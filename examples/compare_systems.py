@@ -131,7 +131,8 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
                 f"{count}`\n\n{text}\n\n{NOTE}\n".encode())
     if shown:
         labels = [SHORT.get(label, label.split(" guid")[0]) for label in shown]
-        picture = pictures.strip(np.stack(list(shown.values())), list(PROMPTS), labels=labels, columns=len(shown), scale=4)
+        drawn = np.stack(list(shown.values()))              # (systems, prompts, H, W, C)
+        picture = pictures.strip(drawn, list(PROMPTS), labels=labels, columns=len(shown), scale=4)
         pictures.save(picture, Path(out) / "systems.png")
 
 

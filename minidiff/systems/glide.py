@@ -23,9 +23,9 @@ compared in docs/glide.md.  Classifier-free guidance is systems/text_to_image.py
 CLIP guidance follows captions less well, as in the paper: 97.6 % of digits and 95 % of attributes at the best scale,
 where the same UNet with classifier-free guidance, called as often, has 99.8 and 99.5 %.  The loss trains the logits,
 and nothing trains their slope, which is what guides.  At t = 700 the gradient has a cosine of .51 with the denoiser's
-own, score(x_t | c) - score(x_t), and 0.7 of its length; at 500, .31 and 0.6.  So early decisions are good, and the strokes
-follow whatever raises f . g.  A larger scale makes up for the length and not for the direction: docs/glide.md has the
-numbers.  (The noised CLIP trained for 12 minutes on a shared core of an AMD EPYC, 2026-11-23.)
+own, score(x_t | c) - score(x_t), and 0.7 of its length; at 500, .31 and 0.6.  So early decisions are good, and the
+strokes follow whatever raises f . g.  A larger scale makes up for the length and not for the direction: docs/glide.md
+has the numbers.  (The noised CLIP trained for 12 minutes on a shared core of an AMD EPYC, 2026-11-23.)
 
 Scaled down or left out: everything by four orders of magnitude; the 64 -> 256 upsampler; inpainting; fine-tuning the
 denoiser; a ViT for f, which is a convolutional network whose norms depend on t.  Times have a density (config.times)

@@ -284,7 +284,7 @@ STAGES = {
     ("dpm", "reverse"): (None, 1),
     ("dpm", "schedule"): (None, 1), ("clip", "contrast"): (0.0, None), ("glide", "contrast"): (0.0, 1 / 2),
     ("adm", "classifier"): (None, 1), ("dalle", "dvae"): (None, None), ("dalle", "prior"): (0.1, None),
-    ("dalle2", "decoder"): (0.5, 1 / 3), ("dalle2", "prior"): (0.1, 1), ("dalle2", "codes"): (0.1, None),
+    ("dalle2", "decoder"): (0.5, "normal"), ("dalle2", "prior"): (0.1, 1), ("dalle2", "codes"): (0.1, None),
     ("imagen", "pixels-7"): (0.1, 1 / 3), ("imagen", "pixels-14"): (0.1, 1), ("imagen", "pixels-28"): (0.1, 1),
     ("autoencoder-kl", "autoencoder"): (None, None), ("autoencoder-vq", "autoencoder"): (None, None),
     ("latent", "diffusion"): (0.1, 1 / 3), ("dit", "diffusion"): (0.1, "logit-normal"),
