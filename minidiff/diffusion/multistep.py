@@ -197,7 +197,7 @@ def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
 
 # ---- what they share ---------------------------------------------------------------------------------------
 
-FAR = 1e4                                                   # of the digits of float32, three are left
+FAR = 1e5                                                   # of float32's digits, two are left; cosine has 2e4
 
 
 def _rho(schedule: Schedule, t: int) -> float:

@@ -75,6 +75,22 @@ def test_a_point_is_reached_where_rho_falls_from_1e60(name, schedule, steps, dty
     np.testing.assert_allclose(x_0, 0.7, rtol=1e-6)
 
 
+def test_heuns_longest_step_on_the_cosine_schedule():
+    """From T-1, where rho is 2e4, to t = 0: the mean of both slopes counts, as in other programs' runs of two steps."""
+    schedule = cosine(1000)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ((schedule.alpha(t), schedule.sigma(t)) for t in (999, 0))
+    stride = sigma_s / alpha_s - sigma_t / alpha_t                                  # rho_s - rho_t
+
+    def slope(x, alpha, sigma):
+        """E[eps | x_t = x] of x_0 ~ N(0, R^2)."""
+        return sigma * x / (alpha**2 * R**2 + sigma**2)
+    first = slope(1, alpha_t, sigma_t)
+    second = slope(alpha_s * (1 / alpha_t + stride * first), alpha_s, sigma_s)
+    expected = alpha_s * (1 / alpha_t + stride * (first + second) / 2)
+    state = next(multistep.edm_heun(Gaussian(schedule), np.ones((1, 1)), [999, 0]))
+    assert stride < -1e4 and float(state.x_t[0, 0]) == pytest.approx(expected, rel=1e-6)
+
+
 @given(any_schedule(ends_at_zero=None), st.sampled_from(sorted(SAMPLERS)), st.data())
 def test_one_point_is_reached_exactly_from_any_noise(schedule, name, data):
     """x0_hat is the point at every time, so every slope is the same, whatever the strides; alpha_T may be 0."""

@@ -12,6 +12,9 @@ BUGS = [
     Bug("multistep: eps is trusted where rho falls by 1e60", "diffusion/multistep.py",
         "return x_s if alpha_s * sigma_t > FAR * alpha_t else",
         "return x_s if alpha_t == 0 else"),
+    Bug("multistep: Heun's longest step on the cosine schedule is Euler's", "diffusion/multistep.py",
+        "FAR = 1e5 ",
+        "FAR = 1e4 "),
     # --- schedules ----------------------------------------------------------------------------------------
     Bug("beta_t = 1 - alpha_bar_t", SCHEDULES,
         "return 1.0 - self.alpha_bar / self._from_clean[:-1]",
