@@ -132,7 +132,7 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     if shown:
         labels = [SHORT.get(label, label.split(" guid")[0]) for label in shown]
         drawn = np.stack(list(shown.values()))              # (systems, prompts, H, W, C)
-        picture = pictures.strip(drawn, list(PROMPTS), labels=labels, columns=len(shown), scale=4)
+        picture = pictures.strip(drawn, list(PROMPTS), labels=labels, columns=max(2, len(shown)), scale=4)
         pictures.save(picture, Path(out) / "systems.png")
 
 
