@@ -267,6 +267,7 @@ def main() -> None:
             lines.append(row(work, found, "{:.1f}" if args.load else "{:.0f}"))
         else:
             lines.append(compare_times(args.folder, work, args.only, args.rounds))
+        print(lines[-1], flush=True)                        # a run that is stopped has shown what it measured
     unit = "s to the first result" if args.load else "peak MiB" if args.memory else "median s"
     print(f"\n{unit}, {cores()} cores; {versions()}\n\n| | {' | '.join(NAMES)} | ratio to PyTorch's best float32 |")
     print("|---" * (len(NAMES) + 2) + "|")

@@ -6,7 +6,7 @@
 
 All systems draw the same prompts: captions of real images, and a fifth as many of combinations that training never saw.
 The same frozen classifier judges all pictures.  --cache keeps each row, which is measured again only if its weights
-change; the milliseconds are measured in every run.
+change; the milliseconds are measured in every run.  What stands in systems.md after the line "<!-- end -->" is kept.
 """
 
 import argparse
@@ -51,6 +51,7 @@ PROMPTS = ("a bold seven leaning left", "a thin, upright three", "a wide zero", 
            "a right-leaning 2", "a slim one", "the broad digit six", "a thin nine leaning right")
 TITLES = ("system", "stands on", "parameters", "training, min", "ms / image", "digit", "attributes",
           "held out: all right", "FID (floor, ceiling)", "recall")
+END = "<!-- end -->"                        # of what is written here; what follows it in systems.md is kept
 NOTE = """\
 *Stands on* names another system whose weights this one uses. *Parameters* are those in the system's file, which
 includes copies of the weights that it stands on; GLIDE does not copy those of text-to-image, nor "best of 8" those of
@@ -127,8 +128,10 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
             shown[label] = systems.load_system(name).sample(list(PROMPTS), seed=1, **options)
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     print(text)
-    write_whole(Path(out) / "systems.md", f"# The systems side by side\n\n`python examples/compare_systems.py --count "
-                f"{count}`\n\n{text}\n\n{NOTE}\n".encode())
+    page = Path(out) / "systems.md"
+    older = page.read_text(encoding="utf-8") if page.exists() else ""
+    written = f"# The systems side by side\n\n`python examples/compare_systems.py --count {count}`\n\n{text}\n\n{NOTE}\n\n"
+    write_whole(page, (written + END + (older.partition(END)[2] or "\n")).encode())
     if shown:
         labels = [SHORT.get(label, label.split(" guid")[0]) for label in shown]
         drawn = np.stack(list(shown.values()))              # (systems, prompts, H, W, C)

@@ -88,12 +88,15 @@ def test_convergence(tmp_path):
 def test_compare_systems(tmp_path, monkeypatch, capsys):
     compare = load("compare_systems")
     monkeypatch.setattr(compare, "ROWS", {"DALL-E": ("dalle", {}), "DDPM": ("ddpm", {"steps": 2})})
-    for _ in range(2):                                      # the second time from what was kept
+    page = tmp_path / "systems.md"
+    for again in range(2):                                  # the second time from what was kept
         compare.main([], count=4, out=str(tmp_path), cache=str(tmp_path / "cache"))
+        assert page.read_text().partition("<!-- end -->")[2] == "\n" + again * "Written by hand.\n"
+        page.write_text(f"{page.read_text()}Written by hand.\n")
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| D")]
     assert [row.split(" | ")[0] for row in rows] == ["| DALL-E", "| DDPM"] * 2
     assert rows[0].split(" | ")[5:] == rows[2].split(" | ")[5:]                     # but for the pace
-    assert rows[0].split(" | ")[9] in (tmp_path / "systems.md").read_text()
+    assert rows[0].split(" | ")[9] in page.read_text()
     assert (tmp_path / "systems.png").stat().st_size > 1000
 
 
