@@ -130,8 +130,8 @@ def main(which: list[str], count: int = 1000, train: bool = False, out: str = "d
     print(text)
     page = Path(out) / "systems.md"
     older = page.read_text(encoding="utf-8") if page.exists() else ""
-    written = f"# The systems side by side\n\n`python examples/compare_systems.py --count {count}`\n\n{text}\n\n{NOTE}\n\n"
-    write_whole(page, (written + END + (older.partition(END)[2] or "\n")).encode())
+    made = f"# The systems side by side\n\n`python examples/compare_systems.py --count {count}`\n\n{text}\n\n{NOTE}\n\n"
+    write_whole(page, (made + END + (older.partition(END)[2] or "\n")).encode())
     if shown:
         labels = [SHORT.get(label, label.split(" guid")[0]) for label in shown]
         drawn = np.stack(list(shown.values()))              # (systems, prompts, H, W, C)

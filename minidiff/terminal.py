@@ -2,6 +2,7 @@
 
     show(line, ...)                         results, on the standard output
     say(sentence)                           remarks and errors, on the standard error, after "minidiff: "
+    shell(words)                            a command as a line that a person can copy into a shell
     with unfailing() as (out, err): ...     sys.stdout and sys.stderr never raise; out.error says whether text was lost
     for x in progress(items, "training"):   a progress bar; where it cannot be drawn the work goes on without it
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from weakref import WeakSet
@@ -39,6 +42,17 @@ def say(sentence: object) -> None:
     print(f"minidiff: {one_line(str(sentence))}", file=sys.stderr)
     for bar in _bars:
         bar.refresh()
+
+
+def shell(words: Sequence[str]) -> str:
+    """The words as one line for a shell; a caption of plain words stands between double quotes, as people write it."""
+    if os.name == "nt":
+        from subprocess import list2cmdline
+        return list2cmdline(words)
+
+    def quoted(word: str) -> str:
+        return f'"{word}"' if re.fullmatch(r"[\w ,.-]*", word) and (" " in word or not word) else shlex.quote(word)
+    return " ".join(map(quoted, words))
 
 
 def progress(items: Iterable | None = None, title: str = "", **options):

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import shlex
-import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -35,7 +31,7 @@ from minidiff.cli.arguments import (
 from minidiff.data.dataset import DATASETS
 from minidiff.errors import UserError
 from minidiff.files import check_distinct, check_writable
-from minidiff.terminal import say, show
+from minidiff.terminal import say, shell, show
 from minidiff.training.ranks import ranks
 
 SHEET, RESULTS = "sheet.png", "results.json"                # in --out, beside the model
@@ -172,16 +168,6 @@ def _next_command(system, data, path: Path) -> str:
         model = ["--model", str(path)]
         return shell(["minidiff", "sample", *([*model, "--", prompt] if prompt.startswith("-") else [prompt, *model])])
     return f"python examples/{system.example}" if system.example else shell(["minidiff", "info", "--model", str(path)])
-
-
-def shell(words: Sequence[str]) -> str:
-    """The words as one line for a shell; a caption of plain words stands between double quotes, as people write it."""
-    if os.name == "nt":
-        return subprocess.list2cmdline(words)
-
-    def quoted(word: str) -> str:
-        return f'"{word}"' if re.fullmatch(r"[\w ,.-]*", word) and (" " in word or not word) else shlex.quote(word)
-    return " ".join(map(quoted, words))
 
 
 def _resume_command(args: argparse.Namespace) -> str:

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import secrets
-import shlex
 import tempfile
 import threading
 from collections import OrderedDict
@@ -29,6 +28,7 @@ from minidiff.engine.random import sample_streams
 from minidiff.errors import UserError
 from minidiff.input_files import read_file
 from minidiff.play.offer import Offer, Run
+from minidiff.terminal import shell
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -199,7 +199,7 @@ def command(run: Run) -> str:
     if hasattr(run.offered.kind, "trajectory") and not run.offered.kind.previews:
         words += ["--trajectory", "picture.gif"]
     words += ["--", run.prompt] if run.prompt.startswith("-") else [run.prompt]
-    return shlex.join(words)
+    return shell(words)
 
 
 def _as_setting(value: object) -> str:
