@@ -223,15 +223,21 @@ def show_ops(folder: Path, work: str) -> None:
 
 
 def show_forms() -> None:
-    """The least of five times of each form of convolution, for one image."""
-    from minidiff.engine import conv, conv_blocks
+    """The least of five times of each form of convolution, for one image and for two."""
+    from minidiff.engine import conv, conv_blocks, conv_winograd
     rng = np.random.default_rng(0)
-    for H, C, D in ((64, 320, 320), (64, 640, 320), (32, 640, 640), (32, 1920, 640), (16, 1280, 1280)):
-        x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((1, H, H, C), (3, 3, C, D)))
-        forms = {"patches": lambda x=x, w=w: conv.plain_correlate(x, w, 1, 1),
-                 "blocks": lambda x=x, w=w: conv_blocks.correlate(x, w, 1)}
-        seconds = take_turns(forms, 1, 5)
-        print(f"{H} x {H} x {C} to {D}: " + ", ".join(f"{1e3 * min(s):.1f} ms by {n}" for n, s in seconds.items()))
+    for H, C, D in ((64, 320, 320), (64, 640, 320), (32, 640, 640), (32, 1920, 640), (16, 640, 1280), (16, 1280, 1280),
+                    (16, 2560, 1280)):
+        w = rng.standard_normal((3, 3, C, D), dtype=np.float32)
+        for B in (1, 2):
+            x = rng.standard_normal((B, H, H, C), dtype=np.float32)
+            forms = {"patches": lambda x=x, w=w: conv.plain_correlate(x, w, 1, 1),
+                     "blocks": lambda x=x, w=w: conv_blocks.correlate(x, w, 1)}
+            if H <= conv_winograd.LONGEST:
+                forms["whole lines"] = lambda x=x, w=w: conv_winograd.correlate(x, w, 1)
+            seconds = take_turns(forms, 5, 1)
+            print(f"{B} x {H} x {H} x {C} to {D}: "
+                  + ", ".join(f"{1e3 * min(s):.1f} ms by {n}" for n, s in seconds.items()), flush=True)
 
 
 def main() -> None:

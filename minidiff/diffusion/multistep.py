@@ -47,6 +47,9 @@ def edm_heun(denoiser: Denoiser, x_T, times: Sequence[int], cond=None) -> Iterat
 
     Two denoiser calls a step, one in the last. `heun` does the same in the angle. From alpha_T = 0, where rho is
     infinite, the first step is ddim's.
+    Where rho begins in the thousands, as on the cosine schedule, 2e4, even strides of t are far off: the first step
+    goes most of the way with the mean of two slopes.  From x_T = 1, N(0, 0.7^2) ends at 1062 in 2 steps, 13.9 in 10 and
+    0.80 in 50, where 0.7 is right. Other programs do the same.
     x_T: (B, ...) noise, the sample at times[0]. times: integers, strictly falling, within 0..T-1.
     """
     schedule, x_t = denoiser.schedule, x_T
@@ -197,7 +200,7 @@ def _corrected(schedule: Schedule, last: tuple, s: int, x0_s):
 
 # ---- what they share ---------------------------------------------------------------------------------------
 
-FAR = 1e5                                                   # of float32's digits, two are left; cosine has 2e4
+FAR = 1e5                                                   # of float32's digits, two are left; cosine(1000) has 2e4
 
 
 def _rho(schedule: Schedule, t: int) -> float:

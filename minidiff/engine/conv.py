@@ -14,7 +14,7 @@ This file has the plain algorithm: it copies all patches into the rows of one ma
 product and a buffer kh kw times as large as the image.  Two faster ones, for stride 1, are in:
 
     conv_winograd.py    a quarter of the multiplications, for 3 x 3 kernels
-    conv_blocks.py      the same for large images, block after block on all cores
+    conv_blocks.py      the same for large images and many channels, block after block on all cores
     conv_shift.py       the same multiplications without the buffer, for the others
 
 `_fastest` chooses by shape, and a test compares all three.  On a GPU, cuda/conv.py launches our own kernels.
@@ -70,7 +70,7 @@ def upsampled_conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor
     _check_images("upsampled_conv2d", x, 2)
     B, H, W, C = x.shape
     fits = w.ndim == 4 and w.shape[2] == C and xp_of(x.data, w.data) is np
-    if not fits or _fastest((B, 2 * H, 2 * W, C), w.shape, 1, 1) is not conv_blocks \
+    if not fits or _fastest((B, 2 * H, 2 * W, C), w.shape, 1, 1, y_alone=True) is not conv_blocks \
             or needs_gradient(x, w, *(() if bias is None else (bias,))):
         return conv2d(upsample_nearest(x), w, bias, padding=1)
     _check_conv(x, w, bias, 3, 1, 1)
@@ -111,7 +111,7 @@ def correlate(x, w, stride: int, padding: int, bias=None):
     elif xp_of(x, w) is not np:
         return conv_cuda.correlate(x, w, stride, padding, bias)
     else:
-        form = _fastest(x.shape, w.shape, stride, padding)
+        form = _fastest(x.shape, w.shape, stride, padding, y_alone=True)
         if form is conv_blocks:
             return conv_blocks.correlate(x, w, padding, bias)
         y = form.correlate(x, w, padding) if form else plain_correlate(x, w, stride, padding)
@@ -147,8 +147,12 @@ def correlate_dw(x, dy, w_shape: tuple[int, ...], stride: int, padding: int):
 WIDE, FEW = 2 ** 17, 1024                                   # numbers of a kernel's C D; pixels of all images
 
 
-def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int) -> ModuleType | None:
+def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, padding: int,
+             y_alone: bool = False) -> ModuleType | None:
     """The module with the algorithm that is fastest for a shape on a CPU; None for the plain one.
+
+    y_alone: no gradient is asked for.  Blocks then keep V and M of one point at a time, in the cache, which pays where
+    the channels are many.
 
     Measured by `benchmarks/ops.py --forms` (2 cores of an AMD EPYC, Zen 4, 2026-11-24), for y and dw of 128 images:
     3 x 3 kernels take 57 ms by Winograd and 64 by shifts on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on
@@ -164,7 +168,7 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
     if kh == 3:
         if C * D >= WIDE and B * H * W < FEW:               # the kernels' transform would take longer than it saves
             return None
-        if max(H, W) <= conv_winograd.LONGEST:
+        if max(H, W) <= conv_winograd.LONGEST and not (C * D >= WIDE and y_alone):
             return conv_winograd
         if C < 16:                                          # few channels make small patches
             return None

@@ -49,7 +49,7 @@ SCHEDULERS = {"SD 1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "
               "SDXL": {"_class_name": "EulerDiscreteScheduler"}}
 
 
-# how names of tensors begin -> what a file with them is, if it has none of SIGNS
+# how names of tensors begin -> what a file with them is, if it lacks SIGNS or CONV_IN
 OTHER = "which minidiff does not have."
 PART = "one part of a checkpoint: give the folder that has model_index.json, or a file with all parts."
 KINDS = {r"(model\.diffusion_model\.)?joint_blocks\.": f"a Stable Diffusion 3, {OTHER}",
@@ -67,7 +67,7 @@ RELATIVES = {r"edm_mean$|edm_vpred\.": f"a model with EDM's scale of noise, such
 
 
 def kind_of(tensors: Iterable[str], kinds: Mapping[str, str]) -> str | None:
-    """What a file with these names of tensors is, by KINDS or RELATIVES; None where they do not know it."""
+    """What a file with these names of tensors is, by `kinds`; None if no pattern matches."""
     return next((kind for pattern, kind in kinds.items() if any(re.match(pattern, name) for name in tensors)), None)
 
 

@@ -227,19 +227,23 @@ def test_upsampled_conv2d_refuses_what_conv2d_refuses():
         conv.upsampled_conv2d(Tensor(normal(25, 25, 16)), Tensor(normal(3, 3, 16, 4)))
 
 
-@pytest.mark.parametrize("shape, C, D", [((1, 50, 41), 16, 17), ((2, 50, 41), 363, 362), ((1, 8, 9), 370, 360),
-                                           ((1, 20, 30), 4, 320)])
-def test_wide_layers_and_large_images(shape, C, D):
+@pytest.mark.parametrize("shape, C, D, alone, with_gradient", [
+    ((1, 50, 41), 16, 17, conv_blocks, conv_blocks), ((2, 50, 41), 363, 362, conv_blocks, conv_blocks),
+    ((1, 8, 9), 370, 360, None, None), ((1, 31, 33), 370, 360, None, None),
+    ((1, 32, 32), 370, 360, conv_blocks, conv_winograd), ((16, 8, 8), 370, 360, conv_blocks, conv_winograd),
+    ((1, 20, 30), 4, 320, conv_winograd, conv_winograd), ((1, 32, 32), 362, 362, conv_winograd, conv_winograd)])
+def test_wide_layers_and_large_images(shape, C, D, alone, with_gradient):
     """In float32, whichever form is chosen: large images by blocks, few pixels of wide layers by patches.
 
     The error of a sum of 9 * 363 products is about 60 roundings of 6e-8, and Winograd's transforms make it ten times
     as large; it differs with the order in which BLAS adds (2.0e-5 of the largest value seen).
     """
     x, w = normal(*shape, C, dtype=np.float32), normal(3, 3, C, D, seed=1, dtype=np.float32)
-    chosen = conv._fastest(x.shape, w.shape, 1, 1)
-    assert chosen is (conv_blocks if shape[1] == 50 else conv_winograd if C == 4 else None)
-    y = conv.conv2d(Tensor(x), Tensor(w), padding=1).data
-    close(y, conv.plain_correlate(x.astype(float), w.astype(float), 1, 1).astype(np.float32), 5e-5)
+    assert conv._fastest(x.shape, w.shape, 1, 1, y_alone=True) is alone
+    assert conv._fastest(x.shape, w.shape, 1, 1) is with_gradient
+    exact = conv.plain_correlate(x.astype(float), w.astype(float), 1, 1).astype(np.float32)
+    for requires_grad in (False, True):
+        close(conv.conv2d(Tensor(x, requires_grad=requires_grad), Tensor(w), padding=1).data, exact, 5e-5)
 
 
 @settings(few, max_examples=40)
@@ -248,7 +252,7 @@ def test_the_three_sums_agree_whichever_form_computes_them(drawn, form):
     x, w, dy, padding = drawn
     assume(form not in (conv_winograd, conv_blocks) or w.shape[0] == 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "_fastest", lambda *_: form)
+        patch.setattr(conv, "_fastest", lambda *_, **__: form)
         y, dx = conv.correlate(x, w, 1, padding), conv.correlate_dx(dy, w, x.shape, 1, padding)
         dw = conv.correlate_dw(x, dy, w.shape, 1, padding)
     # each is the transpose of the others:  <y, dy> = <x, dx> = <w, dw>

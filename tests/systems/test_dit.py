@@ -231,8 +231,12 @@ def test_a_hostile_file_is_refused_in_a_sentence(model, tmp_path, plant):
 # ---- the weights that come with minidiff -------------------------------------------------------------------
 
 def test_the_shipped_weights_draw_the_digit_that_is_asked_for():
-    """94 % of a thousand pictures show it (docs/systems.md); here 17 of 20 are enough, with one fixed seed."""
+    """With one fixed seed, 10 steps and the digit alone as the caption: 20 of 20 are right, and 16 are enough.
+
+    Of seeds 0 to 3, 77 of 80 pictures are right.  If each is right with this chance, 0.96, fewer than 16 of 20 are with a
+    chance of 8e-4: the false-alarm rate of another machine's rounding is smaller, since the seed is fixed.
+    """
     asked = np.arange(20) % 10
     x = DiffusionTransformer.load().sample([str(digit) for digit in asked], steps=10, seed=0)
     _, read = load_judge().read(x)
-    assert (read == asked).mean() >= 0.85
+    assert (read == asked).mean() >= 0.8
