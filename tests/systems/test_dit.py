@@ -233,8 +233,8 @@ def test_a_hostile_file_is_refused_in_a_sentence(model, tmp_path, plant):
 def test_the_shipped_weights_draw_the_digit_that_is_asked_for():
     """With one fixed seed, 10 steps and the digit alone as the caption: 20 of 20 are right, and 16 are enough.
 
-    Of seeds 0 to 3, 77 of 80 pictures are right.  If each is right with this chance, 0.96, fewer than 16 of 20 are with a
-    chance of 8e-4: the false-alarm rate of another machine's rounding is smaller, since the seed is fixed.
+    Of seeds 0 to 3, 77 of 80 pictures are right.  If each is right with this chance, 0.96, fewer than 16 of 20 are
+    with a chance of 8e-4: the false-alarm rate of another machine's rounding is smaller, since the seed is fixed.
     """
     asked = np.arange(20) % 10
     x = DiffusionTransformer.load().sample([str(digit) for digit in asked], steps=10, seed=0)
