@@ -119,7 +119,7 @@ class VDMConfig:
 class VDM(System):
     """A UNet that prefers levels of grey, and the path in log-SNR that it was trained along."""
 
-    name, Config = "vdm", VDMConfig
+    name, Config, example = "vdm", VDMConfig, "14_vdm.py"
     reads_captions = False
 
     def __init__(self, config: VDMConfig, tokenizer: None, rng: np.random.Generator):
