@@ -36,7 +36,7 @@ BATCH = 50                                                  # images at a time
 
 def bits_of(model: VDM, path: PiecewiseLinear, x_0, seed: int, terms: int, title: str) -> np.ndarray:
     """Bits/dim of the three terms along a path, (3, N): prior, diffusion, decoder."""
-    streams, parts = SampleStreams(seed, len(x_0), "noise of a continuous bound"), []
+    streams, parts = SampleStreams(seed, len(x_0), "noise of a bound along a path"), []
     for i in progress(range(0, len(x_0), BATCH), title):
         bound = continuous_bound(model.predict_at, path, x_0[i:i + BATCH], streams=streams[i:i + BATCH], terms=terms)
         parts.append((bound.prior, bound.steps, bound.decoder))
@@ -56,7 +56,7 @@ def main(model: str | None = None, train: str | None = None, effort: float = 1.0
     test = load_dataset(data, "test", shape=vdm.config.shape)
     if not 2 <= images <= len(test):
         raise UserError(f"--images must be from 2 to {len(test)}, the test images, not {images}")
-    chosen = generator(seed, "images of a likelihood").permutation(len(test))[:images]
+    chosen = generator(seed, "images of a bound along two paths").permutation(len(test))[:images]
     x_0 = test.images(chosen)                                                       # (N, H, W, C)
 
     # --- the bound, along two paths with the same ends ---

@@ -35,8 +35,8 @@ NOTE = """\
 *R@1* and *R@5* are the shares of drawings whose nearest real emoji, or one of whose nearest five, is the one that was
 asked for, by the distance of pixels, among all {among} emoji; "by CLIP" is the same by a CLIP's features. *Error* is
 the mean squared error to the true picture, of pixels in [-1, 1]. {seen} of the names that training saw were asked
-for, and {held_out} pairs of a thing and a skin tone that were held out. *Minutes* are of the clock, for the system's
-own stages."""
+for, and {held_out} pairs of a thing and a skin tone that were held out. *Minutes* are the elapsed time of the
+system's own stages."""
 
 
 def shown_names(data: emoji.Emoji) -> tuple[list[str], np.ndarray]:

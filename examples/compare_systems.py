@@ -55,7 +55,7 @@ END = "<!-- end -->"                        # of what is written here; what foll
 NOTE = """\
 *Stands on* names another system whose weights this one uses. *Parameters* are those in the system's file, which
 includes copies of the weights that it stands on; GLIDE does not copy those of text-to-image, nor "best of 8" those of
-CLIP. *Minutes* are of the clock, for the system's own stages, as its file says. The judge is frozen and the same for
+CLIP. *Minutes* are the elapsed time of the system's own stages, as its file says. The judge is frozen and the same for
 all; "all right" means that the digit and every attribute of the caption are right. FID's floor is that of as many real
 images, drawn at random, its ceiling that of draws from a Gaussian fitted to the pixels. The judge also gave the
 perceptual loss of the latent autoencoder ("Stable Diffusion")."""

@@ -153,6 +153,8 @@ def _draw(axes: Axes, panel: Panel, series: Sequence[Series]) -> None:
         axes.plot(x, y, style, label=label or None, color=colours.get(label, GREY), **({} if label else {"lw": 1.1}))
     if panel.log_x:
         _logarithmic(axes.set_xscale, axes.xaxis)
+    else:
+        axes.locator_params(axis="x", nbins=7)              # so that long numbers stand apart
     if panel.log_y:
         _logarithmic(axes.set_yscale, axes.yaxis)
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label)

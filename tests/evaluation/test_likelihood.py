@@ -134,11 +134,55 @@ def test_the_flow_goes_to_the_time_0_in_equal_steps_of_log_snr(monkeypatch):
     seen, flow_bound = [], bits.flow_bound
     monkeypatch.setattr(bits, "flow_bound", lambda network, x_0, path, *args, **kwargs: (
         seen.append((network.schedule, path)) or flow_bound(network, x_0, path, *args, **kwargs)))
-    T, picture = 400, np.full((2, 2, 1), 100, np.uint8)
+    T, picture = 1601, np.full((2, 2, 1), 100, np.uint8)
     abar = 1 / (1 + np.exp(np.linspace(-9, 9, T)))
-    likelihood(oracle(picture, abar.tolist()), Pictures(np.stack([picture] * 5)), count=4)
+    r = likelihood(oracle(picture, abar.tolist()), Pictures(np.stack([picture] * 5)), count=4)
+    assert [len(path) - 1 for _, path in seen] == [r.flow_steps, r.flow_steps // 2]
     for schedule, path in seen:
-        assert path[0] == T - 1 and path[-1] == 0 and len(path) == bits.FLOW_STEPS + 1
+        assert path[0] == T - 1 and path[-1] == 0
         steps = np.diff([np.log(schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])) for t in path])
-        np.testing.assert_allclose(steps, 18 / bits.FLOW_STEPS, rtol=0.1)
-    assert seen
+        np.testing.assert_allclose(steps, 18 / (len(path) - 1), rtol=0.1)
+
+
+@pytest.mark.parametrize("T, steps", [(2, 1), (3, 2), (4, 2), (5, 4)])
+def test_a_short_schedule_has_an_even_number_of_steps_at_most_its_own(T, steps):
+    picture = np.full((2, 2, 1), 100, np.uint8)
+    r = likelihood(oracle(picture, np.linspace(0.999, 0.001, T).tolist()), Pictures(np.stack([picture] * 5)), count=4)
+    assert r.flow_steps == steps and math.isfinite(r.flow)
+
+
+def test_the_flow_is_extrapolated_from_two_numbers_of_steps(monkeypatch):
+    """Data N(mean, s^2) for each pixel: the density along the flow is a Gaussian's, and the extrapolation is near it."""
+    mean, s, T, shape = 0.3, 0.1, 1601, (2, 2, 1)            # T: all strides are of one length
+    schedule = Schedule(1 / (1 + np.exp(np.linspace(-10, 10, T))))
+
+    def gain(t):                                            # of the posterior mean, E[x_0 | x_t]
+        a, sigma = schedule.alpha(t), schedule.sigma(t)
+        return (a * s**2 / (a**2 * s**2 + sigma**2))[:, None, None, None]
+
+    def network(x_t, t, cond):
+        alpha = schedule.alpha(t)[:, None, None, None]
+        return (mean + gain(t) * (x_t - alpha * mean)).astype(x_t.dtype)
+
+    denoiser = NetworkDenoiser(schedule, "x0", network, network_vjp=lambda x_t, t, dy, cond: (
+        network(x_t, t, cond), (gain(t) * dy).astype(dy.dtype)))
+    model = SimpleNamespace(config=SimpleNamespace(shape=shape), device="cpu",
+                            likelihood_denoiser=lambda: (denoiser, ()))
+    exact, plain, flow_bound = [], [], bits.flow_bound
+
+    def watched(network, x_0, path, *args, eps, **kwargs):
+        bound = flow_bound(network, x_0, path, *args, eps=eps, **kwargs)
+        a, sigma = schedule.alpha(0), schedule.sigma(0)
+        x = a * x_0 + sigma * eps
+        log_q = stats.norm.logpdf(eps) - math.log(sigma)
+        log_p = stats.norm.logpdf(x, a * mean, math.sqrt(a**2 * s**2 + sigma**2))
+        exact.append((log_q - log_p).sum(axis=(1, 2, 3)))
+        plain.append(bound.flow)
+        return bound
+    monkeypatch.setattr(bits, "flow_bound", watched)
+    pictures = np.random.default_rng(0).integers(100, 230, (10, *shape), dtype=np.uint8)
+    r = likelihood(model, Pictures(pictures), count=10)
+    truth, fine, coarse = (x.mean() / 4 / math.log(2) for x in (exact[0], *plain))
+    # Heun's error in N steps is a quarter of that in N/2; what remains is of a higher order
+    assert (coarse - truth) / (fine - truth) == pytest.approx(4, rel=0.1)
+    assert abs(r.flow_density - truth) < abs(fine - truth) / 10

@@ -272,7 +272,8 @@ def test_the_rows_of_a_likelihood():
         ("model of", "all images: no caption (the null caption where it reads captions), no guidance"),
         ("data", "8-bit values as they are; each has a probability, so no offset is owed"),
         ("bound", "10 of the L_{t-1} an image, drawn without bias; variances beta_t; x0_hat clipped to [-1, 1]"),
-        ("flow", "Heun, 40 steps; Hutchinson's trace, one probe an image; the noise of t = 0 as dequantisation"),
+        ("flow", "Heun, extrapolated from 40 steps and from half as many; Hutchinson's trace, one probe an image; the "
+                 "noise of t = 0 as dequantisation"),
         ("decoder", "a Gaussian of sigma 0.01234 over bins of 2/255, the outer ones open"), ("seconds", "61")]
 
 
