@@ -151,16 +151,16 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
              y_alone: bool = False) -> ModuleType | None:
     """The module with the algorithm that is fastest for a shape on a CPU; None for the plain one.
 
-    y_alone: no gradient is asked for.  Blocks then keep V and M of one point at a time, in the cache, which pays where
-    the channels are many.
+    y_alone: no gradient is asked for.  Where the channels are many, blocks then take as long as whole lines, and a sixth
+    of their memory: they keep V and M of one point at a time.
 
     Measured by `benchmarks/ops.py --forms` (2 cores of an AMD EPYC, Zen 4, 2026-11-24), for y and dw of 128 images:
     3 x 3 kernels take 57 ms by Winograd and 64 by shifts on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on
     48 x 48; 5 x 5 kernels take 48 ms both by shifts and by patches on 10 x 10 pixels.
 
     And for y of one image, by `benchmarks/stable_diffusion.py --forms` (2 cores of an AMD EPYC, Zen 5, 2026-12-01):
-    64 x 64 pixels of 640 channels to 320 take 18 ms by blocks and 40 by patches, 32 x 32 of 640 to 640 take 21 and 18,
-    32 x 32 of 1920 to 640 take 48 and 54, 16 x 16 of 1280 to 1280 take 82 and 19.  Two images of 32 x 32 gain more.
+    64 x 64 pixels of 640 channels to 320 take 25 ms by blocks and 41 by patches, 32 x 32 of 1920 to 640 take 60 and 56
+    (two images 69 and 108, and 67 by whole lines), 16 x 16 of 1280 to 1280 take 79 and 18.
     """
     (kh, kw, C, D), (B, H, W, _) = w_shape, x_shape
     if stride != 1 or kh != kw or padding >= kh or 0 in x_shape:
