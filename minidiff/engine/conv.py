@@ -151,8 +151,8 @@ def _fastest(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: int, pa
              y_alone: bool = False) -> ModuleType | None:
     """The module with the algorithm that is fastest for a shape on a CPU; None for the plain one.
 
-    y_alone: no gradient is asked for.  Where the channels are many, blocks then take as long as whole lines, and a sixth
-    of their memory: they keep V and M of one point at a time.
+    y_alone: no gradient is asked for.  Where the channels are many, blocks then take as long as whole lines, and a
+    sixth of their memory: they keep V and M of one point at a time.
 
     Measured by `benchmarks/ops.py --forms` (2 cores of an AMD EPYC, Zen 4, 2026-11-24), for y and dw of 128 images:
     3 x 3 kernels take 57 ms by Winograd and 64 by shifts on 32 x 32 pixels, 80 and 81 on 40 x 40, 119 and 112 on

@@ -38,8 +38,8 @@ Different from the paper:
 
 The model is unconditional: each caption must be ''.
 
-The shipped weights took 20,000 steps, 86 minutes on two cores of an AMD EPYC (Zen 5) beside other work.  They need .918 +- .009
-bits/dim by this bound (1,000 test images, `python examples/14_vdm.py --data DIR`, 2026-12-01; docs/numbers.md).
+The shipped weights took 20,000 steps, 86 minutes on two cores of an AMD EPYC (Zen 5) beside other work.  They need
+.918 +- .009 bits/dim by this bound (1,000 test images, `python examples/14_vdm.py --data DIR`, 2026-12-01).
 """
 
 from __future__ import annotations

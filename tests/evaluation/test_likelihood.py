@@ -152,7 +152,7 @@ def test_a_short_schedule_has_an_even_number_of_steps_at_most_its_own(T, steps):
 
 
 def test_the_flow_is_extrapolated_from_two_numbers_of_steps(monkeypatch):
-    """Data N(mean, s^2) for each pixel: the density along the flow is a Gaussian's, and the extrapolation is near it."""
+    """Data N(mean, s^2) for each pixel: the density along the flow is a Gaussian's; the extrapolation is near it."""
     mean, s, T, shape = 0.3, 0.1, 1601, (2, 2, 1)            # T: all strides are of one length
     schedule = Schedule(1 / (1 + np.exp(np.linspace(-10, 10, T))))
 

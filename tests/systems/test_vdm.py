@@ -9,6 +9,8 @@ from support import small_systems, tiny
 from support.examples import load
 from support.law_tools import LEVELS
 
+from minidiff.data import mnist
+from minidiff.data.pixels import to_float
 from minidiff.diffusion.variational import LevelDecoder, noised
 from minidiff.engine.tensor import Tensor, gradients
 from minidiff.errors import UserError
@@ -173,6 +175,12 @@ def test_its_batch(data):
     x_0, t, eps = stage.batch(Step(0, 1, 0, 3, 68))
     assert x_0.shape == eps.shape == (68, 28, 28, 1) and (t < 0).sum() == (t >= 1).sum() == 2
     assert tiny.digits().shape == x_0.shape[1:]
+
+
+def test_the_shipped_weights_need_less_than_a_bit_and_a_tenth():
+    """Digits differ by .29 bits/dim, so the mean of 100 by .03: around .92, this is six standard errors (1e-9)."""
+    bits = VDM.load().bits_per_dim(to_float(mnist.packed().images[:100])[..., None], terms=8)
+    assert bits.mean() < 1.1 and bits.std() < 0.5
 
 
 @pytest.mark.slow
