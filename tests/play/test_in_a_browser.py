@@ -274,7 +274,7 @@ def test_the_files_and_the_command_can_be_saved(page, client):
         wait_for(lambda kind=kind: (downloads / f"picture.{kind}").exists())
         assert (downloads / f"picture.{kind}").read_bytes().startswith(first)
     command = page.all(".command code")[0].text
-    assert command.startswith("minidiff sample --model") and command.endswith("'a bold seven leaning left'")
+    assert command.startswith("minidiff sample --model") and command.endswith('"a bold seven leaning left"')
     page.all(".command button")[0].click()
     wait_for(lambda: page.all(".command button")[0].text in ("Copied", "Selected"))
 
